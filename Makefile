@@ -36,11 +36,10 @@ OLDEST_TESTS ?=
 # Where the benchmark on real data keeps packages, data and runs: 10 GB if all
 # of them are made.
 ICONTEXT ?= icontext-work
-# Options of its data, --permissive-only, and how many processes it has.
-ICONTEXT_DATA ?=
+# How many runs at a time.
 JOBS ?=
 
-.PHONY: help quickstart docs dist test test-slow test-oldest test-peers bench-peers tpu-compile icontext icontext-data icontext-quick icontext-runs icontext-report clean
+.PHONY: help quickstart docs dist test test-slow test-oldest test-peers bench-peers tpu-compile icontext-data icontext-runs icontext-report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -90,29 +89,18 @@ dist: $(INSTALLED) $(DIST_INSTALLED) ## build the sdist and the wheel into dist/
 
 icontext-data: .venv/installed-icontext ## build the real-data benchmark's data
 	@echo "icontext-data: 170 MB to download, then some minutes on 2 cores"
-	@$(BIN)/python -m benchmarks.icontext.build fetch --cache $(ICONTEXT)/cache
-	@$(BIN)/python -m benchmarks.icontext.build full --cache $(ICONTEXT)/cache \
-	  --out $(ICONTEXT)/data $(JOBS:%=--jobs %) $(ICONTEXT_DATA)
+	@for command in fetch full web; do \
+	  $(BIN)/python -m benchmarks.icontext.build $$command \
+	    --work $(ICONTEXT); done
 
-icontext-quick: icontext-data ## a slice of the real-data benchmark
-	@echo "icontext-quick: four runs and a report, 10 minutes on 2 cores"
-	@$(BIN)/python -m benchmarks.icontext.run --matrix quick \
-	  --work $(ICONTEXT) $(JOBS:%=--jobs %)
-	@$(BIN)/python -m benchmarks.icontext.report --matrix quick \
-	  --results $(ICONTEXT)/results
-
-icontext-runs: icontext-data ## the runs of the real-data benchmark
-	@echo "icontext-runs: the missing ones; 14 hours on 2 cores for all of them"
+icontext-runs: icontext-data ## the missing runs of the real-data benchmark
 	@$(BIN)/python -m benchmarks.icontext.run --work $(ICONTEXT) \
 	  $(JOBS:%=--jobs %)
 
-icontext-report: .venv/installed-icontext ## its report, from the kept results
+icontext-report: .venv/installed-icontext ## its tables and figures, from the kept results
+	@$(BIN)/python -m benchmarks.icontext.report
 	@$(BIN)/python -m benchmarks.icontext.report \
-	  --pages README.md docs/recipes.md docs/bootstrap.md
-
-icontext: icontext-runs ## data, runs and report, from nothing
-	@$(BIN)/python -m benchmarks.icontext.report --results $(ICONTEXT)/results
-	@echo "icontext: see $(ICONTEXT)/results/report.md"
+	  --figures benchmarks/icontext/results
 
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .venv-s3 .venv-oldest .venv-peers .venv-dist .venv-tpu build dist site *.egg-info \

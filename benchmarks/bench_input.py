@@ -1,49 +1,46 @@
-"""Benchmarks the example stream: speed, size, mixing, distance, waiting.
+"""Benchmarks the example stream: its speed, its mixing, and distance.
 
     python -m benchmarks.bench_input all
 
-`speed` alternates the training stream with a bare loop that decodes and resizes
-the same pictures, and `ops` its two readers. `growth` opens ever larger stores
-and starts at late steps. `mixing` compares orders of different block sizes.
-`distance` reads as from a bucket, with latency and bandwidth put in. `wait`
-trains, and reads how long the runs waited for input. Each part replaces its
-block of README.md, or of the file `--out`. `--small` makes the parts small, and
-writes only to `--out`.
+`speed` alternates the training stream, by both of its readers, with a bare loop
+that decodes and resizes the same pictures. `mixing` compares orders of several
+block sizes. `distance` reads as from a bucket, with latency and bandwidth put
+in. Each part replaces its block of README.md, or of the file `--out`. `--small`
+makes the parts small, and writes only to `--out`.
 """
 
-import functools
 import gc
+import io
 import os
 import tempfile
+import threading
 import time
+from unittest import mock
 
+import fsspec
 import numpy as np
 import tensorflow as tf
+from fsspec.implementations import local
 
-from benchmarks import index_growth, input_distance, input_streams, report
+from benchmarks import report
 from jest_tf import config as config_lib
-from jest_tf.data import (
-    pipeline,
-    stores,
-    stream,
-    tokenizers,
-)
-from jest_tf.data.stores import tfrecords
-from jest_tf.runs import directory as directory_lib
+from jest_tf.data import pictures, pipeline, stores, stream, tokenizers
+from jest_tf.files import remote
 
 _COMMAND = "python -m benchmarks.bench_input"
+_POOL = str(report.ROOT / "examples/icontext_mini/pool-*.tfrecord")
+_SEED = 0
+_JPEG_QUALITY = 90
+_WARM_UP = 2  # super-batches before a measurement, to fill the buffers
+_TILE = 32  # pixels a side of the example pictures
+_READAHEAD = 2**20 + 1  # as `jest-tf` sets it
+_LATENCIES = (0.0, 0.02, 0.1)  # seconds
+_PADDED = 44_000  # bytes of a picture that decodes at once
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the requested parts and writes their blocks."""
-    parts = {
-        "speed": speed,
-        "ops": ops,
-        "growth": growth,
-        "mixing": mixing,
-        "distance": distance,
-        "wait": wait,
-    }
+    parts = {"speed": speed, "mixing": mixing, "distance": distance}
     description = "Benchmarks the example stream."
     options = report.parser(_COMMAND, description, parts).parse_args(argv)
     for name, run in parts.items():
@@ -55,31 +52,33 @@ def main(argv: list[str] | None = None) -> None:
 def speed(small: bool) -> str:
     """Compares the stream with a bare loop; returns Markdown."""
     num_pictures, size, super_batch_size, steps, repeats = (
-        (64, 224, 64, 2, 2) if small else (2048, 224, 1024, 4, 5)
+        (64, 32, 64, 2, 2) if small else (2048, 224, 1024, 4, 5)
     )
     with tempfile.TemporaryDirectory() as directory:
-        store = input_streams.write_pictures(directory, num_pictures)
+        store = write_pictures(directory, num_pictures)
         encoded = [record.image for record in store.read(range(num_pictures))]
         loop = _bare_loop(encoded, size)
-        dataset = input_streams.open_stream(store, super_batch_size, size)
-        bare, full = [], []
+        runs = {
+            "bare loop": lambda: _bare_rate(loop, super_batch_size, steps),
+            **{
+                f"`data.reader={reader}`": lambda reader=reader: rate(
+                    open_stream(store, super_batch_size, size, reader=reader),
+                    super_batch_size,
+                    steps,
+                )
+                for reader in ("numpy", "ops")
+            },
+        }
+        rates = {name: [] for name in runs}
         for i in range(repeats):
             report.log(f"speed: repeat {i + 1} of {repeats}")
-            bare.append(_bare_rate(loop, super_batch_size, steps))
-            full.append(input_streams.rate(dataset, super_batch_size, steps))
-            gc.collect()
-        bytes_read = sum(map(len, encoded)) / num_pictures
-        checks = [_checksum_seconds(encoded) for _ in range(repeats)]
-    # Of all cores, at the stream's speed.
-    share = np.median(checks) * np.median(full) / os.cpu_count()
-    quality = input_streams.JPEG_QUALITY
+            for name, run in runs.items():
+                rates[name].append(run())
+                gc.collect()
+    bare = np.median(rates["bare loop"])
     rows = [
-        ["bare loop", report.spread(bare), ""],
-        [
-            "stream",
-            report.spread(full),
-            f"{np.median(full) / np.median(bare):.1%}",
-        ],
+        [name, report.spread(found), f"{np.median(found) / bare:.1%}"]
+        for name, found in rates.items()
     ]
     return f"""## How fast examples come
 
@@ -89,116 +88,13 @@ def speed(small: bool) -> str:
 
 Lowest / median / highest of {repeats} repeats, in turn, of
 {super_batch_size * steps:,} pictures each. The bare loop is
-`tf.data.Dataset.map` of `tf.io.decode_jpeg` and `tf.image.resize` (bilinear,
-anti-aliased, to float32) over JPEGs in memory, with neither rounding nor
-batching. The stream is `pipeline.super_batches` over a TFRecord shard in the
-page cache: read, check, decode, resize, round to uint8, tokenise, and batch to
-B = {super_batch_size:,}; augmentation is in the training step. Both leave
-their parallelism to `tf.data.AUTOTUNE`. The {num_pictures:,} pictures are
-patchworks of `examples/icontext_mini`, 256 pixels high and 256 to 352 wide, as
-JPEG of quality {quality} ({bytes_read / 1000:.0f} kB on average), resized to
-{size} x {size}. To compare the checksum of one of them takes
-{1e6 * np.median(checks):.0f} microseconds of a core, {share:.1%} of the cores'
-time at the stream's speed.
-
-{report.environment()}"""
-
-
-def ops(small: bool) -> str:
-    """Compares the stream by ops with that by NumPy; returns Markdown."""
-    num_pictures, size, super_batch_size, steps, repeats = (
-        (64, 32, 64, 2, 2) if small else (1024, 224, 1024, 2, 3)
-    )
-    readers = ("numpy", "ops")
-    with tempfile.TemporaryDirectory() as directory:
-        store = input_streams.write_pictures(directory, num_pictures)
-        rates = {one: [] for one in readers}
-        cores = {one: [] for one in readers}
-        for i in range(repeats):
-            report.log(f"ops: repeat {i + 1} of {repeats}")
-            for one in readers:
-                dataset = input_streams.open_stream(
-                    store, super_batch_size, size, reader=one
-                )
-                before = time.process_time()
-                rates[one].append(
-                    input_streams.rate(dataset, super_batch_size, steps)
-                )
-                spent = time.process_time() - before
-                drawn = super_batch_size * (steps + input_streams.WARM_UP)
-                cores[one].append(1000 * spent / drawn)
-                gc.collect()
-    rows = [
-        [f"`{one}`", report.spread(rates[one]), report.spread(cores[one])]
-        for one in readers
-    ]
-    header = ["`data.reader`", "images/s", "CPU, ms an image"]
-    return f"""## How fast ops read
-
-    {_COMMAND} ops
-
-{report.table(header, rows)}
-
-Lowest / median / highest of {repeats} repeats, in turn, of
-{super_batch_size * steps:,} pictures each, as in `speed`, of {size} x {size}
-pixels. CPU time is that of the whole process, with what was read ahead.
-
-{report.environment()}"""
-
-
-def growth(small: bool) -> str:
-    """Measures ever larger stores and late starts; returns Markdown."""
-    sizes = (
-        [(10_000, 10)]
-        if small
-        else [(100_000, 10), (1_000_000, 100), (10_000_000, 1000)]
-    )
-    rows = []
-    for num_records, num_shards in sizes:
-        report.log(f"growth: {num_records:,} records")
-        first, later = index_growth.run(num_records, num_shards)
-        rows.append(
-            [
-                f"{num_records:,}",
-                f"{num_shards:,}",
-                f"{first.open_seconds:.2f}",
-                f"{later.open_seconds:.2f}",
-                f"{later.open_mebibytes:.0f}",
-                f"{later.random_milliseconds:.1f}",
-                f"{later.near_milliseconds:.1f}",
-                f"{_order_milliseconds(num_records):.2f}",
-            ]
-        )
-    opening = report.table(
-        [
-            "records",
-            "shards",
-            "index, s",
-            "open, s",
-            "MiB",
-            "256 far rows, ms",
-            "256 near rows, ms",
-            "order of 256, ms",
-        ],
-        rows,
-    )
-    starts = report.table(
-        ["first step", "seconds to its super-batch"], _start_times(small)
-    )
-    return f"""## What large stores cost
-
-    {_COMMAND} growth
-
-{opening}
-
-Synthetic TFRecord shards of records of 130 bytes, in fresh processes: to build
-the indexes, to open a store that has them, the memory that adds, to read 256
-records from all over and 256 neighbours, and to find out which 256 come next.
-
-{starts}
-
-From the call of `pipeline.super_batches` to its first super-batch of 64
-pictures, tracing included; lowest / median / highest of the repeats.
+`tf.data.Dataset.map` of `tf.io.decode_jpeg` and `tf.image.resize` over JPEGs in
+memory, with neither rounding nor batching. The stream is
+`pipeline.super_batches` over a TFRecord shard in the page cache: read, check,
+decode, resize, round to uint8, tokenise, and batch to B = {super_batch_size:,}.
+Both leave their parallelism to `tf.data.AUTOTUNE`. The {num_pictures:,}
+pictures are patchworks of `examples/icontext_mini`, 256 pixels high and 256 to
+352 wide, as JPEG of quality {_JPEG_QUALITY}, resized to {size} x {size}.
 
 {report.environment()}"""
 
@@ -208,9 +104,7 @@ def mixing(small: bool) -> str:
     num_records, shard_size = (20_000, 1000) if small else (1_000_000, 10_000)
     rows = []
     for block_size in (None, 16, 64, 256, 1024, shard_size):
-        order = stream.Order(
-            num_records, input_streams.SEED, block_size=block_size
-        )
+        order = stream.Order(num_records, _SEED, block_size=block_size)
         for size in (1280, 32_768)[: 1 if small else 2]:
             found = mix(order, size, block_size or 1, shard_size)
             rows.append(
@@ -282,94 +176,197 @@ def mix(
     }
 
 
+class _FarFile(io.FileIO):
+    """A local file at the end of the link."""
+
+    def read(self, count=-1):
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        # A request brings as much as TensorFlow reads ahead.
+        Link.transfer(min(max(count if count >= 0 else left, _READAHEAD), left))
+        return super().read(count)
+
+
+class Link(local.LocalFileSystem):
+    """Local files at a distance, with the scheme `far://`.
+
+    Attributes:
+        latency: seconds to an answer's first byte.
+        bandwidth: bytes a second, of all requests together.
+        requests, bytes: what was read.
+    """
+
+    protocol = "far"
+    latency = 0.0
+    bandwidth = 125e6
+    requests = bytes = 0
+    _lock = threading.Lock()
+    _free_at = 0.0
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("far://"))
+
+    def info(self, path, **options):
+        """Looks up a file, in one request."""
+        time.sleep(self.latency)
+        return super().info(path, **options)
+
+    def open(self, path, mode="rb", **options):
+        """Opens a file whose reads take their time."""
+        del options
+        return _FarFile(self._strip_protocol(path), mode)
+
+    @classmethod
+    def transfer(cls, count):
+        """Waits as long as a request for so many bytes takes."""
+        now = time.monotonic()
+        with cls._lock:
+            begin = max(now + cls.latency, cls._free_at)
+            cls._free_at = begin + count / cls.bandwidth
+            cls.requests += 1
+            cls.bytes += count
+            end = cls._free_at
+        time.sleep(end - now)
+
+
 def distance(small: bool) -> str:
     """Compares reads at a distance with local ones; returns Markdown."""
-    return input_distance.measure(small, _COMMAND)
-
-
-def wait(small: bool) -> str:
-    """Reads how long runs waited for input; returns Markdown."""
-    steps, skipped = (6, 2) if small else (80, 20)
+    num_records, copies, batch_size, steps, latencies = (
+        (256, 1, 64, 1, (0.02,)) if small else (2048, 24, 1024, 8, _LATENCIES)
+    )
+    fsspec.register_implementation(Link.protocol, Link, clobber=True)
     rows = []
-    with tempfile.TemporaryDirectory() as directory:
-        reference = os.path.join(directory, "reference")
-        for recipe, *overrides in (
-            ("reference",),
-            ("uniform",),
-            ("jest", f"reference.model={reference}"),
-        )[: 1 if small else 3]:
-            report.log(f"wait: {recipe}")
-            workdir = os.path.join(directory, recipe)
-            config = _train(
-                recipe,
-                workdir,
-                *(f"steps={steps}", f"evaluation.log_every_steps={skipped}"),
-                f"data.index_dir={directory}/indexes",
-                *overrides,
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        mock.patch.object(remote, "PIECE", _READAHEAD - 1),
+    ):
+        _write_padded(directory, num_records, copies)
+        near, far = (
+            stores.open_store(
+                f"{scheme}{directory}/*.rec",
+                format="tfrecord",
+                index_dir=f"{directory}/indexes",
             )
-            # The first line holds what the stream had made before.
-            log = directory_lib.read_rows(workdir, directory_lib.METRICS_FILE)[
-                1:
-            ]
-            size = config.data.super_batch_size
-            seconds = [line["time/step_seconds"] for line in log]
-            alone = [_rate_of_run(config, workdir) for _ in range(3)]
-            waited = [line["time/input_wait_share"] for line in log]
-            rows.append(
-                [
-                    f"`quickstart_{recipe}`",
-                    size,
-                    report.spread(alone),
-                    report.spread([size / one for one in seconds]),
-                    " / ".join(
-                        f"{value:.2%}"
-                        for value in (
-                            min(waited),
-                            np.median(waited),
-                            max(waited),
-                        )
-                    ),
-                ]
-            )
-    header = ["recipe", "B", "stream alone", "run", "waited for input"]
-    return f"""## How long steps wait
+            for scheme in ("", "far://")
+        )
+        for block in (64, 256):
+            cells, fetched = [], 0.0
+            for latency in (None, *latencies):
+                report.log(f"distance: {block}, {latency} s")
+                Link.latency, Link.bytes = latency or 0.0, 0
+                remote.PAGES = remote.Pages()
+                dataset = open_stream(
+                    near if latency is None else far,
+                    batch_size,
+                    8,
+                    shuffle_block_size=block,
+                )
+                # A window of larger blocks is longer.
+                count = steps * block // 64
+                cells.append(f"{rate(dataset, batch_size, count):,.0f}")
+                fetched = Link.bytes / batch_size / (count + _WARM_UP) / 1000
+                gc.collect()
+            rows.append([block, *cells, f"{fetched:,.0f}"])
+    header = [
+        *("`shuffle_block_size`", "local"),
+        *(f"{1000 * one:.0f} ms" for one in latencies),
+        "kB fetched a record",
+    ]
+    return f"""## What distance costs
 
-    {_COMMAND} wait
+    {_COMMAND} distance
+
+Records a second that a stream brings, where decoding takes no time:
 
 {report.table(header, rows)}
 
-Examples drawn a second by the stream with nothing else to do, and by a run of
-the recipe, {steps} steps; and the part of the steps' time in which the run says
-that it waited for input (`time/input_wait_share`). Lowest / median / highest,
-of 3 repeats of the stream and of the lines of the log, {skipped} steps each,
-without the first. Steps and stream share the cores, so that a run is slower
-than either would be alone.
+`pipeline.super_batches`, B = {batch_size:,}, {num_records * copies:,} records
+of {_PADDED // 1000} kB in {copies} shards; a picture of 8 pixels a side, and
+zeros. At a distance local files are read through a link of 1 Gbit/s, shared by
+all requests. Each of these, lookups included, has the latency and brings at
+least {_READAHEAD / 2**20:.0f} MB, as those of `gs://` under `jest-tf`. A stream
+that decodes no faster than its records come is as fast as a local one.
 
 {report.environment()}"""
 
 
-def _train(recipe, workdir, *overrides):
-    """Trains a quickstart recipe; returns its settings."""
-    report.command(
-        *("trainers.train", "--workdir", workdir),
-        *("--config", f"configs/quickstart_{recipe}.py", "--set"),
-        *("evaluation.data=", "optimizer.warmup_steps=1", *overrides),
-    )
-    return config_lib.load_config(os.path.join(workdir, "config.json"))
+def _write_padded(directory, num_records, copies):
+    """Writes a shard of tiny pictures, each as long as a photograph."""
+    image = tf.io.encode_jpeg(np.zeros([8, 8, 3], np.uint8)).numpy()
+    shard = f"{directory}/shard"
+    with tf.io.TFRecordWriter(shard) as writer:
+        for i in range(num_records):
+            example = tf.train.Example()
+            features = example.features.feature
+            features["image"].bytes_list.value.append(
+                image.ljust(_PADDED, b"\0")
+            )
+            features["caption"].bytes_list.value.append(b"a b c")
+            features["id"].int64_list.value.append(i)
+            writer.write(example.SerializeToString())
+    for i in range(copies):
+        os.symlink(shard, f"{directory}/{i}.rec")
 
 
-def _rate_of_run(config, workdir):
-    """Examples a second of a run's stream without the run."""
-    data = config.data
-    paths = [str(report.ROOT / pattern) for pattern in data.train]
-    dataset = pipeline.super_batches(
-        stores.open_store(paths, index_dir=data.index_dir),
-        super_batch_size=data.super_batch_size,
-        seed=config.seed,
-        tokenizer=tokenizers.load_tokenizer(workdir, data.text_length),
-        image_size=data.image_size,
+def write_pictures(directory: str, num_pictures: int) -> stores.Store:
+    """Writes and opens a shard of JPEGs, patchworks of the example pictures.
+
+    Args:
+        directory: folder to write to.
+        num_pictures: number of pictures.
+    """
+    pool = stores.open_store(_POOL, index_dir=directory)
+    rng = np.random.default_rng(_SEED)
+    path = os.path.join(directory, "pictures.tfrecord")
+    tiles = [
+        pictures.decode_image(record.image, _TILE).numpy()
+        for record in pool.read(rng.permutation(len(pool))[:1024])
+    ]
+    captions = list(pool.columns(["caption"])["caption"])
+    with tf.io.TFRecordWriter(path) as writer:
+        for i in range(num_pictures):
+            columns = 256 // _TILE + i % 4
+            chosen = rng.integers(len(tiles), size=(256 // _TILE, columns))
+            image = np.concatenate(
+                [np.concatenate([tiles[j] for j in line], 1) for line in chosen]
+            )
+            example = tf.train.Example()
+            features = example.features.feature
+            features["image"].bytes_list.value.append(
+                tf.io.encode_jpeg(image, quality=_JPEG_QUALITY).numpy()
+            )
+            features["caption"].bytes_list.value.extend(captions[i])
+            features["id"].int64_list.value.append(i)
+            writer.write(example.SerializeToString())
+    return stores.open_store(path)
+
+
+def open_stream(store, super_batch_size, size, **options):
+    """Opens a stream with a tokenizer of letters; `options` of the pipeline."""
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = [*letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = tokenizers.WordPieceTokenizer(
+        [*tokenizers.RESERVED_TOKENS, *vocabulary], 64
     )
-    return input_streams.rate(dataset, data.super_batch_size, 20)
+    return pipeline.super_batches(
+        store,
+        selection=config_lib.SelectionConfig(super_batch_size),
+        seed=_SEED,
+        tokenizer=tokenizer,
+        image_size=size,
+        options=pipeline.Options(**options),
+    )
+
+
+def rate(dataset, super_batch_size, steps):
+    """Images a second of a stream that has been running for a while."""
+    iterator = iter(dataset)
+    for _ in range(_WARM_UP):
+        next(iterator)
+    start = time.perf_counter()
+    for _ in range(steps):
+        next(iterator)
+    return super_batch_size * steps / (time.perf_counter() - start)
 
 
 def _bare_loop(encoded, size):
@@ -398,47 +395,10 @@ def _bare_rate(dataset, super_batch_size, steps):
             total += next(iterator)[0, 0, 0]
         return total
 
-    take(tf.constant(super_batch_size * input_streams.WARM_UP))
-    count = tf.constant(super_batch_size * steps)
-    return (
-        super_batch_size
-        * steps
-        / input_streams.seconds(lambda: take(count).numpy())
-    )
-
-
-def _checksum_seconds(encoded):
-    """Seconds of the processor to compute the checksum of one picture."""
-    start = time.process_time()
-    for one in encoded:
-        tfrecords.masked_crc32c(one)
-    return (time.process_time() - start) / len(encoded)
-
-
-def _order_milliseconds(num_records):
-    order = stream.Order(num_records, input_streams.SEED)
-    repeats = 20
-    seconds = input_streams.seconds(
-        lambda: [order.rows(np.arange(i, i + 256)) for i in range(repeats)]
-    )
-    return 1000 * seconds / repeats
-
-
-def _start_times(small):
-    repeats = 2 if small else 5
-    rows = []
-    with tempfile.TemporaryDirectory() as directory:
-        store = input_streams.write_pictures(directory, 64)
-
-        def start(step):
-            next(iter(input_streams.open_stream(store, 64, 224, step)))
-
-        start(0)  # whatever only happens once
-        for step in (0, 1_000_000):
-            call = functools.partial(start, step)
-            times = [input_streams.seconds(call) for _ in range(repeats)]
-            rows.append([f"{step:,}", report.spread(times)])
-    return rows
+    take(tf.constant(super_batch_size * _WARM_UP))
+    count, start = tf.constant(super_batch_size * steps), time.perf_counter()
+    take(count).numpy()
+    return super_batch_size * steps / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

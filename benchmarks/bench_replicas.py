@@ -1,11 +1,10 @@
-"""Several replicas: traffic, memory of the loss, and draws in bfloat16.
+"""Several replicas: traffic, and memory of the loss.
 
     python -m benchmarks.bench_replicas traffic
     python -m benchmarks.bench_replicas memory
-    python -m benchmarks.bench_replicas bfloat16
 
 Each part replaces its own block of docs/distribution.md, or of the file
-`--out`. `traffic` is counted on paper; the others run here. `--small` takes
+`--out`. `traffic` is counted on paper; `memory` runs here. `--small` takes
 seconds, proves nothing, and writes only to `--out`.
 """
 
@@ -17,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import report, traffic
-from jest_tf import losses, selection
+from jest_tf import config as config_lib
+from jest_tf import losses
 from jest_tf.embeddings import Embeddings
 
 _COMMAND = "python -m benchmarks.bench_replicas"
@@ -60,8 +60,8 @@ def traffic_table(small: bool = False) -> str:
     del small  # It takes seconds anyway.
     columns = [
         _PAPER._replace(quota=quota, loss=loss)
-        for loss in selection.LOSSES
-        for quota in selection.QUOTAS
+        for loss in config_lib.LOSSES
+        for quota in config_lib.QUOTAS
     ]
     sections = []
     for title, count, unit, scale in (
@@ -106,7 +106,7 @@ def memory_table(small: bool = False) -> str:
         (8, size // 64),
     ]
     rows = []
-    for loss in selection.LOSSES:
+    for loss in config_lib.LOSSES:
         for num_replicas, block in cases:
             report.log(f"memory: {loss}, R={num_replicas}, block {block}")
             case = {
@@ -140,72 +140,9 @@ def memory_table(small: bool = False) -> str:
     )
 
 
-def bfloat16_table(small: bool = False) -> str:
-    """How much of a draw changes with embeddings rounded to fewer bits."""
-    size, dim, trials = (256, 32, 2) if small else (4096, 256, 3)
-    batch = size // 5
-    rows = []
-    for loss in selection.LOSSES:
-        for criterion in ("learnability", "easy_reference"):
-            shares = {}
-            scores = {}
-            for trial in range(trials):
-                models = _models(size, dim, trial)
-                draws = {
-                    name: _draw(cast, models, batch, trial, loss, criterion)
-                    for name, cast in _ROUNDED.items()
-                }
-                # Another seed on exact embeddings: the change by chance.
-                draws["another seed"] = _draw(
-                    _ROUNDED["float32"],
-                    models,
-                    batch,
-                    trial + trials,
-                    loss,
-                    criterion,
-                )
-                exact, score = draws.pop("float32")
-                for name, (rows_, rounded) in draws.items():
-                    common = len(exact & rows_) / batch
-                    shares.setdefault(name, []).append(common)
-                    difference = abs(rounded - score) / abs(score)
-                    scores.setdefault(name, []).append(difference)
-            rows += [
-                [
-                    loss,
-                    criterion,
-                    name,
-                    report.mean_range([100 * share for share in shares[name]]),
-                    f"{100 * np.mean(scores[name]):.2g}",
-                ]
-                for name in shares
-            ]
-    header = [
-        "loss",
-        "criterion",
-        "embeddings",
-        "rows in common, % (mean [lowest, highest])",
-        "score differs by, %",
-    ]
-    return (
-        f"B = {size:,}, b = {batch:,}, 16 chunks, D = {dim}, scale 30 and 60: "
-        "pairs of random directions, nearly orthogonal to those of other "
-        "pairs, in which the reference's agree more than the learner's. "
-        f"{trials} seeds, the same noise for each kind of embeddings; a "
-        f"uniform draw has {100 * batch / size:.0f} % in common.\n\n"
-        + report.table(header, rows)
-    )
-
-
 _PARTS = {
     "traffic": traffic_table,
     "memory": memory_table,
-    "bfloat16": bfloat16_table,
-}
-_ROUNDED = {
-    "float32": tf.float32,
-    "bfloat16": tf.bfloat16,
-    "float16": tf.float16,
 }
 
 
@@ -228,34 +165,6 @@ def _embeddings(rng, size, dim, agreement, scale, bias):
     return Embeddings(
         *map(np.float32, (image, text, scale, bias)),
     )
-
-
-def _models(size, dim, seed):
-    rng = np.random.default_rng(seed)
-    # Pairs differ in how well they fit, so there is something to learn.
-    agreement = rng.uniform(0.2, 0.5, (size, 1))
-    return (
-        _embeddings(rng, size, dim, 0.5 * agreement, 30.0, -10.0),
-        _embeddings(rng, size, dim, agreement, 60.0, -15.0),
-    )
-
-
-def _draw(dtype, models, batch_size, step, loss, criterion):
-    """The rows of a draw, a set, and its score."""
-    rounded = [
-        parts._replace(
-            image=tf.cast(parts.image, dtype), text=tf.cast(parts.text, dtype)
-        )
-        for parts in models
-    ]
-    draw = selection.select_jointly(
-        *rounded,
-        batch_size=batch_size,
-        seed=(0, step),
-        loss=loss,
-        criterion=criterion,
-    )
-    return set(draw.indices.numpy().tolist()), float(draw.score)
 
 
 def _measure_memory(loss, num_replicas, size, dim, block):

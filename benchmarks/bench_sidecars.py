@@ -2,11 +2,10 @@
 
     python -m benchmarks.bench_sidecars
 
-Written by `python -m trainers.embed` in a process of its own, and by
-`embed.write` in this one, with the quickstart's reference and with none; read
-from the page cache, ids and captions checked. Replaces its block of README.md,
-or of the file `--out`. With `--small` it says nothing, and writes only to
-`--out`.
+Written by `embed.write` with constant embeddings, as fast as any reference can
+be served; read from the page cache, ids and captions checked. Replaces its
+block of README.md, or of the file `--out`. With `--small` it says nothing, and
+writes only to `--out`.
 """
 
 import os
@@ -16,16 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks import input_streams, report
+from benchmarks import bench_input, report
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores
 from jest_tf.data.sidecars import embed, file_format
-from jest_tf.models import reference
-from jest_tf.runs import loading
 
 _COMMAND = "python -m benchmarks.bench_sidecars"
-_POOL = str(report.ROOT / "examples/icontext_mini/pool-*.tfrecord")
-_SOME = str(report.ROOT / "examples/icontext_mini/val-*.tfrecord")
 _SEED = 0
 # Pixels a side of the larger pictures, once decoded.
 _SIZE = 224
@@ -65,32 +60,23 @@ def measure(small: bool) -> str:
     """Writing and reading, as Markdown."""
     repeats = 2 if small else 5
     with tempfile.TemporaryDirectory() as directory:
-        written = [
-            _with_the_quickstart(directory, _SOME if small else _POOL, repeats),
-            _without_a_model(directory, 64 if small else 2048, repeats),
-        ]
+        written = _write(directory, 64 if small else 2048, repeats)
     shards, rows = (4, 1000) if small else (50, 10_000)
     with tempfile.TemporaryDirectory() as directory:
         read = _read_rates(directory, shards, rows, repeats)
-    header = [
-        *("reference", "pictures", "captions each", "records/s"),
-        *("bytes a record", "`trainers.embed`, s"),
-    ]
+    header = "pictures", "captions each", "records/s", "bytes a record"
     return f"""## What sidecars cost
 
     {_COMMAND}
 
-{report.table(header, written)}
+{report.table(header, [written])}
 
 Lowest / median / highest of {repeats} repeats, float16, batches of 256. The
 records a second are those of `embed.write` once its functions are traced: read,
-check, decode, resize, tokenise, embed, write and bring to the disk. The tower
-and the pictures of the first row are the quickstart's (its pool, 32 pixels); a
-larger reference takes the time of its forward pass instead. The second row has
-none: constant embeddings of width {_DIM} for JPEGs of 256 pixels and more,
-resized to {_SIZE}, as in [How fast examples come](#how-fast-examples-come), so
-that it is as fast as a reference can be served. The last column is
-`python -m trainers.embed` from start to end, TensorFlow's start included.
+check, decode, resize, tokenise, write and bring to the disk. The embeddings are
+constant, of width {_DIM}, for JPEGs of 256 pixels and more, resized to {_SIZE},
+as in [How fast examples come](#how-fast-examples-come); a reference takes the
+time of its forward pass in addition.
 
 Reading, on one core, in seconds of the processor:
 
@@ -102,68 +88,23 @@ Random unit vectors of width {_DIM}, two captions a row, {shards} sidecars of
 {report.environment()}"""
 
 
-def _with_the_quickstart(directory, data, repeats):
-    """The row of a table: the quickstart's reference on its pictures."""
-    workdir = os.path.join(directory, "reference")
-    # How long it was trained doesn't change how fast it embeds.
-    report.command(
-        *("trainers.train", "--workdir", workdir),
-        *(
-            "--config",
-            f"{report.ROOT}/configs/quickstart_reference.py",
-            "--set",
-        ),
-        *("steps=2", "optimizer.warmup_steps=1", "evaluation.data="),
-        f"data.train={report.ROOT}/examples/icontext_mini/reference-*.tfrecord",
-        f"data.index_dir={directory}/indexes",
-    )
-    run = loading.load(workdir)
-    store = stores.open_store(data, index_dir=f"{directory}/indexes")
-    written = _write_rates(
-        store,
-        reference.encoder(run),
-        reference.describe(run),
-        f"{directory}/pool",
-        run.config.data.image_size,
-        repeats,
-    )
-    seconds = []
-    for i in range(repeats):
-        start = time.perf_counter()
-        report.command(
-            *("trainers.embed", "--workdir", workdir, "--data", data),
-            *("--index-dir", f"{directory}/indexes"),
-            *("--output", f"{directory}/command-{i}"),
-        )
-        seconds.append(time.perf_counter() - start)
-    name = f"quickstart's, D = {reference.describe(run).dim}"
-    return [name, *written, report.spread(seconds)]
-
-
-def _without_a_model(directory, num_pictures, repeats):
-    """The row of a table: as fast as any reference can be served."""
-    store = input_streams.write_pictures(directory, num_pictures)
+def _write(directory, num_pictures, repeats):
+    """Cells of a table: records, captions, records a second, bytes."""
+    store = bench_input.write_pictures(directory, num_pictures)
     unit = np.eye(1, _DIM, dtype=np.float32)
 
     def encode(images, captions):
         return unit.repeat(len(images), 0), unit.repeat(len(captions), 0)
 
     description = file_format.Description("", "", "", _DIM, 1.0, 0.0)
-    folder = f"{directory}/pictures"
-    written = _write_rates(store, encode, description, folder, _SIZE, repeats)
-    return [f"none, D = {_DIM}", *written, ""]
-
-
-def _write_rates(store, encode, description, folder, size, repeats):
-    """Cells of a table: records, captions, records a second, bytes."""
     rates = []
     for i in range(repeats + 1):
         report.log(f"sidecars: {len(store):,} records, write {i}")
         start = time.perf_counter()
-        output = f"{folder}-{i}"
+        output = f"{directory}/{i}"
         os.makedirs(output)
         summary = embed.write(
-            store, encode, description, embed.Output(output), image_size=size
+            store, encode, description, embed.Output(output), image_size=_SIZE
         )
         rates.append(summary.rows / (time.perf_counter() - start))
     paths = [

@@ -80,20 +80,6 @@ def write_block(path: pathlib.Path, name: str, text: str, command: str) -> None:
         path.write_text(f"{old.rstrip()}\n\n{block}".lstrip(), "utf-8")
 
 
-def render(folder: pathlib.Path, name: str, **context: object) -> str:
-    """Fills in the template `name`.j2 of a folder."""
-    import jinja2  # imported late: most reports need no template
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(f"{name}.j2").render(context)
-
-
 def command(
     module: str, *arguments: object, python: str = sys.executable
 ) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from jest_tf import selection
-from jest_tf.selection import tiles
+from jest_tf.losses import tiles
 
 _FLOAT_BYTES = 4
 

@@ -6,7 +6,7 @@
 Scores at patches of 32 pixels, and trains on one half of the sub-batch at 16
 and on the other at 32, so that the tower knows both (Evans et al. 2024, arXiv
 2406.17711, table 1: 110 % of a uniform step's FLOPs; by the count of
-docs/ledger.md, the text tower's included, 134 % with this recipe's 64 tokens).
+docs/logs.md, the text tower's included, 134 % with this recipe's 64 tokens).
 Before that, as for configs/jest_b16.py.
 
 Hardware: 256 chips of TPU v5p. NOT RUN BY US: we have neither the data nor the

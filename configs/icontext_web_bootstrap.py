@@ -24,10 +24,19 @@ def config() -> config_lib.TrainConfig:
             baseline.data,
             curated=(f"{icontext_web.DATA}/curated-*.tfrecord",),
         ),
-        cascade=config_lib.CascadeConfig(hyper_batch_size=768, captions="best"),
+        selection=config_lib.SelectionConfig(
+            batch_size=256,
+            stages=(
+                config_lib.Stage(
+                    candidates=3,
+                    embeddings="stored",
+                    criterion="easy_reference",
+                ),
+            ),
+        ),
         bootstrap=config_lib.BootstrapConfig(
             renew_at=(150, 300, 600, 1000, 2000, 3000),
             shares=(0.3, 0.3, 0.3, 1, 1, 1),
-            curated_rows=256,
+            clean_start=True,
         ),
     )

@@ -21,10 +21,9 @@ def config() -> config_lib.TrainConfig:
     fine, coarse = config_lib.View(), config_lib.View(image_size=16)
     return dataclasses.replace(
         baseline,
-        data=dataclasses.replace(baseline.data, super_batch_size=1280),
         model=dataclasses.replace(baseline.model, views=(fine, coarse)),
-        reference=config_lib.ReferenceConfig(sidecars=True),
         selection=config_lib.SelectionConfig(
-            method="joint", batch_size=256, view=coarse
+            batch_size=256,
+            stages=(config_lib.Stage(candidates=5, view=coarse),),
         ),
     )

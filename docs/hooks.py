@@ -35,8 +35,12 @@ MADE = {
 }
 # Larger files are copied as they are.
 MOST_SHOWN = 100_000
-# Groups that a setting holds a list of.
-LISTED = (config.Phase, config.RateFactor, config.View)
+# Groups that a setting holds a list of, and the group that it is in.
+LISTED = {
+    config.Stage: "selection",
+    config.View: "selection",
+    config.RateFactor: "optimizer",
+}
 
 
 def on_files(files, config):
@@ -47,7 +51,6 @@ def on_files(files, config):
         "reference/settings.md": settings_page(),
         "reference/commands.md": commands_page(),
         "reference/python.md": python_page(),
-        "reference/run_directory.md": run_directory_page(),
     }
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
@@ -194,7 +197,9 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Every setting of a recipe, with its type, default, rule and meaning.",
-        "`--set data.image_size=64` overrides one on the command line.",
+        "`--set data.image_size=64` overrides one on the command line. In the",
+        "name of a setting in a list, `0` is a place: the number after the",
+        "last adds an entry, and `selection.stages=none` empties a list.",
         "`jest-tf train --help` prints the same list.",
         "",
     ]
@@ -204,21 +209,11 @@ def settings_page() -> str:
         groups.setdefault(group if dot else "", []).append(setting)
     kinds = config.TrainConfig.__dataclass_fields__
     for group, members in groups.items():
-        kind = kinds[group].default_factory if group else config.TrainConfig
+        kind = kinds[group].type if group else config.TrainConfig
         lines += [f"## {f'`{group}`' if group else 'The run'}", ""]
         lines += [*_group(kind, members), ""]
         if group == "model":
             lines += _presets()
-    lines += [
-        "## Lists of groups",
-        "",
-        "Some settings are lists of groups. A recipe sets them; the command",
-        "line can only empty them.",
-        "",
-    ]
-    for kind in LISTED:
-        lines += [f"### `{kind.__name__}`", ""]
-        lines += [*_group(kind, overrides.settings(kind), "####"), ""]
     lines += ["## Entries of a suite", ""]
     lines += [
         "A suite is a TOML or JSON file with a table for each data set",
@@ -229,27 +224,38 @@ def settings_page() -> str:
     return "\n".join(lines)
 
 
-def _group(kind, members, level="###"):
+def _group(kind, members):
     summary = inspect.getdoc(kind).partition("\n")[0]
     lines = [summary, ""]
     for setting in members:
         default = overrides.text_of(setting.default)
         written = f"`{default}`" if default else "empty"
+        if setting.default is None and "None" not in setting.type:
+            written = "none, it must be set"
         kind_of = re.sub(r"jest_tf[.\w]*\.", "", setting.type)
         rules = "".join(f"; {rule}" for rule in setting.rules)
         lines += [
-            f"{level} `{setting.path}`",
+            f"### `{setting.path}`",
             "",
             f"Default: {written}. Type: `{kind_of}`{_plain(rules)}.",
             "",
-            _linked(setting.meaning[:1].upper() + setting.meaning[1:]),
+            _linked(_sentence(setting.meaning)),
             "",
         ]
-    rules = list(_rules_between(kind))
+    parts = [
+        part for part, group in LISTED.items() if f"{group}." == kind._prefix
+    ]
+    rules = [rule for one in (kind, *parts) for rule in _rules_between(one)]
     if rules:
         lines += ["**Rules between settings**", ""]
         lines += [f"- {rule}." for rule in rules]
     return lines
+
+
+def _sentence(text):
+    """A text with a capital letter, unless it begins with a symbol."""
+    is_symbol = text[0] in "bcN" and not text[1:2].isalpha()
+    return text if is_symbol else text[:1].upper() + text[1:]
 
 
 def _plain(rule):
@@ -403,10 +409,10 @@ def python_page() -> str:
 def _dataclasses(names):
     """A table of the dataclasses of settings, which have a page."""
     places = {
-        field.default_factory: name
+        field.type: name
         for name, field in config.TrainConfig.__dataclass_fields__.items()
     }
-    places |= {kind: kind.__name__.lower() for kind in LISTED}
+    places |= LISTED
     places[config.TrainConfig] = "the-run"
     lines = ["| dataclass | fields | meaning |", "| --- | --- | --- |"]
     for kind in (getattr(config, name) for name in names):
@@ -427,56 +433,6 @@ def _defined(home, name):
     for file in files:
         if re.search(pattern, file.read_text(encoding="utf-8"), re.MULTILINE):
             module = file.relative_to(ROOT / "jest_tf").with_suffix("")
-            return f"{'.'.join(module.parts)}.{name}"
+            parts = [part for part in module.parts if part != "__init__"]
+            return ".".join([*parts, name])
     raise ValueError(f"`{name}` is defined nowhere in {path}")
-
-
-def run_directory_page() -> str:
-    """Returns files, log columns and measures of a run, from their pages."""
-    return "\n".join(
-        [
-            "# Files and logs of a run",
-            "",
-            "## Files",
-            "",
-            *_table("data.md", "What a run directory holds"),
-            "## Columns of `metrics.jsonl`",
-            "",
-            "[What a run selects](../telemetry.md) and [what it",
-            "costs](../ledger.md) explain them.",
-            "",
-            *_table("telemetry.md", "While it trains"),
-            *_table("ledger.md", ""),
-            "FLOPs by part:",
-            "",
-            *_table("ledger.md", "FLOPs"),
-            "## Fields of `telemetry.jsonl`",
-            "",
-            *_table("telemetry.md", "While it trains", 1),
-            "## Measures of `evaluation.jsonl`",
-            "",
-            "Their names begin with `eval/` and the name of the data set: that",
-            "of its files, or of the entry of a suite.",
-            "",
-            *_table("evaluation.md", "Tasks"),
-        ]
-    )
-
-
-def _table(page, heading, number=0):
-    """A table below a heading, with links from reference/."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    if heading:
-        _, found, text = text.partition(f"\n## {heading}\n")
-        if not found:
-            raise ValueError(f"docs/{page} has no heading {heading!r}")
-    text, _, _ = text.partition("\n## ")
-    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    if len(tables) <= number:
-        raise ValueError(f"docs/{page} has no such table below {heading!r}")
-    table = re.sub(
-        r"\]\(([\w./]*)(#[^)]*)?\)",
-        lambda link: f"](../{link[1] or page}{link[2] or ''})",
-        tables[number],
-    )
-    return [*table.splitlines(), ""]

@@ -4,8 +4,8 @@
 
 1. A small SigLIP of KerasHub is trained on the curated pictures, and saved as a
    preset.
-2. A smaller learner is trained on the noisy pool, with a cascade and
-   distillation from that preset, which it knows by name.
+2. A smaller learner is trained on the noisy pool, with a stored stage
+   and distillation from that preset, which it knows by name.
 3. The learner is exported as a SavedModel, and a program with TensorFlow alone
    searches the pool's pictures with it (`examples/search.py`).
 

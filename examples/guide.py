@@ -163,7 +163,8 @@ for loss in history.history["loss"]:
 """
 ## Train the learner on what it chooses
 
-Each step goes like this:
+A selection is a list of *stages*, and each stage passes one of so many pairs.
+Here a single stage passes one of five. Each step goes like this:
 
 1. **Offer.** The dataset yields a *super-batch* of 640 pairs.
 2. **Score.** The learner and the reference embed all pairs. The score of a
@@ -191,13 +192,15 @@ class Choices(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Reads the ids of the step, `[640]` and `[128]`."""
-        self.offered.append(self.model.rows.scored()["id"])
+        self.offered.append(self.model.rows.scored(0)["id"])
         self.chosen.append(self.model.drawn_ids.numpy())
 
 
 learner = build()
 choices = Choices()
-selection = jest_tf.SelectionConfig(method="joint", batch_size=128)
+selection = jest_tf.SelectionConfig(
+    batch_size=128, stages=(jest_tf.Stage(candidates=5),)
+)
 model = jest_tf.JESTModel(learner, reference, selection)
 model.compile(optimizer=keras.optimizers.AdamW(1e-3))
 model.fit(
@@ -222,7 +225,7 @@ pairs. Crosses have wrong captions, and most lie to the right of that edge.
 """
 
 # %%
-scored = model.rows.scored()
+scored = model.rows.scored(0)
 is_chosen = np.isin(scored["id"], choices.chosen[-1])
 figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
 for marker, caption, of_caption in (
@@ -347,13 +350,15 @@ that did not. The reference saw right captions only, and few of them.
 
 Selection is not free. Each JEST step embeds 640 pairs with both models to train
 on 128, and the reference took steps of its own. Where you may train on the
-curated set, compare with mixing it into the pool, too. [Which settings
-when](../docs/recipes.md) says when selection pays.
+curated set, compare with mixing it into the pool, too. [Which
+method](../docs/recipes.md) says when selection pays.
 
 ## Where to go on
 
 - Replace `load` and `build` by your data and your towers.
 - Take a [public model](../docs/models.md), such as SigLIP 2, as the reference.
+- Choose by a [criterion of your own](../docs/towers.md), or [before pairs are
+  read](../docs/funnel.md).
 - Train with checkpoints, evaluations and pages by
-  [`jest-tf train`](../docs/training.md).
+  [`jest-tf train`](../docs/tutorials/your_pairs.md).
 """

@@ -4,11 +4,11 @@
 
 Four runs of `jest-tf train` on the pictures in `examples/icontext_mini`, whose
 pool is noisy. The reference trains on the small curated set. Three learners
-train on the pool: uniform; JEST, by the reference's sidecars; and a cascade
-that makes its own reference. All take the same FLOPs, with references, scores
-and embeddings counted. The report is written to `--runs`. Finished runs are not
-repeated. `--publish` also renews the results in README.md and
-docs/quickstart.md.
+train on the pool: uniform; JEST, by the reference's sidecars; and a stored
+stage whose reference is the run itself. All take the same FLOPs, with
+references, scores and embeddings counted. The report is written to `--runs`.
+Finished runs are not repeated. `--publish` also renews the results in README.md
+and docs/quickstart.md.
 """
 
 import argparse

@@ -39,7 +39,7 @@ _COLOURS = {
     "jest": "C3",
     "bootstrap": "C2",
 }
-_EXAMPLES = ("cascaded", "drawn", "scored", "trained")
+_EXAMPLES = ("offered", "drawn", "scored", "trained")
 _FLOPS = {"TFLOPs": "step", "no_reuse": "no_reuse", "reuse": "reuse"}
 # Column of a table: column of the log, its unit, its format.
 _CLOCK = {
@@ -156,7 +156,7 @@ def _totals(frame, num_pool):
     """FLOPs of each recipe with all that led to its learner."""
     last = frame.groupby("recipe").first()
     found = {
-        recipe: row["flops/step"] + row["flops/cascade"] + row["flops/renewals"]
+        recipe: row["flops/step"] + row["flops/stored"] + row["flops/renewals"]
         for recipe, row in last.iterrows()
     }
     # JEST's sidecars are a forward pass of the reference over the pool.
@@ -193,11 +193,11 @@ def tables(runs: pathlib.Path, seeds: Sequence[int]) -> str:
     quality.append(("chance", *_spreads(chance, _QUALITY)))
     return "\n\n".join(
         (
-            "Examples and FLOPs of training, equal for every seed. *Cascaded*: "
-            "the examples from which the cascade chose. FLOPs here are those "
-            "of the steps; the first table also counts the reference, "
-            "embeddings and the cascade's choice. `no_reuse` and `reuse` are "
-            "the paper's two ways to count ([ledger.md](ledger.md)).",
+            "Examples and FLOPs of training, equal for every seed. *Offered*: "
+            "the examples from which the stored stage chose. FLOPs here are "
+            "those of the steps; the first table also counts the reference, "
+            "embeddings and the stored stage. `no_reuse` and `reuse` are the "
+            "paper's two ways to count ([logs](logs.md#flops)).",
             markdown.table(("learner", "steps", *_EXAMPLES, *_FLOPS), costs),
             f"Seconds of training and of a step, and peak memory ({count}).",
             markdown.table(
@@ -331,7 +331,7 @@ def _results(runs, seeds):
             lines.append({"recipe": recipe, "seed": seed, **measures, **last})
     frame = pd.DataFrame(lines)
     # Not every run logs these.
-    some = ("examples/cascaded", "flops/cascade", "flops/renewals")
+    some = ("examples/offered", "flops/stored", "flops/renewals")
     return frame.reindex(columns=[*dict.fromkeys((*frame, *some))]).fillna(
         dict.fromkeys(some, 0)
     )

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.distribute import input_lib, input_util
 
-from jest_tf import distribution
+from jest_tf import config, distribution
 from jest_tf.data import pipeline, stores, tokenizers
 
 # Of Linux' `struct tcp_info`: bytes acknowledged and received.
@@ -69,7 +69,7 @@ def super_batches(data, host=0, num_hosts=1, **options):
     """The stream of a shard, which tests compare."""
     return pipeline.super_batches(
         stores.open_store(data),
-        super_batch_size=16,
+        selection=config.SelectionConfig(16),
         seed=3,
         tokenizer=TOKENIZER,
         image_size=32,
@@ -104,7 +104,6 @@ def main(settings):
             lambda host, num_hosts: super_batches(
                 settings["data"], host, num_hosts, **settings["options"]
             ),
-            16,
         )
     )
     arrived = []

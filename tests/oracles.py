@@ -68,10 +68,11 @@ def pair_losses(embeddings):
     )
 
 
-def combine(criterion, learner, reference):
-    if criterion == "learnability":
-        return learner - reference
-    return learner if criterion == "hard_learner" else -reference
+CRITERIA = {
+    "learnability": lambda learner, reference: learner - reference,
+    "easy_reference": lambda learner, reference: -reference,
+    "hard_learner": lambda learner, reference: learner,
+}
 
 
 def chunk_sizes(batch_size, num_chunks):
@@ -93,47 +94,51 @@ def select_jointly(
     noise,
     criterion="learnability",
     loss="sigmoid",
-    first_chunk="diagonal",
     gain=1.0,
+    uniform=(0, None),
+    num_replicas=1,
 ):
     """Algorithm 1 over whole matrices; softmax as docs/method.md says.
 
     Args:
         noise: [N, B], the Gumbel noise of each chunk.
+        criterion: a name, or a function of the two models' losses.
+        loss: a name, or a function of embeddings to [B, B] pair losses.
+        uniform: how many of the rows are drawn uniformly at last, and the
+            noise that does, [B].
+        num_replicas: replicas that each draw equally many of their own rows,
+            given all chosen anywhere.
     """
-    conditional = (
-        _matrix_scores(criterion, learner, reference)
-        if loss == "sigmoid"
-        else _softmax_scores(criterion, learner, reference)
+    conditional = _conditional(
+        CRITERIA.get(criterion, criterion), loss, learner, reference
     )
+    owners = np.arange(noise.shape[1]) // (noise.shape[1] // num_replicas)
     chosen = []
-    for chunk, size in enumerate(chunk_sizes(batch_size, len(noise))):
-        scores = gain * conditional(chosen)
-        if chunk == 0 and first_chunk == "uniform":
-            scores = np.zeros_like(scores)
-        chosen += pick(scores, noise[chunk], chosen, size)
+
+    def draw(scores, noise, size):
+        drawn = []
+        for replica in range(num_replicas):
+            others = list(np.flatnonzero(owners != replica))
+            drawn += pick(scores, noise, chosen + others, size // num_replicas)
+        chosen.extend(drawn)
+
+    by_score = (batch_size - uniform[0]) // num_replicas
+    for chunk, size in enumerate(chunk_sizes(by_score, len(noise))):
+        draw(gain * conditional(chosen), noise[chunk], num_replicas * size)
+    if uniform[0]:
+        draw(0.0, uniform[1], uniform[0])
     return np.array(chosen)
 
 
-def _matrix_scores(criterion, learner, reference):
-    matrix = combine(
-        criterion,
-        0.0 if learner is None else pair_losses(learner),
-        0.0 if reference is None else pair_losses(reference),
-    )
+def _conditional(combine, loss, learner, reference):
+    """The scores of all rows, as a function of the chosen ones."""
 
-    def conditional(chosen):
-        indicator = np.zeros(len(matrix))
-        indicator[chosen] = 1.0
-        return np.diag(matrix) + matrix @ indicator + indicator @ matrix
+    def by_pairs(embeddings, chosen):
+        matrix = _pairs(loss, embeddings)
+        own = np.diag(matrix)
+        return own + matrix[:, chosen].sum(1) + matrix[chosen].sum(0)
 
-    return conditional
-
-
-def _softmax_scores(criterion, learner, reference):
-    def of_model(embeddings, chosen):
-        if embeddings is None:
-            return 0.0
+    def by_normalisers(embeddings, chosen):
         values = logits(embeddings._replace(bias=0.0))
         own = -np.diag(values)
         if not chosen:
@@ -142,66 +147,41 @@ def _softmax_scores(criterion, learner, reference):
         over_images = log_sum_exp(values[chosen, :], 0)
         return own + 0.5 * (over_texts + over_images)
 
-    def conditional(chosen):
-        return combine(
-            criterion,
-            of_model(learner, chosen),
-            of_model(reference, chosen),
+    of_model = by_normalisers if loss == "softmax" else by_pairs
+    return lambda chosen: combine(
+        *(
+            None if embeddings is None else of_model(embeddings, chosen)
+            for embeddings in (learner, reference)
         )
+    )
 
-    return conditional
+
+def _pairs(loss, embeddings):
+    return (pair_losses if loss == "sigmoid" else loss)(embeddings)
 
 
 def row_losses(embeddings, chosen, loss):
     """[B]: each row's share of the loss of the chosen rows and itself.
 
-    For sigmoid the pairs with others count half in each direction; for softmax
-    the normalisers of a row run over the chosen rows and the row itself.
+    For sums over pairs the pairs with others count half in each direction; for
+    softmax the normalisers of a row run over the chosen rows and the row
+    itself.
     """
-    values = logits(embeddings)
+    is_softmax = loss == "softmax"
+    values = logits(embeddings) if is_softmax else _pairs(loss, embeddings)
     result = []
     for row in range(len(values)):
         others = [other for other in chosen if other != row]
-        if loss == "sigmoid":
-            total = softplus(-values[row, row])
-            total += 0.5 * softplus(values[row, others]).sum()
-            total += 0.5 * softplus(values[others, row]).sum()
-        else:
+        if is_softmax:
             members = [*others, row]
             total = -values[row, row]
             total += 0.5 * log_sum_exp(values[row, members], 0)
             total += 0.5 * log_sum_exp(values[members, row], 0)
+        else:
+            total = values[row, row] + 0.5 * values[row, others].sum()
+            total += 0.5 * values[others, row].sum()
         result.append(total)
     return np.array(result)
-
-
-def select_per_replica(
-    learner,
-    reference,
-    *,
-    batch_size,
-    num_replicas,
-    noise,
-    criterion="learnability",
-    loss="sigmoid",
-):
-    """b/R rows from each replica's own, scored given all chosen anywhere."""
-    conditional = (
-        _matrix_scores(criterion, learner, reference)
-        if loss == "sigmoid"
-        else _softmax_scores(criterion, learner, reference)
-    )
-    owners = np.repeat(np.arange(num_replicas), noise.shape[1] // num_replicas)
-    chosen = []
-    sizes = chunk_sizes(batch_size // num_replicas, len(noise))
-    for chunk, size in enumerate(sizes):
-        scores = conditional(chosen)
-        drawn = []
-        for replica in range(num_replicas):
-            others = list(np.flatnonzero(owners != replica))
-            drawn += pick(scores, noise[chunk], chosen + others, size)
-        chosen += drawn
-    return np.array(chosen)
 
 
 def deal(indices, super_batch_size, num_replicas):

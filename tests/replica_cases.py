@@ -22,7 +22,8 @@ from jest_tf.models import layers, reference
 
 DEVICES = 4
 SEED = 7
-JOINT = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
+JOINT = config.SelectionConfig(8, (config.Stage(2, num_chunks=2),))
+UNIFORM = config.SelectionConfig(8, (config.Stage(2, method="uniform"),))
 STRATEGIES = {}
 # float32, summed in another order.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
@@ -426,23 +427,21 @@ def build(
     *,
     learner=tiny.learner,
     teacher=tiny.learner,
-    steps_per_execution=1,
     optimizer=SGD,
+    steps_per_execution=1,
+    loss="sigmoid",
     **more,
 ):
-    is_needed = more.get("distillation_weight") or (
-        settings is not None and settings.scores
-    )
+    augment = augmentation.Augmentation(flip=True, min_area=0.5)
+    options = jest_tf.StepOptions(**{"seed": SEED, "augment": augment} | more)
+    is_needed = options.distillation_weight or (settings and settings.scores)
     with STRATEGIES[num_replicas].scope():
         model = training.JESTModel(
             learner(0),
             teacher(5) if is_needed else None,
             settings,
-            **{
-                "seed": SEED,
-                "augment": augmentation.Augmentation(flip=True, min_area=0.5),
-            }
-            | more,
+            loss,
+            options=options,
         )
         model.compile(
             optimizer=optimizer(0.05, global_clipnorm=0.3),
@@ -462,8 +461,15 @@ def batches_of(steps, rows=16):
 
 def fit(model, batches):
     """The history of an epoch, and the ids drawn after each execution."""
-    drawn = Drawn()
-    history = model.fit(tiny.dataset(batches), verbose=0, callbacks=[drawn])
+    drawn, data, options = Drawn(), tiny.dataset(batches), {}
+    if "curated" in batches[0]:
+        # Keras cannot cut batches of two sizes.
+        data = distribution.distribute(
+            model.distribute_strategy,
+            lambda host, num_hosts, data=data: data.repeat(),
+        )
+        options = {"steps_per_epoch": len(batches)}
+    history = model.fit(data, verbose=0, callbacks=[drawn], **options)
     return history.history, np.array(drawn.steps)
 
 
@@ -474,8 +480,11 @@ class TrainingTest(tf.test.TestCase):
         ):
             self.assertAllClose(one, other, **TOLERANCE | tolerance)
 
-    def assert_replicas_train_as_one(self, counts, settings, **more):
-        batches = batches_of(20)
+    def assert_replicas_train_as_one(
+        self, counts, settings, batches=None, **more
+    ):
+        """Checks R replicas, with their steps of an execution, against one."""
+        batches = batches or batches_of(20)
         one = build(1, settings, **more)
         history, drawn = fit(one, batches)
         for num_replicas, steps in counts.items():
@@ -489,12 +498,14 @@ class TrainingTest(tf.test.TestCase):
                 self.assertAllClose(same[name], value, msg=name, **TOLERANCE)
             self.assert_same(model.learner, one.learner)
             self.assert_same_flops(model, one)
-            self.assert_same_rows(model.rows, one.rows)
+            for stage in range(len(settings.stages) if settings else 0):
+                self.assert_same_rows(model.rows, one.rows, stage)
             for number in range(len(batches) - steps, len(batches)):
                 rows = model.rows.drawn(number)
                 if rows is not None:
                     self.assertAllEqual(
-                        batches[number]["id"][rows], drawn[number]
+                        batches[number]["id"][rows],
+                        drawn[number][: len(rows)],
                     )
         return history
 
@@ -506,16 +517,15 @@ class TrainingTest(tf.test.TestCase):
             for name in ("score", "reference", "forward", "no_reuse", "reuse"):
                 more = own[kind][name] - flops[name]
                 # Each replica resizes the weights of a view for itself.
-                most = 0.5 * flops[name] if ours.step.views else 0
+                most = 0.5 * flops[name] if ours.step.options.views else 0
                 self.assertBetween(more, 0, most, name)
             self.assertGreater(flops["forward"], 0)
 
-    def assert_same_rows(self, ours, theirs):
+    def assert_same_rows(self, ours, theirs, stage):
         """What is told of the rows of the last step."""
-        self.assertEqual(ours.is_scored, theirs.is_scored)
         for mine, other in (
-            (ours.scored(), theirs.scored()),
-            (ours.uniform(), theirs.uniform()),
+            (ours.scored(stage), theirs.scored(stage)),
+            (ours.uniform(stage), theirs.uniform(stage)),
         ):
             self.assertEqual(set(mine), set(other))
             for name, value in other.items():
@@ -543,7 +553,6 @@ class TrainingTest(tf.test.TestCase):
         )
         self.assertGreater(history["distillation"][0], 0.0)
         # Nothing has asked the reference before: it is run on what is trained.
-        self.assert_replicas_train_as_one({2: 1}, None, **weight)
         # By way of a projection to another width.
         self.assert_replicas_train_as_one(
             {2: 1},
@@ -554,46 +563,66 @@ class TrainingTest(tf.test.TestCase):
         )
 
     def test_uniform_draws_and_whole_batches(self):
-        uniform = config.SelectionConfig("uniform", batch_size=8)
-        self.assert_replicas_train_as_one({4: 1}, uniform)
+        self.assert_replicas_train_as_one({4: 1}, UNIFORM)
         self.assert_replicas_train_as_one({2: 1}, None)
 
-    def test_views_and_kinds_of_steps(self):
+    def test_two_stages_of_which_the_second_begins_later(self):
+        stages = (
+            config.Stage(2, num_chunks=3, uniform_share=0.25),
+            config.Stage(2, num_chunks=2, first_step=2),
+        )
+        settings = config.SelectionConfig(8, stages)
+        batches = batches_of(6, rows=32)
+        self.assert_replicas_train_as_one({2: 2}, settings, batches)
+
+    def test_views(self):
         coarse = config.View(patch_size=4)
-        # A kind of step takes long to trace, and once for each replica.
-        easy = config.Phase(4, criterion="easy_reference", candidates=8)
-        joint = dataclasses.replace(JOINT, view=coarse)
-        for count, settings in (
-            (2, dataclasses.replace(joint, phases=(easy,))),
-            (4, dataclasses.replace(joint, stop_when_passed=3)),
-        ):
-            self.assert_replicas_train_as_one(
-                {count: 1},
-                settings,
-                learner=tiny.flexible_learner,
-                views=(config.View(), coarse),
-            )
+        self.assert_replicas_train_as_one(
+            {2: 1},
+            config.SelectionConfig(
+                8, (config.Stage(2, num_chunks=2, view=coarse),)
+            ),
+            batches_of(6),
+            learner=tiny.flexible_learner,
+            views=(config.View(), coarse),
+        )
+
+    def test_curated_rows(self):
+        batches = batches_of(6)
+        for number, extra in enumerate(tiny.super_batches(6, rows=4, seed=1)):
+            extra["record_replaced"] = np.arange(4) < number
+            extra["caption_replaced"] = np.zeros(4, bool)
+            batches[number]["curated"] = extra
+        history = self.assert_replicas_train_as_one(
+            {2: 2, 4: 1},
+            dataclasses.replace(JOINT, batch_size=12),
+            batches,
+            distillation_weight=1.0,
+        )
+        # 0 to 5 of the super-batches, and 0 to 4 and 4 of the curated rows.
+        self.assertEqual(history["data/records_replaced"], [15.0 + 14.0])
 
     def test_a_quota_for_each_replica(self):
-        quota = {"quota": "per_replica"}
-        joint = config.SelectionConfig("joint", 8, 2, **quota)
-        uniform = config.SelectionConfig("uniform", batch_size=8, **quota)
-        batches = batches_of(5)
-        for settings in (joint, uniform):
+        batches = batches_of(5, rows=32)
+        joint = config.Stage(2, num_chunks=2)
+        uniform = config.Stage(2, method="uniform")
+        for stages in ((joint, joint), (uniform, uniform)):
+            settings = config.SelectionConfig(8, stages, quota="per_replica")
             model = build(2, settings, augment=None)
             twin = build(1, None, augment=None)
             history, drawn = fit(model, batches)
             for batch, ids in zip(batches, drawn, strict=True):
                 rows = [list(batch["id"]).index(one) for one in ids]
                 self.assertLen(set(rows), 8)
-                # Four of each replica's eight.
-                self.assertEqual(sum(row < 8 for row in rows), 4)
+                # Four of each replica's sixteen.
+                self.assertEqual(sum(row < 16 for row in rows), 4)
                 fit(twin, [{n: value[rows] for n, value in batch.items()}])
             self.assert_same(model.learner, twin.learner)
 
     def test_a_checkpoint_goes_on_with_another_number_of_replicas(self):
         batches = batches_of(6)
-        independent = config.SelectionConfig("independent", batch_size=8)
+        stage = config.Stage(2, method="independent")
+        independent = config.SelectionConfig(8, (stage,))
 
         def adam(rate, **settings):
             return jest_tf.AdamW(rate / 10, **settings)
@@ -631,28 +660,36 @@ class TrainingTest(tf.test.TestCase):
 
 
 class RefusalsTest(tf.test.TestCase):
-    def assert_refused(self, message, settings=JOINT, rows=16, **more):
-        with self.assertRaisesRegex(ValueError, message):
-            fit(build(4, settings, **more), batches_of(1, rows))
-
     def test_sizes_that_replicas_cannot_share_are_refused(self):
-        def joint(*arguments, **more):
-            return config.SelectionConfig("joint", *arguments, **more)
+        def joint(batch_size, num_chunks=2, quota="global", **changes):
+            stage = config.Stage(2, num_chunks=num_chunks, **changes)
+            return config.SelectionConfig(batch_size, (stage,), quota=quota)
 
-        self.assert_refused(r"\(B\) must be static and a mult.*R=4", rows=18)
-        self.assert_refused(r"\(b\) must be .* 6, R=4", joint(6, 2))
-        self.assert_refused(
-            "num_chunks=3, B=16, batch_size=8, R=4",
-            joint(8, 3, quota="per_replica"),
-        )
-        self.assert_refused(
-            "`selection.scoring_batch_size` .* 8, B/R=4, R=4",
-            joint(8, 2, scoring_batch_size=8),
-        )
-        self.assert_refused(
-            "`micro_batch_size` .* 3, b/R=4, R=4", None, micro_batch_size=3
-        )
-        self.assert_refused("batch_size=20, B=16", joint(20, 2))
+        for message, settings, rows, more in (
+            (r"\(B\) must be static and a mult.*R=4", JOINT, 18, {}),
+            ("out of every stage must be .* 6, R=4", joint(6), 12, {}),
+            (
+                "num_chunks=3, B=16, batch_size=8, R=4",
+                joint(8, 3, "per_replica"),
+                16,
+                {},
+            ),
+            (
+                "`scoring_batch_size` .* 8, 4 rows, R=4",
+                joint(8, scoring_batch_size=8),
+                16,
+                {},
+            ),
+            (
+                "`micro_batch_size` .* 3, b/R=4, R=4",
+                None,
+                16,
+                {"micro_batch_size": 3},
+            ),
+            ("must have 40 rows .* 16 rows, b=20", joint(20), 16, {}),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                fit(build(4, settings, **more), batches_of(1, rows))
 
     def test_models_from_outside_the_scope_are_refused(self):
         outside = tiny.learner(5)

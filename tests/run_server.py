@@ -44,7 +44,6 @@ def recipe(folder, overrides=()):
         "data": {
             "train": (shard, os.path.join(folder, "damaged.tfrecord")),
             "max_fault_rate": 0.5,
-            "super_batch_size": 12,
             "image_size": tiny.IMAGE_SIZE,
             "text_length": tiny.TEXT_LENGTH,
             "min_crop_area": 0.5,
@@ -53,10 +52,10 @@ def recipe(folder, overrides=()):
         # The learner below has no patches, but the settings are checked.
         "model": {"patch_size": tiny.IMAGE_SIZE},
         "selection": {
-            "method": "joint",
             "batch_size": 4,
-            "num_chunks": 2,
-            "criterion": "hard_learner",
+            "stages": (
+                {"candidates": 3, "num_chunks": 2, "criterion": "hard_learner"},
+            ),
         },
         "optimizer": {"learning_rate": 0.05, "warmup_steps": 2, "ema": 0.8},
         "evaluation": {

@@ -39,17 +39,19 @@ def constructor(kind):
 
 
 def fields(name, kind):
-    """A line a field of a dataclass or NamedTuple, with its default."""
+    """A line a field of a dataclass or NamedTuple, with its default if any."""
     if hasattr(kind, "_fields"):
         return [f"{name}.{field}" for field in kind._fields]
     lines = []
     for field in dataclasses.fields(kind):
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            shown = f"{field.default_factory.__name__}()"
-        else:
-            shown = repr(default)
-        lines.append(f"{name}.{field.name} = {shown}")
+        shown, factory = f" = {field.default!r}", field.default_factory
+        if inspect.isclass(factory):
+            shown = f" = {factory.__name__}()"
+        elif factory is not dataclasses.MISSING:
+            shown = f" = {factory()!r}"
+        elif field.default is dataclasses.MISSING:
+            shown = ""
+        lines.append(f"{name}.{field.name}{shown}")
     return lines
 
 

@@ -6,17 +6,21 @@ import os
 import keras
 import numpy as np
 import shard_files
+import sidecar_files
 import tensorflow as tf
 
 from jest_tf import models
+from jest_tf.data import stores
+from jest_tf.data.sidecars import embed
 from jest_tf.models import towers
 
 IMAGE_SIZE, TEXT_LENGTH, VOCABULARY_SIZE = 4, 3, 12
+DIM = 6  # of the learner's embeddings
 # For a shard's captions, which are of the words a to j.
 VOCABULARY = ["[UNK]", "[EOS]", *"abcdefghij"]
 
 
-def learner(seed=0, dim=6, extra=(), dtype=None, **settings):
+def learner(seed=0, dim=DIM, extra=(), dtype=None, **settings):
     """A built `TwoTower` of dense layers; `extra` end the image tower."""
 
     def dense(salt):
@@ -84,18 +88,15 @@ def super_batches(count=1, rows=12, seed=0):
 
 def dataset(batches):
     """A dataset with one element a super-batch."""
-    stacked = {
-        name: np.stack([batch[name] for batch in batches])
-        for name in batches[0]
-    }
+    stacked = tf.nest.map_structure(lambda *parts: np.stack(parts), *batches)
     return tf.data.Dataset.from_tensor_slices(stacked)
 
 
-def write_shard(path, rows=20, seed=0, damaged=()):
+def write_shard(path, rows=20, seed=0, damaged=(), noisy=()):
     """A shard of PNG noise with captions of three words; ids from 100 on.
 
     The pictures of the rows in `damaged` are cut off, every other one so that
-    only decoding finds it out.
+    only decoding finds it out. The rows in `noisy`, if any, have a "noise".
     """
     random = np.random.default_rng(seed)
     payloads = []
@@ -110,9 +111,24 @@ def write_shard(path, rows=20, seed=0, damaged=()):
                 image=image,
                 caption=" ".join(words),
                 id=100 + row,
+                **({"noise": "wrong" * (row in noisy)} if noisy else {}),
             )
         )
     return shard_files.write_shard(path, payloads)
+
+
+def write_sidecars(path, noisy=(), output=embed.Output()):  # noqa: B008
+    """Sidecars of a shard; captions of `noisy` rows are unlike their picture.
+
+    No model has made them, so a run has them without a reference.
+    """
+    store = stores.open_store(path)
+    image, other = (
+        sidecar_files.unit_rows(len(store), seed, DIM) for seed in (1, 2)
+    )
+    text = np.where(np.isin(range(len(store)), noisy)[:, None], other, image)
+    description = sidecar_files.DESCRIPTION._replace(dim=DIM)
+    embed.write_arrays(store, image, text, description, output)
 
 
 def from_clock(name):
@@ -121,6 +137,26 @@ def from_clock(name):
 
 
 def read_lines(workdir, name):
-    """The objects of a `.jsonl` file in `workdir`."""
-    with open(os.path.join(workdir, name), encoding="utf-8") as file:
+    """The objects of a `.jsonl` file in `workdir`; [] without the file."""
+    path = os.path.join(workdir, name)
+    if not os.path.isfile(path):
+        return []
+    with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def read_unmeasured(workdir, name):
+    """`read_lines` without what the clock and the machine decide."""
+    return [
+        {key: value for key, value in line.items() if not from_clock(key)}
+        for line in read_lines(workdir, name)
+    ]
+
+
+def read_stages(workdir):
+    """What `telemetry.jsonl` says of stages, a dict for each of every line."""
+    return [
+        {"step": line["step"], "super_batch": line["super_batch"]} | stage
+        for line in read_lines(workdir, "telemetry.jsonl")
+        for stage in line["stages"]
+    ]

@@ -13,11 +13,12 @@ import replica_cases
 import tensorflow as tf
 import tiny
 
+import jest_tf
 from jest_tf import config, distribution, training
 from jest_tf.data import augmentation
 from jest_tf.distribution import keras_fit
 
-SELECTION = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
+SELECTION = config.SelectionConfig(8, stages=(config.Stage(2, num_chunks=2),))
 STEPS, ROWS = 20, 16
 
 
@@ -41,7 +42,9 @@ def train(strategy, steps_per_execution):
             tiny.learner(0),
             tiny.learner(5),
             SELECTION,
-            augment=augmentation.Augmentation(flip=True, min_area=0.5),
+            options=jest_tf.StepOptions(
+                augment=augmentation.Augmentation(flip=True, min_area=0.5)
+            ),
         )
         model.compile(
             optimizer=SGD(0.05, global_clipnorm=0.3),
@@ -63,13 +66,16 @@ def train(strategy, steps_per_execution):
         ).repeat()
 
     drawn = _Drawn()
-    dataset = distribution.distribute(strategy, super_batches, ROWS)
+    dataset = distribution.distribute(strategy, super_batches)
     history = model.fit(
         dataset, steps_per_epoch=STEPS, verbose=0, callbacks=[drawn]
     ).history
     told = {
-        **model.rows.scored(),
-        **model.rows.uniform(),
+        **model.rows.scored(0),
+        **{
+            f"uniform_{name}": one
+            for name, one in model.rows.uniform(0).items()
+        },
         **{
             f"draw_{step}": model.rows.drawn(step)
             for step in range(STEPS - steps_per_execution, STEPS)
@@ -98,7 +104,7 @@ def fit_line(strategy, kind):
         x = np.ones((8 // num_hosts, 1), np.float32)
         return tf.data.Dataset.from_tensors({"x": x, "y": 3 * x}).repeat()
 
-    dataset = distribution.distribute(strategy, super_batches, 8)
+    dataset = distribution.distribute(strategy, super_batches)
     model.fit(dataset, steps_per_epoch=4, shuffle=False, verbose=0)
     return model.line.kernel.numpy()
 

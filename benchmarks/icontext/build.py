@@ -1,57 +1,56 @@
 """Builds IconText data sets from public packages.
 
-    python -m benchmarks.icontext.build fetch --cache icontext-work/cache
-    python -m benchmarks.icontext.build full --cache icontext-work/cache \
-        --out icontext-work/data
-    python -m benchmarks.icontext.build mini --cache icontext-work/cache \
-        --data icontext-work/data --out examples/icontext_mini
+    python -m benchmarks.icontext.build fetch --work icontext-work
+    python -m benchmarks.icontext.build full --work icontext-work
+    python -m benchmarks.icontext.build web --work icontext-work
+    python -m benchmarks.icontext.build mini --work icontext-work \
+        --out examples/icontext_mini
 
-`fetch` needs npm, apt-get and dpkg-deb, and continues where it stopped. `full`
-and `mini` need resvg-py (`pip install --editable '.[icontext]'`) and no
-network; `mini` samples what `full` built. The same versions give the same
+`fetch` needs npm, apt-get and dpkg-deb, and continues where it stopped. The
+others need resvg-py (`pip install --editable '.[icontext]'`) and no network;
+each is made of what the one before it built. The same versions give the same
 bytes, except for letters in clip art, which are drawn in the fonts of the
 machine.
 """
 
 import argparse
 import os
+import pathlib
 import sys
 
-from benchmarks.icontext import full, mini, packages
+from benchmarks.icontext import full, mini, packages, web
 
 
 def main(arguments=None):
-    """Run one sub-command; see the module's docstring."""
+    """Run one command; see the module's docstring."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    fetch, whole, small = map(commands.add_parser, ("fetch", "full", "mini"))
-    for command in (fetch, whole, small):
-        command.add_argument("--cache", default="icontext-work/cache")
-    whole.add_argument("--out", default="icontext-work/data")
-    small.add_argument("--data", default="icontext-work/data")
-    small.add_argument("--out", default="examples/icontext_mini")
-    whole.add_argument(
-        "--permissive-only",
-        action="store_true",
-        help="only licences that ask for no more than a notice",
-    )
-    whole.add_argument(
+    add = parser.add_argument
+    add("command", choices=("fetch", "full", "web", "mini"))
+    add("--work", type=pathlib.Path, default="icontext-work")
+    add("--out", type=pathlib.Path, help="of mini (WORK/mini)")
+    add(
         "--jobs",
         type=int,
         default=len(os.sched_getaffinity(0)),
         help="processes that render (default: one per core)",
     )
-    options = vars(parser.parse_args(arguments))
-    builds = {"fetch": packages.fetch, "full": full.build, "mini": mini.build}
-    build = builds[options.pop("command")]
+    options = parser.parse_args(arguments)
+    work = options.work
+    cache, data = work / "cache", work / "data"
     try:
-        build(**options)
+        if options.command == "fetch":
+            packages.fetch(cache)
+        elif options.command == "full":
+            full.build(cache, data, options.jobs)
+        elif options.command == "web":
+            web.build(data, work / "web")
+        else:
+            mini.build(cache, data, options.out or work / "mini")
     except (ImportError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
-    if "out" in options:
-        print(f"built: {options['out']}", file=sys.stderr)
+    print(f"{options.command}: done, in {work}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,16 @@ import functools
 import json
 import multiprocessing
 import os
-import pathlib
 
 import tqdm
 
-from benchmarks.icontext import concepts, manifest, selection, sources
+from benchmarks.icontext import (
+    concepts,
+    manifest,
+    packages,
+    selection,
+    sources,
+)
 
 SEED = 0
 REFERENCE_STYLES = ("noto", sources.FLUENT_3D_STYLE)
@@ -38,37 +43,35 @@ VOCABULARY_SIZE = 8192
 _BLOCK_SIZE = 512  # rows that the sieve compares with held-out ones at a time
 
 
-def build(cache, out, *, permissive_only=False, jobs=1):
-    """Write shards, vocabulary, stats.json, tables and licences.
+def build(cache, out, jobs=1):
+    """Write shards, vocabulary, stats.json and licences.
 
     Args:
         cache: folder that `packages.fetch` filled.
         out: folder to write to; left alone if it has this data set.
-        permissive_only: leave out what asks for more than a notice.
         jobs: processes that render.
 
     Raises:
-        FileExistsError: another data set is there.
+        FileExistsError: another data set is there, which may have runs.
         FileNotFoundError: a package is missing.
     """
-    out = pathlib.Path(out)
+    packages.path(cache, packages.ICONIFY)  # or what to do without it
     settings = {
         "seed": SEED,
         "split_salt": concepts.SPLIT_SALT,
         "size": selection.SIZE,
-        "permissive_only": permissive_only,
     }
-    if is_built(out, settings, manifest.versions(cache)):
+    if is_built(out, settings, manifest.versions()):
         return
     sieve = selection.Sieve()
-    splits = _curated(cache, permissive_only, sieve)
-    styles, left_out = _pool_styles(cache, permissive_only)
+    splits = _curated(cache, sieve)
+    styles, left_out = _pool_styles(cache)
     rendered = _render_pool(cache, sieve.held_out, styles, jobs)
     splits["pool"] = merged(rendered, splits, sieve.drops)
     out.mkdir(parents=True, exist_ok=True)
     write_vocabulary(out, (*splits["pool"], *splits["reference"]))
     manifest.write(
-        cache, out, splits, settings, sieve.drops, left_out, NUM_POOL_SHARDS
+        out, splits, settings, sieve.drops, left_out, NUM_POOL_SHARDS
     )
 
 
@@ -76,27 +79,22 @@ def is_built(out, settings, versions):
     """Returns whether `out` has this data set; Python versions may differ.
 
     Raises:
-        FileExistsError: it has another data set, which may have runs.
+        FileExistsError: it has another data set.
     """
-    if not (out / "stats.json").exists():
+    path = out / "stats.json"
+    if not path.exists():
         return False
-    stats = json.loads((out / "stats.json").read_text(encoding="utf-8"))
-    there = stats["settings"] | stats["versions"]
-    other = [
-        f"{name} is {there.get(name)!r}, wanted is {value!r}"
-        for name, value in (settings | versions).items()
-        if name != "python" and there.get(name) != value
-    ]
-    if other:
+    stats = json.loads(path.read_text(encoding="utf-8"))
+    there = {**stats["settings"], **stats["versions"], "python": None}
+    if there != {**settings, **versions, "python": None}:
         raise FileExistsError(
-            f"{str(out)!r} has a data set of other settings: "
-            f"{'; '.join(other)}. Name another folder with --out, or remove "
-            "it with all that was made of it"
+            f"{str(out)!r} has a data set of other settings or versions; name "
+            "another folder with --work"
         )
     return True
 
 
-def _curated(cache, permissive_only, sieve):
+def _curated(cache, sieve):
     """Every split but the pool, `{split: list of selection.Record}`."""
     table = sources.load_concepts(cache)
     every_style = (*REFERENCE_STYLES, *POOL_STYLES, TEST_STYLE)
@@ -110,7 +108,7 @@ def _curated(cache, permissive_only, sieve):
         rows = [
             row
             for row in sources.emoji_of_part(cache, table, styles, part)
-            if sources.admits(row.license, permissive_only)
+            if row.license not in sources.NONCOMMERCIAL_LICENSES
             # A flag is the same picture in every style.
             and (split, table[row.concept].category) != ("test_style", "Flags")
         ]
@@ -118,14 +116,14 @@ def _curated(cache, permissive_only, sieve):
     return splits
 
 
-def _pool_styles(cache, permissive_only):
+def _pool_styles(cache):
     """Styles in the order of the pool, and counts of icons left out."""
     left_out = collections.Counter()
     styles = []
     for style in (*POOL_STYLES, *sources.icon_sets(cache)):
         description = sources.load_collections(cache)[style]
         license_id = description["license"].get("spdx", "")
-        if sources.admits(license_id, permissive_only):
+        if license_id not in sources.NONCOMMERCIAL_LICENSES:
             styles.append(style)
         elif style not in POOL_STYLES:
             left_out[license_id or "none"] += description["total"]

@@ -12,8 +12,6 @@ One shard per split, at most 16 MB.
 """
 
 import collections
-import hashlib
-import pathlib
 
 from benchmarks.icontext import manifest, noise, selection, sources, web
 
@@ -30,22 +28,21 @@ _SPLITS = {
 
 
 def build(cache, data, out):
-    """Write shards, stats.json, tables and licences.
+    """Write shards and stats.json.
 
     Args:
         cache: folder that `packages.fetch` filled.
         data: folder of the whole data set, made from the same packages.
-        out: folder to write to; a README.md there keeps its prose.
+        out: folder to write to.
 
     Raises:
         FileNotFoundError: a package or the whole data set is missing.
         ValueError: the shards are larger than `MAX_BYTES`.
     """
-    data = pathlib.Path(data)
     if not (data / "stats.json").exists():
         raise FileNotFoundError(
             f"{str(data)!r} does not hold the whole data set. Build it with "
-            f"`build full --out {data}`, or name its folder with --data"
+            "`python -m benchmarks.icontext.build full`"
         )
     settings = {
         "seed": SEED,
@@ -53,12 +50,11 @@ def build(cache, data, out):
         "noise_level": NOISE_LEVEL,
         "noise": noise.CRAWL,
         "licenses": sorted(sources.PERMISSIVE_LICENSES),
-        "data": hashlib.sha256((data / "stats.json").read_bytes()).hexdigest(),
     }
     descriptions = sources.load_collections(cache)
     whole, foreign, dropped = web.split(data)
     splits, left_out = sampled(whole, foreign, descriptions)
-    stats = manifest.write(cache, out, splits, settings, dropped, left_out)
+    stats = manifest.write(out, splits, settings, dropped, left_out)
     if stats["bytes"] > MAX_BYTES:
         raise ValueError(
             f"the shards must not exceed {MAX_BYTES} bytes. "
@@ -108,7 +104,7 @@ def sampled(whole, foreign, descriptions):
 
 def _objection(row, descriptions):
     """Why the licence of a row is not permissive enough, or ""."""
-    if not sources.admits(row.license, permissive_only=True):
+    if row.license not in sources.PERMISSIVE_LICENSES:
         return row.license or "none"
     # Emoji in 3D and clip art come with a notice of their own.
     terms = descriptions.get(row.style, {"license": {"url": "its package"}})

@@ -11,7 +11,6 @@ The pool keeps its size. A record's `noise` names the kind, and is empty where
 the pair is what it was: an oracle can see it, a run does not look at it.
 """
 
-import functools
 import hashlib
 
 import numpy as np
@@ -32,51 +31,50 @@ CRAWL = {
 # Pictures that are repeated: each as often as the level asks.
 _NUM_REPEATED = 500
 _MAX_SHIFT = 2  # pixels, to any side
+_SEED = 0
 
 
-def add(records, level, foreign, shares=CRAWL, seed=0):
+def add(records, level, foreign):
     """Replaces a share of a pool by noise.
 
     Args:
         records: list of `selection.Record`, the pool.
         level: share that becomes noise, in [0, 1].
         foreign: records of another domain.
-        shares: the kinds with their shares of the noise, which are divided by
-            their sum.
-        seed: of which pairs become noise, and of which kind.
 
     Returns:
         Records in the order of `records`, with `noise` where it is some. A
         higher level keeps the noisy pairs of a lower one noisy.
 
     Raises:
-        ValueError: there are too few foreign records, or an unknown kind.
+        ValueError: there are too few foreign records.
     """
-    makers = {
-        MOVED: moved,
-        UNINFORMATIVE: _uninformative,
-        WRONG_DOMAIN: functools.partial(_wrong_domain, foreign=foreign),
-        NEAR_DUPLICATE: functools.partial(_near_duplicate, seed=seed + 1),
-    }
-    if not makers.keys() >= shares.keys():
-        raise ValueError(
-            f"`shares` must have kinds among {', '.join(makers)}. Received: "
-            f"{', '.join(shares)}"
-        )
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(_SEED)
     # Which kind a pair would get does not depend on the level.
     order = random.permutation(len(records))
-    bounds = np.cumsum(list(shares.values())) / sum(shares.values())
+    bounds = np.cumsum(list(CRAWL.values()))
     kind_of = np.searchsorted(bounds, random.random(len(records)), "right")
-    kind_of = np.minimum(kind_of, len(shares) - 1)[order]
+    kind_of = np.minimum(kind_of, len(CRAWL) - 1)[order]
     chosen = order[: round(level * len(records))]
+    places = {
+        kind: chosen[kind_of[: len(chosen)] == number]
+        for number, kind in enumerate(CRAWL)
+    }
+    if len(foreign) < len(places[WRONG_DOMAIN]):
+        raise ValueError(
+            "`foreign` must have a record for each pair that becomes noise of "
+            f"another domain, {len(places[WRONG_DOMAIN]):,}. Received: "
+            f"{len(foreign):,}"
+        )
     found = list(records)
-    for number, kind in enumerate(shares):
-        places = chosen[kind_of[: len(chosen)] == number]
-        if len(places):
-            made = makers[kind](records, places)
-            for place, record in zip(places, made, strict=True):
-                found[place] = record._replace(noise=kind)
+    for kind, made in (
+        (MOVED, moved(records, places[MOVED])),
+        (UNINFORMATIVE, _uninformative(records, places[UNINFORMATIVE])),
+        (WRONG_DOMAIN, foreign),
+        (NEAR_DUPLICATE, _near_duplicate(records, places[NEAR_DUPLICATE])),
+    ):
+        for place, record in zip(places[kind], made, strict=False):
+            found[place] = record._replace(noise=kind)
     return found
 
 
@@ -117,17 +115,8 @@ def _uninformative_caption(record):
     return forms[digest.digest()[4] % len(forms)]
 
 
-def _wrong_domain(records, places, foreign):
-    if len(foreign) < len(places):
-        raise ValueError(
-            "`foreign` must have a record for each pair that becomes noise of "
-            f"another domain, {len(places):,}. Received: {len(foreign):,}"
-        )
-    return foreign[: len(places)]
-
-
-def _near_duplicate(records, places, seed):
-    sources = np.random.default_rng(seed).permutation(len(records))
+def _near_duplicate(records, places):
+    sources = np.random.default_rng(_SEED + 1).permutation(len(records))
     sources = sources[:_NUM_REPEATED]
     return [
         _shifted(records[sources[turn % len(sources)]], turn)

@@ -9,7 +9,6 @@ import os
 import pathlib
 import subprocess
 import tempfile
-import urllib.parse
 
 from benchmarks import report
 
@@ -29,9 +28,6 @@ NPM_PACKAGES = (
 )
 
 OPENCLIPART = "openclipart-svg@1:0.18+dfsg-19"
-# Only for the texts of the licences that it carries, so any version will do.
-COMMON_LICENSES = "base-files"
-DEBIAN_PACKAGES = (OPENCLIPART, COMMON_LICENSES)
 
 
 def fetch(cache):
@@ -44,7 +40,7 @@ def fetch(cache):
         RuntimeError: a tool is missing or a package cannot be fetched.
     """
     jobs = [(spec, _fetch_npm) for spec in NPM_PACKAGES]
-    jobs += [(spec, _fetch_debian) for spec in DEBIAN_PACKAGES]
+    jobs.append((OPENCLIPART, _fetch_debian))
     for number, (spec, fetch_one) in enumerate(jobs, start=1):
         target = _folder(cache, spec)
         is_there = target.is_dir()
@@ -95,9 +91,6 @@ def _fetch_debian(spec, part):
     _run("apt-get", "download", spec.replace("@", "="), cwd=part)
     (archive,) = part.glob("*.deb")
     _run("dpkg-deb", "-x", archive.name, "package", cwd=part)
-    # <name>_<version>_<architecture>.deb, with ":" written as %3a.
-    fetched = urllib.parse.unquote(archive.stem.split("_")[1])
-    (part / "package" / "VERSION").write_text(fetched + "\n")
 
 
 def _run(*command, cwd):

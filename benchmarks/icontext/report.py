@@ -1,331 +1,365 @@
-"""The benchmark's report, from the result tables alone.
+"""The tables and figures of the benchmark's pages, from the kept tables.
 
-    python -m benchmarks.icontext.report \
-        --pages README.md docs/recipes.md docs/bootstrap.md
-    python -m benchmarks.icontext.report --matrix quick \
-        --results icontext-work/results
+    python -m benchmarks.icontext.report
+    python -m benchmarks.icontext.report methods noise --results runs/results
+    python -m benchmarks.icontext.report --figures benchmarks/icontext/results
 
-Fills the numbers of templates/ in: report.md beside the results, with its
-pictures, and the block of each page, from the template of the page's name. No
-run and no data are needed. The web-like data's numbers are those of the
-folder's summary.json, see `summary.py`; without it, report.md leaves them out.
+Prints all tables in Markdown, or those named. Pages are written by hand around
+them; a test compares the numbers. No run and no data are needed.
 """
 
 import argparse
-import functools
-import os
 import pathlib
 
 import pandas as pd
 
-from benchmarks import report as benchmark_report
-from benchmarks.icontext import (
-    bootstrap,
-    claims,
-    figures,
-    gains,
-    matrix,
-    results,
-    summary,
-    targets,
-    web_words,
-)
-from benchmarks.icontext import comparison as comparison_lib
+from benchmarks import report
+from benchmarks.icontext import figures, measures
 
-_COMMAND = (
-    "python -m benchmarks.icontext.report --pages README.md docs/recipes.md "
-    "docs/bootstrap.md"
-)
-_UNIFORM = {"standard": "uniform", "quick": "quick_uniform"}
-_CURVES = {
-    "uniform_10000": ("uniform", 5, (10, -4), "left"),
-    "best_3000_half": (
-        *("stage 0, distilled, 3,000 steps", -1),
-        *((-6, 10), "right"),
+RESULTS = pathlib.Path(__file__).with_name("results")
+_LEVEL = 0.7  # of noise, where no other is named
+# Rows of the table of methods: what it is, in runs.csv, steps, whether the
+# README has it.
+_METHODS = (
+    ("uniform, the target", "uniform", 36_000, True),
+    (
+        "an eighth of every batch curated, the best of 2 mixtures run to "
+        "18,000 steps",
+        *("mixed_8", 18_000, True),
     ),
-    "best_by_wide": ("stage 0, distilled,\n380 steps", -1, (-14, 22), "right"),
-    "jest_5000": ("JEST", -1, (0, 10), "left"),
-    "mixed_3000": ("curated and\npool, uniform", 0, (-8, -20), "center"),
-}
-# Method: its label, and where that stands.
-_WEB = {
-    "oracle": ("no noise (oracle)", (-1, (0, 12), "right")),
-    "bootstrapped": ("bootstrapped cascade", (-1, (8, 0), "left")),
-    "mixed_8": ("an eighth curated", (-1, (8, 0), "left")),
-    "uniform": ("uniform", (-1, (0, -14), "center")),
-}
+    (
+        "the best-matching half of the pool, cut once by a reference of the "
+        "curated set",
+        *("filtered_50", 9000, True),
+    ),
+    (
+        "JEST, f = 0.8, reference of the curated set alone",
+        *("jest_curated", 1400, False),
+    ),
+    (
+        "Flexi-JEST, f = 0.8, reference of the curated set alone",
+        *("flexi", 1400, False),
+    ),
+    (
+        "cascade by a reference of the curated set",
+        *("cascade_curated", 4500, False),
+    ),
+    (
+        "cascade begun by a reference of the curated set, then renewed",
+        *("renewed", 4500, False),
+    ),
+    ("**bootstrapped cascade**", "bootstrapped", 4500, True),
+    ("bootstrapped cascade, longer", "bootstrapped", 14_000, True),
+    (
+        "uniform on the clean pairs alone, the oracle",
+        *("oracle", 4500, True),
+    ),
+    ("uniform on the curated set alone", "curated", 1000, False),
+)
+# Its ratios are of the way to the target, which a shorter run has passed.
+_LONGER = ("bootstrapped", 14_000)
+# Rows of the table over noise: steps, and how FLOPs are counted.
+_OVER_NOISE = (
+    ("an eighth of every batch curated", "mixed_8", 2250, "all"),
+    (
+        "JEST, f = 0.8, reference of the curated set alone",
+        *("jest_curated", 1400, "all"),
+    ),
+    (
+        "cascade, K = 5, by a reference of the curated set",
+        *("cascade_curated", 1400, "all"),
+    ),
+    (
+        "cascade begun by a reference of the curated set, K = 3, K = 5 at 90 % "
+        "noise; its training not counted",
+        *("renewed", 1400, "given reference"),
+    ),
+    ("the same; its training counted", "renewed", 1400, "all"),
+    (
+        "bootstrapped cascade, K = 3, K = 5 at 90 % noise",
+        *("bootstrapped", 1400, "all"),
+    ),
+    ("no noise, the oracle", "oracle", 1400, "all"),
+)
+# Differences in points that the paper's claims ask for.
+_CLAIMS = (
+    (
+        "joint less independent selection",
+        *("significant", "jest_f80_700", "independent_700"),
+    ),
+    ("f = 0.8 less 0.5", "monotone", "jest_f80_700", "jest_f50_700"),
+    ("f = 0.9 less 0.8", "monotone", "jest_f90_700", "jest_f80_700"),
+    ("f = 0.95 less 0.9", "monotone", "jest_f95_700", "jest_f90_700"),
+    (
+        "learnability less easy-reference",
+        *("scales better", "jest_f80_700", "easy_reference_700"),
+    ),
+    (
+        "learnability less hard-learner",
+        *("scales better", "jest_f80_700", "hard_learner_700"),
+    ),
+    (
+        "16 chunks less 32",
+        *("no worse", "jest_f80_700", "chunks_32_700"),
+    ),
+    (
+        "JEST less its reference",
+        *("on many tasks", "jest_curated_1400", "curated_1000"),
+    ),
+    (
+        "JEST less the cascade by the same reference",
+        *("scales better", "jest_curated_1400", "cascade_curated_1400"),
+    ),
+    (
+        "cascade: curated reference less one of curated and pool",
+        *("essential", "cascade_curated_1400", "cascade_mixed_1400"),
+    ),
+)
+_NO_WORSE = -0.01  # the score that "no worse" may lose
+# Runs of seed 0 on validation beside what was kept.
+_TRIED = (
+    ("bootstrapped, K = 2", "bootstrapped_k2_2700", "bootstrapped_2700"),
+    ("bootstrapped, K = 5", "bootstrapped_k5_2700", "bootstrapped_2700"),
+    (
+        "bootstrapped, eight renewals of smaller shares",
+        *("bootstrapped_often_2000", "bootstrapped_2000"),
+    ),
+    (
+        "bootstrapped, from a pool without near-duplicates",
+        *("bootstrapped_distinct_2700", "bootstrapped_2700"),
+    ),
+    (
+        "bootstrapped, begun half curated",
+        *("bootstrapped_half_2700", "bootstrapped_2700"),
+    ),
+    ("uniform, learning rate 2e-3", "uniform_fast_4500", "uniform_4500"),
+    (
+        "an eighth curated, learning rate 1e-3",
+        *("mixed_8_slow_4500", "mixed_8_4500"),
+    ),
+)
+
+# Rows of the table of emoji art, by cell.
+_EMOJI_ART = (
+    ("uniform", "uniform_10000"),
+    ("uniform, the target", "uniform"),
+    ("JEST, f = 0.8", "jest_5000"),
+    ("stage 0 only, K = 25", "stage_0_3000"),
+    ("stage 0 with distillation", "best"),
+    ("stage 0 with distillation, reference twice as wide", "best_by_wide"),
+    (
+        "stage 0 with distillation for the first quarter, half of its rows "
+        "uniform",
+        "best_3000_half",
+    ),
+    (
+        "uniform on curated set and pool, half each (the reference)",
+        "mixed_3000",
+    ),
+    ("uniform on the curated set only", "reference_curated"),
+)
 
 
 def main(arguments=None):
-    """Parse the flags and write."""
+    """Print tables, or draw figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("--results", type=pathlib.Path, default=results.FOLDER)
-    add("--out", type=pathlib.Path, help="folder to write to; the results'")
-    add("--matrix", default="standard", choices=_UNIFORM)
-    add(
-        "--pages",
-        nargs="*",
-        default=(),
-        type=pathlib.Path,
-        metavar="PAGE",
-        help="Markdown files whose block is replaced",
-    )
+    add("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
+    add("--results", type=pathlib.Path, default=RESULTS)
+    add("--figures", type=pathlib.Path, help="folder to draw them in")
     options = parser.parse_args(arguments)
-    tables = results.load(options.results)
-    if tables is None:
-        raise SystemExit(f"error: no results in '{options.results}'")
-    comparison = comparison_lib.Comparison(tables, _UNIFORM[options.matrix])
-    if comparison.uniform not in comparison:
-        raise SystemExit(
-            f"error: '{options.results}' lacks the cell "
-            f"{comparison.uniform!r}, whose final score is the target"
-        )
-    out = options.out or options.results
-    out.mkdir(parents=True, exist_ok=True)
-    words = Words(comparison, tables, options.results)
-    is_kept = options.results.samefile(results.FOLDER)
-    name, file = f"{options.matrix}.md", f"{options.matrix}_report.md"
-    if options.matrix == "standard":
-        draw(comparison, summary.load(options.results), out)
-        name = file = "report.md"
-    (out / file).write_text(words.render(name, is_kept=is_kept), "utf-8")
-    for page in options.pages:
-        folder = os.path.relpath(out, page.resolve().parent)
-        block = words.render(page.name, results=folder)
-        benchmark_report.write_block(page, "icontext", block, _COMMAND)
+    unknown = {*options.tables} - {*TABLES}
+    if unknown:
+        parser.error(f"no table is called {', '.join(sorted(unknown))}")
+    try:
+        found = measures.Results(options.results / "web")
+        if options.figures:
+            figures.draw(found, options.figures)
+            return
+        for name in options.tables or TABLES:
+            try:
+                header, *rows = TABLES[name](found, options.results)
+            except (FileNotFoundError, KeyError) as error:
+                report.log(f"{name}: left out, as there is no {error}")
+                continue
+            print(f"\n{name}:\n\n{report.table(header, rows)}")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
-def _other_leads(comparison):
-    """JEST on emoji art: its lead after 5,000 steps over what a doubling gains.
-
-    Both are points, `(label, slope, lead)` of `figures.gains`.
-    """
-    lead = comparison.difference("jest_5000", "uniform")
-    slope = comparison.difference("uniform_10000", "uniform")
-    if not lead or not slope:
-        return []
-    return [("JEST on emoji art", 100 * slope.value, 100 * lead.value)]
-
-
-def draw(comparison, web, out):
-    """Draw the pictures whose cells have been run.
-
-    Args:
-        comparison: `comparison.Comparison`.
-        web: the content of summary.json, or None.
-        out: folder to write to.
-    """
-    ladders = {
-        method: [
-            (bill["uniform_steps"]["all"], 100 * row["score"]["mean"])
-            for row, bill, *_ in web_words.lines_of(web, method)
-        ]
-        for method in _WEB
-    }
-    if all(map(len, ladders.values())):
-        figures.ladders(
-            {
-                label: tuple(zip(*ladders[method], strict=True))
-                for method, (label, _) in _WEB.items()
-            },
-            dict(_WEB.values()),
-            "Score against compute at 70 % noise",
-            out / "web.png",
-        )
-    found = web and gains.Gains(web)
-    if found and len(found.levels) > 1:
-        figures.gains(
-            found, claims.LEVEL, out / "map.png", _other_leads(comparison)
-        )
-    if all(cell in comparison for cell in _CURVES):
-        figures.frontier(
-            comparison,
-            _CURVES,
-            "Selection with distillation is early;\n"
-            "training on the curated set ends as high",
-            out / "frontier.png",
-        )
+def told(estimate, unit="", factor=1, sign="", digits=1):
+    """An `Estimate` in words, empty of None."""
+    if estimate is None:
+        return ""
+    value, low, high = (
+        "?" if one == float("inf") else f"{factor * one:{sign}.{digits}f}"
+        for one in estimate
+    )
+    return f"{value}{unit} [{low}, {high}]"
 
 
-class Words(web_words.WebWords):
-    """Results in words, by the names that templates use.
-
-    Args:
-        comparison: `comparison.Comparison`.
-        tables: `results.Tables` that it was made of.
-        folder: of the results.
-    """
-
-    def __init__(self, comparison, tables, folder):
-        self._comparison = comparison
-        self._views = folder / "views.csv"
-        self._evidence = claims.evidence(comparison, folder)
-        super().__init__(self._evidence.summary, folder)
-        self._runs = tables.runs
-        self._costs = claims.COSTS | {
-            "flops_with_reference": targets.flops_with_reference(comparison)
-        }
-
-    def render(self, name, **context):
-        """A template with its numbers filled in."""
-        words = {
-            word: getattr(self, word)
-            for word in dir(self)
-            if not word.startswith("_")
-        }
-        words |= {"find": matrix.find, "cells": matrix.cells}
-        folder = pathlib.Path(__file__).with_name("templates")
-        return benchmark_report.render(folder, name, **words, **context)
-
-    def score(self, cell, *splits):
-        """Final score of a cell, with its interval."""
-        found = self._comparison.score(cell, splits or comparison_lib.TEST)
-        return claims.interval(found) if found else claims.NOT_RUN
-
-    def gain(self, first, second, *splits):
-        """Score of one cell less another's, with its interval."""
-        found = self._comparison.difference(
-            first, second, splits or comparison_lib.TEST
-        )
-        return claims.points(found) if found else claims.NOT_RUN
-
-    def times(self, cells, cost):
-        """How many times less a method spends than uniform training."""
-        try:
-            found = self._comparison.to_target(
-                tuple(cells.split()), self._costs[cost]
-            )
-        except ValueError:  # the reference that is charged was not run
-            found = None
-        if found is None:
-            return claims.NOT_RUN
-        few = found.value and found.seeds < comparison_lib.LEAST_SEEDS
-        return claims.times(found) + f", {claims.seeds(found.seeds)}" * bool(
-            few
-        )
-
-    def seeds(self, first, second=None):
-        """How many seeds a score or a difference is of."""
-        return self._comparison.shared(first, second or first)
-
-    def steps(self, cell):
-        """Steps of a run of a cell."""
-        runs = self._comparison.of(cell)
-        return f"{runs[0].row.steps:,}" if runs else claims.NOT_RUN
-
-    def effort(self, cell):
-        """Forward passes of a step over those of a uniform step."""
-        runs = self._comparison.of(cell)
-        if not runs:
-            return claims.NOT_RUN
-        (row, *_) = [run.row for run in runs]
-        passes = targets.passes(runs[0], row.steps)
-        return f"{passes / (3 * row.examples_trained):.2f}"
-
-    def percent(self, cell, column):
-        """Mean of a column of runs.csv over a cell's seeds, times 100."""
-        values = self._runs.loc[self._runs["cell"] == cell, column].dropna()
-        return f"{100 * values.mean():.1f}" if len(values) else claims.NOT_RUN
-
-    def claims(self):
-        """The paper's claims and what became of them.
-
-        Returns:
-            dicts: claim, paper, the results on emoji art and on the web-like
-            data in words, and a note.
-        """
-        return [
-            {
-                "claim": lines[0]["claim"],
-                "paper": lines[0]["paper"],
-                "emoji": _findings(judged, "emoji"),
-                "web": _findings(judged, "web"),
-                "note": " ".join(
-                    line["note"]
-                    for line, found in judged
-                    if line["note"] and line["explains"] == found.verdict
+def methods(found, folder):
+    """Score, lead and ratios to the target of each method."""
+    yield (
+        *("training", "steps", "seeds", "score", "lead in points"),
+        *("fewer examples", "fewer FLOPs, three counts"),
+        "of the oracle's score",
+    )
+    for what, method, steps, _ in _METHODS:
+        line = found.line(method, _LEVEL, steps)
+        if line:
+            fewer, flops = _fewer(found, line, with_parts=True)
+            lead = found.lead(line) if method != measures.UNIFORM else None
+            yield (
+                *(
+                    what,
+                    f"{steps:,}",
+                    str(len(line.seeds)),
+                    _score(found, line),
                 ),
-            }
-            for lines, judged in self._judged()
-        ]
-
-    def verdicts(self):
-        """How many tests of a difference or a ratio have a verdict."""
-        found = [
-            one.verdict
-            for _, lines in self._judged()
-            for line, one in lines
-            if line["test"] != "no_worse"
-        ]
-        return sum(one not in ("", claims.NOT_RUN) for one in found)
-
-    @functools.cache  # noqa: B019 - lives as long as the report
-    def _judged(self):
-        return [
-            (
-                lines,
-                [(line, claims.judge(line, self._evidence)) for line in lines],
+                *(told(lead, factor=100), fewer, flops),
+                _share(found, line),
             )
-            for lines in claims.load().values()
-        ]
 
-    def chance(self):
-        """Score of a random ranking."""
-        (run, *_) = self._comparison.of(self._comparison.uniform)
-        concepts = [run.concepts[split] for split in comparison_lib.TEST]
-        return f"{100 * bootstrap.chance(concepts):.1f}"
 
-    def missing(self):
-        """Names of runs of the main matrices that have no results."""
-        main = ("standard", "diagnosis", "beyond")
-        wanted = [
-            f"{cell.cell}-{seed}"
-            for cell in matrix.load().values()
-            for seed in cell.seeds
-            if cell.matrices[0] in main
-        ]
-        there = {f"{row.cell}-{row.seed}" for row in self._runs.itertuples()}
-        return [name for name in wanted if name not in there]
+def readme(found, folder):
+    """The same for the README: fewer methods and columns."""
+    yield (
+        *("training", "steps", "score", "fewer examples to the target"),
+        "fewer FLOPs to the target",
+        "of the oracle's score, equal steps",
+    )
+    for what, method, steps, is_shown in _METHODS:
+        line = found.line(method, _LEVEL, steps)
+        if line and is_shown:
+            few = len(line.seeds) < measures.LEAST_SEEDS
+            yield (
+                what + f", {_seeds(line)}" * few,
+                *(f"{steps:,}", _score(found, line), *_fewer(found, line)),
+                _share(found, line),
+            )
 
-    def kept(self, cell, view):
-        """Share of a choice's gain that scoring on a view keeps."""
-        if not self._views.exists():
-            return claims.NOT_RUN
-        rows = pd.read_csv(self._views).query("cell == @cell & view == @view")
-        return f"{rows['gain_kept'].mean():.2f}"
 
-    def provenance(self):
-        """Processors and versions of all runs."""
-        machines, versions = (
-            "; ".join(sorted(self._runs[column].unique()))
-            for column in ("machine", "versions")
+def over_noise(found, folder):
+    """Score ratios at equal FLOPs over levels of noise."""
+    levels = [f"{100 * level:.0f} % noise" for level in found.levels]
+    yield ("training", "steps", *levels)
+    for what, method, steps, cost in _OVER_NOISE:
+        yield (
+            *(what, f"{steps:,}"),
+            *(
+                _ratio(found, method, level, steps, cost)
+                for level in found.levels
+            ),
         )
-        return f"Machines: {machines}. Versions: {versions}."
 
 
-def _findings(judged, data):
-    """The findings of a claim on one of the data, in words."""
-    found = [
-        (line["part"], one) for line, one in judged if line["data"] == data
-    ]
-    if not found:
-        return "-"
-    done = [line for line in found if line[1].verdict != claims.NOT_RUN]
-    if not done:
-        return claims.NOT_RUN
-    words = [f"{part + ': ' * bool(part)}{_finding(one)}" for part, one in done]
-    left = [part for part, one in found if one.verdict == claims.NOT_RUN]
-    if left:
-        words.append(f"{', '.join(left)}: {claims.NOT_RUN}")
-    return "; ".join(words)
+def claims(found, folder):
+    """What the paper's claims ask of JEST, in points, and the verdicts."""
+    yield "comparison", "paper", "points", "verdict"
+    line = found.line("jest_curated", _LEVEL, 1400)
+    lead = found.lead(line)
+    yield (
+        *("JEST less uniform training, 1,400 steps", "by a wide margin"),
+        *(told(lead, factor=100, sign="+"), _verdict(lead)),
+    )
+    for what, paper, cell, other in _CLAIMS:
+        estimate = found.difference(f"web_{cell}", f"web_{other}")
+        bound = _NO_WORSE if paper == "no worse" else 0.0
+        yield (
+            *(what, paper, told(estimate, factor=100, sign="+")),
+            _verdict(estimate, bound),
+        )
 
 
-def _finding(found):
-    verdict = f"**{found.verdict}**" if found.verdict else ""
-    return f"{found.measured} {verdict or f'({claims.seeds(found.seeds)})'}"
+def tried(found, folder):
+    """Settings tried on validation, seed 0, beside what was kept."""
+    yield "trial", "steps", "trial's score", "kept setting's score"
+    for what, *names in _TRIED:
+        rows = [found.runs.loc[f"web_{name}", 0] for name in names]
+        scores = [f"{100 * row['val_sets']:.1f}" for row in rows]
+        yield (what, f"{rows[0]['steps']:,}", *scores)
+
+
+def emoji(found, folder):
+    """Scores on emoji art, the mean of both tests, from its own runs.csv."""
+    yield "method", "steps", "seeds", "score", "concepts", "style"
+    runs = pd.read_csv(folder / "runs.csv").set_index("cell")
+    for what, cell in _EMOJI_ART:
+        rows = runs.loc[[cell]]
+        scores = 100 * rows[["test_concept", "test_style"]].mean()
+        yield (
+            *(what, f"{rows['steps'].iloc[0]:,}", str(len(rows))),
+            *(f"{one:.1f}" for one in (scores.mean(), *scores)),
+        )
+
+
+# Rows of text, the first of which is the header, by the table's name.
+TABLES = {
+    "methods": methods,
+    "readme": readme,
+    "noise": over_noise,
+    "claims": claims,
+    "tried": tried,
+    "emoji": emoji,
+}
+
+
+def _score(found, line):
+    return told(measures.estimate(found.end(line)), factor=100)
+
+
+def _seeds(line):
+    count = len(line.seeds)
+    return f"{count} seed{'s' * (count > 1)}"
+
+
+def _share(found, line):
+    share = found.oracle_share(line)
+    return f"{share.value:.2f}" if share else ""
+
+
+def _fewer(found, line, with_parts=False):
+    """Ratios of examples and of FLOPs to the target, in words."""
+    if (line.method, line.steps) == _LONGER:
+        return "as above", "as above"
+    ratios = found.to_target(line)
+    if ratios.examples is None:
+        own = [told(one, "x") for one in found.to_own_end(line)]
+        return [
+            f"{one} to its own end" if one else "not reached" for one in own
+        ]
+    if ratios.is_bound:
+        return [
+            f"at least {one.value:.1f}x"
+            for one in (ratios.examples, ratios.flops["all"])
+        ]
+    flops = told(ratios.flops["all"], "x")
+    if with_parts:
+        parts = [
+            f"{ratios.flops[kind].value:.1f}x / "
+            for kind in ("scores", "reference")
+        ]
+        flops = "".join(parts) + flops
+    return told(ratios.examples, "x"), flops
+
+
+def _ratio(found, method, noise, steps, cost="all"):
+    """Score ratio of a method at one length, empty if it was not run."""
+    line = found.line(method, noise, steps)
+    if not line:
+        return ""
+    ratio = told(found.over_uniform(line, cost))
+    few = len(line.seeds) == 1
+    return ratio if few or not ratio else f"{ratio} ({_seeds(line)})"
+
+
+def _verdict(estimate, bound=0.0):
+    if estimate.low > bound:
+        return "holds"
+    return "does not hold" if estimate.high < bound else "undecided"
 
 
 if __name__ == "__main__":

@@ -64,13 +64,6 @@ class Row(NamedTuple):
     label: str = ""  # concept name of emoji art
 
 
-def admits(license_id, permissive_only):
-    """Returns whether a data set takes pictures under a licence."""
-    if permissive_only:
-        return license_id in PERMISSIVE_LICENSES
-    return license_id not in NONCOMMERCIAL_LICENSES
-
-
 def load_concepts(cache):
     """Every emoji without skin tone, as `{key: concepts.Concept}`."""
     annotations = {}

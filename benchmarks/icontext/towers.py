@@ -50,9 +50,7 @@ class _ImageTower(keras.layers.Layer):
 
     def check_view(self, view):
         """Raises ValueError if a view has more than an image size."""
-        if view.image_size is None or (
-            view.patch_size is not None or view.keep_tokens < 1.0
-        ):
+        if view.image_size is None or view.patch_size is not None:
             raise ValueError(
                 "a convolutional tower's `view` must have an `image_size` and "
                 f"nothing else. Received: {view}"
@@ -67,7 +65,7 @@ class _ImageTower(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="icontext")
-class ConvolutionalTower(_ImageTower):
+class ConvolutionalTower(_ImageTower, layers.Configured):
     """A residual network of 3 x 3 convolutions with averaged features.
 
     Each stage after the first halves the sides of the picture.
@@ -118,14 +116,6 @@ class ConvolutionalTower(_ImageTower):
             features += refine(features)
         features = tf.reduce_mean(features, axis=[1, 2])
         return self.head(self.normalisation(features))
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "widths": self.widths,
-            "embedding_dim": self.embedding_dim,
-            "seed": self.seed,
-        }
 
     def _seed(self, name):
         return layers.child_seed(self.seed, name)
@@ -182,7 +172,7 @@ class StridedTower(_ImageTower, layers.Configured):
 
 
 @keras.saving.register_keras_serializable(package="icontext")
-class BagTower(keras.layers.Layer):
+class BagTower(layers.Configured):
     """An MLP on the mean of a text's token vectors.
 
     The padding, [EOS], counts in the mean; unknown tokens, id 0, do not.
@@ -232,14 +222,6 @@ class BagTower(keras.layers.Layer):
         count = tf.reduce_sum(is_word, axis=1, keepdims=True)
         mean = self.normalisation(summed / tf.maximum(count, 1.0))
         return self.head(self.hidden(mean))
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "vocabulary_size": self.vocabulary_size,
-            "embedding_dim": self.embedding_dim,
-            "seed": self.seed,
-        }
 
 
 class ConvolutionBlock(keras.layers.Layer):

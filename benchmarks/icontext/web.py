@@ -1,13 +1,11 @@
 """The web-like data: a noisy pool, a small curated set, broad tests.
 
-    python -m benchmarks.icontext.web --data icontext-work/data \
-        --out icontext-work/web
-
 Made of the whole data set (`full.py`), whose pool is cut by icon set:
 
 | split | pairs |
 | --- | --- |
 | pool00 to pool90 | all sets but the held-out ones, at six levels of noise |
+| clean15 to clean90 | these without their noise |
 | curated | 4,000 clean pairs of the pool's icons, no longer in the pool |
 | curated1000, curated250 | the first of these |
 | val_sets, test_sets | captions of icon sets that nobody trains on |
@@ -19,11 +17,9 @@ noise of another domain (`noise.py`). Pictures of the pool that copy a held-out
 one are dropped.
 """
 
-import argparse
 import collections
 import hashlib
 import json
-import pathlib
 import re
 
 import numpy as np
@@ -49,64 +45,19 @@ NUM_HELD_OUT = {"test_sets": 2_500, "val_sets": 1_500}
 FAMILY_SIZES = range(300, 4_001)
 _MAX_WORDS = 6
 _ICONS = (sources.MONO_ICON, sources.COLOUR_ICON)
-_NUM_SHARDS = 16
+NUM_SHARDS = 16
 _BLOCK_SIZE = 4_096  # pictures compared with all held-out ones at a time
 
 
-def main(arguments=None):
-    """Write the data."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", default="icontext-work/data", type=pathlib.Path)
-    add("--out", default="icontext-work/web", type=pathlib.Path)
-    add(
-        "--levels",
-        nargs="+",
-        type=int,
-        choices=range(100),
-        default=LEVELS,
-        metavar="PERCENT",
-        help="pools to write, by their noise",
-    )
-    add(
-        "--noise",
-        nargs="+",
-        type=_share,
-        default=list(noise.CRAWL.items()),
-        metavar="KIND=SHARE",
-        help=f"of the noise; kinds: {', '.join(noise.CRAWL)}",
-    )
-    add("--noise-seed", type=int, default=SEED)
-    options = parser.parse_args(arguments)
-    build(
-        options.data,
-        options.out,
-        options.levels,
-        dict(options.noise),
-        options.noise_seed,
-    )
-
-
-def _share(text):
-    """`("moved", 10.0)` of "moved=10"."""
-    kind, _, share = text.rpartition("=")
-    if kind not in noise.CRAWL or not float(share) > 0:
-        raise ValueError(text)
-    return kind, float(share)
-
-
-def build(data, out, levels=LEVELS, kinds=noise.CRAWL, noise_seed=SEED):
+def build(data, out):
     """Writes all splits, the vocabulary and, last, stats.json.
 
     Args:
         data: folder of the whole data set.
-        out: folder to write to.
-        levels: of noise, in percent; a pool for each.
-        kinds: of noise with their shares of it, as of `noise.add`.
-        noise_seed: of `noise.add`.
+        out: folder to write to; left alone if it has the data.
     """
+    if (out / "stats.json").exists():
+        return
     splits, foreign, dropped = split(data)
     out.mkdir(parents=True, exist_ok=True)
     pool = splits.pop("pool")
@@ -114,24 +65,28 @@ def build(data, out, levels=LEVELS, kinds=noise.CRAWL, noise_seed=SEED):
     sizes = {name: len(records) for name, records in splits.items()}
     for name, records in splits.items():
         shards.write(out, name, records, 1)
-    for level in levels:
-        name = f"pool{level:02d}"
-        records = noise.add(pool, level / 100, foreign, kinds, noise_seed)
-        (out / name).mkdir(exist_ok=True)
-        shards.write(out / name, "pool", records, _NUM_SHARDS)
-        counts = collections.Counter(record.noise for record in records)
-        sizes[name] = {one or "pairs": counts[one] for one in sorted(counts)}
+    for level in LEVELS:
+        noisy = noise.add(pool, level / 100, foreign)
+        pools = {f"pool{level:02d}": noisy}
+        if level:
+            clean = [record for record in noisy if not record.noise]
+            pools[f"clean{level:02d}"] = clean
+        for name, records in pools.items():
+            (out / name).mkdir(exist_ok=True)
+            shards.write(out / name, "pool", records, NUM_SHARDS)
+        counts = collections.Counter(record.noise for record in noisy)
+        sizes[f"pool{level:02d}"] = {
+            one or "pairs": counts[one] for one in sorted(counts)
+        }
     stats = {
         "seed": SEED,
-        "data": hashlib.sha256((data / "stats.json").read_bytes()).hexdigest(),
         "sizes": sizes,
         "held_out": {
             name: sorted({record.row.style for record in splits[name]})
             for name in NUM_FAMILIES
         },
         "dropped": dropped,
-        "noise": kinds,
-        "noise_seed": noise_seed,
+        "noise": noise.CRAWL,
     }
     text = json.dumps(stats, indent=1) + "\n"
     (out / "stats.json").write_text(text, encoding="utf-8")
@@ -265,7 +220,3 @@ def _is_plain(row):
 
 def _shape(record):
     return pictures.shape_vector(pictures.decode(record.png))
-
-
-if __name__ == "__main__":
-    main()

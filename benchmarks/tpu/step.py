@@ -17,17 +17,18 @@ def build_model(
     """The model of a run, its optimizer built.
 
     Args:
-        config: the run; `reference.model` may name anything and is a learner
-            of the same size, with its first weights.
+        config: the run; a `reference.model` of any name is a learner of the
+            same size, with its first weights. Without one the reference's
+            embeddings come with the batch.
         strategy: that it is to run under.
     """
     with strategy.scope():
         vocabulary_size = config.data.vocabulary_size
         learner = models.build_learner(config, vocabulary_size)
         teacher = None
-        if config.reference.sidecars:
+        if config.steps_need_reference and config.reads_sidecars:
             teacher = reference.cached(10.0, -10.0)
-        elif config.reference.model:
+        elif config.steps_need_reference:
             teacher = models.build_learner(config, vocabulary_size)
         model = training.build_model(config, learner, teacher)
         model.optimizer.build(model.trainable_variables)
@@ -35,19 +36,16 @@ def build_model(
 
 
 def trace(
-    model: keras.Model, dataset: tf.data.Dataset, super_batch_size: int
+    model: keras.Model, dataset: tf.data.Dataset
 ) -> tf.types.experimental.ConcreteFunction:
     """The function that `fit` calls for an execution, on what it is fed.
 
     Args:
         model: created under a TPUStrategy, real or not.
         dataset: of super-batches.
-        super_batch_size: B.
     """
     strategy = model.distribute_strategy
-    batches = distribution.distribute(
-        strategy, lambda host, num_hosts: dataset, super_batch_size
-    )
+    batches = distribution.distribute(strategy, lambda host, num_hosts: dataset)
     if strategy.num_replicas_in_sync == 1:
         batches = strategy.experimental_distribute_dataset(batches)
     model.make_train_function()
@@ -61,7 +59,8 @@ def trace(
 
 def super_batches(config: config_lib.TrainConfig) -> tf.data.Dataset:
     """Endless super-batches of zeros, like those of `pipeline`."""
-    data, rows = config.data, config.data.super_batch_size
+    data = config.data
+    rows = config.selection.super_batch_size(data.curated_rows)
     shapes = {
         "image": ([data.image_size, data.image_size, 3], tf.uint8),
         "text": ([data.text_length], tf.int32),
@@ -70,7 +69,7 @@ def super_batches(config: config_lib.TrainConfig) -> tf.data.Dataset:
         "caption_replaced": ([], tf.bool),
         "record_replaced": ([], tf.bool),
     }
-    if config.reference.sidecars:
+    if config.steps_need_reference and config.reads_sidecars:
         dim = _REFERENCE_DIM
         if config.reference.distillation_weight:
             dim = config.reference.projection
@@ -83,4 +82,8 @@ def super_batches(config: config_lib.TrainConfig) -> tf.data.Dataset:
         name: tf.zeros([rows, *shape], dtype)
         for name, (shape, dtype) in shapes.items()
     }
+    if data.curated_rows:
+        batch["curated"] = {
+            name: values[: data.curated_rows] for name, values in batch.items()
+        }
     return tf.data.Dataset.from_tensors(batch).repeat()

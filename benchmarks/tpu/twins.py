@@ -38,7 +38,7 @@ _MICRO_BATCH = 32
 _VOCABULARY_SIZE = 32_000
 # Settings of the data that a step sees.
 _SEEN = (
-    "super_batch_size",
+    "curated_rows",
     "image_size",
     "text_length",
     "vocabulary_size",
@@ -54,7 +54,7 @@ class Case(NamedTuple):
     Attributes:
         recipes: names of the recipes whose step it is.
         variant: loss, quota and reference, and by name what else was varied:
-            parts, schedule, size.
+            parts, stages, size.
         config: the run.
         is_everywhere: compiled for all kinds of chips, not for the first alone.
     """
@@ -90,18 +90,20 @@ def twin(
 
     The towers are of preset "tiny" in bfloat16, pictures of 32 pixels, captions
     of 16 tokens of 512; views keep to their patches' size by that of the tower.
-    A replica trains on 16 examples; the super-batch is larger by the recipe's
-    B/b, rounded up.
+    A replica trains on 16 examples, chosen by the recipe's stages.
 
     Args:
         recipe: any.
         num_replicas: R.
     """
     batch_size = _SHARE * num_replicas
-    ratio = -(-recipe.data.super_batch_size // recipe.batch_size)
     views = tuple(_small_view(recipe, view) for view in recipe.model.views)
     selection = dataclasses.replace(
-        recipe.selection, view=_small_view(recipe, recipe.selection.view)
+        recipe.selection,
+        stages=tuple(
+            dataclasses.replace(stage, view=_small_view(recipe, stage.view))
+            for stage in recipe.selection.stages
+        ),
     )
     config = dataclasses.replace(
         recipe,
@@ -119,7 +121,7 @@ def twin(
         ),
         selection=selection,
     )
-    return _seen(config, ratio * batch_size, batch_size)
+    return _seen(config, batch_size)
 
 
 def full_size(
@@ -134,35 +136,39 @@ def full_size(
     data = dataclasses.replace(recipe.data, vocabulary_size=_VOCABULARY_SIZE)
     return _seen(
         dataclasses.replace(recipe, data=data),
-        recipe.data.super_batch_size * num_replicas // CHIPS,
-        recipe.batch_size * num_replicas // CHIPS,
+        recipe.selection.batch_size * num_replicas // CHIPS,
     )
 
 
-def _seen(config, super_batch_size, batch_size):
+def _seen(config, batch_size):
     """Settings that a step sees, on other batches; the rest is dropped."""
     data = {name: getattr(config.data, name) for name in _SEEN}
-    selection = config.selection
-    if selection.batch_size is not None:
-        selection = dataclasses.replace(
-            selection,
-            batch_size=batch_size,
-            num_chunks=min(selection.num_chunks, batch_size),
-            scoring_batch_size=None,
-        )
+    before = config.selection
+    data["curated_rows"] = (
+        data["curated_rows"] * batch_size // before.batch_size
+    )
+    curated = {"curated": ("curated",)} if data["curated_rows"] else {}
     optimizer = config_lib.OptimizerConfig()
     return config_lib.TrainConfig(
-        data=config_lib.DataConfig(
-            **data | {"super_batch_size": super_batch_size}
-        ),
+        data=config_lib.DataConfig(**data, **curated),
         # Towers of public weights are not built here: they are the preset's.
         model=dataclasses.replace(config.model, init_from="", init_tower=""),
-        reference=_reference(
-            config, "sidecar" if config.reference.sidecars else "live"
-        )
+        reference=_reference(config, _kind(config))
         if config.steps_need_reference
         else config_lib.ReferenceConfig(),
-        selection=selection,
+        # Stored stages are the stream's.
+        selection=dataclasses.replace(
+            before,
+            batch_size=batch_size,
+            stages=tuple(
+                dataclasses.replace(
+                    stage,
+                    num_chunks=min(stage.num_chunks, batch_size),
+                    scoring_batch_size=None,
+                )
+                for stage in before.live
+            ),
+        ),
         optimizer=dataclasses.replace(
             config.optimizer,
             learning_rate=optimizer.learning_rate,
@@ -179,8 +185,8 @@ def cases(num_replicas: int) -> list[Case]:
 
     The paper's recipe is compiled once more with other losses, quotas and
     references, in parts (micro-batches while scoring and training, the loss by
-    blocks, two steps an execution), with a schedule, of whose steps each kind
-    is a program, and at full size.
+    blocks, two steps an execution), with two stages, with a stage that begins
+    later, and at full size.
     """
     recipes = {
         path.stem: config_lib.load_config(path)
@@ -213,9 +219,12 @@ def _values(config):
     values = {"loss": config.model.loss}
     if config.selection.scores:
         values["quota"] = config.selection.quota
-        kind = "sidecar" if config.reference.sidecars else "live"
-        values["reference"] = kind
+        values["reference"] = _kind(config)
     return values
+
+
+def _kind(config):
+    return "sidecar" if config.reads_sidecars else "live"
 
 
 def _variants(config, num_replicas):
@@ -223,8 +232,8 @@ def _variants(config, num_replicas):
     yield {"parts": "in parts"}, _in_parts(config, num_replicas)
     for loss, quota, reference in _OTHERS:
         yield {}, _varied(config, loss, quota, reference)
-    for kind, scheduled in _scheduled(config).items():
-        yield {"schedule": kind}, scheduled
+    for kind, staged in _staged(config).items():
+        yield {"stages": kind}, staged
 
 
 def _varied(config, loss, quota, reference):
@@ -240,38 +249,39 @@ def _in_micro_batches(config):
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, micro_batch_size=_MICRO_BATCH),
-        selection=dataclasses.replace(
-            config.selection, scoring_batch_size=_MICRO_BATCH
+        selection=_with_stages(config, scoring_batch_size=_MICRO_BATCH),
+    )
+
+
+def _with_stages(config, **changes):
+    """The selection with changes of every stage."""
+    return dataclasses.replace(
+        config.selection,
+        stages=tuple(
+            dataclasses.replace(stage, **changes)
+            for stage in config.selection.stages
         ),
     )
 
 
-def _scheduled(config):
-    """A schedule that begins with each kind of step, by the kind's name.
+def _staged(config):
+    """Two stages, and a stage whose first steps are uniform, by name.
 
-    What is traced is the first step. The rule that asks whether the learner has
-    passed the reference keeps state; candidates are half of the super-batch.
+    What is traced is the first step.
     """
-    phase = config_lib.Phase
-
-    def with_phases(*phases, **changes):
-        return dataclasses.replace(
+    (stage,) = config.selection.stages
+    first = dataclasses.replace(stage, candidates=2)
+    later = _with_stages(config, first_step=500)
+    return {
+        "two stages": dataclasses.replace(
             config,
             selection=dataclasses.replace(
-                config.selection, phases=phases, stop_when_passed=3, **changes
+                config.selection, stages=(first, stage)
             ),
-        )
-
-    half = config.data.super_batch_size // 2
-    uniform = with_phases(
-        phase(method="uniform"), phase(start=500, method="joint")
-    )
-    return {
-        "schedule, drawn jointly": with_phases(
-            phase(candidates=half), phase(start=500), uniform_every=10
         ),
-        "schedule, drawn uniformly": dataclasses.replace(
-            uniform,
+        "before the first stage": dataclasses.replace(
+            config,
+            selection=later,
             distribution=dataclasses.replace(
                 config.distribution, steps_per_execution=2
             ),
@@ -292,7 +302,7 @@ def _small_view(recipe, view):
 
 
 def _in_parts(config, num_replicas):
-    share = config.data.super_batch_size // num_replicas
+    share = config.selection.super_batch_size() // num_replicas
     return dataclasses.replace(
         config,
         model=dataclasses.replace(
@@ -301,9 +311,7 @@ def _in_parts(config, num_replicas):
             # An uneven last block.
             loss_block_size=_SHARE // 2 - 1,
         ),
-        selection=dataclasses.replace(
-            config.selection, scoring_batch_size=share // 2
-        ),
+        selection=_with_stages(config, scoring_batch_size=share // 2),
         distribution=dataclasses.replace(
             config.distribution, steps_per_execution=2
         ),
@@ -311,7 +319,7 @@ def _in_parts(config, num_replicas):
 
 
 def _reference(config, kind):
-    where = {"sidecar": {"sidecars": True}, "live": {"model": "live"}}[kind]
+    where = {"sidecar": {}, "live": {"model": "live"}}[kind]
     return config_lib.ReferenceConfig(
         distillation_weight=1.0 * bool(config.reference.distillation_weight),
         projection=config.reference.projection,

@@ -30,12 +30,13 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # and settings make none; settings' values are in the digest of a case.
 _MAKERS = (
     "benchmarks/tpu/",
+    "jest_tf/config/methods.py",
     "jest_tf/config/selection.py",
     "jest_tf/data/augmentation.py",
     "jest_tf/data/policies.py",
     "jest_tf/distribution/",
     "jest_tf/embeddings.py",
-    "jest_tf/losses.py",
+    "jest_tf/losses/",
     "jest_tf/models/",
     "jest_tf/selection/",
     "jest_tf/training/",
@@ -103,8 +104,10 @@ def run(case: twins.Case, num_replicas: int, topologies: list[str]):
         "recipes": case.recipes,
         "variant": case.variant,
         "replicas": num_replicas,
-        "super_batch_size": case.config.data.super_batch_size,
-        "batch_size": case.config.batch_size,
+        "super_batch_size": case.config.selection.super_batch_size(
+            case.config.data.curated_rows
+        ),
+        "batch_size": case.config.selection.batch_size,
         "date": time.strftime("%Y-%m-%d"),
         "code": code(),
         "config": case.digest,
@@ -186,7 +189,6 @@ def _trace(config, strategy):
     return step.trace(
         step.build_model(config, strategy),
         step.super_batches(config),
-        config.data.super_batch_size,
     )
 
 

@@ -1,14 +1,13 @@
 """Choose from a whole data set once, into a manifest that training draws by.
 
 By default every window of the data passes a stored stage of five candidates by
-easy-reference, such as a run's (docs/cascade.md). With `--learner` the score is
+easy-reference, such as a run's (docs/funnel.md). With `--learner` the score is
 the learnability between that run and the reference. With `--like` the records
 most like examples of tasks are chosen. A run draws by the manifest with
-`data.manifest=DIR`. The
-output has a report, `report.html`. An interrupted command is continued by the
-same command; `--overwrite` starts again. `--set` takes fields of
-`curation.Choice`, such as stage.candidates=3, and with `--like` of
-`by_similarity.Settings`. The format flags must equal `data` in the training
+`data.manifest=DIR`. The output has a report, `report.html`. An interrupted
+command is continued by the same command; `--overwrite` starts again. `--set`
+takes fields of `curation.Choice`, such as stage.candidates=3, and with `--like`
+of `by_similarity.Settings`. The format flags must equal `data` in the training
 recipe.
 """
 

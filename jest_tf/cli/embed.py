@@ -1,11 +1,12 @@
 """Embed a data set into sidecars, or a folder of pictures into one file.
 
-A sidecar holds the reference's embeddings of one shard. A run with
-`reference.sidecars=true` reads them instead of running the reference. Existing
-sidecars are kept, and an interrupted one is continued by the same command. If
-another process is writing some of them, the command exits with code 75, "try
-again later". On several hosts give each its `--host` and `--num-hosts`. The
-format flags must equal `data` in the training recipe.
+A sidecar holds the reference's embeddings of one shard. Stored stages choose by
+them, and live ones read them in place of running the reference
+(docs/funnel.md). Existing sidecars are kept, and an interrupted one is
+continued by the same command. If another process is writing some of them, the
+command exits with code 75, "try again later". On several hosts give each its
+`--host` and `--num-hosts`. The format flags must equal `data` in the training
+recipe.
 
 With `--folder` all pictures under a folder become one file, which
 `jest_tf.load(...).search` takes. Pictures that cannot be read are listed and

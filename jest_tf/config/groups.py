@@ -86,7 +86,7 @@ class DataConfig(Checked, path="data"):
         index_dir: folder of the index files. Empty puts each beside its shard.
         reader: "numpy", or "ops" to read TFRecords by TensorFlow's ops alone:
             the same stream, on hosts of a TPU slice without Python
-            (docs/distribution.md).
+            (docs/gpus.md).
         token_field: feature of token ids made beforehand, `text_length` to a
             caption, that "ops" reads. Empty tokenises.
         shuffle_block_size: neighbouring records that stay together in the
@@ -194,7 +194,7 @@ class ModelConfig(Checked, path="model"):
         dtype_policy: Keras dtype policy of the towers, "float32" or
             "mixed_bfloat16". Embeddings, losses and scores stay float32.
         loss: "sigmoid" (SigLIP), "softmax" (CLIP), or the "module:function"
-            that returns a `losses.PairLoss` (docs/training.md).
+            that returns a `losses.PairLoss` (docs/towers.md).
         equal_captions: treatment of rows with the same caption in the loss:
             "negative" (the paper), "positive" or "ignore".
         loss_block_size: rows of logits computed at a time. None computes all at
@@ -206,7 +206,7 @@ class ModelConfig(Checked, path="model"):
         bias: initial bias of the logits.
         frozen: names of variables that are not trained, such as "image_tower"
             for locked-image tuning (LiT); `*` stands for any characters
-            (docs/training.md).
+            (docs/fine_tuning.md).
     """
 
     preset: str = "b16"
@@ -306,7 +306,7 @@ class OptimizerConfig(Checked, path="optimizer"):
 
     Attributes:
         name: "adamw", "sgd", "lion" or "adafactor", which are Keras', or the
-            "module:function" that builds an optimizer (docs/training.md).
+            "module:function" that builds an optimizer (docs/fine_tuning.md).
         schedule: the rate after the warm-up: "cosine" or "linear" to zero at
             the last step, "constant", or the "module:function" that builds a
             schedule.

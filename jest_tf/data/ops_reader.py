@@ -1,7 +1,7 @@
 """Records at positions of the stream, by TensorFlow's ops alone.
 
 A dataset of these ops runs on a server that has TensorFlow and nothing else,
-and what it reads goes through no other process (docs/distribution.md).
+and what it reads goes through no other process (docs/gpus.md).
 Its rows, captions, pictures and replacements are those of `data/reader.py`.
 
 TensorFlow's own reader of TFRecords, started at an offset of the index, checks

@@ -3,6 +3,7 @@
 Reference: Evans et al. 2024, arXiv 2406.17711.
 """
 
+import collections
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,11 +52,27 @@ def retrieval_measures(
         image_embeddings, text_embeddings, image_groups, text_groups
     ):
         places = ranking.places(name, *queries, block_size)
-        for k in _RECALLS:
-            results[f"{name}/recall@{k}"] = ranking.recall(places, k)
-        results[f"{name}/mrr"] = float(
-            np.mean(ranking.expected(places, lambda ranks: 1 / ranks))
+        results |= _measures(name, places)
+    return results
+
+
+def chance(image_groups: Sequence, text_groups: Sequence) -> dict[str, float]:
+    """Returns the measures of a model that maps everything to one point.
+
+    Groups as in `retrieval_measures`; every query has a match.
+    """
+    results = {}
+    for name, queries, candidates in (
+        ("image_to_text", image_groups, text_groups),
+        ("text_to_image", text_groups, image_groups),
+    ):
+        sizes = collections.Counter(candidates)
+        matching, counts = np.unique(
+            [sizes[query] for query in queries], return_counts=True
         )
+        tied = len(candidates) - matching
+        places = ranking.Places(np.zeros_like(tied), tied, matching)
+        results |= _measures(name, places, counts)
     return results
 
 
@@ -85,6 +102,19 @@ def ranks(
         # before the first match.
         found[name] = above + 1 + tied / (matching + 1)
     return found
+
+
+def _measures(name, places, counts=None):
+    """The measures of places, which stand for `counts` queries each."""
+    values = {
+        f"recall@{k}": ranking.expected(places, lambda ranks, k=k: ranks <= k)
+        for k in _RECALLS
+    }
+    values["mrr"] = ranking.expected(places, lambda ranks: 1 / ranks)
+    return {
+        f"{name}/{measure}": float(np.average(value, weights=counts))
+        for measure, value in values.items()
+    }
 
 
 def _directions(images, texts, image_groups, text_groups):

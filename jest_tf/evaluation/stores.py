@@ -1,5 +1,6 @@
 """Measures of a learner on every record of a store."""
 
+import functools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -85,6 +86,15 @@ class StoreEvaluation:
             dict.fromkeys(zip(captions, self._groups, strict=True))
         )
         self._labels = columns["label"]
+
+    @functools.cached_property
+    def chance(self) -> dict[str, float]:
+        """The headline measures of a model that sees nothing."""
+        _, groups = zip(*self._texts, strict=True)
+        classes = len(np.unique(self._labels[self._labels != b""]))
+        return retrieval.chance(self._groups, groups) | (
+            {"zero_shot/accuracy@1": 1 / classes} if classes else {}
+        )
 
     def embed(self) -> StoreEmbeddings:
         """Embeds the store with the current weights.

@@ -4,6 +4,7 @@ Names of results are CLIP_benchmark's, so that its tools read the file: one
 object a data set, task and language.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -160,6 +161,24 @@ class EntryEvaluation:
             else:
                 names += probes.MEASURES
         return tuple(names)
+
+    @functools.cached_property
+    def chance(self) -> dict[str, float]:
+        """The headline measures of a model that sees nothing."""
+        outcomes = [
+            Outcome("retrieval", language, retrieval.chance(range(count), rows))
+            for count in [len(self.data.store)]
+            for language, (_, rows) in self._captions.items()
+        ]
+        alike = [
+            name
+            for name in self.measures
+            if name.endswith(("accuracy@1", "_shots"))
+        ]
+        if alike:
+            share = 1 / len(self._classes.names)
+            outcomes.append(Outcome("", "", dict.fromkeys(alike, share)))
+        return flattened(outcomes)
 
     def labelled(self) -> Labelled:
         """Embeds the pictures and the classes."""

@@ -18,7 +18,7 @@ from jest_tf.config import checks
 from jest_tf.data import pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.reports import charts, rendering
-from jest_tf.runs import directory, inputs, interruptions, progress
+from jest_tf.runs import directory, draw_log, inputs, interruptions, progress
 from jest_tf.runs import evaluations as evaluations_lib
 from jest_tf.selection import summary
 
@@ -29,7 +29,10 @@ _GROUPS = {
 }
 _OFFERED = 8  # rows into the first stage that the page opens with
 _RATE_ROWS = 10  # of the log, for the time left
-_MEASURES = (charts.KEPT, charts.UNIFORM, charts.DROPPED, "#15803d", "#7e22ce")
+_MEASURES = (
+    *(charts.KEPT, charts.UNIFORM, charts.DROPPED),
+    *("#15803d", "#7e22ce", "#b45309", "#0e7490"),
+)
 # How often a finished run's logs on a bucket are read again before the last
 # page is written without their missing lines.
 _MOST_LATE = 20
@@ -232,7 +235,7 @@ def _write(workdir, path, logs, moments, problem="", refresh=None):
         evaluated=_evaluated(evaluations),
         charts=_charts(lines, log, evaluations),
         moments=moments,
-        funnel=_funnel(config, log),
+        funnel=draw_log.funnel(config, log),
         titles={
             stage.criterion: config_lib.criterion(stage.criterion)
             for stage in config.selection.stages
@@ -274,30 +277,6 @@ def _positions(config, sources, number):
     if stages is None:
         return number * size + np.arange(size)
     return next(iter(stages.positions(number, slice(0, size)).take(1))).numpy()
-
-
-def _funnel(config, log):
-    """A row for every stage: its settings, and what it chose of late."""
-    sizes = config.selection.sizes(config.data.curated_rows)
-    rows = []
-    for number, stage in enumerate(config.selection.stages):
-        names = ("score", "uniform_score", "clean_in", "clean_out")
-        found = [f"stages/{number}/{name}" for name in names]
-        logged = [row for row in log if found[0] in row]
-        last = logged[-1] if logged else {}
-        rows.append(
-            {
-                "number": number,
-                "stage": stage,
-                "rows_in": sizes[number],
-                "rows_out": sizes[number + 1],
-                **{
-                    name: last.get(path)
-                    for name, path in zip(names, found, strict=True)
-                },
-            }
-        )
-    return rows
 
 
 def _charts(

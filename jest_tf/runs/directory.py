@@ -1,6 +1,6 @@
 """The run directory: its files, how they are written, and who may write.
 
-docs/data.md describes each file. Other modules take names and functions from
+docs/logs.md describes each file. Other modules take names and functions from
 here. A file is replaced whole or grows by rows; `cut_back` removes rows of
 later steps when a run continues.
 """

@@ -5,7 +5,8 @@ logged steps only, so the step's graph is the same without it. All values are
 functions of the settings and the step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -211,6 +212,75 @@ def _scalars(found):
             loss = found["reference_loss"][group].get("mean", 0.0)
             scalars[f"reference_loss_{group}"] = loss
     return scalars
+
+
+class StageRow(NamedTuple):
+    """A stage of a run, and what it chose of late.
+
+    Attributes:
+        number: of the stage.
+        stage: its settings.
+        rows_in: rows into it in a step.
+        rows_out: rows that pass.
+        step: last logged step with its scores, to which the others belong;
+            None without one.
+        score: of the rows that passed.
+        uniform_score: of a uniform draw.
+        clean_in: clean share of the rows into it; None if it is not known.
+        clean_out: clean share of those that passed.
+    """
+
+    number: int
+    stage: config_lib.Stage
+    rows_in: int
+    rows_out: int
+    step: int | None = None
+    score: float | None = None
+    uniform_score: float | None = None
+    clean_in: float | None = None
+    clean_out: float | None = None
+
+    def __str__(self):
+        text = (
+            f"stage {self.number}, {self.stage.method} by "
+            f"{self.stage.criterion}: {self.rows_in:,} rows -> "
+            f"{self.rows_out:,}"
+        )
+        if self.step is None:
+            return f"{text}, unscored"
+        text += (
+            f"; in step {self.step:,} the chosen rows score {self.score:.3g}, "
+            f"uniform ones {self.uniform_score:.3g}"
+        )
+        if self.clean_in is None:
+            return text
+        return f"{text}; clean {self.clean_in:.0%} -> {self.clean_out:.0%}"
+
+
+def funnel(
+    config: config_lib.TrainConfig, log: Sequence[dict]
+) -> list[StageRow]:
+    """Returns the stages of a run, with values of the last rows of its log."""
+    sizes = config.selection.sizes(config.data.curated_rows)
+    rows = []
+    for number, stage in enumerate(config.selection.stages):
+        start, found = f"stages/{number}/", {}
+        for row in log:
+            if f"{start}score" in row:
+                found = row
+        values = {
+            name: found.get(f"{start}{name}") for name in StageRow._fields[5:]
+        }
+        rows.append(
+            StageRow(
+                number,
+                stage,
+                *sizes[number : number + 2],
+                found.get("step"),
+                **values,
+            )
+        )
+    return rows
 
 
 def _write_histograms(number, rows, uniform, step, writer):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,9 @@ from jest_tf.runs import directory, progress, steps
 # Measures of a store, if it has them, and their titles.
 HEADLINES = (
     ("image_to_text/recall@1", "image to text recall@1"),
+    ("image_to_text/mrr", "image to text MRR"),
     ("text_to_image/recall@1", "text to image recall@1"),
+    ("text_to_image/mrr", "text to image MRR"),
     ("zero_shot/accuracy@1", "zero-shot accuracy"),
     ("few_shot/10_shots", "10-shot accuracy"),
     ("linear_probe/accuracy@1", "linear probe"),
@@ -309,8 +312,9 @@ class Evaluation(steps.StepCallback):
         self.seconds += spent
         row = {"step": step, **results, **self._costs(step)}
         directory.append(self._workdir, directory.EVALUATION_FILE, row)
-        for name in self._evaluations.by_name:
-            progress.say(f"step {step:,}  {describe(name, results)}")
+        for name, one in self._evaluations.by_name.items():
+            found = describe(name, results, one.chance)
+            progress.say(f"step {step:,}  {found}")
         share = self.seconds / (time.monotonic() - self._started)
         progress.say(
             f"step {step:,}  evaluated in {spent:.1f} s; evaluations take "
@@ -320,11 +324,20 @@ class Evaluation(steps.StepCallback):
         return results
 
 
-def describe(store: str, results: Mapping[str, float]) -> str:
-    """Formats the headline measures of a store on one line."""
+def describe(
+    store: str,
+    results: Mapping[str, float],
+    chance: Mapping[str, float] = types.MappingProxyType({}),
+) -> str:
+    """Formats the headline measures of a store on one line.
+
+    `chance` are those of a model that sees nothing, as far as they are known.
+    """
     parts = []
     for measure, title in HEADLINES:
         value = results.get(f"eval/{store}/{measure}")
         if value is not None:
-            parts.append(f"{title} {value:.3f}")
+            least = chance.get(measure)
+            known = "" if least is None else f" (chance {least:.3f})"
+            parts.append(f"{title} {value:.3f}{known}")
     return f"{store}: {', '.join(parts)}"

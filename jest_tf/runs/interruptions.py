@@ -8,7 +8,7 @@ leave out the super-batches at fault, by a list in the run directory.
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -162,6 +162,35 @@ class FiniteCheck(steps.StepCallback):
                 if name in logs
             }
             raise finite.NotFinite(names, values)
+
+
+def case_of(
+    step: int,
+    super_batches: Sequence[int],
+    ids: Sequence[Sequence[int]],
+    error: finite.NotFinite,
+) -> tuple[dict, str]:
+    """Returns what a run notes of nonfinite numbers, and its message.
+
+    `step` is the last of the execution, `ids` are those of each super-batch.
+    """
+    case = {
+        "step": step,
+        "super_batches": super_batches,
+        "not_finite": list(error.names),
+        # JSON has no NaN.
+        **{name: str(value) for name, value in error.values.items()},
+        "ids": ids,
+    }
+    values = ", ".join(
+        f"{name.replace('_', ' ')} {value:.6g}"
+        for name, value in error.values.items()
+    )
+    return case, (
+        f"Step {step} (super-batch {', '.join(map(str, super_batches))}): "
+        "expected finite numbers. Received: "
+        f"{finite.shorten(error.names)} not finite; {values}"
+    )
 
 
 class Skipped:

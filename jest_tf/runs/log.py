@@ -81,7 +81,7 @@ class Ledger(steps.StepCallback):
     row before, `select/digest` of the step's draw, counts of examples, FLOPs
     and seconds. `time/step_seconds` and `time/input_wait_share` exclude
     tracing, evaluating and saving. `evaluation.log_ids` adds the ids of these
-    draws to `draws.jsonl`. docs/ledger.md describes each column.
+    draws to `draws.jsonl`. docs/logs.md describes each column.
 
     Args:
         config: the run.
@@ -177,7 +177,8 @@ class Ledger(steps.StepCallback):
         """Writes a row if it is due."""
         super().on_train_batch_end(batch, logs)
         if self._times.end(
-            self.step - self.previous, self._config.pieces(self.step)[-1].first
+            self.step - self.previous,
+            self._config.pieces(self.step)[-1].selection,
         ):
             self._take_flops()
         settings = self._config.evaluation

@@ -254,7 +254,12 @@ class _Run:
         with model.averaged():
             directory.save_learner(self.output, learner)
         measures = evaluate.run(config.steps)
-        spent = None if is_finished else time.monotonic() - self.started
+        spent = None
+        if not is_finished:
+            spent = time.monotonic() - self.started
+            rows = directory.read_rows(self.output, directory.METRICS_FILE)
+            for stage in draw_log.funnel(config, rows):
+                progress.say(str(stage))
         progress.say(_closing_line(config, workdir, measures, spent))
         return measures
 
@@ -383,25 +388,12 @@ class _Run:
     def _leave_out(self, steps, error):
         """Leaves out the super-batches at fault; raises if that is no help."""
         numbers = [self.skipped.at(step) for step in steps]
-        case = {
-            "step": steps[-1] + 1,
-            "super_batches": numbers,
-            "not_finite": list(error.names),
-            # JSON has no NaN.
-            **{name: str(value) for name, value in error.values.items()},
-            "ids": [
-                self.stream.read(number)["id"].numpy().tolist()
-                for number in numbers
-            ],
-        }
-        values = ", ".join(
-            f"{name.replace('_', ' ')} {value:.6g}"
-            for name, value in error.values.items()
-        )
-        message = (
-            f"Step {case['step']} (super-batch {', '.join(map(str, numbers))}):"
-            " expected finite numbers. Received: "
-            f"{finite.shorten(error.names)} not finite; {values}"
+        ids = [
+            self.stream.read(number)["id"].numpy().tolist()
+            for number in numbers
+        ]
+        case, message = interruptions.case_of(
+            steps[-1] + 1, numbers, ids, error
         )
         newest = _newest(self.workdir)
         if self.config.checkpoint.on_non_finite == "rollback":

@@ -5,7 +5,7 @@ collectives passed in. `samplers.py` draws, `scores.py` scores, `local_rows.py`
 handles replicas, `report.py` has the result.
 """
 
-from jest_tf.selection.noise import gumbel_noise, seed_tensor
+from jest_tf.selection.noise import Placed, gumbel_noise, salted
 from jest_tf.selection.report import UNIFORM_ROWS, Draw, summarize
 from jest_tf.selection.samplers import (
     chunk_sizes,
@@ -18,13 +18,14 @@ from jest_tf.selection.samplers import (
 
 __all__ = [
     "Draw",
+    "Placed",
     "UNIFORM_ROWS",
     "chunk_sizes",
     "draw",
     "draw_flops",
     "gumbel_noise",
     "independent_rows",
-    "seed_tensor",
+    "salted",
     "select_jointly",
     "summarize",
     "uniform_rows",

@@ -1,10 +1,24 @@
 """Random floats that are bitwise equal eagerly, in a graph and under XLA."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
-Seed = Sequence[int] | tf.Tensor
+
+class Placed(NamedTuple):
+    """A seed for rows that have changed places: each keeps its noise.
+
+    Attributes:
+        seed: two integers, (run seed, step).
+        places: int32 `[B]`, the place of each row when it had the noise.
+    """
+
+    seed: Sequence[int] | tf.Tensor
+    places: tf.Tensor
+
+
+Seed = Sequence[int] | tf.Tensor | Placed
 
 
 def uniform(shape, seed: tf.Tensor, *, bits: int = 24) -> tf.Tensor:
@@ -30,7 +44,7 @@ def gumbel_noise(
     with p proportional to exp(logits) (Kool et al. 2019, arXiv 1903.06059).
 
     Args:
-        seed: two integers, (run seed, step).
+        seed: two integers, (run seed, step), or `Placed`.
         num_chunks: N.
         super_batch_size: B.
 
@@ -40,9 +54,19 @@ def gumbel_noise(
     Raises:
         ValueError: unless `seed` is two integers.
     """
+    if isinstance(seed, Placed):
+        found = gumbel_noise(seed.seed, num_chunks, super_batch_size)
+        return tf.gather(found, seed.places, axis=1)
     # The middles of 2^23 cells of (0, 1): never 0 or 1, and exact in float32.
     cells = uniform([num_chunks, super_batch_size], seed_tensor(seed), bits=23)
     return -tf.math.log(-tf.math.log(cells + 2.0**-24))
+
+
+def salted(seed: Seed, salt: int) -> Seed:
+    """Returns a seed of the same rows whose noise is independent."""
+    if isinstance(seed, Placed):
+        return seed._replace(seed=salted(seed.seed, salt))
+    return tf.bitwise.bitwise_xor(seed_tensor(seed), [salt, 0])
 
 
 def seed_tensor(seed: Seed) -> tf.Tensor:

@@ -60,7 +60,7 @@ def report(
     state: scores.State,
     indices: tf.Tensor,
     own_score: tf.Tensor,
-    seed: tf.Tensor,
+    seed: noise.Seed,
     criterion: methods.Criterion,
     local: local_rows.LocalRows,
 ) -> Draw:
@@ -93,7 +93,7 @@ def _uniform_draw(state, batch_size, seed, criterion, local):
     """Draws `batch_size` rows uniformly: criterion, places, their losses."""
     size = min(batch_size, UNIFORM_ROWS)
     # Independent of the draw's noise; equal noise would share rows.
-    seed = tf.bitwise.bitwise_xor(noise.seed_tensor(seed), [0x5EED, 0])
+    seed = noise.salted(seed, 0x5EED)
     keys = noise.gumbel_noise(seed, 1, local.super_batch_size)[0]
     rows = tf.math.top_k(keys, size).indices
     sample = local.fetch(

@@ -266,7 +266,7 @@ def _chunk_keys(stage, num_chunks, seed, local):
 
 
 def _uniform_keys(seed, local):
-    seed = tf.bitwise.bitwise_xor(noise.seed_tensor(seed), [_UNIFORM_SALT, 0])
+    seed = noise.salted(seed, _UNIFORM_SALT)
     return local.own(noise.gumbel_noise(seed, 1, local.super_batch_size)[0])
 
 

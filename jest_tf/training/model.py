@@ -124,7 +124,10 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             self.projection = two_tower.Projection(
                 options.projection_dim, seed=options.seed
             )
-        losses.pair_loss(loss)  # refused here, not in the first step
+        # Refused here, not in the first step.
+        losses.pair_loss(loss)
+        if selection is not None and selection.loss is not None:
+            losses.pair_loss(selection.loss)
         self.step = step_lib.Step(
             learner,
             projection=self.projection,
@@ -275,6 +278,12 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         if self.train_function is not None and not force:
             return
         self._recent_draws = None
+        if self._chooses and self.steps_per_execution > 1:
+            self._recent_draws = row_outputs.recent_draws(
+                self.distribute_strategy,
+                self.steps_per_execution,
+                self.selection.batch_size,
+            )
 
         @functools.cache
         def execution(settings):

@@ -30,18 +30,20 @@ def of_scored(
     stage: int,
     rows: Mapping[str, tf.Tensor],
     draw: selection.Draw,
-    numbers: tf.Tensor,
+    about: tuple[tf.Tensor, tf.Tensor | None],
     replicas=None,
 ) -> dict[str, dict[str, tf.Tensor]]:
     """Scores and losses of the rows scored here by a stage.
 
-    `rows` are those into the stage; `numbers`, int32 `[n]`, are the rows of
-    the super-batch that all of them are.
+    `rows` are those into the stage. `about` has, of all of them, the row of
+    the super-batch and the place in the draw before, int32 `[n]` each; without
+    a draw before, None.
     """
     here = placement.rows_of_all(rows["image"].shape[0], replicas)
+    numbers, order = about
     groups = {
         scored(stage): {
-            "number": here,
+            "number": here if order is None else tf.gather(order, here),
             "row": tf.gather(numbers, here),
             "id": rows.get("id"),
             "kept": draw.kept,

@@ -172,7 +172,7 @@ def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
     rows, curated = sub_batch.split_curated(super_batch)
     sizes = sub_batch.check_sizes(step, rows, curated)  # [B - c, ..., b - c]
     numbers = tf.range(sizes[0])  # the super-batch's row of each row, of all
-    views, reference, drawn = step.options.views, None, None
+    views, reference, drawn, order = step.options.views, None, None, None
     draws, metrics, report = {}, {}, {}
 
     for (number, stage), size in zip(step.stages, sizes[1:], strict=True):
@@ -182,13 +182,13 @@ def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
         reference, reference_is_finite = finite.cleaned(reference)
 
         # Select: the rows that are most learnable together.
-        indices, draw = select(step, number, size, learner, reference)
+        indices, draw = select(step, number, size, (learner, reference), order)
         if draw is not None:
             draws[number] = draw
             are_finite = learner_is_finite, reference_is_finite
             metrics |= _of_draw(step, number, draw, *are_finite)
             report |= row_outputs.of_scored(
-                number, rows, draw, numbers, step.replicas
+                number, rows, draw, (numbers, order), step.replicas
             )
 
         # Gather: the rows that pass, equally many on each replica.
@@ -200,7 +200,10 @@ def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
             step, rows, indices, views if is_last else ()
         )
         if not is_last:
-            numbers = sub_batch.in_places(step, drawn, places)
+            order = sub_batch.places_of_all(step, places)
+            numbers = tf.gather(drawn, order)
+            if step.quota == "per_replica":
+                order = None  # replicas draw by themselves
 
     if drawn is None:
         rows = sub_batch.needed(step, rows, curated, True)
@@ -288,12 +291,18 @@ def select(
     step: Step,
     number: int,
     size: int,
-    learner: Embeddings | None,
-    reference: Embeddings | None,
+    models: tuple[Embeddings | None, Embeddings | None],
+    order: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, selection.Draw | None]:
     """Draws the `size` rows that pass stage `number`, equal on all replicas.
 
-    `learner` and `reference` are the results of `score`.
+    Args:
+        step: the step.
+        number: the stage's among all stages.
+        size: rows that pass.
+        models: embeddings by learner and reference, as `score` returns them.
+        order: int32 `[n]`, the places of the rows in the draw before. Their
+            noise goes by these, so that the draw does not depend on R.
 
     Returns:
         int32 `[size]`, rows into the stage in the order drawn; and the `Draw`
@@ -301,6 +310,8 @@ def select(
     """
     settings, stage = step.selection, step.selection.stages[number]
     seed = stage_seed(settings, number, step.seed)
+    if order is not None:
+        seed = selection.Placed(seed, order)
     if not stage.scores:
         indices = selection.uniform_rows(
             seed,
@@ -309,6 +320,7 @@ def select(
             num_quotas=1 if settings.quota == "global" else step.num_replicas,
         )
         return indices, None
+    learner, reference = models
     draw = selection.draw(
         learner if "learner" in stage.needs else None,
         reference if "reference" in stage.needs else None,
@@ -329,7 +341,7 @@ def stage_seed(
     That of the first live stage is `seed`, (run seed, step).
     """
     salt = (number - len(settings.stored)) * _STAGE_SALT
-    return tf.bitwise.bitwise_xor(selection.seed_tensor(seed), [salt, 0])
+    return selection.salted(seed, salt)
 
 
 def objective(

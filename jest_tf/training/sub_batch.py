@@ -183,15 +183,11 @@ def gather(
     return batch, tf.gather(places, mixed)
 
 
-def in_places(step, drawn: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-    """Orders the values of a draw as its rows lie on the replicas.
-
-    `drawn` is `[m]`, in the order drawn; `places`, int32 `[m/R]`, are those of
-    the local rows. The result is `[m]`, equal on every replica.
-    """
-    if step.replicas is not None:
-        places = step.replicas.all_gather(places)
-    return tf.gather(drawn, places)
+def places_of_all(step, places: tf.Tensor) -> tf.Tensor:
+    """Joins the places of all replicas' rows, `[m/R]` each; int32 `[m]`."""
+    if step.replicas is None:
+        return places
+    return step.replicas.all_gather(places)
 
 
 def add_curated(
@@ -270,7 +266,7 @@ def _is_embedded(batch):
 
 
 def _salted(step, salt):
-    return tf.bitwise.bitwise_xor(step.seed, [salt, 0])
+    return selection.salted(step.seed, salt)
 
 
 def _interleaved(size, num_views, micro_batch_size):

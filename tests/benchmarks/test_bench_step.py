@@ -15,7 +15,7 @@ from jest_tf import config as config_lib
 
 
 class FakeStep:
-    """Takes a second a hundred rows, and twice that with a live reference."""
+    """Takes a second a hundred rows."""
 
     made = []
 
@@ -25,14 +25,10 @@ class FakeStep:
         super_batch_size,
         selection=None,
         *,
-        live=False,
         views=(),
-        strategy=None,
     ):
         del sizes
         self.views = views
-        self.live = live
-        self.replicas = strategy.num_replicas_in_sync if strategy else 1
         self.selection = selection
         self.rows = super_batch_size
         self.runs = 0
@@ -42,7 +38,7 @@ class FakeStep:
         self.runs += 1
         # What traces takes long.
         tracing = 100.0 if self.runs <= 2 else 0.0
-        return tracing + self.rows / 100 * (1 + self.live) * self.replicas
+        return tracing + self.rows / 100
 
     def flops(self):
         """Of a forward pass, 10 GFLOPs a row."""
@@ -50,24 +46,10 @@ class FakeStep:
         if self.selection is not None:
             trained = self.selection.batch_size
         scored = self.rows if self.selection is not None else 0
-        steps = 3 * trained + scored * (1 + self.live)
+        steps = 3 * trained + scored
         step = 10**10 * steps
         reuse = step - 10**10 * trained * bool(scored)
         return {"step": step, "no_reuse": step, "reuse": reuse}
-
-
-def here(function, sizes, replicas, cases, repeats):
-    """What would happen in another process, which has a CPU to split."""
-    with (
-        mock.patch.object(bench_step, "split_cpu") as split,
-        mock.patch.object(tf.distribute, "MirroredStrategy") as strategy,
-    ):
-        strategy.return_value.num_replicas_in_sync = replicas
-        times = function(sizes, replicas, cases, repeats)
-    if replicas > 1:
-        split.assert_called_once_with(replicas)
-        strategy.assert_called_once_with(["CPU:0", "CPU:1"][:replicas])
-    return times
 
 
 class BenchStepTest(tf.test.TestCase):
@@ -78,7 +60,6 @@ class BenchStepTest(tf.test.TestCase):
     def faked(self, measure):
         with (
             mock.patch.object(bench_step, "Step", FakeStep),
-            mock.patch.object(bench_step, "in_process", here),
             contextlib.redirect_stderr(io.StringIO()),
         ):
             text = measure(True)
@@ -99,23 +80,6 @@ class BenchStepTest(tf.test.TestCase):
         seconds = bench_step.take_turns([Step("a"), Step("b")], 3)
         self.assertEqual("".join(order), "abab" + "ababab")
         self.assertEqual(seconds, [[5, 7, 9], [6, 8, 10]])
-
-    def test_ratios_stand_beside_those_of_the_flops(self):
-        rows = self.faked(bench_step.measure_ratios)
-        # b = 16: a uniform step takes 0.16 s, one with B = 5 b 0.80.
-        self.assertEqual(
-            rows[1],
-            [
-                *("cached", "80", "16", "0.80 / 0.80 / 0.80"),
-                # 5 / (8/3) is 1.875.
-                *("5.00 / 5.00 / 5.00", "2.67", "+88 %"),
-            ],
-        )
-        self.assertEqual(rows[3][4:6], ["10.00 / 10.00 / 10.00", "4.33"])
-        *others, uniform = FakeStep.made
-        self.assertIsNone(uniform.selection)
-        self.assertEqual(uniform.rows, 16)
-        self.assertEqual([one.live for one in others], [False] * 3 + [True])
 
     def test_kinds_of_steps_stand_side_by_side(self):
         rows = self.faked(bench_step.measure_kinds)
@@ -139,40 +103,14 @@ class BenchStepTest(tf.test.TestCase):
         )
         uniform, jest, flexi = FakeStep.made
         self.assertIsNone(uniform.selection)
-        self.assertEqual(jest.selection.view, config_lib.View())
-        self.assertEqual(flexi.selection.view.patch_size, 32)
+        self.assertEqual(jest.selection.stages[0].view, config_lib.View())
+        self.assertEqual(flexi.selection.stages[0].view.patch_size, 32)
         self.assertEqual([view.patch_size for view in flexi.views], [None, 32])
-
-    def test_a_coarse_view_is_timed_and_counted(self):
-        with contextlib.redirect_stderr(io.StringIO()):
-            text = " ".join(bench_step.measure_view(True).split())
-        self.assertRegex(text, r"it takes [\d.]+ / [\d.]+ / [\d.]+ of the")
-        # One token in place of four, at a width so small that the resizing of
-        # kernel and positions costs more.
-        self.assertRegex(text, r"\d\.\d{3} of the FLOPs\.$")
-
-    def test_replicas_stand_beside_a_single_one(self):
-        rows = self.faked(bench_step.measure_replicas)
-        self.assertEqual(
-            rows,
-            [
-                ["1", "80", "16", "-", "800.00 / 800.00 / 800.00", "1.00"],
-                [
-                    "2",
-                    "80",
-                    "16",
-                    "global",
-                    *["1600.00 / 1600.00 / 1600.00"],
-                    "2.00",
-                ],
-            ],
-        )
 
     def test_the_block_is_written_where_it_is_wanted(self):
         with (
             tempfile.TemporaryDirectory() as folder,
             mock.patch.object(bench_step, "Step", FakeStep),
-            mock.patch.object(bench_step, "in_process", here),
             contextlib.redirect_stdout(io.StringIO()) as printed,
             contextlib.redirect_stderr(io.StringIO()),
         ):
@@ -183,20 +121,9 @@ class BenchStepTest(tf.test.TestCase):
         self.assertIn("tensorflow 2.", text)
 
     @pytest.mark.slow
-    def test_following_stands_beside_not_following(self):
-        with contextlib.redirect_stderr(io.StringIO()):
-            text = bench_step.measure_telemetry(True)
-        (row,) = [line for line in text.splitlines() if "| small |" in line]
-        without, followed, _, share = row.strip("| ").split(" | ")[3:]
-        for times in (without, followed):
-            low, median, high = map(float, times.split(" / "))
-            self.assertTrue(0.0 < low <= median <= high)
-        self.assertBetween(float(share.removesuffix(" %")), 0.001, 99.9)
-
-    @pytest.mark.slow
     def test_a_real_step_trains(self):
         selection = config_lib.SelectionConfig(
-            "joint", batch_size=4, num_chunks=2
+            4, stages=(config_lib.Stage(2, num_chunks=2),)
         )
         step = bench_step.Step(bench_step._QUICK, 8, selection)
         with mock.patch.object(

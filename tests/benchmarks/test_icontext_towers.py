@@ -43,16 +43,6 @@ class TowersTest(tf.test.TestCase):
             3.5 * model.image_tower.count_params(),
         )
 
-    def test_weights_follow_the_seed(self):
-        first, same, other = build(1), build(1), build(2)
-        for one, again in zip(first.weights, same.weights, strict=True):
-            self.assertAllEqual(one, again)
-        for name in ("image_tower", "text_tower"):
-            one, another = (
-                getattr(model, name).weights[0] for model in (first, other)
-            )
-            self.assertNotAllClose(one, another)
-
     def test_a_view_resizes_the_picture(self):
         model = build()
         view = config.View(image_size=16)
@@ -66,11 +56,10 @@ class TowersTest(tf.test.TestCase):
             models.unit_norm(model.image_tower(small)),
             atol=1e-5,
         )
-        for view in (config.View(patch_size=4), config.View(keep_tokens=0.5)):
-            with self.assertRaisesRegex(
-                ValueError, "must have an `image_size` and"
-            ):
-                model.encode_image(self.images, view=view)
+        with self.assertRaisesRegex(
+            ValueError, "must have an `image_size` and"
+        ):
+            model.encode_image(self.images, view=config.View(patch_size=4))
 
     def test_a_small_tower_stretches_the_grid_of_a_small_picture(self):
         tower = build(name="build_small").image_tower
@@ -84,8 +73,6 @@ class TowersTest(tf.test.TestCase):
         expected = tower.head(tower.hidden(tf.tile(features[:, 0, 0], [1, 4])))
         found = tower(tf.cast(self.images, tf.float32), view=view)
         self.assertAllClose(found, expected, atol=1e-5)
-        with self.assertRaisesRegex(ValueError, "must have an `image_size`"):
-            tower(self.images, view=config.View(keep_tokens=0.5))
 
     def test_a_bag_ignores_unknown_words_and_the_order_of_tokens(self):
         model = build()

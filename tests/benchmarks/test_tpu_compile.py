@@ -143,9 +143,8 @@ class LifterTest(tf.test.TestCase):
     @pytest.mark.slow
     def test_the_lifted_step_of_fit_does_what_fit_does(self):
         dataset = tiny.dataset(tiny.super_batches(3, rows=8))
-        selection = config_lib.SelectionConfig(
-            "joint", batch_size=4, num_chunks=2, criterion="hard_learner"
-        )
+        stage = config_lib.Stage(2, num_chunks=2, criterion="hard_learner")
+        selection = config_lib.SelectionConfig(4, stages=(stage,))
 
         def build():
             model = training.JESTModel(tiny.learner(), None, selection)
@@ -159,7 +158,7 @@ class LifterTest(tf.test.TestCase):
         strategy = fake_strategy.build_strategy(1)
         with strategy.scope():
             traced = build()
-        program = lifter.Program(step.trace(traced, dataset, 8))
+        program = lifter.Program(step.trace(traced, dataset))
         self.assertEqual(program.host_operations, ["IteratorGetNext"])
         count = len(program.specs) - 1 - len(program.handles)
         names = arguments_of_batch(program, count)
@@ -226,19 +225,12 @@ class TwinsTest(tf.test.TestCase):
                 for name in ("siglip", "jest")
             )
             self.assertEqual(jest.steps, siglip.steps // 10)
-            self.assertEqual(jest.data.super_batch_size, 163_840)
-            self.assertEqual(jest.selection.num_chunks, 16)
-            # The filter ratio, 1 - b/B.
-            self.assertAlmostEqual(1 - jest.batch_size / 163_840, 0.8)
-            self.assertEqual(siglip.batch_size, 32_768)
+            # The paper's filter ratio of 0.8 is 5 candidates.
+            self.assertEqual(jest.selection.sizes(), (163_840, 32_768))
+            self.assertEqual(jest.selection.stages[0].num_chunks, 16)
+            self.assertEqual(siglip.selection.batch_size, 32_768)
             undone = dataclasses.replace(
-                jest,
-                steps=siglip.steps,
-                data=dataclasses.replace(
-                    jest.data, super_batch_size=siglip.data.super_batch_size
-                ),
-                selection=siglip.selection,
-                reference=siglip.reference,
+                jest, steps=siglip.steps, selection=siglip.selection
             )
             self.assertEqual(undone, siglip)
             self.assertEqual(jest.model.preset, size)
@@ -278,7 +270,7 @@ class TwinsTest(tf.test.TestCase):
             more,
             [
                 "in parts",
-                *("schedule, drawn jointly", "schedule, drawn uniformly"),
+                *("two stages", "before the first stage"),
                 *("whole batches", "micro-batches of 32"),
             ],
         )
@@ -299,13 +291,12 @@ class TwinsTest(tf.test.TestCase):
         )
         recipe = config_lib.load_config(ROOT / "configs" / "jest_l16.py")
         # 640 scored and 128 trained on, as the recipe's header says.
-        self.assertEqual(whole.data.super_batch_size, 4 * 640)
-        self.assertEqual(whole.batch_size, 4 * 128)
+        self.assertEqual(whole.selection.sizes(), (4 * 640, 4 * 128))
         self.assertEqual(whole.model, recipe.model)
         self.assertEqual(whole.data.image_size, recipe.data.image_size)
         self.assertEqual(whole.data.text_length, recipe.data.text_length)
         self.assertEqual(parts.model.micro_batch_size, 32)
-        self.assertEqual(parts.selection.scoring_batch_size, 32)
+        self.assertEqual(parts.selection.stages[0].scoring_batch_size, 32)
 
     def test_a_twin_starts_from_no_public_weights(self):
         (case,) = (case for case in self.cases if "lit_b16" in case.recipes)
@@ -338,20 +329,13 @@ class TwinsTest(tf.test.TestCase):
     def test_a_twin_keeps_the_operations_and_shrinks_the_sizes(self):
         recipe = config_lib.load_config(ROOT / "configs" / "jest_b16.py")
         small = twins.twin(recipe, 4)
-        self.assertEqual(small.batch_size, 64)
-        self.assertEqual(small.data.super_batch_size, 5 * 64)
+        self.assertEqual(small.selection.sizes(), (5 * 64, 64))
         self.assertEqual(small.model.dtype_policy, "mixed_bfloat16")
-        self.assertTrue(small.reference.sidecars)
+        self.assertTrue(small.reads_sidecars)
         self.assertEqual(
             dataclasses.replace(small.selection, batch_size=32_768),
             recipe.selection,
         )
-        # A ratio that is no integer is rounded up.
-        odd = dataclasses.replace(
-            recipe,
-            data=dataclasses.replace(recipe.data, super_batch_size=100_000),
-        )
-        self.assertEqual(twins.twin(odd, 2).data.super_batch_size, 4 * 32)
 
     def test_a_twin_looks_as_coarsely_as_its_recipe(self):
         recipe = config_lib.load_config(ROOT / "configs" / "flexi_jest_b16.py")
@@ -359,17 +343,18 @@ class TwinsTest(tf.test.TestCase):
         # Patches of 32 for a tower of 16, so of 16 for the tiny one of 8.
         coarse = config_lib.View(patch_size=16)
         self.assertEqual(small.model.views, (config_lib.View(), coarse))
-        self.assertEqual(small.selection.view, coarse)
+        self.assertEqual(small.selection.stages[0].view, coarse)
 
-    def test_a_schedule_is_traced_in_each_kind_of_step(self):
-        scheduled = [c for c in self.cases if "schedule" in c.variant]
-        first = [case.config.selection.at(0) for case in scheduled]
-        self.assertEqual([kind.method for kind in first], ["joint", "uniform"])
-        self.assertEqual([kind.candidates for kind in first], [160, None])
-        for case in scheduled:
-            selection = case.config.selection
-            self.assertTrue(selection.stop_when_passed)
-            self.assertGreater(len(selection.kinds), 1)
+    def test_stages_are_traced_before_they_begin_and_one_after_another(self):
+        first, second = (
+            case.config.selection.at(0)
+            for case in self.cases
+            if "stages" in case.variant
+        )
+        self.assertEqual(first.sizes(), (2 * 5 * 64, 5 * 64, 64))
+        self.assertTrue(all(stage.scores for stage in first.stages))
+        self.assertEqual(second.sizes(), (5 * 64, 64))
+        self.assertFalse(second.stages[0].scores)
 
     def test_a_case_in_parts_has_several_everywhere(self):
         (case,) = (
@@ -379,7 +364,7 @@ class TwinsTest(tf.test.TestCase):
         )
         model, selection = case.config.model, case.config.selection
         # Of 80 rows a replica scores, and of 16 that it trains on.
-        self.assertEqual(selection.scoring_batch_size, 40)
+        self.assertEqual(selection.stages[0].scoring_batch_size, 40)
         self.assertEqual(model.micro_batch_size, 8)
         self.assertEqual(16 % model.loss_block_size, 2)
         self.assertEqual(case.config.distribution.steps_per_execution, 2)
@@ -394,7 +379,7 @@ class TwinsTest(tf.test.TestCase):
         data = case.config.data
         real = pipeline.super_batches(
             store,
-            super_batch_size=data.super_batch_size,
+            selection=case.config.selection,
             seed=0,
             tokenizer=tokenizers.WordPieceTokenizer(
                 ["[UNK]", "[EOS]", "a"], data.text_length
@@ -664,7 +649,7 @@ class ResultsTest(tf.test.TestCase):
         self.assertContainsSubset(
             {
                 "jest_tf/training/step.py",
-                "jest_tf/losses.py",
+                "jest_tf/losses/training.py",
                 "benchmarks/icontext/towers.py",
                 "benchmarks/tpu/lifter.py",
                 "benchmarks/tpu/worker.py",

@@ -28,6 +28,11 @@ def strategy_of_tpus():
     return fake_strategy.build_strategy(REPLICAS)
 
 
+def selection(quota, **settings):
+    stage = config.Stage(ROWS // BATCH_SIZE, num_chunks=2, **settings)
+    return config.SelectionConfig(BATCH_SIZE, stages=(stage,), quota=quota)
+
+
 class TPUStepTest(tf.test.TestCase):
     def trace(
         self,
@@ -51,9 +56,11 @@ class TPUStepTest(tf.test.TestCase):
                 teacher(5),
                 settings,
                 loss,
-                augment=augmentation.Augmentation(flip=True, min_area=0.5),
-                equal_captions="ignore",
-                views=views,
+                options=jest_tf.StepOptions(
+                    augment=augmentation.Augmentation(flip=True, min_area=0.5),
+                    equal_captions="ignore",
+                    views=views,
+                ),
             )
             model.compile(
                 optimizer=jest_tf.AdamW(0.05, global_clipnorm=0.3),
@@ -66,12 +73,12 @@ class TPUStepTest(tf.test.TestCase):
         if is_cached:
             for name in ("reference_image", "reference_text"):
                 batch[name] = np.ones([ROWS, 5], np.float16)
-        function = step.trace(model, tiny.dataset([batch]).repeat(), ROWS)
+        function = step.trace(model, tiny.dataset([batch]).repeat())
         return model, function
 
     def check(self, quota, **settings):
         model, function = self.trace(
-            config.SelectionConfig("joint", BATCH_SIZE, 2, quota=quota),
+            selection(quota),
             **settings,
         )
         operations = list(of_replicas(function.graph))
@@ -157,9 +164,7 @@ class TPUStepTest(tf.test.TestCase):
     def test_a_mix_of_views_exchanges_each_row_once(self):
         coarse = config.View(patch_size=4)
         _, function = self.trace(
-            config.SelectionConfig(
-                "joint", BATCH_SIZE, 2, view=coarse, stop_when_passed=2
-            ),
+            selection("global", view=coarse),
             loss="sigmoid",
             is_cached=False,
             dtype="float32",
@@ -182,7 +187,6 @@ class TPUStepTest(tf.test.TestCase):
         dataset = distribution.distribute(
             fake_strategy.build_strategy(1),
             lambda host, num_hosts: tf.data.Dataset.from_tensors(batch),
-            3,
         )
         (given,) = dataset
         self.assertEqual(given["id"].dtype, tf.int32)

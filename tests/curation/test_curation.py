@@ -1,38 +1,32 @@
 """Curation: what is chosen, resuming, sets inferred from tasks, the command."""
 
 import contextlib
+import dataclasses
+import fractions
 import importlib.util
 import io
 import math
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from unittest import mock
 
-import cascade_cases
+import hand_draws
 import html_elements
 import numpy as np
 import oracles
 import pytest
 import shard_files
 import sidecar_files
+import stored_cases
 import tensorflow as tf
 
-from jest_tf import config, curation, models, runs, selection
+from jest_tf import config, curation, models, runs
 from jest_tf.curation import by_similarity
 from jest_tf.curation import concepts as concepts_lib
-from jest_tf.data import (
-    cascade,
-    reader,
-    stores,
-    stream,
-    tokenizers,
-)
+from jest_tf.data import reader, stores, stream, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.data.stores import manifest
@@ -44,8 +38,8 @@ from trainers import curate as command
 from trainers import embed as embed_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-DIM = cascade_cases.DIM
-BAD = (*cascade_cases.INVALID, cascade_cases.BLANK)
+DIM = stored_cases.DIM
+BAD = stored_cases.BAD
 needs_beam = pytest.mark.skipif(
     importlib.util.find_spec("apache_beam") is None,
     reason="Apache Beam is not installed",
@@ -53,7 +47,7 @@ needs_beam = pytest.mark.skipif(
 
 
 class ScoresTestCase(tf.test.TestCase):
-    """The store of the cascade's tests, and sidecars of a learner."""
+    """The store of the stored stages' tests, and sidecars of a learner."""
 
     @classmethod
     def setUpClass(cls):
@@ -61,7 +55,7 @@ class ScoresTestCase(tf.test.TestCase):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         cls.folder = folder.name
-        cls.store, cls.image, cls.text, cls.starts = cascade_cases.write_store(
+        cls.store, cls.image, cls.text, cls.starts = stored_cases.write_store(
             folder.name
         )
         counts = np.diff(cls.starts)
@@ -91,15 +85,23 @@ class ScoresTestCase(tf.test.TestCase):
         )
 
     def settings(self, count=1, **settings):
+        """A `Choice`, with fields of its stage among the settings."""
+        names = {field.name for field in dataclasses.fields(config.Stage)}
+        stage = {
+            "candidates": 4,
+            "num_chunks": 3,
+            "criterion": ("easy_reference", "learnability")[count - 1],
+        }
+        stage |= {name: settings.pop(name) for name in names & {*settings}}
         # The models are sidecars, which do not tell their loss.
-        defaults = {"share": 0.25, "window": 15, "num_chunks": 3}
-        if count == 2:
-            defaults["criterion"] = "learnability"
-        return curation.Settings(**defaults | {"loss": "sigmoid"} | settings)
+        settings = {"window": 15, "loss": "sigmoid"} | settings
+        return curation.Choice(
+            config.Stage(embeddings="stored", **stage), **settings
+        )
 
 
 class ChoiceTest(ScoresTestCase):
-    def windows(self, shard, settings):
+    def windows(self, shard, chosen_by):
         """Of every window of a shard, from the text.
 
         Its rows, their captions, the seed, and how many are chosen.
@@ -108,72 +110,94 @@ class ChoiceTest(ScoresTestCase):
         length = int(self.store.shards.lengths[shard])
         good = [row for row in range(start, start + length) if row not in BAD]
         alone = self.store.of_shard(shard)
-        key = curation.by_score._key(alone, settings.seed)
+        key = curation.by_score._key(alone, chosen_by.seed)
         order = stream.Order(len(good), key)
-        count = max(1, round(len(good) / settings.window))
-        total = key / 2**31
-        for turn in range(settings.passes):
+        count = max(1, round(len(good) / chosen_by.window))
+        total = fractions.Fraction(key, 2**31)
+        for turn in range(chosen_by.passes):
             positions = np.arange(len(good)) + turn * len(good)
             rows = np.array(good)[order.rows(positions)]
-            numbers = reader.caption_numbers(key, positions)
-            captions = []
-            for row, number in zip(rows, numbers, strict=True):
-                choices = reader.candidates(cascade_cases.captions_of(row))
-                choice = choices[number % len(choices)]
-                captions.append(self.starts[row] + choice)
+            captions = np.array(
+                [
+                    self.starts[row] + self.caption(chosen_by, row, number)
+                    for row, number in zip(
+                        rows,
+                        reader.caption_numbers(key, positions),
+                        strict=True,
+                    )
+                ]
+            )
             for number, places in enumerate(
                 np.array_split(np.arange(len(rows)), count)
             ):
-                before, total = total, total + settings.share * len(places)
+                before = math.floor(total)
+                total += fractions.Fraction(
+                    len(places), chosen_by.stage.candidates
+                )
                 yield (
                     rows[places],
-                    np.array(captions)[places],
+                    captions[places],
                     (key, turn * count + number),
-                    math.floor(total) - math.floor(before),
+                    math.floor(total) - before,
                 )
+
+    def caption(self, chosen_by, row, number):
+        """The number of a record's caption, drawn or most like the picture."""
+        choices = reader.candidates(stored_cases.captions_of(row))
+        if chosen_by.stage.captions == "drawn":
+            return choices[number % len(choices)]
+        texts = self.text[self.starts[row] :][choices]
+        return choices[np.argmax(texts @ self.image[row])]
 
     def embedded(self, arrays, rows, captions, scale, bias):
         image, text = (np.float32(np.float16(values)) for values in arrays)
         return Embeddings(image[rows], text[captions], scale, bias)
 
-    def check(self, **settings):
+    def check(self, count=1, **settings):
         """Against the slow joint draw, over whole matrices."""
-        chosen_by = self.settings(**settings)
-        with_learner = chosen_by.criterion == "learnability"
+        chosen_by = self.settings(count, **settings)
         found = curation.curate(
-            self.store,
-            self.output(),
-            chosen_by,
-            self.models[: 1 + with_learner],
+            self.store, self.output(), chosen_by, self.models[:count]
         )
         weights, scores = np.zeros(80), np.zeros(80)
         for shard in range(3):
-            for rows, captions, seed, count in self.windows(shard, chosen_by):
+            chosen = 0
+            for rows, captions, seed, size in self.windows(shard, chosen_by):
                 teacher = self.embedded(
                     (self.image, self.text), rows, captions, 20.0, -8.0
                 )
                 learner = None
-                if with_learner:
+                if count == 2:
                     learner = self.embedded(
                         self.learner, rows, captions, 5.0, -3.0
                     )
-                chunks = min(3, count)
-                joint = cascade.joint_seed(tf.constant(seed))
-                drawn = oracles.select_jointly(
+                stage = chosen_by.stage
+                by_score = size - stage.num_uniform(size)
+                drawn = hand_draws.rows(
                     learner,
                     teacher,
-                    batch_size=count,
-                    noise=selection.gumbel_noise(
-                        joint, chunks, len(rows)
-                    ).numpy(),
-                    criterion=chosen_by.criterion,
+                    dataclasses.replace(
+                        stage, num_chunks=min(stage.num_chunks, by_score)
+                    ),
+                    batch_size=size,
+                    seed=seed,
                     loss=chosen_by.loss,
                 )
+                chosen += size
                 weights[rows[drawn]] += 1
                 own = -oracles.row_losses(teacher, drawn, chosen_by.loss)
-                if with_learner:
+                if count == 2:
                     own += oracles.row_losses(learner, drawn, chosen_by.loss)
                 scores[rows] += own
+            # Exact in every shard, to within one record.
+            good = stored_cases.LENGTHS[shard] - sum(
+                self.store.shards.lengths[:shard].sum()
+                <= row
+                < self.store.shards.lengths[: shard + 1].sum()
+                for row in BAD
+            )
+            share = chosen_by.passes * good / stage.candidates
+            self.assertBetween(chosen, math.floor(share), math.ceil(share))
         scores[list(BAD)] = np.nan
         self.assertAllEqual(found.weights, weights)
         self.assertAllClose(
@@ -181,66 +205,23 @@ class ChoiceTest(ScoresTestCase):
         )
         return found
 
-    def test_easy_reference_is_the_joint_draw_of_each_window(self):
-        found = self.check(share=0.25)
-        self.assertEqual(set(found.weights.tolist()), {0.0, 1.0})
-
-    def test_learnability_takes_learner_and_reference(self):
-        self.check(share=0.4, criterion="learnability", seed=3)
-
-    def test_softmax_and_several_passes_add_up(self):
-        found = self.check(share=0.3, loss="softmax", passes=3)
-        self.assertGreater(found.weights.max(), 1.0)
-
-    def test_a_uniform_share_is_that_of_the_cascade(self):
-        settings = {"share": 0.5, "window": 40, "uniform_share": 0.5}
-        found = self.curate(self.output(), **settings, gain=0.5)
-        chosen_by = self.settings(**settings)
-        weights = np.zeros(80)
-        for shard in range(3):
-            key = curation.by_score._key(
-                self.store.of_shard(shard), chosen_by.seed
-            )
-            total = key / 2**31
-            for rows, captions, seed, count in self.windows(shard, chosen_by):
-                before, total = total, total + count / 2
-                num_uniform = math.floor(total) - math.floor(before)
-                chunks = min(3, count - num_uniform)
-                drawn, _ = cascade.draw(
-                    self.embedded(
-                        (self.image, self.text), rows, captions, 20.0, -8.0
-                    ),
-                    config.CascadeConfig(
-                        len(rows), num_chunks=chunks, gain=0.5
-                    ),
-                    batch_size=count,
-                    num_uniform=num_uniform,
-                    seed=seed,
-                    loss="sigmoid",
-                )
-                weights[rows[drawn]] += 1
-        self.assertAllEqual(found.weights, weights)
-
-    def test_a_uniform_share_of_less_than_a_record_of_a_window(self):
-        # A tenth of two: rounded by itself, it would be none of any window.
-        settings = {"share": 0.5, "window": 4, "uniform_share": 0.1}
-        taken = []
-        drawer = curation.by_score._drawer
-
-        def noted(chosen_by, count, num_uniform):
-            taken.append((count, num_uniform))
-            return drawer(chosen_by, count, num_uniform)
-
-        with mock.patch.object(curation.by_score, "_drawer", noted):
-            self.curate(self.output(), **settings, passes=4)
-        counts, uniform = np.sum(taken, axis=0)
-        self.assertAllInRange(np.diff(taken), -3, -1)  # one drawn jointly
-        # To within one of each of three shards.
-        self.assertBetween(uniform, 0.1 * counts - 3, 0.1 * counts + 3)
-        self.assertGreater(0.1 * counts, 10)
+    def test_every_window_passes_the_stage(self):
+        drawn = {"captions": "drawn"}
+        for count, settings in (
+            (1, {}),
+            (1, drawn),
+            (2, {"candidates": 2, "seed": 3} | drawn),
+            (1, {"candidates": 3, "loss": "softmax", "passes": 3}),
+            (1, {"candidates": 2, "uniform_share": 0.5, "gain": 0.5}),
+            (1, {"candidates": 2, "method": "top", "window": 40}),
+        ):
+            with self.subTest(**settings):
+                found = self.check(count, **settings)
+                passes = settings.get("passes", 1)
+                self.assertLessEqual(found.weights.max(), passes)
 
     def test_all_may_be_chosen(self):
-        found = self.curate(self.output(), share=1.0)
+        found = self.curate(self.output(), candidates=1)
         self.assertAllEqual(found.weights, ~np.isin(np.arange(80), BAD))
 
     def test_a_shard_that_cannot_be_read_at_all_is_left_out(self):
@@ -249,7 +230,7 @@ class ChoiceTest(ScoresTestCase):
             self.store,
             self.image,
             self.text[:0],
-            cascade_cases.DESCRIPTION,
+            stored_cases.DESCRIPTION,
             embed.Output(folder),
             captions=np.zeros(80, int),
             valid=np.zeros(80, bool),
@@ -275,18 +256,12 @@ class ChoiceTest(ScoresTestCase):
         embed.write_arrays(
             store,
             *(sidecar_files.unit_rows(100, seed, DIM) for seed in (1, 2)),
-            cascade_cases.DESCRIPTION,
+            stored_cases.DESCRIPTION,
         )
-
-        def curate(name):
-            return curation.curate(
-                store,
-                os.path.join(folder, name),
-                self.settings(share=0.2),
-                self.models[:1],
-            )
-
-        found = curate("whole")
+        chosen_by = self.settings(candidates=5)
+        found = curation.curate(
+            store, os.path.join(folder, "m"), chosen_by, self.models[:1]
+        )
         # One by chance of a fifth, or of two fifths, a shard: four standard
         # deviations about 20 of 100. At least one a shard would be 80.
         error = 4 * np.sqrt(60 * 0.2 * 0.8 + 20 * 0.4 * 0.6)
@@ -294,25 +269,25 @@ class ChoiceTest(ScoresTestCase):
         self.assertAllEqual(np.isfinite(found.scores), np.ones(100, bool))
         for shard in (0, 7, 61):
             alone = curation.choose(
-                store.of_shard(shard), self.settings(share=0.2), self.models[:1]
+                store.of_shard(shard), chosen_by, self.models[:1]
             )
             rows = slice(ends[shard] - sizes[shard], ends[shard])
             self.assertAllEqual(alone.weights, found.weights[rows])
 
     def test_of_any_number_of_windows_so_many_are_chosen_as_their_share(self):
         random = np.random.default_rng(0)
-        for share in (0.001, 0.2, 0.3, 0.5, 1 / 3, 0.999, 1.0):
+        for candidates in (1, 2, 3, 5, 10, 1000):
+            share = fractions.Fraction(1, candidates)
             for key in (0, 1, 2**30, 2**31 - 1):
-                sizes = random.integers(1, 9, 50)
-                counts = curation.by_score._counts(share, sizes.tolist(), key)
+                sizes = random.integers(1, 9, 50).tolist()
+                counts = curation.by_score._counts(share, sizes, key)
                 self.assertAllInRange(counts, 0, 8)
-                self.assertAllInRange(sizes - counts, 0, 8)
                 difference = np.cumsum(counts) - share * np.cumsum(sizes)
-                self.assertLess(np.abs(difference).max(), 1.0 + 1e-9)
+                self.assertLess(np.abs(difference).max(), 1)
         # Over all keys the mean is the share: of two records 0.4.
-        keys = range(0, 2**31, 2**21)
+        keys, fifth = range(0, 2**31, 2**21), fractions.Fraction(1, 5)
         counts = [
-            sum(curation.by_score._counts(0.2, [1, 1], key)) for key in keys
+            sum(curation.by_score._counts(fifth, [1, 1], key)) for key in keys
         ]
         self.assertAllClose(np.mean(counts), 0.4, atol=1 / len(keys))
 
@@ -323,7 +298,7 @@ class ChoiceTest(ScoresTestCase):
         ):
             with self.assertRaisesRegex(
                 ValueError,
-                f"`loss` must be 'sigmoid' or .*: none, with {received}",
+                f"`loss` must be the pair loss .*none, with {received}",
             ):
                 self.curate(self.output(), count, loss=None)
         found = self.curate(self.output(), loss="softmax")
@@ -365,39 +340,29 @@ class ResumeTest(ScoresTestCase):
         self.assertEqual(os.stat(kept).st_mtime_ns, before)
 
     def test_another_choice_is_refused_unless_it_is_to_replace(self):
-        folder = self.output()
+        folder, whole = self.output(), self.output()
         self.curate(folder)
         with self.assertRaisesRegex(
-            ValueError, "expected made_by.share=0.5. Received: 0.25"
+            ValueError, "expected made_by.candidates=2. Received: 4"
         ):
-            self.curate(folder, share=0.5)
+            self.curate(folder, candidates=2)
         with self.assertRaisesRegex(ValueError, "expected made_by.criterion="):
             self.curate(folder, count=2)
-        found = curation.curate(
-            self.store,
-            folder,
-            self.settings(share=0.5),
-            self.models[:1],
-            overwrite=True,
-        )
-        self.assertEqual(found.made_by["share"], 0.5)
-
-    def test_to_replace_is_to_write_all_anew(self):
-        whole, folder = self.output(), self.output()
-        self.curate(whole)
-        self.curate(folder)
+        # To replace is to write all anew.
+        self.curate(whole, candidates=2)
         path = manifest.part_path(self.store, 0, folder)
         header, part, _ = manifest.read_part(path)
         manifest.write_part(
             path, header, part._replace(weights=part.weights + 1)
         )
-        curation.curate(
+        found = curation.curate(
             self.store,
             folder,
-            self.settings(),
+            self.settings(candidates=2),
             self.models[:1],
             overwrite=True,
         )
+        self.assertEqual(found.made_by["candidates"], 2)
         self.assertEqual(self.read(folder), self.read(whole))
 
     def test_two_processes_do_not_write_one_manifest(self):
@@ -416,9 +381,9 @@ class ResumeTest(ScoresTestCase):
             (
                 "learnability",
                 self.models[:1],
-                "needs a reference and a learner",
+                "needs the reference and the learner. Received: 1",
             ),
-            ("easy_reference", self.models, "needs a reference. Received: 2"),
+            ("easy_reference", self.models, "the reference. Received: 2"),
             ("learnability", self.models[:1] * 2, "need folders of their own"),
         ):
             with self.assertRaisesRegex(ValueError, pattern):
@@ -431,17 +396,11 @@ class ResumeTest(ScoresTestCase):
 
     def test_settings_out_of_range_are_refused(self):
         for name, value in (
-            ("share", 0.0),
-            ("share", 1.5),
-            ("window", 0),
-            ("passes", 0),
-            ("criterion", "hard_learner"),
-            ("loss", "l2"),
-            ("seed", -1),
-            ("uniform_share", 1.0),
+            *(("window", 0), ("passes", 0), ("loss", "l2"), ("seed", -1)),
+            ("stage.embeddings", config.Stage(5)),
         ):
             with self.assertRaisesRegex(ValueError, f"`{name}` must be"):
-                curation.Settings(**{name: value})
+                curation.Choice(**{name.partition(".")[0]: value})
 
     def spread(self, directory, *options, **arguments):
         return curation.curate_with_beam(
@@ -509,12 +468,12 @@ class ReportTest(ScoresTestCase):
         image = np.float32(np.float16(self.image))
         cosines = image[queries] @ image[rows].T
         cosines[queries[:, None] == rows] = -np.inf
-        bad = np.isin(rows, cascade_cases.INVALID)
+        bad = np.isin(rows, stored_cases.INVALID)
         cosines[:, bad] = -np.inf
-        cosines[np.isin(queries, cascade_cases.INVALID)] = -np.inf
+        cosines[np.isin(queries, stored_cases.INVALID)] = -np.inf
         expected = rows[cosines.argmax(1)]
         expected[np.isinf(cosines.max(1))] = -1
-        known = ~np.isin(queries, cascade_cases.INVALID)
+        known = ~np.isin(queries, stored_cases.INVALID)
         source = by_similarity.Source(
             self.store, sidecars_lib.Sidecars(self.store)
         )
@@ -750,16 +709,6 @@ class LikeTest(tf.test.TestCase):
         self.pool = by_similarity.Source(store, sidecars_lib.Sidecars(store))
         with self.assertRaisesRegex(ValueError, "expected made_by.pool.versio"):
             self.infer()
-
-    def test_every_file_is_written_anew(self):
-        expected = self.infer()
-        path = manifest.part_path(self.pool.store, 0, self.directory)
-        header, part, _ = manifest.read_part(path)
-        other = part._replace(weights=1.0 - part.weights)
-        for overwrite in (False, True):
-            manifest.write_part(path, header, other)
-            found = self.infer(overwrite=overwrite)
-            self.assertAllEqual(found.weights, expected.weights)
 
     def test_one_shard_under_two_folders_is_refused(self):
         path = os.path.join(self.folder, "copy", "pool.tfrecord")
@@ -1002,15 +951,14 @@ class LikeTest(tf.test.TestCase):
         ):
             concepts_lib.concepts_of(store, *arguments)
 
-    def test_clusters_of_equal_points_are_one(self):
-        labels = concepts_lib.cluster(np.ones([5, 1], np.float32), 3)
-        self.assertAllEqual(labels, np.zeros(5))
-
     def test_clusters_are_the_same_every_time(self):
         points = sidecar_files.unit_rows(200, 1, 16)
         first = concepts_lib.cluster(points, 14)
         self.assertAllEqual(np.unique(first), np.arange(14))
         self.assertAllEqual(concepts_lib.cluster(points, 14), first)
+        # Those of equal points are one.
+        labels = concepts_lib.cluster(np.ones([5, 1], np.float32), 3)
+        self.assertAllEqual(labels, np.zeros(5))
 
     def test_settings_out_of_range_are_refused(self):
         for name, value in (("size", 0), ("oversampling", 0), ("near", -1.0)):
@@ -1094,7 +1042,8 @@ class CommandTest(tf.test.TestCase):
         printed, shown = self.run_command(
             "of-float32",
             *("--sidecar-dir", self.path("float32"), "--no-report"),
-            *("--set", "share=0.5", "--set", "window=100", "loss=softmax"),
+            *("--set", "stage.candidates=2"),
+            *("--set", "window=100", "loss=softmax"),
         )
         self.assertRegex(printed, r"\b12\d of 250 records are drawn")
         self.assertNotIn("embedding", shown)
@@ -1103,9 +1052,9 @@ class CommandTest(tf.test.TestCase):
         printed, shown = self.run_command(
             "easy",
             *("--sidecar-dir", self.path("anew")),
-            *("--set", "share=0.25", "window=100", "seed=4"),
+            *("--set", "stage.candidates=3", "window=100", "seed=4"),
         )
-        self.assertRegex(printed, r"\b6\d of 250 records are drawn: .*easy")
+        self.assertRegex(printed, r"\b8[34] of 250 records are drawn: .*easy")
         self.assertRegex(shown, r"(?s)embedding.* 250 .*scoring.* 250 of 250")
         self.assertIn("report.html", printed)
         data = config.DataConfig(
@@ -1116,7 +1065,12 @@ class CommandTest(tf.test.TestCase):
         store = stores.open_stores(data)
         expected = curation.choose(
             store,
-            curation.Settings(share=0.25, window=100, seed=4, loss="sigmoid"),
+            curation.Choice(
+                config.Stage(3, "stored", criterion="easy_reference"),
+                window=100,
+                seed=4,
+                loss="sigmoid",
+            ),
             [curation.Model("", self.path("anew"))],
         )
         self.assertEqual(store.manifest.made_by["loss"], "sigmoid")
@@ -1162,9 +1116,9 @@ class CommandTest(tf.test.TestCase):
                 curation.Model(self.path(name), self.path(f"{name}_sidecars"))
                 for name in names
             ]
-            if len(names) == 2:
-                settings["criterion"] = "learnability"
-            chosen_by = curation.Settings(**settings)
+            criterion = ("easy_reference", "learnability")[len(models) - 1]
+            stage = config.Stage(5, "stored", criterion=criterion)
+            chosen_by = curation.Choice(stage, **settings)
             return curation.for_models(chosen_by, models).loss
 
         self.assertEqual(loss("softmax"), "softmax")
@@ -1213,7 +1167,7 @@ class CommandTest(tf.test.TestCase):
             f"{ROOT}/configs/quickstart_uniform.py",
             [
                 *("steps=2", "optimizer.warmup_steps=1"),
-                *("data.super_batch_size=8", "data.vocabulary_size=64"),
+                *("selection.batch_size=8", "data.vocabulary_size=64"),
                 # As of the reference.
                 *("model.loss=sigmoid", "model.equal_captions=negative"),
                 f"data.train={self.path('val-*.tfrecord')}",
@@ -1312,7 +1266,8 @@ class CommandTest(tf.test.TestCase):
                 "Received: `--learner-sidecar-dir` with it",
             ),
             (["--like", "x", "--beam"], "Received: `--beam` with it"),
-            (["--set", "share=2"], "`share` must be in"),
+            (["--set", "stage.candidates=0"], "candidates` must be at least 1"),
+            (["--set", "stage.embeddings=live"], "`stage.embeddings` must be"),
             (["--set", "size=2"], "No setting `size`"),
             (
                 [
@@ -1328,52 +1283,6 @@ class CommandTest(tf.test.TestCase):
             self.assertRegex(str(stopped.exception), f"^error: .*{message}")
         with self.assertRaises(SystemExit):
             self.run_command("none", "--unknown")
-
-    @pytest.mark.slow
-    def test_killed_at_any_shard_it_ends_with_the_same_manifest(self):
-        for number in range(4):
-            store = write_set(
-                self.folder,
-                f"part{number}",
-                range(100),
-                ["a caption"] * 100,
-                range(100),
-            )
-        del store
-        arguments = [
-            *("--workdir", self.path("reference")),
-            *("--data", self.path("part*.tfrecord")),
-            *("--sidecar-dir", self.path("sidecars")),
-            *("--no-report", "--output"),
-        ]
-        with contextlib.redirect_stdout(io.StringIO()):
-            command.main([*arguments, self.path("whole")])
-        folder = pathlib.Path(self.path("killed"))
-        script = (
-            "import time\n"
-            "from jest_tf.data.stores import manifest\n"
-            "from trainers import curate\n"
-            "write = manifest.write_part\n"
-            "def slow(*arguments):\n"
-            "    write(*arguments)\n"
-            "    time.sleep(0.5)\n"
-            "manifest.write_part = slow\n"
-            f"curate.main({[*arguments, str(folder)]})\n"
-        )
-        with subprocess.Popen(
-            [sys.executable, "-c", script], cwd=ROOT
-        ) as child:
-            while len(list(folder.glob("*.weights"))) < 2:
-                self.assertIsNone(child.poll())
-                time.sleep(0.01)
-            child.send_signal(signal.SIGKILL)
-        self.assertFalse((folder / manifest.MANIFEST_FILE).exists())
-        with contextlib.redirect_stdout(io.StringIO()):
-            command.main([*arguments, str(folder)])
-        for path in pathlib.Path(self.path("whole")).iterdir():
-            self.assertEqual(
-                (folder / path.name).read_bytes(), path.read_bytes()
-            )
 
 
 if __name__ == "__main__":

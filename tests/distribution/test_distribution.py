@@ -100,27 +100,20 @@ class WorkersTest(tf.test.TestCase):
         ports = subprocesses.free_ports(2)
         paths = [f"{folder}/{index}.npz" for index in range(2)]
         cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-        processes = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    os.path.join(subprocesses.TESTS, "worker.py"),
-                    path,
-                ],
-                env=subprocesses.environment(
-                    TF_CONFIG=json.dumps(
-                        {
-                            "cluster": cluster,
-                            "task": {"type": "worker", "index": index},
-                        }
-                    )
-                ),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+        script = os.path.join(subprocesses.TESTS, "worker.py")
+        processes = []
+        for index, path in enumerate(paths):
+            task = {"type": "worker", "index": index}
+            place = json.dumps({"cluster": cluster, "task": task})
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, script, path],
+                    env=subprocesses.environment(TF_CONFIG=place),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
             )
-            for index, path in enumerate(paths)
-        ]
         cls.alone = worker.train(tf.distribute.get_strategy(), 2)
         cls.found = []
         for process, path in zip(processes, paths, strict=True):
@@ -131,19 +124,17 @@ class WorkersTest(tf.test.TestCase):
 
     def test_two_workers_train_as_one_process(self):
         drawn, history, weights = self.alone
+        expected = {f"log/{name}": value for name, value in history.items()}
+        for index, value in enumerate(weights):
+            expected[f"weight/{index}"] = value
         for found in self.found:
             self.assertEqual(found["replicas"], 2)
             self.assertAllEqual(found["drawn"], drawn)
             # Three of 16 records, on the second worker alone, at each step.
-            self.assertEqual(
-                found["log/data/records_replaced"], 3 * worker.STEPS
-            )
-            for name, value in history.items():
-                self.assertAllClose(
-                    found[f"log/{name}"], value, 1e-5, 1e-6, msg=name
-                )
-            for index, value in enumerate(weights):
-                self.assertAllClose(found[f"weight/{index}"], value, 1e-5, 1e-6)
+            replaced = found["log/data/records_replaced"]
+            self.assertEqual(replaced, 3 * worker.STEPS)
+            for name, value in expected.items():
+                self.assertAllClose(found[name], value, 1e-5, 1e-6, msg=name)
 
     def test_stock_keras_fails_with_two_workers(self):
         gone = (
@@ -153,19 +144,13 @@ class WorkersTest(tf.test.TestCase):
         line = worker.fit_line(
             tf.distribute.get_strategy(), replica_cases.StockLine
         )
+        # It takes the mean over workers of the batch that it builds with, and
+        # without that the sum over rows of logs that have none.
+        no_mean = r"(?s)ValueError: Attempt to convert .*PerReplica"
+        no_sum = "ValueError: Invalid reduction dimension 0 .* 0 dimensions"
         for found in self.found:
-            # It takes the mean over workers of the batch that it builds with,
-            self.assertRegex(
-                str(found["stock_error"]),
-                r"(?s)ValueError: Attempt to convert .*PerReplica",
-                gone,
-            )
-            # and without that the sum over rows of logs that have none.
-            self.assertRegex(
-                str(found["built_error"]),
-                "ValueError: Invalid reduction dimension 0 .* 0 dimensions",
-                gone,
-            )
+            self.assertRegex(str(found["stock_error"]), no_mean, gone)
+            self.assertRegex(str(found["built_error"]), no_sum, gone)
             self.assertAllClose(found["line"], line)
 
 
@@ -175,34 +160,35 @@ class StrategyTest(tf.test.TestCase):
         self.assertIs(strategy, tf.distribute.get_strategy())
 
     def test_strategies_that_cannot_be_built_are_refused(self):
-        def refuse(message, name, **settings):
-            with self.assertRaisesRegex(ValueError, message):
-                distribution.build_strategy(
-                    config.DistributionConfig(name, **settings)
-                )
-
-        def tf_config(task):
-            cluster = {"worker": ["127.0.0.1:1"]}
-            return json.dumps({"cluster": cluster, **task})
-
-        for text in (
-            "",
-            "[]",
-            "{",
-            tf_config({}),
-            tf_config({"task": {"type": "worker", "index": 1}}),
-            tf_config({"task": {"type": "chief", "index": 0}}),
-        ):
-            with unittest.mock.patch.dict(os.environ, TF_CONFIG=text):
-                refuse(
-                    r"needs TF_CONFIG, .* Received: '", "multi_worker_mirrored"
-                )
-        for name in ("tpu", "multi_worker_mirrored"):
-            refuse(
-                f"'mirrored'. Received: 2 with '{name}'",
-                name,
-                virtual_devices=2,
+        cluster = {"worker": ["127.0.0.1:1"]}
+        no_config = r"needs TF_CONFIG, .* Received: '"
+        split = "'mirrored'. Received: 2 with"
+        cases = [
+            (name, {"virtual_devices": 2}, "", f"{split} '{name}'")
+            for name in ("tpu", "multi_worker_mirrored")
+        ]
+        cases += [
+            ("multi_worker_mirrored", {}, text, no_config)
+            for text in ("", "[]", "{", json.dumps({"cluster": cluster}))
+        ]
+        cases += [
+            (
+                "multi_worker_mirrored",
+                {},
+                json.dumps({"cluster": cluster, "task": task}),
+                no_config,
             )
+            for task in (
+                {"type": "worker", "index": 1},
+                {"type": "chief", "index": 0},
+            )
+        ]
+        for name, settings, text, message in cases:
+            with unittest.mock.patch.dict(os.environ, TF_CONFIG=text):
+                with self.assertRaisesRegex(ValueError, message):
+                    distribution.build_strategy(
+                        config.DistributionConfig(name, **settings)
+                    )
 
     def test_a_missing_tpu_is_refused(self):
         # Looking for TPUs starts TensorFlow anew: in a process of its own.
@@ -232,7 +218,3 @@ class StrategyTest(tf.test.TestCase):
         self.assertEqual(placement.share(12, 4, "`b`"), 3)
         with self.assertRaisesRegex(ValueError, "`b` must .*: 10, R=4"):
             placement.share(10, 4, "`b`")
-
-
-if __name__ == "__main__":
-    tf.test.main()

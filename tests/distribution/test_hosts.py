@@ -25,26 +25,33 @@ PLAIN = (
 def write_pictures(path, num_records):
     """A shard of PNGs that do not compress, and their sizes in bytes."""
     rng = np.random.default_rng(0)
-    pictures = [
-        tf.io.encode_png(rng.integers(0, 256, (64, 64, 3), np.uint8)).numpy()
-        for _ in range(num_records)
-    ]
-    shard_files.write_shard(
-        path,
-        [
+    payloads, sizes = [], []
+    for number in range(num_records):
+        pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+        image = tf.io.encode_png(pixels).numpy()
+        caption = "a b"[: 1 + number % 3]
+        tokens = coordinator.TOKENIZER([caption]).numpy()[0].tolist()
+        payloads.append(
             shard_files.serialize(
-                image=one,
-                caption=caption,
-                id=number,
-                tokens=coordinator.TOKENIZER([caption]).numpy()[0].tolist(),
+                image=image, caption=caption, id=number, tokens=tokens
             )
-            for number, one in enumerate(pictures)
-            for caption in ["a b"[: 1 + number % 3]]
-        ],
-    )
+        )
+        sizes.append(len(image))
+    shard_files.write_shard(path, payloads)
     # A damaged payload: the host replaces the record, too.
     shard_files.flip(path, 2000)
-    return [len(one) for one in pictures]
+    return sizes
+
+
+def run(*command):
+    """A process of Python that has ended."""
+    return subprocess.run(
+        [sys.executable, *command],
+        env=subprocesses.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.mark.slow
@@ -87,20 +94,9 @@ class HostsTest(tf.test.TestCase):
         output = os.path.join(self.folder, "arrived.npz")
         settings = {"hosts": hosts, "data": self.data, "steps": STEPS}
         settings |= {"options": options, "output": output}
-        done = subprocess.run(
-            [
-                sys.executable,
-                os.path.join(subprocesses.TESTS, "coordinator.py"),
-                json.dumps(settings),
-            ],
-            env=subprocesses.environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        if done.returncode:
-            return done.stderr
-        return np.load(output)
+        script = os.path.join(subprocesses.TESTS, "coordinator.py")
+        done = run(script, json.dumps(settings))
+        return done.stderr if done.returncode else np.load(output)
 
     def assert_local(self, found):
         """Checks that each host made its half of the local stream."""
@@ -147,13 +143,7 @@ class HostsTest(tf.test.TestCase):
     def test_a_port_in_use_is_refused(self):
         with socket.create_server(("", 0)) as other:
             port = other.getsockname()[1]
-            done = subprocess.run(
-                [sys.executable, "-m", "trainers.worker", f"--port={port}"],
-                env=subprocesses.environment(),
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
+            done = run("-m", "trainers.worker", f"--port={port}")
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr, f"`--port` must be free.*: {port}")
 
@@ -166,16 +156,6 @@ class HostsTest(tf.test.TestCase):
             "distribution.connect(sys.argv[1])\n"
             "print(context.get_server_def().cluster)\n"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code, f"grpc://{self.workers[0]}"],
-            env=subprocesses.environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = run("-c", code, f"grpc://{self.workers[0]}")
         self.assertNotIn("localhost:", done.stdout)
         self.assertEqual(done.stdout.count('"127.0.0.1:'), 2, done.stderr)
-
-
-if __name__ == "__main__":
-    tf.test.main()

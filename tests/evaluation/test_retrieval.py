@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import evaluation
+from jest_tf.evaluation import retrieval
 
 KS = (1, 5, 10)
 
@@ -49,6 +50,16 @@ def unit_vectors(rows, dim, seed):
 
 
 class RetrievalTest(tf.test.TestCase):
+    def test_chance_is_what_one_point_for_everything_scores(self):
+        groups = ["abcddd", "aabcccd"]
+        found = retrieval.chance(*groups)
+        blind = evaluation.retrieval_measures(
+            *(np.ones([len(side), 1]) for side in groups), *groups
+        )
+        self.assertEqual({*found}, {*blind})
+        for name, value in blind.items():
+            self.assertAllClose(found[name], value, msg=name)
+
     def test_three_images_and_four_texts_by_hand(self):
         # Texts are unit axes, so an image's embedding is its row of scores:
         #

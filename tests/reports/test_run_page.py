@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -25,7 +26,8 @@ import tiny
 from jest_tf import cli, config
 from jest_tf.data import pipeline, stores, tokenizers
 from jest_tf.reports import run_page
-from jest_tf.runs import directory
+from jest_tf.runs import directory, inputs
+from jest_tf.selection import summary
 
 CAPTIONS = (["<b>a & b"], ["c", "d"], ["e\"f' <script>"], [" ", "عربى"])
 SIZE, ROWS, B = 16, 7, 4
@@ -51,12 +53,12 @@ class PageTest(tf.test.TestCase):
         self.config = config.TrainConfig(
             seed=9,
             steps=6,
-            data=config.DataConfig(
-                train=(self.shard,), super_batch_size=B, image_size=SIZE
-            ),
+            data=config.DataConfig(train=(self.shard,), image_size=SIZE),
             model=config.ModelConfig(patch_size=SIZE),
             reference=config.ReferenceConfig("somewhere"),
-            selection=config.SelectionConfig("joint", 2, 1),
+            selection=config.SelectionConfig(
+                2, stages=(config.Stage(2, num_chunks=1),)
+            ),
         )
         config.save_config(self.config, f"{self.workdir}/config.json")
 
@@ -74,13 +76,19 @@ class PageTest(tf.test.TestCase):
         return {
             "step": step,
             "super_batch": number,
-            "criterion": criterion,
-            "filter_ratio": 0.5,
-            "overlap_independent": 0.5,
-            "overlap_uniform": 1.0,
-            "learnability": {"kept": summary, "dropped": {"count": 0}},
-            "highest": [extreme(0), extreme(1)],
-            "lowest": [extreme(3), extreme(2)],
+            "stages": [
+                {
+                    "stage": 0,
+                    "criterion": criterion,
+                    "rows_in": B,
+                    "rows_out": 2,
+                    "overlap_independent": 0.5,
+                    "overlap_uniform": 1.0,
+                    "learnability": {"kept": summary, "dropped": {"count": 0}},
+                    "highest": [extreme(0), extreme(1)],
+                    "lowest": [extreme(3), extreme(2)],
+                }
+            ],
         }
 
     def write(self, lines):
@@ -92,8 +100,8 @@ class PageTest(tf.test.TestCase):
                     {
                         "step": line["step"],
                         "seconds": 2.0 * line["step"],
-                        "select/score": 1.0,
-                        "select/uniform_score": -1.0,
+                        "stages/0/score": 1.0,
+                        "stages/0/uniform_score": -1.0,
                         "train/repeat_rate": 0.25,
                         "select/effective_filter_ratio": 0.4,
                     }
@@ -105,26 +113,32 @@ class PageTest(tf.test.TestCase):
                 for row in rows:
                     file.write(json.dumps(row) + "\n")
 
-    def batches(self, count):
+    def batches(self, count, store=None):
         return list(
             pipeline.super_batches(
-                stores.open_stores(self.config.data),
-                super_batch_size=B,
+                store or stores.open_stores(self.config.data),
+                selection=self.config.selection,
                 seed=9,
                 tokenizer=tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3),
                 image_size=SIZE,
+                options=pipeline.Options(faults=pipeline.FaultLog(None, 1.0)),
             )
             .take(count)
             .as_numpy_iterator()
         )
 
     def test_examples_at_positions_are_those_of_the_stream(self):
-        batches = self.batches(6)
-        store = stores.open_stores(self.config.data)
-        positions = np.array([3, 22, 3, 8])
-        found = pipeline.at_positions(
-            store, positions, step_size=B, seed=9, image_size=SIZE
-        )
+        """Also where a record is replaced."""
+        path = os.path.join(self.workdir, "b.tfrecord")
+        payloads = list(tf.data.TFRecordDataset(self.shard).as_numpy_iterator())
+        broken = tf.io.encode_png(self.images[2]).numpy()[:60]
+        payloads[2] = shard_files.serialize(image=broken, caption="x", id=102)
+        store = stores.open_store(shard_files.write_shard(path, payloads))
+        batches = self.batches(6, store)
+        replaced = [batch["record_replaced"] for batch in batches]
+        self.assertGreater(np.sum(replaced), 1)
+        positions = np.random.default_rng(0).permutation(6 * B)
+        found = pipeline.at_positions(store, positions, seed=9, image_size=SIZE)
         for place, position in enumerate(positions):
             batch, row = batches[position // B], position % B
             self.assertAllEqual(found.image[place], batch["image"][row])
@@ -134,32 +148,6 @@ class PageTest(tf.test.TestCase):
                 [found.caption[place]], 2**63 - 1
             )
             self.assertEqual(caption[0], batch["caption_id"][row])
-
-    def test_replaced_records_are_replaced_alike(self):
-        path = os.path.join(self.workdir, "b.tfrecord")
-        payloads = list(tf.data.TFRecordDataset(self.shard).as_numpy_iterator())
-        broken = tf.io.encode_png(self.images[2]).numpy()[:60]
-        payloads[2] = shard_files.serialize(image=broken, caption="x", id=102)
-        shard_files.write_shard(path, payloads)
-        store = stores.open_store(path)
-        options = {"super_batch_size": ROWS, "seed": 9, "image_size": SIZE}
-        (batch,) = (
-            pipeline.super_batches(
-                store,
-                tokenizer=tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3),
-                options=pipeline.Options(faults=pipeline.FaultLog(None, 1.0)),
-                **options,
-            )
-            .take(1)
-            .as_numpy_iterator()
-        )
-        self.assertEqual(batch["record_replaced"].sum(), 1)
-        step_size = options.pop("super_batch_size")
-        found = pipeline.at_positions(
-            store, np.arange(ROWS), step_size=step_size, **options
-        )
-        self.assertAllEqual(found.image, batch["image"])
-        self.assertAllEqual(found.id, batch["id"])
 
     def test_the_page_shows_the_pixels_and_captions_of_the_rows(self):
         batches = self.batches(3)
@@ -194,26 +182,37 @@ class PageTest(tf.test.TestCase):
         for caption in shown:
             self.assertIn(str(markupsafe.escape(caption)), text)
         self.assertEqual(text.count('class="card kept"'), 4)
-        for title in ("Score of the sub-batch", "Records", "Learnability"):
+        for title in (
+            *("Stage 0: score of the rows that pass", "Records"),
+            *("Stage 0: learnability of rows, median", "Most learnable"),
+        ):
             self.assertIn(title, text)
-        self.assertIn("Most learnable", text)
-
-    def test_each_criterion_has_its_headings(self):
-        ids = self.batches(1)[0]["id"]
-        self.write([self.line(1, 0, ids, "easy_reference")])
-        run_page.write(self.workdir, f"{self.workdir}/page.html")
-        with open(f"{self.workdir}/page.html", encoding="utf-8") as file:
-            self.assertIn("Easiest for the reference", file.read())
 
     def test_other_data_is_refused(self):
         ids = self.batches(1)[0]["id"] + 1
         self.write([self.line(1, 0, ids)])
-        with self.assertRaisesRegex(ValueError, f"id {ids[0]} in row 0"):
+        with self.assertRaisesRegex(
+            ValueError, f"id {ids[0]} at 0 of super-batch 0.*id {ids[0] - 1}$"
+        ):
             run_page.write(self.workdir, "nowhere")
 
-    def test_a_run_without_telemetry_is_refused_by_name(self):
-        with self.assertRaisesRegex(ValueError, "There is no selection to sh"):
-            run_page.read(self.workdir)
+    def test_a_run_without_stages_is_refused_by_name(self):
+        uniform = dataclasses.replace(
+            self.config, selection=config.SelectionConfig(B)
+        )
+        config.save_config(uniform, f"{self.workdir}/config.json")
+        with (
+            contextlib.redirect_stderr(io.StringIO()) as said,
+            contextlib.redirect_stdout(io.StringIO()),
+            mock.patch.object(tf.config, "set_visible_devices"),
+        ):
+            self.assertEqual(cli.main(["page", "--workdir", self.workdir]), 1)
+        self.assertRegex(
+            said.getvalue(),
+            "^error: There is no selection to show: expected a run with a "
+            f"stage that scores. Received: '{self.workdir}' without a line of "
+            "telemetry.jsonl",
+        )
         with self.assertRaisesRegex(ValueError, "must be a run directory"):
             run_page.read(f"{self.workdir}/none")
         with self.assertRaisesRegex(ValueError, "`num_moments`.*0"):
@@ -360,7 +359,7 @@ class PageTest(tf.test.TestCase):
         (page,) = self.watch()
         self.assertIn("The pictures cannot be shown here: ", page)
         self.assertIn("a.tfrecord", page)
-        self.assertIn("Score of the sub-batch", page)
+        self.assertIn("Stage 0: score of the rows that pass", page)
         with self.assertRaisesRegex(ValueError, "a.tfrecord"):
             run_page.write(self.workdir, f"{self.workdir}/page.html")
 
@@ -395,6 +394,144 @@ class PageTest(tf.test.TestCase):
             self.assertIn('"refresh" content="30"', file.read())
 
 
+class FunnelPageTest(tf.test.TestCase):
+    """Pages of funnels with stored stages, whose choices are made here."""
+
+    STORED = config.Stage(2, "stored", num_chunks=2, criterion="easy_reference")
+
+    def setUp(self):
+        super().setUp()
+        self.workdir = self.enterContext(tempfile.TemporaryDirectory())
+        noisy = range(0, 40, 3)
+        self.shard = tiny.write_shard(f"{self.workdir}/pool", 40, noisy=noisy)
+        tiny.write_sidecars(self.shard, noisy)
+
+    def choose(self, *stages, step=2):
+        """Writes a run that has logged a step; ids into and out of stages."""
+        self.config = config.TrainConfig(
+            steps=3,
+            data=config.DataConfig(
+                train=(self.shard,),
+                image_size=tiny.IMAGE_SIZE,
+                noise_field="noise",
+            ),
+            model=config.ModelConfig(patch_size=tiny.IMAGE_SIZE),
+            selection=config.SelectionConfig(4, stages=stages),
+        )
+        config.save_config(self.config, f"{self.workdir}/config.json")
+        with contextlib.redirect_stderr(io.StringIO()):
+            sources = inputs.open_sources(
+                self.config, tf.distribute.get_strategy()
+            )
+        order = inputs.order_of(self.config, sources)
+        chooser = inputs.stored_stages_of(self.config, sources)
+        positions = chooser.choose(step - 1, 0)
+        found = chooser.summaries.take(step - 1)
+        self.store, self.ids = sources.store, []
+        size = chooser.sizes[0]
+        for some in (np.arange(size) + (step - 1) * size, positions):
+            self.ids.append(sources.store.ids(order.rows(some)))
+        if len(found) < len(stages):  # the first of two in three pass the last
+            kept = np.arange(len(positions)) % 3 > 0
+            rows = {
+                "row": np.arange(len(kept)),
+                "id": self.ids[-1],
+                "kept": kept,
+                "own_score": np.linspace(3, 1, len(kept), dtype=np.float32),
+                "learner_loss": np.linspace(3, 1, len(kept)),
+                "clean": sources.clean(self.ids[-1]),
+            }
+            found[len(found)] = summary.of_rows(
+                stages[-1],
+                rows,
+                {"learner_loss": np.ones(4)},
+                drawn=np.flatnonzero(kept),
+                seed=np.array([0, 1]),
+            )
+        row = {"step": step, "seconds": 1.0, "train/loss": 0.5}
+        line = {"step": step, "super_batch": step - 1}
+        line["stages"] = [{"stage": number} | found[number] for number in found]
+        directory.append(self.workdir, directory.TELEMETRY_FILE, line)
+        for number, one in found.items():
+            for name in ("clean_in", "clean_out"):
+                row[f"stages/{number}/{name}"] = one[name]
+            row[f"stages/{number}/score"] = one.get("score", 2.0)
+            row[f"stages/{number}/uniform_score"] = one.get("uniform_score", 1)
+        directory.append(self.workdir, directory.METRICS_FILE, row)
+        return found
+
+    def shown(self):
+        """The page, its table, and its pictures' ids, all checked."""
+        path = f"{self.workdir}/page.html"
+        run_page.write(self.workdir, path)
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        cards = re.findall(
+            r'title="id (\d+): .*?base64,(.*?)"', text, re.DOTALL
+        )
+        records = {
+            int(key): record
+            for key, record in zip(
+                self.store.ids(np.arange(40)),
+                self.store.read(range(40)),
+                strict=True,
+            )
+        }
+        for key, payload in cards:
+            pixels = tf.io.decode_png(base64.b64decode(payload))
+            expected = tf.io.decode_png(records[int(key)].image)
+            self.assertAllEqual(pixels, expected)
+        cells = re.findall(r"<td[^>]*>(.*?)</td>", text, re.DOTALL)
+        return text, cells, [int(key) for key, _ in cards]
+
+    def test_a_run_of_stored_stages_alone(self):
+        found = self.choose(self.STORED, self.STORED)
+        text, cells, ids = self.shown()
+        self.assertEqual([one["rows_in"] for one in found.values()], [16, 8])
+        expected = []
+        for number, one in found.items():
+            expected += [
+                *(str(number), "stored", "joint, by easy_reference"),
+                *(str(one["rows_in"]), str(one["rows_out"])),
+                *(f"{one['clean_in']:.0%}", f"{one['clean_out']:.0%}"),
+                *(f"{one['score']:+.3g}", f"{one['uniform_score']:+.3g}"),
+            ]
+        self.assertEqual(cells, expected)
+        for title in (
+            "Offered: 8 of 16 pairs",
+            "Stage 0, stored: Easiest for the reference",
+            "Stage 1, stored: Easiest for the reference",
+            "Hardest for the reference",
+            "Stage 1: score of the rows that pass",
+            "Stage 0: clean share of its rows",
+        ):
+            self.assertIn(title, text)
+        # What is offered; then the most and the least of each stage.
+        every = [
+            one["id"]
+            for line in found.values()
+            for end in ("highest", "lowest")
+            for one in line[end]
+        ]
+        self.assertEqual(ids[8:], every)
+        self.assertContainsSubset(ids[:8], self.ids[0])
+        kept = {one["id"] for one in found[1]["highest"] if one["kept"]}
+        self.assertContainsSubset(kept, self.ids[1])
+
+    def test_a_live_stage_shows_rows_that_a_stored_one_passed(self):
+        live = config.Stage(3, num_chunks=2, criterion="hard_learner")
+        found = self.choose(self.STORED, live)
+        _, cells, ids = self.shown()
+        # 24 rows, of which 12 pass the first stage and 4 the second.
+        self.assertEqual(cells[3:5], ["24", "12"])
+        self.assertEqual(
+            cells[9:14],
+            ["1", "live", "joint, by hard_learner", "12", "4"],
+        )
+        rows = [one["row"] for one in found[1]["highest"] + found[1]["lowest"]]
+        self.assertEqual(ids[24:], [int(self.ids[1][row]) for row in rows])
+
+
 def _interrupt(seconds):
     del seconds
     raise KeyboardInterrupt
@@ -408,21 +545,19 @@ def config():
         steps=30,
         data=c.DataConfig(
             train=("a.tfrecord",),
-            super_batch_size=12,
             image_size=16,
             text_length=4,
             vocabulary_size=12,
         ),
         model=c.ModelConfig(preset="tiny"),
+        selection=c.SelectionConfig(
+            4, stages=(c.Stage(3, num_chunks=2, criterion="hard_learner"),)
+        ),
         evaluation=c.EvaluationConfig(
             data=("a.tfrecord",), log_every_steps=1, every_steps=10
         ),
     )
 """
-JEST = (
-    *("selection.method=joint", "selection.batch_size=4"),
-    *("selection.num_chunks=2", "selection.criterion=hard_learner"),
-)
 # A frame as wide as a screen, which says how wide its page is.
 FRAME = """<!doctype html><body><iframe width="{width}" height="844"
 srcdoc="{page}" onload="document.body.dataset.widths = [
@@ -454,8 +589,7 @@ class WatchedRunTest(tf.test.TestCase):
     def test_a_run_is_watched_until_both_end(self):
         watching = self.start("page", "--workdir", "run", "--watch", "1")
         training = self.start(
-            *("train", "--config", "recipe.py", "--workdir", "run"),
-            *("--set", *JEST),
+            *("train", "--config", "recipe.py", "--workdir", "run")
         )
         path, live = f"{self.folder}/run/selection.html", 0
         while watching.poll() is None:

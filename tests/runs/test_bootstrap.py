@@ -1,12 +1,13 @@
 """A run that renews its reference from its own learner."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import pathlib
 import tempfile
 from unittest import mock
 
-import cascade_cases
 import numpy as np
 import pytest
 import run_server
@@ -14,28 +15,28 @@ import subprocesses
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, models
+from jest_tf import config, models, selection
 from jest_tf.cli import dry_run
-from jest_tf.data import cascade, pipeline, sidecars, stores
+from jest_tf.data import pipeline, sidecars, stores, tokenizers
 from jest_tf.data.sidecars import embed, recognition
-from jest_tf.runs import bootstrap, checkpoints, directory, inputs, loading
+from jest_tf.runs import bootstrap, checkpoints, directory, inputs
 
-STEPS, RENEW_AT, HYPER, SUPER = 24, (8, 16), 32, 12
+STEPS, RENEW_AT, HYPER, BATCH, CURATED = 24, (8, 16), 24, 12, 4
 SETTINGS = (
-    "selection.batch_size=none",
-    "selection.method=uniform",
-    "selection.phases=",
-    "selection.uniform_every=none",
-    "bootstrap.renew_at=8,16",
-    "bootstrap.shares=0.7,0.5",
-    "optimizer.ema=none",
-    "bootstrap.curated_rows=6",
-    f"cascade.hyper_batch_size={HYPER}",
-    "cascade.num_chunks=2",
-    "data.curated_rows=4",
-    "evaluation.log_every_steps=1",
+    *("selection.stages=none", f"selection.batch_size={BATCH}"),
+    *("selection.stages.0.candidates=3", "selection.stages.0.num_chunks=2"),
+    "selection.stages.0.embeddings=stored",
+    "selection.stages.0.criterion=easy_reference",
+    *("bootstrap.renew_at=8,16", "bootstrap.shares=0.7,0.5"),
+    *("bootstrap.clean_start=true", f"data.curated_rows={CURATED}"),
+    *("optimizer.ema=none", "evaluation.log_every_steps=1"),
     "checkpoint.keep=9",
 )
+STORED = config.SelectionConfig(
+    64,
+    stages=(config.Stage(4, "stored", criterion="easy_reference"),),
+)
+EASY = {"selection": STORED}
 
 
 @pytest.mark.slow
@@ -71,40 +72,37 @@ class RunTest(tf.test.TestCase):
             raise AssertionError(f"ended with {code}: {said}")
         return said
 
-    def lines(self, workdir, name):
-        return [
-            {
-                key: value
-                for key, value in row.items()
-                if not tiny.from_clock(key)
-            }
-            for row in tiny.read_lines(workdir, name)
-        ]
-
-    def drawn(self):
-        rows = self.lines(self.unbroken, directory.DRAWS_FILE)
-        return {row["step"]: row["ids"] for row in rows}
-
     def test_the_rows_of_every_segment_are_the_streams(self):
-        """Half are curated at first; then the cascade chooses 8 of 12 rows."""
-        drawn = self.drawn()
-        starts = (0, *RENEW_AT)
-        for start, stop, curated_rows in zip(
-            starts, (*RENEW_AT, STEPS), (6, 4, 4), strict=True
-        ):
-            found = chooser = None
-            rows = None
+        """All are curated at first; then 8 of 24 records are chosen."""
+        drawn = tiny.read_lines(self.unbroken, directory.DRAWS_FILE)
+        drawn = {row["step"]: row["ids"] for row in drawn}
+        self.assertLen(drawn, STEPS)
+        for start, stop in zip((0, *RENEW_AT), (*RENEW_AT, STEPS), strict=True):
+            options = {"curated_rows": CURATED if start else BATCH}
             if start:
                 found, rows = bootstrap.sidecars_at(
                     self.config, self.store, self.unbroken, start
                 )
-                chooser = cascade.Cascade(self.config.cascade, found, "sigmoid")
-            for step in range(start + 1, stop + 1):
-                ids = self.ids_at(
-                    self.config, step, chooser, rows, curated_rows
-                )
-                self.assertEqual(drawn[step], ids)
-        self.assertLen(drawn, STEPS)
+                options |= {"sidecars": found, "rows": rows}
+            stream = pipeline.super_batches(
+                self.store,
+                selection=dataclasses.replace(
+                    self.config.selection, loss="sigmoid"
+                ),
+                seed=self.config.seed,
+                tokenizer=tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3),
+                image_size=tiny.IMAGE_SIZE,
+                start_step=start,
+                options=pipeline.Options(
+                    num_curated=1,
+                    faults=pipeline.FaultLog(None, 1.0),
+                    **options,
+                ),
+            )
+            for step, batch in enumerate(stream.take(stop - start), start + 1):
+                ids = [*batch["id"].numpy()]
+                ids += [*batch.get("curated", {"id": ids[:0]})["id"]]
+                self.assertEqual(drawn[step], [int(one) for one in ids])
 
     def test_a_dry_run_counts_what_the_run_does(self):
         with mock.patch.object(
@@ -114,13 +112,18 @@ class RunTest(tf.test.TestCase):
         for step in RENEW_AT:
             rows = bootstrap.embedded_rows(self.config, self.store, step)
             self.assertIn(f"{rows.sum()} records after step {step}", said)
-        last = self.lines(self.unbroken, directory.METRICS_FILE)[-1]
-        drawn, scored, trained = (
-            f"{last[f'examples/{name}']:,} {name}"
-            for name in ("drawn", "scored", "trained")
-        )
-        drawn = drawn.replace(" ", " examples ")
-        self.assertIn(f"{STEPS}: {drawn}, {scored}, {trained}", said)
+        last = tiny.read_lines(self.unbroken, directory.METRICS_FILE)[-1]
+        counts = [
+            f"{last[f'examples/{name}']:,} examples {name}"
+            for name in ("drawn", "scored", "trained", "offered")
+        ]
+        for line in (
+            "clean start +curated rows alone before the first renewal",
+            "stage 0, stored +24 rows, the hyper-batch, -> 8, joint by easy_",
+            "trained +8 chosen rows and 4 curated",
+            f"steps +{STEPS}: {', '.join(counts)}\n",
+        ):
+            self.assertRegex(said, f"(?m)^{line}")
 
     def test_a_reference_is_the_learner_of_its_step(self):
         for step in RENEW_AT:
@@ -188,52 +191,35 @@ class RunTest(tf.test.TestCase):
                 bootstrap.embedded_rows(self.config, self.store, expected),
             )
 
-    def ids_at(self, recipe, step, chooser, rows, curated_rows):
-        """Ids of a step's super-batch, by the stream alone."""
-        dataset = pipeline.super_batches(
-            self.store,
-            super_batch_size=SUPER,
-            seed=recipe.seed,
-            tokenizer=cascade_cases.TOKENIZER,
-            image_size=tiny.IMAGE_SIZE,
-            start_step=step - 1,
-            options=pipeline.Options(
-                cascade=chooser,
-                rows=rows,
-                num_curated=1,
-                curated_rows=curated_rows,
-                faults=pipeline.FaultLog(None, 1.0),
-            ),
-        )
-        (batch,) = dataset.take(1)
-        return batch["id"].numpy().tolist()
-
     def sidecars_of(self, workdir, step):
         """Those of a renewal, kept or not."""
         folder = os.path.join(workdir, "references", f"step-{step:09d}")
         return sidecars.Sidecars(self.store, folder)
 
     def test_every_pass_is_in_the_log(self):
-        rows = self.lines(self.unbroken, directory.METRICS_FILE)
+        rows = tiny.read_lines(self.unbroken, directory.METRICS_FILE)
         by_step = {row["step"]: row for row in rows}
         done = bootstrap.renewals(self.config, self.unbroken)
         self.assertEqual([one.step for one in done], list(RENEW_AT))
+        embedded = np.cumsum([0, *(one.images for one in done)])
         self.assertEqual(
             [by_step[step]["examples/embedded"] for step in (8, 9, 16, 17)],
-            [
-                0,
-                done[0].images,
-                done[0].images,
-                done[0].images + done[1].images,
-            ],
+            embedded[[0, 1, 1, 2]].tolist(),
         )
-        self.assertEqual(
-            by_step[24]["flops/renewals"], done[0].flops + done[1].flops
-        )
-        self.assertEqual(by_step[24]["examples/cascaded"], 16 * HYPER)
+        last = by_step[STEPS]
+        self.assertEqual(last["flops/renewals"], done[0].flops + done[1].flops)
+        chosen = STEPS - RENEW_AT[0]  # steps
+        for name, count in (
+            ("offered", chosen * HYPER),
+            ("drawn", RENEW_AT[0] * BATCH + chosen * (8 + CURATED)),
+            ("scored", 0),
+            ("trained", STEPS * BATCH),
+        ):
+            self.assertEqual(last[f"examples/{name}"], count)
         # The tiny learner's embeddings have six numbers.
-        a_step = cascade.flops(self.config.cascade, SUPER, (6,), 4)
-        self.assertEqual(by_step[24]["flops/cascade"], 16 * a_step)
+        a_step = selection.draw_flops(HYPER, 8, tiny.DIM)
+        self.assertEqual(last["flops/stored"], chosen * a_step)
+        self.assertEqual(by_step[RENEW_AT[0]]["flops/stored"], 0)
         seconds = {
             row["step"]: row["seconds"]
             for row in tiny.read_lines(self.unbroken, directory.METRICS_FILE)
@@ -242,88 +228,12 @@ class RunTest(tf.test.TestCase):
             gap = seconds[renewal.step + 1] - seconds[renewal.step]
             self.assertGreater(gap, renewal.seconds)
         # Pictures and captions, one each, of the tiny learner: one product.
-        dim, tokens = 6, tiny.TEXT_LENGTH
+        dim, tokens = tiny.DIM, tiny.TEXT_LENGTH
         pixels = 3 * tiny.IMAGE_SIZE**2
         self.assertIn(
             done[0].flops / done[0].images,
             [2 * dim * (pixels + tokens * dim)],
         )
-
-    def test_a_killed_run_ends_as_the_unbroken_one(self):
-        killed = os.path.join(self.folder, "killed")
-        for place in (14, 22, 26, 31, 18):
-            self.run_in(killed, at=place, ended=-9)
-        self.run_in(killed)
-        for name in (directory.METRICS_FILE, directory.DRAWS_FILE):
-            self.assertEqual(
-                self.lines(killed, name), self.lines(self.unbroken, name)
-            )
-        ours, theirs = (
-            subprocesses.weight_arrays(f"{one}/{directory.WEIGHTS_FILE}")
-            for one in (killed, self.unbroken)
-        )
-        self.assertEqual(set(ours), set(theirs))
-        for name, value in ours.items():
-            np.testing.assert_array_equal(value, theirs[name], name)
-        for step in RENEW_AT:
-            ours, theirs = (
-                self.sidecars_of(one, step) for one in (killed, self.unbroken)
-            )
-            self.assertEqual(ours.identity, theirs.identity)
-            for shard in range(3):
-                for one, other in zip(
-                    ours.read_shard(shard),
-                    theirs.read_shard(shard),
-                    strict=True,
-                ):
-                    np.testing.assert_array_equal(one, other)
-
-    def test_the_learners_embeddings_score_beside_a_reference(self):
-        """Killed as well; steps before the first renewal have none."""
-        reference = os.path.join(self.folder, "of a reference")
-        self.run_in(os.path.join(self.folder, "teacher"), "seed=7")
-        with mock.patch.object(
-            models, "build_learner", run_server.build_learner
-        ):
-            teacher = loading.load(os.path.join(self.folder, "teacher"))
-        bootstrap.embed_records(teacher, self.store, reference)
-        settings = (
-            "bootstrap.renews=learner",
-            "cascade.criterion=learnability",
-            "reference.sidecars=true",
-            f"reference.sidecar_dir={reference}",
-            "bootstrap.curated_rows=4",
-        )
-        workdir = os.path.join(self.folder, "by learnability")
-        self.run_in(workdir, *settings, at=22, ended=-9)
-        self.run_in(workdir, *settings)
-        recipe = directory.load_config(workdir)
-        drawn = {
-            row["step"]: row["ids"]
-            for row in self.lines(workdir, directory.DRAWS_FILE)
-        }
-        fixed = sidecars.Sidecars(self.store, reference)
-        for start in (0, *RENEW_AT):
-            chooser, rows = cascade.of_run(recipe, fixed), None
-            self.assertEqual(chooser.settings.criterion, "easy_reference")
-            if start:
-                learner = self.sidecars_of(workdir, start)
-                rows = bootstrap.embedded_rows(recipe, self.store, start)
-                chooser = cascade.Cascade(
-                    recipe.cascade, fixed, "sigmoid", learner
-                )
-            for step in range(start + 1, start + 9):
-                ids = self.ids_at(recipe, step, chooser, rows, 4)
-                self.assertEqual(drawn[step], ids)
-
-    def test_a_renewal_of_too_few_records_is_refused_at_once(self):
-        workdir = os.path.join(self.folder, "too few")
-        for share in ("0.15", "0.001"):
-            said = self.run_in(
-                workdir, f"bootstrap.shares=0.7,{share}", ended=1
-            )
-            self.assertIn("the renewal after 16 steps embeds, ", said)
-            self.assertNotIn("steps 0 to", said)
 
     def test_references_that_no_checkpoint_needs_are_deleted(self):
         workdir = os.path.join(self.folder, "gone")
@@ -353,35 +263,80 @@ class RunTest(tf.test.TestCase):
 
 
 class SettingsTest(tf.test.TestCase):
-    def test_stage_0_scores_by_other_widths_after_renewals(self):
+    def test_flops_of_stored_stages_by_hand(self):
         def renewal(step, kept):
             return bootstrap.Renewal(step, 0, 0, 0, 0.0, 0.5, kept)
 
-        def dims(criterion, renews, *kept):
-            recipe = config.TrainConfig(
-                cascade=config.CascadeConfig(1280, criterion=criterion),
-                reference=config.ReferenceConfig(sidecars=True),
-                bootstrap=config.BootstrapConfig((10, 20), renews),
-            )
-            done = [renewal(10 * (n + 1), one) for n, one in enumerate(kept)]
-            return bootstrap.cascade_dims(recipe, done, 768, 64)
-
-        first = (0, (768,))
-        easy = "easy_reference", "reference"
-        self.assertEqual(dims(*easy), [first])
-        self.assertEqual(
-            dims(*easy, False, True), [first, (10, (768,)), (20, (64,))]
+        stages = (
+            config.Stage(2, "stored", criterion="easy_reference", last_step=14),
+            config.Stage(3, "stored", criterion="easy_reference"),
         )
-        by_both = "learnability", "learner"
-        self.assertEqual(dims(*by_both, True), [first, (10, (768, 64))])
-        by_one = "hard_learner", "learner"
-        self.assertEqual(dims(*by_one, True), [first, (10, (64,))])
+        recipe = config.TrainConfig(
+            steps=40,
+            selection=config.SelectionConfig(32, stages=stages),
+            reference=config.ReferenceConfig("somewhere"),
+            bootstrap=config.BootstrapConfig((10, 20)),
+        )
+
+        def draw(size, width, count):
+            # 1 + 2 x 32 products of a row, and the uniform draw with itself.
+            passed = size // count
+            return 2 * width * (size * (1 + 2 * passed) + 2 * passed**2)
+
+        def both(width):
+            return draw(192, width, 2) + second(width)
+
+        def second(width):
+            return draw(96, width, 3)
+
+        first, learner = 768, 64
+        for kept, step, expected in (
+            ((), 9, 9 * both(first)),
+            # The renewal at 10 is kept: its steps draw by the learner.
+            ((True,), 12, 10 * both(first) + 2 * both(learner)),
+            ((False,), 12, 12 * both(first)),
+            (
+                (False, True),
+                25,
+                15 * both(first) + 5 * second(first) + 5 * second(learner),
+            ),
+        ):
+            done = [renewal(10 * (n + 1), one) for n, one in enumerate(kept)]
+            found = bootstrap.stored_flops(recipe, done, first, learner, step)
+            self.assertEqual(found, expected)
+        # Without a first reference nothing is scored before the renewal.
+        alone = dataclasses.replace(recipe, reference=config.ReferenceConfig())
+        done = [renewal(10, True)]
+        found = bootstrap.stored_flops(alone, done, 0, learner, 12)
+        self.assertEqual(found, 2 * both(learner))
+
+    def test_a_renewal_of_too_few_records_is_refused_at_once(self):
+        folder = self.get_temp_dir()
+        recipe = run_server.recipe(
+            folder,
+            (
+                *SETTINGS,
+                f"data.train={tiny.write_shard(f'{folder}/pool', 60)}",
+                f"data.curated={tiny.write_shard(f'{folder}/curated', 9)}",
+            ),
+        )
+        for share, refused in ((0.9, False), (0.15, True), (0.001, True)):
+            renewals = dataclasses.replace(
+                recipe.bootstrap, shares=(0.9, share)
+            )
+            run = dataclasses.replace(recipe, bootstrap=renewals)
+            context = contextlib.nullcontext()
+            if refused:
+                context = self.assertRaisesRegex(
+                    ValueError, "A hyper-batch, .*the renewal after 16 steps"
+                )
+            with context, contextlib.redirect_stderr(io.StringIO()):
+                inputs.open_sources(run, tf.distribute.get_strategy())
 
     def test_after_two_rejections_in_succession_nothing_is_embedded(self):
         recipe = config.TrainConfig(
             steps=10,
-            data=config.DataConfig(super_batch_size=64),
-            cascade=config.CascadeConfig(hyper_batch_size=256),
+            selection=STORED,
             bootstrap=config.BootstrapConfig(renew_at=(2, 4, 6, 8)),
         )
         store = mock.MagicMock(manifest=None)
@@ -424,9 +379,7 @@ class SettingsTest(tf.test.TestCase):
                 bootstrap.renew(run, workdir, store, 4)
 
     def test_embeddings_of_a_disk_that_was_away_are_not_kept(self):
-        recipe = config.TrainConfig(
-            data=config.DataConfig(super_batch_size=64, max_fault_rate=0.01)
-        )
+        recipe = config.TrainConfig(data=config.DataConfig(max_fault_rate=0.01))
         run = mock.Mock(config=recipe)
         store = mock.MagicMock(manifest=None)
         store.__len__.return_value = 4000
@@ -459,8 +412,7 @@ class SettingsTest(tf.test.TestCase):
     def test_each_checkpoint_keeps_its_reference(self):
         recipe = config.TrainConfig(
             steps=12,
-            data=config.DataConfig(super_batch_size=64),
-            cascade=config.CascadeConfig(hyper_batch_size=256),
+            selection=STORED,
             bootstrap=config.BootstrapConfig(renew_at=(2, 4, 6, 8, 10)),
         )
         workdir = self.get_temp_dir()
@@ -484,33 +436,31 @@ class SettingsTest(tf.test.TestCase):
         recipe = config.TrainConfig(
             steps=12,
             data=config.DataConfig(
-                train=("large", "small"), weights=(1.0, 1.0), super_batch_size=8
+                train=("large", "small"), weights=(1.0, 1.0)
             ),
-            cascade=config.CascadeConfig(hyper_batch_size=16, num_chunks=2),
+            selection=STORED,
             bootstrap=config.BootstrapConfig(renew_at=(4, 8), shares=(0.5,)),
         )
         store = mock.MagicMock(manifest=None, parts=(1000, 4))
         store.__len__.return_value = 1004
-        sources = mock.Mock(store=store)
         rows = np.ones(1004, bool)
         with mock.patch.object(bootstrap, "embedded_rows") as embedded:
             embedded.return_value = rows
-            inputs._check_renewals(recipe, sources)
+            inputs._check_renewals(recipe, store)
             rows[1000:] = False
             with self.assertRaisesRegex(
                 ValueError, r"none of the 4 of `data.train\[1\]`.* 4 steps"
             ):
-                inputs._check_renewals(recipe, sources)
+                inputs._check_renewals(recipe, store)
             uniformly = dataclasses.replace(
                 recipe, data=dataclasses.replace(recipe.data, weights=())
             )
-            inputs._check_renewals(uniformly, sources)
+            inputs._check_renewals(uniformly, store)
 
     def test_the_first_reference_is_judged_on_the_learners_rows(self):
         recipe = config.TrainConfig(
             steps=10,
-            data=config.DataConfig(super_batch_size=64),
-            cascade=config.CascadeConfig(hyper_batch_size=256),
+            selection=STORED,
             bootstrap=config.BootstrapConfig(renew_at=(2,)),
         )
         rows = np.array([True, False, True])
@@ -541,177 +491,102 @@ class SettingsTest(tf.test.TestCase):
         self.assertFalse(renewal.kept)
 
     def test_what_does_not_fit_is_refused(self):
-        base = {"steps": 10}
-        cascade = config.CascadeConfig(hyper_batch_size=256)
-        data = config.DataConfig(super_batch_size=64)
-        for message, settings in (
-            ("ascending steps from 1 on.*[(]3, 2[)]", {"renew_at": (3, 2)}),
-            ("ascending steps from 1 on", {"renew_at": (0, 2)}),
-            ("before the last of `steps`", {"renew_at": (10,)}),
+        once = {"renew_at": (4,)}
+        curated = {"curated": ("c",), "curated_rows": 16}
+        for message, renewals, settings in (
+            ("ascending steps from 1 on.*[(]3, 2[)]", {"renew_at": (3, 2)}, {}),
+            ("ascending steps from 1 on", {"renew_at": (0, 2)}, {}),
+            ("before the last of `steps`", {"renew_at": (10,)}, EASY),
             (
                 "shares` must be one or more shares in [(]0, 1].*[(]0.0,[)]",
                 {"renew_at": (1,), "shares": (0.0,)},
+                {},
             ),
             (
                 "a single share, or one for each of the 3 steps.*0.3, 1.0",
                 {"renew_at": (1, 2, 3), "shares": (0.3, 1.0)},
+                {},
             ),
             (
-                "`bootstrap.curated_rows` needs `data.curated`",
-                {"renew_at": (1,), "curated_rows": 8},
+                "`bootstrap.clean_start` ends with the first of",
+                {"clean_start": True},
+                {},
             ),
             (
-                "`bootstrap.curated_rows` [(]c[)] must divide the super-batch.*"
-                "curated_rows=7",
-                {"renew_at": (1,), "curated_rows": 7},
+                "`bootstrap.clean_start` needs `data.curated`",
+                {"renew_at": (1,), "clean_start": True},
+                EASY,
             ),
-        ):
-            with (
-                self.subTest(message),
-                self.assertRaisesRegex(ValueError, message),
-            ):
-                config.TrainConfig(
-                    **base,
-                    data=data,
-                    cascade=cascade,
-                    bootstrap=config.BootstrapConfig(**settings),
-                )
-
-    def test_scores_of_an_earlier_learner_need_its_embeddings(self):
-        learnability = config.CascadeConfig(1280, criterion="learnability")
-        by_learner = config.BootstrapConfig(renew_at=(4,), renews="learner")
-        by_sidecars = config.ReferenceConfig(sidecars=True)
-        config.TrainConfig(
-            cascade=learnability, bootstrap=by_learner, reference=by_sidecars
-        )
-        for message, settings in (
+            ("needs a use for the reference", once, {}),
             (
-                "set `bootstrap.renew_at`, and `bootstrap.renews=learner`",
-                {"cascade": learnability, "reference": by_sidecars},
-            ),
-            (
-                "set `bootstrap.renew_at`, and `bootstrap.renews=learner`",
+                "needs a use for the reference",
+                once,
                 {
-                    "cascade": learnability,
-                    "reference": by_sidecars,
-                    "bootstrap": config.BootstrapConfig(renew_at=(4,)),
-                },
-            ),
-            (
-                "'learner' needs `reference.sidecars`",
-                {"cascade": learnability, "bootstrap": by_learner},
-            ),
-            (
-                "a `cascade.criterion` that scores by the learner",
-                {
-                    "cascade": config.CascadeConfig(1280),
-                    "bootstrap": by_learner,
-                    "reference": by_sidecars,
-                },
-            ),
-        ):
-            with (
-                self.subTest(message),
-                self.assertRaisesRegex(ValueError, message),
-            ):
-                config.TrainConfig(**settings)
-
-    def test_a_renewal_needs_a_use_and_no_reference_before_it(self):
-        once = config.BootstrapConfig(renew_at=(4,))
-        joint = config.SelectionConfig(method="joint", batch_size=16)
-        for message, settings in (
-            ("needs a use for the reference", {}),
-            ("must be 'uniform' before the first", {"selection": joint}),
-            *(
-                ("must be 'uniform' before the first", {"selection": scheduled})
-                for scheduled in (
-                    # Joint in between, or but for every fourth step.
-                    dataclasses.replace(
-                        joint,
-                        phases=tuple(
-                            config.Phase(start, method)
-                            for start, method in (
-                                (0, "uniform"),
-                                (1, "joint"),
-                                (2, "uniform"),
-                                (4, "joint"),
-                            )
-                        ),
-                    ),
-                    dataclasses.replace(
-                        joint,
-                        uniform_every=4,
-                        phases=(
-                            config.Phase(0, "uniform"),
-                            config.Phase(2, "joint"),
-                        ),
-                    ),
-                )
-            ),
-            (
-                "`selection.stop_when_passed` compares",
-                {
-                    "selection": dataclasses.replace(joint, stop_when_passed=2),
-                    "reference": config.ReferenceConfig(sidecars=True),
+                    "selection": config.SelectionConfig(
+                        64, stages=(config.Stage(2, criterion="hard_learner"),)
+                    )
                 },
             ),
             (
                 "needs `distribution.strategy` 'default' or",
-                {
-                    "cascade": config.CascadeConfig(hyper_batch_size=1280),
-                    "distribution": config.DistributionConfig(strategy="tpu"),
-                },
+                once,
+                EASY
+                | {"distribution": config.DistributionConfig(strategy="tpu")},
             ),
             (
                 "`reference.projection` must be empty",
-                {
-                    "cascade": config.CascadeConfig(hyper_batch_size=1280),
+                once,
+                EASY
+                | {
                     "reference": config.ReferenceConfig(
-                        sidecars=True, distillation_weight=1.0, projection=8
-                    ),
+                        "teacher", distillation_weight=1.0, projection=8
+                    )
                 },
             ),
             (
-                "so must the first reference",
-                {
-                    "selection": joint,
-                    "reference": config.ReferenceConfig(model="teacher"),
+                "needs a reference from the first",
+                once,
+                EASY
+                | {
+                    "reference": config.ReferenceConfig(distillation_weight=1.0)
                 },
             ),
-        ):
-            with (
-                self.subTest(message),
-                self.assertRaisesRegex(ValueError, message),
-            ):
-                config.TrainConfig(bootstrap=once, **settings)
-        phases = (config.Phase(method="uniform"), config.Phase(start=4))
-        config.TrainConfig(
-            bootstrap=once,
-            selection=config.SelectionConfig(
-                method="joint", batch_size=16, phases=phases
+            (
+                "`data.curated_rows` .c. must be less than .*c=64",
+                once,
+                EASY
+                | {"data": config.DataConfig(**curated | {"curated_rows": 64})},
             ),
-        )
-
-    def test_curated_rows_beside_a_selection(self):
-        for message, settings in (
-            ("must be less than the super-batch", {"curated_rows": 64}),
-            ("must divide the super-batch", {"curated_rows": 24}),
-            ("less the curated rows.*c=16", {"curated_rows": 16}),
+            (
+                "`data.curated` needs `data.curated_rows`",
+                {},
+                {"data": config.DataConfig(curated=("c",))},
+            ),
         ):
             with (
                 self.subTest(message),
                 self.assertRaisesRegex(ValueError, message),
             ):
                 config.TrainConfig(
-                    data=config.DataConfig(
-                        super_batch_size=64, curated=("c",), **settings
-                    ),
-                    selection=config.SelectionConfig(
-                        method="joint",
-                        batch_size=16,
-                        num_chunks=4,
-                        criterion="hard_learner",
-                    ),
+                    steps=10,
+                    bootstrap=config.BootstrapConfig(**renewals),
+                    **settings,
                 )
-        with self.assertRaisesRegex(ValueError, "can't be combined.*manifest"):
-            config.DataConfig(curated=("c",), manifest="m")
+        # A live stage may wait for its reference, too.
+        waits = config.TrainConfig(
+            steps=10,
+            data=config.DataConfig(**curated),
+            selection=config.SelectionConfig(64, stages=(config.Stage(2),)),
+            bootstrap=config.BootstrapConfig(clean_start=True, **once),
+        )
+        self.assertEqual(
+            [
+                (piece.first, piece.curated_rows, piece.selection.scores)
+                for piece in waits.pieces(10)
+            ],
+            [(0, 64, False), (4, 16, True)],
+        )
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -38,23 +38,30 @@ def config():
         steps=6,
         data=c.DataConfig(
             train=("{folder}/a.tfrecord",),
-            super_batch_size=12,
             image_size=16,
             text_length=4,
             vocabulary_size=12,
         ),
         model=c.ModelConfig(preset="tiny"),
+        selection=c.SelectionConfig(12),
         evaluation=c.EvaluationConfig(
             data=("{folder}/a.tfrecord",), log_every_steps=1, batch_size=20
         ),
         checkpoint=c.CheckpointConfig(every_steps=1, keep=2),
     )
 """
+# By sidecars, of the named reference.
 JEST = (
-    "selection.method=joint",
-    "selection.batch_size=4",
-    "selection.num_chunks=2",
-    "reference.sidecars=true",
+    *("selection.batch_size=2", "selection.stages.0.candidates=3"),
+    *(
+        "selection.stages.0.num_chunks=2",
+        "selection.stages.0.criterion=easy_reference",
+    ),
+    *(
+        "selection.stages.0.embeddings=stored",
+        "selection.stages.1.candidates=2",
+    ),
+    "selection.stages.1.num_chunks=2",
 )
 
 

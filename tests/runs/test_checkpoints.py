@@ -13,12 +13,9 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config, training
-from jest_tf.data import pipeline, stores, tokenizers
 from jest_tf.runs import checkpoints, directory
-from jest_tf.runs import log as log_lib
 from jest_tf.training import finite, optimizer
 
-STEPS = 8
 # The files of a checkpoint.
 DATA, INDEX = "state.data-00000-of-00001", "state.index"
 
@@ -497,106 +494,6 @@ class RestoreTest(CheckpointTestCase):
         self.assertNotAllEqual(states(again), states(trained))
         checkpoints.restore(again, self.workdir)
         self.assertAllEqual(states(again), states(trained))
-
-
-class ResumeTest(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        shard = tiny.write_shard(
-            os.path.join(self.get_temp_dir(), "a.tfrecord")
-        )
-        self.store = stores.open_store(shard)
-        self.tokenizer = tokenizers.WordPieceTokenizer(
-            tiny.VOCABULARY, tiny.TEXT_LENGTH
-        )
-        self.config = config.TrainConfig(
-            seed=5,
-            steps=STEPS,
-            data=config.DataConfig(super_batch_size=12, min_crop_area=0.5),
-            reference=config.ReferenceConfig("somewhere"),
-            selection=config.SelectionConfig("joint", 4, 2),
-            optimizer=config.OptimizerConfig(
-                learning_rate=0.05, warmup_steps=2, weight_decay=0.1
-            ),
-            evaluation=config.EvaluationConfig(log_every_steps=4, log_ids=True),
-            checkpoint=config.CheckpointConfig(every_steps=3),
-        )
-
-    def run_until(self, workdir, stop):
-        """As the train command does it; the process ends after step `stop`."""
-        model = training.build_model(
-            self.config,
-            tiny.learner(0, extra=[keras.layers.BatchNormalization()]),
-            tiny.learner(5),
-        )
-        model.build(None)
-        model.optimizer.build(model.trainable_variables)
-        restored = checkpoints.restore(model, workdir)
-        start_step = restored.step
-        directory.cut_back(workdir, start_step)
-        stream = pipeline.super_batches(
-            self.store,
-            super_batch_size=12,
-            seed=self.config.seed,
-            tokenizer=self.tokenizer,
-            image_size=tiny.IMAGE_SIZE,
-            start_step=start_step,
-        )
-        log = log_lib.Ledger(
-            self.config,
-            workdir,
-            start_step=start_step,
-            state=restored.parts.get("log"),
-        )
-        callbacks = [
-            log,
-            checkpoints.Checkpoints(
-                workdir,
-                self.config,
-                start_step=start_step,
-                parts={"log": log.state},
-            ),
-        ]
-        model.fit(
-            stream,
-            steps_per_epoch=stop - start_step,
-            verbose=0,
-            callbacks=callbacks,
-        )
-        return model, start_step
-
-    def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(self):
-        unbroken, resumed = (
-            os.path.join(self.get_temp_dir(), name) for name in ("one", "two")
-        )
-        expected, _ = self.run_until(unbroken, STEPS)
-        # It ends after step 5, whose newest checkpoint is of step 3; the row
-        # of step 4 is written twice, and its mean runs over the break.
-        self.assertEqual(self.run_until(resumed, 5)[1], 0)
-        model, start_step = self.run_until(resumed, STEPS)
-        self.assertEqual(start_step, 3)
-        self.assertAllEqual(model.drawn_ids, expected.drawn_ids)
-        for one, same in zip(model.weights, expected.weights, strict=True):
-            self.assertAllEqual(one, same)
-        for one, same in zip(
-            model.optimizer.variables, expected.optimizer.variables, strict=True
-        ):
-            self.assertAllEqual(one, same)
-        self.assertEqual(model.optimizer.iterations, STEPS)
-        self.assertEqual(
-            tiny.read_lines(resumed, directory.DRAWS_FILE),
-            tiny.read_lines(unbroken, directory.DRAWS_FILE),
-        )
-        rows = [
-            tiny.read_lines(workdir, directory.METRICS_FILE)
-            for workdir in (unbroken, resumed)
-        ]
-        self.assertEqual([row["step"] for row in rows[0]], [4, 8])
-        for row in rows[0] + rows[1]:
-            self.assertGreater(row["seconds"], 0.0)
-            for name in list(filter(tiny.from_clock, row)):
-                del row[name]
-        self.assertEqual(rows[0], rows[1])
 
 
 if __name__ == "__main__":

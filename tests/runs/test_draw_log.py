@@ -1,41 +1,53 @@
-"""What is followed of the selection: values by group, overlaps, repeats."""
+"""What is followed of the stages: values by group, repeats, clean shares."""
 
 import contextlib
 import glob
 import io
 import os
 import tempfile
+import types
 
 import keras
 import numpy as np
-import oracles
 import random_embeddings
 import tensorflow as tf
 import tiny
 from tensorflow.core.util import event_pb2
 
+import jest_tf
 from jest_tf import config, selection, training
-from jest_tf.data import stream
+from jest_tf.data import stored_stages, stream
 from jest_tf.runs import directory, draw_log
 from jest_tf.runs import log as log_lib
+from jest_tf.selection import summary
 
-SEED = 3
-JOINT = config.SelectionConfig("joint", batch_size=4, num_chunks=2)
+SEED, STEPS = 3, 4
+Stage = config.Stage
+# 24 rows, 8 of which pass the first stage and 4 of these the second.
+FUNNEL = (
+    Stage(3, num_chunks=2),
+    Stage(2, num_chunks=2, criterion="hard_learner"),
+)
+# 12 rows, 4 of which pass.
+ONE = (Stage(3, num_chunks=2),)
 
 
-def settings(selection=JOINT, steps=4, **more):
+def settings(*stages, steps=STEPS, batch_size=4, **more):
     return config.TrainConfig(
         seed=SEED,
         steps=steps,
-        data=config.DataConfig(super_batch_size=12),
-        selection=selection,
+        selection=config.SelectionConfig(batch_size, stages),
         evaluation=config.EvaluationConfig(log_every_steps=2),
         **{"reference": config.ReferenceConfig("somewhere")} | more,
     )
 
 
+def is_even(ids):
+    return ids % 2 == 0
+
+
 class Spy(keras.callbacks.Callback):
-    """Keeps what each execution told, and what it drew from."""
+    """Keeps the report of every step."""
 
     def __init__(self):
         super().__init__()
@@ -45,494 +57,482 @@ class Spy(keras.callbacks.Callback):
         self.reports.append(self.model.rows)
 
 
-class FollowTestCase(tf.test.TestCase):
-    def folder(self):
-        return self.enterContext(tempfile.TemporaryDirectory())
+class FunnelTest(tf.test.TestCase):
+    """A run of two live stages, against what its model reports."""
 
-    def follow(
-        self,
-        run,
-        batches,
-        workdir=None,
-        *,
-        model=None,
-        start_step=0,
-        steps_per_execution=1,
-        **options,
-    ):
-        """Fits; returns the model, the log, the telemetry and the reports."""
-        workdir = workdir or self.folder()
-        if model is None:
-            reference = tiny.learner(5) if run.selection.scores else None
-            model = training.JESTModel(
-                tiny.learner(0), reference, run.selection, seed=SEED
-            )
-        model.compile(
-            keras.optimizers.SGD(0.5), steps_per_execution=steps_per_execution
-        )
-        model.optimizer.build(model.trainable_variables)
-        model.optimizer.iterations.assign(start_step)
-        followed = self.followed = draw_log.Telemetry(
-            run, workdir, start_step=start_step, **options
-        )
-        log = log_lib.Ledger(
-            run, workdir, start_step=start_step, telemetry=followed
-        )
-        spy = Spy()
-        with contextlib.redirect_stderr(io.StringIO()):
-            model.fit(tiny.dataset(batches), verbose=0, callbacks=[log, spy])
-        lines = [
-            tiny.read_lines(workdir, name)
-            if os.path.isfile(os.path.join(workdir, name))
-            else []
-            for name in (directory.METRICS_FILE, directory.TELEMETRY_FILE)
-        ]
-        return model, *lines, spy.reports
-
-
-class GroupsTest(FollowTestCase):
-    def test_curated_rows_are_trained_on_and_not_compared(self):
-        """Rows 5 and 11 of 12 are curated; 2 of the other 10 are chosen."""
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.workdir, run = folder.name, settings(*FUNNEL)
+        cls.batches = tiny.super_batches(STEPS, rows=24)
         model = training.JESTModel(
-            tiny.learner(0), tiny.learner(5), JOINT, curated_rows=2, seed=SEED
+            tiny.learner(0),
+            tiny.learner(5),
+            run.selection,
+            options=jest_tf.StepOptions(seed=SEED),
         )
-        _, _, lines, reports = self.follow(
-            settings(), tiny.super_batches(2), model=model
-        )
-        drawn, scored = reports[1].drawn(1), reports[1].scored()
-        self.assertAllEqual(drawn[2:], [5, 11])
-        self.assertAllEqual(scored["row"], np.delete(np.arange(12), [5, 11]))
-        (line,) = lines
-        self.assertAllClose(line["filter_ratio"], 1 - 2 / 10)
-        for group, count in (("kept", 2), ("dropped", 8)):
-            self.assertEqual(line["learner_loss"][group]["count"], count)
-        expected = draw_log.overlaps_of(
-            np.searchsorted(scored["row"], drawn[:2]),
-            scored["own_score"],
-            JOINT,
-            seed=(SEED, 1),
-        )
-        for name, value in expected.items():
-            self.assertEqual(line[f"overlap_{name}"], value)
+        model.compile(keras.optimizers.SGD(0.5), jit_compile=False)
+        telemetry = draw_log.Telemetry(run, cls.workdir, clean=is_even)
+        log, spy = log_lib.Ledger(run, cls.workdir, telemetry=telemetry), Spy()
+        with contextlib.redirect_stderr(io.StringIO()):
+            model.fit(
+                tiny.dataset(cls.batches), verbose=0, callbacks=[log, spy]
+            )
+        cls.reports = spy.reports
+        cls.rows = tiny.read_lines(cls.workdir, directory.METRICS_FILE)
+        cls.lines = tiny.read_stages(cls.workdir)
 
-    def test_a_line_sums_up_the_rows_of_its_step(self):
-        run = settings()
-        batches = tiny.super_batches(4)
-        _, _, lines, reports = self.follow(run, batches)
-        self.assertEqual([line["step"] for line in lines], [2, 4])
-        for line, report, batch in zip(
-            lines, reports[1::2], batches[1::2], strict=True
-        ):
-            self.assertEqual(line["super_batch"], line["step"] - 1)
-            self.assertAllClose(line["filter_ratio"], 1 - 4 / 12)
-            scored = report.scored()
-            uniform = report.uniform()
-            self.assertAllEqual(scored["row"], np.arange(12))
-            self.assertAllEqual(scored["id"], batch["id"])
-            drawn = set(report.drawn(line["step"] - 1).tolist())
-            learnability = scored["learner_loss"] - scored["reference_loss"]
-            kept = [row for row in range(12) if row in drawn]
-            dropped = [row for row in range(12) if row not in drawn]
-            expected = {
-                "learner_loss": {
-                    "kept": scored["learner_loss"][kept],
-                    "dropped": scored["learner_loss"][dropped],
-                    "uniform": uniform["uniform_learner_loss"],
-                },
-                "reference_loss": {
-                    "kept": scored["reference_loss"][kept],
-                    "dropped": scored["reference_loss"][dropped],
-                    "uniform": uniform["uniform_reference_loss"],
-                },
-                "learnability": {
-                    "kept": learnability[kept],
-                    "dropped": learnability[dropped],
-                    "uniform": uniform["uniform_learner_loss"]
-                    - uniform["uniform_reference_loss"],
-                },
-            }
-            for quantity, groups in expected.items():
-                self.assertEqual(set(line[quantity]), set(draw_log.GROUPS))
-                for group, values in groups.items():
-                    found = line[quantity][group]
-                    self.assertEqual(found["count"], len(values))
-                    self.assertAllClose(found["mean"], np.mean(values), 1e-4)
+    def test_every_logged_step_has_a_line_with_each_stage(self):
+        found = tiny.read_lines(self.workdir, directory.TELEMETRY_FILE)
+        self.assertEqual([line["step"] for line in found], [2, 4])
+        self.assertEqual(
+            [
+                (line["step"], line["super_batch"], line["stage"])
+                for line in self.lines
+            ],
+            [(2, 1, 0), (2, 1, 1), (4, 3, 0), (4, 3, 1)],
+        )
+        for line in self.lines:
+            stage = line["stage"]
+            self.assertEqual(line["rows_in"], (24, 8)[stage])
+            self.assertEqual(line["rows_out"], (8, 4)[stage])
+            self.assertEqual(line["criterion"], FUNNEL[stage].criterion)
+            self.assertEqual(
+                {*summary.QUANTITIES} & {*line},
+                ({*summary.QUANTITIES}, {"learner_loss"})[stage],
+            )
+
+    def test_a_line_sums_up_the_rows_of_its_stage(self):
+        for line in self.lines:
+            step, stage = line["step"], line["stage"]
+            report, batch = self.reports[step - 1], self.batches[step - 1]
+            found, uniform = report.scored(stage), report.uniform(stage)
+            if stage == 0:
+                self.assertAllEqual(found["row"], np.arange(24))
+            else:
+                # Those that the first stage kept come into the second.
+                before = report.scored(0)
+                self.assertCountEqual(
+                    found["row"], before["row"][before["kept"]]
+                )
+                self.assertCountEqual(
+                    report.drawn(step - 1), found["row"][found["kept"]]
+                )
+            ids = batch["id"][found["row"]]
+            self.assertAllEqual(found["id"], ids)
+            kept = found["kept"]
+            values = {"learner_loss": found["learner_loss"]}
+            of_uniform = {"learner_loss": uniform["learner_loss"]}
+            score = values["learner_loss"]
+            if stage == 0:
+                for rows, losses in ((values, found), (of_uniform, uniform)):
+                    rows["reference_loss"] = losses["reference_loss"]
+                    rows["learnability"] = (
+                        losses["learner_loss"] - losses["reference_loss"]
+                    )
+                score = values["learnability"]
+            for name, some in values.items():
+                groups = some[kept], some[~kept], of_uniform[name]
+                for group, one in zip(summary.GROUPS, groups, strict=True):
+                    self.assert_distribution(line[name][group], one)
+            order = np.argsort(-score)
+            for name, places in (("highest", order), ("lowest", order[::-1])):
+                self.assertAllClose(
+                    [one["score"] for one in line[name]],
+                    score[places[:8]],
+                    rtol=1e-4,
+                    atol=1e-5,
+                )
+                for one, place in zip(line[name], places, strict=False):
+                    self.assertEqual(one["row"], found["row"][place])
+                    self.assertEqual(one["id"], ids[place])
+                    self.assertEqual(one["kept"], kept[place])
+            self.assertAllClose(line["clean_in"], np.mean(ids % 2 == 0))
+            self.assertAllClose(line["clean_out"], np.mean(ids[kept] % 2 == 0))
+
+    def assert_distribution(self, found, values):
+        self.assertEqual(found["count"], len(values))
+        self.assertAllClose(found["mean"], np.mean(values), 1e-4)
+        self.assertAllClose(
+            found["quantiles"],
+            np.quantile(values, summary.LEVELS),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+    def test_the_log_has_a_stages_score_and_what_its_line_says_of_it(self):
+        for row in self.rows:
+            for line in self.lines:
+                if line["step"] != row["step"]:
+                    continue
+                for name in (
+                    *("overlap_independent", "overlap_uniform"),
+                    *("clean_in", "clean_out"),
+                ):
+                    column = f"stages/{line['stage']}/{name}"
+                    self.assertEqual(row[column], line[name])
+            # Means of the steps since the row before.
+            for stage in (0, 1):
+                scores, uniform = [], []
+                for report in self.reports[row["step"] - 2 : row["step"]]:
+                    rows, others = report.scored(stage), report.uniform(stage)
+                    for found, some, kept in (
+                        (scores, rows, rows["kept"]),
+                        (uniform, others, slice(None)),
+                    ):
+                        score = some["learner_loss"][kept].mean()
+                        if stage == 0:
+                            score -= some["reference_loss"][kept].mean()
+                        found.append(score)
+                for name, some in (("", scores), ("uniform_", uniform)):
                     self.assertAllClose(
-                        found["quantiles"],
-                        np.quantile(values, draw_log.LEVELS),
+                        row[f"stages/{stage}/{name}score"],
+                        np.mean(some),
                         rtol=1e-4,
                         atol=1e-5,
                     )
-            order = np.argsort(-learnability)
-            self.assertEqual(
-                [one["row"] for one in line["highest"]], order[:8].tolist()
-            )
-            self.assertEqual(
-                [one["row"] for one in line["lowest"]],
-                order[::-1][:8].tolist(),
-            )
-            for one in (*line["highest"], *line["lowest"]):
-                self.assertEqual(one["kept"], one["row"] in drawn)
-                self.assertEqual(one["id"], batch["id"][one["row"]])
-                self.assertAllClose(
-                    one["score"], learnability[one["row"]], 1e-4
-                )
-
-    def test_means_of_kept_and_uniform_rows_are_the_scores_of_the_log(self):
-        run = settings(steps=1)
-        _, (row,), (line,), _ = self.follow(run, tiny.super_batches(1))
-        for group, name in (("kept", "score"), ("uniform", "uniform_score")):
-            self.assertAllClose(
-                line["learnability"][group]["mean"],
-                row[f"select/{name}"],
-                rtol=1e-4,
-                atol=1e-5,
-            )
-
-    def test_a_criterion_without_one_model_speaks_of_the_other(self):
-        for criterion, quantity, sign in (
-            ("easy_reference", "reference_loss", -1),
-            ("hard_learner", "learner_loss", 1),
-        ):
-            run = settings(
-                config.SelectionConfig(
-                    "joint", batch_size=4, num_chunks=2, criterion=criterion
-                ),
-                steps=1,
-            )
-            _, _, (line,), reports = self.follow(run, tiny.super_batches(1))
-            found = set(draw_log.QUANTITIES) & set(line)
-            self.assertEqual(found, {quantity})
-            values = sign * reports[0].scored()[quantity]
-            best = int(np.argmax(values))
-            self.assertEqual(line["highest"][0]["row"], best)
-            self.assertAllClose(line["highest"][0]["score"], values[best], 1e-4)
-
-    def test_rows_without_ids_are_numbered(self):
-        batches = tiny.super_batches(2)
-        for batch in batches:
-            del batch["id"]
-        _, rows, lines, _ = self.follow(settings(steps=2), batches)
-        self.assertNotIn("select/digest", rows[0])
-        self.assertEqual(set(lines[0]["highest"][0]), {"row", "score", "kept"})
-
-    def test_nothing_dropped_leaves_an_empty_group(self):
-        run = settings(
-            config.SelectionConfig("joint", batch_size=12, num_chunks=2),
-            steps=1,
-        )
-        _, _, (line,), _ = self.follow(run, tiny.super_batches(1))
-        self.assertEqual(line["learnability"]["dropped"], {"count": 0})
-        self.assertEqual(line["filter_ratio"], 0.0)
-        self.assertEqual(line["overlap_uniform"], 1.0)
-
-    def test_candidates_are_told_by_their_rows_of_the_super_batch(self):
-        run = settings(
-            config.SelectionConfig(
-                "joint", batch_size=3, num_chunks=1, candidates=6
-            ),
-            steps=2,
-        )
-        batches = tiny.super_batches(2)
-        _, _, (line,), reports = self.follow(run, batches)
-        report = reports[1]
-        self.assertAllEqual(report.scored()["row"], np.arange(0, 12, 2))
-        drawn = report.drawn(1)
-        self.assertAllEqual(drawn % 2, [0, 0, 0])
-        self.assertAllEqual(report.trained_ids(), batches[1]["id"][drawn])
-        self.assertEqual(line["filter_ratio"], 0.5)
-        # With one chunk the draw is the independent one.
-        self.assertEqual(line["overlap_independent"], 1.0)
-        for one in line["lowest"]:
-            self.assertEqual(one["id"], batches[1]["id"][one["row"]])
 
     def test_tensorboard_gets_histograms_of_all_values(self):
-        workdir = self.folder()
-        run = settings(steps=2)
-        _, _, (line,), reports = self.follow(
-            run, tiny.super_batches(2), workdir
-        )
-        (path,) = glob.glob(os.path.join(workdir, "tensorboard", "*"))
+        (path,) = glob.glob(os.path.join(self.workdir, "tensorboard", "*"))
         found = {}
         for payload in tf.data.TFRecordDataset(path).as_numpy_iterator():
             event = event_pb2.Event.FromString(payload)
             for value in event.summary.value:
                 if value.metadata.plugin_data.plugin_name == "histograms":
-                    found[value.tag] = tf.make_ndarray(value.tensor)
-                    self.assertEqual(event.step, 2)
+                    place = event.step, value.tag
+                    found[place] = tf.make_ndarray(value.tensor)
         self.assertEqual(
             set(found),
             {
-                f"select/{quantity}/{group}"
-                for quantity in draw_log.QUANTITIES
-                for group in draw_log.GROUPS
+                (step, f"stages/{stage}/{quantity}/{group}")
+                for step in (2, 4)
+                for stage, quantities in enumerate(
+                    (summary.QUANTITIES, ["learner_loss"])
+                )
+                for quantity in quantities
+                for group in summary.GROUPS
             },
         )
-        values = reports[1].scored()["learner_loss"]
-        kept = values[reports[1].drawn(1)]
-        buckets = found["select/learner_loss/kept"]
+        rows = self.reports[1].scored(0)
+        kept = rows["learner_loss"][rows["kept"]]
+        buckets = found[2, "stages/0/learner_loss/kept"]
         for left, right, count in buckets[:-1]:
             inside = (kept >= np.float32(left)) & (kept < np.float32(right))
             self.assertEqual(count, inside.sum())
-        self.assertEqual(buckets[:, 2].sum(), 4)
+        self.assertEqual(buckets[:, 2].sum(), 8)
         self.assertAllClose(
             (buckets[0, 0], buckets[-1, 1]), (kept.min(), kept.max())
         )
 
-    def test_a_step_that_scored_nothing_leaves_its_line_to_the_next(self):
-        run = settings(
-            config.SelectionConfig(
-                "joint", batch_size=4, num_chunks=2, uniform_every=2
-            ),
-            steps=5,
+    def test_the_funnel_of_late_is_told_in_words(self):
+        run = settings(*FUNNEL)
+        first, second = draw_log.funnel(run, self.rows)
+        last = self.rows[-1]
+        self.assertEqual(
+            str(first),
+            "stage 0, joint by learnability: 24 rows -> 8; in step 4 the "
+            f"chosen rows score {last['stages/0/score']:.3g}, uniform ones "
+            f"{last['stages/0/uniform_score']:.3g}; clean "
+            f"{last['stages/0/clean_in']:.0%} -> "
+            f"{last['stages/0/clean_out']:.0%}",
         )
-        batches = tiny.super_batches(5)
-        workdir = self.folder()
-        _, rows, lines, _ = self.follow(run, batches, workdir)
-        # Steps 2 and 4, which are logged, are uniform.
-        self.assertEqual([row["step"] for row in rows], [2, 4, 5])
-        self.assertEqual([line["step"] for line in lines], [3, 5])
-        self.assertNotIn("select/overlap_uniform", rows[0])
-        self.assertIn("select/overlap_uniform", rows[2])
+        self.assertEqual((second.rows_in, second.rows_out), (8, 4))
+        self.assertEqual(second.clean_out, last["stages/1/clean_out"])
+        # The last row that has them; without one nothing was scored.
+        gone = {"step": 6, "train/loss": 1.0}
+        self.assertEqual(draw_log.funnel(run, [last, gone])[0], first)
+        (unscored, _) = draw_log.funnel(run, [gone])
+        self.assertEndsWith(str(unscored), "24 rows -> 8, unscored")
+        unknown = {n: last[n] for n in last if "clean" not in n}
+        (short, _) = draw_log.funnel(run, [unknown])
+        self.assertEqual(str(short), str(first).rpartition("; ")[0])
 
-        # A run that starts again between the two knows what it owes.
-        again = self.folder()
-        first, *_ = self.follow(run, batches[:2], again)
-        state = self.followed.state()
-        _, _, lines_again, _ = self.follow(
-            run, batches[2:], again, model=first, start_step=2, state=state
+
+class Rows:
+    """A report of known draws of steps; `scored` are the rows of stages."""
+
+    def __init__(self, draws=None, scored=None):
+        self._draws, self._scored = draws, scored or {}
+
+    def drawn(self, step):
+        return None if self._draws is None else self._draws[step]
+
+    def scored(self, stage):
+        return dict(self._scored.get(stage, {}))
+
+    def uniform(self, stage):
+        return {"learner_loss": np.float32([1.0, 2.0])}
+
+
+def scored_rows(count=12, kept=4, **more):
+    """Rows of a stage by the learner alone, of which the first pass."""
+    losses = np.linspace(3.0, 1.0, count, dtype=np.float32)
+    rows = {"row": np.arange(count), "kept": np.arange(count) < kept}
+    return rows | {"own_score": losses, "learner_loss": losses} | more
+
+
+class FollowTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = self.enterContext(tempfile.TemporaryDirectory())
+        self.writer = tf.summary.create_noop_writer()
+
+    def follow(self, run, reports, first=0, per_execution=1, **options):
+        """The numbers of each logged step; `self.telemetry` made them."""
+        self.telemetry = draw_log.Telemetry(
+            run, self.workdir, start_step=first, **options
         )
-        self.assertEqual([line["step"] for line in lines_again], [3, 5])
+        found, every = {}, run.evaluation.log_every_steps
+        for report in reports:
+            previous, first = first, first + per_execution
+            is_logged = first // every > previous // every or first == run.steps
+            model = types.SimpleNamespace(
+                selection=run.selection,
+                rows=report,
+                distribute_strategy=tf.distribute.get_strategy(),
+            )
+            numbers = self.telemetry.follow(
+                model, previous, first, is_logged, self.writer
+            )
+            if is_logged:
+                found[first] = numbers
+        return found
+
+    def lines(self):
+        return tiny.read_stages(self.workdir)
+
+
+class LinesTest(FollowTestCase):
+    hard = Stage(3, num_chunks=2, criterion="hard_learner")
+
+    def test_a_step_that_scored_nothing_leaves_its_line_to_the_next(self):
+        run = settings(self.hard, steps=5)
+        # Steps 2 and 4, which are logged, score nothing.
+        reports = [
+            Rows(scored={0: scored_rows()} if step % 2 else {})
+            for step in range(1, 6)
+        ]
+        found = self.follow(run, reports)
+        self.assertEqual([line["step"] for line in self.lines()], [3, 5])
+        self.assertEqual(found[2], {})
+        self.assertIn("stages/0/overlap_uniform", found[5])
+        # A run that starts again between the two knows what it owes.
+        os.remove(os.path.join(self.workdir, directory.TELEMETRY_FILE))
+        self.follow(run, reports[:2])
+        state = self.telemetry.state()
+        self.follow(run, reports[2:], first=2, state=state)
+        self.assertEqual([line["step"] for line in self.lines()], [3, 5])
+
+    def test_rows_without_ids_are_told_by_their_numbers(self):
+        rows = scored_rows()
+        self.follow(settings(self.hard, steps=1), [Rows(scored={0: rows})])
+        (line,) = self.lines()
+        self.assertEqual(
+            line["highest"][0], {"row": 0, "score": 3.0, "kept": True}
+        )
+        self.assertNotIn("clean_in", line)
+
+    def test_nothing_dropped_leaves_an_empty_group(self):
+        stage = Stage(1, num_chunks=2, criterion="hard_learner")
+        rows = scored_rows(kept=12)
+        self.follow(settings(stage, steps=1), [Rows(scored={0: rows})])
+        (line,) = self.lines()
+        self.assertEqual(line["learner_loss"]["dropped"], {"count": 0})
+        self.assertEqual(line["rows_out"], 12)
+        self.assertEqual(line["overlap_uniform"], 1.0)
+
+    def test_a_stored_stage_is_told_by_its_summary(self):
+        """Beside a live one, and by the number of its super-batch."""
+        stored = Stage(2, "stored", num_chunks=2, criterion="easy_reference")
+        run = settings(stored, self.hard, steps=2)
+        summaries = stored_stages.Summaries()
+        told = {
+            "rows_in": 24,
+            "rows_out": 12,
+            "criterion": "easy_reference",
+            "score": -1.5,
+            "uniform_score": -4.0,
+            "overlap_independent": 0.5,
+            "overlap_uniform": 0.25,
+            "reference_loss": {
+                "kept": {"count": 12, "mean": 1.5},
+                "dropped": {"count": 12, "mean": 6.5},
+            },
+            "clean_in": 0.25,
+            "clean_out": 0.75,
+        }
+        for number in range(5):
+            summaries.put(number, 0, {0: told | {"rows_in": 24 + number}})
+        found = self.follow(
+            run,
+            [Rows(scored={1: scored_rows()})] * 2,
+            summaries=summaries,
+            super_batch_at=lambda step: step + 3,
+        )
+        self.assertEqual(
+            [(line["stage"], line["rows_in"]) for line in self.lines()],
+            [(0, 28), (1, 12)],
+        )
+        for name, value in (
+            *(("score", -1.5), ("uniform_score", -4.0)),
+            *(("reference_loss_kept", 1.5), ("reference_loss_dropped", 6.5)),
+            *(("overlap_uniform", 0.25), ("clean_in", 0.25)),
+            ("clean_out", 0.75),
+        ):
+            self.assertEqual(found[2][f"stages/0/{name}"], value)
+        # What a live stage scores is among the metrics of the step.
+        self.assertNotIn("stages/1/score", found[2])
+        self.assertIn("stages/1/overlap_uniform", found[2])
+        # The summaries of the steps that are not logged are forgotten.
+        self.assertEqual(summaries.take(3), {})
+        self.assertNotEmpty(summaries.take(2))
 
 
 class OverlapTest(tf.test.TestCase):
-    def test_the_share_of_common_rows_by_hand(self):
+    def test_overlaps_are_with_draws_of_the_same_noise(self):
         self.assertEqual(
-            draw_log.overlap(np.array([5, 1, 7, 3]), np.array([3, 5, 2, 0])),
-            0.5,
+            summary.overlap(np.array([5, 1, 7, 3]), np.array([3, 5, 2, 0])), 0.5
         )
-
-    def test_independent_rows_are_those_of_independent_selection(self):
-        learner, reference = random_embeddings.models(24, seed=1)
-        for quotas, gain in ((1, 1.0), (1, 0.0), (4, 2.5)):
-            draw = selection.select_independently(
+        learner, reference = random_embeddings.models(24, seed=2)
+        joint, independent, uniform = (
+            selection.draw(
                 learner,
                 reference,
+                Stage(3, method=method, num_chunks=4),
                 batch_size=8,
-                seed=(SEED, 9),
-                gain=gain,
+                seed=(SEED, 2),
             )
-            rows = selection.independent_rows(
-                draw.own_score,
-                (SEED, 9),
-                8,
-                gain=gain,
-                num_quotas=quotas,
-            )
-            noise = selection.gumbel_noise((SEED, 9), 1, 24)[0].numpy()
-            scores = np.diag(
-                oracles.pair_losses(learner) - oracles.pair_losses(reference)
-            )
-            self.assertAllClose(draw.own_score, scores, atol=1e-4)
-            expected = []
-            for quota in range(quotas):
-                others = [
-                    row for row in range(24) if row * quotas // 24 != quota
-                ]
-                expected += oracles.pick(
-                    gain * scores, noise, others, 8 // quotas
-                )
-            self.assertAllEqual(rows, expected)
-            if quotas == 1:
-                self.assertAllEqual(rows, draw.indices)
-
-    def test_the_noise_of_one_chunk_is_that_of_the_first_of_many(self):
-        # The bits are; a logarithm's last one may depend on its place.
-        self.assertAllClose(
-            selection.gumbel_noise((SEED, 4), 1, 37)[0],
-            selection.gumbel_noise((SEED, 4), 16, 37)[0],
-            rtol=1e-6,
-            atol=1e-6,
+            for method in ("joint", "independent", "uniform")
         )
-
-    def test_overlaps_are_with_draws_of_the_same_noise(self):
-        learner, reference = random_embeddings.models(24, seed=2)
-        options = {"batch_size": 8, "num_chunks": 4, "seed": (SEED, 2)}
-        joint, independent, uniform = (
-            sampler(learner, reference, **options)
-            for sampler in (
-                selection.select_jointly,
-                selection.select_independently,
-                selection.select_uniformly,
-            )
-        )
-        found = draw_log.overlaps_of(
-            joint.indices.numpy(),
-            joint.own_score.numpy(),
-            config.SelectionConfig("joint", batch_size=8, num_chunks=4),
-            seed=(SEED, 2),
+        found = summary.of_rows(
+            Stage(3, num_chunks=4),
+            {
+                "row": np.arange(24),
+                "kept": joint.kept.numpy(),
+                "own_score": joint.own_score.numpy(),
+                "learner_loss": joint.learner_loss.numpy(),
+                "reference_loss": joint.reference_loss.numpy(),
+            },
+            {"learner_loss": np.ones(8), "reference_loss": np.ones(8)},
+            drawn=joint.indices.numpy(),
+            seed=np.array([SEED, 2]),
         )
         drawn = set(joint.indices.numpy().tolist())
         for name, other in (("independent", independent), ("uniform", uniform)):
             common = drawn & set(other.indices.numpy().tolist())
-            self.assertEqual(found[name], len(common) / 8)
+            self.assertEqual(found[f"overlap_{name}"], len(common) / 8)
 
 
 class RepeatsTest(FollowTestCase):
     NUM_RECORDS = 30
+    NAMES = ("train/repeat_rate", "select/effective_filter_ratio")
+
+    def setUp(self):
+        super().setUp()
+        random = np.random.default_rng(0)
+        self.draws = [random.permutation(12)[:4] for _ in range(6)]
+        self.reports = [Rows(self.draws)] * 6
 
     def order(self):
         return stream.Order(self.NUM_RECORDS, SEED)
 
-    def by_hand(self, draws, size=12):
+    def by_hand(self, draws, numbers=None, size=12):
         """Of each step, how many of its records an earlier step trained on."""
-        records = self.order().rows(np.arange(size * len(draws)))
+        numbers = range(len(draws)) if numbers is None else numbers
         seen, repeats = set(), []
-        for step, rows in enumerate(draws):
-            here = [int(records[step * size + row]) for row in rows]
+        for number, rows in zip(numbers, draws, strict=True):
+            positions = number * size + np.asarray(rows)
+            here = self.order().rows(positions).tolist()
             repeats.append(sum(record in seen for record in here))
             seen |= set(here)
         return repeats, seen
 
-    def test_repeats_are_counted_since_the_line_before(self):
-        run = settings(steps=6)
-        _, rows, _, reports = self.follow(
-            run, tiny.super_batches(6), order=self.order()
-        )
-        draws = [report.drawn(step) for step, report in enumerate(reports)]
-        repeats, _ = self.by_hand(draws)
+    def test_repeats_are_counted_since_the_row_before(self):
+        run = settings(*ONE, steps=6)
+        found = self.follow(run, self.reports, order=self.order())
+        repeats, _ = self.by_hand(self.draws)
         self.assertGreater(sum(repeats), 0)  # 72 positions of 30 records
-        for place, row in enumerate(rows):
-            span = repeats[2 * place : 2 * place + 2]
-            self.assertEqual(row["train/repeat_rate"], sum(span) / 8)
-            _, seen = self.by_hand(draws[: row["step"]])
-            drawn = min(12 * row["step"], self.NUM_RECORDS)
+        for step, numbers in found.items():
+            _, seen = self.by_hand(self.draws[:step])
+            drawn = min(12 * step, self.NUM_RECORDS)
             self.assertAllClose(
-                row["select/effective_filter_ratio"], 1 - len(seen) / drawn
+                [numbers[name] for name in self.NAMES],
+                [sum(repeats[step - 2 : step]) / 8, 1 - len(seen) / drawn],
             )
+        # They go on from a checkpoint, also between two rows.
+        seen = self.telemetry.state()["seen"]
+        self.follow(run, self.reports[:3], order=self.order())
+        state = {n: one.copy() for n, one in self.telemetry.state().items()}
+        again = self.follow(
+            run, self.reports[3:], first=3, order=self.order(), state=state
+        )
+        self.assertEqual(again, {step: found[step] for step in (4, 6)})
+        self.assertAllEqual(self.telemetry.state()["seen"], seen)
 
     def test_renewals_of_a_share_leave_out_what_was_drawn(self):
         for shares, is_there in (((1.0,), True), ((1.0, 0.5), False)):
             bootstrap = config.BootstrapConfig(renew_at=(4, 5), shares=shares)
-            run = settings(
-                steps=6,
-                bootstrap=bootstrap,
-                reference=config.ReferenceConfig(sidecars=True),
-            )
-            _, rows, *_ = self.follow(
-                run, tiny.super_batches(2), order=self.order()
-            )
-            self.assertIn("train/repeat_rate", rows[0])
+            run = settings(*ONE, steps=6, bootstrap=bootstrap)
+            found = self.follow(run, self.reports[:2], order=self.order())
             self.assertEqual(
-                "select/effective_filter_ratio" in rows[0], is_there
+                [name in found[2] for name in self.NAMES], [True, is_there]
             )
 
     def test_executions_of_several_steps_count_every_step(self):
         run = settings(
+            *ONE,
             steps=6,
             checkpoint=config.CheckpointConfig(every_steps=6),
             distribution=config.DistributionConfig(steps_per_execution=3),
         )
-        batches = tiny.super_batches(6)
-        _, one, *_ = self.follow(settings(steps=6), batches, order=self.order())
-        _, three, _, reports = self.follow(
-            run, batches, order=self.order(), steps_per_execution=3
+        found = self.follow(
+            run, self.reports[:2], per_execution=3, order=self.order()
         )
-        # Lines after steps 3 and 6, with those of steps 1-3 and 4-6.
-        self.assertEqual([row["step"] for row in three], [3, 6])
-        draws = [reports[step // 3].drawn(step) for step in range(6)]
-        repeats, _ = self.by_hand(draws)
-        for place, row in enumerate(three):
-            span = repeats[3 * place : 3 * place + 3]
-            self.assertEqual(row["train/repeat_rate"], sum(span) / 12)
+        repeats, seen = self.by_hand(self.draws)
         self.assertEqual(
-            three[-1]["select/effective_filter_ratio"],
-            one[-1]["select/effective_filter_ratio"],
+            {step: one["train/repeat_rate"] for step, one in found.items()},
+            {3: sum(repeats[:3]) / 12, 6: sum(repeats[3:]) / 12},
+        )
+        self.assertAllClose(
+            found[6]["select/effective_filter_ratio"], 1 - len(seen) / 30
         )
 
-    def test_a_run_without_selection_repeats_its_records_by_epochs(self):
-        run = settings(config.SelectionConfig(), steps=5)
-        _, rows, lines, _ = self.follow(
-            run, tiny.super_batches(5), order=self.order()
-        )
+    def test_a_run_without_stages_repeats_its_records_by_epochs(self):
+        run = settings(steps=5, batch_size=12)
+        found = self.follow(run, [Rows()] * 5, order=self.order())
         repeats, _ = self.by_hand([np.arange(12)] * 5)
         self.assertEqual(repeats[:2], [0, 0])  # the first 24 of 30 records
         self.assertEqual(repeats[3:], [12, 12])  # all have been there
         self.assertEqual(
-            [row["train/repeat_rate"] for row in rows],
-            [0.0, (repeats[2] + 12) / 24, 1.0],
+            found,
+            {
+                step: {"train/repeat_rate": rate}
+                for step, rate in (
+                    (2, 0.0),
+                    (4, (repeats[2] + 12) / 24),
+                    (5, 1),
+                )
+            },
         )
-        self.assertNotIn("select/effective_filter_ratio", rows[0])
-        self.assertEmpty(lines)
-
-    def test_uniform_draws_repeat_too(self):
-        run = settings(config.SelectionConfig("uniform", batch_size=6), steps=4)
-        _, rows, lines, _ = self.follow(
-            run, tiny.super_batches(4), order=self.order()
-        )
-        draws = [
-            selection.uniform_rows((SEED, step), 6, 12).numpy()
-            for step in range(4)
-        ]
-        repeats, _ = self.by_hand(draws)
-        self.assertEqual(
-            [row["train/repeat_rate"] for row in rows],
-            [sum(repeats[:2]) / 12, sum(repeats[2:]) / 12],
-        )
-        self.assertEmpty(lines)
 
     def test_left_out_super_batches_are_passed_over(self):
-        repeats = draw_log.Repeats(self.order(), 12)
-        repeats.add(0, np.arange(12))
-        repeats.add(2, np.arange(12))  # positions 24 to 35
-        self.assertEqual(repeats.rate(), self.by_position([0, 2])[-1] / 24)
-        self.assertTrue(np.isnan(repeats.rate()))
-
-    def by_position(self, numbers):
-        records = self.order().rows(np.arange(60))
-        seen, totals = set(), [0]
-        for number in numbers:
-            here = records[12 * number : 12 * number + 12].tolist()
-            totals.append(totals[-1] + sum(one in seen for one in here))
-            seen |= set(here)
-        return totals
-
-    def test_repeats_go_on_from_the_state_of_a_checkpoint(self):
-        run = settings(steps=6)
-        batches = tiny.super_batches(6)
-        _, expected, *_ = self.follow(run, batches, order=self.order())
-        seen = self.followed.state()["seen"]
-        workdir = self.folder()
-        first, *_ = self.follow(run, batches[:3], workdir, order=self.order())
-        state = {
-            name: value.copy() for name, value in self.followed.state().items()
-        }
-        # Step 3 lies between two rows: its count is in the state, too.
-        _, rows, *_ = self.follow(
+        run = settings(*ONE, steps=2)
+        found = self.follow(
             run,
-            batches[3:],
-            workdir,
-            model=first,
-            start_step=3,
+            self.reports[:2],
             order=self.order(),
-            state=state,
+            super_batch_at=lambda step: 2 * step,
         )
-        for row, other in zip(rows, expected, strict=True):
-            for name in ("train/repeat_rate", "select/effective_filter_ratio"):
-                self.assertEqual(row[name], other[name])
-        self.assertAllEqual(self.followed.state()["seen"], seen)
+        repeats, _ = self.by_hand(self.draws[:2], numbers=(0, 2))
+        self.assertEqual(found[2]["train/repeat_rate"], sum(repeats) / 8)
 
     def test_a_run_that_began_without_does_not_guess(self):
-        run = settings(steps=6)
-        model, *_ = self.follow(run, tiny.super_batches(2))
-        _, rows, *_ = self.follow(
-            run,
-            tiny.super_batches(2),
-            model=model,
-            start_step=2,
-            order=self.order(),
+        found = self.follow(
+            settings(*ONE), self.reports[2:4], first=2, order=self.order()
         )
-        self.assertNotIn("train/repeat_rate", rows[-1])
+        self.assertEqual(found, {4: {}})
 
     def test_a_bit_a_record_is_all_that_is_kept(self):
         state = draw_log.Repeats(stream.Order(1_000_001, 0), 8).state()

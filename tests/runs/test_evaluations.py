@@ -3,9 +3,11 @@
 import contextlib
 import io
 import os
+import tempfile
+import types
 from unittest import mock
 
-import keras
+import numpy as np
 import shard_files
 import tensorflow as tf
 from evaluation_cases import ROWS, Oracle, number_of, write_shard
@@ -40,19 +42,15 @@ class EvaluationTest(tf.test.TestCase):
             **{"costs": lambda step: {}} | settings,
         )
 
-    def fit(self, callback, steps, **settings):
-        """Any model will do: the callback evaluates the learner it has."""
-        model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
-        model.compile(optimizer="sgd", loss="mse")
-        data = tf.data.Dataset.from_tensors((tf.ones([1, 1]), tf.ones([1])))
-        model.fit(
-            data.repeat(),
-            steps_per_epoch=steps,
-            shuffle=False,
-            verbose=0,
-            callbacks=[callback],
-            **settings,
-        )
+    def fit(self, callback, steps, epochs=1):
+        """Calls the callback as `fit` does."""
+        callback.set_model(types.SimpleNamespace(steps_per_execution=1))
+        callback.on_train_begin()
+        for epoch in range(epochs):
+            callback.on_epoch_begin(epoch)
+            for batch in range(steps):
+                callback.on_train_batch_end(batch)
+        callback.on_train_end()
 
     def rows(self):
         return directory.read_rows(self.folder, directory.EVALUATION_FILE)
@@ -61,32 +59,48 @@ class EvaluationTest(tf.test.TestCase):
         return [row["step"] for row in self.rows()]
 
     def test_it_evaluates_every_so_many_steps_and_at_the_end(self):
-        self.fit(self.make(every_steps=2), 5)
-        self.assertEqual(list(self.logged), [2, 4, 5])
+        for settings, steps, expected in (
+            ({"every_steps": 2}, (5,), [2, 4, 5]),
+            ({"every_steps": 2}, (3, 2), [2, 4, 6]),  # over epochs
+            ({}, (5,), [5]),
+            # A continued run counts on, and makes up for the step it starts
+            # at, or for the last one of the `fit` before.
+            ({"every_steps": 4, "start_step": 5}, (5,), [8, 10]),
+            ({"every_steps": 4, "start_step": 4}, (2,), [4, 6]),
+            ({"start_step": 3, "follows": True}, (2,), [3, 5]),
+        ):
+            self.logged.clear()
+            self.folder = self.enterContext(tempfile.TemporaryDirectory())
+            self.fit(self.make(**settings), *steps)
+            self.assertEqual(list(self.logged), expected, settings)
         # Image 4 alone is wrong, see EvaluateStoreTest.
         self.assertAllClose(
             self.logged[5]["eval/some/image_to_text/recall@1"], 4 / 5
         )
 
-    def test_it_counts_over_epochs(self):
-        self.fit(self.make(every_steps=2), 3, epochs=2)
-        self.assertEqual(list(self.logged), [2, 4, 6])
-
-    def test_without_an_interval_only_the_end_is_evaluated(self):
-        self.fit(self.make(), 5)
-        self.assertEqual(list(self.logged), [5])
-
-    def test_a_continued_run_counts_on(self):
-        self.fit(self.make(every_steps=4, start_step=5), 5)
-        self.assertEqual(list(self.logged), [8, 10])
-
-    def test_a_continued_run_makes_up_for_the_step_it_starts_at(self):
-        self.fit(self.make(every_steps=4, start_step=4), 2)
-        self.assertEqual(list(self.logged), [4, 6])
-
-    def test_it_makes_up_for_the_last_step_of_the_fit_before(self):
-        self.fit(self.make(start_step=3, follows=True), 2)
-        self.assertEqual(list(self.logged), [3, 5])
+    def test_measures_are_said_beside_those_of_a_blind_model(self):
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            self.fit(self.make(), 1)
+        measures = self.logged[1]
+        # Five pictures find their captions among four; of these the first has
+        # two pictures. There are two classes.
+        to_image = [np.mean([2 / 5, 1 / 5, 1 / 5, 1 / 5])]
+        # The first of two among five comes after 0 to 3 others.
+        first = (4 / 1 + 3 / 2 + 2 / 3 + 1 / 4) / 10
+        others = np.mean(1 / np.arange(1, 6))
+        to_image.append((first + 3 * others) / 4)
+        chances = [1 / 4, np.mean(1 / np.arange(1, 5)), *to_image, 1 / 2]
+        told = [
+            f"{title} {measures[f'eval/some/{name}']:.3f} (chance {chance:.3f})"
+            for (name, title), chance in zip(
+                evaluations.HEADLINES[:5], chances, strict=True
+            )
+        ]
+        self.assertIn(f"step 1  some: {', '.join(told)}\n", said.getvalue())
+        # A page, which has the rows alone, says the measures.
+        shown = evaluations.describe("some", measures)
+        self.assertEqual(shown.count(", "), 4)
+        self.assertNotIn("chance", shown)
 
     def test_what_is_written_is_not_evaluated_again(self):
         callback = self.make(every_steps=2)
@@ -143,7 +157,17 @@ class OpenDataTest(tf.test.TestCase):
                 )
             )
 
-        measures = opened("other").measures
+        found = opened("other")
+        # Three pictures and their four captions; two classes of `concept`.
+        chance = found.entries["other"].chance
+        self.assertAllClose(
+            (
+                chance["image_to_text/recall@1"],
+                chance["few_shot/2_shots"],
+            ),
+            (np.mean([2 / 4, 1 / 4, 1 / 4]), 1 / 2),
+        )
+        measures = found.measures
         self.assertLen(measures, len(evaluation.MEASURES) + 8 + 1)
         self.assertIn("eval/some/zero_shot/mean_per_class", measures)
         self.assertIn("eval/other/text_to_image/mrr", measures)

@@ -337,13 +337,14 @@ class FiniteCheckTest(tf.test.TestCase):
         model = training.JESTModel(
             tiny.learner(0),
             reference,
-            config.SelectionConfig("joint", batch_size=4, num_chunks=2),
+            config.SelectionConfig(4, stages=(config.Stage(3, num_chunks=2),)),
         )
         error, steps = self.fit(model, tiny.super_batches(2), jit_compile=True)
         self.assertEqual(steps, 0)
         # The learner's losses are finite, so the names point at the reference.
         self.assertEqual(
-            error.names, ("select/score", "select/reference_loss_kept")
+            error.names,
+            ("stages/0/reference_loss_kept", "stages/0/score"),
         )
 
     def test_a_gradient_that_is_not_finite_is_seen_in_its_own_step(self):

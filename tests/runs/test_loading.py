@@ -28,7 +28,6 @@ def config():
         steps=2,
         data=c.DataConfig(
             train=({data!r},),
-            super_batch_size=12,
             image_size=8,
             text_length=4,
             vocabulary_size=40,
@@ -36,7 +35,7 @@ def config():
         model=c.ModelConfig(preset="tiny"),
         reference=c.ReferenceConfig(model="keras_hub:clip_vit_base_patch16"),
         selection=c.SelectionConfig(
-            method="joint", batch_size=4, num_chunks=2
+            4, stages=(c.Stage(candidates=3, num_chunks=2),)
         ),
         evaluation=c.EvaluationConfig(log_ids=True, log_every_steps=1),
     )
@@ -112,11 +111,8 @@ class ReferenceByNameTest(tf.test.TestCase):
         folder = f"reference.sidecar_dir={self.path('sidecars')}"
         for run, settings in (
             ("live", [name]),
-            ("cached", [name, "reference.sidecars=true", folder]),
-            (
-                "sidecars",
-                ["reference.model=none", "reference.sidecars=true", folder],
-            ),
+            ("cached", [name, folder]),
+            ("sidecars", ["reference.model=none", folder]),
         ):
             code, printed = self.train(run, *settings)
             self.assertEqual(code, 0, printed)
@@ -136,7 +132,6 @@ class ReferenceByNameTest(tf.test.TestCase):
         code, printed = self.train(
             "other",
             f"reference.model={self.names['clip']}",
-            "reference.sidecars=true",
             f"reference.sidecar_dir={self.path('sidecars')}",
         )
         self.assertEqual(code, 1)
@@ -244,8 +239,7 @@ class ReferenceByNameTest(tf.test.TestCase):
         name = self.names["clip"]
         initial = pretrained.load(name)
         settings = (
-            *(f"model.init_from={name}", "selection.batch_size=none"),
-            *("selection.method=uniform", "reference.model=none"),
+            *(f"model.init_from={name}", "selection.stages=none"),
             *("data.image_size=48", f"data.text_length={presets.LENGTH}"),
             *("model.loss=softmax", "optimizer.learning_rate=1e-9"),
         )
@@ -280,8 +274,7 @@ class ReferenceByNameTest(tf.test.TestCase):
     def test_a_killed_run_goes_on_to_the_same_bits_without_the_original(self):
         preset = presets.save(self.path("gone"), "siglip2")
         settings = (
-            *(f"model.init_from=keras_hub:{preset}", "reference.model=none"),
-            *("selection.batch_size=none", "selection.method=uniform"),
+            *(f"model.init_from=keras_hub:{preset}", "selection.stages=none"),
             *(f"data.image_size={presets.SIZE}", "checkpoint.every_steps=1"),
             *(f"data.text_length={presets.LENGTH}", "steps=2"),
             "model.dtype_policy=mixed_bfloat16",

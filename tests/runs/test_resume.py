@@ -1,6 +1,7 @@
 """Runs killed at any instant end as the unbroken run does, bit for bit."""
 
 import contextlib
+import io
 import os
 import random
 import signal
@@ -16,9 +17,15 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import files
-from jest_tf.data import sidecars
+from jest_tf.data import pictures, sidecars
 from jest_tf.data.sidecars import file_format
-from jest_tf.runs import bootstrap, checkpoints, directory, interruptions
+from jest_tf.runs import (
+    bootstrap,
+    checkpoints,
+    directory,
+    inputs,
+    interruptions,
+)
 
 SEED = 1
 
@@ -42,6 +49,8 @@ class ResumeTestCase(tf.test.TestCase):
         cls.server = subprocesses.Server()
         cls.addClassCleanup(cls.server.close)
         cls.unbroken = os.path.join(cls.folder, "unbroken")
+        if cls.settings is None:
+            return
         started = time.monotonic()
         code = cls.server.run(cls.unbroken, *cls.settings)
         cls.seconds = time.monotonic() - started
@@ -62,20 +71,19 @@ class ResumeTestCase(tf.test.TestCase):
             self.assertLess(time.monotonic(), deadline, "waited in vain")
             time.sleep(0.002)
 
-    def assert_ends_alike(self, workdir, *overrides):
+    def assert_ends_alike(self, workdir, *overrides, unbroken=None):
         """Lets the run end; it then equals the unbroken one."""
         self.assertEqual(
             self.server.run(workdir, *overrides), 0, self.said_in(workdir)
         )
-        self.assert_alike(workdir, *overrides)
+        self.assert_alike(workdir, unbroken)
 
-    def assert_alike(self, workdir, *overrides):
-        for name in ("config.json", "vocab.txt"):
-            if overrides and name == "config.json":
-                continue
+    def assert_alike(self, workdir, unbroken=None, has_config=True):
+        unbroken = unbroken or self.unbroken
+        for name in ("config.json", "vocab.txt")[not has_config :]:
             one, other = (
                 files.read_whole(os.path.join(folder, name))
-                for folder in (workdir, self.unbroken)
+                for folder in (workdir, unbroken)
             )
             self.assertEqual(one, other)
         for name in (
@@ -86,22 +94,18 @@ class ResumeTestCase(tf.test.TestCase):
             directory.TELEMETRY_FILE,
         ):
             self.assertEqual(
-                self.lines(workdir, name), self.lines(self.unbroken, name)
+                self.lines(workdir, name), self.lines(unbroken, name)
             )
-        steps = checkpoints.saved_steps(self.unbroken)
+        steps = checkpoints.saved_steps(unbroken)
         self.assertEqual(checkpoints.saved_steps(workdir), steps)
         with files.staged(f"{workdir}/{directory.WEIGHTS_FILE}") as weights:
             self.assert_equal_arrays(
                 subprocesses.weight_arrays(path)
-                for path in (
-                    weights,
-                    f"{self.unbroken}/{directory.WEIGHTS_FILE}",
-                )
+                for path in (weights, f"{unbroken}/{directory.WEIGHTS_FILE}")
             )
         for step in steps:
             self.assert_equal_arrays(
-                checkpoints.read(folder, step)
-                for folder in (workdir, self.unbroken)
+                checkpoints.read(folder, step) for folder in (workdir, unbroken)
             )
         found = files.tree(workdir)
         self.assertEmpty([name for name in found if "partial" in name])
@@ -222,6 +226,188 @@ class ResumeTest(ResumeTestCase):
         self.assertEqual(self.server.wait(), -signal.SIGKILL)
 
 
+# A run of eight steps, on 40 records of which every third is noise.
+FUNNEL = (
+    *("steps=8", "selection.stages=none", "optimizer.ema=none"),
+    *("data.noise_field=noise", "evaluation.every_steps=none"),
+    *("evaluation.log_every_steps=2", "checkpoint.every_steps=2"),
+    *("checkpoint.keep=9", "checkpoint.keep_best="),
+)
+
+
+def stage(number, **values):
+    """Overrides of a stage."""
+    values = {"num_chunks": 2, "criterion": "easy_reference"} | values
+    return tuple(
+        f"selection.stages.{number}.{name}={value}"
+        for name, value in values.items()
+    )
+
+
+@pytest.mark.slow
+class FunnelResumeTest(ResumeTestCase):
+    """Funnels of every kind: killed, continued, and told by hand."""
+
+    settings = None  # each test has its own
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        noisy = range(0, 40, 3)
+        cls.pool = tiny.write_shard(f"{cls.folder}/pool", 40, noisy=noisy)
+        tiny.write_sidecars(cls.pool, noisy)
+        cls.curated = tiny.write_shard(f"{cls.folder}/c", 6, seed=4, noisy=[1])
+
+    def check(self, name, *settings, kills):
+        """Kills a run at writes; returns the unbroken one's directory."""
+        settings = (*FUNNEL, f"data.train={self.pool}", *settings)
+        workdir, unbroken = self.workdir(f"{name} killed"), self.workdir(name)
+        self.assertEqual(
+            self.server.run(unbroken, *settings), 0, self.said_in(unbroken)
+        )
+        for place in kills:
+            code = self.server.run(workdir, *settings, at=place)
+            self.assertEqual(code, -signal.SIGKILL, self.said_in(workdir))
+        self.assert_ends_alike(workdir, *settings, unbroken=unbroken)
+        return unbroken
+
+    def assert_told(self, workdir, stages):
+        """Checks the lines and columns of stages against the stream.
+
+        `stages` are those that score, by logged step.
+        """
+        recipe = directory.load_config(workdir)
+        with contextlib.redirect_stderr(io.StringIO()):
+            first = inputs.open_sources(recipe, tf.distribute.get_strategy())
+        tokenizer = inputs.tokenizer_of(recipe, first.store, workdir, workdir)
+        form = pictures.Resizing(tiny.IMAGE_SIZE)
+        skipped = interruptions.Skipped(workdir)
+        rows, draws = (
+            {row["step"]: row for row in self.lines(workdir, name)}
+            for name in (directory.METRICS_FILE, directory.DRAWS_FILE)
+        )
+        lines = tiny.read_stages(workdir)
+        self.assertEqual(
+            [(line["step"], line["stage"]) for line in lines],
+            [(step, stage) for step in stages for stage in stages[step]],
+        )
+        for step, row in rows.items():
+            scored = {n.split("/")[1] for n in row if n.endswith("m_score")}
+            self.assertEqual(scored, {str(one) for one in stages.get(step, ())})
+        num_stored = len(recipe.selection.stored)
+        for line in lines:
+            step, stage = line["step"], line["stage"]
+            row, sources = (
+                rows[step],
+                inputs.at_step(recipe, first, workdir, step - 1),
+            )
+            # Ids of the rows into the funnel, into its live stages, and out.
+            curated = recipe.curated_rows(step - 1)
+            size = sources.selection.hyper_batch_size(curated)
+            order = inputs.order_of(recipe, sources)
+            positions = np.arange(size) + (step - 1) * size
+            stream = inputs.Stream(recipe, sources, tokenizer, form, skipped)
+            super_batch = stream.read(step - 1)["id"].numpy()
+            trained = draws[step]["ids"]
+            chosen = trained[: len(trained) - curated]
+            groups = [first.store.ids(order.rows(positions))]
+            groups += [super_batch] * (num_stored > 0)
+            groups += [chosen] * (num_stored < len(recipe.selection.stages))
+            ids = groups[stage : stage + 2]
+            self.assertEqual(
+                [line["rows_in"], line["rows_out"]], [len(one) for one in ids]
+            )
+            self.assertContainsSubset(
+                [one["id"] for one in line["highest"] if one["kept"]], ids[1]
+            )
+            for name, some in zip(("clean_in", "clean_out"), ids, strict=True):
+                share = np.mean((np.asarray(some) - 100) % 3 > 0)
+                self.assertAllClose(line[name], share)
+                self.assertEqual(row[f"stages/{stage}/{name}"], line[name])
+            if stage < num_stored:
+                score = row[f"stages/{stage}/score"]
+                self.assertEqual(score, line["score"])
+                self.assertAllClose(
+                    -line["reference_loss"]["kept"]["mean"], score, 1e-4
+                )
+        return rows
+
+    def test_a_stored_stage_alone(self):
+        stored = stage(0, candidates=3, embeddings="stored")
+        unbroken = self.check("stored", *stored, kills=[11])
+        rows = self.assert_told(unbroken, dict.fromkeys((2, 4, 6, 8), [0]))
+        for step, row in rows.items():
+            self.assertEqual(row["examples/offered"], 12 * step)
+            self.assertEqual(row["examples/scored"], 0)
+            self.assertGreater(row["flops/stored"], 0)
+        # Captions of noise are unlike their pictures.
+        clean_in, clean_out = (
+            [row[f"stages/0/{name}"] for row in rows.values()]
+            for name in ("clean_in", "clean_out")
+        )
+        self.assertGreater(np.mean(clean_out), np.mean(clean_in) + 0.1)
+        said = self.said_in(unbroken)
+        self.assertIn(
+            "stage 0, stored: 12 rows, the hyper-batch, -> 4, joint by "
+            "easy_reference\ntrained: 4 rows\n",
+            said,
+        )
+        self.assertRegex(
+            said,
+            r"stage 0, joint by easy_reference: 12 rows -> 4; in step 8 the "
+            rf"chosen rows score {rows[8]['stages/0/score']:.3g}, uniform ones "
+            rf"\S+; clean {clean_in[-1]:.0%} -> {clean_out[-1]:.0%}\n",
+        )
+
+    def test_a_live_stage_alone_that_ends(self):
+        live = stage(0, candidates=3, criterion="learnability", last_step=4)
+        unbroken = self.check("live", *live, kills=[10])
+        # The row of step 6 has the mean of step 5.
+        rows = self.lines(unbroken, directory.METRICS_FILE)
+        self.assertEqual(
+            ["stages/0/score" in row for row in rows],
+            [True, True, True, False],
+        )
+        self.assertEqual(
+            [row["examples/scored"] for row in rows],
+            [12 * step for step in (2, 4, 5, 5)],
+        )
+
+    def test_a_stored_stage_before_a_live_one(self):
+        stages = (
+            *stage(0, candidates=2, embeddings="stored", uniform_share=0.25),
+            *stage(1, candidates=3, criterion="learnability"),
+        )
+        unbroken = self.check("both", *stages, kills=[13])
+        rows = self.assert_told(unbroken, dict.fromkeys((2, 4, 6, 8), [0, 1]))
+        for step, row in rows.items():
+            self.assertEqual(row["examples/offered"], 24 * step)
+            self.assertEqual(row["examples/scored"], 12 * step)
+
+    def test_a_clean_start_and_renewals(self):
+        settings = (
+            *stage(0, candidates=2, embeddings="stored"),
+            *stage(1, candidates=2, criterion="learnability", num_chunks=1),
+            *(f"data.curated={self.curated}", "data.curated_rows=1"),
+            *("bootstrap.renew_at=3,5", "bootstrap.shares=0.9"),
+            "bootstrap.clean_start=true",
+        )
+        unbroken = self.check("renewed", *settings, kills=[8, 15])
+        scored = dict.fromkeys((4, 6, 8), [0, 1])
+        rows = self.assert_told(unbroken, scored)
+        # Three steps of four curated rows; then 12 offered, 6 drawn.
+        last = rows[8]
+        for name, count in (
+            ("drawn", 3 * 4 + 5 * (6 + 1)),
+            ("scored", 5 * 6),
+            ("trained", 8 * 4),
+            ("offered", 5 * 12),
+        ):
+            self.assertEqual(last[f"examples/{name}"], count)
+        drawn = self.lines(unbroken, directory.DRAWS_FILE)
+        self.assertContainsSubset(drawn[0]["ids"], range(100, 106))
+
+
 @pytest.mark.slow
 class BucketResumeTest(ResumeTestCase):
     """A run on a bucket, killed, ends as the unbroken local run."""
@@ -305,13 +491,9 @@ class BucketBootstrapTest(ResumeTestCase):
     """
 
     settings = (
-        "steps=6",
-        "selection.method=uniform",
-        "selection.batch_size=none",
-        "bootstrap.renew_at=2,4",
-        "bootstrap.shares=0.8",
-        "cascade.hyper_batch_size=18",
-        "cascade.num_chunks=2",
+        *("steps=6", "selection.stages=none", "selection.batch_size=12"),
+        *stage(0, candidates=1, embeddings="stored"),
+        *("bootstrap.renew_at=2,4", "bootstrap.shares=0.8"),
         "checkpoint.every_steps=6",
         "checkpoint.keep=1",
         "checkpoint.keep_best=",
@@ -386,7 +568,7 @@ class BucketBootstrapTest(ResumeTestCase):
             self.assertEqual(code, -signal.SIGKILL, said)
         code, said = self.run_on("last")
         self.assertEqual(code, 0, said)
-        self.assert_alike(workdir, *self.data)
+        self.assert_alike(workdir, has_config=False)
         for step in (2, 4):
             found, expected = (
                 self.sidecars(one, step) for one in (workdir, self.unbroken)

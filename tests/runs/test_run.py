@@ -6,7 +6,9 @@ import glob
 import io
 import json
 import os
+import shutil
 import sys
+import tempfile
 import types
 from unittest import mock
 
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import run_server
 import shard_files
+import subprocesses
 import tensorflow as tf
 import tiny
 
@@ -31,10 +34,12 @@ from jest_tf.runs import (
     loading,
     provenance,
 )
+from jest_tf.runs import run as run_lib
 
 MRR = "eval/a/image_to_text/mrr"
 # The super-batch that some of these tests poison.
 BAD = 7
+LONG = "steps=12"
 
 
 @tf.custom_gradient
@@ -42,8 +47,11 @@ def break_gradient(values):
     return values, lambda gradient: gradient * np.nan
 
 
-def twice_the_loss(embeddings, **options):
-    return 2.0 * losses.sigmoid_loss(embeddings, **options)
+def twice_the_loss():
+    def train(embeddings, **options):
+        return 2.0 * losses.sigmoid_loss(embeddings, **options)
+
+    return losses.sigmoid()._replace(train=train)
 
 
 class Trap(keras.layers.Layer):
@@ -85,32 +93,36 @@ def poisoned(super_batches):
 
 
 class RunsTestCase(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.folder = self.get_temp_dir()
-        tiny.write_shard(os.path.join(self.folder, "a.tfrecord"))
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = folder.name
+        cls.shard = tiny.write_shard(cls.workdir("a.tfrecord"))
 
-    def recipe(self, *overrides):
-        shard = os.path.join(self.folder, "a.tfrecord")
+    @classmethod
+    def recipe(cls, *overrides):
         quick = (
-            "steps=12",
-            "evaluation.every_steps=none",
-            f"data.train={shard}",
+            *("steps=4", "evaluation.every_steps=none"),
+            f"data.train={cls.shard}",
         )
-        return run_server.recipe(self.folder, (*quick, *overrides))
+        return run_server.recipe(cls.folder, (*quick, *overrides))
 
-    def train(self, name, *overrides, build=run_server.build_learner):
+    @classmethod
+    def train(cls, name, *overrides, build=run_server.build_learner):
         """Runs in the directory `name`; returns what was said."""
         said = io.StringIO()
         with (
             mock.patch.object(models, "build_learner", build),
             contextlib.redirect_stderr(said),
         ):
-            runs.train(self.recipe(*overrides), self.workdir(name))
+            runs.train(cls.recipe(*overrides), cls.workdir(name))
         return said.getvalue()
 
-    def workdir(self, name):
-        return os.path.join(self.folder, name)
+    @classmethod
+    def workdir(cls, name):
+        return os.path.join(cls.folder, name)
 
     def read(self, name, file):
         with open(os.path.join(self.workdir(name), file)) as opened:
@@ -135,7 +147,7 @@ class DivergenceTest(RunsTestCase):
 
     def stopped(self, name, where, *overrides):
         with self.poisoned_stream(), self.assertRaises(ValueError) as error:
-            self.train(name, *overrides, build=self.poison(where))
+            self.train(name, LONG, *overrides, build=self.poison(where))
         return str(error.exception)
 
     def test_a_loss_that_is_not_finite_stops_with_what_it_saw(self):
@@ -160,10 +172,8 @@ class DivergenceTest(RunsTestCase):
     def test_a_rollback_equals_a_run_that_never_met_the_super_batch(self):
         rollback = "checkpoint.on_non_finite=rollback"
         with self.poisoned_stream():
-            # A trace ends with the step that fails, and begins anew.
-            traced = "evaluation.profile=6,9"
             said = self.train(
-                "rolled", rollback, traced, build=self.poison("loss")
+                "rolled", LONG, rollback, build=self.poison("loss")
             )
         self.assertIn("Leaving it out and going on from step 4", said)
         (case,) = self.read("rolled", directory.SKIPPED_FILE)
@@ -172,7 +182,7 @@ class DivergenceTest(RunsTestCase):
         interruptions.Skipped(self.workdir("never")).add(
             {"super_batches": [BAD]}
         )
-        self.train("never", build=self.poison("loss"))
+        self.train("never", LONG, build=self.poison("loss"))
         for name in (directory.METRICS_FILE, directory.DRAWS_FILE):
             rolled, never = (
                 [
@@ -184,23 +194,10 @@ class DivergenceTest(RunsTestCase):
             self.assertEqual(rolled, never)
             self.assertLen(rolled, 3)
 
-    def test_stopped_at_first_it_may_be_rolled_back_later(self):
-        self.stopped("later", "loss")
-        with self.poisoned_stream():
-            said = self.train(
-                "later",
-                "checkpoint.on_non_finite=rollback",
-                build=self.poison("loss"),
-            )
-        self.assertIn("steps 4 to 12", said)
-        self.assertEqual(
-            checkpoints.saved_steps(self.workdir("later"))[-1:], [12]
-        )
-
     def test_the_gradient_and_the_scores_are_looked_at_too(self):
         for where, names in (
             ("gradient", "dense.*"),
-            ("scores", "select/score, select/learner_loss_kept"),
+            ("scores", "stages/0/learner_loss_kept, stages/0/score"),
         ):
             with self.subTest(where):
                 message = self.stopped(where, where)
@@ -215,6 +212,7 @@ class DivergenceTest(RunsTestCase):
         with self.poisoned_stream():
             self.train(
                 "several",
+                LONG,
                 "checkpoint.on_non_finite=rollback",
                 "distribution.steps_per_execution=2",
                 build=self.poison("loss"),
@@ -247,139 +245,117 @@ class DivergenceTest(RunsTestCase):
 
 
 class DirectoryTest(RunsTestCase):
-    @pytest.mark.slow
-    def test_weights_that_towers_draw_by_tensorflow_follow_the_seed(self):
-        drawn = []
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.said = cls.train("done")
 
-        def build(config, vocabulary_size):
-            drawn.append(tf.random.normal([3]))
-            return run_server.build_learner(config, vocabulary_size)
+    def copy(self, name):
+        """The directory of a finished run, under another name."""
+        shutil.copytree(self.workdir("done"), self.workdir(name))
 
-        for name, seed in (("one", 3), ("same", 3), ("other", 4)):
-            uniform = "steps=3", "selection.batch_size=none", f"seed={seed}"
-            self.train(name, *uniform, build=build)
-        one, same, other = drawn
-        self.assertAllEqual(one, same)
-        self.assertNotAllClose(one, other)
+    def test_a_run_says_what_it_is_about_to_do_and_what_it_has_done(self):
+        row = tiny.read_lines(self.workdir("done"), directory.METRICS_FILE)[-1]
+        measured = tiny.read_lines(self.workdir("done"), "evaluation.jsonl")[-1]
+        lines = [one for one in self.said.splitlines() if "indexing" not in one]
+        self.assertRegex(lines[0], "done: strategy default on CPU:0$")
+        place = lines.index(f"{self.workdir('done')}: steps 0 to 4")
+        self.assertEqual(
+            lines[place + 1 : place + 3],
+            [
+                "stage 0, live: 12 rows, the super-batch, -> 4, joint by "
+                "hard_learner",
+                "trained: 4 rows",
+            ],
+        )
+        # Of 20 pictures and as many captions, all different.
+        self.assertIn(
+            "step 4  a: image to text recall@1 "
+            f"{measured['eval/a/image_to_text/recall@1']:.3f} (chance 0.050), "
+            f"image to text MRR {measured[MRR]:.3f} (chance "
+            f"{np.mean(1 / np.arange(1, 21)):.3f}), text to image",
+            self.said,
+        )
+        self.assertEqual(
+            lines[-2],
+            "stage 0, joint by hard_learner: 12 rows -> 4; in step 4 the "
+            f"chosen rows score {row['stages/0/score']:.3g}, uniform ones "
+            f"{row['stages/0/uniform_score']:.3g}",
+        )
+        # `checkpoint.keep_best`, which is not the first measure.
+        self.assertRegex(
+            lines[-1], rf"done: finished, 4 steps, .*; {MRR} 0\.\d+; next: "
+        )
 
     def test_when_it_saves_may_change_what_it_computes_may_not(self):
-        said = self.train("run", "steps=4")
-        # `checkpoint.keep_best`, which is not the first measure.
-        lines = [one for one in said.splitlines() if "indexing" not in one]
-        self.assertRegex(lines[0], "run: strategy default on CPU:0")
-        self.assertRegex(said, rf"run: finished, 4 steps, .*; {MRR} 0\.\d+; ne")
-        self.train("run", "steps=4", "checkpoint.keep=1")
-        self.assertEqual(
-            self.read("run", "config.json")["checkpoint"]["keep"], 1
-        )
-        with self.assertRaisesRegex(ValueError, "Expected seed=5.*seed=6"):
-            self.train("run", "steps=4", "seed=6")
-
-    def test_other_data_than_at_the_beginning_is_refused(self):
-        shard = os.path.join(self.folder, "a.tfrecord")
-        self.train("run", "steps=4")
-        tiny.write_shard(shard, seed=1)
-        with self.assertRaisesRegex(
-            ValueError, "`data.train` must be .* shard a.tfrecord of version"
-        ):
-            self.train("run", "steps=4")
-        tiny.write_shard(shard)
-        self.train("run", "steps=4")
-
-    def test_another_manifest_than_at_the_beginning_is_refused(self):
-        store = stores.open_store(os.path.join(self.folder, "a.tfrecord"))
-        folder = os.path.join(self.folder, "manifest")
-        setting = f"data.manifest={folder}"
-        shard_files.write_manifest(store, folder, np.arange(20) % 2)
-        quick = ("steps=4", "data.super_batch_size=8", "selection.batch_size=4")
-        self.train("run", *quick, setting, "evaluation.log_ids=true")
-        drawn = tiny.read_lines(self.workdir("run"), "draws.jsonl")
-        ids = {key for line in drawn for key in line["ids"]}
-        self.assertAllEqual([key % 2 for key in ids], [1] * len(ids))
-        before = self.read("run", "data.json")["manifest"]
-        shard_files.write_manifest(store, folder, np.arange(20) % 3)
-        with self.assertRaisesRegex(
-            ValueError, f"`data.manifest` must be .* began with, {before}."
-        ):
-            self.train("run", *quick, setting, "evaluation.log_ids=true")
-
-    def test_a_run_may_go_on_under_another_strategy(self):
-        before = self.recipe("steps=4")
-        after = self.recipe("steps=4", "distribution.strategy=mirrored")
-        folder = self.workdir("moved")
-        with provenance.claimed(folder, before):
-            pass
-        with provenance.claimed(folder, after):
-            pass
-        self.assertEqual(
-            self.read("moved", "config.json")["distribution"]["strategy"],
-            "mirrored",
-        )
-
-    def test_a_run_refused_before_its_first_step_leaves_no_settings(self):
-        folder = self.workdir("refused")
-        bad = "selection.batch_size=5", "selection.num_chunks=5"
-        refuse = mock.Mock(side_effect=ValueError("too large"))
-        with self.assertRaisesRegex(ValueError, "too large"):
-            self.train("refused", *bad, build=refuse)
-        self.assertEmpty(
-            [name for name in os.listdir(folder) if not name.startswith(".")]
-        )
-        self.train("refused", "steps=4")
-        # One that has begun keeps its settings, whatever it is refused for.
-        with self.assertRaisesRegex(ValueError, "other settings"):
-            self.train("refused", *bad, "steps=4")
-        with self.assertRaisesRegex(
-            ValueError, f"Received: steps=7; .*--workdir {folder} --extend 3`$"
-        ):
-            self.train("refused", "steps=7")
-        with self.assertRaisesRegex(ValueError, "gone"):
-            with provenance.claimed(folder, self.recipe("steps=4")):
-                raise ValueError("gone")
-        self.assertEqual(self.read("refused", "config.json")["steps"], 4)
-
-    def test_leftovers_of_a_killed_process_are_deleted(self):
-        self.train("run", "steps=4")
+        self.copy("other")
+        versions = self.read("other", "versions.json")
+        versions["versions"]["keras"] = "1.2.3"
+        directory.write(self.workdir("other"), "versions.json", versions)
         left = [
             ".config.json.partial",
             ".vocab.txt.partial",
             "checkpoints/step-000000008.partial/state.index",
         ]
         for name in left:
-            tf.io.write_file(os.path.join(self.workdir("run"), name), "half")
-        self.train("run", "steps=4")
-        for name in left:
-            self.assertFalse(
-                os.path.exists(os.path.join(self.workdir("run"), name))
-            )
-
-    def test_other_versions_than_at_the_beginning_are_told(self):
-        self.train("run", "steps=4")
-        versions = self.read("run", "versions.json")
-        versions["versions"]["keras"] = "1.2.3"
-        directory.write(self.workdir("run"), "versions.json", versions)
-        said = self.train("run", "steps=4")
+            tf.io.write_file(os.path.join(self.workdir("other"), name), "half")
+        said = self.train("other", "checkpoint.keep=1")
+        self.assertIn("already finished, 4 steps", said)
+        self.assertNotIn("stage 0", said)
         self.assertIn(
             f"this run began with keras 1.2.3, now {keras.__version__}", said
         )
+        found = self.read("other", "config.json")["checkpoint"]["keep"]
+        self.assertEqual(found, 1)
+        # Leftovers of a killed process are deleted.
+        for name in left:
+            path = os.path.join(self.workdir("other"), name)
+            self.assertFalse(os.path.exists(path))
+        with self.assertRaisesRegex(ValueError, "Expected seed=5.*seed=6"):
+            self.train("other", "seed=6")
 
-    @pytest.mark.slow
-    def test_a_super_batch_of_more_than_there_is_is_warned_of(self):
-        said = self.train("run", "steps=4", "data.super_batch_size=21")
-        self.assertIn("`data.super_batch_size`=21 is more than the 20", said)
-        said = self.train("other", "steps=4", "data.super_batch_size=20")
-        self.assertNotIn("`data.super_batch_size`", said)
+    def test_a_run_may_go_on_under_another_strategy(self):
+        mirrored = "distribution.strategy=mirrored"
+        for recipe in (self.recipe(), self.recipe(mirrored)):
+            with provenance.claimed(self.workdir("moved"), recipe):
+                pass
+        found = self.read("moved", "config.json")["distribution"]["strategy"]
+        self.assertEqual(found, "mirrored")
 
-    @pytest.mark.slow
+    def test_a_run_refused_before_its_first_step_leaves_no_settings(self):
+        bad = "selection.batch_size=5"
+        refuse = mock.Mock(side_effect=ValueError("too large"))
+        with self.assertRaisesRegex(ValueError, "too large"):
+            self.train("refused", bad, build=refuse)
+        folder = self.workdir("refused")
+        self.assertEmpty(
+            [name for name in os.listdir(folder) if not name.startswith(".")]
+        )
+        shutil.rmtree(folder)
+        self.copy("refused")
+        # One that has begun keeps its settings, whatever it is refused for.
+        with self.assertRaisesRegex(ValueError, "other settings"):
+            self.train("refused", bad)
+        with self.assertRaisesRegex(
+            ValueError, f"Received: steps=7; .*--workdir {folder} --extend 3`$"
+        ):
+            self.train("refused", "steps=7")
+        with self.assertRaisesRegex(ValueError, "gone"):
+            with provenance.claimed(folder, self.recipe()):
+                raise ValueError("gone")
+        self.assertEqual(self.read("refused", "config.json")["steps"], 4)
+
     def test_the_average_of_the_weights_is_evaluated_and_kept(self):
+        self.copy("average")
+        workdir = self.workdir("average")
+
         def load(step=None):
             with mock.patch.object(
                 models, "build_learner", run_server.build_learner
             ):
-                return loading.load(self.workdir("run"), step).learner
+                return loading.load(workdir, step).learner
 
-        self.train("run", "steps=4")
-        last = checkpoints.read(self.workdir("run"), 4)
+        last = checkpoints.read(workdir, 4)
         average, raw = (
             next(last[name] for name in last if name.endswith(end))
             for end in ("log_temperature_average", "/log_temperature")
@@ -388,31 +364,73 @@ class DirectoryTest(RunsTestCase):
         self.assertNotEqual(average, raw)
         self.assertEqual(final.log_temperature.numpy(), average)
         # Also after a process that ended before it wrote the weights.
-        os.remove(os.path.join(self.workdir("run"), directory.WEIGHTS_FILE))
-        self.train("run", "steps=4")
+        os.remove(os.path.join(workdir, directory.WEIGHTS_FILE))
+        self.train("average")
         for again in (load(), load(4)):
             for one, other in zip(
                 again.get_weights(), final.get_weights(), strict=True
             ):
                 self.assertAllEqual(one, other)
 
+    def test_weights_that_towers_draw_by_tensorflow_follow_the_seed(self):
+        drawn = []
+
+        def build(config, vocabulary_size):
+            drawn.append(tf.random.normal([3]))
+            raise ValueError("enough")
+
+        for seed in (3, 3, 4):
+            with self.assertRaisesRegex(ValueError, "enough"):
+                self.train("drawn", f"seed={seed}", build=build)
+        one, same, other = drawn
+        self.assertAllEqual(one, same)
+        self.assertNotAllClose(one, other)
+
+    def test_a_stored_and_a_live_stage_interrupted_end_as_unbroken(self):
+        """Runs that are killed are in test_resume.py."""
+        tiny.write_sidecars(self.shard)
+        settings = [
+            *("steps=6", "selection.batch_size=2", "checkpoint.every_steps=2"),
+            "selection.stages.0.criterion=learnability",
+            "selection.stages=none",
+        ]
+        for number, embeddings in enumerate(("stored", "live")):
+            values = {"candidates": 3, "num_chunks": 2}
+            values["embeddings"] = embeddings
+            values["criterion"] = ("easy_reference", "learnability")[number]
+            settings += [
+                f"selection.stages.{number}.{name}={value}"
+                for name, value in values.items()
+            ]
+        folders = self.workdir("unbroken"), self.workdir("broken")
+        self.train("unbroken", *settings)
+        # As one leaves it that is killed after step 6 and before its save.
+        shutil.copytree(*folders)
+        shutil.rmtree(f"{folders[1]}/checkpoints/step-000000006")
+        os.remove(f"{folders[1]}/{directory.WEIGHTS_FILE}")
+        said = self.train("broken", *settings)
+        self.assertIn("steps 4 to 6", said)
+        for name in (
+            *(directory.METRICS_FILE, directory.TELEMETRY_FILE),
+            *(directory.DRAWS_FILE, directory.EVALUATION_FILE),
+        ):
+            one, other = (
+                tiny.read_unmeasured(folder, name) for folder in folders
+            )
+            self.assertNotEmpty(one)
+            self.assertEqual(one, other)
+        one, other = (
+            subprocesses.weight_arrays(f"{folder}/{directory.WEIGHTS_FILE}")
+            for folder in folders
+        )
+        self.assertEqual({*one}, {*other})
+        for name, value in one.items():
+            self.assertAllEqual(value, other[name])
+
     @pytest.mark.slow
     def test_an_extended_run_equals_one_with_a_restart(self):
-        self.check_extended(
-            ("optimizer.restarts=4",),
-            (),
-            "begins anew: 2 steps of warm-up to 0.05, then cosine",
-        )
-
-    @pytest.mark.slow
-    def test_a_constant_rate_goes_on_in_an_extended_run(self):
-        constant = ("optimizer.schedule=constant",)
-        self.check_extended(constant, constant, "goes on at 0.05")
-
-    def check_extended(self, whole, run, rate):
-        """Checks a run of 4 steps and 4 more against a whole one."""
-        self.train("whole", "steps=8", *whole)
-        self.train("run", "steps=4", *run)
+        self.train("whole", "steps=8", "optimizer.restarts=4")
+        self.copy("extended")
         said = io.StringIO()
         with (
             mock.patch.object(
@@ -420,24 +438,43 @@ class DirectoryTest(RunsTestCase):
             ),
             contextlib.redirect_stderr(said),
         ):
-            runs.extend(self.workdir("run"), 4)
+            runs.extend(self.workdir("extended"), 4)
         self.assertIn(
-            f"extended from 4 to 8 steps; the learning rate {rate}\n",
+            "extended from 4 to 8 steps; the learning rate begins anew: 2 "
+            "steps of warm-up to 0.05, then cosine\n",
             said.getvalue(),
         )
         self.assertEqual(
             *(
                 directory.load_config(self.workdir(name))
-                for name in ("run", "whole")
+                for name in ("extended", "whole")
             )
         )
         extended, whole = (
-            checkpoints.read(self.workdir(name), 8) for name in ("run", "whole")
+            checkpoints.read(self.workdir(name), 8)
+            for name in ("extended", "whole")
         )
         self.assertEqual(set(extended), set(whole))
         for name, value in whole.items():
             if name.startswith(("model/", "optimizer/")):
                 self.assertAllEqual(extended[name], value, name)
+
+    def test_a_constant_rate_goes_on_in_an_extended_run(self):
+        recipe, workdir = (
+            self.recipe("optimizer.schedule=constant"),
+            self.workdir("constant"),
+        )
+        with provenance.claimed(workdir, recipe):
+            directory.write(workdir, directory.WEIGHTS_FILE, {})
+        with (
+            mock.patch.object(run_lib, "train") as train,
+            contextlib.redirect_stderr(io.StringIO()) as said,
+        ):
+            runs.extend(workdir, 4)
+        self.assertIn("the learning rate goes on at 0.05\n", said.getvalue())
+        train.assert_called_once_with(
+            self.recipe("optimizer.schedule=constant", "steps=8"), workdir
+        )
 
     @pytest.mark.slow
     def test_hooks_of_a_recipe(self):
@@ -445,7 +482,7 @@ class DirectoryTest(RunsTestCase):
         service = types.ModuleType("wandb")
 
         def init(dir, config):
-            self.assertEqual(dir, self.workdir("run"))
+            self.assertEqual(dir, self.workdir("hooks"))
             self.assertEqual(config["steps"], 4)
             return types.SimpleNamespace(log=logged.append)
 
@@ -459,9 +496,8 @@ class DirectoryTest(RunsTestCase):
             ),
         ):
             self.train(
-                "run",
-                "steps=4",
-                "model.loss_function=test_run:twice_the_loss",
+                "hooks",
+                "model.loss=test_run:twice_the_loss",
                 "callbacks=examples.callbacks:weights_and_biases,"
                 "examples.callbacks:profile",
             )
@@ -470,29 +506,161 @@ class DirectoryTest(RunsTestCase):
         self.assertAllGreater([one["loss"] for one in steps], 0.0)
         self.assertEqual(
             [one[MRR] for one in logged if MRR in one],
-            [tiny.read_lines(self.workdir("run"), "evaluation.jsonl")[0][MRR]],
+            [
+                tiny.read_lines(self.workdir("hooks"), "evaluation.jsonl")[0][
+                    MRR
+                ]
+            ],
         )
         traces = glob.glob(
-            self.workdir("run") + "/tensorboard/**/*.xplane.pb", recursive=True
+            self.workdir("hooks") + "/tensorboard/**/*.xplane.pb",
+            recursive=True,
         )
         self.assertLen(traces, 1)
-        self.train("plain", "steps=4")
-        self.assertAllClose(
-            *(
-                factor
-                * tiny.read_lines(self.workdir(name), "metrics.jsonl")[0][
-                    "train/loss"
-                ]
-                for factor, name in ((1, "run"), (2, "plain"))
-            ),
-            rtol=0.2,  # other gradients from the second step on
+        hooked, plain = (
+            tiny.read_lines(self.workdir(name), "metrics.jsonl")[0]
+            for name in ("hooks", "done")
         )
+        # Other gradients from the second step on.
+        self.assertAllClose(
+            hooked["train/loss"], 2 * plain["train/loss"], rtol=0.2
+        )
+
+
+class InputsTest(RunsTestCase):
+    """What is checked and said before the first step."""
+
+    BY_REFERENCE = "selection.stages.0.criterion=learnability"
+    UNIFORM = "selection.stages=none"
+
+    def open(self, *overrides, teacher=None):
+        """Opens the inputs of a run; returns them and what was said."""
+        recipe, load = self.recipe(*overrides), mock.Mock(return_value=teacher)
+        with (
+            contextlib.redirect_stderr(io.StringIO()) as said,
+            mock.patch.multiple(
+                loading, load=load, check_model=mock.DEFAULT
+            ) as patched,
+        ):
+            sources = inputs.open_sources(recipe, tf.distribute.get_strategy())
+        self.assertEqual(load.called, patched["check_model"].called)
+        self.opened = load.called
+        return sources, said.getvalue()
+
+    def teacher(self, *overrides):
+        """A reference of a run with these settings."""
+        return reference.Run(
+            self.recipe(*overrides), None, tiny.learner(), "teacher", None
+        )
+
+    def test_a_reference_is_opened_only_where_it_is_used(self):
+        named = "reference.model=teacher"
+        for settings, expected in (
+            ([self.BY_REFERENCE], True),
+            ([self.UNIFORM, "reference.distillation_weight=1"], True),
+            ([self.UNIFORM], False),
+            ([], False),  # chosen by the learner alone
+        ):
+            self.open(named, *settings, teacher=self.teacher())
+            self.assertEqual(self.opened, expected, settings)
+
+    def test_what_does_not_suit_a_run_is_warned_of(self):
+        by_name = "reference.model=teacher"
+        seen = "was trained on 1 of the 1 shards of `data.train`"
+        by_loss = "has learned by the softmax loss"
+        repeats = "a super-batch of 21 rows is more than the 20 records"
+        chosen = [self.BY_REFERENCE]
+        softmax = [self.UNIFORM, "model.loss=softmax"]
+        other = tiny.write_shard(self.workdir("b.tfrecord"))
+        for settings, of_teacher, said, expected in (
+            (chosen, [self.UNIFORM], seen, True),
+            # Trained on what it chose, or on other records.
+            (chosen, [], seen, False),
+            (chosen, [self.UNIFORM, f"data.train={other}"], seen, False),
+            (chosen, softmax, by_loss, True),
+            ([*chosen, "selection.loss=softmax"], softmax, by_loss, False),
+            # Of 20 records.
+            (["selection.batch_size=7"], [], repeats, True),
+            (["selection.batch_size=6"], [], repeats, False),
+        ):
+            teacher = self.teacher(*of_teacher)
+            _, shown = self.open(by_name, *settings, teacher=teacher)
+            self.assertEqual(f"{said}" in shown, expected, (settings, shown))
+        for rows, expected in (("8", True), ("5", False)):
+            _, shown = self.open(
+                *(self.UNIFORM, "selection.batch_size=9"),
+                f"data.curated={tiny.write_shard(self.workdir('c'), 6)}",
+                f"data.curated_rows={rows}",
+            )
+            more = "8 curated rows in a batch are more than the 6 records"
+            self.assertEqual(more in shown, expected)
+
+    def test_a_hyper_batch_of_more_than_there_is_is_refused(self):
+        tiny.write_sidecars(self.shard)
+        for size, refused in ((6, False), (7, True)):
+            context = contextlib.nullcontext()
+            if refused:
+                context = self.assertRaisesRegex(
+                    ValueError, "A hyper-batch, .*drawn from, 20,.*: 21$"
+                )
+            with context:
+                self.open(
+                    "selection.stages.0.embeddings=stored",
+                    "selection.stages.0.criterion=easy_reference",
+                    f"selection.batch_size={size}",
+                )
+
+    def test_a_run_goes_on_with_the_data_that_it_began_with(self):
+        store = stores.open_store(self.shard)
+        first, second = self.workdir("one"), self.workdir("two")
+        for folder, weights in ((first, 2), (second, 3)):
+            shard_files.write_manifest(store, folder, np.arange(20) % weights)
+        for folder, dtype in (("a", "float32"), ("b", "float16")):
+            for twin in (folder, folder * 2):
+                tiny.write_sidecars(
+                    self.shard, output=embed.Output(self.workdir(twin), dtype)
+                )
+        other = tiny.write_shard(self.workdir("d.tfrecord"), seed=1)
+        by_sidecars = (self.BY_REFERENCE,)
+        place = f"reference.sidecar_dir={self.folder}"
+        for began, goes_on, message in (
+            ([], [], None),
+            ([], [f"data.train={other}"], "`data.train` must be .* shard a.tf"),
+            (
+                [f"data.manifest={first}"],
+                [f"data.manifest={second}"],
+                "`data.manifest` must be .* began with",
+            ),
+            (
+                [*by_sidecars, f"{place}/a"],
+                [*by_sidecars, f"{place}/b"],
+                "dtype of the sidecars .* must be what the run ",
+            ),
+            # Sidecars that say the same, in another folder.
+            ([*by_sidecars, f"{place}/a"], [*by_sidecars, f"{place}/aa"], None),
+        ):
+            workdir = self.enterContext(tempfile.TemporaryDirectory())
+            provenance.check_data(workdir, self.open(*began)[0])
+            sources, _ = self.open(*goes_on)
+            if message is None:
+                provenance.check_data(workdir, sources)
+                continue
+            with self.assertRaisesRegex(ValueError, message):
+                provenance.check_data(workdir, sources)
+
+    def test_which_records_are_clean_is_read_from_a_field(self):
+        rows = [0, 3, 5]
+        shard = tiny.write_shard(self.workdir("n"), noisy=rows)
+        sources, _ = self.open(f"data.train={shard}", "data.noise_field=noise")
+        ids = np.array([105, 100, 119, 101, 103])
+        self.assertAllEqual(
+            sources.clean(ids), [False, False, True, True, False]
+        )
+        self.assertIsNone(self.open(f"data.train={shard}")[0].clean)
 
     def test_a_projection_is_offered_where_widths_differ(self):
         learner = tiny.learner(dim=6)
-        sources = inputs.Sources(
-            None, types.SimpleNamespace(learner=tiny.learner(dim=3)), None, None
-        )
+        sources = mock.Mock(dim=3)
         distils = (
             "reference.model=somewhere",
             "reference.distillation_weight=1",
@@ -507,10 +675,13 @@ class DirectoryTest(RunsTestCase):
         inputs.check_widths(recipe, sources, learner)
         inputs.check_widths(self.recipe(), sources, learner)
 
+
+class MistakesTest(RunsTestCase):
     def test_hooks_are_imported_before_data_is_read(self):
         for setting in (
             "callbacks=examples.callbacks:profil",
-            "model.loss_function=test_run:none",
+            "model.loss=test_run:none",
+            "selection.stages.0.criterion=test_run:none",
             "optimizer.name=test_run:none",
             "optimizer.schedule=nowhere:none",
         ):
@@ -521,80 +692,6 @@ class DirectoryTest(RunsTestCase):
                 self.train("run", setting, "data.train=missing.tfrecord")
         with self.assertRaisesRegex(ValueError, "`callbacks.0` must be"):
             self.recipe("callbacks=profile")
-
-    @pytest.mark.slow
-    def test_a_run_goes_on_with_sidecars_that_say_the_same_alone(self):
-        self.train("reference", "steps=4", "selection.batch_size=none")
-        with mock.patch.object(
-            models, "build_learner", run_server.build_learner
-        ):
-            run = loading.load(self.workdir("reference"))
-        store = stores.open_store(os.path.join(self.folder, "a.tfrecord"))
-        for folder, dtype in (("a", "float32"), ("b", "float16")):
-            for twin in (folder, folder * 2):
-                embed.write(
-                    store,
-                    reference.encoder(run),
-                    reference.describe(run),
-                    embed.Output(self.workdir(twin), dtype),
-                    image_size=tiny.IMAGE_SIZE,
-                )
-        settings = (
-            *("steps=8", "selection.criterion=learnability"),
-            *("reference.sidecars=true", "evaluation.log_every_steps=1"),
-        )
-
-        def train(folder):
-            place = f"reference.sidecar_dir={self.workdir(folder)}"
-            self.train("run", *settings, place)
-
-        train("a")
-        with self.assertRaisesRegex(
-            ValueError, "dtype of the sidecars .* must be what the run .*/run"
-        ):
-            train("b")
-        train("aa")
-
-    @pytest.mark.slow
-    def test_scores_of_a_loss_that_the_reference_lacks_are_warned_of(self):
-        uniform = "steps=4", "selection.batch_size=none"
-        self.train("reference", *uniform, "model.loss=softmax")
-        learnability = (
-            *("steps=4", "selection.criterion=learnability"),
-            f"reference.model={self.workdir('reference')}",
-        )
-        said = self.train("run", *learnability)
-        self.assertIn("has learned by the softmax loss", said)
-        self.assertIn("`selection.loss=softmax` scores by that", said)
-        said = self.train("other", *learnability, "selection.loss=softmax")
-        self.assertNotIn("warning: scores", said)
-
-    @pytest.mark.slow
-    def test_a_reference_that_has_learned_the_pool_is_warned_of(self):
-        chosen = "steps=4", "selection.criterion=hard_learner"
-        uniform = "steps=4", "selection.batch_size=none"
-        for name, settings, expected in (
-            ("uniform", uniform, True),
-            ("chose its own", chosen, False),
-            (
-                "of other records",
-                (*uniform, f"data.train={self.folder}/b.tfrecord"),
-                False,
-            ),
-        ):
-            with self.subTest(name):
-                tiny.write_shard(f"{self.folder}/b.tfrecord", rows=20)
-                self.train(name, *settings)
-                said = self.train(
-                    f"by {name}",
-                    *("steps=4", "selection.criterion=learnability"),
-                    f"reference.model={self.workdir(name)}",
-                    f"data.train={self.folder}/a.tfrecord",
-                )
-                self.assertEqual(
-                    "was trained on 1 of the 1 shards of `data.train`" in said,
-                    expected,
-                )
 
     def test_a_measure_that_no_evaluation_has_is_refused_before_all(self):
         for name in ("mrr", "eval/b/image_to_text/mrr", "eval/a/loss"):
@@ -628,7 +725,7 @@ class DirectoryTest(RunsTestCase):
                 "`evaluation.data` must match files.*none-",
             ),
             (
-                ["reference.sidecars=true", "selection.criterion=learnability"],
+                ["selection.stages.0.criterion=learnability"],
                 "No sidecar of .*a.tfrecord: expected",
             ),
         ):
@@ -648,21 +745,16 @@ class DirectoryTest(RunsTestCase):
                 tf.io.write_file(f"{self.folder}/{row}.png", record.image)
                 table.write(f"{row},{row}.png,{record.captions[0].decode()}\n")
         fields = ("data.image_field=photo", "data.caption_fields=words")
-        self.train(
-            "run",
-            *("steps=4", "checkpoint.keep_best="),
-            *(f"data.train={path}", f"evaluation.data={path}", *fields),
-        )
-        (row,) = tiny.read_lines(self.workdir("run"), "evaluation.jsonl")
-        self.assertIn("eval/t/image_to_text/mrr", row)
-
-    def test_a_measure_that_needs_labels_is_refused_when_there_are_none(self):
-        with self.assertRaisesRegex(ValueError, "keep_best` must be a measure"):
+        # A measure that needs labels is missed once there are measures.
+        best = "eval/t/zero_shot/accuracy@1"
+        with self.assertRaisesRegex(ValueError, f"must be a measure.*{best}"):
             self.train(
-                "run",
-                "steps=4",
-                "checkpoint.keep_best=eval/a/zero_shot/accuracy@1",
+                *("table", "steps=1", "optimizer.warmup_steps=0"),
+                *(f"data.train={path}", f"evaluation.data={path}", *fields),
+                f"checkpoint.keep_best={best}",
             )
+        (row,) = tiny.read_lines(self.workdir("table"), "evaluation.jsonl")
+        self.assertIn("eval/t/image_to_text/mrr", row)
 
 
 if __name__ == "__main__":

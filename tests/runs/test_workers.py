@@ -170,8 +170,8 @@ class RunsTest(tf.test.TestCase):
                     f"{name}_on_{replicas}",
                     *settings[replicas],
                     # Four replicas share them.
-                    "data.super_batch_size=16",
                     "selection.batch_size=8",
+                    "selection.stages.0.candidates=2",
                 ),
                 self.workdir(name),
                 *flags,

@@ -5,132 +5,126 @@ from unittest import mock
 
 import numpy as np
 import oracles
+import own_parts
 import random_embeddings
 import tensorflow as tf
 
-from jest_tf import losses, selection
+from jest_tf import config, losses, selection
+from jest_tf.config import methods
+
+LOSSES = {
+    "sigmoid": (losses.sigmoid_loss, "sigmoid"),
+    "softmax": (losses.softmax_loss, "softmax"),
+    "own_parts:squares": (own_parts.squares().train, own_parts.square_pairs),
+}
+
+
+def draw(models, stage, *, batch_size, seed=(2, 3), loss=None):
+    settings = config.SelectionConfig(batch_size, loss=loss)
+    return selection.draw(
+        *models, stage, batch_size=batch_size, seed=seed, settings=settings
+    )
 
 
 class DrawReportTest(tf.test.TestCase):
     def test_row_losses_and_scores_equal_the_oracle(self):
-        learner, reference = random_embeddings.models(90)
-        for (name, sampler), loss in itertools.product(
-            selection.SAMPLERS.items(), selection.LOSSES
-        ):
-            draw = sampler(
-                learner,
-                reference,
-                batch_size=25,
-                num_chunks=4,
-                seed=(2, 3),
-                loss=loss,
+        models = random_embeddings.models(90)
+        for method, loss in itertools.product(config.METHODS, LOSSES):
+            stage = config.Stage(
+                1, method=method, num_chunks=4, uniform_share=0.2
             )
-            chosen = draw.indices.numpy()
+            found = draw(models, stage, batch_size=25, loss=loss)
+            chosen = found.indices.numpy()
             kept = np.isin(np.arange(90), chosen)
-            batch = {}
-            for model, parts in (
-                ("learner", learner),
-                ("reference", reference),
-            ):
-                expected = oracles.row_losses(parts, chosen, loss)
-                with self.subTest(sampler=name, loss=loss, model=model):
+            self.assertAllEqual(found.kept, kept)
+            means = []
+            for name, parts in zip(methods.MODELS, models, strict=True):
+                expected = oracles.row_losses(parts, chosen, LOSSES[loss][1])
+                with self.subTest(method=method, loss=loss, model=name):
                     self.assertAllClose(
-                        getattr(draw, f"{model}_loss"), expected, atol=2e-4
+                        getattr(found, f"{name}_loss"), expected, atol=2e-4
                     )
-                batch[model] = expected[kept].mean()
-            self.assertAllEqual(draw.kept, kept)
-            self.assertAllClose(
-                draw.score, batch["learner"] - batch["reference"], atol=1e-4
-            )
+                means.append(expected[kept].mean())
+            self.assertAllClose(found.score, means[0] - means[1], atol=1e-4)
 
     def test_the_mean_of_kept_rows_is_the_loss_of_the_sub_batch(self):
-        learner, reference = random_embeddings.models(70)
-        for loss in selection.LOSSES:
-            draw = selection.select_jointly(
-                learner,
-                reference,
-                batch_size=20,
-                num_chunks=5,
-                seed=(4, 4),
-                loss=loss,
+        models = random_embeddings.models(70)
+        for loss, (train, _) in LOSSES.items():
+            found = draw(
+                models, config.Stage(1, num_chunks=5), batch_size=20, loss=loss
             )
-            for model, parts in (
-                ("learner", learner),
-                ("reference", reference),
-            ):
+            rows = found.indices.numpy()
+            for name, parts in zip(methods.MODELS, models, strict=True):
                 sub_batch = parts._replace(
-                    image=parts.image[draw.indices.numpy()],
-                    text=parts.text[draw.indices.numpy()],
+                    image=parts.image[rows], text=parts.text[rows]
                 )
-                direct = getattr(losses, f"{loss}_loss")(sub_batch)
-                rows = tf.boolean_mask(
-                    getattr(draw, f"{model}_loss"), draw.kept
+                kept = getattr(found, f"{name}_loss")[found.kept]
+                self.assertAllClose(
+                    tf.reduce_mean(kept), train(sub_batch), rtol=1e-5
                 )
-                self.assertAllClose(tf.reduce_mean(rows), direct, rtol=1e-5)
 
     def test_summary_averages_kept_and_dropped_rows(self):
-        learner, reference = random_embeddings.models(50)
-        draw = selection.select_jointly(
-            learner, reference, batch_size=10, num_chunks=2, seed=(0, 0)
-        )
-        summary = selection.summarize(draw)
-        kept = draw.kept.numpy()
-        for model in ("learner", "reference"):
-            rows = getattr(draw, f"{model}_loss").numpy()
-            self.assertAllClose(
-                summary[f"{model}_loss_kept"], rows[kept].mean()
-            )
-            self.assertAllClose(
-                summary[f"{model}_loss_dropped"], rows[~kept].mean()
-            )
-        everything = selection.select_jointly(
-            learner, reference, batch_size=50, num_chunks=2, seed=(0, 0)
-        )
-        self.assertAllEqual(
-            selection.summarize(everything)["learner_loss_dropped"], 0.0
-        )
+        models = random_embeddings.models(50)
+        stage = config.Stage(1, num_chunks=2)
+        found = draw(models, stage, batch_size=10)
+        expected = {
+            "score": found.score,
+            "uniform_score": found.uniform_score,
+        }
+        kept = found.kept.numpy()
+        for model in methods.MODELS:
+            rows = getattr(found, f"{model}_loss").numpy()
+            expected[f"{model}_loss_kept"] = rows[kept].mean()
+            expected[f"{model}_loss_dropped"] = rows[~kept].mean()
+        summary = selection.summarize(found)
+        self.assertCountEqual(summary, expected)
+        for name, value in expected.items():
+            self.assertAllClose(summary[name], value)
+        everything = selection.summarize(draw(models, stage, batch_size=50))
+        self.assertAllEqual(everything["learner_loss_dropped"], 0.0)
 
     def test_uniform_score_is_that_of_a_uniform_draw(self):
         # Its expectation is known: every row is in a draw with probability
         # b/B, every pair of rows with b(b-1)/(B(B-1)).
         size, batch = 40, 8
-        learner, reference = random_embeddings.models(size)
-        matrix = oracles.pair_losses(learner) - oracles.pair_losses(reference)
-        own = np.trace(matrix)
-        others = matrix.sum() - own
-        expected = own / size + others * (batch - 1) / (size * (size - 1))
-
-        @tf.function
-        def score(step):
-            return selection.select_top(
-                learner, reference, batch_size=batch, seed=(0, step)
-            ).uniform_score
-
-        values = np.array([score(step) for step in tf.range(300)])
-        error = values.std() / np.sqrt(len(values))
-        self.assertLess(abs(values.mean() - expected), 4 * error)
-        self.assertLess(4 * error, 0.5)
+        models = random_embeddings.models(size)
+        for loss, pairs in (
+            ("sigmoid", oracles.pair_losses),
+            ("own_parts:squares", own_parts.square_pairs),
+        ):
+            matrix = pairs(models[0]) - pairs(models[1])
+            own = np.trace(matrix)
+            others = matrix.sum() - own
+            expected = own / size + others * (batch - 1) / (size * (size - 1))
+            values = self.uniform_scores(models, batch, 300, loss)
+            error = values.std() / np.sqrt(len(values))
+            self.assertLess(abs(values.mean() - expected), 4 * error)
+            self.assertLess(4 * error, 0.5)
 
     def test_uniform_score_of_a_large_batch_is_scaled_up_from_a_sample(self):
-        learner, reference = random_embeddings.models(300)
-        for loss in selection.LOSSES:
+        models = random_embeddings.models(300)
+        for loss in LOSSES:
 
             def scores(rows, loss=loss):
                 with mock.patch.object(selection.report, "UNIFORM_ROWS", rows):
-                    score = tf.function(
-                        lambda step: (
-                            selection.select_top(
-                                learner,
-                                reference,
-                                batch_size=280,
-                                seed=(0, step),
-                                loss=loss,
-                            ).uniform_score
-                        )
-                    )
-                    return np.array([score(step) for step in tf.range(100)])
+                    return self.uniform_scores(models, 280, 100, loss)
 
             whole, sampled = scores(280), scores(150)
             self.assertGreater(sampled.std(), 2 * whole.std())
             error = np.hypot(whole.std(), sampled.std()) / 10.0
             self.assertLess(abs(whole.mean() - sampled.mean()), 4 * error)
+
+    def uniform_scores(self, models, batch_size, steps, loss):
+        """The uniform scores of so many steps."""
+
+        @tf.function
+        def score(step):
+            return draw(
+                models,
+                config.Stage(1, method="top"),
+                batch_size=batch_size,
+                seed=(0, step),
+                loss=loss,
+            ).uniform_score
+
+        return np.array([score(step) for step in tf.range(steps)])

@@ -1,74 +1,66 @@
 """Draws against the paper's matrix form, and their properties."""
 
 import itertools
-from unittest import mock
 
 import graphs
+import hand_draws
 import numpy as np
 import oracles
 import pytest
 import random_embeddings
 import tensorflow as tf
 
-from jest_tf import selection
+from jest_tf import config, selection
 from jest_tf.embeddings import Embeddings
 
+LOSSES = (*config.LOSSES, "own_parts:squares")
+SEED = (3, 7)
 
-class JointSelectionTest(tf.test.TestCase):
+
+def draw(learner, reference, stage, *, batch_size, seed=SEED, loss=None):
+    return selection.draw(
+        learner,
+        reference,
+        stage,
+        batch_size=batch_size,
+        seed=seed,
+        settings=config.SelectionConfig(batch_size, loss=loss),
+    )
+
+
+class MatrixFormTest(tf.test.TestCase):
+    def check(self, models, batch, stage, loss="sigmoid"):
+        found = draw(*models, stage, batch_size=batch, loss=loss)
+        expected = hand_draws.rows(
+            *models, stage, batch_size=batch, seed=SEED, loss=loss
+        )
+        self.assertAllEqual(found.indices, expected, f"{stage} {loss}")
+
     def test_the_same_noise_gives_the_set_of_the_matrix_form(self):
         sizes = [(200, 40, 5), (321, 101, 8), (64, 64, 3), (50, 1, 1)]
-        for (size, batch, chunks), criterion, loss, first in itertools.product(
-            sizes,
-            selection.CRITERIA,
-            selection.LOSSES,
-            selection.FIRST_CHUNKS,
+        criteria = (*config.CRITERIA, "own_parts:doubt")
+        for (size, batch, chunks), criterion, loss in itertools.product(
+            sizes, criteria, LOSSES
         ):
-            learner, reference = random_embeddings.models(size, seed=size)
-            noise = selection.gumbel_noise((3, 7), chunks, size).numpy()
-            draw = selection.select_jointly(
-                learner,
-                reference,
-                batch_size=batch,
-                num_chunks=chunks,
-                seed=(3, 7),
-                criterion=criterion,
-                loss=loss,
-                first_chunk=first,
-                gain=0.7,
+            stage = config.Stage(
+                1, num_chunks=chunks, criterion=criterion, gain=0.7
             )
-            expected = oracles.select_jointly(
-                learner,
-                reference,
-                batch_size=batch,
-                noise=noise,
-                criterion=criterion,
-                loss=loss,
-                first_chunk=first,
-                gain=0.7,
-            )
-            with self.subTest(
-                size=size, criterion=criterion, loss=loss, first_chunk=first
-            ):
-                self.assertAllEqual(draw.indices, expected)
+            models = random_embeddings.models(size, seed=size)
+            self.check(models, batch, stage, loss)
+
+    def test_methods_and_uniform_shares_are_of_the_matrix_form(self):
+        models = random_embeddings.models(90)
+        for method, share, loss in itertools.product(
+            config.METHODS, (0.0, 0.3), config.LOSSES
+        ):
+            stage = config.Stage(1, method=method, uniform_share=share, gain=2)
+            self.check(models, 40, stage, loss)
 
     def test_large_uneven_tiles_give_the_set_of_the_matrix_form(self):
         # More rows than a tile, more columns than a tile, neither a multiple.
-        size, batch, chunks = 2500, 1203, 2
-        learner, reference = random_embeddings.models(size, seed=5)
-        for loss in selection.LOSSES:
-            draw = selection.select_jointly(
-                learner,
-                reference,
-                batch_size=batch,
-                num_chunks=chunks,
-                seed=(0, 1),
-                loss=loss,
-            )
-            noise = selection.gumbel_noise((0, 1), chunks, size).numpy()
-            expected = oracles.select_jointly(
-                learner, reference, batch_size=batch, noise=noise, loss=loss
-            )
-            self.assertAllEqual(draw.indices, expected)
+        models = random_embeddings.models(2500, seed=5)
+        for loss in config.LOSSES:
+            self.check(models, 1203, config.Stage(1, num_chunks=2), loss)
 
     def test_a_model_that_the_criterion_does_not_need_may_be_missing(self):
         learner, reference = random_embeddings.models(60)
@@ -76,11 +68,9 @@ class JointSelectionTest(tf.test.TestCase):
             ("easy_reference", (None, reference)),
             ("hard_learner", (learner, None)),
         ):
-            options = dict(
-                batch_size=12, num_chunks=3, seed=(1, 1), criterion=criterion
-            )
-            with_both = selection.select_jointly(learner, reference, **options)
-            with_one = selection.select_jointly(*ours, **options)
+            stage = config.Stage(1, num_chunks=3, criterion=criterion)
+            with_both = draw(learner, reference, stage, batch_size=12)
+            with_one = draw(*ours, stage, batch_size=12)
             self.assertAllEqual(with_both.indices, with_one.indices)
             self.assertAllClose(with_both.score, with_one.score)
             missing = "learner" if ours[0] is None else "reference"
@@ -89,7 +79,7 @@ class JointSelectionTest(tf.test.TestCase):
     def test_joint_draws_follow_the_exact_law_on_a_tiny_case(self):
         # B = 4, b = 2, N = 2: p(i, then j) = softmax(S_ii)_i times softmax
         # over k != i of S_kk + S_ki + S_ik at j.
-        size, trials = 4, 20_000
+        size, trials = 4, 8_000
         learner = random_embeddings.related(size, 3, 1, scale=3.0, bias=-1.0)
         reference = random_embeddings.related(size, 5, 2, scale=2.0, bias=-0.5)
         matrix = oracles.pair_losses(learner) - oracles.pair_losses(reference)
@@ -100,17 +90,14 @@ class JointSelectionTest(tf.test.TestCase):
             second = np.exp(np.diag(matrix) + matrix[i] + matrix[:, i])
             second[i] = 0.0
             expected[i] = first[i] * second / second.sum()
+        stage = config.Stage(1, num_chunks=2)
 
         @tf.function
         def draws():
             return tf.map_fn(
                 lambda step: (
-                    selection.select_jointly(
-                        learner,
-                        reference,
-                        batch_size=2,
-                        num_chunks=2,
-                        seed=(0, step),
+                    draw(
+                        learner, reference, stage, batch_size=2, seed=(0, step)
                     ).indices
                 ),
                 tf.range(trials),
@@ -126,210 +113,183 @@ class JointSelectionTest(tf.test.TestCase):
         # 11 degrees of freedom; P(chi-square > 31.3) = 0.001.
         self.assertLess(chi_square, 31.3)
 
-    def test_more_chunks_make_a_more_learnable_batch(self):
-        learner = random_embeddings.related(
-            1024, 16, 0, scale=20.0, bias=-8.0, similarity=0.3
-        )
-        reference = random_embeddings.related(
-            1024, 16, 9, scale=20.0, bias=-8.0, similarity=0.7
-        )
-
-        @tf.function
-        def score(step, num_chunks):
-            return selection.select_jointly(
-                learner,
-                reference,
-                batch_size=256,
-                num_chunks=num_chunks,
-                seed=(0, step),
-            ).score
-
-        means = [
-            np.mean([score(step, chunks) for step in tf.range(3)])
-            for chunks in (1, 4, 16)
-        ]
-        self.assertGreater(means[1], means[0])
-        self.assertGreater(means[2], means[1])
-
-    def test_clean_pairs_are_preferred_to_shuffled_ones(self):
-        # The learner knows nothing; the reference knows the clean half.
-        size = 512
-        reference = random_embeddings.related(
-            size, 32, 3, scale=30.0, similarity=0.8
-        )
-        text = reference.text.copy()
-        text[size // 2 :] = np.roll(text[size // 2 :], 1, axis=0)
-        reference = reference._replace(text=text)
-        learner = random_embeddings.related(
-            size, 32, 4, scale=10.0, similarity=0.0
-        )
-        shares = {}
-        for criterion in ("learnability", "easy_reference"):
-            draw = selection.select_jointly(
-                learner,
-                reference,
-                batch_size=128,
-                num_chunks=8,
-                seed=(0, 0),
-                criterion=criterion,
-            )
-            shares[criterion] = np.mean(draw.indices.numpy() < size // 2)
-        # By chance a half, with a standard deviation of about 4 %.
-        self.assertGreater(shares["learnability"], 0.7)
-        self.assertGreater(shares["easy_reference"], 0.7)
-
 
 class SamplerTest(tf.test.TestCase):
     def test_every_sampler_keeps_exactly_b_rows_without_repeats(self):
-        learner, reference = random_embeddings.models(77)
-        for (name, sampler), batch in itertools.product(
-            selection.SAMPLERS.items(), (1, 33, 77)
+        models = random_embeddings.models(77)
+        for method, batch, share in itertools.product(
+            config.METHODS, (1, 33, 77), (0.0, 0.4)
         ):
-            draw = sampler(
-                learner,
-                reference,
-                batch_size=batch,
+            stage = config.Stage(
+                1,
+                method=method,
                 num_chunks=min(batch, 7),
-                seed=(5, 6),
+                uniform_share=share,
             )
-            with self.subTest(sampler=name, batch=batch):
-                self.assertEqual(draw.indices.dtype, tf.int32)
-                self.assertEqual(draw.indices.shape, (batch,))
-                self.assertLen(set(draw.indices.numpy()), batch)
-                self.assertBetween(draw.indices.numpy().min(), 0, 76)
-                self.assertBetween(draw.indices.numpy().max(), 0, 76)
+            rows = draw(*models, stage, batch_size=batch).indices
+            self.assertEqual(rows.dtype, tf.int32)
+            self.assertEqual(rows.shape, (batch,))
+            self.assertLen(set(rows.numpy()), batch, (method, batch, share))
+            self.assertAllInRange(rows, 0, 76)
+
+    def test_a_uniform_share_is_drawn_from_the_rows_that_scores_leave(self):
+        models = random_embeddings.models(50)
+        for share, count in ((0.3, 3), (0.85, 8), (0.04, 0)):
+            mixed = draw(
+                *models,
+                config.Stage(1, num_chunks=2, uniform_share=share),
+                batch_size=10,
+            )
+            by_score = draw(
+                *models, config.Stage(1, num_chunks=2), batch_size=10 - count
+            )
+            rest = np.setdiff1d(np.arange(50), by_score.indices)
+            salted = SEED[0] ^ hand_draws.UNIFORM_SALT, SEED[1]
+            noise = selection.gumbel_noise(salted, 1, 50)[0].numpy()
+            uniform = rest[np.argsort(-noise[rest])][:count]
+            self.assertAllEqual(mixed.indices, [*by_score.indices, *uniform])
+            self.assertAllEqual(mixed.own_score, by_score.own_score)
+
+    def test_select_jointly_is_the_draw_of_a_stage(self):
+        models = random_embeddings.models(40)
+        stage = config.Stage(1, num_chunks=3, criterion="own_parts:doubt")
+        expected = draw(*models, stage, batch_size=12, loss="softmax")
+        found = selection.select_jointly(
+            *models,
+            batch_size=12,
+            num_chunks=3,
+            seed=SEED,
+            criterion="own_parts:doubt",
+            loss="softmax",
+        )
+        for one, other in zip(found, expected, strict=True):
+            self.assertAllEqual(one, other)
+        # By default 16 chunks of learnability, and the sigmoid loss.
+        self.assertAllEqual(
+            selection.select_jointly(*models, batch_size=20, seed=SEED).indices,
+            draw(*models, config.Stage(9), batch_size=20).indices,
+        )
 
     def test_top_takes_the_highest_scores_in_order(self):
         learner, reference = random_embeddings.models(64)
         matrix = oracles.pair_losses(learner) - oracles.pair_losses(reference)
-        draw = selection.select_top(
-            learner, reference, batch_size=10, seed=(0, 0)
+        found = draw(
+            learner, reference, config.Stage(1, method="top"), batch_size=10
         )
         self.assertAllEqual(
-            draw.indices, np.argsort(-np.diag(matrix), kind="stable")[:10]
+            found.indices, np.argsort(-np.diag(matrix), kind="stable")[:10]
         )
 
     def test_one_chunk_is_independent_selection(self):
-        learner, reference = random_embeddings.models(64)
-        options = dict(batch_size=16, seed=(8, 9))
-        self.assertAllEqual(
-            selection.select_jointly(
-                learner, reference, num_chunks=1, **options
-            ).indices,
-            selection.select_independently(
-                learner, reference, **options
-            ).indices,
+        models = random_embeddings.models(64)
+        by_pair, one_chunk = (
+            draw(*models, stage, batch_size=16)
+            for stage in (
+                config.Stage(1, method="independent"),
+                config.Stage(1, num_chunks=1),
+            )
         )
+        self.assertAllEqual(one_chunk.indices, by_pair.indices)
+        rows = selection.independent_rows(by_pair.own_score, SEED, 16)
+        self.assertAllEqual(rows, by_pair.indices)
 
     def test_uniform_is_the_order_of_the_noise(self):
-        learner, reference = random_embeddings.models(64)
-        draw = selection.select_uniformly(
-            learner, reference, batch_size=16, seed=(8, 9)
-        )
-        noise = selection.gumbel_noise((8, 9), 1, 64)[0].numpy()
-        self.assertAllEqual(draw.indices, np.argsort(-noise)[:16])
+        noise = selection.gumbel_noise(SEED, 1, 64)[0].numpy()
+        expected = np.argsort(-noise)[:16]
+        models = random_embeddings.models(64)
+        stage = config.Stage(1, method="uniform")
         self.assertAllEqual(
-            selection.uniform_rows((8, 9), 16, 64), draw.indices
+            draw(*models, stage, batch_size=16).indices, expected
         )
+        self.assertAllEqual(selection.uniform_rows(SEED, 16, 64), expected)
 
     def test_equal_models_and_zero_gain_draw_uniformly(self):
         learner, other = random_embeddings.models(40)
-        noise = selection.gumbel_noise((1, 2), 1, 40)[0].numpy()
-        expected = np.argsort(-noise)[:8]
-        equal = selection.select_independently(
-            learner, learner, batch_size=8, seed=(1, 2)
-        )
-        self.assertAllEqual(equal.indices, expected)
-        self.assertAllClose(equal.score, 0.0)
-        without_gain = selection.select_independently(
-            learner, other, batch_size=8, seed=(1, 2), gain=0.0
-        )
-        self.assertAllEqual(without_gain.indices, expected)
+        expected = selection.uniform_rows(SEED, 8, 40)
+        for reference, gain in ((learner, 1.0), (other, 0.0)):
+            stage = config.Stage(1, method="independent", gain=gain)
+            found = draw(learner, reference, stage, batch_size=8)
+            self.assertAllEqual(found.indices, expected)
+            if gain:
+                self.assertAllClose(found.score, 0.0)
 
     def test_ties_go_to_the_lower_row(self):
         same = random_embeddings.related(1, 4, seed=0)
         repeated = same._replace(
             image=np.repeat(same.image, 9, 0), text=np.repeat(same.text, 9, 0)
         )
-        draw = selection.select_top(
-            repeated, repeated, batch_size=4, seed=(0, 0)
+        found = draw(
+            repeated, repeated, config.Stage(1, method="top"), batch_size=4
         )
-        self.assertAllEqual(draw.indices, [0, 1, 2, 3])
+        self.assertAllEqual(found.indices, [0, 1, 2, 3])
 
-    def test_a_permuted_super_batch_with_permuted_noise_gives_the_same_rows(
-        self,
-    ):
-        learner, reference = random_embeddings.models(48)
+    def test_rows_that_have_changed_places_are_drawn_all_the_same(self):
+        models = random_embeddings.models(48)
         order = np.random.default_rng(0).permutation(48)
-        noise = selection.gumbel_noise((0, 0), 4, 48).numpy()
-
-        def draw(order):
-            learner_, reference_ = (
-                parts._replace(image=parts.image[order], text=parts.text[order])
-                for parts in (learner, reference)
+        moved = [
+            one._replace(image=one.image[order], text=one.text[order])
+            for one in models
+        ]
+        seed = selection.Placed(SEED, tf.constant(order))
+        for method in config.METHODS:
+            stage = config.Stage(
+                4, method=method, num_chunks=4, uniform_share=0.2
             )
-            permuted = tf.constant(noise[:, order])
-            with mock.patch.object(
-                selection.noise, "gumbel_noise", lambda *_: permuted
-            ):
-                return selection.select_jointly(
-                    learner_,
-                    reference_,
-                    batch_size=12,
-                    num_chunks=4,
-                    seed=(0, 0),
-                ).indices.numpy()
-
-        self.assertAllEqual(order[draw(order)], draw(np.arange(48)))
+            expected = draw(*models, stage, batch_size=12)
+            found = draw(*moved, stage, batch_size=12, seed=seed)
+            self.assertAllEqual(order[found.indices], expected.indices)
+            for name in ("score", "uniform_score"):
+                self.assertAllClose(
+                    getattr(found, name), getattr(expected, name), 1e-5
+                )
+        self.assertAllEqual(
+            order[selection.uniform_rows(seed, 12, 48)],
+            selection.uniform_rows(SEED, 12, 48),
+        )
 
 
 class PurityTest(tf.test.TestCase):
     @pytest.mark.slow
     def test_eager_graph_and_xla_draw_the_same_rows(self):
-        learner, reference = random_embeddings.models(150)
-        for loss in selection.LOSSES:
+        models = random_embeddings.models(150)
+        for loss in config.LOSSES:
             # All in one graph, which compiles sooner than one each.
             def draws(seed, loss=loss):
                 return {
-                    name: sampler(
-                        learner,
-                        reference,
+                    method: draw(
+                        *models,
+                        config.Stage(
+                            1, method=method, num_chunks=6, uniform_share=0.1
+                        ),
                         batch_size=40,
-                        num_chunks=6,
                         seed=seed,
                         loss=loss,
                     )
-                    for name, sampler in selection.SAMPLERS.items()
+                    for method in config.METHODS
                 }
 
             seed = tf.constant([11, 12])
             eager = draws(seed)
             for jit in (False, True):
                 compiled = tf.function(draws, jit_compile=jit)(seed)
-                for name, ours in eager.items():
-                    with self.subTest(sampler=name, loss=loss, jit=jit):
-                        other = compiled[name]
-                        self.assertAllEqual(ours.indices, other.indices)
-                        for field in ("score", "uniform_score", "learner_loss"):
-                            self.assertAllClose(
-                                getattr(ours, field),
-                                getattr(other, field),
-                                atol=1e-4,
-                            )
+                for method, ours in eager.items():
+                    other = compiled[method]
+                    self.assertAllEqual(ours.indices, other.indices)
+                    for field in ("score", "uniform_score", "learner_loss"):
+                        self.assertAllClose(
+                            getattr(ours, field),
+                            getattr(other, field),
+                            atol=1e-4,
+                        )
 
     def test_no_gradient_passes_through_a_draw(self):
         learner, reference = random_embeddings.models(20)
         image = tf.constant(learner.image)
         with tf.GradientTape() as tape:
             tape.watch(image)
-            draw = selection.select_jointly(
-                learner._replace(image=image),
-                reference,
-                batch_size=5,
-                num_chunks=1,
-                seed=(0, 0),
-            )
-            total = draw.score + tf.reduce_sum(draw.learner_loss)
+            learner = learner._replace(image=image)
+            found = draw(learner, reference, config.Stage(4), batch_size=16)
+            total = found.score + tf.reduce_sum(found.learner_loss)
         self.assertIsNone(tape.gradient(total, image))
 
     def test_bfloat16_embeddings_are_scored_in_float32(self):
@@ -341,22 +301,76 @@ class PurityTest(tf.test.TestCase):
             Embeddings(*(tf.cast(part, tf.float32) for part in parts))
             for parts in rounded
         ]
-        options = dict(batch_size=16, num_chunks=4, seed=(0, 0))
+        stage = config.Stage(4, num_chunks=4)
         self.assertAllEqual(
-            selection.select_jointly(*rounded, **options).indices,
-            selection.select_jointly(*widened, **options).indices,
+            draw(*rounded, stage, batch_size=16).indices,
+            draw(*widened, stage, batch_size=16).indices,
         )
 
     def test_no_matrix_of_all_pairs_is_formed(self):
         size = 3000
-        learner, reference = random_embeddings.models(size)
+        models = random_embeddings.models(size)
+        stage = config.Stage(5, num_chunks=2)
 
         @tf.function
-        def draw():
-            return selection.select_jointly(
-                learner, reference, batch_size=600, num_chunks=2, seed=(0, 0)
-            ).indices
+        def rows():
+            return draw(*models, stage, batch_size=600).indices
 
-        shapes = graphs.shapes_in(draw.get_concrete_function().graph)
+        shapes = graphs.shapes_in(rows.get_concrete_function().graph)
         largest = max(int(np.prod(shape)) for shape in shapes)
         self.assertLess(largest, size * 600)
+
+
+class CostTest(tf.test.TestCase):
+    def test_operations_of_a_draw_by_hand(self):
+        # Six rows meet their own captions and, both ways, the two that pass;
+        # two rows drawn uniformly meet each other, both ways.
+        self.assertEqual(
+            selection.draw_flops(6, 2, width=5), 2 * 5 * (6 * 5 + 2 * 2 * 2)
+        )
+        # In two groups of three rows one passes.
+        self.assertEqual(
+            selection.draw_flops(6, 2, width=5, num_groups=2),
+            2 * selection.draw_flops(3, 1, width=5),
+        )
+        # The uniform draw is a sample of at most 1,024 rows.
+        self.assertEqual(
+            selection.draw_flops(9000, 3000, width=1),
+            2 * (9000 * 6001 + 2 * 1024**2),
+        )
+
+
+class ErrorsTest(tf.test.TestCase):
+    def test_errors_name_the_setting(self):
+        models = random_embeddings.models(10)
+        for options, message in (
+            (dict(batch_size=11), r"`batch_size` \(b\).*B=10.*11"),
+            (dict(batch_size=0), "batch_size` must be at least 1.*0"),
+            (dict(num_chunks=5), "num_chunks` be.*5.*batch_size=4"),
+            (dict(num_chunks=0), "num_chunks` must be at least 1"),
+            (dict(criterion="easy"), "criterion` must be one of.*'easy'"),
+            (
+                dict(criterion="own_parts:d"),
+                "criterion` must name.*own_parts:d",
+            ),
+            (dict(criterion="own_parts:nothing"), "criterion`.*Received: None"),
+            (dict(loss="hinge"), "loss` must be one of .*'hinge'"),
+            (dict(loss="own_parts:square"), "loss` must name .*own_parts:squ"),
+            (dict(loss="own_parts:nothing"), "loss`.*PairLoss. Received: None"),
+            (dict(seed=(1, 2, 3)), "`seed` must be two integers"),
+        ):
+            options = {
+                "batch_size": 4,
+                "num_chunks": 2,
+                "seed": SEED,
+                **options,
+            }
+            with self.assertRaisesRegex(ValueError, message):
+                selection.select_jointly(*models, **options)
+        with self.assertRaisesRegex(ValueError, "method` must be one of.*'up'"):
+            config.Stage(1, method="up")
+        for size, num_quotas in ((5, 2), (12, 1)):
+            with self.assertRaisesRegex(
+                ValueError, f"batch_size={size}, R={num_quotas}"
+            ):
+                selection.uniform_rows(SEED, size, 10, num_quotas=num_quotas)

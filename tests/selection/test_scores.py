@@ -5,8 +5,10 @@ import oracles
 import random_embeddings
 import tensorflow as tf
 
-from jest_tf import selection
+from jest_tf import config, selection
 from jest_tf.selection import local_rows, scores
+
+OPTIONS = {"batch_size": 2, "num_chunks": 1, "seed": (0, 0)}
 
 
 class ScoresTest(tf.test.TestCase):
@@ -16,8 +18,8 @@ class ScoresTest(tf.test.TestCase):
         matrix = oracles.pair_losses(learner) - oracles.pair_losses(reference)
         order = np.random.default_rng(0).permutation(30)[:9]
         total = 0.0
-        criterion = "learnability"
-        models = scores.check_models(learner, reference, criterion)
+        criterion = config.CRITERIA["learnability"]
+        models = scores.check_models(learner, reference, criterion.needs)
         state = scores.start(models, "sigmoid")
         for row in order:
             total += scores.conditional(state, criterion)[row]
@@ -33,49 +35,39 @@ class ScoresTest(tf.test.TestCase):
 class EmbeddingsTest(tf.test.TestCase):
     def test_errors_name_the_missing_model(self):
         learner, reference = random_embeddings.models(10)
-        for models_, criterion, name in (
+        for models, criterion, name in (
             ((learner, None), "learnability", "reference"),
             ((None, reference), "learnability", "learner"),
+            ((None, reference), "own_parts:doubt", "learner"),
             ((learner, None), "easy_reference", "reference"),
             ((None, reference), "hard_learner", "learner"),
         ):
-            for sampler in selection.SAMPLERS.values():
-                with self.assertRaisesRegex(
-                    ValueError, f"needs the {name}'s embeddings"
-                ):
-                    sampler(
-                        *models_,
-                        batch_size=2,
-                        num_chunks=1,
-                        seed=(0, 0),
-                        criterion=criterion,
-                    )
+            with self.assertRaisesRegex(
+                ValueError, f"`criterion` needs the {name}'s embeddings"
+            ):
+                selection.select_jointly(
+                    *models, criterion=criterion, **OPTIONS
+                )
 
     def test_errors_name_embeddings_that_do_not_fit(self):
         learner, reference = random_embeddings.models(10)
         nan = learner.image.copy()
         nan[3, 2] = np.nan
-        cases = (
+        flat = learner._replace(image=learner.image[0])
+        short = learner._replace(text=learner.text[:5])
+        integers = learner._replace(
+            image=np.int32(learner.image), text=np.int32(learner.text)
+        )
+        for broken, message in (
             (learner._replace(image=nan), "`learner` embeddings hold NaN"),
-            (
-                learner._replace(image=learner.image[0]),
-                r"must both be \[B, dim",
-            ),
-            (learner._replace(text=learner.text[:5]), r"must both be \[B, dim"),
-            (
-                learner._replace(
-                    image=np.int32(learner.image), text=np.int32(learner.text)
-                ),
-                "must hold floating-point",
-            ),
+            (flat, r"must both be \[B, dim"),
+            (short, r"must both be \[B, dim"),
+            (integers, "must hold floating-point"),
             (learner._replace(scale=[1.0, 2.0]), "`learner.scale`"),
             (random_embeddings.related(9, 4, 0), "same super-batch"),
-        )
-        for broken, message in cases:
+        ):
             with self.assertRaisesRegex(ValueError, message):
-                selection.select_jointly(
-                    broken, reference, batch_size=2, num_chunks=1, seed=(0, 0)
-                )
+                selection.select_jointly(broken, reference, **OPTIONS)
 
     def test_nan_embeddings_stop_a_graph(self):
         learner, reference = random_embeddings.models(10)
@@ -83,11 +75,7 @@ class EmbeddingsTest(tf.test.TestCase):
         @tf.function
         def draw(image):
             return selection.select_jointly(
-                learner._replace(image=image),
-                reference,
-                batch_size=2,
-                num_chunks=1,
-                seed=(0, 0),
+                learner._replace(image=image), reference, **OPTIONS
             ).indices
 
         with self.assertRaisesRegex(
@@ -99,21 +87,19 @@ class EmbeddingsTest(tf.test.TestCase):
         learner, reference = random_embeddings.models(10)
 
         @tf.function(jit_compile=True)
-        def draw(image, **options):
+        def draw(image, num_chunks):
             found = selection.select_jointly(
                 learner._replace(image=image),
                 reference,
-                batch_size=2,
-                seed=(0, 0),
-                **options,
+                **OPTIONS | {"num_chunks": num_chunks},
             )
             return found.indices, found.score
 
-        for options in ({"num_chunks": 1}, {"num_chunks": 2}):
+        for num_chunks in (1, 2):
             nan = learner.image.copy()
-            _, score = draw(nan, **options)
+            _, score = draw(nan, num_chunks)
             self.assertTrue(np.isfinite(score))
             nan[3, 2] = np.nan
-            rows, score = draw(nan, **options)
+            rows, score = draw(nan, num_chunks)
             self.assertNotIn(3, rows)
             self.assertTrue(np.isnan(score))

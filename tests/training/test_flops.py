@@ -6,10 +6,11 @@ import pathlib
 
 import pytest
 import tensorflow as tf
+import tiny_towers
 
 from jest_tf import config as config_lib
-from jest_tf import models
-from jest_tf.models import reference, towers
+from jest_tf import models, selection
+from jest_tf.models import reference
 from jest_tf.training import flops
 from jest_tf.training import step as step_lib
 
@@ -20,37 +21,12 @@ def products(function, *shapes):
 
 
 class CountTest(tf.test.TestCase):
-    def test_matrix_products_multiply_and_add(self):
-        # [4, 5] x [5, 6]: 4 * 6 values of 5 multiplications and additions.
-        for shapes, transposed in (
-            (([4, 5], [5, 6]), {}),
-            (([5, 4], [5, 6]), {"transpose_a": True}),
-            (([4, 5], [6, 5]), {"transpose_b": True}),
-        ):
-            found = products(
-                lambda a, b, t=transposed: tf.matmul(a, b, **t), *shapes
-            )
-            self.assertEqual(found, 2 * 4 * 5 * 6)
+    def test_products_by_hand(self):
+        def matmul(**transposed):
+            return lambda a, b: tf.matmul(a, b, **transposed)
 
-    def test_batches_of_products_are_broadcast(self):
-        for shapes in (([3, 1, 4, 5], [7, 5, 6]), ([3, 7, 4, 5], [3, 7, 5, 6])):
-            self.assertEqual(
-                products(tf.matmul, *shapes), 2 * 3 * 7 * 4 * 5 * 6
-            )
-
-    def test_an_einsum_is_one_loop_over_its_axes(self):
-        for equation, shapes, expected in (
-            ("ab,bc->ac", ([4, 5], [5, 6]), 4 * 5 * 6),
-            ("...ab,...bc->...ac", ([3, 4, 5], [5, 6]), 3 * 4 * 5 * 6),
-            ("xab,abd->xd", ([3, 4, 5], [4, 5, 6]), 3 * 4 * 5 * 6),
-            ("ab->ba", ([4, 5],), 0),
-        ):
-            found = products(lambda *x, e=equation: tf.einsum(e, *x), *shapes)
-            self.assertEqual(found, 2 * expected, equation)
-
-    def test_every_output_of_a_convolution_meets_its_filter(self):
-        image, filters = [2, 8, 8, 6], [3, 3, 6, 10]
-        positions = 2 * 4 * 4  # at stride 2, padded
+        def einsum(equation):
+            return lambda *x: tf.einsum(equation, *x)
 
         def convolve(image, filters):
             return tf.nn.conv2d(image, filters, 2, "SAME")
@@ -62,14 +38,27 @@ class CountTest(tf.test.TestCase):
             filters = filters[:, :, :, :4]
             return tf.nn.depthwise_conv2d(image, filters, [1, 2, 2, 1], "SAME")
 
-        for function, of_position in (
-            (convolve, 9 * 6 * 10),
-            (grouped, 9 * 3 * 10),
-            (depthwise, 9 * 6 * 4),
+        image, filters = [2, 8, 8, 6], [3, 3, 6, 10]
+        positions = 2 * 4 * 4  # at stride 2, padded
+        for function, shapes, expected in (
+            # [4, 5] x [5, 6]: 4 * 6 values of 5 multiplications and additions.
+            (matmul(), ([4, 5], [5, 6]), 4 * 5 * 6),
+            (matmul(transpose_a=True), ([5, 4], [5, 6]), 4 * 5 * 6),
+            (matmul(transpose_b=True), ([4, 5], [6, 5]), 4 * 5 * 6),
+            # Batches are broadcast.
+            (matmul(), ([3, 1, 4, 5], [7, 5, 6]), 3 * 7 * 4 * 5 * 6),
+            (matmul(), ([3, 7, 4, 5], [3, 7, 5, 6]), 3 * 7 * 4 * 5 * 6),
+            # An einsum is one loop over its axes.
+            (einsum("ab,bc->ac"), ([4, 5], [5, 6]), 4 * 5 * 6),
+            (einsum("...ab,...bc->...ac"), ([3, 4, 5], [5, 6]), 3 * 4 * 5 * 6),
+            (einsum("xab,abd->xd"), ([3, 4, 5], [4, 5, 6]), 3 * 4 * 5 * 6),
+            (einsum("ab->ba"), ([4, 5],), 0),
+            # Every output of a convolution meets its filter.
+            (convolve, (image, filters), positions * 9 * 6 * 10),
+            (grouped, (image, filters), positions * 9 * 3 * 10),
+            (depthwise, (image, filters), positions * 9 * 6 * 4),
         ):
-            self.assertEqual(
-                products(function, image, filters), 2 * positions * of_position
-            )
+            self.assertEqual(products(function, *shapes), 2 * expected, shapes)
 
     def test_tensorflows_profiler_agrees_where_nothing_is_nested(self):
         def function(image, filters, weights):
@@ -86,33 +75,26 @@ class CountTest(tf.test.TestCase):
         )
         self.assertEqual(products(function, *shapes), profile.total_float_ops)
 
-    def test_nested_functions_are_entered(self):
+    def test_nested_functions_and_loops_are_entered(self):
         @tf.function
         def inner(a):
             return tf.matmul(a, a)
 
-        self.assertEqual(
-            products(lambda a: inner(inner(a)), [4, 4]), 2 * 2 * 4**3
-        )
+        def step(value, a):
+            mapped = tf.map_fn(lambda row: tf.matmul(row[None], a)[0], value)
+            return tf.matmul(mapped, inner(a))
 
-    def test_the_last_dimension_of_the_result_comes_along(self):
-        specs = tf.TensorSpec([4, 5]), tf.TensorSpec([5, 6])
-        self.assertEqual(flops.count(tf.matmul, *specs), (2 * 4 * 5 * 6, 6))
-
-    def test_a_loop_counts_its_maximum_iterations(self):
         def loop(a):
             return tf.while_loop(
                 lambda value: tf.reduce_sum(value) > 1.0,
-                lambda value: (inner(value, a),),
+                lambda value: (step(value, a),),
                 (a,),
                 maximum_iterations=3,
             )
 
-        def inner(value, a):
-            mapped = tf.map_fn(lambda row: tf.matmul(row[None], a)[0], value)
-            return tf.matmul(mapped, a)
-
-        self.assertEqual(products(loop, [4, 4]), 2 * 3 * (4 * 4**2 + 4**3))
+        found = flops.count(loop, tf.TensorSpec([4, 4]))
+        # With the last dimension of the result.
+        self.assertEqual(found, (2 * 3 * (4 * 4**2 + 2 * 4**3), 4))
 
     def test_graphs_that_cannot_be_counted_are_refused(self):
         def loop(a, number=None):
@@ -169,33 +151,21 @@ def text_products(tokens, width, depth, dim):
 
 
 class TowersTest(tf.test.TestCase):
-    SIZE, PATCH, WIDTH, DEPTH, LENGTH, ROWS = 16, 4, 12, 2, 5, 6
+    SIZE, PATCH = tiny_towers.IMAGE_SIZE, tiny_towers.PATCH_SIZE
+    WIDTH, DEPTH = tiny_towers.SIZES["width"], tiny_towers.SIZES["depth"]
+    LENGTH, ROWS = tiny_towers.LENGTH, 6
+    COARSE = config_lib.View(patch_size=4)
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        shared = {
-            "width": cls.WIDTH,
-            "depth": cls.DEPTH,
-            "num_heads": 3,
-            "embedding_dim": cls.WIDTH,
-            "seed": 0,
-        }
         cls.learner = models.TwoTower(
-            towers.ImageTower(
-                image_size=cls.SIZE,
-                patch_size=cls.PATCH,
-                patch_sizes=(8,),
-                **shared,
-            ),
-            towers.TextTower(vocabulary_size=50, length=cls.LENGTH, **shared),
+            tiny_towers.image_tower(cls.WIDTH, patch_sizes=(4,)),
+            tiny_towers.text_tower(cls.WIDTH),
         )
-        cls.learner.build(
-            {
-                "image": (None, cls.SIZE, cls.SIZE, 3),
-                "text": (None, cls.LENGTH),
-            }
-        )
+        shape = (None, cls.SIZE, cls.SIZE, 3)
+        cls.learner.build({"image": shape, "text": (None, cls.LENGTH)})
+        cls.teacher = staticmethod(reference.frozen(cls.learner))
 
     def specs(self, rows=ROWS):
         return {
@@ -218,127 +188,160 @@ class TowersTest(tf.test.TestCase):
         return 2 * (kernel + new * old * (old + new) * self.WIDTH)
 
     def test_a_forward_pass_is_its_closed_form(self):
-        embed = functools.partial(self.learner, training=False)
-        self.assertEqual(
-            flops.count(embed, self.specs()), (self.forward(), self.WIDTH)
-        )
+        for view, expected in (
+            (config_lib.View(), self.forward()),
+            (self.COARSE, self.forward(patch=4) + self.resizing(4)),
+        ):
+            embed = functools.partial(self.learner, training=False, view=view)
+            found = flops.count(embed, self.specs())
+            self.assertEqual(found, (expected, self.WIDTH))
 
-    def test_larger_patches_cost_what_their_tokens_do(self):
-        embed = functools.partial(
-            self.learner, training=False, view=config_lib.View(patch_size=8)
-        )
-        self.assertEqual(
-            flops.count(embed, self.specs())[0],
-            self.forward(patch=8) + self.resizing(8),
-        )
+    def check(self, *stages, rows=ROWS, curated=0, replicas=1, **options):
+        """Compares the FLOPs of a step; two rows pass the stages.
 
-    def of_step(self, settings=None, rows=ROWS, num_replicas=1, **options):
-        settings = settings or config_lib.SelectionConfig()
-        step = step_lib.Step(self.learner, selection=settings, **options)
-        return flops.of_step(step, self.specs(rows), num_replicas)
+        The expected ones are among the options, by their names.
+        """
+        expected = {
+            name: options.pop(name)
+            for name in [*options]
+            if name in (*flops.PARTS, "no_reuse", "reused")
+        }
+        settings = config_lib.SelectionConfig(2 + curated, stages)
+        step = step_lib.Step(
+            self.learner,
+            self.teacher,
+            selection=settings if stages else None,
+            options=step_lib.StepOptions(**options),
+        )
+        batch = self.specs(rows // replicas)
+        if curated:
+            batch["curated"] = self.specs(curated // replicas)
+        found = flops.of_step(step, batch, replicas)
+        found["reused"] = found["no_reuse"] - found["reuse"]
+        self.assertEqual({name: found[name] for name in expected}, expected)
 
     def test_a_uniform_step_is_three_passes_and_its_loss(self):
         logits = 2 * self.ROWS**2 * self.WIDTH
         for options, formed in (({}, 2), ({"loss_block_size": 2}, 3)):
-            found = self.of_step(**options)
-            self.assertEqual(found["forward"], self.forward())
-            self.assertEqual(found["loss"], logits)
-            self.assertEqual(
-                found["backward"], 2 * self.forward() + formed * logits
+            self.check(
+                **options,
+                **{"score": 0, "reference": 0, "select": 0},
+                forward=self.forward(),
+                loss=logits,
+                backward=2 * self.forward() + formed * logits,
+                no_reuse=3 * self.forward(),
+                reused=0,
             )
-            self.assertEqual(found["no_reuse"], 3 * self.forward())
-            self.assertEqual(found["reuse"], found["no_reuse"])
-            for name in ("score", "reference", "select"):
-                self.assertEqual(found[name], 0)
 
     def test_a_frozen_tower_has_no_backward_pass(self):
-        text = self.ROWS * text_products(
-            self.LENGTH, self.WIDTH, self.DEPTH, self.WIDTH
-        )
+        sizes = self.LENGTH, self.WIDTH, self.DEPTH, self.WIDTH
+        text = self.ROWS * text_products(*sizes)
         logits = 2 * self.ROWS**2 * self.WIDTH
         tower = self.learner.image_tower
         tower.trainable = False
         try:
-            found = self.of_step()
+            self.check(forward=self.forward(), backward=2 * text + 2 * logits)
         finally:
             tower.trainable = True
-        self.assertEqual(found["forward"], self.forward())
-        self.assertEqual(found["backward"], 2 * text + 2 * logits)
 
     def test_micro_batches_embed_once_more_in_the_backward_pass(self):
-        logits = 2 * self.ROWS**2 * self.WIDTH
-        found = self.of_step(micro_batch_size=2)
-        self.assertEqual(found["forward"], 3 * self.forward(2))
-        self.assertEqual(
-            found["backward"], 3 * 3 * self.forward(2) + 2 * logits
-        )
+        forward = 3 * self.forward(2)
+        backward = 3 * forward + 2 * 2 * self.ROWS**2 * self.WIDTH
+        self.check(micro_batch_size=2, forward=forward, backward=backward)
 
     def test_a_scoring_step_counts_its_passes_and_its_draw(self):
-        settings = config_lib.SelectionConfig(
-            "joint", batch_size=2, num_chunks=2, scoring_batch_size=3
-        )
-        teacher = reference.frozen(self.learner)
-        for num_replicas in (1, 2):
-            found = self.of_step(
-                settings,
-                self.ROWS // num_replicas,
-                num_replicas,
-                reference=teacher,
-            )
-            share = 2 // num_replicas
-            self.assertEqual(found["score"], 2 * self.forward(3))
-            self.assertEqual(found["reference"], 2 * self.forward(3))
-            self.assertEqual(
-                found["forward"], num_replicas * self.forward(share)
-            )
-            self.assertEqual(found["loss"], 2 * 2**2 * self.WIDTH)
-            # Rows meet the chosen, and those of the uniform draw each other, in
-            # both directions, by two models.
-            self.assertEqual(
-                found["select"], 2 * 2 * 2 * self.WIDTH * (6 * 2 + 2 * 2)
-            )
-            # Two of the six rows scored are trained on.
-            self.assertEqual(
-                found["no_reuse"] - found["reuse"], found["score"] // 3
+        stage = config_lib.Stage(3, num_chunks=2, scoring_batch_size=3)
+        for replicas in (1, 2):
+            self.check(
+                stage,
+                replicas=replicas,
+                score=2 * self.forward(3),
+                reference=2 * self.forward(3),
+                # Two models score six rows, of which two pass.
+                select=selection.draw_flops(6, 2, 2 * self.WIDTH),
+                forward=replicas * self.forward(2 // replicas),
+                loss=2 * 2**2 * self.WIDTH,
+                # Two of the six rows scored are trained on.
+                reused=2 * self.forward(3) // 3,
             )
 
-    def test_candidates_alone_are_scored(self):
-        settings = config_lib.SelectionConfig(
-            "joint", 2, 2, "hard_learner", candidates=3
-        )
-        found = self.of_step(settings)
-        self.assertEqual(found["score"], self.forward(3))
-        self.assertEqual(found["reference"], 0)
+    def test_every_stage_counts_what_comes_into_it(self):
+        stored = config_lib.Stage(9, "stored", "uniform", "easy_reference")
+        # Twelve rows, six of which pass to the last stage.
+        first = config_lib.Stage(2, num_chunks=2, view=self.COARSE)
+        last = config_lib.Stage(3, num_chunks=1)
+        hard = dataclasses.replace(last, criterion="hard_learner")
+        unscored = dataclasses.replace(first, method="uniform")
+        of_coarse = self.forward(12, patch=4) + self.resizing(4)
+        of_first = selection.draw_flops(12, 6, 2 * self.WIDTH)
+        of_last = selection.draw_flops(6, 2, self.WIDTH)
+        for stages, score, embedded, select in (
+            # The reference embeds a row once.
+            ((stored, first, hard), of_coarse, 12, of_first + of_last),
+            ((first, last), of_coarse, 12, of_first + 2 * of_last),
+            ((unscored, last), 0, 6, 2 * of_last),
+        ):
+            self.check(
+                *stages,
+                rows=12,
+                score=score + self.forward(6),
+                reference=self.forward(embedded),
+                select=select,
+                forward=self.forward(2),
+                # Only the last stage sees the view that is trained in.
+                reused=self.forward(6) // 3,
+            )
 
     def test_distillation_runs_the_reference_unless_it_has_been(self):
-        teacher = reference.frozen(self.learner)
-        options = {"reference": teacher, "distillation_weight": 1.0}
-        self.assertEqual(self.of_step(**options)["reference"], self.forward())
-        settings = config_lib.SelectionConfig("joint", 2, 2)
-        found = self.of_step(settings, **options)
-        self.assertEqual(found["reference"], self.forward())
+        stage = config_lib.Stage(3, num_chunks=2)
+        hard = dataclasses.replace(stage, criterion="hard_learner")
+        for stages, curated, expected in (
+            ((), 0, self.forward()),
+            ((stage,), 0, self.forward()),
+            ((hard,), 0, self.forward(2)),
+            # Chosen and curated rows are embedded together.
+            ((stage,), 4, self.forward() + self.forward(6)),
+            ((hard,), 4, self.forward(6)),
+        ):
+            trained = 2 + curated if stages else self.ROWS
+            self.check(
+                *stages,
+                curated=curated,
+                distillation_weight=1.0,
+                reference=expected,
+                forward=self.forward(trained),
+            )
 
 
 class ColumnsTest(tf.test.TestCase):
     def test_the_conventions_by_hand(self):
-        counts = dict.fromkeys(flops.STAGES, 0) | {
+        counts = dict.fromkeys(flops.PARTS, 0) | {
             "score": 50,
             "reference": 7,
             "select": 4,
             "forward": 10,
             "backward": 21,
         }
-        found = flops.columns(counts, scored=5, reused=1)
-        # 3 * 10 + 50 + 7, and less a fifth of 50.
+        found = flops.columns(counts, reused=10)
+        # 3 * 10 + 50 + 7, and less 10 of the 50.
         self.assertEqual(found["no_reuse"], 87)
         self.assertEqual(found["reuse"], 77)
         self.assertEqual(found["step"], 50 + 7 + 4 + 10 + 21)
         self.assertEqual(found["loss"], 0)
 
-    def test_without_scores_both_conventions_are_three_passes(self):
-        counts = dict.fromkeys(flops.STAGES, 10) | {"score": 0, "reference": 0}
-        found = flops.columns(counts, scored=0, reused=0)
-        self.assertEqual((found["no_reuse"], found["reuse"]), (30, 30))
+    def test_rows_scored_in_a_view_that_is_trained_in_are_reused(self):
+        fine, coarse = config_lib.View(), config_lib.View(8)
+        for scored_in, trained_in, expected in (
+            (fine, (), 12),
+            (config_lib.View(4), (), 12),
+            (coarse, (), 0),
+            (coarse, (fine, coarse), 6),
+            (fine, (fine, coarse, coarse), 4),
+        ):
+            self.assertEqual(
+                flops.num_reused(12, scored_in, trained_in, patch_size=4),
+                expected,
+            )
 
 
 @pytest.mark.slow
@@ -360,11 +363,13 @@ class PaperTest(tf.test.TestCase):
             learner,
             reference.cached(10.0, 0.0),
             selection=run.selection,
-            views=run.model.views,
-            micro_batch_size=run.model.micro_batch_size,
-            loss_block_size=run.model.loss_block_size,
+            options=step_lib.StepOptions(
+                views=run.model.views,
+                micro_batch_size=run.model.micro_batch_size,
+                loss_block_size=run.model.loss_block_size,
+            ),
         )
-        rows, size = run.data.super_batch_size, run.data.image_size
+        rows, size = run.selection.super_batch_size(), run.data.image_size
 
         def batch(rows):
             return {
@@ -380,7 +385,8 @@ class PaperTest(tf.test.TestCase):
             | dict.fromkeys(("reference_image", "reference_text"), embeddings),
         )
         forward, _ = flops.count(
-            functools.partial(learner, training=True), batch(run.batch_size)
+            functools.partial(learner, training=True),
+            batch(run.selection.batch_size),
         )
         return columns, forward
 
@@ -430,7 +436,3 @@ class PaperTest(tf.test.TestCase):
         self.assertAllClose(shares["step"], shares["no_reuse"], rtol=0.01)
         # The scoring pass of a coarse example, 28 % of a fine one's.
         self.assertAllClose(columns["score"] / 5 / forward, 0.28, atol=0.005)
-
-
-if __name__ == "__main__":
-    tf.test.main()

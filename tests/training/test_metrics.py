@@ -8,9 +8,6 @@ import tensorflow as tf
 from jest_tf import config
 from jest_tf.training import metrics as metrics_lib
 
-WITHOUT = config.SelectionConfig()
-JOINT = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
-
 
 def results(metrics):
     return {one.name: float(one.result()) for one in metrics.shown}
@@ -18,32 +15,32 @@ def results(metrics):
 
 class StepMetricsTest(tf.test.TestCase):
     def test_draw_metrics_cover_the_models_that_score(self):
-        losses = {
-            model: {
-                f"select/{model}_loss_{rows}" for rows in ("kept", "dropped")
-            }
-            for model in ("learner", "reference")
-        }
-        scores = {"select/score", "select/uniform_score"}
-        for settings, more in (
-            (WITHOUT, set()),
-            (config.SelectionConfig("uniform", batch_size=8), set()),
-            (JOINT, scores | losses["learner"] | losses["reference"]),
-            (
-                config.SelectionConfig(
-                    "top", batch_size=8, criterion="hard_learner"
-                ),
-                scores | losses["learner"],
-            ),
+        stored = config.Stage(2, "stored", criterion="easy_reference")
+        stages = (
+            stored,
+            config.Stage(2),
+            config.Stage(2, method="uniform"),
+            config.Stage(2, method="top", criterion="hard_learner"),
+        )
+        expected = ["loss", "scale", "bias"]
+        for number, models in (
+            (1, ("learner", "reference")),
+            (3, ("learner",)),
         ):
-            metrics = metrics_lib.StepMetrics(settings)
-            self.assertEqual(
-                set(results(metrics)), {"loss", "scale", "bias"} | more
-            )
+            names = ["score", "uniform_score"]
+            for model in models:
+                names += [f"{model}_loss_kept", f"{model}_loss_dropped"]
+            expected += [f"stages/{number}/{name}" for name in names]
+        metrics = metrics_lib.StepMetrics(config.SelectionConfig(16, stages))
+        self.assertEqual(list(results(metrics)), expected)
+        metrics = metrics_lib.StepMetrics(None, distils=True)
+        self.assertEqual(
+            list(results(metrics)), ["loss", "distillation", "scale", "bias"]
+        )
 
     def test_the_shares_of_replicas_add_up_to_one_replicas_steps(self):
-        alone = metrics_lib.StepMetrics(WITHOUT)
-        shares = [metrics_lib.StepMetrics(WITHOUT) for _ in range(4)]
+        alone = metrics_lib.StepMetrics(None)
+        shares = [metrics_lib.StepMetrics(None) for _ in range(4)]
         replicas = types.SimpleNamespace(num_replicas=4)
         for value in (1.0, 2.5):
             alone.update({"loss": value})
@@ -57,15 +54,12 @@ class StepMetricsTest(tf.test.TestCase):
         self.assertAllEqual(totals, [3.5, 2.0])
 
     def test_replaced_rows_are_counted_if_the_batch_marks_them(self):
-        metrics = metrics_lib.StepMetrics(WITHOUT)
+        metrics = metrics_lib.StepMetrics(None)
         metrics.count_replaced({"image": tf.zeros([4])})
         self.assertNotIn("data/captions_replaced", results(metrics))
-        for _ in range(2):
-            metrics.count_replaced({"caption_replaced": [True, False, True]})
+        marked = {"caption_replaced": [True, False, True]}
+        metrics.count_replaced(marked)
+        metrics.count_replaced(marked | {"curated": marked})
         found = results(metrics)
-        self.assertEqual(found["data/captions_replaced"], 4.0)
+        self.assertEqual(found["data/captions_replaced"], 6.0)
         self.assertNotIn("data/records_replaced", found)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -13,9 +13,9 @@ from jest_tf.training import micro_batches
 ROWS = 12
 
 
-def batch():
+def batch(rows=slice(None)):
     (arrays,) = tiny.super_batches(rows=ROWS)
-    return {name: tf.constant(value) for name, value in arrays.items()}
+    return {name: tf.constant(value[rows]) for name, value in arrays.items()}
 
 
 def gradients(learner, size, loss=losses.sigmoid_loss, **more):
@@ -27,6 +27,19 @@ def gradients(learner, size, loss=losses.sigmoid_loss, **more):
         **more,
     )
     return found.terms["loss"], found.embeddings, found.by_variable
+
+
+def dense(tape, target, learner):
+    found = tape.gradient(target, learner.trainable_variables)
+    return [tf.convert_to_tensor(one) for one in found]
+
+
+def regularized():
+    start = keras.initializers.Orthogonal(seed=1)
+    layer = keras.layers.Dense(
+        6, "relu", kernel_initializer=start, kernel_regularizer="l2"
+    )
+    return tiny.learner(0, extra=[layer])
 
 
 class Idle(keras.layers.Layer):
@@ -49,29 +62,14 @@ class MicrobatchTest(tf.test.TestCase):
 
     def test_the_gradient_is_that_of_the_whole_batch(self):
         for loss in (losses.sigmoid_loss, losses.softmax_loss):
-            learner = tiny.learner(
-                0,
-                extra=[
-                    keras.layers.Dense(
-                        6,
-                        "relu",
-                        kernel_initializer=keras.initializers.Orthogonal(
-                            seed=1
-                        ),
-                        kernel_regularizer="l2",
-                    )
-                ],
-            )
+            learner = regularized()
             value, embeddings, expected = gradients(learner, None, loss)
             # The definition, with nothing of ours between.
             with tf.GradientTape() as tape:
                 direct = loss(learner(batch(), training=True))
                 total = direct + sum(learner.losses)
-            direct_gradients = tape.gradient(total, learner.trainable_variables)
             self.assertAllClose(value, direct)
-            self.assert_equal(
-                expected, [tf.convert_to_tensor(g) for g in direct_gradients]
-            )
+            self.assert_equal(expected, dense(tape, total, learner))
             for size in (1, 2, 4, 6):
                 again, same, found = gradients(learner, size, loss)
                 self.assertAllClose(again, value, 1e-6)
@@ -97,10 +95,7 @@ class MicrobatchTest(tf.test.TestCase):
             _, embeddings, found = gradients(learner, 4)
             with tf.GradientTape() as tape:
                 parts = [
-                    twin(
-                        {n: v[i : i + 4] for n, v in batch().items()},
-                        training=True,
-                    )
+                    twin(batch(slice(i, i + 4)), training=True)
                     for i in (0, 4, 8)
                 ]
                 whole = parts[0]._replace(
@@ -108,11 +103,8 @@ class MicrobatchTest(tf.test.TestCase):
                     text=tf.concat([part.text for part in parts], 0),
                 )
                 loss = losses.sigmoid_loss(whole)
-            expected = tape.gradient(loss, twin.trainable_variables)
             self.assertAllClose(embeddings.image, whole.image)
-            self.assert_equal(
-                found, [tf.convert_to_tensor(one) for one in expected]
-            )
+            self.assert_equal(found, dense(tape, loss, twin))
 
     def test_batch_statistics_count_each_row_once(self):
         learner, twin = (
@@ -121,13 +113,9 @@ class MicrobatchTest(tf.test.TestCase):
         )
         gradients(learner, 4)
         for start in (0, 4, 8):
-            part = {n: v[start : start + 4] for n, v in batch().items()}
-            twin(part, training=True)
-        for one, other in zip(
-            learner.non_trainable_variables,
-            twin.non_trainable_variables,
-            strict=True,
-        ):
+            twin(batch(slice(start, start + 4)), training=True)
+        states = learner.non_trainable_variables, twin.non_trainable_variables
+        for one, other in zip(*states, strict=True):
             self.assertAllClose(one, other)
 
     def test_an_unused_variable_gets_no_gradient(self):
@@ -139,31 +127,12 @@ class MicrobatchTest(tf.test.TestCase):
                 self.assertEqual(gradient is None, name == "idle", name)
 
     def test_the_loss_is_scaled_and_regularizers_are_shared_by_replicas(self):
-        def learner():
-            return tiny.learner(
-                0,
-                extra=[
-                    keras.layers.Dense(
-                        6,
-                        "relu",
-                        kernel_initializer=keras.initializers.Orthogonal(
-                            seed=1
-                        ),
-                        kernel_regularizer="l2",
-                    )
-                ],
-            )
-
-        _, _, once = gradients(learner(), None)
-        _, _, shared = gradients(learner(), None, num_replicas=4)
+        _, _, once = gradients(regularized(), None)
+        _, _, shared = gradients(regularized(), None, num_replicas=4)
         self.assertNotAllClose(once[4], shared[4], 1e-4)
+        eightfold = {"scale_loss": lambda loss: 8.0 * loss, "num_replicas": 4}
         for size in (None, 4):
-            _, _, found = gradients(
-                learner(),
-                size,
-                num_replicas=4,
-                scale_loss=lambda loss: 8.0 * loss,
-            )
+            _, _, found = gradients(regularized(), size, **eightfold)
             self.assert_equal(found, [8.0 * one for one in shared])
 
     def test_embeddings_of_any_type_are_concatenated_in_float32(self):
@@ -185,7 +154,3 @@ class MicrobatchTest(tf.test.TestCase):
             ValueError, "`micro_batch_size` .* 5, b/R=12, R=2"
         ):
             gradients(tiny.learner(), 5, num_replicas=2)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -1,103 +1,107 @@
-"""The parts of a step on one replica and several: candidates to sub-batch.
+"""The parts of a step, and whole steps, on one replica and several.
 
-Whole steps under `fit` are in `test_model.py`.
+Steps under `fit` are in `test_model.py`.
 """
 
 import dataclasses
-from unittest import mock
+import itertools
+import types
 
+import hand_draws
 import lockstep
 import numpy as np
+import oracles
 import tensorflow as tf
 import tiny
 
 from jest_tf import config, selection
-from jest_tf.distribution import placement
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
 from jest_tf.training import step as step_lib
 from jest_tf.training import sub_batch
 
 SEED = (7, 3)
-JOINT = config.SelectionConfig("joint", batch_size=8, num_chunks=2)
 ROWS = 24
 BATCH = {
     "image": np.arange(ROWS * 12, dtype=np.uint8).reshape(ROWS, 2, 2, 3),
     "text": np.arange(ROWS * 2, dtype=np.int32).reshape(ROWS, 2),
     "id": np.arange(ROWS) + 2**40,
-    "caption_replaced": np.arange(ROWS) % 2 == 0,
-    "reference_image": np.arange(ROWS * 4, dtype=np.float16).reshape(ROWS, 4),
-    "reference_text": np.arange(ROWS * 4, dtype=np.float16).reshape(ROWS, 4)
-    + 0.5,
-    "image_for_reference": np.zeros([ROWS, 1, 1, 3], np.uint8),
 }
-TRAINED_ON = {"image", "text", "id"}
 
 
-def step_of(selection=JOINT, learner=None, **settings):
-    selection = selection or config.SelectionConfig()
-    return step_lib.Step(learner, selection=selection, seed=SEED, **settings)
+def funnel(batch_size, *stages, **settings):
+    return config.SelectionConfig(batch_size, stages, **settings)
+
+
+def step_of(settings=None, learner=None, teacher=None, **options):
+    return step_lib.Step(
+        learner,
+        teacher,
+        selection=settings,
+        options=step_lib.StepOptions(**options),
+        seed=SEED,
+    )
+
+
+def on_replicas(num_replicas, function, batch):
+    """What `function(replicas, own rows)` returns on each."""
+
+    def run(replicas):
+        number = 0 if replicas is None else int(replicas.replica_id)
+        own = lockstep.share(batch, number, num_replicas)
+        return function(replicas, tf.nest.map_structure(tf.constant, own))
+
+    if num_replicas == 1:
+        return [run(None)]
+    return lockstep.run(num_replicas, run)[0]
 
 
 def on(replicas, step):
     return dataclasses.replace(step, replicas=replicas)
 
 
-def share(replicas):
-    """The rows of `BATCH` that a replica holds."""
-    rows = ROWS // placement.count(replicas)
-    first = 0 if replicas is None else int(replicas.replica_id) * rows
-    return {
-        name: tf.constant(value[first : first + rows])
-        for name, value in BATCH.items()
-    }
-
-
-def on_replicas(num_replicas, function):
-    """The results of all replicas; one replica has no collectives."""
-    if num_replicas == 1:
-        return [function(None)]
-    return lockstep.run(num_replicas, function)[0]
-
-
-class CandidatesTest(tf.test.TestCase):
-    def candidates(self, num_replicas, **settings):
-        step = step_of(dataclasses.replace(JOINT, **settings))
+class SizesTest(tf.test.TestCase):
+    def sizes(self, settings, num_replicas=1, num_curated=0):
+        own = {"image": np.zeros([num_curated // num_replicas, 2, 2, 3])}
         return on_replicas(
             num_replicas,
-            lambda replicas: step_lib.candidates(
-                on(replicas, step), share(replicas)
+            lambda replicas, rows: sub_batch.check_sizes(
+                on(replicas, step_of(settings)),
+                rows,
+                own if num_curated else None,
             ),
-        )
+            BATCH,
+        )[0]
 
-    def test_candidates_are_the_same_on_any_number_of_replicas(self):
-        for num_replicas in (1, 2, 4):
-            found = self.candidates(num_replicas, candidates=12)
-            self.assertEqual(
-                [row_of(5) for _, row_of in found], len(found) * [10]
-            )
-            ids = np.concatenate([pool["id"] for pool, _ in found])
-            self.assertAllEqual(ids, BATCH["id"][::2])
+    def test_rows_into_each_live_stage_and_out_of_the_last(self):
+        uniform = config.Stage(2, method="uniform")
+        stored = config.Stage(5, "stored", "uniform", "easy_reference")
+        for settings, num_curated, expected in (
+            (None, 0, (24,)),
+            (funnel(24), 0, (24,)),
+            (funnel(24, stored), 0, (24,)),
+            (funnel(12, stored, uniform), 0, (24, 12)),
+            (funnel(6, uniform, uniform), 0, (24, 12, 6)),
+            (funnel(10, uniform, uniform), 4, (24, 12, 6)),
+        ):
+            for num_replicas in (1, 2):
+                found = self.sizes(settings, num_replicas, num_curated)
+                self.assertEqual(found, expected)
 
-    def test_every_row_is_a_candidate_by_default(self):
-        ((pool, row_of),) = self.candidates(1)
-        self.assertEqual(row_of(5), 5)
-        self.assertAllEqual(pool["id"], BATCH["id"])
-
-    def test_sizes_that_do_not_fit_are_refused(self):
-        for message, num_replicas, settings in (
-            ("must divide .*candidates=10, .*B=24", 1, {"candidates": 10}),
-            ("must divide .*candidates=6, .*B=24", 1, {"candidates": 6}),
-            # 8 rows on each replica can't be thinned to every 3rd.
-            (
-                "candidates` must be a mult.* 8, R=3",
-                3,
-                {"candidates": 8, "batch_size": 6},
-            ),
-            ("batch_size` .b. must be a mult.* 9, R=2", 2, {"batch_size": 9}),
+    def test_other_batches_name_b_c_and_the_candidates(self):
+        one = config.Stage(5, num_chunks=1)
+        two = config.Stage(2, method="uniform"), one
+        for stages, num_replicas, num_curated, message in (
+            (two, 1, 0, r"80 rows .* 24 rows, b=8, c=0, candidates=\[2, 5\]"),
+            (two, 1, 3, r"50 rows .* 24 rows, b=8, c=3, candidates=\[2, 5\]"),
+            ((one,), 2, 0, r"40 rows .* 24 rows, b=8, c=0, candidates=\[5\]"),
         ):
             with self.assertRaisesRegex(ValueError, message):
-                self.candidates(num_replicas, **settings)
+                self.sizes(funnel(8, *stages), num_replicas, num_curated)
+        with self.assertRaisesRegex(
+            ValueError, "out of every stage must be a mult.* 12, R=8"
+        ):
+            self.sizes(funnel(12, two[0]), 8)
 
 
 class ScoreTest(tf.test.TestCase):
@@ -107,111 +111,70 @@ class ScoreTest(tf.test.TestCase):
         expected = learner(batch), teacher(batch)
         for criterion, needed in (
             ("learnability", (True, True)),
+            ("own_parts:doubt", (True, True)),
             ("hard_learner", (True, False)),
             ("easy_reference", (False, True)),
         ):
-            for size in (None, 3):
-                step = step_of(
-                    dataclasses.replace(
-                        JOINT, criterion=criterion, scoring_batch_size=size
-                    ),
-                    learner if needed[0] else None,
-                    reference=reference.frozen(teacher) if needed[1] else None,
-                )
-                found = step_lib.score(step, batch)
-                for one, hand, is_needed in zip(
-                    found, expected, needed, strict=True
-                ):
-                    if not is_needed:
-                        self.assertIsNone(one)
-                        continue
-                    for value, by_hand in zip(one, hand, strict=True):
-                        self.assertAllClose(value, by_hand, 1e-6, 1e-6)
-
-    def test_a_step_that_does_not_score_runs_no_model(self):
-        uniform = dataclasses.replace(JOINT, method="uniform")
-        for settings in (None, uniform):
-            found = step_lib.score(step_of(settings), share(None))
-            self.assertEqual(found, (None, None))
-
-    def test_settings_that_can_not_score_are_refused(self):
-        settings = dataclasses.replace(JOINT, scoring_batch_size=5)
-        with self.assertRaisesRegex(ValueError, "must divide .* 5, B/R=24"):
-            step_lib.score(step_of(settings), share(None))
-        with self.assertRaisesRegex(ValueError, "'learnability'` needs a ref"):
-            step_lib.score(step_of(), share(None))
-
-
-class SelectTest(tf.test.TestCase):
-    def test_a_uniform_draw_equals_that_of_one_replica(self):
-        hand = selection.uniform_rows(SEED, 8, ROWS).numpy()
-        for quota in config.QUOTAS:
             step = step_of(
-                dataclasses.replace(JOINT, method="uniform", quota=quota)
+                None,
+                learner if needed[0] else None,
+                reference.frozen(teacher) if needed[1] else None,
             )
-            for num_replicas in (1, 2, 4):
-                held = ROWS // num_replicas
-                for rows, draw in on_replicas(
-                    num_replicas,
-                    lambda replicas, step=step: step_lib.select(
-                        on(replicas, step), share(replicas), None, None
-                    ),
+            for size in (None, 3):
+                stage = config.Stage(3, "live", "joint", criterion)
+                stage = dataclasses.replace(stage, scoring_batch_size=size)
+                for one, hand, is_needed in zip(
+                    step_lib.score(step, stage, batch),
+                    expected,
+                    needed,
+                    strict=True,
                 ):
-                    self.assertIsNone(draw)
-                    if quota == "global" or num_replicas == 1:
-                        self.assertAllEqual(rows, hand)
-                    # b/R of each replica's rows, each once.
-                    owners = np.bincount(rows // held, minlength=num_replicas)
-                    if quota == "per_replica":
-                        self.assertAllEqual(
-                            owners, [8 // num_replicas] * num_replicas
-                        )
-                    self.assertLen(set(rows.numpy()), 8)
-
-    def test_without_a_selection_nothing_is_drawn(self):
-        found = step_lib.select(step_of(None), share(None), None, None)
-        self.assertEqual(found, (None, None))
+                    self.assertEqual(one is not None, is_needed)
+                    for value, by_hand in zip(one or (), hand, strict=False):
+                        self.assertAllClose(value, by_hand, 1e-6, 1e-6)
+        uniform = config.Stage(3, method="uniform", scoring_batch_size=5)
+        self.assertEqual(
+            step_lib.score(step_of(), uniform, batch), (None, None)
+        )
 
 
 class GatherTest(tf.test.TestCase):
-    def gather(self, num_replicas, indices, quota="global", **settings):
-        drawn = dataclasses.replace(JOINT, batch_size=16, quota=quota)
-        step = step_of(None if indices is None else drawn, **settings)
+    def gather(self, num_replicas, indices, quota="global", views=0, **more):
+        live = config.Stage(2, method="uniform")
+        settings = None if indices is None else funnel(12, live, quota=quota)
+        step = step_of(settings, **more)
         return on_replicas(
             num_replicas,
-            lambda replicas: sub_batch.gather(
-                on(replicas, step), share(replicas), indices
+            lambda replicas, rows: sub_batch.gather(
+                on(replicas, step), rows, indices, (config.View(),) * views
             ),
+            BATCH,
         )
 
-    def draw(self, quota, num_replicas):
+    def draw(self, quota="global", num_replicas=1):
         """16 rows at random, with a quota as many of each replica."""
         rng = np.random.default_rng(num_replicas)
-        if quota == "global":
-            return tf.constant(rng.permutation(ROWS)[:16], tf.int32)
-        held = ROWS // num_replicas
+        parts = num_replicas if quota == "per_replica" else 1
+        held = ROWS // parts
         rows = [
-            number * held + rng.permutation(held)[: 16 // num_replicas]
-            for number in range(num_replicas)
+            number * held + rng.permutation(held)[: 16 // parts]
+            for number in range(parts)
         ]
         return tf.constant(np.concatenate(rows), tf.int32)
 
     def test_every_row_of_a_draw_is_trained_on_once(self):
-        for quota in config.QUOTAS:
-            for num_replicas in (1, 2, 4):
-                for views in ((), (config.View(),) * 2):
-                    indices = self.draw(quota, num_replicas)
-                    gathered = self.gather(
-                        num_replicas, indices, quota, views=views
-                    )
-                    places = np.concatenate([places for _, places in gathered])
-                    self.assertAllEqual(np.sort(places), np.arange(16))
-                    for batch, places in gathered:
-                        self.assertEqual(places.shape, (16 // num_replicas,))
-                        self.assertEqual(set(batch), TRAINED_ON)
-                        rows = tf.gather(indices, places).numpy()
-                        for name, value in batch.items():
-                            self.assertAllEqual(value, BATCH[name][rows])
+        for quota, num_replicas, views in itertools.product(
+            config.QUOTAS, (1, 2, 4), (0, 2)
+        ):
+            indices = self.draw(quota, num_replicas)
+            gathered = self.gather(num_replicas, indices, quota, views)
+            places = np.concatenate([places for _, places in gathered])
+            self.assertAllEqual(np.sort(places), np.arange(16))
+            for batch, places in gathered:
+                self.assertEqual(places.shape, (16 // num_replicas,))
+                rows = tf.gather(indices, places).numpy()
+                for name, value in BATCH.items():
+                    self.assertAllEqual(batch[name], value[rows])
 
     def test_without_a_draw_every_row_stays_in_place(self):
         for num_replicas in (1, 2, 4):
@@ -222,22 +185,19 @@ class GatherTest(tf.test.TestCase):
                 self.assertAllEqual(batch["id"], BATCH["id"][places])
 
     def test_a_rows_view_is_that_of_one_replica(self):
-        indices = self.draw("global", 1)
         order = selection.uniform_rows((SEED[0] ^ 0x0715, SEED[1]), 16, 16)
         first, second = np.split(order.numpy(), 2)
         for num_replicas in (1, 2, 4):
-            gathered = self.gather(
-                num_replicas, indices, views=(config.View(),) * 2
-            )
+            gathered = self.gather(num_replicas, self.draw(), views=2)
             halves = [np.split(places, 2) for _, places in gathered]
             for number, part in enumerate((first, second)):
                 found = np.concatenate([half[number] for half in halves])
                 self.assertAllEqual(np.sort(found), np.sort(part))
 
     def test_a_micro_batch_holds_as_many_rows_of_each_view(self):
-        indices, views = self.draw("global", 2), (config.View(),) * 2
-        whole = self.gather(2, indices, views=views)
-        mixed = self.gather(2, indices, views=views, micro_batch_size=4)
+        indices = self.draw()
+        whole = self.gather(2, indices, views=2)
+        mixed = self.gather(2, indices, views=2, micro_batch_size=4)
         for (_, places), (batch, found) in zip(whole, mixed, strict=True):
             # 8 rows on each replica, 4 in each view: two micro-batches.
             first, second = np.split(places.numpy(), 2)
@@ -248,140 +208,266 @@ class GatherTest(tf.test.TestCase):
             self.assertAllEqual(batch["id"], BATCH["id"][rows])
 
     def test_parts_of_unequal_size_are_refused(self):
-        indices, views = self.draw("global", 1), (config.View(),) * 3
         # 16 rows in 2 views: micro-batches of an odd size, and of 3 a view.
-        for size in (3, 6):
-            with self.assertRaisesRegex(
-                ValueError, f"micro_batch_size` must .* {size}, 2 views, b/R=16"
-            ):
-                self.gather(1, indices, views=views[:2], micro_batch_size=size)
-        with self.assertRaisesRegex(
-            ValueError, "equal parts. .* 3 views, b=16"
+        for views, size, message in (
+            (2, 3, "micro_batch_size` must .* 3, 2 views, b/R=16"),
+            (2, 6, "micro_batch_size` must .* 6, 2 views, b/R=16"),
+            (3, None, "equal parts. .* 3 views, b=16"),
         ):
-            self.gather(1, indices, views=views)
+            with self.assertRaisesRegex(ValueError, message):
+                self.gather(1, self.draw(), views=views, micro_batch_size=size)
 
 
-class CuratedTest(tf.test.TestCase):
-    """Every sixth of 24 rows is curated: 4 in a sub-batch of 8."""
-
-    CURATED = np.arange(5, ROWS, 6)
-    OTHERS = np.delete(np.arange(ROWS), CURATED)
-
-    def sub_batch(self, num_replicas, quota):
-        step = step_of(
-            dataclasses.replace(JOINT, method="uniform", quota=quota),
-            curated_rows=4,
-        )
-
-        def choose(replicas):
-            here, batch = on(replicas, step), share(replicas)
-            pool, row_of = step_lib.candidates(here, batch)
-            indices, _ = step_lib.select(here, pool, None, None)
-            found = sub_batch.gather(here, pool, indices)
-            drawn = sub_batch.drawn_rows(here, batch, indices, row_of)
-            return pool, drawn, *sub_batch.add_curated(here, batch, *found)
-
-        return on_replicas(num_replicas, choose)
-
-    def test_curated_rows_are_never_candidates(self):
-        for num_replicas in (1, 2, 4):
-            found = self.sub_batch(num_replicas, "global")
-            ids = np.concatenate([pool["id"] for pool, *_ in found])
-            self.assertAllEqual(ids, BATCH["id"][self.OTHERS])
-
-    def test_every_sub_batch_has_the_drawn_rows_and_the_curated_ones(self):
-        hand = self.OTHERS[selection.uniform_rows(SEED, 4, len(self.OTHERS))]
-        for quota in config.QUOTAS:
-            for num_replicas in (1, 2, 4):
-                found = self.sub_batch(num_replicas, quota)
-                drawn = found[0][1].numpy()
-                self.assertAllEqual(drawn[4:], self.CURATED)
-                self.assertNoCommonElements(drawn[:4], self.CURATED)
-                if quota == "global" or num_replicas == 1:
-                    self.assertAllEqual(drawn[:4], hand)
-                places = np.concatenate([places for *_, places in found])
-                self.assertAllEqual(np.sort(places), np.arange(8))
-                for _, rows, batch, places in found:
-                    self.assertLen(places, 8 // num_replicas)
-                    rows = rows.numpy()[places]
-                    self.assertEqual(set(batch), TRAINED_ON)
-                    for name, value in batch.items():
-                        self.assertAllEqual(value, BATCH[name][rows])
-
-    def test_replicas_must_divide_them(self):
-        step = step_of(JOINT, curated_rows=4)
-        with self.assertRaisesRegex(
-            ValueError,
-            "`data.curated_rows` [(]c[)] must be a multiple.* 4, R=8",
+class NeededTest(tf.test.TestCase):
+    def test_only_what_is_still_used_goes_on(self):
+        own = {"image", "text", "id"}
+        inputs = {"image_for_reference", "text_for_reference"}
+        stored = {"reference_image", "reference_text"}
+        everything = own | inputs | stored | {"caption_replaced"}
+        for names, distils, curated, is_last, expected in (
+            (everything, False, None, True, own),
+            # The reference's inputs are not needed beside its embeddings.
+            (everything, False, None, False, own | stored),
+            (everything, True, None, True, own | stored),
+            (everything, True, everything, True, own | stored),
+            (own | inputs, True, None, True, own | inputs),
+            (own | inputs, False, None, False, own | inputs),
+            # All trained rows are embedded together.
+            (everything, True, own | inputs, True, own | inputs),
         ):
-            sub_batch.without_curated(
-                dataclasses.replace(step, replicas=mock.Mock(num_replicas=8)),
-                share(None),
+            step = step_of(distillation_weight=float(distils))
+            found = sub_batch.needed(
+                step,
+                dict.fromkeys(names),
+                curated and dict.fromkeys(curated),
+                is_last,
             )
+            self.assertEqual(set(found), expected)
 
 
-class DistillationTest(tf.test.TestCase):
-    def test_embeddings_in_the_batch_are_the_targets(self):
-        rows = np.random.default_rng(2).permutation(ROWS)[:16]
-        indices = tf.constant(rows, tf.int32)
-        step = step_of(
-            dataclasses.replace(JOINT, batch_size=16),
-            reference=lambda batch: 1 / 0,
-            distillation_weight=1.0,
+class Teacher:
+    """A reference that counts the rows of its calls."""
+
+    def __init__(self):
+        self.model = tiny.learner(5)
+        self.calls = []
+
+    def __call__(self, batch):
+        self.calls.append(len(batch["image"]))
+        return self.model(batch, training=False)
+
+
+def rows_of(embeddings, rows):
+    return embeddings._replace(
+        image=embeddings.image[rows], text=embeddings.text[rows]
+    )
+
+
+class WholeStepTest(tf.test.TestCase):
+    """`train_step` but for the update, on 48 rows of which 8 pass."""
+
+    STORED = config.Stage(9, "stored", "uniform", "easy_reference")
+    TWO = (
+        config.Stage(3, num_chunks=3),
+        config.Stage(2, num_chunks=2, uniform_share=0.25),
+    )
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        (cls.batch,) = tiny.super_batches(rows=48)
+        (cls.curated,) = tiny.super_batches(rows=4, seed=1)
+        cls.learner, cls.teacher = tiny.learner(0), Teacher()
+        both = tf.nest.map_structure(
+            lambda *parts: np.concatenate(parts), cls.batch, cls.curated
         )
-        for num_replicas in (1, 2):
-            for batch, places in on_replicas(
-                num_replicas,
-                lambda replicas: sub_batch.gather(
-                    on(replicas, step), share(replicas), indices
-                ),
+        # The last four rows are the curated ones.
+        cls.models = [
+            Embeddings(*(part.numpy() for part in model(both, training=False)))
+            for model in (cls.learner, cls.teacher.model)
+        ]
+        cls.ids = both["id"]
+        image, text, scale, bias = cls.models[1]
+        cls.cached = staticmethod(reference.cached(scale, bias))
+        cls.stored = [
+            rows | {"reference_image": image[own], "reference_text": text[own]}
+            for rows, own in (
+                (cls.batch, slice(48)),
+                (cls.curated, slice(48, 52)),
+            )
+        ]
+
+    def run_step(self, settings, num_replicas, batch, teacher=None, **options):
+        """The outputs of each replica."""
+        self.teacher.calls.clear()
+        teacher = teacher or reference.frozen(self.teacher)
+        step = dataclasses.replace(
+            step_of(settings, self.learner, teacher, **options),
+            optimizer=types.SimpleNamespace(
+                scale_loss=tf.identity, apply_gradients=list
+            ),
+        )
+        return on_replicas(
+            num_replicas,
+            lambda replicas, rows: step_lib.train_step(
+                on(replicas, step), rows
+            ),
+            batch,
+        )
+
+    def by_hand(self, settings, num_replicas):
+        """For each stage the rows of the super-batch that it draws, in order.
+
+        With a quota, rows lie by replica and then as drawn; or else they keep
+        the order drawn.
+        """
+        numbers, draws = np.arange(48), []
+        held = num_replicas if settings.quota == "per_replica" else 1
+        for place, stage in enumerate(settings.live):
+            drawn = hand_draws.rows(
+                *(rows_of(one, numbers) for one in self.models),
+                stage,
+                batch_size=len(numbers) // stage.candidates,
+                seed=hand_draws.later_seed(place, SEED),
+                num_replicas=held,
+            )
+            draws.append(numbers[drawn])
+            owners = drawn // (len(numbers) // held)
+            numbers = numbers[drawn[np.argsort(owners, kind="stable")]]
+        return draws
+
+    def assert_trains_on(self, outputs, drawn, curated=()):
+        """Checks rows, ids and loss of a step on rows and the curated ones."""
+        rows = np.concatenate([drawn, curated]).astype(int)
+        parts = [rows_of(one, rows) for one in self.models]
+        trained = {}
+        for one in outputs:
+            self.assertAllEqual(one.drawn, drawn)
+            distance = 0.0
+            if "distillation" in one.metrics:
+                distance = oracles.feature_distillation(*parts)
+                self.assertAllClose(one.metrics["distillation"], distance, 1e-5)
+            loss = oracles.sigmoid_loss(parts[0]) + distance
+            self.assertAllClose(one.metrics["loss"], loss, 1e-5)
+            found = one.rows["trained"]
+            places, ids = found["place"].numpy(), found["id"].numpy()
+            trained.update(zip(places, ids, strict=True))
+        self.assertAllEqual(
+            [trained[place] for place in range(len(rows))], self.ids[rows]
+        )
+
+    def assert_tells_of(self, outputs, draws):
+        """Checks what a step tells of the rows that its stages scored."""
+        before = np.arange(48)
+        for number, drawn in enumerate(draws, 1):
+            groups = [one.rows[f"stages/{number}"] for one in outputs]
+            row, kept, places, ids, learner_loss = (
+                np.concatenate([group[name] for group in groups])
+                for name in ("row", "kept", "number", "id", "learner_loss")
+            )
+            self.assertAllEqual(np.sort(row), np.sort(before))
+            self.assertAllEqual(np.sort(row[kept]), np.sort(drawn))
+            self.assertAllEqual(ids, self.ids[row])
+            self.assertAllEqual(np.sort(places), np.arange(len(before)))
+            losses = [
+                oracles.row_losses(one, drawn, "sigmoid") for one in self.models
+            ]
+            self.assertAllClose(learner_loss, losses[0][row], 1e-4, 1e-4)
+            learner, teacher = (one[drawn].mean() for one in losses)
+            dropped = losses[1][np.setdiff1d(before, drawn)].mean()
+            for one in outputs:
+                for name, value in (
+                    ("score", learner - teacher),
+                    ("learner_loss_kept", learner),
+                    ("reference_loss_dropped", dropped),
+                ):
+                    found = one.metrics[f"stages/{number}/{name}"]
+                    self.assertAllClose(found, value, 1e-4, 1e-4)
+            before = drawn
+
+    def test_two_stages_draw_as_two_draws_by_hand(self):
+        for quota, num_replicas in itertools.product(config.QUOTAS, (1, 2)):
+            settings = funnel(8, self.STORED, *self.TWO, quota=quota)
+            draws = self.by_hand(settings, num_replicas)
+            live = self.run_step(settings, num_replicas, self.batch)
+            # The reference embeds the super-batch, and no row twice.
+            self.assertEqual(
+                self.teacher.calls, [48 // num_replicas] * num_replicas
+            )
+            stored = self.run_step(
+                settings, num_replicas, self.stored[0], self.cached
+            )
+            for outputs in (live, stored):
+                self.assert_trains_on(outputs, draws[-1])
+                self.assert_tells_of(outputs, draws)
+                self.assertEqual(list(outputs[0].draws), [1, 2])
+
+    def test_a_stage_may_leave_out_the_reference_or_the_scores(self):
+        first, last = self.TWO
+        for stages, num_embedded, scored in (
+            ((self.hard(first), last), 16, [0, 1]),
+            ((first, self.hard(last)), 48, [0, 1]),
+            ((self.unscored(first), last), 16, [1]),
+            ((self.hard(first), self.unscored(last)), 0, [0]),
+        ):
+            settings = funnel(8, *stages)
+            for num_replicas in (1, 2):
+                outputs = self.run_step(settings, num_replicas, self.batch)
+                self.assertEqual(sum(self.teacher.calls), num_embedded)
+                draws = self.by_hand(settings, num_replicas)
+                self.assert_trains_on(outputs, draws[-1])
+                self.assertEqual(list(outputs[0].draws), scored)
+
+    def hard(self, stage):
+        return dataclasses.replace(stage, criterion="hard_learner")
+
+    def unscored(self, stage):
+        return dataclasses.replace(stage, method="uniform", uniform_share=0.0)
+
+    def test_curated_rows_follow_the_chosen_ones(self):
+        live = self.batch | {"curated": self.curated}
+        stored = self.stored[0] | {"curated": self.stored[1]}
+        for quota, num_replicas in itertools.product(config.QUOTAS, (1, 2)):
+            settings = funnel(12, *self.TWO, quota=quota)
+            (*_, rows) = self.by_hand(settings, num_replicas)
+            for batch, teacher, weight, num_embedded in (
+                (live, None, 0.0, 48),
+                # A live reference embeds the trained rows together to distil.
+                (live, None, 1.0, 48 + 12),
+                (stored, self.cached, 1.0, 0),
             ):
-                # The reference's inputs are not needed beside its embeddings.
-                self.assertEqual(
-                    set(batch),
-                    TRAINED_ON | {"reference_image", "reference_text"},
+                outputs = self.run_step(
+                    *(settings, num_replicas, batch, teacher),
+                    distillation_weight=weight,
                 )
-                here = rows[places]
-                rest, found = sub_batch.distillation_targets(step, batch)
-                self.assertEqual(set(rest), TRAINED_ON)
-                self.assertAllEqual(found.image, BATCH["reference_image"][here])
-                self.assertAllEqual(found.text, BATCH["reference_text"][here])
+                self.assertEqual(sum(self.teacher.calls), num_embedded)
+                self.assert_trains_on(outputs, rows, range(48, 52))
 
-    def test_rows_without_embeddings_are_embedded(self):
-        held = {
-            name: tf.constant(value)
-            for name, value in BATCH.items()
-            if not name.startswith("reference_")
-        }
-        sizes = []
+    def test_curated_rows_follow_the_others_where_none_are_chosen(self):
+        batch = self.batch | {"curated": self.curated}
+        (outputs,) = self.run_step(funnel(52), 1, batch)
+        self.assertIsNone(outputs.drawn)
+        self.assertAllEqual(outputs.rows["trained"]["id"], self.ids)
 
-        def teacher(part):
-            sizes.append(part["image_for_reference"].shape[0])
-            text = tf.cast(part["text"], tf.float32)
-            return Embeddings(2.0 * text, 3.0 * text, 1.0, 0.0)
-
-        for size, expected in ((None, ROWS), (8, 8)):
-            step = step_of(
+    def test_curated_rows_that_lack_a_key_are_refused(self):
+        settings = funnel(12, *self.TWO)
+        without_id = {n: v for n, v in self.curated.items() if n != "id"}
+        for batch, curated, teacher, message in (
+            (
+                self.batch,
+                without_id,
                 None,
-                reference=teacher,
-                distillation_weight=1.0,
-                micro_batch_size=size,
-            )
-            batch, _ = sub_batch.gather(step, held, None)
-            self.assertEqual(set(batch), TRAINED_ON | {"image_for_reference"})
-            rest, found = sub_batch.distillation_targets(step, batch)
-            self.assertEqual(set(rest), TRAINED_ON)
-            self.assertAllEqual(found.image, 2.0 * BATCH["text"])
-            self.assertAllEqual(found.text, 3.0 * BATCH["text"])
-            self.assertEqual(sizes[-1], expected)
-
-    def test_distillation_without_a_reference_is_refused(self):
-        step = step_of(None, distillation_weight=1.0)
-        with self.assertRaisesRegex(
-            ValueError, "`distillation_weight` needs a reference: pass"
+                r"'curated' rows .*none of \['id'\]",
+            ),
+            (
+                self.stored[0],
+                self.curated,
+                self.cached,
+                "cached reference needs `reference_image`",
+            ),
         ):
-            sub_batch.distillation_targets(step, share(None))
-
-
-if __name__ == "__main__":
-    tf.test.main()
+            with self.assertRaisesRegex(ValueError, message):
+                self.run_step(
+                    *(settings, 1, batch | {"curated": curated}, teacher),
+                    distillation_weight=1.0,
+                )

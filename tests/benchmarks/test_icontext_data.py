@@ -1,0 +1,594 @@
+"""IconText's data: the set that ships, and the rules of its builder.
+
+Neither a network nor packages nor a rasteriser are needed.
+"""
+
+import collections
+import hashlib
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.icontext import (
+    build,
+    concepts,
+    full,
+    manifest,
+    mini,
+    noise,
+    packages,
+    pictures,
+    selection,
+    shards,
+    sources,
+    web,
+)
+from jest_tf.data import stores
+
+FOLDER = pathlib.Path(__file__).parents[2] / "examples" / "icontext_mini"
+SPLITS = ("reference", "pool", "val", "test")
+TRAINING = ("reference", "pool")
+HELD_OUT = ("val", "test")
+ICONS = {"mono icon", "colour icon"}
+PERMISSIVE = {"MIT", "Apache-2.0", "ISC", "CC0-1.0", "CC-PDDC"}
+
+
+def a_row(name="name", **changes):
+    """A row of a mono icon, with changes."""
+    fields = {
+        "kind": sources.MONO_ICON,
+        "style": "set",
+        "source": "some@1.0",
+        "license": "MIT",
+        "name": name,
+        "captions": (name,),
+        "drawing": None,
+    }
+    return sources.Row(**(fields | changes))
+
+
+def a_record(number, seed=None, noise="", **changes):
+    """An icon with random pixels and a name of one word."""
+    random = np.random.default_rng(number if seed is None else seed)
+    png = pictures.encode(random.integers(0, 200, [32, 32, 3], np.uint8))
+    row = a_row(f"name {number}", captions=(f"word{number} thing",))
+    return selection.Record(row._replace(**changes), number, png, noise)
+
+
+class ShippedDataTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.stats = json.loads(FOLDER.joinpath("stats.json").read_text())
+        cls.files = {
+            split: sorted(FOLDER.glob(f"{split}-*.tfrecord"))
+            for split in SPLITS
+        }
+        cls.records = {
+            split: [one for file in files for one in shards.read(file)]
+            for split, files in cls.files.items()
+        }
+
+    def every_record(self):
+        return [record for split in SPLITS for record in self.records[split]]
+
+    def styles(self, *splits):
+        return {
+            one.row.style for split in splits for one in self.records[split]
+        }
+
+    def test_statistics_are_those_of_the_shards_which_fit_in_16_megabytes(self):
+        listed = [file for files in self.files.values() for file in files]
+        self.assertCountEqual(listed, FOLDER.rglob("*.tfrecord"))
+        sizes = {
+            split: sum(file.stat().st_size for file in files)
+            for split, files in self.files.items()
+        }
+        self.assertLessEqual(sum(sizes.values()), 16_000_000)
+        found = manifest.statistics(self.records, sizes)
+        self.assertEqual(found, {name: self.stats[name] for name in found})
+
+    def test_the_tables_of_the_readme_are_the_statistics(self):
+        readme = FOLDER.joinpath("README.md").read_text()
+        splits = self.stats["splits"]
+        rows = [
+            (split, entry["pairs"], entry["bytes"])
+            for split, entry in splits.items()
+        ]
+        kinds = {kind for entry in splits.values() for kind in entry["kinds"]}
+        for kind in kinds:
+            counts = (entry["kinds"].get(kind, "") for entry in splits.values())
+            rows.append((kind, *counts))
+        for name in ("noise_of_pool", "licenses", "dropped", "left_out"):
+            rows += self.stats[name].items()
+        for name, *numbers in rows:
+            name = "none" if name == "pairs" else name
+            cells = [f"{one:,}" if one else "" for one in numbers]
+            self.assertIn(f"| {' | '.join([name, *cells])} |", readme)
+
+    def test_every_picture_decodes_to_32_pixels_and_its_id_is_a_hash(self):
+        for record in self.every_record():
+            self.assertEqual(pictures.decode(record.png).shape, (32, 32, 3))
+            row = record.row
+            origin = f"{row.source}|{row.style}|{row.name}"
+            start = hashlib.sha256(origin.encode()).hexdigest()[:16]
+            self.assertEqual(record.identifier, int(start, 16) % 2**63)
+            for text in row.captions:
+                self.assertEqual(text, " ".join(text.split()))
+        identifiers = {record.identifier for record in self.every_record()}
+        self.assertLen(identifiers, len(self.every_record()))
+
+    def test_every_licence_is_permissive_and_its_text_is_there(self):
+        text = FOLDER.joinpath("LICENSES.md").read_text()
+        rows = {
+            cells[0]: cells
+            for line in text.splitlines()
+            if line.startswith("| ")
+            for cells in [[cell.strip() for cell in line.split("|")[1:-1]]]
+        }
+        for style, pairs in self.stats["styles"].items():
+            self.assertEqual(rows[style][6], str(pairs))
+        for row in {record.row for record in self.every_record()}:
+            self.assertIn(row.license, PERMISSIVE)
+            cells = rows[row.style]
+            self.assertStartsWith(cells[2], f"[{row.license}]")
+            self.assertNotEqual(cells[4], "")
+            self.assertEqual(cells[5], row.source)
+            file = cells[2].partition("(")[2].rstrip(")")
+            self.assertGreater(FOLDER.joinpath(file).stat().st_size, 500)
+
+    def test_the_sets_of_val_and_test_are_in_no_other_split(self):
+        training = self.styles(*TRAINING)
+        self.assertEmpty(training & self.styles(*HELD_OUT))
+        self.assertEmpty(self.styles("val") & self.styles("test"))
+        for split in HELD_OUT:
+            rows = [record.row for record in self.records[split]]
+            self.assertContainsSubset({row.kind for row in rows}, ICONS)
+            captions = {row.captions[0].lower() for row in rows}
+            self.assertLen(captions, len(rows))
+
+    def test_no_training_picture_draws_the_same_as_a_held_out_one(self):
+        some = slice(None, None, 4)  # all of them take four times as long
+        held_out, training = (
+            [one for split in splits for one in self.records[split]]
+            for splits in (HELD_OUT, TRAINING)
+        )
+        is_copy = web.copies(training[some], held_out)
+        self.assertEqual(is_copy.sum(), 0)
+
+    def test_the_pool_has_its_noise_and_the_other_splits_have_none(self):
+        for split in ("reference", *HELD_OUT):
+            self.assertEqual({one.noise for one in self.records[split]}, {""})
+        pool = self.records["pool"]
+        kinds = collections.Counter(record.noise for record in pool)
+        self.assertEqual(kinds[""], round((1 - 0.7) * len(pool)))
+        for kind, share in noise.CRAWL.items():
+            expected = share * (len(pool) - kinds[""])
+            # Four standard deviations of a binomial number.
+            spread = 4 * np.sqrt(expected * (1 - share))
+            self.assertNear(kinds[kind], expected, spread)
+
+
+class ConceptsTest(tf.test.TestCase):
+    def test_gender_age_hair_and_direction_do_not_change_the_group(self):
+        for group, keys in {
+            "1F3C4": ("1F3C4", "1F3C4-200D-2640", "1F3C4-1F3FF-200D-2642"),
+            "P-1F692": ("1F468-200D-1F692", "1F9D1-200D-1F692"),
+            "1F6B6": ("1F6B6-200D-27A1", "1F6B6-200D-2640-200D-27A1"),
+            "1F934": ("1F934", "1F478", "1FAC5"),
+            "1F385": ("1F385", "1F936", "1F9D1-200D-1F384"),
+            "plain person": ("1F475", "1F469-200D-1F9B0", "1F471-200D-2642"),
+            "family": ("1F46A", "1F468-200D-2764-200D-1F468"),
+            "holding hands": ("1F46B", "1F9D1-200D-1F91D-200D-1F9D1"),
+            "keycap": ("23-20E3", "31-20E3"),
+            "clock face": ("1F550", "1F567"),
+        }.items():
+            with self.subTest(group):
+                self.assertEqual({concepts.group_of(k) for k in keys}, {group})
+
+    def test_look_alikes_and_flags_are_never_held_out(self):
+        for group in ("keycap", "clock face", "family", "plain person"):
+            self.assertEqual(concepts.split_of_group(group), "train")
+        flags = [
+            concepts.Concept(f"1F1E6-1F1{i:X}", "flag", (), (), "Flags")
+            for i in range(0xE6, 0xFF)
+        ]
+        self.assertEqual({flag.split for flag in flags}, {"train"})
+
+    def test_emoji_captions_list_each_keyword_once(self):
+        concept = concepts.Concept(
+            key="1F98A",
+            name="fox face",
+            keywords=("animal", "face", "Fox", "red"),
+            more_keywords=("red", "fox face", "nature", "sly"),
+            category="Animals & Nature",
+        )
+        # "face" and "fox" are in the name; "red" does not fit in the first.
+        self.assertEqual(
+            concepts.emoji_captions(concept, num_keywords=1),
+            ("fox face: animal", "fox face", "fox face: red"),
+        )
+        self.assertEqual(
+            concepts.emoji_captions(concept, num_keywords=3),
+            ("fox face: animal, red", "fox face", "fox face: nature, sly"),
+        )
+
+    def test_icon_captions_lose_words_of_size_and_style_at_the_end_only(self):
+        for name, tags, expected in (
+            (
+                "arrow-left-20-filled",
+                ["Back", "back"],
+                ("arrow left 20 filled", "arrow left: back", "arrow left"),
+            ),
+            ("line-chart", [], ("line chart",)),
+            ("outline", [], ("outline",)),
+            ("a__b.c", [], ("a b c",)),
+        ):
+            with self.subTest(name):
+                self.assertEqual(concepts.icon_captions(name, tags), expected)
+
+
+def similarity(first, second):
+    """Correlation of two pictures' drawings."""
+    return pictures.shape_vector(first) @ pictures.shape_vector(second)
+
+
+class PicturesTest(tf.test.TestCase):
+    def test_similarity_ignores_place_and_scale(self):
+        small = np.full([32, 32, 3], 255, np.uint8)
+        small[4:8, 4:8] = 0
+        small[8:12, 8:12] = (255, 0, 0)
+        large = np.full([32, 32, 3], 255, np.uint8)
+        large[8:20, 2:14] = 0
+        large[20:32, 14:26] = (255, 0, 0)
+        self.assertGreater(similarity(small, large), 0.97)
+
+
+class SieveTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        generator = np.random.default_rng(0)
+        self.drawn = {
+            name: generator.integers(0, 240, [14, 14, 3], np.uint8)
+            for name in "abcdef"
+        }
+        # Correlation with "a" of 0.98 or so: a copy for an icon, not for
+        # emoji art.
+        noise = generator.integers(-24, 25, [14, 14, 3])
+        near = np.clip(self.drawn["a"] + noise, 0, 240).astype(np.uint8)
+        self.drawn["near a"] = near
+        patches = (
+            mock.patch.object(
+                pictures, "render", lambda name, size: self.drawn[name]
+            ),
+            mock.patch.object(pictures, "encode", lambda pixels: b""),
+        )
+        for patch in patches:
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def sieve(self, held_out=()):
+        return selection.Sieve(size=14, held_out=held_out)
+
+    def rows(self, *names, **changes):
+        return [
+            a_row(f"{i}", drawing=name, captions=(name,), **changes)
+            for i, name in enumerate(names)
+        ]
+
+    def test_copies_of_held_out_pictures_do_not_pass(self):
+        self.assertBetween(
+            pictures.shape_vector(self.drawn["a"])
+            @ pictures.shape_vector(self.drawn["near a"]),
+            0.975,
+            0.99,
+        )
+        first = self.sieve()
+        list(first.accept(self.rows("a"), "test_style"))
+        for kind, expected in (
+            (sources.MONO_ICON, {"b"}),
+            (sources.EMOJI, {"b", "near a"}),
+        ):
+            second = self.sieve(first.held_out)
+            rows = self.rows("a", "near a", "b", kind=kind)
+            found = second.accept(rows, "pool")
+            self.assertEqual({one.row.captions[0] for one in found}, expected)
+
+    def test_rows_together_are_treated_like_rows_one_by_one(self):
+        rows = self.rows("b", "near a", "c", "b", "a", "d", "c")
+        first = self.sieve()
+        list(first.accept(self.rows("a"), "val_concept"))
+        together, single = (self.sieve(first.held_out) for _ in range(2))
+        found = list(together.accept(rows, "pool", 100))
+        self.assertEqual(found, list(single.accept(rows, "pool")))
+        self.assertEqual(together.drops, single.drops)
+        # One copy, one leak of the very pixels, "b" and "c" twice.
+        self.assertEqual([one.row.name for one in found], ["0", "2", "5"])
+
+
+class MergeTest(tf.test.TestCase):
+    def made(self, style, *pairs):
+        """Records of pictures and captions, and two dropped before."""
+        records = [
+            selection.Record(
+                a_row(f"{style}{i}", style=style, captions=(caption, "more")),
+                selection.identifier_of("some@1.0", style, f"{style}{i}"),
+                png,
+            )
+            for i, (png, caption) in enumerate(pairs)
+        ]
+        return records, {"duplicate pair": 2}
+
+    def test_a_pair_that_two_sets_have_is_kept_once(self):
+        one, other = (
+            self.made("x", (b"1", "ant"), (b"2", "bee")),
+            self.made("y", (b"1", "ant"), (b"1", "bee"), (b"3", "cow")),
+        )
+        reference = [selection.Record(a_row("cow"), 5, b"3")]
+        drops = collections.Counter()
+        merged = full.merged([one, other], {"reference": reference}, drops)
+        self.assertEqual(merged, [*one[0], other[0][1]])
+        self.assertEqual(drops, {"duplicate pair": 2 + 2 + 2})
+
+    def test_two_rows_with_one_id_are_refused(self):
+        pool, _ = self.made("x", (b"1", "ant"))
+        splits = {"pool": pool, "reference": pool}
+        with self.assertRaisesRegex(ValueError, "two rows have id"):
+            folder = pathlib.Path(self.get_temp_dir())
+            manifest.write(folder, splits, {}, {}, {})
+
+
+POOL = [a_record(number) for number in range(400)]
+LOGOS = [
+    a_record(1000 + number, kind=sources.LOGO, style="logos")
+    for number in range(60)
+]
+
+
+class NoiseTest(tf.test.TestCase):
+    def test_kinds_have_their_shares_and_the_pool_keeps_its_size(self):
+        found = noise.add(POOL, 0.7, LOGOS)
+        kinds = collections.Counter(one.noise for one in found)
+        self.assertEqual(len(found), 400)
+        self.assertEqual(kinds[""], 120)
+        for kind, share in noise.CRAWL.items():
+            expected = share * 280
+            # Four standard deviations of a binomial number.
+            spread = 4 * np.sqrt(expected * (1 - share))
+            self.assertNear(kinds[kind], expected, spread)
+
+    def test_a_pair_without_noise_is_what_it_was(self):
+        for before, after in zip(
+            POOL, noise.add(POOL, 0.5, LOGOS), strict=True
+        ):
+            if not after.noise:
+                self.assertEqual(after, before)
+
+    def test_each_kind_is_what_it_says(self):
+        found = noise.add(POOL, 0.7, LOGOS)
+        by_kind = collections.defaultdict(list)
+        for before, after in zip(POOL, found, strict=True):
+            by_kind[after.noise].append((before, after))
+        captions = {one.row.captions for one in POOL}
+        for before, after in by_kind[noise.MOVED]:
+            self.assertEqual(after.png, before.png)
+            self.assertNotEqual(after.row.captions, before.row.captions)
+            self.assertIn(after.row.captions, captions)
+        for before, after in by_kind[noise.UNINFORMATIVE]:
+            self.assertEqual(after.png, before.png)
+            self.assertNotIn(after.row.captions, captions)
+        for _, after in by_kind[noise.WRONG_DOMAIN]:
+            self.assertEqual(after.row.kind, sources.LOGO)
+        by_caption = {one.row.captions: one for one in POOL}
+        for _, after in by_kind[noise.NEAR_DUPLICATE]:
+            pixels = pictures.decode(after.png)
+            source = pictures.decode(by_caption[after.row.captions].png)
+            shifts = [
+                np.array_equal(np.roll(source, (down, right), (0, 1)), pixels)
+                for down in range(-2, 3)
+                for right in range(-2, 3)
+            ]
+            self.assertEqual(sum(shifts), 1)
+
+    def test_a_higher_level_keeps_what_was_noise(self):
+        low, high = (noise.add(POOL, level, LOGOS) for level in (0.3, 0.7))
+        for less, more in zip(low, high, strict=True):
+            if less.noise:
+                self.assertEqual(more.noise, less.noise)
+
+    def test_too_few_pairs_of_another_domain_are_refused(self):
+        with self.assertRaisesRegex(ValueError, r"`foreign` must have"):
+            noise.add(POOL, 0.9, LOGOS[:3])
+
+
+class WebTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        data, cls.out = (
+            pathlib.Path(folder, "data"),
+            pathlib.Path(folder, "web"),
+        )
+        data.mkdir()
+        sets = [
+            a_record(2000 + 100 * place + number, style=style)
+            for place, style in enumerate(
+                ("alpha", "beta", "beta6-solid", "gamma")
+            )
+            for number in range(20)
+        ]
+        # The held-out picture again, in the pool.
+        copy = a_record(3000, seed=2000, captions=("a copy",))
+        emoji = [a_record(3001, kind=sources.EMOJI, style=web.VAL_STYLE)]
+        pool = [*POOL, *LOGOS, *sets, copy, *emoji]
+        shards.write(data, "pool", pool, 2)
+        for place, split in enumerate(
+            ("val_concept", "test_concept", "test_style")
+        ):
+            one = a_record(3100 + place, kind=sources.EMOJI, style=split)
+            shards.write(data, split, [one], 1)
+        (data / "stats.json").write_text("{}")
+        with mock.patch.multiple(
+            web,
+            NUM_CURATED=30,
+            FEWER_CURATED=(10,),
+            NUM_FAMILIES={"test_sets": 2, "val_sets": 1},
+            NUM_HELD_OUT={"test_sets": 25, "val_sets": 10},
+            FAMILY_SIZES=range(20, 41),
+        ):
+            web.build(data, cls.out)
+        cls.stats = json.loads((cls.out / "stats.json").read_text())
+
+    def read(self, pattern):
+        return [
+            one
+            for file in sorted(self.out.glob(pattern))
+            for one in shards.read(file)
+        ]
+
+    def test_held_out_families_are_in_no_training_split(self):
+        held_out = {
+            style for some in self.stats["held_out"].values() for style in some
+        }
+        # A family is held out as a whole.
+        self.assertEqual("beta" in held_out, "beta6-solid" in held_out)
+        trained = self.read("pool00/*") + self.read("curated-*")
+        styles = {one.row.style for one in trained}
+        self.assertEmpty(styles & held_out)
+        self.assertNotIn(web.VAL_STYLE, styles)
+        self.assertNotIn("logos", styles)
+
+    def test_the_curated_set_is_apart_from_the_pool(self):
+        curated = {one.identifier for one in self.read("curated-*")}
+        pool = {one.identifier for one in self.read("pool00/*")}
+        self.assertLen(curated, 30)
+        self.assertEmpty(curated & pool)
+        fewer = {one.identifier for one in self.read("curated10-*")}
+        self.assertLen(fewer, 10)
+        self.assertContainsSubset(fewer, curated)
+
+    def test_every_level_has_its_noise_in_the_metadata(self):
+        for level in web.LEVELS:
+            store = stores.open_store(
+                f"{self.out}/pool{level:02d}/*.tfrecord",
+                index_dir=f"{self.get_temp_dir()}/{level}",
+            )
+            kinds = collections.Counter(store.columns(["noise"])["noise"])
+            self.assertEqual(
+                len(store) - kinds[b""], round(level / 100 * len(store))
+            )
+            counts = self.stats["sizes"][f"pool{level:02d}"]
+            self.assertEqual(counts.get("pairs", 0), kinds[b""])
+
+
+class MiniTest(tf.test.TestCase):
+    DESCRIPTIONS = {
+        "set": {"license": {"url": "https://example.com"}},
+        "nameless": {"license": {}},
+    }
+
+    def sampled(self):
+        pool = [a_record(number) for number in range(50)]
+        # Each for a reason of its own.
+        pool += [
+            a_record(50, license="GPL-3.0"),
+            a_record(51, style="nameless"),
+        ]
+        pool += [a_record(52, license=""), a_record(53, license="CC-BY-4.0")]
+        # Two of the logos are drawn like held-out icons.
+        logos = [
+            a_record(number, kind="logo", name=f"logo {number}")
+            for number in (100, 101, 110, *range(300, 310))
+        ]
+        whole = {
+            "curated": [a_record(number) for number in range(60, 80)],
+            "pool": pool,
+            "val_sets": [a_record(number) for number in range(100, 103)],
+            "test_sets": [a_record(number) for number in range(110, 113)],
+        }
+        splits = {
+            "reference": ("curated", 7),
+            "pool": ("pool", 40),
+            "val": ("val_sets", 9),
+            "test": ("test_sets", 2),
+        }
+        with mock.patch.object(mini, "_SPLITS", splits):
+            return mini.sampled(whole, logos, self.DESCRIPTIONS)
+
+    def test_what_is_not_permissive_is_left_out_and_counted(self):
+        splits, left_out = self.sampled()
+        sizes = [len(records) for records in splits.values()]
+        self.assertEqual(sizes, [7, 40, 3, 2])
+        self.assertEqual(
+            left_out,
+            {
+                "GPL-3.0": 1,
+                "no address of the licence": 1,
+                "none": 1,
+                "CC-BY-4.0": 1,
+            },
+        )
+        for record in splits["pool"]:
+            self.assertEqual(record.row.license, "MIT")
+            self.assertEqual(record.row.style, "set")
+
+    def test_a_logo_like_a_held_out_icon_is_no_noise(self):
+        with mock.patch.object(noise, "add", wraps=noise.add) as add:
+            splits, _ = self.sampled()
+        foreign = add.call_args.args[2]
+        tests = {record.identifier for record in splits["val"] + splits["test"]}
+        expected = {100, 101, 110, *range(300, 310)} - tests
+        self.assertEqual({record.identifier for record in foreign}, expected)
+
+
+class BuilderTest(tf.test.TestCase):
+    def test_a_missing_package_is_named_with_its_remedy(self):
+        with self.assertRaisesRegex(FileNotFoundError, "emojilib.*fetch"):
+            packages.path(self.get_temp_dir(), packages.EMOJILIB)
+
+    def test_a_missing_tool_is_named(self):
+        with (
+            mock.patch.dict("os.environ", PATH=""),
+            self.assertRaisesRegex(RuntimeError, "`npm` is not installed"),
+        ):
+            packages.fetch(self.get_temp_dir())
+
+    def test_a_written_record_reads_back(self):
+        row = a_row(captions=("fox: animal", "fox"), concept="1F98A")
+        record = selection.Record(row, 7, b"png", "moved")
+        folder = pathlib.Path(self.get_temp_dir())
+        size = shards.write(folder, "x", [record, record])
+        (path,) = folder.iterdir()
+        self.assertEqual(size, path.stat().st_size)
+        self.assertEqual([*shards.read(path)], [record, record])
+
+    def test_the_command_names_what_is_missing_in_one_line(self):
+        folder = self.get_temp_dir()
+        with self.assertRaisesRegex(
+            SystemExit, "error: .*is not in the cache.*fetch"
+        ):
+            build.main(["full", "--work", folder])
+        with self.assertRaisesRegex(SystemExit, "whole data set.*build full"):
+            build.main(["mini", "--work", folder])
+
+    def test_a_data_set_of_other_versions_is_refused(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        versions = {"packages": ["a@1"], "python": {"numpy": "2.0"}}
+        self.assertFalse(full.is_built(folder, {"size": 32}, versions))
+        stats = {"settings": {"size": 32}, "versions": versions}
+        (folder / "stats.json").write_text(json.dumps(stats))
+        newer = versions | {"python": {"numpy": "2.1"}}
+        self.assertTrue(full.is_built(folder, {"size": 32}, newer))
+        for size, name in ((64, "a@1"), (32, "a@2")):
+            other = {"packages": [name], "python": {}}
+            with self.assertRaisesRegex(FileExistsError, "name another"):
+                full.is_built(folder, {"size": size}, other)
+
+
+if __name__ == "__main__":
+    tf.test.main()

@@ -1,0 +1,52 @@
+"""The rows of draws by hand: the oracle's, from the noise of a seed."""
+
+import oracles
+import own_parts
+
+from jest_tf import selection
+
+# By these a stage's uniform rows, and later stages, have noise of their own.
+UNIFORM_SALT, STAGE_SALT = 0xF1004, 0x57A6E5
+_OWN = {
+    "none": lambda learner, reference: 0.0,
+    "own_parts:doubt": lambda learner, reference: learner - 2.0 * reference,
+    "own_parts:squares": own_parts.square_pairs,
+}
+
+
+def rows(
+    learner,
+    reference,
+    stage,
+    *,
+    batch_size,
+    seed,
+    loss="sigmoid",
+    num_replicas=1,
+):
+    """The rows that pass a stage, in order; see `oracles.select_jointly`."""
+    size = len((reference if learner is None else learner).image)
+    num_chunks = stage.num_chunks if stage.method == "joint" else 1
+    noise = selection.gumbel_noise(seed, num_chunks, size).numpy()
+    salted = seed[0] ^ UNIFORM_SALT, seed[1]
+    criterion = stage.criterion if stage.method != "uniform" else "none"
+    return oracles.select_jointly(
+        learner,
+        reference,
+        batch_size=batch_size,
+        noise=0.0 * noise if stage.method == "top" else noise,
+        criterion=_OWN.get(criterion, criterion),
+        loss=_OWN.get(loss, loss),
+        gain=stage.gain,
+        uniform=(
+            num_replicas
+            * round(stage.uniform_share * batch_size / num_replicas),
+            selection.gumbel_noise(salted, 1, size)[0].numpy(),
+        ),
+        num_replicas=num_replicas,
+    )
+
+
+def later_seed(number, seed):
+    """The seed of the live stage `number` in a step."""
+    return seed[0] ^ number * STAGE_SALT, seed[1]

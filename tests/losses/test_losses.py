@@ -1,0 +1,257 @@
+"""Contrastive losses: hand values, oracles, blocks, gradients, errors."""
+
+import itertools
+import math
+
+import graphs
+import numpy as np
+import oracles
+import own_parts
+import random_embeddings
+import tensorflow as tf
+
+from jest_tf import config, losses
+from jest_tf.embeddings import Embeddings
+
+LOSSES = {
+    "sigmoid": (losses.sigmoid_loss, oracles.sigmoid_loss),
+    "softmax": (losses.softmax_loss, oracles.softmax_loss),
+}
+# image @ text.T = [[1, 0.6], [0, 0.8]]
+PAIRS = Embeddings(
+    tf.constant([[1.0, 0.0], [0.0, 1.0]]),
+    tf.constant([[1.0, 0.0], [0.6, 0.8]]),
+    tf.constant(2.0),
+    tf.constant(-1.0),
+)
+
+
+def softplus(x):
+    return math.log1p(math.exp(x))
+
+
+def lse(*values):
+    return math.log(sum(map(math.exp, values)))
+
+
+def tensors(parts, dtype=tf.float32):
+    return Embeddings(*(tf.cast(part, dtype) for part in parts))
+
+
+class LossValueTest(tf.test.TestCase):
+    def test_sigmoid_of_two_pairs_by_hand(self):
+        # logits = 2 * cosines - 1 = [[1, 0.2], [-1, 0.6]]
+        terms = softplus(-1.0), softplus(0.2), softplus(-1.0), softplus(-0.6)
+        value = losses.sigmoid_loss(PAIRS)
+        self.assertAllClose(value, sum(terms) / 2, rtol=1e-6)
+
+    def test_softmax_of_two_pairs_by_hand(self):
+        # logits = 2 * cosines = [[2, 1.2], [0, 1.6]]
+        image_to_text = (lse(2.0, 1.2) - 2.0) + (lse(0.0, 1.6) - 1.6)
+        text_to_image = (lse(2.0, 0.0) - 2.0) + (lse(1.2, 1.6) - 1.6)
+        expected = (image_to_text + text_to_image) / 2 / 2
+        self.assertAllClose(losses.softmax_loss(PAIRS), expected, rtol=1e-6)
+
+    def test_one_pair_has_no_negatives(self):
+        parts = Embeddings([[1.0, 0.0]], [[0.6, 0.8]], 5.0, -2.0)
+        value = losses.sigmoid_loss(parts)
+        self.assertAllClose(value, softplus(-1.0), rtol=1e-6)
+        self.assertAllClose(losses.softmax_loss(parts), 0.0, atol=1e-6)
+
+    def test_values_equal_the_oracle_for_every_use_of_ids(self):
+        for size, mode, (fast, slow) in itertools.product(
+            (2, 13, 40), config.EQUAL_CAPTIONS, LOSSES.values()
+        ):
+            parts = random_embeddings.unrelated(
+                size, 9, seed=size, scale=14.0, bias=-6.0
+            )
+            ids = np.random.default_rng(size).integers(0, size // 2 + 1, size)
+            with self.subTest(size=size, mode=mode, loss=fast):
+                value = fast(parts, ids=ids, equal_ids=mode)
+                self.assertAllClose(value, slow(parts, ids, mode), rtol=1e-6)
+
+    def test_ids_in_parts_are_equal_where_all_parts_are(self):
+        parts = random_embeddings.unrelated(6, 4, scale=9.0, bias=-2.0)
+        # Equal halves of 32 bits, low and high, of numbers that differ.
+        ids = np.int64([1, 1 + 2**32, 2 + 2**32, 1, 2**33, 0])
+        halves = ids.view(np.int32).reshape(6, 2)
+        for (fast, slow), mode, size in itertools.product(
+            LOSSES.values(), ("positive", "ignore"), (None, 4)
+        ):
+            value = fast(parts, ids=halves, equal_ids=mode, block_size=size)
+            self.assertAllClose(value, slow(parts, ids, mode), rtol=1e-6)
+
+    def test_extreme_logits_stay_finite_and_exact(self):
+        for scale, bias in ((500.0, 0.0), (1e-3, -300.0), (800.0, -400.0)):
+            parts = random_embeddings.unrelated(17, 5, scale=scale, bias=bias)
+            for fast, slow in LOSSES.values():
+                self.assertAllClose(fast(parts), slow(parts), rtol=2e-5)
+
+    def test_bfloat16_embeddings_are_scored_in_float32(self):
+        rounded = tensors(random_embeddings.unrelated(12, 8), tf.bfloat16)
+        for fast, slow in LOSSES.values():
+            value = fast(rounded)
+            self.assertEqual(value.dtype, tf.float32)
+            self.assertAllClose(value, slow(tensors(rounded)), rtol=1e-6)
+
+
+class BlockwiseTest(tf.test.TestCase):
+    def test_blocks_give_the_dense_value_and_gradients(self):
+        parts = random_embeddings.unrelated(23, 7, scale=12.0, bias=-8.0)
+        ids = np.random.default_rng(1).integers(0, 6, 23)
+        for (loss, _), mode in itertools.product(
+            LOSSES.values(), config.EQUAL_CAPTIONS
+        ):
+            options = {"ids": ids, "equal_ids": mode}
+            dense = graphs.value_and_gradients(loss, parts, **options)
+            for size, jit in (
+                *((1, False), (5, False), (5, True)),
+                *((23, True), (100, False)),
+            ):
+                value, gradients = graphs.value_and_gradients(
+                    loss, parts, jit, block_size=size, **options
+                )
+                with self.subTest(loss=loss, mode=mode, block=size, jit=jit):
+                    self.assertAllClose(value, dense[0], rtol=1e-6)
+                    for one, other in zip(gradients, dense[1], strict=True):
+                        self.assertAllClose(one, other, atol=2e-6)
+
+    def test_gradients_equal_finite_differences_of_the_oracle(self):
+        rounded = random_embeddings.unrelated(6, 3, scale=4.0)
+        parts = [np.float64(part) for part in rounded]
+        ids, step = np.array([0, 1, 1, 2, 2, 2]), 1e-5
+        for (fast, slow), mode in itertools.product(
+            LOSSES.values(), config.EQUAL_CAPTIONS
+        ):
+            _, gradients = graphs.value_and_gradients(
+                fast, rounded, ids=ids, equal_ids=mode, block_size=4
+            )
+
+            def moved(place, index, by, slow=slow, mode=mode):
+                values = [np.array(part) for part in parts]
+                values[place][index] += by
+                return slow(Embeddings(*values), ids, mode)
+
+            for place, gradient in enumerate(gradients):
+                expected = np.zeros_like(parts[place])
+                for index in np.ndindex(expected.shape):
+                    rise = moved(place, index, step)
+                    rise -= moved(place, index, -step)
+                    expected[index] = rise / (2 * step)
+                self.assertAllClose(gradient, expected, atol=2e-5)
+
+    def test_no_logits_of_the_whole_batch_are_formed(self):
+        size, block = 64, 8
+
+        @tf.function
+        def gradients(parts):
+            return graphs.value_and_gradients(
+                losses.sigmoid_loss, parts, block_size=block
+            )[1]
+
+        parts = tensors(random_embeddings.unrelated(size, 4))
+        graph = gradients.get_concrete_function(parts).graph
+        shapes = graphs.shapes_in(graph)
+        self.assertIn([block, size], shapes)
+        self.assertNotIn([size, size], shapes)
+
+
+class FeatureDistillationTest(tf.test.TestCase):
+    def test_two_pairs_by_hand(self):
+        image, text = [[0.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [-0.6, -0.8]]
+        reference = tensors((image, text, 9.0, 3.0))
+        # Images: 2 and 0; texts: 0 and 4, opposite ones.
+        value = losses.feature_distillation(PAIRS, reference)
+        self.assertAllClose(value, 6.0 / 2)
+
+    def test_value_and_gradients_are_those_of_the_oracle(self):
+        learner, reference = (
+            random_embeddings.unrelated(7, 5, seed) for seed in (1, 2)
+        )
+        expected = oracles.feature_distillation(learner, reference)
+        for jit_compile in (None, False, True):
+            value, found = graphs.value_and_gradients(
+                lambda parts: losses.feature_distillation(
+                    parts, tensors(reference)
+                ),
+                learner,
+                jit_compile,
+            )
+            self.assertAllClose(value, expected, rtol=1e-6)
+            # d/dx |x - y|^2 / b
+            for name in ("image", "text"):
+                own, target = getattr(learner, name), getattr(reference, name)
+                gradient = getattr(found, name)
+                self.assertAllClose(gradient, 2.0 * (own - target) / 7)
+            self.assertEqual(found[2:], (None, None))
+        # The reference gets none.
+        _, found = graphs.value_and_gradients(
+            lambda parts: losses.feature_distillation(tensors(learner), parts),
+            reference,
+        )
+        self.assertEqual(list(found), [None] * 4)
+
+    def test_narrow_floats_are_compared_in_float32(self):
+        parts = [
+            tensors(random_embeddings.unrelated(6, 4, seed), dtype)
+            for seed, dtype in ((1, tf.bfloat16), (2, tf.float16))
+        ]
+        value = losses.feature_distillation(*parts)
+        self.assertEqual(value.dtype, tf.float32)
+        expected = oracles.feature_distillation(*map(tensors, parts))
+        self.assertAllClose(value, expected, rtol=1e-6)
+
+    def test_other_widths_and_rows_are_named(self):
+        learner = tensors(random_embeddings.unrelated(6, 4))
+        for rows, dim in ((6, 5), (5, 4)):
+            other = tensors(random_embeddings.unrelated(rows, dim))
+            with self.assertRaisesRegex(
+                ValueError,
+                rf"`distillation_weight`.*\(6, 4\) and \({rows}, {dim}\)",
+            ):
+                losses.feature_distillation(learner, other)
+
+
+class PairLossTest(tf.test.TestCase):
+    def test_a_name_gives_what_trains_and_what_scores(self):
+        for name, expected in (
+            ("sigmoid", (losses.sigmoid_loss, losses.SigmoidRows)),
+            ("softmax", (losses.softmax_loss, losses.SoftmaxRows)),
+            ("own_parts:squares", own_parts.squares()),
+        ):
+            self.assertEqual(losses.pair_loss(name), expected)
+        # A hundredth of 0, 0.04, 1 and 0.16, over two rows.
+        squares = losses.pair_loss("own_parts:squares")
+        self.assertAllClose(squares.train(PAIRS), 0.006)
+
+    def test_other_names_are_refused(self):
+        for name, message in (
+            ("hinge", "`loss` must be one of .*'sigmoid'.* Received: 'hinge'"),
+            ("", "`loss` must be one of .* Received: ''"),
+            ("own_parts:square", "`loss` must name .* Did you mean 'squares'"),
+            ("own_parts:np", "`loss` must name a function. .* a module"),
+            ("own_parts:nothing", "returns a PairLoss. Received: None, of own"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                losses.pair_loss(name)
+
+
+class LossErrorTest(tf.test.TestCase):
+    def test_bad_arguments_are_named(self):
+        parts = random_embeddings.unrelated(4, 3)
+        short = parts._replace(text=parts.text[:3])
+        flat = parts._replace(image=np.zeros(4), text=np.zeros(4))
+        ignore = {"equal_ids": "ignore"}
+        for given, options, message in (
+            (parts, {"equal_ids": "merge"}, "`equal_ids` must be one of"),
+            (parts, ignore, "needs `ids`"),
+            (parts, {"ids": [1, 2], **ignore}, r"shape \[4\]"),
+            (parts, {"ids": [1.0] * 4, **ignore}, "integers"),
+            (parts, {"ids": [[[1]]] * 4, **ignore}, r"shape \(4, 1, 1\)"),
+            (parts, {"block_size": 0}, "`block_size` must be at least 1"),
+            (short, {}, r"\(4, 3\) and \(3, 3\)"),
+            (flat, {}, r"must both be \[b, dim\]"),
+        ):
+            for loss, _ in LOSSES.values():
+                with self.assertRaisesRegex(ValueError, message):
+                    loss(given, **options)
