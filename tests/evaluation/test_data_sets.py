@@ -269,7 +269,3 @@ class DataSetsTest(tf.test.TestCase):
         # n01440764 is the first synset, the tench; subfolders are sorted.
         self.assertEqual((names, rows), (("tench", "goldfish"), [0, 1]))
         self.assertEqual(templates, ("a {}",))
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -158,7 +158,3 @@ class EncoderTest(tf.test.TestCase):
             path.write_bytes(content)
         with encoder.fixed(self.kept):
             self.assertAllEqual(encoder.images(self.store), whole)
-
-
-if __name__ == "__main__":
-    tf.test.main()

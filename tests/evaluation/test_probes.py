@@ -147,7 +147,3 @@ class LinearProbeTest(tf.test.TestCase):
             evaluation.linear_probe_measures(
                 np.eye(2), [1, 1], np.eye(2), [1, 1]
             )
-
-
-if __name__ == "__main__":
-    tf.test.main()

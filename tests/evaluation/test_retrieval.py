@@ -190,7 +190,3 @@ class RetrievalTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 evaluation.retrieval_measures(*arguments)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -127,7 +127,3 @@ class OpenStoresTest(tf.test.TestCase):
                 evaluation.open_stores(
                     [f"{folder}/val.csv"], dataclasses.replace(settings, **own)
                 )
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -241,7 +241,3 @@ class DrawsTest(tf.test.TestCase):
                 "selection/effective_share": 1 / 3,
             },
         )
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -86,7 +86,3 @@ class ClassEmbeddingsTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 evaluation.class_embeddings(len, names, prompts)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -379,7 +379,3 @@ class FaultTest(remote_files.Gcs, tf.test.TestCase):
             files.read_ranges(self.path, tf.constant(ranges).numpy()),
             b"".join(self.content[start:end] for start, end in ranges),
         )
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -178,7 +178,3 @@ class BucketTest(remote_files.Gcs, LeaseTestCase):
             said, _ = process.communicate("\n")
             self.assertStartsWith(said, "Lost The lease")
             self.assertFalse(files.is_file(f"{self.folder}/late"))
-
-
-if __name__ == "__main__":
-    tf.test.main()

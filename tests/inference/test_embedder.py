@@ -347,7 +347,3 @@ class LoadTest(tf.test.TestCase):
         )
         with self.assertRaisesRegex(ValueError, "must be built first"):
             jest_tf.Embedder(model)
-
-
-if __name__ == "__main__":
-    tf.test.main()

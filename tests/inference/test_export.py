@@ -429,7 +429,3 @@ class KerasExportTest(tf.test.TestCase):
         tower = tiny.learner().image_tower
         with self.assertRaisesRegex(ValueError, "must be built first"):
             jest_tf.TwoTower(tower, tower).export("x")
-
-
-if __name__ == "__main__":
-    tf.test.main()

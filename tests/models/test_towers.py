@@ -253,7 +253,3 @@ def resizes(sizes, depth):
     """Multiplications of resizing a square of `depth` values a pixel."""
     source, target = sizes
     return target * source * depth * (source + target)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -558,7 +558,3 @@ def num_parameters(preset, image_size, vocabulary_size, length):
     image = patches + positions + trunk + pool
     text = vocabulary_size * width + length * width + trunk + head
     return image + text + 2
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -194,7 +194,3 @@ class FuzzTest(tf.test.TestCase):
             ]
 
         self.fuzz(path, unharmed)
-
-
-if __name__ == "__main__":
-    tf.test.main()

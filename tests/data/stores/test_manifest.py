@@ -325,7 +325,3 @@ class StreamTest(stored_cases.StoredTestCase):
             ValueError, f"the records that are drawn from, {drawn}, .*: 51$"
         ):
             self.batches(1, batch_size=17, stages=(stage,))
-
-
-if __name__ == "__main__":
-    tf.test.main()
