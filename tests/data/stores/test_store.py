@@ -275,7 +275,3 @@ class OpenTest(shard_files.FolderTestCase):
             [stores.Record(b"y", (b"d", b"c"), {"image": b"x"})],
         )
         self.assertLen(os.listdir(folder), 1)
-
-
-if __name__ == "__main__":
-    tf.test.main()

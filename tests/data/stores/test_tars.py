@@ -298,7 +298,3 @@ class DamageTest(TarsTestCase):
                 shard_files.tar_sample("a", caption="x"),
                 caption_fields=("alt",),
             )
-
-
-if __name__ == "__main__":
-    tf.test.main()
