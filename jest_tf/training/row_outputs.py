@@ -46,7 +46,8 @@ def of_scored(
             "number": here if order is None else tf.gather(order, here),
             "row": tf.gather(numbers, here),
             "id": rows.get("id"),
-            "kept": draw.kept,
+            # Workers can't gather booleans.
+            "kept": tf.cast(draw.kept, tf.int32),
             "own_score": draw.own_score,
             "learner_loss": draw.learner_loss,
             "reference_loss": draw.reference_loss,
@@ -156,7 +157,8 @@ class RowReport:
         `selection.Draw`, if present there. `id` is present if the batches have
         it.
         """
-        return self._gathered(scored(stage), "number")
+        rows = self._gathered(scored(stage), "number")
+        return rows and rows | {"kept": rows["kept"] > 0}
 
     def uniform(self, stage: int) -> dict[str, np.ndarray]:
         """Losses of the stage's uniform draw, by `place` in that draw."""
