@@ -7,7 +7,6 @@ from unittest import mock
 
 import numpy as np
 import shard_files
-import tensorflow as tf
 
 from jest_tf.data import stores
 from jest_tf.data.stores import tars
