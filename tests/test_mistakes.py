@@ -90,7 +90,7 @@ SETTINGS = (
     ),
     ("TRAIN steps=1e3", r"`steps` must be of type int. Received: '1e3'"),
     (
-        "TRAIN reference.sidecars=yes",
+        "TRAIN evaluation.log_ids=yes",
         r"of type bool, true or false. Received: 'yes'",
     ),
     (
@@ -108,9 +108,31 @@ SETTINGS = (
         r"No setting `epochs`. Fields of TrainConfig: seed, steps",
     ),
     (
-        "TRAIN selection.criterion=learnabilty",
+        "JEST selection.stages.0.criterion=learnabilty",
         r"'learnabilty'. Did you mean 'learnability'?",
     ),
+    (
+        "JEST selection.stages.0.chunks=2",
+        r"mean `selection.stages.0.num_chunks`",
+    ),
+    (
+        "JEST selection.stages.2.candidates=2",
+        r"after the list comes a number from 0 to 1. Received: '2'",
+    ),
+    (
+        "TRAIN selection.stages.0.gain=2",
+        r"`selection.stages.0.candidates` must be set",
+    ),
+    (
+        "TRAIN selection.stages=joint",
+        r"a list of groups of settings; .*'joint'",
+    ),
+    (
+        "JEST selection.stages.0.embeddings=stored",
+        r"`selection.stages.0.embeddings` 'stored' has no learner",
+    ),
+    ("TRAIN model.presets=b16", r"mean `model.preset`"),
+    ("TRAIN model.towers= data.image_size=65", r"`data.image_size`: .*=65"),
     (
         "TRAIN model.towers= model.preset=tinny",
         r"`model.preset` must be one of .*'tinny'. Did you mean 'tiny'?",
@@ -124,8 +146,8 @@ SETTINGS = (
         r"`model.towers` must be 'module:function'",
     ),
     (
-        "TRAIN selection.batch_size=9",
-        r"at most the super-batch, .*batch_size=9, B=4",
+        "JEST selection.batch_size=1 selection.stages.0.num_chunks=2",
+        r"`selection.stages.0.num_chunks` must be at most .*num_chunks=2, row",
     ),
     (
         "train --workdir a --config configs/quickstart_jset.py",
@@ -192,9 +214,15 @@ MODELS = (
         r"`jest-tf train --workdir .*/unfinished` finishes it",
     ),
     (
-        "JEST reference.model=$/run reference.sidecars=true",
+        "JEST reference.model=$/run reference.sidecar_dir=$/folder",
         r"No sidecar of .*pool-00000.tfrecord",
     ),
+    (
+        "JEST reference.model=none",
+        r"To run a reference instead, in live stages, set `reference.model`",
+    ),
+    ("JEST reference.model=/nowhere --dry-run", r"`reference.model` must be"),
+    ("TRAIN model.towers=no_such:build --dry-run", r"can be imported.*no_such"),
     (
         "evaluate --workdir $/rnu",
         r"`workdir` must be .*/rnu', which does not .* mean '.*/run'?",
@@ -206,6 +234,20 @@ MODELS = (
     (
         "page --workdir $/folder",
         r"`workdir` must be a run directory, with config.json",
+    ),
+    (
+        "page --workdir $/run",
+        r"There is no selection to show: .*/run' without a line of telem",
+    ),
+    (
+        "evaluate --workdir $/run --suite a --format tfds",
+        r"--format needs --data",
+    ),
+    ("evaluate --workdir $/run --data $/pool-* --output a", r"--output needs"),
+    ("evaluate --model a.keras", r"`--model` needs `--suite`, and"),
+    (
+        "export --model $/run --output $/x --format onnx --dtype float16",
+        r"`--dtype` is for",
     ),
     (
         "page --workdir $/run --moments 0",
@@ -264,8 +306,13 @@ DATA = (
     ("TRAIN data.train=gcs://a/*.tar", r"Did you mean gs://?"),
     (
         "curate --data $/pool-* --output $/x",
-        r"'sigmoid' or 'softmax', .*without a run; `--set loss=sigmoid` sets",
+        r"`loss` must be .*without a run; `--set loss=sigmoid` sets",
     ),
+    (
+        "train --workdir nothing --extend 3",
+        r"`--workdir` must be the directory of a fin",
+    ),
+    ("train --workdir $/run --extend 0", r"`--extend` must be at least 1"),
     (
         "train --workdir $/run --extend 3 --dry-run --set seed=1",
         r"`--workdir` alone beside it. Received: --set, --dry-run",
@@ -340,42 +387,28 @@ class CommandsTest(tf.test.TestCase):
         first, *rest = line.split(" ") if line else [""]
         settings = [
             "data.train=$/pool-*.tfrecord",
-            *("steps=1", "evaluation.data=", "data.super_batch_size=4"),
+            *("steps=1", "evaluation.data=", "selection.batch_size=4"),
             *("optimizer.warmup_steps=0", "data.image_size=4"),
             *("data.text_length=3", "data.vocabulary=$/vocab.txt"),
             "model.towers=examples.custom_towers:build",
         ]
-        jest = ["selection.batch_size=2", "selection.num_chunks=1"]
+        jest = [
+            *("selection.batch_size=2", "selection.stages.0.candidates=2"),
+            "selection.stages.0.num_chunks=1",
+        ]
         starts = {
             "": [],
-            "TRAIN": [
-                "train",
-                "--config",
-                RECIPE,
-                "--workdir",
-                "$/new",
-                "--set",
-                *settings,
-            ],
-            "TRAIN-IN-RUN": [
-                "train",
-                "--config",
-                RECIPE,
-                "--workdir",
-                "$/run",
-                "--set",
-                *settings,
-            ],
-            "JEST": [
-                "train",
-                "--config",
-                JEST,
-                "--workdir",
-                "$/new",
-                "--set",
-                *settings,
-                *jest,
-            ],
+            **{
+                name: [
+                    *("train", "--config", recipe, "--workdir", workdir),
+                    *("--set", *settings, *more),
+                ]
+                for name, recipe, workdir, more in (
+                    ("TRAIN", RECIPE, "$/new", []),
+                    ("TRAIN-IN-RUN", RECIPE, "$/run", []),
+                    ("JEST", JEST, "$/new", jest),
+                )
+            },
         }
         words = [*starts.get(first, [first]), *rest]
         with (
@@ -419,7 +452,7 @@ class CommandsTest(tf.test.TestCase):
                 [
                     (
                         "JEST reference.model=$/run",
-                        r"`selection.scoring_batch_size` or .*B=4, b=2, .*"
+                        r"`scoring_batch_size` of the live .*\(4, 2\), .*"
                         r"\(OOM when allocating tensor with shape\[9,9\]\)",
                     )
                 ],
@@ -442,14 +475,12 @@ class PythonTest(tf.test.TestCase):
             ((towers,), r"`learner` must be .*TwoTower\(image_tower, text_to"),
             ((learner, None, "joint"), "`selection` must be .*: 'joint'"),
             ((learner, None, {"batch_size": 2}), "`selection` must be a Sel"),
-            ((learner, config.SelectionConfig()), "`reference` must be a Ke"),
+            ((learner, config.SelectionConfig(2)), "`reference` must be a Ke"),
         ):
             with self.assertRaisesRegex(TypeError, message):
                 jest_tf.JESTModel(*arguments)
         with self.assertWarnsRegex(UserWarning, "`reference` is not used"):
-            jest_tf.JESTModel(
-                learner, learner, config.SelectionConfig(batch_size=2)
-            )
+            jest_tf.JESTModel(learner, learner, config.SelectionConfig(2))
         model = jest_tf.JESTModel(learner)
         with self.assertRaisesRegex(ValueError, "metrics of its own.*'acc"):
             model.compile("sgd", metrics=["accuracy"])
@@ -472,7 +503,12 @@ class PythonTest(tf.test.TestCase):
                 batch,
                 reference=dict,
                 selection=config.SelectionConfig(
-                    "joint", 4, 2, "easy_reference"
+                    4,
+                    stages=(
+                        config.Stage(
+                            3, num_chunks=2, criterion="easy_reference"
+                        ),
+                    ),
                 ),
             )
 

@@ -46,13 +46,13 @@ def one_of(*allowed: Any) -> Rule:
 
 
 class _OneOf:
-    """Whether a value is among the `names`."""
+    """Whether a value is among the `names`, or one of the `others`."""
 
-    def __init__(self, names):
-        self.names = names
+    def __init__(self, names, others=lambda value: False):
+        self.names, self._others = names, others
 
     def __call__(self, value):
-        return value in self.names
+        return value in self.names or self._others(value)
 
 
 def nearest(word: str, names: Iterable[str], likeness: float = 0.6) -> str:
@@ -123,10 +123,10 @@ def check(name: str, value: Any, rule: Rule) -> None:
 
 def name_or_function(*names: str) -> Rule:
     """Accepts the `names`, and "module:function"."""
-    expected, holds = FUNCTION
+    expected, is_function = FUNCTION
     return (
         f"one of {names}, or {expected}",
-        lambda value: value in names or (value and holds(value)),
+        _OneOf(names, lambda value: value and is_function(value)),
     )
 
 
