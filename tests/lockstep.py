@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+DEVICES = 8  # as many as any test takes
+
 
 class Call(NamedTuple):
     """One collective, seen by one replica."""
@@ -127,8 +129,8 @@ def share(values, replica, num_replicas):
     return tf.nest.map_structure(cut, values)
 
 
-# As many as any test takes. Before TensorFlow starts, so when it is imported.
+# Before TensorFlow starts, so when this is imported.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 8,
+    [tf.config.LogicalDeviceConfiguration()] * DEVICES,
 )

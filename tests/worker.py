@@ -9,7 +9,6 @@ import sys
 
 import keras
 import numpy as np
-import replica_cases
 import tensorflow as tf
 import tiny
 
@@ -26,7 +25,41 @@ class SGD(keras_fit.AggregateThenClip, keras.optimizers.SGD):
     """What a user would write."""
 
 
-class _Drawn(keras.callbacks.Callback):
+class StockLine(keras.Model):
+    """y = w x with w = 0 at first, trained by the mean squared error."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = keras.layers.Dense(
+            1, use_bias=False, kernel_initializer="zeros"
+        )
+        self.mean = keras.metrics.Mean(name="loss")
+
+    def call(self, batch, training=None):
+        return self.line(batch["x"])
+
+    @property
+    def metrics(self):
+        return [self.mean]
+
+    def train_step(self, data):
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        with tf.GradientTape() as tape:
+            errors = self(data, training=True) - data["y"]
+            loss = tf.reduce_mean(errors**2)
+            share = loss / replicas
+        variables = self.trainable_variables
+        gradients = tape.gradient(share, variables)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self.mean.update_state(loss)
+        return self.get_metrics_result()
+
+
+class Line(keras_fit.TrainerHooks, StockLine):
+    """The same with the hooks."""
+
+
+class Drawn(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
         self.steps = []
@@ -65,7 +98,7 @@ def train(strategy, steps_per_execution):
             ]
         ).repeat()
 
-    drawn = _Drawn()
+    drawn = Drawn()
     dataset = distribution.distribute(strategy, super_batches)
     history = model.fit(
         dataset, steps_per_epoch=STEPS, verbose=0, callbacks=[drawn]
@@ -85,7 +118,7 @@ def train(strategy, steps_per_execution):
     return np.array(drawn.steps), history, model.learner.get_weights()
 
 
-class BuiltLine(replica_cases.StockLine):
+class BuiltLine(StockLine):
     """Not built from a batch, to get to what fails after that."""
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
@@ -93,7 +126,7 @@ class BuiltLine(replica_cases.StockLine):
 
 
 def fit_line(strategy, kind):
-    """The weight of a `replica_cases.StockLine` or the like, after 4 steps."""
+    """The weight of a `StockLine` or the like, after 4 steps."""
     with strategy.scope():
         model = kind()
         model.compile(optimizer=keras.optimizers.SGD(0.05))
@@ -126,8 +159,8 @@ def main(path):
     drawn, history, weights = train(strategy, 2)
     np.savez(
         path,
-        line=fit_line(strategy, replica_cases.Line),
-        stock_error=error_of(strategy, replica_cases.StockLine),
+        line=fit_line(strategy, Line),
+        stock_error=error_of(strategy, StockLine),
         built_error=error_of(strategy, BuiltLine),
         replicas=strategy.num_replicas_in_sync,
         drawn=drawn,

@@ -1,7 +1,7 @@
 """Corrections of Keras 3's `fit` on several replicas.
 
 `TrainerHooks` is for models, `AggregateThenClip` for optimizers.
-tests/replica_cases.py shows each fault in Keras beside its correction.
+tests/distribution/test_fit.py shows each fault in Keras beside its correction.
 """
 
 import contextlib

@@ -1,8 +1,4 @@
-"""Several replicas: virtual devices in one process, workers in two; hooks.
-
-TensorFlow splits its devices once a process. So the cases of replica_cases.py
-run in a process of their own, all together, and each is a test here.
-"""
+"""Strategies, and two workers that train together."""
 
 import json
 import os
@@ -10,85 +6,15 @@ import subprocess
 import sys
 import unittest
 import unittest.mock
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import replica_cases
 import subprocesses
 import tensorflow as tf
 import worker
 
 from jest_tf import config, distribution
 from jest_tf.distribution import placement
-
-
-def cases():
-    """Classes of cases and the names of their tests."""
-    loader = unittest.TestLoader()
-    return {
-        name: loader.getTestCaseNames(value)
-        for name, value in vars(replica_cases).items()
-        if isinstance(value, type) and issubclass(value, unittest.TestCase)
-    }
-
-
-@pytest.mark.slow
-class ReplicasTest(tf.test.TestCase):
-    """Every test of replica_cases.py."""
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        path = os.path.join(tf.compat.v1.test.get_temp_dir(), "cases.xml")
-        cls.done = subprocess.run(
-            [
-                *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
-                *(
-                    os.path.join(subprocesses.TESTS, "replica_cases.py"),
-                    f"--junitxml={path}",
-                ),
-            ],
-            cwd=subprocesses.ROOT,
-            env=subprocesses.environment(),
-            capture_output=True,
-            text=True,
-        )
-        cls.results = {}
-        if os.path.isfile(path):
-            for case in ElementTree.parse(path).iter("testcase"):
-                name = (case.get("classname").split(".")[-1], case.get("name"))
-                cls.results[name] = [
-                    part.text or part.get("message")
-                    for part in case
-                    if part.tag in ("failure", "error")
-                ]
-
-    def check(self, kind, name):
-        found = self.results.get((kind, name))
-        if found is None:
-            self.fail(
-                f"{kind}.{name} has not run:\n{self.done.stdout[-4000:]}"
-                f"{self.done.stderr[-2000:]}"
-            )
-        if found:
-            self.fail("\n".join(found))
-
-
-def _add_cases():
-    for kind, names in cases().items():
-        for name in names:
-            if name == "test_session":  # tf.test's own, always skipped
-                continue
-
-            def test(self, kind=kind, name=name):
-                self.check(kind, name)
-
-            short = name.removeprefix("test_")
-            setattr(ReplicasTest, f"test_{kind}_{short}", test)
-
-
-_add_cases()
 
 
 @pytest.mark.slow
@@ -141,9 +67,7 @@ class WorkersTest(tf.test.TestCase):
             "Keras trains with several workers now. Its hooks in "
             "jest_tf/distribution/keras_fit.py can go, and this test with them"
         )
-        line = worker.fit_line(
-            tf.distribute.get_strategy(), replica_cases.StockLine
-        )
+        line = worker.fit_line(tf.distribute.get_strategy(), worker.StockLine)
         # It takes the mean over workers of the batch that it builds with, and
         # without that the sum over rows of logs that have none.
         no_mean = r"(?s)ValueError: Attempt to convert .*PerReplica"

@@ -1,18 +1,18 @@
-"""Cases on virtual devices, in a process of their own: see test_distribution.
+"""`fit` on several replicas of virtual devices, against one replica.
 
-Devices are split before TensorFlow starts, which is too late in a process that
-has run another test. Not collected by itself; to run it alone:
-
-    python -m pytest tests/replica_cases.py
+The CPU is split when `lockstep.py` is imported, before TensorFlow starts.
 """
 
 import dataclasses
 import functools
 
 import keras
+import lockstep
 import numpy as np
+import pytest
 import tensorflow as tf
 import tiny
+import worker
 
 import jest_tf
 from jest_tf import config, distribution, training
@@ -20,7 +20,8 @@ from jest_tf.data import augmentation, tokenizers
 from jest_tf.distribution import keras_fit
 from jest_tf.models import layers, reference
 
-DEVICES = 4
+pytestmark = pytest.mark.slow
+
 SEED = 7
 JOINT = config.SelectionConfig(8, (config.Stage(2, num_chunks=2),))
 UNIFORM = config.SelectionConfig(8, (config.Stage(2, method="uniform"),))
@@ -31,13 +32,13 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
 def setUpModule():
     STRATEGIES[1] = tf.distribute.get_strategy()
-    STRATEGIES[4] = distribution.build_strategy(
-        config.DistributionConfig("mirrored", virtual_devices=DEVICES)
-    )
-    # Two strategies of a process would use the same keys for collectives; this
-    # is how TensorFlow's own tests keep them apart.
-    tf.distribute.MirroredStrategy._collective_key_base += 100_000
-    STRATEGIES[2] = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    for count in (2, 4):
+        # Strategies of a process would use the same keys for collectives; this
+        # is how TensorFlow's own tests keep them apart.
+        tf.distribute.MirroredStrategy._collective_key_base += 100_000
+        STRATEGIES[count] = tf.distribute.MirroredStrategy(
+            [f"CPU:{number}" for number in range(count)]
+        )
 
 
 def on_replicas(num_replicas, function):
@@ -51,44 +52,6 @@ def on_replicas(num_replicas, function):
         )
 
     return run()
-
-
-class SGD(keras_fit.AggregateThenClip, keras.optimizers.SGD):
-    """What a user would write."""
-
-
-class StockLine(keras.Model):
-    """y = w x with w = 0 at first, trained by the mean squared error."""
-
-    def __init__(self):
-        super().__init__()
-        self.line = keras.layers.Dense(
-            1, use_bias=False, kernel_initializer="zeros"
-        )
-        self.mean = keras.metrics.Mean(name="loss")
-
-    def call(self, batch, training=None):
-        return self.line(batch["x"])
-
-    @property
-    def metrics(self):
-        return [self.mean]
-
-    def train_step(self, data):
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        with tf.GradientTape() as tape:
-            errors = self(data, training=True) - data["y"]
-            loss = tf.reduce_mean(errors**2)
-            share = loss / replicas
-        variables = self.trainable_variables
-        gradients = tape.gradient(share, variables)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        self.mean.update_state(loss)
-        return self.get_metrics_result()
-
-
-class Line(keras_fit.TrainerHooks, StockLine):
-    """The same with the hooks."""
 
 
 def line_data(**more):
@@ -137,14 +100,14 @@ class KerasTest(tf.test.TestCase):
             "must feed a value for placeholder",
             msg=self.gone("executions"),
         ):
-            fit_line(built(StockLine), steps_per_execution=2)
-        one = self.weights(Line, num_replicas=1)
-        four = self.weights(Line, steps_per_execution=4)
+            fit_line(built(worker.StockLine), steps_per_execution=2)
+        one = self.weights(worker.Line, num_replicas=1)
+        four = self.weights(worker.Line, steps_per_execution=4)
         self.assertAllClose(four, one)
         with self.assertRaisesRegex(
             ValueError, "multiple of .*4 steps, steps_per_execution=3"
         ):
-            fit_line(Line, steps_per_execution=3)
+            fit_line(worker.Line, steps_per_execution=3)
 
     def test_a_batch_that_has_no_mean(self):
         data = line_data(name=np.array([b"a"] * 8))
@@ -153,9 +116,9 @@ class KerasTest(tf.test.TestCase):
             "AddN",
             msg=self.gone("a batch of strings"),
         ):
-            fit_line(StockLine, data=data)
-        one = self.weights(Line, num_replicas=1)
-        self.assertAllClose(self.weights(Line, data=data), one)
+            fit_line(worker.StockLine, data=data)
+        one = self.weights(worker.Line, num_replicas=1)
+        self.assertAllClose(self.weights(worker.Line, data=data), one)
 
     def test_clipping_after_the_sum(self):
         # The gradient is -6, of which a step of 1 is left: w = 1. Each of two
@@ -170,19 +133,23 @@ class KerasTest(tf.test.TestCase):
                 **settings,
             )
 
-        stock = step(StockLine, keras.optimizers.SGD, global_clipnorm=1.0)
+        stock = step(
+            worker.StockLine, keras.optimizers.SGD, global_clipnorm=1.0
+        )
         self.assertAllClose(stock, [[2.0]], msg=self.gone("clipping"))
         for settings in (
             {"num_replicas": 1, "global_clipnorm": 1.0},
             {"num_replicas": 2, "global_clipnorm": 1.0},
             {"num_replicas": 2, "clipvalue": 1.0},
         ):
-            self.assertAllClose(step(Line, SGD, **settings), [[1.0]])
+            self.assertAllClose(
+                step(worker.Line, worker.SGD, **settings), [[1.0]]
+            )
         for settings in ({"clipnorm": 0.5}, {"clipvalue": 0.5}):
             with self.assertRaisesRegex(
                 ValueError, "SGD clips .*0.5 on 2 replicas"
             ):
-                step(Line, keras.optimizers.SGD, **settings)
+                step(worker.Line, keras.optimizers.SGD, **settings)
 
     def test_factors_of_the_rate(self):
         def scaled(learning_rate):
@@ -193,7 +160,7 @@ class KerasTest(tf.test.TestCase):
         # Adam's first step is its rate, and there is nothing to decay.
         for num_replicas in (1, 2):
             kernel = self.weights(
-                Line,
+                worker.Line,
                 optimizer=scaled,
                 num_replicas=num_replicas,
                 data=line_data().take(1),
@@ -237,8 +204,8 @@ class KerasTest(tf.test.TestCase):
             expected.append(0.5 * expected[-1] + 0.5 * weight)
         for num_replicas in (1, 2):
             with STRATEGIES[num_replicas].scope():
-                model = built(Line)()
-                model.compile(SGD(0.05, use_ema=True, ema_momentum=0.5))
+                model = built(worker.Line)()
+                model.compile(worker.SGD(0.05, use_ema=True, ema_momentum=0.5))
             callback = Exchanging()
             data = line_data()
             model.fit(data, verbose=0, shuffle=False, callbacks=[callback])
@@ -261,21 +228,21 @@ class KerasTest(tf.test.TestCase):
         with self.assertRaisesRegex(
             RuntimeError, "`merge_call` called", msg=self.gone("accumulation")
         ):
-            fit_line(built(StockLine), **settings)
+            fit_line(built(worker.StockLine), **settings)
         with self.assertRaisesRegex(
             ValueError, "`gradient_accumulation_steps`.*2 on 2 replicas"
         ):
-            fit_line(Line, **settings)
+            fit_line(worker.Line, **settings)
 
     def test_logs_of_a_step(self):
-        class Untracked(StockLine):
+        class Untracked(worker.StockLine):
             def train_step(self, data):
                 return {"loss": tf.constant(7.0)}
 
         _, history = fit_line(built(Untracked))
         self.assertEqual(history["loss"], [0.0], msg=self.gone("logs"))
 
-        class Counting(StockLine):
+        class Counting(worker.StockLine):
             def __init__(self):
                 super().__init__()
                 self.mean = keras.metrics.Sum(name="loss")
@@ -297,7 +264,7 @@ class KerasTest(tf.test.TestCase):
 
     def test_an_optimizer_that_is_built_late(self):
         with STRATEGIES[2].scope():
-            model = built(StockLine)()
+            model = built(worker.StockLine)()
             model.compile(optimizer=keras.optimizers.Adam(0.1))
         data = STRATEGIES[2].experimental_distribute_dataset(line_data())
 
@@ -311,8 +278,8 @@ class KerasTest(tf.test.TestCase):
             msg=self.gone("building"),
         ):
             step(next(iter(data)))
-        model, _ = fit_line(Line, keras.optimizers.Adam)
-        one, _ = fit_line(Line, keras.optimizers.Adam, num_replicas=1)
+        model, _ = fit_line(worker.Line, keras.optimizers.Adam)
+        one, _ = fit_line(worker.Line, keras.optimizers.Adam, num_replicas=1)
         self.assertEqual(model.optimizer.iterations, 4)
         self.assertAllClose(model.line.kernel, one.line.kernel)
 
@@ -412,22 +379,13 @@ def bits_of(tensor):
     return np.ascontiguousarray(tensor).view(np.uint8)
 
 
-class Drawn(keras.callbacks.Callback):
-    def __init__(self):
-        super().__init__()
-        self.steps = []
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.steps.append(self.model.drawn_ids.numpy())
-
-
 def build(
     num_replicas,
     settings=JOINT,
     *,
     learner=tiny.learner,
     teacher=tiny.learner,
-    optimizer=SGD,
+    optimizer=worker.SGD,
     steps_per_execution=1,
     loss="sigmoid",
     **more,
@@ -461,7 +419,7 @@ def batches_of(steps, rows=16):
 
 def fit(model, batches):
     """The history of an epoch, and the ids drawn after each execution."""
-    drawn, data, options = Drawn(), tiny.dataset(batches), {}
+    drawn, data, options = worker.Drawn(), tiny.dataset(batches), {}
     if "curated" in batches[0]:
         # Keras cannot cut batches of two sizes.
         data = distribution.distribute(
@@ -753,11 +711,13 @@ class RefusalsTest(tf.test.TestCase):
             model.train_on_batch(tiny.super_batches(1)[0])
 
     def test_devices_are_split_only_once(self):
-        same = config.DistributionConfig("mirrored", virtual_devices=DEVICES)
-        self.assertIs(distribution.build_strategy(same), STRATEGIES[4])
-        with self.assertRaisesRegex(
-            ValueError, "`distribution.virtual_devices` must .*: 3, .* with 4"
-        ):
-            distribution.build_strategy(
-                config.DistributionConfig("mirrored", virtual_devices=3)
+        def build(parts):
+            return distribution.build_strategy(
+                config.DistributionConfig("mirrored", virtual_devices=parts)
             )
+
+        self.assertIs(build(lockstep.DEVICES), build(lockstep.DEVICES))
+        with self.assertRaisesRegex(
+            ValueError, "`distribution.virtual_devices` must .*: 3, .* with 8"
+        ):
+            build(3)
