@@ -17,7 +17,7 @@ import keras
 
 import jest_tf
 from jest_tf import evaluation
-from jest_tf.data import pipeline, stores, tokenizers
+from jest_tf.data import pipeline, stores, tokenizers, vocabularies
 
 DATA = pathlib.Path(__file__).parent / "icontext_mini"
 IMAGE_SIZE, TEXT_LENGTH, EMBEDDING_DIM = 32, 16, 64
@@ -78,7 +78,7 @@ def main(argv=None):
         for choice in store.columns(["caption"])["caption"]
         for caption in choice
     ]
-    vocabulary = tokenizers.build_wordpiece_vocabulary(captions, 4096)
+    vocabulary = vocabularies.build_wordpiece_vocabulary(captions, 4096)
     tokenizer = tokenizers.WordPieceTokenizer(vocabulary, TEXT_LENGTH)
 
     reference = jest_tf.TwoTower(*build(None, tokenizer.vocabulary_size))

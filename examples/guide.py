@@ -34,7 +34,7 @@ import numpy as np
 import tensorflow as tf
 
 import jest_tf
-from jest_tf.data import batches, stores, tokenizers
+from jest_tf.data import batches, stores, tokenizers, vocabularies
 
 DATA = pathlib.Path(jest_tf.__file__).parents[1] / "examples/icontext_mini"
 IMAGE_SIZE, TEXT_LENGTH, EMBEDDING_DIM = 32, 16, 64
@@ -83,7 +83,7 @@ reports which pairs it chose.
 """
 
 # %%
-vocabulary = tokenizers.build_wordpiece_vocabulary(
+vocabulary = vocabularies.build_wordpiece_vocabulary(
     [*curated_captions, *pool_captions], 4096
 )
 tokenizer = tokenizers.WordPieceTokenizer(vocabulary, TEXT_LENGTH)

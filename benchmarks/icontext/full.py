@@ -191,10 +191,11 @@ def merged(rendered, splits, drops):
 
 def write_vocabulary(out, records):
     """Writes vocab.txt, from the records of the training splits."""
-    from jest_tf.data import tokenizers  # imports TensorFlow
+    # They import TensorFlow.
+    from jest_tf.data import tokenizers, vocabularies
 
     captions = (text for record in records for text in record.row.captions)
-    vocabulary = tokenizers.build_wordpiece_vocabulary(
+    vocabulary = vocabularies.build_wordpiece_vocabulary(
         captions, VOCABULARY_SIZE
     )
     tokenizers.WordPieceTokenizer(vocabulary, 1).save(os.fspath(out))

@@ -14,16 +14,12 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
-from tensorflow_text.python.ops import bert_tokenizer
-from tensorflow_text.tools.wordpiece_vocab import (
-    wordpiece_tokenizer_learner_lib as wordpiece_learner,
-)
 
 from jest_tf import files
 from jest_tf.config import checks
@@ -31,11 +27,6 @@ from jest_tf.config import checks
 UNKNOWN_TOKEN = "[UNK]"
 END_TOKEN = "[EOS]"
 RESERVED_TOKENS = (UNKNOWN_TOKEN, END_TOKEN)
-
-_COUNT_BATCH = 4096
-# The share of a vocabulary's size that may stay empty, and the length of the
-# longest words that are learned from; the learner's defaults.
-_SLACK, _LONGEST = 0.05, 50
 
 
 def sanitize_captions(captions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -419,89 +410,6 @@ def load_tokenizer(directory: str, length: int) -> Tokenizer:
             f"Received: {directory}, which has {names or 'none'}"
         )
     return read_tokenizer(found[0], length)
-
-
-def build_wordpiece_vocabulary(
-    captions: Iterable[bytes | str], size: int
-) -> list[str]:
-    """Learns a WordPiece vocabulary; the order of captions does not matter.
-
-    Args:
-        captions: texts; bytes are read as UTF-8, bad ones as U+FFFD.
-        size: limit on the tokens. The learner cuts at a count, so many words
-            of equal count may leave far fewer.
-
-    Returns:
-        The reserved tokens, then characters, then pieces by falling frequency.
-
-    Raises:
-        ValueError: `size` leaves no room beside the reserved tokens, or there
-            are no words.
-    """
-    if size <= len(RESERVED_TOKENS):
-        raise ValueError(
-            f"`size` must be over {len(RESERVED_TOKENS)}, the number of "
-            f"reserved tokens. Received: {size}"
-        )
-    counts = _count_words(captions)
-    if not counts:
-        raise ValueError("`captions` must hold at least one word.")
-    learn = functools.partial(
-        wordpiece_learner.learn,
-        # Sorted, because the learner drops rare words by order.
-        sorted(counts.items(), key=lambda item: (-item[1], item[0])),
-        vocab_size=size,
-        reserved_tokens=list(RESERVED_TOKENS),
-        # The learner's default of 10 would starve small sets of words.
-        lower_thresh=1,
-        slack_ratio=_SLACK,
-        max_token_length=_LONGEST,
-    )
-    # Of small sets all pieces fit, where the search for the least count that a
-    # piece needs would end after a dozen trials.
-    learned = learn(upper_thresh=1)
-    if len(learned) > size:
-        learned = learn(upper_thresh=_highest_threshold(counts, size))
-    return learned[:size]
-
-
-def _highest_threshold(counts, size):
-    """The upper end that the learner's search has after its hopeless trials.
-
-    The learner searches for the least count of a piece by bisection. Each trial
-    counts all pieces of all words, and the first ones find far too few. A
-    piece never counts for more than its occurrences in the words, so these
-    bound the number of pieces and tell the same without a trial.
-    """
-    occurrences, characters = collections.Counter(), set()
-    for word, count in counts.items():
-        if len(word) > _LONGEST:
-            continue
-        characters.update(word)
-        for start in range(len(word)):
-            for end in range(start + 1, len(word) + 1):
-                occurrences[start > 0, word[start:end]] += count
-    found = np.sort(np.fromiter(occurrences.values(), np.int64))
-    # Characters are kept however rare, at a word's start and within.
-    always = len(RESERVED_TOKENS) + 2 * len(characters)
-    lower, upper = min(counts.values()), max(counts.values())
-    while lower < upper:
-        threshold = (lower + upper) // 2
-        most = always + len(found) - np.searchsorted(found, threshold)
-        if threshold <= 1 or most >= (1 - _SLACK) * size:
-            break
-        upper = threshold - 1
-    return upper
-
-
-def _count_words(captions):
-    splitter = bert_tokenizer.BasicTokenizer(lower_case=True)
-    counts = collections.Counter()
-    captions = iter(captions)
-    while batch := list(itertools.islice(captions, _COUNT_BATCH)):
-        valid, _ = sanitize_captions(tf.constant(batch, tf.string))
-        counts.update(splitter.tokenize(valid).flat_values.numpy().tolist())
-    return {word.decode("utf-8"): count for word, count in counts.items()}
 
 
 def _tokenizer_files(directory):

@@ -12,7 +12,8 @@ import keras
 from jest_tf import config as config_lib
 from jest_tf import files, models, training
 from jest_tf.config import checks
-from jest_tf.data import pictures, tokenizers
+from jest_tf.data import pictures, tokenizers, vocabularies
+from jest_tf.data import stores as stores_lib
 from jest_tf.models import parts, pretrained, reference
 from jest_tf.runs import checkpoints, directory, progress
 
@@ -165,6 +166,35 @@ def _check_reference(config, workdir):
             f"`--workdir`. To train the reference itself, add `--set {unused}`."
             f" Received: {name!r} for both"
         )
+
+
+def tokenizer_of(
+    config: config_lib.TrainConfig,
+    store: stores_lib.Store,
+    workdir: str,
+    output: str,
+    initial: Callable | None = None,
+) -> Callable:
+    """Returns the run's tokenizer.
+
+    It comes from the run directory, is `initial`, that of a model or a file, or
+    is built from the store's captions. A new one is saved in `output`.
+    """
+    length = config.data.text_length
+    if tokenizers.has_tokenizer(workdir):
+        return tokenizers.load_tokenizer(workdir, length)
+    if initial is not None:
+        tokenizer = initial
+    else:
+        progress.say(
+            f"{workdir}: building a vocabulary from {len(store):,} records"
+        )
+        vocabulary = vocabularies.build_wordpiece_vocabulary(
+            store.captions(), config.data.vocabulary_size
+        )
+        tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
+    tokenizer.save(output)
+    return tokenizer
 
 
 def write_learner(

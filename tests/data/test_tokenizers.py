@@ -12,7 +12,7 @@ from tensorflow_text.tools.wordpiece_vocab import (
     wordpiece_tokenizer_learner_lib,
 )
 
-from jest_tf.data import tokenizers
+from jest_tf.data import tokenizers, vocabularies
 
 CAPTIONS = [
     "a red circle on a blue square",
@@ -83,7 +83,7 @@ class WordPieceTokenizerTest(tf.test.TestCase):
         )
 
     def test_tokens_equal_those_of_bert_tokenizer(self):
-        vocabulary = tokenizers.build_wordpiece_vocabulary(CAPTIONS, 120)
+        vocabulary = vocabularies.build_wordpiece_vocabulary(CAPTIONS, 120)
         tokenizer = tokenizers.WordPieceTokenizer(vocabulary, 64)
         table = tf.lookup.StaticVocabularyTable(
             tf.lookup.KeyValueTensorInitializer(
@@ -142,7 +142,7 @@ class WordPieceTokenizerTest(tf.test.TestCase):
 class BuildWordpieceVocabularyTest(tf.test.TestCase):
     def test_the_order_and_type_of_captions_does_not_matter(self):
         captions = CAPTIONS * 3 + [f"number {n} of {n * n}" for n in range(99)]
-        expected = tokenizers.build_wordpiece_vocabulary(captions, 100)
+        expected = vocabularies.build_wordpiece_vocabulary(captions, 100)
         self.assertEqual(expected[:2], ["[UNK]", "[EOS]"])
         self.assertLessEqual(len(expected), 100)
         self.assertLen(set(expected), len(expected))
@@ -150,17 +150,17 @@ class BuildWordpieceVocabularyTest(tf.test.TestCase):
             shuffled = np.random.default_rng(seed).permutation(captions)
             again = (str(c).encode() for c in shuffled)
             self.assertEqual(
-                tokenizers.build_wordpiece_vocabulary(again, 100), expected
+                vocabularies.build_wordpiece_vocabulary(again, 100), expected
             )
 
     def test_every_known_character_can_be_written(self):
-        vocabulary = tokenizers.build_wordpiece_vocabulary(CAPTIONS, 500)
+        vocabulary = vocabularies.build_wordpiece_vocabulary(CAPTIONS, 500)
         tokenizer = tokenizers.WordPieceTokenizer(vocabulary, 32)
         reversed_words = [caption[::-1] for caption in CAPTIONS]
         self.assertNotIn(0, tokenizer(tf.constant(reversed_words)).numpy())
 
     def test_words_are_lower_case_without_accents_or_bad_bytes(self):
-        vocabulary = tokenizers.build_wordpiece_vocabulary(
+        vocabulary = vocabularies.build_wordpiece_vocabulary(
             ["Caf\u00e9 CIRCLE"] * 50 + [b"caf\xe9 red", "rare"], 60
         )
         self.assertContainsSubset(["cafe", "circle"], vocabulary)
@@ -186,17 +186,17 @@ class BuildWordpieceVocabularyTest(tf.test.TestCase):
                 reserved_tokens=["[UNK]", "[EOS]"],
                 lower_thresh=1,
             )
-            found = tokenizers.build_wordpiece_vocabulary(
+            found = vocabularies.build_wordpiece_vocabulary(
                 map(" ".join, captions), size
             )
             self.assertEqual(found, expected[:size])
 
     def test_bad_arguments_are_refused(self):
         with self.assertRaisesRegex(ValueError, "`size` must be over 2.*2"):
-            tokenizers.build_wordpiece_vocabulary(CAPTIONS, 2)
+            vocabularies.build_wordpiece_vocabulary(CAPTIONS, 2)
         for captions in ([], ["", "  "]):
             with self.assertRaisesRegex(ValueError, "`captions`"):
-                tokenizers.build_wordpiece_vocabulary(captions, 50)
+                vocabularies.build_wordpiece_vocabulary(captions, 50)
 
 
 class Letters:

@@ -18,6 +18,7 @@ import numpy as np
 
 from jest_tf import files
 from jest_tf.data import artefacts, stores
+from jest_tf.data.sidecars import captions as captions_lib
 from jest_tf.data.sidecars import file_format
 from jest_tf.files import retries
 
@@ -190,7 +191,7 @@ class Sidecars:
         return self._read(
             rows,
             ids,
-            lambda part, local, starts, ends, places: _choose(
+            lambda part, local, starts, ends, places: captions_lib.numbered(
                 part["text"], starts, ends, numbers[places]
             ),
         )
@@ -218,7 +219,7 @@ class Sidecars:
         def choose(part, local, starts, ends, places):
             del places
             pictures = part["image"][local]
-            return _choose_best(part["text"], starts, ends, pictures)
+            return captions_lib.best(part["text"], starts, ends, pictures)
 
         return self._read(rows, ids, choose)
 
@@ -460,43 +461,3 @@ def _take(part, local, texts, image, text, places):
     else:
         image[places] = part["image"][local]
         text[places] = part["text"][texts]
-
-
-def _choose(text, starts, ends, numbers):
-    """Indices of captions chosen by hashes, int64 [k]; -1 if all are blank."""
-    counts = ends - starts
-    firsts = np.cumsum(counts) - counts  # of each row, in a line of all
-    line = np.repeat(starts - firsts, counts) + np.arange(counts.sum())
-    blank = file_format.is_zero(text, line)
-    if not blank.any():
-        choices = numbers % np.maximum(counts, 1)
-        choices[counts == 0] = -1
-        return choices
-    whole = np.append(0, np.cumsum(~blank))
-    counts = whole[ends - starts + firsts] - whole[firsts]
-    # The n-th nonblank caption is where their running count reaches n.
-    wanted = whole[firsts] + numbers % np.maximum(counts, 1) + 1
-    choices = np.searchsorted(whole, wanted) - 1 - firsts
-    choices[counts == 0] = -1
-    return choices
-
-
-def _choose_best(text, starts, ends, pictures):
-    """Indices of the captions most like the pictures; -1 if all are blank."""
-    counts = ends - starts
-    firsts = np.cumsum(counts) - counts  # of each row, in a line of all
-    line = np.repeat(starts - firsts, counts) + np.arange(counts.sum())
-    owners = np.repeat(np.arange(len(counts)), counts)
-    captions = np.asarray(text[line], np.float32)
-    similarity = np.einsum(
-        "cd,cd->c", captions, np.asarray(pictures, np.float32)[owners]
-    )
-    similarity[~captions.any(1)] = -np.inf
-    choices = np.full(len(counts), -1)
-    # Of each row in turn, the most similar first; the sort is stable.
-    order = np.lexsort((-similarity, owners))
-    has_some = counts > 0
-    best = order[firsts[has_some]]
-    best = np.where(np.isneginf(similarity[best]), -1, best)
-    choices[has_some] = np.where(best < 0, -1, best - firsts[has_some])
-    return choices
