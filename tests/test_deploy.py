@@ -94,8 +94,9 @@ class JobsTest(DeployTestCase):
                     # The image and the bucket have no other files.
                     self.assertStartsWith(settings.data.vocabulary, "gs://")
                     # As many rows a chip as the paper's, on 8 chips.
-                    self.assertEqual(settings.data.super_batch_size, 8 * 640)
-                    self.assertEqual(settings.batch_size, 8 * 128)
+                    self.assertEqual(
+                        settings.selection.sizes(), (8 * 640, 8 * 128)
+                    )
 
     def test_jobsets_restart_as_kubernetes_allows(self):
         for name in ("jobset-gpu.yaml", "jobset-tpu.yaml"):

@@ -190,13 +190,9 @@ class ChoiceTest(ScoresTestCase):
                     own += oracles.row_losses(learner, drawn, chosen_by.loss)
                 scores[rows] += own
             # Exact in every shard, to within one record.
-            good = stored_cases.LENGTHS[shard] - sum(
-                self.store.shards.lengths[:shard].sum()
-                <= row
-                < self.store.shards.lengths[: shard + 1].sum()
-                for row in BAD
-            )
-            share = chosen_by.passes * good / stage.candidates
+            start = sum(stored_cases.LENGTHS[:shard])
+            good = {*range(start, start + stored_cases.LENGTHS[shard])} - {*BAD}
+            share = chosen_by.passes * len(good) / stage.candidates
             self.assertBetween(chosen, math.floor(share), math.ceil(share))
         scores[list(BAD)] = np.nan
         self.assertAllEqual(found.weights, weights)
@@ -710,18 +706,6 @@ class LikeTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, "expected made_by.pool.versio"):
             self.infer()
 
-    def test_one_shard_under_two_folders_is_refused(self):
-        path = os.path.join(self.folder, "copy", "pool.tfrecord")
-        os.mkdir(os.path.dirname(path))
-        for end in ("", ".sidecar"):
-            shutil.copy(self.pool.store.shards.paths[0] + end, path + end)
-        store = stores.join([self.pool.store, stores.open_store(path)])
-        self.pool = by_similarity.Source(store, sidecars_lib.Sidecars(store))
-        with self.assertRaisesRegex(
-            ValueError, f"two of version .* and {path}"
-        ):
-            self.infer()
-
     def test_progress_never_goes_back(self):
         # All rows of the second block of seven lack an embedding.
         rows = np.arange(300)
@@ -769,58 +753,39 @@ class LikeTest(tf.test.TestCase):
         self.assertEqual(found.weights.sum(), 100)
 
     def test_what_is_in_the_evaluation_is_left_out_and_counted(self):
-        before = np.flatnonzero(self.infer().weights)
-        by_id, by_picture, by_embedding = before[[0, 5, 9]]
-        rows = self.pool.sidecars.read_shard(0)
-        image = self.unit(self.random.normal(size=(3, self.DIM)))
-        image[2] = rows.image[by_embedding]
-        evaluation = self.source(
-            "evaluation",
-            [8, 9, 10],
-            [1000 + by_id, 8001, 8002],
-            images=[8000, 1000 + by_picture, 8002],
-            image=image,
-        )
-        self.directory = os.path.join(self.folder, "apart")
-        found = self.infer(evaluation, leak=0.999)
-        after = np.flatnonzero(found.weights)
-        self.assertLen(after, 40)
-        left_out = {by_id, by_picture, by_embedding}
-        self.assertEmpty(left_out & set(after.tolist()))
-        for reason in ("id", "picture", "embedding"):
-            self.assertEqual(found.counts[f"in the evaluation, by {reason}"], 1)
-        chosen = oracles.choose_in_turns(
-            self.similarities(), self.labels, 40, left_out
-        )
-        self.assertAllEqual(after, sorted(chosen))
-
-    def test_items_of_the_evaluation_need_no_caption_and_no_embedding(self):
+        """Its items need no caption, and no embedding."""
         before = np.flatnonzero(self.infer().weights)
         by_id, by_picture, by_embedding, by_both = before[[0, 5, 9, 12]]
         rows = self.pool.sidecars.read_shard(0)
-        image = self.unit(self.random.normal(size=(4, self.DIM)))
-        image[2] = rows.image[by_embedding]
-        evaluation = self.source(
-            "bare",
-            [8, 9, 10, 11],
-            [1000 + by_id, 8001, 8002, 1000 + by_both],
-            images=[8000, 1000 + by_picture, 8002, 1000 + by_both],
-            image=image,
-            captions=[" "] * 4,
-            valid=np.array([True, True, True, False]),
-        )
-        self.assertEmpty(by_similarity.load(evaluation).rows)
-        self.directory = os.path.join(self.folder, "apart")
-        found = self.infer(evaluation, leak=0.999)
-        self.assertEqual(found.weights[before].sum(), len(before) - 4)
-        counts = [
-            found.counts[f"in the evaluation, by {reason}"]
-            for reason in ("id", "picture", "embedding")
-        ]
-        self.assertEqual(counts, [2, 1, 1])
-        self.assertEqual(
-            found.counts["items of the evaluation without an embedding"], 1
-        )
+        for name, captions in (("evaluation", None), ("bare", [" "] * 4)):
+            image = self.unit(self.random.normal(size=(4, self.DIM)))
+            image[2] = rows.image[by_embedding]
+            evaluation = self.source(
+                name,
+                [8, 9, 10, 11],
+                [1000 + by_id, 8001, 8002, 1000 + by_both],
+                images=[8000, 1000 + by_picture, 8002, 1000 + by_both],
+                image=image,
+                captions=captions,
+                valid=np.array([True, True, True, False]),
+            )
+            self.directory = os.path.join(self.folder, f"apart from {name}")
+            found = self.infer(evaluation, leak=0.999)
+            after = np.flatnonzero(found.weights)
+            self.assertLen(after, 40)
+            left_out = {by_id, by_picture, by_embedding, by_both}
+            chosen = oracles.choose_in_turns(
+                self.similarities(), self.labels, 40, left_out
+            )
+            self.assertAllEqual(after, sorted(chosen))
+            counts = [
+                found.counts[f"in the evaluation, by {reason}"]
+                for reason in ("id", "picture", "embedding")
+            ]
+            self.assertEqual(counts, [2, 1, 1])
+            self.assertEqual(
+                found.counts["items of the evaluation without an embedding"], 1
+            )
 
     def test_an_evaluation_without_pictures_is_refused(self):
         path = os.path.join(self.folder, "texts.tfrecord")
@@ -1227,16 +1192,6 @@ class CommandTest(tf.test.TestCase):
         self.assertRegex(text, "asked for.*150")
         self.assertRegex(text, "pool.*1 shards")
 
-    def test_like_without_an_evaluation_says_what_is_not_compared(self):
-        _, told = self.run_command(
-            "unchecked",
-            *("--like", self.path("val-*.tfrecord"), "--no-report"),
-            *("--set", "size=10"),
-            data="reference",
-        )
-        self.assertIn("no --evaluation: what the tasks are evaluated", told)
-        self.assertNotIn("asked for", told)
-
     def test_it_says_why_there_are_fewer_than_asked_for(self):
         # The model was never trained and finds many pictures alike.
         for output, size, near, reason in (
@@ -1249,6 +1204,7 @@ class CommandTest(tf.test.TestCase):
                 *("--set", f"size={size}", f"near={near}"),
                 data="reference",
             )
+            self.assertIn("no --evaluation: what the tasks are evaluated", told)
             self.assertRegex(told, f"of the {size:,} asked for: {reason}")
             self.assertRegex(printed, rf"{size:,}  asked for")
 
