@@ -1,5 +1,8 @@
 """The rows of draws by hand: the oracle's, from the noise of a seed."""
 
+import dataclasses
+
+import numpy as np
 import oracles
 import own_parts
 
@@ -50,3 +53,31 @@ def rows(
 def later_seed(number, seed):
     """The seed of the live stage `number` in a step."""
     return seed[0] ^ number * STAGE_SALT, seed[1]
+
+
+def take(embeddings, rows):
+    """The embeddings of some rows."""
+    image, text, *scalars = embeddings
+    return type(embeddings)(image[rows], text[rows], *scalars)
+
+
+def through(models, stages, seed, num_replicas=1):
+    """For each live stage in turn the rows of the super-batch that it draws.
+
+    On several replicas with a quota rows lie by replica, and then as drawn.
+    """
+    numbers, draws = np.arange(len(models[0].image)), []
+    for place, stage in enumerate(stages):
+        if not stage.scores:
+            stage = dataclasses.replace(stage, uniform_share=0.0)
+        drawn = rows(
+            *(take(one, numbers) for one in models),
+            stage,
+            batch_size=len(numbers) // stage.candidates,
+            seed=later_seed(place, seed),
+            num_replicas=num_replicas,
+        )
+        draws.append(numbers[drawn])
+        owners = drawn // (len(numbers) // num_replicas)
+        numbers = numbers[drawn[np.argsort(owners, kind="stable")]]
+    return draws

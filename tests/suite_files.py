@@ -80,3 +80,14 @@ def write_crossmodal(folder, images):
     path = folder / "captions.jsonl"
     path.write_text("\n".join(lines))
     return str(path)
+
+
+def write_open_clip(folder, names):
+    """A package `open_clip` of class names and one template, "a {}"."""
+    package = pathlib.Path(folder) / "open_clip"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError")
+    (package / "zero_shot_metadata.py").write_text(
+        "OPENAI_IMAGENET_TEMPLATES = (lambda c: f'a {c}',)\n"
+        f"IMAGENET_CLASSNAMES = {names}"
+    )

@@ -185,7 +185,7 @@ class DocsTestCase(tf.test.TestCase):
         text = shlex.join(line)
         if program != "jest-tf" or any(one in text for one in skip):
             return
-        if words[0] == "train":
+        if words[0] == "train" and settings:
             words += ["--set", *settings]
         with self.subTest(text):
             self.assertEqual(cli.main([*words, *add(line)]), 0)
@@ -334,8 +334,8 @@ class PagesTest(DocsTestCase):
         ):
             self.assertRegex(printed, rf"(?m)^ *[\d.]+  eval/{name}$")
 
-    def test_every_format_is_trained_on_and_a_run_continues(self):
-        _, printed = self.run_page("docs/data.md", ())
+    def test_every_format_is_trained_on(self):
+        self.run_page("docs/data.md", ())
         runs = [path.name for path in pathlib.Path("runs").iterdir()]
         self.assertCountEqual(runs, ["tars", "table", "tfrecords", "mixture"])
         for run in runs:

@@ -14,7 +14,7 @@ from jest_tf.data import artefacts, batches, pictures, stores, tokenizers
 from jest_tf.models import reference
 
 # Rows of a part, which is computed again if the process is killed within it.
-_PART = 2**14
+PART_ROWS = 2**14
 
 
 class Encoder:
@@ -199,12 +199,12 @@ class Encoder:
 
 
 def _joined(arrays):
-    """Joins arrays to parts of at least `_PART` rows, but for the last."""
+    """Joins arrays to parts of at least `PART_ROWS` rows, but for the last."""
     part, rows = [], 0
     for array in arrays:
         part.append(array)
         rows += len(array)
-        if rows >= _PART:
+        if rows >= PART_ROWS:
             yield np.concatenate(part)
             part, rows = [], 0
     if part:

@@ -12,7 +12,7 @@ import random_embeddings
 import tensorflow as tf
 
 from benchmarks import traffic
-from jest_tf import losses, selection
+from jest_tf import config, losses, selection
 from jest_tf.distribution import placement
 
 LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
@@ -50,13 +50,14 @@ def calls_of_a_step(setup):
             int(replicas.replica_id),
             setup.num_replicas,
         )
-        draw = selection.select_jointly(
+        draw = selection.draw(
             *own[:2],
+            config.Stage(2, num_chunks=setup.num_chunks),
             batch_size=setup.batch_size,
-            num_chunks=setup.num_chunks,
             seed=(0, 1),
-            loss=setup.loss,
-            quota=setup.quota,
+            settings=config.SelectionConfig(
+                setup.batch_size, loss=setup.loss, quota=setup.quota
+            ),
             replicas=replicas,
         )
         selection.summarize(draw, replicas)
@@ -82,7 +83,7 @@ def calls_of_a_step(setup):
 class TrafficTest(tf.test.TestCase):
     def test_a_step_calls_what_the_count_says(self):
         for num_replicas, quota, loss in itertools.product(
-            (2, 4), selection.QUOTAS, selection.LOSSES
+            (2, 4), config.QUOTAS, LOSSES
         ):
             setup = setup_of(num_replicas, quota=quota, loss=loss)
             expected = collections.Counter(
@@ -93,7 +94,7 @@ class TrafficTest(tf.test.TestCase):
                     self.assertEqual(collections.Counter(calls), expected)
 
     def test_no_picture_is_gathered_and_with_a_quota_each_none_moves(self):
-        for quota in selection.QUOTAS:
+        for quota in config.QUOTAS:
             setup = setup_of(4, quota=quota)
             calls = calls_of_a_step(setup)[0]
             of_pictures = [call for call in calls if call.dtype == "uint8"]
@@ -104,7 +105,7 @@ class TrafficTest(tf.test.TestCase):
     def test_selection_moves_rows_chosen_and_not_the_super_batch(self):
         # Twice the super-batch, the same sub-batch: the embeddings that go
         # round stay, and candidates are two numbers a row at most.
-        for quota in selection.QUOTAS:
+        for quota in config.QUOTAS:
             small, large = (
                 traffic.totals(
                     traffic.Setup(8, size, 1024, 16, 768, 768, quota)

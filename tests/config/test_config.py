@@ -783,7 +783,3 @@ class FilesTest(tf.test.TestCase):
                 self.assertIsInstance(
                     config.load_config(path), config.TrainConfig
                 )
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -95,7 +95,3 @@ class SuiteTest(tf.test.TestCase):
                 self.load(text)
         with self.assertRaisesRegex(ValueError, "must be a .toml or .json"):
             config.load_suite("/nowhere/suite.toml")
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -146,7 +146,3 @@ class ReadAgainTest(ArtefactsTestCase):
         os.remove(self.path)
         with self.assertRaisesRegex(ValueError, "cannot be read any more"):
             read_again(before)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -110,7 +110,3 @@ class AugmentTest(tf.test.TestCase):
         for area in (0, -0.1, 1.1):
             with self.assertRaisesRegex(ValueError, f"`min_area`.*{area}"):
                 self.augment(random_images(1, 2, 2, 3), min_area=area)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -160,7 +160,3 @@ class FaultLogTest(tf.test.TestCase):
         log.close()
         self.assertEqual(self.lines(), [self.line(p) for p in range(1600)])
         self.assertEqual((log.num_drawn, log.num_replaced), (3200, 1600))
-
-
-if __name__ == "__main__":
-    tf.test.main()

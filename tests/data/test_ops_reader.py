@@ -403,7 +403,3 @@ class OpsReaderTest(shard_files.FolderTestCase, streams.StreamTestCase):
         os.remove(store.indexes[0].path)
         with self.assertRaisesRegex(ValueError, "indexes that every host can"):
             self.stream(store, "ops", 1)
-
-
-if __name__ == "__main__":
-    tf.test.main()

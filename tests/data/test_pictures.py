@@ -154,7 +154,3 @@ class DecodeImageTest(tf.test.TestCase):
             lambda encoded: pictures.decode_image(encoded, 8)
         )
         self.assertEqual(dataset.element_spec.shape, [8, 8, 3])
-
-
-if __name__ == "__main__":
-    tf.test.main()

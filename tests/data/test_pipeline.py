@@ -539,7 +539,3 @@ class EvaluationTest(PipelineTestCase):
             settings = {"batch_size": 1, "image_size": 1} | {name: 0}
             with self.assertRaisesRegex(ValueError, f"`{name}`.*0"):
                 batches_lib.examples(self.store, **settings)
-
-
-if __name__ == "__main__":
-    tf.test.main()

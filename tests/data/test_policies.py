@@ -145,7 +145,3 @@ class PoliciesTest(tf.test.TestCase):
                 build("randaugment", **devices)
         with self.assertRaisesRegex(ValueError, "`data.augment` must be one"):
             build("randomaugment")
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -503,7 +503,3 @@ class FuzzTest(ReadingTestCase):
     @pytest.mark.slow
     def test_a_thousand_mutated_pictures_harm_no_other(self):
         self.check(1000, seed=1)
-
-
-if __name__ == "__main__":
-    tf.test.main()

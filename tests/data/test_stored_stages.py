@@ -519,7 +519,3 @@ class RefusalsTest(stored_cases.StoredTestCase):
 
 def of_learner():
     return config.CRITERIA["learnability"]
-
-
-if __name__ == "__main__":
-    tf.test.main()

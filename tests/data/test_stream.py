@@ -362,7 +362,3 @@ class PartTest(tf.test.TestCase):
             for count in (0, 5, 70):
                 self.assertEqual(part.num_distinct(count), min(count, 7))
             self.assertEqual((part.num_records, part.num_drawn), (7, 7))
-
-
-if __name__ == "__main__":
-    tf.test.main()

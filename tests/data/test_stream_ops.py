@@ -60,7 +60,3 @@ class StreamOpsTest(tf.test.TestCase):
             stream_ops.caption_numbers(SEED, positions),
             reader.caption_numbers(SEED, positions),
         )
-
-
-if __name__ == "__main__":
-    tf.test.main()

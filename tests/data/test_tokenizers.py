@@ -306,7 +306,3 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
                 ValueError, "has vocab.txt and tokenizer.model"
             ):
                 tokenizers.load_tokenizer(directory, 4)
-
-
-if __name__ == "__main__":
-    tf.test.main()

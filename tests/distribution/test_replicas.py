@@ -231,10 +231,7 @@ class GlobalQuotaTest(tf.test.TestCase):
         # Five rows, over and over, so that equal ones lie on every replica; 16
         # and more rows on each, as processors treat the odd ones apart.
         some = random_embeddings.unrelated(5, 4, seed=0)
-        places = np.arange(128) % 5
-        repeated = some._replace(
-            image=some.image[places], text=some.text[places]
-        )
+        repeated = hand_draws.take(some, np.arange(128) % 5)
         other = repeated._replace(scale=np.float32(3.0))
         top = config.Stage(1, method="top")
         for num_replicas in (2, 4, 8):

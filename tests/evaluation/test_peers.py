@@ -266,7 +266,3 @@ class PeersTest(tf.test.TestCase):
             [text.decode() for text in texts],
             [f"{word} {label}" for label in labels for word in ("a", "the")],
         )
-
-
-if __name__ == "__main__":
-    tf.test.main()

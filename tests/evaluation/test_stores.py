@@ -101,52 +101,29 @@ class OpenStoresTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, "different names.*'val' twice"):
             evaluation.open_stores([f"{folder}/val-*0-of*", f"{folder}/val-*"])
 
-    def test_format_fields_and_index_folder_are_as_set(self):
+    def test_format_fields_and_index_folder_are_those_of_training(self):
         folder = self.get_temp_dir()
         tf.io.write_file(f"{folder}/1.png", b"picture")
         with open(f"{folder}/val.csv", "w", encoding="utf-8") as file:
             file.write("photo,words,more\n1.png,a,b\n")
-        settings = config.TrainConfig(
-            data=config.DataConfig(
-                train=("train.csv", "other.csv"),
-                weights=(1.0, 2.0),
-                image_field="photo",
-                caption_fields=("words", "more"),
-                index_dir=f"{folder}/indexes",
-            ),
-            evaluation=config.EvaluationConfig(data=(f"{folder}/val.csv",)),
+        settings = config.DataConfig(
+            train=("train.csv", "other.csv"),
+            weights=(1.0, 2.0),
+            image_field="photo",
+            caption_fields=("words", "more"),
+            index_dir=f"{folder}/indexes",
         )
-        for own, captions in (
-            ({}, (b"a", b"b")),
-            ({"caption_fields": ("more",)}, (b"b",)),
-        ):
-            one = dataclasses.replace(
-                settings,
-                evaluation=dataclasses.replace(settings.evaluation, **own),
-            )
-            stores = evaluation.open_stores(
-                one.evaluation.data, one.evaluation_data
-            )
-            self.assertEqual(
-                stores["val"].read([0]),
-                [stores_lib.Record(b"picture", captions, {})]
-                if not own
-                else [stores_lib.Record(b"picture", captions, {"words": b"a"})],
-            )
+        stores = evaluation.open_stores([f"{folder}/val.csv"], settings)
+        record = stores_lib.Record(b"picture", (b"a", b"b"), {})
+        self.assertEqual(stores["val"].read([0]), [record])
         self.assertCountEqual(
             os.listdir(folder), ["1.png", "val.csv", "indexes"]
         )
         for own, message in (
-            ({"image_field": ""}, r"image_field ''.* of `evaluation` or,"),
+            ({"image_field": ""}, "image_field ''"),
             ({"format": "tfrecord"}, "format 'tfrecord'.*not an uncompressed"),
         ):
-            one = dataclasses.replace(
-                settings,
-                evaluation=dataclasses.replace(settings.evaluation, **own),
-            )
             with self.assertRaisesRegex(ValueError, message):
-                evaluation.open_stores(one.evaluation.data, one.evaluation_data)
-
-
-if __name__ == "__main__":
-    tf.test.main()
+                evaluation.open_stores(
+                    [f"{folder}/val.csv"], dataclasses.replace(settings, **own)
+                )

@@ -1,6 +1,7 @@
 """Entries of a suite, from files to measures in CLIP_benchmark's names."""
 
 import pathlib
+import sys
 from unittest import mock
 
 import numpy as np
@@ -9,7 +10,6 @@ import tensorflow as tf
 from evaluation_cases import Oracle, number_of
 
 from jest_tf import evaluation
-from jest_tf.evaluation import data_sets
 
 
 class SuiteTest(tf.test.TestCase):
@@ -166,15 +166,10 @@ class SuiteTest(tf.test.TestCase):
             {"0": [1], "1": [2]},
         )
         names = [f"class {number}" for number in range(1, 1001)]
-        packaged = {
-            "IMAGENET_CLASSNAMES": names,
-            "OPENAI_IMAGENET_TEMPLATES": [lambda name: f"a {name}"],
-        }
+        suite_files.write_open_clip(self.folder, names)
         entries = ["imagenet"]
         entries += [f"imagenet_{one}" for one in ("v2", "a", "r", "sketch")]
-        with mock.patch.object(
-            data_sets, "_open_clip", lambda name, setting: packaged[name]
-        ):
+        with mock.patch.object(sys, "path", [str(self.folder), *sys.path]):
             opened = evaluation.open_suite(
                 self.write("".join(f"[{one}]\n" for one in entries))
             )
@@ -246,7 +241,3 @@ class DrawsTest(tf.test.TestCase):
                 "selection/effective_share": 1 / 3,
             },
         )
-
-
-if __name__ == "__main__":
-    tf.test.main()

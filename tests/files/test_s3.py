@@ -62,7 +62,3 @@ class S3Test(S3, test_files.AnySchemeTest):
 
 class S3LeaseTest(S3, test_leases.LeaseTest):
     pass
-
-
-if __name__ == "__main__":
-    tf.test.main()

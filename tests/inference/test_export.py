@@ -59,10 +59,6 @@ for tower, value in (("image", "pixels"), ("text", "tokens")):
     found["onnx/scalars"] = [float(about["scale"]), float(about["bias"])]
 for name, array in safetensors.numpy.load_file("x.safetensors").items():
     found[f"weights/{name}"] = array
-loaded = tf.saved_model.load("served")
-served = loaded.serve({"image": inputs["pixels"], "text": inputs["tokens"]})
-for name in ("image", "text", "scale", "bias"):
-    found[f"served/{name}"] = getattr(served, name)
 np.savez("outputs.npz", **found)
 """
 
@@ -132,7 +128,6 @@ class ElsewhereTest(tf.test.TestCase):
         export.saved_model(cls.pieces, str(cls.folder / "sentencepiece"))
         export.onnx(cls.model, str(cls.folder / "onnx"))
         export.weights(cls.model, str(cls.folder / "x.safetensors"))
-        learner.export(str(cls.folder / "served"), verbose=False)
         cls.found = run_elsewhere(ELSEWHERE, cls.folder)
 
     def test_a_saved_model_embeds_pictures_pixels_and_strings(self):
@@ -187,13 +182,6 @@ class ElsewhereTest(tf.test.TestCase):
             _, _, name = variable.path.partition("/")
             self.assertAllEqual(self.found[f"weights/{name}"], variable)
 
-    def test_kerass_own_export_serves_the_model(self):
-        expected = self.model.learner(
-            {"image": self.pixels, "text": self.tokens}
-        )
-        for name, value in expected._asdict().items():
-            self.assertAllClose(self.found[f"served/{name}"], value, 1e-6, 1e-6)
-
 
 class WeightsTest(tf.test.TestCase):
     def test_numpy_alone_repeats_the_embeddings(self):
@@ -233,7 +221,7 @@ class TunedTest(tf.test.TestCase):
         path = presets.save(f"{folder}/public", "siglip2")
         recipe = pathlib.Path(__file__).parents[2] / "configs"
         settings = [f"model.init_from=keras_hub:{path}", "steps=2"]
-        settings += ["optimizer.warmup_steps=1", "data.super_batch_size=16"]
+        settings += ["optimizer.warmup_steps=1", "selection.batch_size=16"]
         settings += ["evaluation.data=", "model.towers=", "model.loss=sigmoid"]
         for command in (
             [
@@ -370,50 +358,39 @@ class PresetsTest(parameterized.TestCase, tf.test.TestCase):
 
 
 class ErrorsTest(tf.test.TestCase):
-    def test_presets_are_of_keras_hubs_towers_and_tokenizers(self):
-        pytest.importorskip("keras_hub")
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        with self.assertRaisesRegex(ValueError, "towers of KerasHub.*ImageTow"):
-            export.keras_hub(test_embedder.embedder(), f"{folder}/x")
-        self.assertEmpty(os.listdir(folder))
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.path = os.path.join(self.folder, "x")
+        self.model = jest_tf.Embedder(tiny.learner())
 
-    def test_what_exists_is_kept(self):
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        model = jest_tf.Embedder(tiny.learner())
+    def test_what_cannot_be_exported_leaves_nothing(self):
         for write in (export.saved_model, export.onnx, export.weights):
             with self.assertRaisesRegex(ValueError, "must not exist yet"):
-                write(model, folder)
-
-    def test_a_failed_export_leaves_nothing(self):
-        folder = self.enterContext(tempfile.TemporaryDirectory())
+                write(self.model, self.folder)
+        with self.assertRaisesRegex(ValueError, "`dtype` must be one of"):
+            export.saved_model(self.model, self.path, dtype="int8")
         model = jest_tf.Embedder(
             tiny.learner(), lambda texts: tf.strings.length(texts)
         )
         with self.assertRaises(ValueError):  # of rank 1, no tokens
-            export.saved_model(model, os.path.join(folder, "x"))
-        self.assertEmpty(os.listdir(folder))
-
-    def test_models_of_other_frameworks_are_refused(self):
-        model = jest_tf.Embedder(tiny.learner())
+            export.saved_model(model, self.path)
         # As those of Hugging Face, it only embeds.
         model.learner = object()
         for name in ("saved_model", "onnx", "keras_hub", "weights"):
             with self.assertRaisesRegex(ValueError, "needs a Keras model"):
-                getattr(export, name)(model, "new")
+                getattr(export, name)(model, self.path)
+        self.assertEmpty(os.listdir(self.folder))
 
-    def test_unknown_dtypes(self):
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        path = os.path.join(folder, "x")
-        model = jest_tf.Embedder(tiny.learner())
-        with self.assertRaisesRegex(ValueError, "`dtype` must be one of"):
-            export.saved_model(model, path, dtype="int8")
-        self.assertEmpty(os.listdir(folder))
+    def test_presets_are_of_keras_hubs_towers_and_tokenizers(self):
+        pytest.importorskip("keras_hub")
+        with self.assertRaisesRegex(ValueError, "towers of KerasHub.*ImageTow"):
+            export.keras_hub(test_embedder.embedder(), self.path)
+        self.assertEmpty(os.listdir(self.folder))
 
     def test_other_formats_of_pictures_are_refused_by_the_graph(self):
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        path = os.path.join(folder, "x")
-        export.saved_model(jest_tf.Embedder(tiny.learner()), path)
-        loaded = tf.saved_model.load(path)
+        export.saved_model(self.model, self.path)
+        loaded = tf.saved_model.load(self.path)
         self.assertFalse(hasattr(loaded, "embed_texts"))
         every = picture_files.every_kind()
         for name in ("gif", "bmp", "webp alpha", "animated webp"):
@@ -452,7 +429,3 @@ class KerasExportTest(tf.test.TestCase):
         tower = tiny.learner().image_tower
         with self.assertRaisesRegex(ValueError, "must be built first"):
             jest_tf.TwoTower(tower, tower).export("x")
-
-
-if __name__ == "__main__":
-    tf.test.main()

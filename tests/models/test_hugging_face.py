@@ -199,7 +199,3 @@ class HuggingFaceTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 pretrained.load(name)
-
-
-if __name__ == "__main__":
-    tf.test.main()

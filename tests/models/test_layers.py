@@ -250,7 +250,3 @@ class SavingTest(tf.test.TestCase):
                     again.layers[0].dtype_policy.name, "mixed_bfloat16"
                 )
                 self.assertAllEqual(again(inputs), model(inputs))
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -181,7 +181,3 @@ class RateFactorsTest(tf.test.TestCase):
             factors_by_name(
                 tiny.learner(), rate_factors=(config.RateFactor("head", 0.5),)
             )
-
-
-if __name__ == "__main__":
-    tf.test.main()

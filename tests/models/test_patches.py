@@ -173,7 +173,3 @@ class PatchEmbeddingTest(tf.test.TestCase):
             ValueError, "`patch_size` must divide.*patch_size=5.*24, 24, 3"
         ):
             make_layer(images)(images, patch_size=5)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -271,7 +271,3 @@ class ResizingTest(tf.test.TestCase):
         self.assertAllEqual(
             pictures.Resizing(12)(image), pictures.resize_image(image, 12)
         )
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -234,7 +234,3 @@ class LoadRunTest(tf.test.TestCase):
         config.save_config(self.config, path)
         with self.assertRaisesRegex(ValueError, "with final.weights.h5"):
             loading.load(empty)
-
-
-if __name__ == "__main__":
-    tf.test.main()

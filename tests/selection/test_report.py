@@ -3,6 +3,7 @@
 import itertools
 from unittest import mock
 
+import hand_draws
 import numpy as np
 import oracles
 import own_parts
@@ -55,9 +56,7 @@ class DrawReportTest(tf.test.TestCase):
             )
             rows = found.indices.numpy()
             for name, parts in zip(methods.MODELS, models, strict=True):
-                sub_batch = parts._replace(
-                    image=parts.image[rows], text=parts.text[rows]
-                )
+                sub_batch = hand_draws.take(parts, rows)
                 kept = getattr(found, f"{name}_loss")[found.kept]
                 self.assertAllClose(
                     tf.reduce_mean(kept), train(sub_batch), rtol=1e-5

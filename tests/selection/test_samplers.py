@@ -215,9 +215,7 @@ class SamplerTest(tf.test.TestCase):
 
     def test_ties_go_to_the_lower_row(self):
         same = random_embeddings.related(1, 4, seed=0)
-        repeated = same._replace(
-            image=np.repeat(same.image, 9, 0), text=np.repeat(same.text, 9, 0)
-        )
+        repeated = hand_draws.take(same, [0] * 9)
         found = draw(
             repeated, repeated, config.Stage(1, method="top"), batch_size=4
         )
@@ -226,10 +224,7 @@ class SamplerTest(tf.test.TestCase):
     def test_rows_that_have_changed_places_are_drawn_all_the_same(self):
         models = random_embeddings.models(48)
         order = np.random.default_rng(0).permutation(48)
-        moved = [
-            one._replace(image=one.image[order], text=one.text[order])
-            for one in models
-        ]
+        moved = [hand_draws.take(one, order) for one in models]
         seed = selection.Placed(SEED, tf.constant(order))
         for method in config.METHODS:
             stage = config.Stage(

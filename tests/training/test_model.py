@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import oracles
 import own_parts
+import pytest
 import tensorflow as tf
 import tiny
 
@@ -217,11 +218,9 @@ class StepTest(TrainingTestCase):
         for name, value in zip(("learner", "reference"), values, strict=True):
             expected[f"stages/0/{name}_loss_kept"] = value[rows].mean()
             expected[f"stages/0/{name}_loss_dropped"] = value[dropped].mean()
-        kept = [
-            part._replace(image=part.image[rows], text=part.text[rows])
-            for part in scored
-        ]
-        ours, theirs = (oracles.sigmoid_loss(part) for part in kept)
+        ours, theirs = (
+            oracles.sigmoid_loss(hand_draws.take(part, rows)) for part in scored
+        )
         expected["loss"] = ours
         expected["stages/0/score"] = ours - 2 * theirs
 
@@ -259,18 +258,14 @@ class StepTest(TrainingTestCase):
             dataclasses.replace(JOINT, batch_size=7),
             run_eagerly=False,
         )
-        drawn = fit_and_remember(
-            model,
-            [
-                batch | {"curated": more}
-                for batch, more in zip(batches, extra, strict=True)
-            ],
-        )
+        for batch, more in zip(batches, extra, strict=True):
+            batch["curated"] = more
+        drawn = fit_and_remember(model, batches)
         for step, (batch, more) in enumerate(zip(batches, extra, strict=True)):
             rows = drawn_by_hand(twin, reference, batch, step)
             trained = {
-                name: np.concatenate([value[rows], more[name]])
-                for name, value in batch.items()
+                name: np.concatenate([batch[name][rows], value])
+                for name, value in more.items()
             }
             self.assertAllEqual(drawn[step], trained["id"])
             step_by_hand(twin, trained)
@@ -356,12 +351,6 @@ class ViewsTest(TrainingTestCase):
         step_by_hand(twin, halves, call=in_views)
         self.assert_same_weights(learner, twin, **TOLERANCE)
 
-    def test_training_views_work_without_selection(self):
-        (batch,) = tiny.super_batches()
-        model = build(tiny.flexible_learner(), None, None, views=(FINE, COARSE))
-        drawn = fit_and_remember(model, [batch])[0]
-        self.assertAllEqual(drawn, batch["id"])
-
     def test_views_that_a_learner_cannot_take_are_refused(self):
         odd = config.View(3)
         for settings in (
@@ -382,50 +371,32 @@ class StagesTest(TrainingTestCase):
         config.Stage(3, num_chunks=2, first_step=2, uniform_share=0.25),
     )
 
-    def drawn(self, batch, step, settings):
-        numbers = np.arange(24)
-        models = [embed(tiny.learner(seed), batch) for seed in (0, 5)]
-        for place, stage in enumerate(settings.at(step).stages):
-            if not stage.scores:
-                stage = dataclasses.replace(stage, uniform_share=0.0)
-            pool = [
-                one._replace(image=one.image[numbers], text=one.text[numbers])
-                for one in models
-            ]
-            drawn = hand_draws.rows(
-                *pool,
-                stage,
-                batch_size=len(numbers) // stage.candidates,
-                seed=hand_draws.later_seed(place, (SEED, step)),
-            )
-            numbers = numbers[drawn]
-        return numbers
-
     def test_each_step_draws_by_its_kind_and_each_kind_is_traced_once(self):
         settings = config.SelectionConfig(4, self.STAGES)
         batches = tiny.super_batches(10, rows=24)
-        for together in (1, 2):
-            learner = tiny.learner(0)
-            traces = count_traces(learner)
-            model = build(
-                learner,
-                selection=settings,
-                run_eagerly=False,
-                # A rate of 0, so that all draws are by the same learner.
-                optimizer=jest_tf.AdamW(0.0),
-                steps_per_execution=together,
-            )
-            # Another fit goes on from the optimizer's step, with what is
-            # compiled.
-            told = DrawnIds()
-            for more in (batches, batches[:2]):
-                fit(model, more, callbacks=[told])
-            self.assertLen(told.rows, 12)
-            for step, rows in enumerate(told.rows):
-                expected = self.drawn(batches[step % 10], step, settings)
-                self.assertAllEqual(rows, expected)
-            # First alone, both, last alone: no shape differs.
-            self.assertEqual(traces, [(4, 4, 4, 3)] * 3)
+        learner = tiny.learner(0)
+        traces = count_traces(learner)
+        model = build(
+            learner,
+            selection=settings,
+            run_eagerly=False,
+            # A rate of 0, so that all draws are by the same learner.
+            optimizer=jest_tf.AdamW(0.0),
+            steps_per_execution=2,
+        )
+        # Another fit goes on from the optimizer's step, with what is compiled.
+        told = DrawnIds()
+        for more in (batches, batches[:2]):
+            fit(model, more, callbacks=[told])
+        self.assertLen(told.rows, 12)
+        for step, rows in enumerate(told.rows):
+            batch = batches[step % 10]
+            models = [embed(tiny.learner(seed), batch) for seed in (0, 5)]
+            stages = settings.at(step).stages
+            *_, expected = hand_draws.through(models, stages, (SEED, step))
+            self.assertAllEqual(rows, expected)
+        # First alone, both, last alone: no shape differs.
+        self.assertEqual(traces, [(4, 4, 4, 3)] * 3)
 
     def test_draw_metrics_average_only_scoring_steps(self):
         batches = tiny.super_batches(4)
@@ -609,6 +580,7 @@ class DistillationTest(TrainingTestCase):
 
 
 class FitTest(TrainingTestCase):
+    @pytest.mark.slow
     def test_eager_mode_graphs_xla_and_micro_batches_agree(self):
         batches = tiny.super_batches(3, rows=24)
         settings = config.SelectionConfig(

@@ -404,7 +404,3 @@ class CommandTest(tf.test.TestCase):
     def test_a_run_that_is_none_is_refused(self):
         with self.assertRaisesRegex(SystemExit, "^error: .*finished run"):
             command.main(["--workdir", "/nowhere", "--data", "x"])
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -126,7 +126,3 @@ class ReadTest(SidecarFilesTestCase):
         with open(self.path, "wb") as file:
             file.write(b"x" * 1000)
         self.assert_refused("must be a jest_tf sidecar.*`jest-tf embed --over")
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -124,7 +124,3 @@ class SpearmanTest(tf.test.TestCase):
             self.assertAllClose(
                 recognition.spearman(left, right), expected[0, 1]
             )
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -448,7 +448,3 @@ class WriteArraysTest(EmbeddingsTestCase):
             ):
                 self.write(arrays={name: values})
         self.assertFalse(os.path.exists(self.folder))
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -13,7 +13,7 @@ import tensorflow as tf
 from jest_tf.data import stores
 
 NUM_RECORDS = 12
-NUM_MUTATIONS = 300  # of each format
+NUM_MUTATIONS = 200  # of each format
 
 
 def mutate(data, rng):
@@ -194,7 +194,3 @@ class FuzzTest(tf.test.TestCase):
             ]
 
         self.fuzz(path, unharmed)
-
-
-if __name__ == "__main__":
-    tf.test.main()

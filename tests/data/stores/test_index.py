@@ -203,7 +203,3 @@ class ProgressTest(IndexTestCase):
                 file.write(b"x" * 100)
         with self.assertRaisesRegex(ValueError, "b.tfrecord is not"):
             self.open(paths)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -284,7 +284,3 @@ class StorageErrorTest(FilesTestCase):
             self.assertEqual(
                 fault, shards.Fault("unreadable: the storage says no")
             )
-
-
-if __name__ == "__main__":
-    tf.test.main()

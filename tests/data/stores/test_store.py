@@ -5,7 +5,6 @@ from unittest import mock
 
 import numpy as np
 import shard_files
-import tensorflow as tf
 
 from jest_tf import config
 from jest_tf.data import stores
@@ -275,7 +274,3 @@ class OpenTest(shard_files.FolderTestCase):
             [stores.Record(b"y", (b"d", b"c"), {"image": b"x"})],
         )
         self.assertLen(os.listdir(folder), 1)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -344,7 +344,3 @@ class ParquetTest(TablesTestCase):
         with mock.patch.dict(sys.modules, {"pyarrow.parquet": None}):
             with self.assertRaisesRegex(ImportError, "pip install pyarrow"):
                 stores.open_store(path)
-
-
-if __name__ == "__main__":
-    tf.test.main()

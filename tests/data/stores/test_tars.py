@@ -7,7 +7,6 @@ from unittest import mock
 
 import numpy as np
 import shard_files
-import tensorflow as tf
 
 from jest_tf.data import stores
 from jest_tf.data.stores import tars
@@ -298,7 +297,3 @@ class DamageTest(TarsTestCase):
                 shard_files.tar_sample("a", caption="x"),
                 caption_fields=("alt",),
             )
-
-
-if __name__ == "__main__":
-    tf.test.main()

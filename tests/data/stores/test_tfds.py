@@ -287,7 +287,3 @@ class WrittenByTFDSTest(PreparedTestCase):
                     one.metadata["label"].decode(),
                     ["cat", "dog"][example["label"]],
                 )
-
-
-if __name__ == "__main__":
-    tf.test.main()

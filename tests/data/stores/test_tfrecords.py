@@ -213,7 +213,3 @@ class ChecksumTest(tf.test.TestCase):
         self.assertEqual(tfrecords.frame_size(header), 300)
         self.assertIsNone(tfrecords.frame_size(header[:11]))
         self.assertIsNone(tfrecords.frame_size(b"\1" + header[1:]))
-
-
-if __name__ == "__main__":
-    tf.test.main()
