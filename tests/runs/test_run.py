@@ -194,20 +194,6 @@ class DivergenceTest(RunsTestCase):
             self.assertEqual(rolled, never)
             self.assertLen(rolled, 3)
 
-    def test_the_gradient_and_the_scores_are_looked_at_too(self):
-        for where, names in (
-            ("gradient", "dense.*"),
-            ("scores", "stages/0/learner_loss_kept, stages/0/score"),
-        ):
-            with self.subTest(where):
-                message = self.stopped(where, where)
-                self.assertRegex(
-                    message, rf"^Step 8 \(super-batch 7\): .*{names} not finite"
-                )
-                self.assertEqual(
-                    checkpoints.saved_steps(self.workdir(where)), [4]
-                )
-
     def test_of_several_steps_at_a_time_all_are_left_out(self):
         with self.poisoned_stream():
             self.train(
@@ -563,6 +549,36 @@ class InputsTest(RunsTestCase):
         ):
             self.open(named, *settings, teacher=self.teacher())
             self.assertEqual(self.opened, expected, settings)
+
+    def test_a_run_is_not_its_own_reference(self):
+        workdir = self.workdir("teacher")
+        distils = "reference.distillation_weight=1"
+        for name in (workdir, os.path.relpath(workdir)):
+            named = f"reference.model={name}"
+            for settings, way_out in (
+                ([self.BY_REFERENCE], "selection.stages=none`"),
+                (
+                    [self.UNIFORM, distils],
+                    "selection.stages=none reference.distillation_weight=0`",
+                ),
+            ):
+                with self.assertRaisesRegex(
+                    ValueError,
+                    "`reference.model` must be another run .*`--set "
+                    f"{way_out}.*Received: .*teacher' for",
+                ):
+                    loading.open_start(self.recipe(named, *settings), workdir)
+            for settings in ([self.UNIFORM], []):
+                loading.open_start(self.recipe(named, *settings), workdir)
+        loading.open_start(self.recipe(self.BY_REFERENCE), ".")
+
+    @pytest.mark.slow
+    def test_a_recipe_trains_the_reference_that_it_names(self):
+        named = f"reference.model={self.workdir('own')}"
+        self.train("own", named, self.UNIFORM)
+        self.train("learner", named, self.BY_REFERENCE)
+        row = tiny.read_lines(self.workdir("learner"), "metrics.jsonl")[-1]
+        self.assertIn("stages/0/score", row)
 
     def test_what_does_not_suit_a_run_is_warned_of(self):
         by_name = "reference.model=teacher"
