@@ -155,7 +155,7 @@ SETTINGS = (
     ),
     (
         "JEST selection.stages.0.criterion=nowhere:none data.train=missing",
-        r"`selection.stages.0.criterion` must name a function .*nowhere:none",
+        r"`criterion` must name a function .*'nowhere:none'",
     ),
     ("TRAIN callbacks=profile", r"`callbacks.0` must be 'module:function'"),
     (
