@@ -17,7 +17,6 @@ from jest_tf.data import (
     reader,
     stored_stages,
     stream,
-    tokenizers,
 )
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
@@ -380,35 +379,6 @@ class Stream:
         """Reads one super-batch by number, apart from the stream of `fit`."""
         uncounted = pipeline.FaultLog(None, 1.0)
         return next(iter(self.super_batches(number, uncounted).take(1)))
-
-
-def tokenizer_of(
-    config: config_lib.TrainConfig,
-    store: stores_lib.Store,
-    workdir: str,
-    output: str,
-    initial: Callable | None = None,
-) -> Callable:
-    """Returns the run's tokenizer.
-
-    It comes from the run directory, is `initial`, that of a model or a file, or
-    is built from the store's captions. A new one is saved in `output`.
-    """
-    length = config.data.text_length
-    if tokenizers.has_tokenizer(workdir):
-        return tokenizers.load_tokenizer(workdir, length)
-    if initial is not None:
-        tokenizer = initial
-    else:
-        progress.say(
-            f"{workdir}: building a vocabulary from {len(store):,} records"
-        )
-        vocabulary = tokenizers.build_wordpiece_vocabulary(
-            store.captions(), config.data.vocabulary_size
-        )
-        tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
-    tokenizer.save(output)
-    return tokenizer
 
 
 def _check_functions(config):

@@ -1,4 +1,7 @@
-"""Loading models by name: the learner of a run, or a pretrained one."""
+"""Loading models by name: the learner of a run, or a pretrained one.
+
+Also the start of a run: its learner and its tokenizer.
+"""
 
 import dataclasses
 import functools
@@ -13,6 +16,7 @@ from jest_tf import config as config_lib
 from jest_tf import files, models, training
 from jest_tf.config import checks
 from jest_tf.data import pictures, tokenizers
+from jest_tf.data import stores as stores_lib
 from jest_tf.models import parts, pretrained, reference
 from jest_tf.runs import checkpoints, directory, progress
 
@@ -205,6 +209,35 @@ def _check_fits(initial, config):
             f"{initial.tokenizer.length} tokens for {name!r}. Received: "
             f"{data.text_length}"
         )
+
+
+def tokenizer_of(
+    config: config_lib.TrainConfig,
+    store: stores_lib.Store,
+    workdir: str,
+    output: str,
+    initial: Callable | None = None,
+) -> Callable:
+    """Returns the run's tokenizer.
+
+    It comes from the run directory, is `initial`, that of a model or a file, or
+    is built from the store's captions. A new one is saved in `output`.
+    """
+    length = config.data.text_length
+    if tokenizers.has_tokenizer(workdir):
+        return tokenizers.load_tokenizer(workdir, length)
+    if initial is not None:
+        tokenizer = initial
+    else:
+        progress.say(
+            f"{workdir}: building a vocabulary from {len(store):,} records"
+        )
+        vocabulary = tokenizers.build_wordpiece_vocabulary(
+            store.captions(), config.data.vocabulary_size
+        )
+        tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
+    tokenizer.save(output)
+    return tokenizer
 
 
 def check_finished(workdir: str, setting: str = "workdir") -> None:

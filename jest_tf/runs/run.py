@@ -168,7 +168,7 @@ class _Run:
 
     def __post_init__(self):
         self.writes = self.output == self.workdir
-        self.tokenizer = inputs.tokenizer_of(
+        self.tokenizer = loading.tokenizer_of(
             self.config,
             self.sources.store,
             self.workdir,

@@ -640,29 +640,19 @@ class LikeTest(tf.test.TestCase):
         return pool @ tasks.T / 2
 
     def test_it_is_the_slow_choice_in_turns(self):
-        found = self.infer()
+        """In blocks of any size."""
         similar = self.similarities()
-        self.assertAllClose(found.scores, similar.max(1), atol=1e-5)
         chosen = oracles.choose_in_turns(similar, self.labels, 40)
-        self.assertAllEqual(np.flatnonzero(found.weights), sorted(chosen))
-        self.assertAllEqual(np.unique(found.weights), [0.0, 1.0])
+        for rows in (7, by_similarity._BLOCK_ROWS):
+            self.directory = os.path.join(self.folder, f"blocks of {rows}")
+            with mock.patch.object(by_similarity, "_BLOCK_ROWS", rows):
+                found = self.infer()
+            self.assertAllClose(found.scores, similar.max(1), atol=1e-5)
+            self.assertAllEqual(np.flatnonzero(found.weights), sorted(chosen))
+            self.assertAllEqual(np.unique(found.weights), [0.0, 1.0])
         # A task's nearest lie about its direction, ten for each of four.
         counts = np.bincount(np.array(sorted(chosen)) % 12, minlength=12)
         self.assertAllEqual(counts[:4], [10] * 4)
-
-    def test_blocks_of_any_size_give_the_same(self):
-        expected = self.infer()
-        with mock.patch.object(by_similarity, "_BLOCK_ROWS", 7):
-            found = by_similarity.infer(
-                self.pool,
-                self.tasks,
-                None,
-                os.path.join(self.folder, "other"),
-                by_similarity.Settings(size=40, near=1.1),
-            )
-        self.assertAllEqual(found.weights, expected.weights)
-        # Products of other shapes round in another order.
-        self.assertAllClose(found.scores, expected.scores, 1e-6, 1e-6)
 
     def test_a_concept_that_runs_out_leaves_its_turns_to_others(self):
         # Each finds eight candidates a row that it could have; some are
@@ -671,19 +661,19 @@ class LikeTest(tf.test.TestCase):
         self.assertEqual(found.weights.sum(), 300)
         self.assertEqual(found.counts["concepts"], 4)
         self.assertEqual(found.made_by["balanced_over"], "concept")
-        self.assertEqual(self.infer_with(300, oversampling=1), 300 - 0)
-
-    def infer_with(self, size, **settings):
+        # As many candidates as rows: the 75 nearest of each concept.
         self.directory = os.path.join(self.folder, "again")
-        found = self.infer(size=size, **settings)
-        similar, rows = self.similarities(), set()
+        found, similar, rows = (
+            self.infer(size=300, oversampling=1),
+            self.similarities(),
+            set(),
+        )
         for concept in range(4):
             of_concept = similar[:, self.labels == concept].max(1)
-            rows |= set(np.argsort(-of_concept)[: size // 4].tolist())
+            rows |= set(np.argsort(-of_concept)[:75].tolist())
         self.assertAllEqual(np.flatnonzero(found.weights), sorted(rows))
         self.assertEqual(found.counts["candidates"], len(rows))
-        self.assertEqual(found.counts["asked for"], size)
-        return int(found.weights.sum()) + 300 - len(rows)
+        self.assertEqual(found.counts["asked for"], 300)
 
     def test_another_pool_in_the_same_folder_is_another_choice(self):
         self.infer()
@@ -699,32 +689,6 @@ class LikeTest(tf.test.TestCase):
         self.assertEqual(found.weights.sum(), 40)
         self.directory = os.path.join(self.folder, "fresh")
         self.assertAllEqual(found.weights, self.infer().weights)
-        # As many records, one shard in another version.
-        more = self.source("more", np.arange(60) % 12, range(6000, 6060))
-        store = stores.join([first.store, more.store])
-        self.pool = by_similarity.Source(store, sidecars_lib.Sidecars(store))
-        with self.assertRaisesRegex(ValueError, "expected made_by.pool.versio"):
-            self.infer()
-
-    def test_progress_never_goes_back(self):
-        # All rows of the second block of seven lack an embedding.
-        rows = np.arange(300)
-        pool = self.source(
-            "holes", rows % 12, rows, valid=~np.isin(rows, np.arange(7, 14))
-        )
-        told = []
-        examples = by_similarity.load(self.tasks)
-        with mock.patch.object(by_similarity, "_BLOCK_ROWS", 7):
-            by_similarity.find_nearest(
-                pool,
-                examples,
-                self.labels,
-                5,
-                lambda done, size: told.append((done, size)),
-            )
-        self.assertEqual(
-            told, [(min(done, 300), 300) for done in range(7, 307, 7)]
-        )
 
     def test_near_duplicates_and_repeated_ids_come_once(self):
         image = np.repeat(self.directions, 25, 0)[
@@ -1149,16 +1113,7 @@ class CommandTest(tf.test.TestCase):
         )
         self.assertNotEqual(first.fingerprint, last.fingerprint)
         self.assertEqual(last, end)
-        self.run_command(
-            "earlier",
-            *("--learner", self.path("run"), "--learner-step", "1"),
-            *("--learner-sidecar-dir", self.path("first"), "--no-report"),
-        )
-        found = manifest.Manifest(self.path("earlier"), store)
-        self.assertEqual(
-            found.made_by["learner"]["fingerprint"], first.fingerprint
-        )
-        # And so may a reference: two checkpoints of one run.
+        # Both are checkpoints of one run.
         self.run_command(
             "between",
             *("--workdir", self.path("run"), "--step", "2"),

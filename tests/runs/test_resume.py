@@ -25,6 +25,7 @@ from jest_tf.runs import (
     directory,
     inputs,
     interruptions,
+    loading,
 )
 
 SEED = 1
@@ -279,7 +280,7 @@ class FunnelResumeTest(ResumeTestCase):
         recipe = directory.load_config(workdir)
         with contextlib.redirect_stderr(io.StringIO()):
             first = inputs.open_sources(recipe, tf.distribute.get_strategy())
-        tokenizer = inputs.tokenizer_of(recipe, first.store, workdir, workdir)
+        tokenizer = loading.tokenizer_of(recipe, first.store, workdir, workdir)
         form = pictures.Resizing(tiny.IMAGE_SIZE)
         skipped = interruptions.Skipped(workdir)
         rows, draws = (
