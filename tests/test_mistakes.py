@@ -141,6 +141,23 @@ SETTINGS = (
         "TRAIN model.towers=examples.custom_towers:bild",
         r"'bild'\). Did you mean 'build'?",
     ),
+    *(
+        (
+            f"TRAIN {name}={value} data.train=missing",
+            rf"`{name}` must name a function .*{value}",
+        )
+        for name, value in (
+            ("callbacks", "examples.callbacks:profil"),
+            ("model.loss", "examples.callbacks:none"),
+            ("optimizer.name", "examples.callbacks:none"),
+            ("optimizer.schedule", "nowhere:none"),
+        )
+    ),
+    (
+        "JEST selection.stages.0.criterion=nowhere:none data.train=missing",
+        r"`criterion` must name a function .*'nowhere:none'",
+    ),
+    ("TRAIN callbacks=profile", r"`callbacks.0` must be 'module:function'"),
     (
         "TRAIN model.towers=examples/custom_towers.py:build",
         r"`model.towers` must be 'module:function'",
@@ -304,6 +321,12 @@ DATA = (
         r"`data.train` must hold encoded pictures; .*: unknown picture format",
     ),
     ("TRAIN data.train=gcs://a/*.tar", r"Did you mean gs://?"),
+    ("TRAIN data.train=s3://a/b", r"scheme.*Received: s3://"),
+    (
+        "TRAIN data.train=$/table/a.csv data.image_field=photo",
+        r"a.csv must .*column 'photo'",
+    ),
+    ("TRAIN data.train=$/text", r"/text is not an uncompressed TFRecord"),
     (
         "curate --data $/pool-* --output $/x",
         r"`loss` must be .*without a run; `--set loss=sigmoid` sets",
@@ -548,6 +571,7 @@ def _write_files(folder):
     for name, content in {
         "vocab.txt": "\n".join(tiny.VOCABULARY) + "\n",
         "vocab.json": "{}",
+        "text": "x",
         "syntax.py": "def config(:\n",
         "import.py": "\nimport no_such\n",
         "field.py": f"{recipe}    return c.DataConfig(batch_size=5)\n",

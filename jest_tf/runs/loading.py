@@ -1,4 +1,7 @@
-"""Loading models by name: the learner of a run, or a pretrained one."""
+"""Loading models by name: the learner of a run, or a pretrained one.
+
+Also the start of a run: its learner and its tokenizer.
+"""
 
 import dataclasses
 import functools

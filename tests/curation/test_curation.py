@@ -190,13 +190,9 @@ class ChoiceTest(ScoresTestCase):
                     own += oracles.row_losses(learner, drawn, chosen_by.loss)
                 scores[rows] += own
             # Exact in every shard, to within one record.
-            good = stored_cases.LENGTHS[shard] - sum(
-                self.store.shards.lengths[:shard].sum()
-                <= row
-                < self.store.shards.lengths[: shard + 1].sum()
-                for row in BAD
-            )
-            share = chosen_by.passes * good / stage.candidates
+            start = sum(stored_cases.LENGTHS[:shard])
+            good = {*range(start, start + stored_cases.LENGTHS[shard])} - {*BAD}
+            share = chosen_by.passes * len(good) / stage.candidates
             self.assertBetween(chosen, math.floor(share), math.ceil(share))
         scores[list(BAD)] = np.nan
         self.assertAllEqual(found.weights, weights)
@@ -644,29 +640,19 @@ class LikeTest(tf.test.TestCase):
         return pool @ tasks.T / 2
 
     def test_it_is_the_slow_choice_in_turns(self):
-        found = self.infer()
+        """In blocks of any size."""
         similar = self.similarities()
-        self.assertAllClose(found.scores, similar.max(1), atol=1e-5)
         chosen = oracles.choose_in_turns(similar, self.labels, 40)
-        self.assertAllEqual(np.flatnonzero(found.weights), sorted(chosen))
-        self.assertAllEqual(np.unique(found.weights), [0.0, 1.0])
+        for rows in (7, by_similarity._BLOCK_ROWS):
+            self.directory = os.path.join(self.folder, f"blocks of {rows}")
+            with mock.patch.object(by_similarity, "_BLOCK_ROWS", rows):
+                found = self.infer()
+            self.assertAllClose(found.scores, similar.max(1), atol=1e-5)
+            self.assertAllEqual(np.flatnonzero(found.weights), sorted(chosen))
+            self.assertAllEqual(np.unique(found.weights), [0.0, 1.0])
         # A task's nearest lie about its direction, ten for each of four.
         counts = np.bincount(np.array(sorted(chosen)) % 12, minlength=12)
         self.assertAllEqual(counts[:4], [10] * 4)
-
-    def test_blocks_of_any_size_give_the_same(self):
-        expected = self.infer()
-        with mock.patch.object(by_similarity, "_BLOCK_ROWS", 7):
-            found = by_similarity.infer(
-                self.pool,
-                self.tasks,
-                None,
-                os.path.join(self.folder, "other"),
-                by_similarity.Settings(size=40, near=1.1),
-            )
-        self.assertAllEqual(found.weights, expected.weights)
-        # Products of other shapes round in another order.
-        self.assertAllClose(found.scores, expected.scores, 1e-6, 1e-6)
 
     def test_a_concept_that_runs_out_leaves_its_turns_to_others(self):
         # Each finds eight candidates a row that it could have; some are
@@ -675,19 +661,19 @@ class LikeTest(tf.test.TestCase):
         self.assertEqual(found.weights.sum(), 300)
         self.assertEqual(found.counts["concepts"], 4)
         self.assertEqual(found.made_by["balanced_over"], "concept")
-        self.assertEqual(self.infer_with(300, oversampling=1), 300 - 0)
-
-    def infer_with(self, size, **settings):
+        # As many candidates as rows: the 75 nearest of each concept.
         self.directory = os.path.join(self.folder, "again")
-        found = self.infer(size=size, **settings)
-        similar, rows = self.similarities(), set()
+        found, similar, rows = (
+            self.infer(size=300, oversampling=1),
+            self.similarities(),
+            set(),
+        )
         for concept in range(4):
             of_concept = similar[:, self.labels == concept].max(1)
-            rows |= set(np.argsort(-of_concept)[: size // 4].tolist())
+            rows |= set(np.argsort(-of_concept)[:75].tolist())
         self.assertAllEqual(np.flatnonzero(found.weights), sorted(rows))
         self.assertEqual(found.counts["candidates"], len(rows))
-        self.assertEqual(found.counts["asked for"], size)
-        return int(found.weights.sum()) + 300 - len(rows)
+        self.assertEqual(found.counts["asked for"], 300)
 
     def test_another_pool_in_the_same_folder_is_another_choice(self):
         self.infer()
@@ -703,44 +689,6 @@ class LikeTest(tf.test.TestCase):
         self.assertEqual(found.weights.sum(), 40)
         self.directory = os.path.join(self.folder, "fresh")
         self.assertAllEqual(found.weights, self.infer().weights)
-        # As many records, one shard in another version.
-        more = self.source("more", np.arange(60) % 12, range(6000, 6060))
-        store = stores.join([first.store, more.store])
-        self.pool = by_similarity.Source(store, sidecars_lib.Sidecars(store))
-        with self.assertRaisesRegex(ValueError, "expected made_by.pool.versio"):
-            self.infer()
-
-    def test_one_shard_under_two_folders_is_refused(self):
-        path = os.path.join(self.folder, "copy", "pool.tfrecord")
-        os.mkdir(os.path.dirname(path))
-        for end in ("", ".sidecar"):
-            shutil.copy(self.pool.store.shards.paths[0] + end, path + end)
-        store = stores.join([self.pool.store, stores.open_store(path)])
-        self.pool = by_similarity.Source(store, sidecars_lib.Sidecars(store))
-        with self.assertRaisesRegex(
-            ValueError, f"two of version .* and {path}"
-        ):
-            self.infer()
-
-    def test_progress_never_goes_back(self):
-        # All rows of the second block of seven lack an embedding.
-        rows = np.arange(300)
-        pool = self.source(
-            "holes", rows % 12, rows, valid=~np.isin(rows, np.arange(7, 14))
-        )
-        told = []
-        examples = by_similarity.load(self.tasks)
-        with mock.patch.object(by_similarity, "_BLOCK_ROWS", 7):
-            by_similarity.find_nearest(
-                pool,
-                examples,
-                self.labels,
-                5,
-                lambda done, size: told.append((done, size)),
-            )
-        self.assertEqual(
-            told, [(min(done, 300), 300) for done in range(7, 307, 7)]
-        )
 
     def test_near_duplicates_and_repeated_ids_come_once(self):
         image = np.repeat(self.directions, 25, 0)[
@@ -769,58 +717,39 @@ class LikeTest(tf.test.TestCase):
         self.assertEqual(found.weights.sum(), 100)
 
     def test_what_is_in_the_evaluation_is_left_out_and_counted(self):
-        before = np.flatnonzero(self.infer().weights)
-        by_id, by_picture, by_embedding = before[[0, 5, 9]]
-        rows = self.pool.sidecars.read_shard(0)
-        image = self.unit(self.random.normal(size=(3, self.DIM)))
-        image[2] = rows.image[by_embedding]
-        evaluation = self.source(
-            "evaluation",
-            [8, 9, 10],
-            [1000 + by_id, 8001, 8002],
-            images=[8000, 1000 + by_picture, 8002],
-            image=image,
-        )
-        self.directory = os.path.join(self.folder, "apart")
-        found = self.infer(evaluation, leak=0.999)
-        after = np.flatnonzero(found.weights)
-        self.assertLen(after, 40)
-        left_out = {by_id, by_picture, by_embedding}
-        self.assertEmpty(left_out & set(after.tolist()))
-        for reason in ("id", "picture", "embedding"):
-            self.assertEqual(found.counts[f"in the evaluation, by {reason}"], 1)
-        chosen = oracles.choose_in_turns(
-            self.similarities(), self.labels, 40, left_out
-        )
-        self.assertAllEqual(after, sorted(chosen))
-
-    def test_items_of_the_evaluation_need_no_caption_and_no_embedding(self):
+        """Its items need no caption, and no embedding."""
         before = np.flatnonzero(self.infer().weights)
         by_id, by_picture, by_embedding, by_both = before[[0, 5, 9, 12]]
         rows = self.pool.sidecars.read_shard(0)
-        image = self.unit(self.random.normal(size=(4, self.DIM)))
-        image[2] = rows.image[by_embedding]
-        evaluation = self.source(
-            "bare",
-            [8, 9, 10, 11],
-            [1000 + by_id, 8001, 8002, 1000 + by_both],
-            images=[8000, 1000 + by_picture, 8002, 1000 + by_both],
-            image=image,
-            captions=[" "] * 4,
-            valid=np.array([True, True, True, False]),
-        )
-        self.assertEmpty(by_similarity.load(evaluation).rows)
-        self.directory = os.path.join(self.folder, "apart")
-        found = self.infer(evaluation, leak=0.999)
-        self.assertEqual(found.weights[before].sum(), len(before) - 4)
-        counts = [
-            found.counts[f"in the evaluation, by {reason}"]
-            for reason in ("id", "picture", "embedding")
-        ]
-        self.assertEqual(counts, [2, 1, 1])
-        self.assertEqual(
-            found.counts["items of the evaluation without an embedding"], 1
-        )
+        for name, captions in (("evaluation", None), ("bare", [" "] * 4)):
+            image = self.unit(self.random.normal(size=(4, self.DIM)))
+            image[2] = rows.image[by_embedding]
+            evaluation = self.source(
+                name,
+                [8, 9, 10, 11],
+                [1000 + by_id, 8001, 8002, 1000 + by_both],
+                images=[8000, 1000 + by_picture, 8002, 1000 + by_both],
+                image=image,
+                captions=captions,
+                valid=np.array([True, True, True, False]),
+            )
+            self.directory = os.path.join(self.folder, f"apart from {name}")
+            found = self.infer(evaluation, leak=0.999)
+            after = np.flatnonzero(found.weights)
+            self.assertLen(after, 40)
+            left_out = {by_id, by_picture, by_embedding, by_both}
+            chosen = oracles.choose_in_turns(
+                self.similarities(), self.labels, 40, left_out
+            )
+            self.assertAllEqual(after, sorted(chosen))
+            counts = [
+                found.counts[f"in the evaluation, by {reason}"]
+                for reason in ("id", "picture", "embedding")
+            ]
+            self.assertEqual(counts, [2, 1, 1])
+            self.assertEqual(
+                found.counts["items of the evaluation without an embedding"], 1
+            )
 
     def test_an_evaluation_without_pictures_is_refused(self):
         path = os.path.join(self.folder, "texts.tfrecord")
@@ -1184,16 +1113,7 @@ class CommandTest(tf.test.TestCase):
         )
         self.assertNotEqual(first.fingerprint, last.fingerprint)
         self.assertEqual(last, end)
-        self.run_command(
-            "earlier",
-            *("--learner", self.path("run"), "--learner-step", "1"),
-            *("--learner-sidecar-dir", self.path("first"), "--no-report"),
-        )
-        found = manifest.Manifest(self.path("earlier"), store)
-        self.assertEqual(
-            found.made_by["learner"]["fingerprint"], first.fingerprint
-        )
-        # And so may a reference: two checkpoints of one run.
+        # Both are checkpoints of one run.
         self.run_command(
             "between",
             *("--workdir", self.path("run"), "--step", "2"),
@@ -1227,16 +1147,6 @@ class CommandTest(tf.test.TestCase):
         self.assertRegex(text, "asked for.*150")
         self.assertRegex(text, "pool.*1 shards")
 
-    def test_like_without_an_evaluation_says_what_is_not_compared(self):
-        _, told = self.run_command(
-            "unchecked",
-            *("--like", self.path("val-*.tfrecord"), "--no-report"),
-            *("--set", "size=10"),
-            data="reference",
-        )
-        self.assertIn("no --evaluation: what the tasks are evaluated", told)
-        self.assertNotIn("asked for", told)
-
     def test_it_says_why_there_are_fewer_than_asked_for(self):
         # The model was never trained and finds many pictures alike.
         for output, size, near, reason in (
@@ -1249,6 +1159,7 @@ class CommandTest(tf.test.TestCase):
                 *("--set", f"size={size}", f"near={near}"),
                 data="reference",
             )
+            self.assertIn("no --evaluation: what the tasks are evaluated", told)
             self.assertRegex(told, f"of the {size:,} asked for: {reason}")
             self.assertRegex(printed, rf"{size:,}  asked for")
 

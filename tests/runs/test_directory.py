@@ -160,18 +160,14 @@ class RemoteDirectoryTest(remote_files.Gcs, tf.test.TestCase):
         files.write_whole(f"{self.folder}/{name}", b'{"step": 1}\n')
         self.assertEqual(tail.read(), rows[:1])
 
-    def test_a_missing_bucket(self):
+    def test_what_cannot_be_written_or_read(self):
         self.assert_refused(
             "gs://missing/run", "written to.*'gs://missing/run'"
         )
-
-    def test_a_bucket_that_may_not_be_written(self):
-        self.server.fail("POST ", status=403, times=9)
-        self.assert_refused(self.folder, "PermissionError.*403")
-
-    def test_a_bucket_that_may_not_be_read(self):
-        self.server.fail("GET ", status=403, times=9)
-        self.assert_refused(self.folder, "PermissionError.*403")
+        for method in ("POST", "GET"):
+            self.server.fail(f"{method} ", status=403, times=9)
+            self.assert_refused(self.folder, "PermissionError.*403")
+            self.server.heal()
 
     def test_a_file(self):
         files.write_whole(self.folder, b"not a folder")

@@ -13,7 +13,6 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config, training
-from jest_tf.runs import checkpoints as checkpoints_lib
 from jest_tf.runs import directory, interruptions
 from jest_tf.training import finite
 
@@ -29,22 +28,14 @@ class SignalsTest(tf.test.TestCase):
         os.kill(os.getpid(), number)
         return {}
 
-    def test_handlers_are_put_back(self):
-        with interruptions.Signals():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.assertNotEqual(
-                    signal.getsignal(number), signal.default_int_handler
-                )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.assertEqual(
-                signal.getsignal(number), signal.default_int_handler
-            )
-
-    def test_an_ignored_signal_stays_ignored(self):
+    def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored(self):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        default = signal.default_int_handler
         with interruptions.Signals() as signals:
+            self.assertNotEqual(signal.getsignal(signal.SIGTERM), default)
             self.assertEqual(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
             self.send(signal.SIGINT)
+        self.assertEqual(signal.getsignal(signal.SIGTERM), default)
         self.assertIsNone(signals.received)
 
     def test_another_thread_than_the_main_one_has_none(self):
@@ -75,47 +66,20 @@ class SignalsTest(tf.test.TestCase):
                 done.append("saved again")
         self.assertEqual(done, ["saved", "saved again"])
 
-    def test_a_checkpoint_is_saved_within_the_guard(self):
-        model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
-        model.compile("sgd")
-        model.optimizer.build(model.trainable_variables)
-        with interruptions.Signals() as signals:
-            checkpoints = checkpoints_lib.Checkpoints(
-                self.get_temp_dir(),
-                config.TrainConfig(
-                    checkpoint=config.CheckpointConfig(every_steps=1)
-                ),
-                parts={"signal": self.send},
-                guard=signals.deferred,
-            )
-            checkpoints.set_model(model)
-            signals.on_train_begin()
-            signals.on_train_batch_begin(0)
-            model.optimizer.iterations.assign(1)  # what a step does
-            with self.assertRaises(interruptions.Preempted):
-                checkpoints.on_train_batch_end(0)
-        self.assertEqual(checkpoints_lib.saved_steps(self.get_temp_dir()), [1])
-        self.assertEqual(
-            checkpoints_lib.restore(model, self.get_temp_dir()).step, 1
-        )
-
-    def test_outside_of_a_step_it_raises_at_once(self):
+    def test_outside_of_a_step_and_in_the_first_it_raises_at_once(self):
         for number, name in (
             (signal.SIGTERM, "SIGTERM"),
             (signal.SIGINT, "SIGINT"),
         ):
-            with interruptions.Signals() as signals:
-                with self.assertRaises(interruptions.Preempted) as stop:
-                    self.send(number)
-            self.assertEqual(signals.received, name)
-            self.assertEqual(stop.exception.code, 75)
-
-    def test_the_first_step_changes_nothing_worth_waiting_for(self):
-        with interruptions.Signals() as signals:
-            signals.on_train_begin()
-            signals.on_train_batch_begin(0)
-            with self.assertRaises(interruptions.Preempted):
-                self.send()
+            for is_first in (False, True):
+                with interruptions.Signals() as signals:
+                    if is_first:  # whose changes are not worth waiting for
+                        signals.on_train_begin()
+                        signals.on_train_batch_begin(0)
+                    with self.assertRaises(interruptions.Preempted) as stop:
+                        self.send(number)
+                self.assertEqual(signals.received, name)
+                self.assertEqual(stop.exception.code, 75)
 
     def test_a_step_ends_before_it_raises(self):
         with interruptions.Signals() as signals:
@@ -149,36 +113,24 @@ class SignalsTest(tf.test.TestCase):
         return asked
 
     def test_workers_are_asked_at_the_end_of_a_step_and_stop_together(self):
-        with interruptions.Signals() as signals:
-            asked = self.together(signals)
-            signals.on_train_begin()
-            self.send()  # waits, in the first step and between two
-            signals.on_train_batch_begin(0)
-            with self.assertRaises(interruptions.Preempted):
-                signals.on_train_batch_end(0)
-        self.assertEqual(asked, [True])
-        self.assertEqual(signals.received, "SIGTERM")
-        with interruptions.Signals() as signals:
-            asked = self.together(signals)
-            signals.on_train_begin()
-            for batch in range(2):
-                signals.on_train_batch_begin(batch)
-                signals.on_train_batch_end(batch)
-            self.assertEqual(asked, [False, False])
-            self.send()  # between two
-            signals.on_train_batch_begin(2)
-            with self.assertRaises(interruptions.Preempted):
-                signals.on_train_batch_end(2)
-        self.assertEqual(asked, [False, False, True])
-
-    def test_a_signal_to_another_worker_stops_this_one(self):
-        with interruptions.Signals() as signals:
-            self.together(signals, others=True)
-            signals.on_train_begin()
-            signals.on_train_batch_begin(0)
-            with self.assertRaises(interruptions.Preempted):
-                signals.on_train_batch_end(0)
-        self.assertEqual(signals.received, "a signal to another worker")
+        for sent_at, others, received in (
+            (0, False, "SIGTERM"),  # waits, in the first step
+            (2, False, "SIGTERM"),  # and between two
+            (None, True, "a signal to another worker"),
+        ):
+            with interruptions.Signals() as signals:
+                asked = self.together(signals, others)
+                signals.on_train_begin()
+                with self.assertRaises(interruptions.Preempted):
+                    for batch in range(3):
+                        if batch == sent_at:
+                            self.send()
+                        signals.on_train_batch_begin(batch)
+                        signals.on_train_batch_end(batch)
+            last = sent_at or 0
+            expected = [False] * last + [sent_at is not None]
+            self.assertEqual(asked, expected)
+            self.assertEqual(signals.received, received)
 
     def test_nobody_is_asked_after_the_last_step(self):
         with interruptions.Signals() as signals:
@@ -238,13 +190,9 @@ class SkippedTest(tf.test.TestCase):
     def skipped(self):
         return interruptions.Skipped(self.get_temp_dir())
 
-    def test_nothing_is_left_out_at_first(self):
-        skipped = self.skipped()
-        self.assertEqual(skipped.numbers, [])
-        self.assertEqual([skipped.at(step) for step in range(3)], [0, 1, 2])
-
     def test_steps_take_the_super_batches_in_turn_but_for_those(self):
         skipped = self.skipped()
+        self.assertEqual([skipped.at(step) for step in range(3)], [0, 1, 2])
         kept = list(range(20))
         # In any order, neighbours too, and the very first.
         for number in (7, 3, 4, 0, 12):
@@ -362,16 +310,6 @@ class FiniteCheckTest(tf.test.TestCase):
         self.assertLen(error.names, 2)
         for name in error.names:
             self.assertRegex(name, "dense.*(kernel|bias)")
-
-    def test_what_is_finite_passes(self):
-        model = training.JESTModel(tiny.learner(0))
-        model.compile(keras.optimizers.SGD(0.1))
-        model.fit(
-            tiny.dataset(tiny.super_batches(2)),
-            verbose=0,
-            callbacks=[interruptions.FiniteCheck()],
-        )
-        self.assertEqual(model.optimizer.iterations, 2)
 
 
 if __name__ == "__main__":

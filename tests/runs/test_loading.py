@@ -155,19 +155,6 @@ class ReferenceByNameTest(tf.test.TestCase):
                 "`reference.model` must name a preset.*you mean 'keras_hub:",
             ),
             (
-                ["reference.model=onnx:model"],
-                "`reference.model` must be a run directory, .*keras_hub:",
-            ),
-            (
-                ["reference.model=siglip2_base"],
-                "`reference.model` must be a run directory, .*'siglip2_base', "
-                "which is no run",
-            ),
-            (
-                ["reference.model=runs/missing"],
-                "`reference.model` must be the directory of a finished run",
-            ),
-            (
                 [f"model.init_from={self.names['siglip']}"],
                 "`data.text_length` must be that of .*, 16 tokens.*: 4",
             ),

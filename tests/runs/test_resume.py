@@ -411,45 +411,70 @@ class FunnelResumeTest(ResumeTestCase):
 
 @pytest.mark.slow
 class BucketResumeTest(ResumeTestCase):
-    """A run on a bucket, killed, ends as the unbroken local run."""
+    """A run that renews its reference, on a bucket with all of its data.
 
-    # Fewer, for runs are many.
+    Killed, it ends as the unbroken local run. Every process is on another
+    machine: it has nothing of the one before but the bucket.
+    """
+
     settings = (
-        "steps=8",
-        "checkpoint.every_steps=2",
-        "evaluation.every_steps=4",
+        *("steps=8", "selection.stages=none", "selection.batch_size=6"),
+        *stage(0, candidates=3, embeddings="stored"),
+        *("bootstrap.renew_at=2,4", "bootstrap.shares=0.8"),
+        *("checkpoint.every_steps=3", "checkpoint.keep=1"),
+        *("checkpoint.keep_best=", "evaluation.every_steps=4"),
         "evaluation.log_every_steps=3",
     )
 
     @classmethod
     def setUpClass(cls):
-        cls.bucket = remote_files.server()
+        remote_files.server()
         super().setUpClass()
+        cls.bucket = f"gs://{fake_gcs.BUCKET}/resume"
+        names = "a.tfrecord", "damaged.tfrecord"
+        for name in names:
+            with open(f"{cls.folder}/{name}", "rb") as shard:
+                files.write_whole(f"{cls.bucket}/{name}", shard.read())
+        cls.remote = (
+            *cls.settings,
+            "data.train=" + ",".join(f"{cls.bucket}/{one}" for one in names),
+            f"evaluation.data={cls.bucket}/{names[0]}",
+        )
+
+    def lines(self, workdir, name):
+        rows = super().lines(workdir, name)
+        for row in rows:
+            if "place" in row:
+                row["place"] = os.path.basename(row["place"])
+        return rows
 
     def place(self, name):
         """A run directory, and what the names of its local files begin with."""
-        return f"gs://{fake_gcs.BUCKET}/resume/{name}", self.workdir(name)
+        return f"{self.bucket}/{name}", self.workdir(name)
 
     def run_at(self, place, **options):
         workdir, local = place
-        return self.server.run(workdir, *self.settings, local=local, **options)
+        return self.server.run(workdir, *self.remote, local=local, **options)
+
+    def start_at(self, place):
+        workdir, local = place
+        return self.server.start(workdir, *self.remote, local=local)
 
     def test_killed_at_random_moments(self):
-        self.check_kills("random", 1, 25, self.kill_at_a_moment)
+        def kill(place, random_):
+            process = self.start_at(place)
+            time.sleep(random_.uniform(0.0, self.seconds))
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.kill(process, signal.SIGKILL)
+            return self.server.wait()
+
+        self.check_kills("random", 1, 12, kill)
 
     def test_killed_while_it_writes(self):
-        self.check_kills("writing", 2, 25, self.kill_at_a_write)
+        def kill(place, random_):
+            return self.run_at(place, at=random_.randrange(30))
 
-    def kill_at_a_moment(self, place, random_):
-        workdir, local = place
-        process = self.server.start(workdir, *self.settings, local=local)
-        time.sleep(random_.uniform(0.0, self.seconds))
-        with contextlib.suppress(ProcessLookupError):  # it has ended
-            os.kill(process, signal.SIGKILL)
-        return self.server.wait()
-
-    def kill_at_a_write(self, place, random_):
-        return self.run_at(place, at=random_.randrange(30))
+        self.check_kills("writing", 2, 12, kill)
 
     def check_kills(self, name, seed, count, kill):
         random_, kills, runs, code = random.Random(seed), 0, 0, -1
@@ -464,12 +489,12 @@ class BucketResumeTest(ResumeTestCase):
             if code:
                 kills += 1
             else:
-                self.assert_alike(workdir)
+                self.assert_alike(workdir, has_config=False)
                 runs += 1
 
     def test_sigterm_saves_and_exits_with_its_own_code(self):
         workdir, local = place = self.place("sigterm")
-        process = self.server.start(workdir, *self.settings, local=local)
+        process = self.start_at(place)
         self.wait_for(lambda: checkpoints.saved_steps(workdir))
         os.kill(process, signal.SIGTERM)
         code = self.server.wait()
@@ -480,57 +505,7 @@ class BucketResumeTest(ResumeTestCase):
         # The lease was given back, so nobody waits for it.
         self.assertFalse(files.is_file(f"{workdir}/.lock"))
         self.assertEqual(self.run_at(place), 0)
-        self.assert_alike(workdir)
-
-
-@pytest.mark.slow
-class BucketBootstrapTest(ResumeTestCase):
-    """A run that renews its reference, on a bucket with all of its data.
-
-    Every process is on another machine: it has nothing of the one before but
-    the bucket.
-    """
-
-    settings = (
-        *("steps=6", "selection.stages=none", "selection.batch_size=12"),
-        *stage(0, candidates=1, embeddings="stored"),
-        *("bootstrap.renew_at=2,4", "bootstrap.shares=0.8"),
-        "checkpoint.every_steps=6",
-        "checkpoint.keep=1",
-        "checkpoint.keep_best=",
-        "evaluation.every_steps=3",
-        "evaluation.log_every_steps=1",
-    )
-
-    @classmethod
-    def setUpClass(cls):
-        remote_files.server()
-        super().setUpClass()
-        cls.bucket = f"gs://{fake_gcs.BUCKET}/bootstrap"
-        names = "a.tfrecord", "damaged.tfrecord"
-        for name in names:
-            with open(f"{cls.folder}/{name}", "rb") as shard:
-                files.write_whole(f"{cls.bucket}/{name}", shard.read())
-        cls.data = (
-            "data.train=" + ",".join(f"{cls.bucket}/{one}" for one in names),
-            f"evaluation.data={cls.bucket}/{names[0]}",
-        )
-
-    def lines(self, workdir, name):
-        rows = super().lines(workdir, name)
-        for row in rows:
-            if "place" in row:
-                row["place"] = os.path.basename(row["place"])
-        return rows
-
-    def run_on(self, machine, **options):
-        local = self.workdir(machine)
-        code = self.server.run(
-            *(f"{self.bucket}/run", *self.settings, *self.data),
-            local=local,
-            **options,
-        )
-        return code, self.said_in(local)
+        self.assert_alike(workdir, has_config=False)
 
     def sidecars(self, workdir, step):
         """The arrays of a renewal's sidecars, by name."""
@@ -546,8 +521,8 @@ class BucketBootstrapTest(ResumeTestCase):
             if name.endswith(sidecars.SUFFIX)
         }
 
-    def test_killed_while_it_renews_and_continued_elsewhere(self):
-        workdir = f"{self.bucket}/run"
+    def test_killed_while_it_renews(self):
+        workdir, local = self.place("renewed")
         first, second = "step-000000002", "step-000000004"
         # The unbroken run has deleted the sidecars of one of them.
         (doomed,) = (
@@ -565,10 +540,11 @@ class BucketBootstrapTest(ResumeTestCase):
                 f"step-{doomed:09d}/damaged.tfrecord",
             )
         ):
-            code, said = self.run_on(f"{number}", touching=touching, at=0)
-            self.assertEqual(code, -signal.SIGKILL, said)
-        code, said = self.run_on("last")
-        self.assertEqual(code, 0, said)
+            machine = f"{local} on {number}"
+            place = workdir, machine
+            code = self.run_at(place, touching=touching, at=0)
+            self.assertEqual(code, -signal.SIGKILL, self.said_in(machine))
+        self.assertEqual(self.run_at((workdir, local)), 0, self.said_in(local))
         self.assert_alike(workdir, has_config=False)
         for step in (2, 4):
             found, expected = (
@@ -577,12 +553,11 @@ class BucketBootstrapTest(ResumeTestCase):
             self.assertEqual(list(found), list(expected))
             for name, arrays in expected.items():
                 self.assert_equal_arrays((found[name], arrays))
+        recipe = directory.load_config(workdir)
         found, expected = (
             [
                 one._replace(seconds=0.0)
-                for one in bootstrap.renewals(
-                    directory.load_config(workdir), folder
-                )
+                for one in bootstrap.renewals(recipe, folder)
             ]
             for folder in (workdir, self.unbroken)
         )
