@@ -5,7 +5,6 @@ from unittest import mock
 
 import numpy as np
 import shard_files
-import tensorflow as tf
 
 from jest_tf import config
 from jest_tf.data import stores
