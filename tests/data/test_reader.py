@@ -11,7 +11,6 @@ from unittest import mock
 
 import numpy as np
 import picture_files
-import pytest
 import streams
 import tensorflow as tf
 
@@ -199,32 +198,27 @@ class ReplacementTest(ReadingTestCase):
             self.assertEqual(line["place"], f"record {row} of memory")
             self.assertRegex(line["reason"], f"^{reasons[row]}")
 
-    def test_two_views_and_sidecars_belong_to_the_replacement(self):
-        longer = tokenizers.WordPieceTokenizer(TOKENIZER.vocabulary, 9)
-        plain = self.values(self.batches(self.store, 15))
+    def test_both_pictures_and_sidecars_are_of_the_replacement(self):
         values = self.values(
             self.batches(
                 self.store,
                 15,
                 reference_image=pictures.Resizing(5),
-                reference_tokenizer=longer,
                 sidecars=SumSidecars(),
                 embeddings=True,
             )
         )
-        small = values.pop("image_for_reference")
-        text = values.pop("text_for_reference")
-        joined = values.pop("reference_image")
-        self.assertAllEqual(joined, values.pop("reference_text"))
-        self.assert_equal_values(values, plain)
-        self.assertAllEqual(text[:, :5], values["text"][:, :5])
+        joined = values["reference_image"]
+        self.assertAllEqual(joined, values["reference_text"])
         self.assertAllEqual(joined[:, 0], values["id"] - 1000)
         # The caption's second token is its number.
         numbers = [TOKENIZER.vocabulary.index(n) for n in "01"]
         self.assertAllEqual(
             values["text"][:, 1], np.take(numbers, joined[:, 1].astype(int))
         )
-        for row, image in zip(joined[:, 0].astype(int), small, strict=True):
+        for row, image in zip(
+            joined[:, 0].astype(int), values["image_for_reference"], strict=True
+        ):
             self.assertAllEqual(
                 image, pictures.decode_image(self.good[row].image, 5)
             )
@@ -467,8 +461,8 @@ class FuzzTest(ReadingTestCase):
             data[int(rng.integers(min(64, len(data))))] = rng.integers(256)
         return bytes(data)
 
-    def check(self, count, seed):
-        rng = np.random.default_rng(seed)
+    def test_hundreds_of_mutated_pictures_harm_no_other(self):
+        count, rng = 400, np.random.default_rng(0)
         kinds = list(picture_files.every_kind().values())
         good = [good_record(row) for row in range(count)]
         found = list(good)
@@ -485,21 +479,14 @@ class FuzzTest(ReadingTestCase):
         # Twice the same: no picture shows memory that nobody wrote.
         self.assert_equal_values(first, second)
         rows = stream.Order(count, SEED).rows(np.arange(count))
-        for position, row in enumerate(rows):
-            if row % 2:
-                for name, value in first.items():
-                    self.assertAllEqual(value[position], intact[name][position])
-            fault = pictures.decode(found[row].image, 2**16)
-            self.assertEqual(
-                first["record_replaced"][position],
-                isinstance(fault, stores.Fault),
+        for name, value in first.items():
+            self.assertAllEqual(
+                value[rows % 2 == 1], intact[name][rows % 2 == 1]
             )
+        faults = [
+            isinstance(pictures.decode(one.image, 2**16), stores.Fault)
+            for one in found
+        ]
+        self.assertAllEqual(first["record_replaced"], np.take(faults, rows))
         # Some mutations do no harm, most do.
         self.assertBetween(first["record_replaced"].mean(), 0.2, 0.5)
-
-    def test_hundreds_of_mutated_pictures_harm_no_other(self):
-        self.check(400, seed=0)
-
-    @pytest.mark.slow
-    def test_a_thousand_mutated_pictures_harm_no_other(self):
-        self.check(1000, seed=1)

@@ -264,23 +264,6 @@ class StreamTest(stored_cases.StoredTestCase):
         hosts = [streams.joined(parts) for parts in zip(*shares, strict=True)]
         self.assert_equal_batches(hosts, whole[2:])
 
-    def test_weights_and_blocks_say_what_is_offered(self):
-        for weights, order in (
-            ((), stream.Order(80, SEED, block_size=4)),
-            ((2.0,), stream.Mixture([80], (2.0,), SEED, block_size=4)),
-        ):
-            found = self.batches(
-                2,
-                batch_size=6,
-                stages=FUNNELS["best captions"],
-                weights=weights,
-                shuffle_block_size=4,
-            )
-            for step, batch in enumerate(found):
-                rows = order.rows(np.arange(30 * step, 30 * (step + 1)))
-                own = batch["id"][~batch["record_replaced"]] - 1000
-                self.assertEmpty(set(own) - set(rows))
-
     def test_curated_rows_are_not_chosen(self):
         """Two of eight; the last shard, of 40 records, is the curated set."""
         store = stores.join(
@@ -465,18 +448,6 @@ class RefusalsTest(stored_cases.StoredTestCase):
             "seed": SEED,
         }
         return stored_stages.load_rows(**arguments | changes)
-
-    def test_a_hyper_batch_larger_than_the_store(self):
-        for size in (16, 17):
-            funnel = config.SelectionConfig(size, (EASY(5),))
-            arguments = self.sidecars, self.store, stream.Order(80, SEED), SEED
-            if size == 16:
-                stored_stages.StoredStages(funnel, *arguments)
-                continue
-            with self.assertRaisesRegex(
-                ValueError, "`selection.batch_size` .*drawn from, 80.*: 85$"
-            ):
-                stored_stages.StoredStages(funnel, *arguments)
 
     def test_a_criterion_that_needs_the_learner(self):
         """Of a user's own it is known when the stage draws."""

@@ -109,6 +109,7 @@ class OpenStoresTest(tf.test.TestCase):
         settings = config.DataConfig(
             train=("train.csv", "other.csv"),
             weights=(1.0, 2.0),
+            manifest="of these alone",
             image_field="photo",
             caption_fields=("words", "more"),
             index_dir=f"{folder}/indexes",

@@ -1,7 +1,5 @@
 """Exports are loaded in a process without `jest_tf` and compared in value."""
 
-import contextlib
-import io
 import os
 import pathlib
 import subprocess
@@ -24,7 +22,7 @@ import tiny_towers
 from absl.testing import parameterized
 
 import jest_tf
-from jest_tf import cli, models
+from jest_tf import models
 from jest_tf.data import pictures, tokenizers
 from jest_tf.inference import export
 
@@ -35,7 +33,6 @@ import sys
 sys.modules["jest_tf"] = None
 import numpy as np
 import onnxruntime
-import safetensors.numpy
 import tensorflow as tf
 import tensorflow_text
 
@@ -57,8 +54,6 @@ for tower, value in (("image", "pixels"), ("text", "tokens")):
     )
     about = session.get_modelmeta().custom_metadata_map
     found["onnx/scalars"] = [float(about["scale"]), float(about["bias"])]
-for name, array in safetensors.numpy.load_file("x.safetensors").items():
-    found[f"weights/{name}"] = array
 np.savez("outputs.npz", **found)
 """
 
@@ -127,7 +122,6 @@ class ElsewhereTest(tf.test.TestCase):
             export.saved_model(cls.model, path, dtype=dtype)
         export.saved_model(cls.pieces, str(cls.folder / "sentencepiece"))
         export.onnx(cls.model, str(cls.folder / "onnx"))
-        export.weights(cls.model, str(cls.folder / "x.safetensors"))
         cls.found = run_elsewhere(ELSEWHERE, cls.folder)
 
     def test_a_saved_model_embeds_pictures_pixels_and_strings(self):
@@ -176,12 +170,6 @@ class ElsewhereTest(tf.test.TestCase):
         beside = (self.folder / "onnx" / "vocab.txt").read_text()
         self.assertEqual(beside.split(), test_embedder.WORDS)
 
-    def test_weights_are_arrays_by_name(self):
-        learner = self.model.learner
-        for variable in learner.weights:
-            _, _, name = variable.path.partition("/")
-            self.assertAllEqual(self.found[f"weights/{name}"], variable)
-
 
 class WeightsTest(tf.test.TestCase):
     def test_numpy_alone_repeats_the_embeddings(self):
@@ -210,47 +198,6 @@ class WeightsTest(tf.test.TestCase):
         self.assertEqual(float(about["scale"]), model.scale)
         self.assertEqual(float(about["bias"]), -2.0)
         self.assertIn("squashed to 4 x 4", about["picture"])
-
-
-@pytest.mark.slow
-class TunedTest(tf.test.TestCase):
-    def test_a_public_model_that_a_run_has_tuned_is_a_preset_again(self):
-        import presets
-
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        path = presets.save(f"{folder}/public", "siglip2")
-        recipe = pathlib.Path(__file__).parents[2] / "configs"
-        settings = [f"model.init_from=keras_hub:{path}", "steps=2"]
-        settings += ["optimizer.warmup_steps=1", "selection.batch_size=16"]
-        settings += ["evaluation.data=", "model.towers=", "model.loss=sigmoid"]
-        for command in (
-            [
-                *("train", "--workdir", f"{folder}/run", "--config"),
-                *(f"{recipe}/quickstart_uniform.py", "--set", *settings),
-            ],
-            [
-                *("export", "--model", f"{folder}/run"),
-                *("--format", "keras_hub", "--output", f"{folder}/tuned"),
-            ],
-        ):
-            with contextlib.redirect_stdout(io.StringIO()):
-                with contextlib.redirect_stderr(io.StringIO()):
-                    self.assertEqual(cli.main(command), 0)
-        public, run, tuned = (
-            jest_tf.load(name)
-            for name in (
-                f"keras_hub:{path}",
-                f"{folder}/run",
-                f"keras_hub:{folder}/tuned",
-            )
-        )
-        texts = ["A photo of a red dog, running!"]
-        self.assertAllEqual(tuned.embed_texts(texts), run.embed_texts(texts))
-        self.assertNotAllClose(
-            public.embed_texts(texts), run.embed_texts(texts)
-        )
-        self.assertEqual(tuned.fingerprint, run.fingerprint)
-        self.assertEqual((tuned.scale, tuned.bias), (run.scale, run.bias))
 
 
 class OnnxTest(tf.test.TestCase):
@@ -283,25 +230,6 @@ class OnnxTest(tf.test.TestCase):
         session = onnxruntime.InferenceSession(f"{path}/image_tower.onnx")
         (found,) = session.run(None, {"pixels": batch["image"]})
         self.assertAllClose(found, model.learner(batch).image, 1e-5, 1e-6)
-
-
-class SavedModelTest(tf.test.TestCase):
-    def test_pictures_and_strings_embed_as_before(self):
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        words = tokenizers.WordPieceTokenizer(tiny.VOCABULARY, tiny.TEXT_LENGTH)
-        model = jest_tf.Embedder(tiny.learner(), words)
-        export.saved_model(model, os.path.join(folder, "deep/x"))
-        loaded = tf.saved_model.load(os.path.join(folder, "deep/x"))
-        images = [picture_files.every_kind()["cmyk"]]
-        for kind, values, expected in (
-            ("images", images, model.embed_images(images)),
-            ("texts", ["a b", "C"], model.embed_texts(["a b", "C"])),
-        ):
-            embed = loaded.signatures[f"embed_{kind}"]
-            found = embed(**{kind: tf.constant(values)})["embeddings"]
-            self.assertAllClose(found, expected, 1e-6, 1e-6)
-        none = loaded.embed_images(tf.zeros([0], tf.string))["embeddings"]
-        self.assertEqual(none.shape, (0, 6))
 
 
 @pytest.mark.slow

@@ -181,25 +181,24 @@ class KerasHubTest(tf.test.TestCase):
                 reference.describe(found)._replace(name=expected.name), expected
             )
 
-    def test_without_keras_hub_the_error_says_what_to_install(self):
-        with (
-            mock.patch.dict(sys.modules, {"keras_hub": None}),
-            self.assertRaisesRegex(
-                ValueError,
-                "'keras_hub:clip_vit_base_patch16' needs KerasHub: pip "
-                r"install '.\[keras-hub\]'",
+    def test_without_its_library_the_error_says_what_to_install(self):
+        for library, name, message in (
+            (
+                "keras_hub",
+                "keras_hub:clip_vit_base_patch16",
+                r"patch16' needs KerasHub: pip install '.\[keras-hub\]'",
+            ),
+            (
+                "torch",
+                "hf:google/siglip2-base-patch16-224",
+                r"needs PyTorch .*'.\[transformers\]'",
             ),
         ):
-            pretrained.load("keras_hub:clip_vit_base_patch16")
-
-    def test_without_transformers_the_error_says_what_to_install(self):
-        with (
-            mock.patch.dict(sys.modules, {"torch": None}),
-            self.assertRaisesRegex(
-                ValueError, r"needs PyTorch .*'.\[transformers\]'"
-            ),
-        ):
-            pretrained.load("hf:google/siglip2-base-patch16-224")
+            with (
+                mock.patch.dict(sys.modules, {library: None}),
+                self.assertRaisesRegex(ValueError, message),
+            ):
+                pretrained.load(name)
 
     def test_a_keras_file_needs_a_two_tower_model_and_its_tokenizer(self):
         folder = self.enterContext(tempfile.TemporaryDirectory())

@@ -27,28 +27,14 @@ class FrozenTest(tf.test.TestCase):
             self.assertAllEqual(one, same)
 
     def test_what_was_made_for_the_reference_takes_the_place_of_the_rest(self):
-        batch = {
-            "image": 1,
-            "text": 2,
-            "id": 3,
-            "text_for_reference": 4,
-        }
-        seen = []
-
-        def model(view):
-            seen.append(view)
-            return 1, 2, 3, 4
-
-        embed = reference.frozen(model)
-        embed(batch)
-        embed({**batch, "image_for_reference": 5})
-        self.assertEqual(
-            seen,
-            [
-                {"image": 1, "text": 4, "id": 3},
-                {"image": 5, "text": 4, "id": 3},
-            ],
-        )
+        batch = {"image": 1, "text": 2, "id": 3, "text_for_reference": 4}
+        whole = {**batch, "image_for_reference": 5}
+        # A callable gets the batch alone.
+        embed = reference.frozen(lambda view: (view, 2, 3, 4))
+        for given, image in ((batch, 1), (whole, 5)):
+            found = embed(given)
+            self.assertIsInstance(found, Embeddings)
+            self.assertEqual(found[0], {"image": image, "text": 4, "id": 3})
         self.assertLen(batch, 4)  # the caller's batch is as it was
 
     def test_what_cannot_be_called_is_refused(self):

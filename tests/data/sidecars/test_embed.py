@@ -233,9 +233,7 @@ class WriteTest(StoreTestCase):
 
 
 class RowsTest(StoreTestCase):
-    """Some rows of a store only."""
-
-    def test_the_others_have_no_embedding(self):
+    def test_only_the_rows_asked_for_are_embedded(self):
         wanted = np.array([0, 1, 0, 0, 0, 0, 0, 1, 1], bool)
         sizes = []
 
@@ -251,21 +249,18 @@ class RowsTest(StoreTestCase):
         # Full passes: two of the second shard's rows at once.
         self.assertEqual(sizes, [1, 2])
         self.assertAllEqual(some.valid(np.arange(9)), wanted)
-        for row in np.flatnonzero(wanted):
-            ids = self.store.ids(np.array([row]))
-            number = np.array([0])
-            ours, theirs = (
-                one.read_numbered(np.array([row]), number, ids)
-                for one in (some, every)
-            )
-            for one, other in zip(ours, theirs, strict=True):
-                self.assertAllEqual(one, other)
-
-    def test_a_shard_without_any(self):
-        self.write(rows=np.arange(9) > 4)
-        some = sidecars_lib.Sidecars(self.store, self.folder)
-        self.assertFalse(some.valid(np.arange(5)).any())
-        self.assertTrue(some.valid(np.array([7, 8])).all())
+        rows = np.flatnonzero(wanted)
+        ours, theirs = (
+            one.read_numbered(rows, 0 * rows, self.store.ids(rows))
+            for one in (some, every)
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            self.assertAllEqual(one, other)
+        self.folder += "-last"
+        self.write(rows=np.arange(9) > 4)  # none of the first shard
+        last = sidecars_lib.Sidecars(self.store, self.folder)
+        self.assertFalse(last.valid(np.arange(5)).any())
+        self.assertTrue(last.valid(np.array([7, 8])).all())
 
 
 class CommandTest(tf.test.TestCase):

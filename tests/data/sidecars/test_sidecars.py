@@ -240,11 +240,6 @@ class SidecarsTest(EmbeddingsTestCase):
         self.assertAllEqual(
             text[good], self.text[starts[rows[good]] + captions[good]]
         )
-        # The rows of one shard, sorted, and none at all.
-        whole = sidecars.read_numbered([6, 7, 8], [0, 1, 2], [1042, 1049, 1056])
-        for values in whole:
-            self.assertLen(values, 3)
-        self.assertEmpty(sidecars.read_numbered([], [], [])[0])
         with self.assertRaisesRegex(IndexError, "Received: 15"):
             sidecars.read_numbered([15], [0], [1105])
         with self.assertRaisesRegex(ValueError, "the record's id, 1022"):

@@ -169,14 +169,6 @@ class RemoteTest(IndexTestCase):
             self.assertEqual(store.read(np.arange(5)), local.read(np.arange(5)))
             self.assertAllEqual(store.ids(np.arange(5)), np.arange(5))
         self.assertTrue(tf.io.gfile.exists(remote + ".index"))
-        # Rows of several remote shards in one read.
-        tf.io.gfile.copy(self.write("b", 3), f"{folder}/b.tfrecord")
-        store, _ = self.open(f"{folder}/*.tfrecord")
-        rows = np.array([7, 0, 5, 4, 7])
-        self.assertEqual(
-            [one.captions for one in store.read(rows)],
-            [(b"2",), (b"0",), (b"0",), (b"4",), (b"2",)],
-        )
         # A local folder of indexes for remote shards is mapped.
         indexes = self.path("indexes")
         self.assertEqual(self.number_of_scans(remote, index_dir=indexes), 1)

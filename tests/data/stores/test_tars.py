@@ -139,22 +139,15 @@ class SamplesTest(TarsTestCase):
             scans.append(path)
             return scan(form, path, advance)
 
-        folder = os.path.dirname(self.path)
-        for index_dir in ("", os.path.join(folder, "indexes")):
-            scans.clear()
-            for _ in range(3):
-                with mock.patch.object(tars.Tars, "scan", counting):
-                    usual, thumbs = (
-                        stores.open_store(
-                            self.path, image_field=field, index_dir=index_dir
-                        )
-                        for field in ("", "thumb")
-                    )
-                self.assertEqual((len(usual), len(thumbs)), (3, 6))
-                self.assertEqual(thumbs.read([1])[0].image, b"small")
-            self.assertLen(scans, 2)
-            found = os.listdir(index_dir or folder)
-            self.assertLen([n for n in found if n.endswith(".index")], 2)
+        for _ in range(3):
+            with mock.patch.object(tars.Tars, "scan", counting):
+                usual, thumbs = (
+                    stores.open_store(self.path, image_field=field)
+                    for field in ("", "thumb")
+                )
+            self.assertEqual((len(usual), len(thumbs)), (3, 6))
+            self.assertEqual(thumbs.read([1])[0].image, b"small")
+        self.assertLen(scans, 2)
 
     def test_long_names_of_every_tar_format_are_read(self):
         key = "d" * 80 + "/" + "ü" * 60 + "k" * 40
