@@ -32,12 +32,15 @@ def config():
     return config_lib.TrainConfig(
         steps=2,
         data=config_lib.DataConfig(
-            train=("shard.tfrecord",), super_batch_size=8, image_size=4,
-            text_length=4, vocabulary="vocabulary.model",
+            train=("shard.tfrecord",), image_size=4, text_length=4,
+            vocabulary="vocabulary.model",
         ),
         model=config_lib.ModelConfig(towers="my_towers:build"),
         selection=config_lib.SelectionConfig(
-            "joint", batch_size=4, num_chunks=2, criterion="hard_learner"
+            4,
+            stages=(
+                config_lib.Stage(2, num_chunks=2, criterion="hard_learner"),
+            ),
         ),
         evaluation=config_lib.EvaluationConfig(
             data=("shard.tfrecord",), log_every_steps=1, log_ids=True

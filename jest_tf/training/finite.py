@@ -56,13 +56,13 @@ def check_scores(logs: Mapping[str, tf.Tensor]) -> None:
 
 
 def not_finite(logs: Mapping[str, tf.Tensor]) -> list[str]:
-    """Names the loss and the metrics of stages that are not finite."""
-    return [
+    """Names the loss and the metrics of stages that are not finite, sorted."""
+    return sorted(
         name
         for name, value in logs.items()
         if (name == "loss" or _SCORES.fullmatch(name))
         and not np.isfinite(value)
-    ]
+    )
 
 
 def shorten(names: Sequence[str]) -> str:

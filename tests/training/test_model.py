@@ -293,8 +293,8 @@ class ScoringTest(TrainingTestCase):
         ):
             with self.assertRaisesRegex(
                 ValueError,
-                "Expected finite numbers. Received: stages/0/score, "
-                "stages/0/reference_loss_kept; a model has diverged",
+                "Expected finite numbers. Received: "
+                "stages/0/reference_loss_kept, stages/0/score; a model has",
             ):
                 fit(build(reference=reference, **how), batches[:count])
 
