@@ -463,7 +463,7 @@ class DistillationTest(TrainingTestCase):
 
     def test_distillation_uses_live_scored_or_cached_embeddings(self):
         (batch,) = tiny.super_batches()
-        reference, cached = tiny.learner(5), reference_lib.cached(4.0, -2.0)
+        reference, cached = tiny.learner(5), reference_lib.Cached(4.0, -2.0)
         image, text, *_ = embed(reference, batch)
         stored = {**batch, "reference_image": image, "reference_text": text}
         hard = one_of_three(criterion="hard_learner")
