@@ -9,7 +9,8 @@ A shard is one file. A format is an object with two methods
 and the attributes `name`; `fields`; `index_key`, everything that an index
 depends on; and `index_variant`, the part of it that is a setting. `advance`
 takes the bytes read since the last call. In byte sequences the place is the
-offset, and a negative size marks damage.
+offset, and a negative size marks bytes that hold no records. Their formats say
+in `damage` what has happened to such a shard.
 """
 
 import functools
