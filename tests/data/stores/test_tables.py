@@ -4,14 +4,18 @@ import csv
 import errno
 import os
 import sys
+import time
 from unittest import mock
 
+import fake_gcs
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import remote_files
 import shard_files
 import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.data import stores
 from jest_tf.data.stores import shards
 from jest_tf.files import retries
@@ -134,6 +138,50 @@ class DelimitedTest(TablesTestCase):
         )
         _, fault = self.read(path)
         self.assertEqual(fault.reason, "damaged: 37 bytes that are no record")
+
+    def test_a_picture_of_any_scheme_that_cannot_be_opened_costs_its_row(self):
+        server = remote_files.server()
+        self.addCleanup(server.heal)
+        bucket = f"gs://{fake_gcs.BUCKET}/{self.id()}"
+        files.write_whole(f"{bucket}/1.jpg", b"remote")
+        path = self.write(
+            "a.csv",
+            "image,caption\nimages/0.jpg,good\n"
+            f"{bucket}/1.jpg,good\n{bucket}/2.jpg,missing\n"
+            "gs://other/x.png,x\ngs://,x\nhttp://127.0.0.1:9/x.png,x\n"
+            "nothing://x/y,x\ngs://\udcff/\udcff,x\n".encode(
+                "utf-8", "surrogateescape"
+            ),
+        )
+        started = time.monotonic()
+        found = self.read(path)
+        self.assertEqual(
+            [one.image for one in found[:2]], [b"picture 0", b"remote"]
+        )
+        for fault, reason in zip(
+            found[2:],
+            [
+                "missing file: '2.jpg'",
+                "missing file: 'x.png'",
+                "unreadable: ",
+                "unreadable: 'http://127.0.0.1:9/x.png', A path must be local",
+                "unreadable: 'nothing://x/y', A path must be local",
+                "unreadable: ",
+            ],
+            strict=True,
+        ):
+            self.assertStartsWith(fault.reason, reason)
+        # A bucket that does not answer at all.
+        server.set(latency=2.5)
+        path = self.write("b.csv", b"image,caption\n" + 2 * b"images/0.jpg,x\n")
+        with open(path, "ab") as file:
+            file.write(b"gs://mute/x.png,x\n")
+        with mock.patch.object(shards, "_PATIENCE", 0.5):
+            found = self.read(path)
+        self.assertEqual(
+            found[2].reason, "unreadable: no answer of gs://mute in 0.5 s"
+        )
+        self.assertLess(time.monotonic() - started, 5)
 
     def test_ids_come_from_the_column_or_are_derived(self):
         path = self.write(
