@@ -49,13 +49,6 @@ class Sources(NamedTuple):
     clean: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
-    def reference(self) -> Callable | None:
-        """Returns the reference in `JESTModel`'s form."""
-        if self.sidecars is not None:
-            return reference.cached(self.sidecars.scale, self.sidecars.bias)
-        return self.teacher and self.teacher.learner
-
-    @property
     def dim(self) -> int | None:
         """Returns the width of the reference's embeddings, if it is known."""
         if self.sidecars is not None:
