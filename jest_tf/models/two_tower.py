@@ -21,6 +21,9 @@ from jest_tf.models import layers, patches
 
 _TOWERS = ("image_tower", "text_tower")
 
+# Integers up to these are exact in floats of 16 bits; float32 has all ids.
+_LARGEST_ID = {"bfloat16": 2**8, "float16": 2**11}
+
 # Added to the norm before the division, as in big_vision's two_towers.py.
 _NORM_EPSILON = 1e-8
 
@@ -46,7 +49,9 @@ class TwoTower(keras.Model):
 
     Args:
         image_tower: Keras layer or model, images [B, ...] -> [B, D].
-        text_tower: Keras layer or model, texts [B, ...] -> [B, D].
+        text_tower: Keras layer or model, texts [B, ...] -> [B, D]. An input of
+            16-bit floats, as a `Sequential` without an `Input` has it in mixed
+            precision, is refused, as it rounds token ids.
         temperature: initial scale, above 0; the default is SigLIP's.
         bias: initial bias; the default is SigLIP's.
         learn_bias: train the bias. Turn this off for the softmax loss, which
@@ -74,6 +79,7 @@ class TwoTower(keras.Model):
         ...     ),
         ...     keras.Sequential(
         ...         [
+        ...             keras.Input([None], dtype="int32"),
         ...             keras.layers.Embedding(100, 8),
         ...             keras.layers.GlobalAveragePooling1D(),
         ...         ]
@@ -125,6 +131,7 @@ class TwoTower(keras.Model):
             )
         )
         text = self.text_tower(keras.KerasTensor(input_shape["text"], "int32"))
+        _check_takes_ids(self.text_tower)
         _check_embeddings(image.shape, text.shape)
         self._image_shape, self._text_shape = (
             (None, *input_shape[name][1:]) for name in ("image", "text")
@@ -325,6 +332,27 @@ def _check_keys(batch):
             f'`batch` must have the keys "image" and "text". '
             f"Received: {sorted(batch)}"
         )
+
+
+def _check_takes_ids(tower):
+    """Refuses a built text tower that rounds token ids.
+
+    Keras gives a `Sequential` without an `Input` one in the compute dtype, also
+    within a tower, where ids go into an `Embedding`.
+    """
+    inputs = list(getattr(tower, "inputs", None) or ())
+    for layer in tower._flatten_layers():
+        if isinstance(layer, keras.layers.Embedding):
+            for node in layer._inbound_nodes:
+                inputs += node.input_tensors
+    for one in inputs:
+        if one.dtype in _LARGEST_ID:
+            raise ValueError(
+                "`text_tower` must take token ids as integers: begin its "
+                'layers with `keras.Input([None], dtype="int32")`. Received: '
+                f"an input of dtype {one.dtype}, which rounds ids above "
+                f"{_LARGEST_ID[one.dtype]:,}"
+            )
 
 
 def _check_embeddings(image_shape, text_shape):
