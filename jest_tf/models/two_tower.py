@@ -172,8 +172,11 @@ class TwoTower(keras.Model):
             if self.pixels is None:
                 images = images / 127.5 - 1.0  # 127.5 maps to 0
             else:
-                scale, offset = self.pixels
-                images = images * tf.constant(scale) + tf.constant(offset)
+                # KerasHub keeps an integer as such.
+                scale, offset = (
+                    tf.constant(x, tf.float32) for x in self.pixels
+                )
+                images = images * scale + offset
         elif not images.dtype.is_floating:
             raise ValueError(
                 f"`image` must be uint8 in [0, 255] or floating point. "
