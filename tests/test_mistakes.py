@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import traceback
 from unittest import mock
 
 import keras
@@ -548,6 +549,45 @@ class PythonTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 self.fit(tiny.learner(), value)
+
+    def test_pixels_ids_and_a_missing_reference(self):
+        learner = tiny.learner()
+        (batch,) = tiny.super_batches()
+        levels = batch["image"].astype(np.float32)
+        for scale, offset, received in (
+            (1.0, 0.0, r"\[0, 255\]"),
+            (1 / 255, 0.0, r"\[0, 1\]"),
+            (1 / 58, -2.1, r"\[-2.1, 2.3\]"),
+        ):
+            images = batch | {"image": levels * scale + offset}
+            for data in (images, (images, None)):
+                with self.assertRaisesRegex(
+                    ValueError,
+                    r"`image`: .* floats that fill \[-1, 1\], not float32 in "
+                    f"{received}. The model maps uint8 itself",
+                ):
+                    self.fit(learner, data)
+        self.fit(learner, batch | {"image": levels / 127.5 - 1})
+        text = batch["text"].copy()
+        text[3, 1] = tiny.VOCABULARY_SIZE
+        with self.assertRaisesRegex(
+            ValueError,
+            r"`text` must hold token ids in \[0, 12\).*Received: 12$",
+        ):
+            self.fit(learner, batch | {"text": text})
+        model = jest_tf.Embedder(
+            learner, lambda texts: tf.fill([tf.size(texts), 3], 99)
+        )
+        with self.assertRaisesRegex(ValueError, r"\[0, 12\).*Received: 99$"):
+            model.embed_texts(["a"])
+        stage = config.Stage(3, num_chunks=2, criterion="easy_reference")
+        selection = config.SelectionConfig(4, stages=(stage,))
+        with self.assertRaisesRegex(ValueError, "call `attach_reference`") as e:
+            self.fit(learner, batch, selection=selection)
+        # Not from within Keras' `fit`.
+        self.assertLess(
+            len(list(traceback.walk_tb(e.exception.__traceback__))), 7
+        )
 
     def test_names_and_settings(self):
         for overrides in ("steps=3", {"steps": 3}):

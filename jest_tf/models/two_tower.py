@@ -7,11 +7,14 @@ with a scale and a bias, as in SigLIP (Zhai et al., 2023).
 # Classes document build, call and get_config.
 # ruff: noqa: D102
 
+import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
@@ -21,6 +24,8 @@ from jest_tf.models import layers, patches
 
 _TOWERS = ("image_tower", "text_tower")
 
+# TensorFlow's words.
+_NO_ID = re.compile(r"indices\[.*?\] = (-?\d+) is not in \[0, (\d+)\)")
 # Integers up to these are exact in floats of 16 bits; float32 has all ids.
 _LARGEST_ID = {"bfloat16": 2**8, "float16": 2**11}
 
@@ -256,6 +261,13 @@ class TwoTower(keras.Model):
         }
 
     @property
+    def pixel_range(self) -> tuple[float, float]:
+        """Returns the least and the most that `pixels` maps [0, 255] to."""
+        scale, offset = self.pixels or (1 / 127.5, -1.0)
+        ends = np.outer([0, 255], scale) + offset
+        return float(ends.min()), float(ends.max())
+
+    @property
     def input_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Shapes of `image` and `text` that the model was built for.
 
@@ -296,6 +308,53 @@ class TwoTower(keras.Model):
             trainable=trainable,
             autocast=False,
         )
+
+
+def pixel_fault(
+    pixels: np.ndarray, limits: tuple[float, float] | None = None
+) -> str:
+    """Says what is wrong with pictures, [..., 3]; "" if nothing is.
+
+    uint8 is right. Other types need `limits`, a model's `pixel_range`. Some
+    excess is allowed, as filters overshoot, but some pixel must be dark, or
+    [0, 1] would pass for [-1, 1].
+    """
+    expected = "pixels must be uint8 in [0, 255]"
+    if pixels.dtype == np.uint8:
+        return ""
+    if limits is None:
+        return f"{expected}, not {pixels.dtype}"
+    low, high = limits
+    least, most = float(pixels.min()), float(pixels.max())
+    quarter = (high - low) / 4
+    is_dark = least < low + quarter or least == most
+    if is_dark and low - quarter <= least and most <= high + quarter:
+        return ""
+    return (
+        f"{expected}, or floats that fill [{low:.3g}, {high:.3g}], not "
+        f"{pixels.dtype} in [{least:.3g}, {most:.3g}]"
+    )
+
+
+@contextlib.contextmanager
+def plain_id_errors() -> Iterator[None]:
+    """Says what TensorFlow means by a token id that no table has.
+
+    Raises:
+        ValueError: an id in the block is not in the text tower's vocabulary.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = _NO_ID.search(error.message)
+        if not found:
+            raise
+        number, rows = found.groups()
+        raise ValueError(
+            f"`text` must hold token ids in [0, {rows}), the rows of the text "
+            "tower's table: build it for the tokenizer's `vocabulary_size`. "
+            f"Received: {number}"
+        ) from None
 
 
 def _views(view):
