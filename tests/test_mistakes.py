@@ -23,6 +23,7 @@ import tiny
 
 import jest_tf
 from jest_tf import cli, config, runs
+from jest_tf.data.sidecars import embed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPE = f"{ROOT}/configs/quickstart_uniform.py"
@@ -232,6 +233,25 @@ MODELS = (
         r"`jest-tf train --workdir .*/unfinished` finishes it",
     ),
     (
+        "JEST reference.model=$/cut",
+        r"cut/final.weights.h5 must hold the final weights .*truncated file.*; "
+        r"`jest-tf train` with `--workdir .*/cut` writes them anew",
+    ),
+    (
+        "JEST reference.model=$/preset",
+        r"preset', which is no run .* mean 'keras_hub:.*preset'?",
+    ),
+    (
+        "evaluate --workdir $/run --suite $/none.toml",
+        r"`evaluation.suite`: there is no file '.*/none.toml'",
+    ),
+    (
+        "JEST reference.model=none reference.sidecar_dir=$/sidecars "
+        "selection.stages.0.embeddings=stored "
+        "selection.stages.0.criterion=easy_reference --dry-run",
+        r"sidecar must be .*damaged `text`; write it anew with `jest-tf embed",
+    ),
+    (
         "JEST reference.model=$/run reference.sidecar_dir=$/folder",
         r"No sidecar of .*pool-00000.tfrecord",
     ),
@@ -399,10 +419,13 @@ class CommandsTest(tf.test.TestCase):
         assert code == 0, shown
         for name, lost in (
             ("unfinished", "final.weights.h5"),
+            ("cut", ""),
             ("badjson", "config.json"),
         ):
             shutil.copytree(f"{cls.folder}/run", f"{cls.folder}/{name}")
-            os.remove(f"{cls.folder}/{name}/{lost}")
+            if lost:
+                os.remove(f"{cls.folder}/{name}/{lost}")
+        os.truncate(f"{cls.folder}/cut/final.weights.h5", 3000)
         pathlib.Path(cls.folder, "badjson/config.json").write_text("{")
 
     @classmethod
@@ -605,8 +628,11 @@ def _write_files(folder):
     shard_files.write_shard(str(folder / "text.tfrecord"), texts)
     members = shard_files.tar_sample("0", image=picture, caption="a b")
     tar = shard_files.write_tar(str(folder / "tar.tfrecord"), members)
-    for name in ("folder", "table"):
+    for name in ("folder", "table", "preset"):
         (folder / name).mkdir()
+    tiny.write_sidecars(str(shard), output=embed.Output(f"{folder}/sidecars"))
+    (sidecar,) = (folder / "sidecars").iterdir()
+    sidecar.write_bytes(sidecar.read_bytes()[:-100] + bytes(100))
     recipe = "from jest_tf import config as c\ndef config():\n"
     for name, content in {
         "vocab.txt": "\n".join(tiny.VOCABULARY) + "\n",
@@ -619,6 +645,8 @@ def _write_files(folder):
         "gzip.tfrecord": gzip.compress(shard.read_bytes()),
         "gzip.tar": gzip.compress(pathlib.Path(tar).read_bytes()),
         "empty.tfrecord": b"",
+        # As KerasHub's `save_to_preset` begins it.
+        "preset/config.json": '{"registered_name": "keras_hub>CLIPBackbone"}',
         "table/a.csv": "image,caption\nmissing.png,a b\n",
     }.items():
         if isinstance(content, str):

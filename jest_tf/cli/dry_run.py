@@ -42,6 +42,7 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
         size = _count(teacher.learner)
         yield "reference", f"{config.reference.model}, {size:,} parameters"
     if sidecars is not None:
+        sidecars.verify()
         yield "sidecars", f"all fit, embeddings of {sidecars.dim}"
     evaluated = evaluations.open_data(config)
     for name, one in evaluated.stores.items():

@@ -15,6 +15,7 @@ tokenizer beside it, as a run directory has them.
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import re
 
@@ -80,6 +81,24 @@ def similar(name: str) -> str:
             known = _known(tokenizers.import_keras_hub(name))
             if close := checks.nearest(name, known):
                 return KERAS_HUB + close
+    return ""
+
+
+def in_folder(path: str) -> str:
+    """Returns the full name of the model that a folder holds, or ""."""
+    try:
+        content = json.loads(
+            files.read_whole(os.path.join(path, "config.json"))
+        )
+    except (OSError, ValueError):
+        return ""
+    # A run's settings have neither.
+    for key, prefix in (
+        ("registered_name", KERAS_HUB),
+        ("model_type", hugging_face.PREFIX),
+    ):
+        if key in content:
+            return prefix + path
     return ""
 
 
