@@ -58,8 +58,16 @@ def _load_run(workdir, step):
         picture = None
     if step is None:
         path = directory.path(workdir, directory.WEIGHTS_FILE)
-        with files.staged(path) as local:
-            learner.load_weights(local)
+        try:
+            with files.staged(path) as local:
+                learner.load_weights(local)
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{path} must hold the final weights of the run. Received: "
+                f"{' '.join(str(error).split())[:200]}; `jest-tf train` with "
+                f"`--workdir {workdir}` writes them anew from the last "
+                "checkpoint"
+            ) from error
     else:
         # A checkpoint is of the whole model, which has no other weights.
         model = training.build_model(config, learner)
@@ -74,7 +82,7 @@ def check_model(name: str, setting: str) -> None:
     checks.check(setting, name, checks.MODEL)
     if pretrained.is_name(name):
         return pretrained.check(name, setting)
-    meant = ""
+    meant = pretrained.in_folder(name)
     if not directory.has(name, directory.CONFIG_FILE):
         meant = pretrained.similar(name)
     if meant or "/" not in name and not files.is_folder(name):
