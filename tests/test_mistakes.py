@@ -491,23 +491,6 @@ class PythonTest(tf.test.TestCase):
         model.compile("sgd")
         model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
 
-    def test_parts_of_a_model(self):
-        learner = tiny.learner()
-        towers = learner.image_tower, learner.text_tower
-        for arguments, message in (
-            ((towers,), r"`learner` must be .*TwoTower\(image_tower, text_to"),
-            ((learner, None, "joint"), "`selection` must be .*: 'joint'"),
-            ((learner, None, {"batch_size": 2}), "`selection` must be a Sel"),
-            ((learner, config.SelectionConfig(2)), "`reference` must be a Ke"),
-        ):
-            with self.assertRaisesRegex(TypeError, message):
-                jest_tf.JESTModel(*arguments)
-        with self.assertWarnsRegex(UserWarning, "`reference` is not used"):
-            jest_tf.JESTModel(learner, learner, config.SelectionConfig(2))
-        model = jest_tf.JESTModel(learner)
-        with self.assertRaisesRegex(ValueError, "metrics of its own.*'acc"):
-            model.compile("sgd", metrics=["accuracy"])
-
     def test_what_a_learner_returns(self):
         class Pairs(keras.Model):
             def call(self, batch, training=False):
@@ -534,20 +517,6 @@ class PythonTest(tf.test.TestCase):
                     ),
                 ),
             )
-
-    def test_batches(self):
-        (batch,) = tiny.super_batches()
-        one = {name: value[0] for name, value in batch.items()}
-        for value, message in (
-            (one, r"`.batch\(B, drop_remainder.*image \(4, 4, 3\), .*id \(\)"),
-            (batch | {"text": batch["text"][:5]}, r"text \(5, 3\)"),
-            (
-                {"pixels": batch["image"], "text": batch["text"]},
-                r"'pixels', 'text'\]; `dataset.map` can rename",
-            ),
-        ):
-            with self.assertRaisesRegex(ValueError, message):
-                self.fit(tiny.learner(), value)
 
     def test_names_and_settings(self):
         for overrides in ("steps=3", {"steps": 3}):
@@ -584,7 +553,3 @@ def _write_files(folder):
         if isinstance(content, str):
             content = content.encode()
         (folder / name).write_bytes(content)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -12,7 +12,6 @@ from unittest import mock
 import tensorflow as tf
 
 from jest_tf import config
-from jest_tf.config import overrides
 
 CONFIGS = os.path.join(os.path.dirname(__file__), "..", "..", "configs")
 Stage, View = config.Stage, config.View
@@ -246,24 +245,6 @@ class FunnelTest(tf.test.TestCase):
         self.assertTrue(
             config.SelectionConfig(64, (uniform, EASY)).needs_stored
         )
-
-    def test_it_says_how_rows_pass(self):
-        uniform = Stage(2, method="uniform")
-        funnel = config.SelectionConfig(256, (EASY, uniform, JEST))
-        self.assertEqual(
-            funnel.describe(56),
-            [
-                "stage 0, stored: 6,000 rows, the hyper-batch, -> 2,000, joint "
-                "by easy_reference",
-                "stage 1, live: 2,000 rows, the super-batch, -> 1,000, "
-                "unscored",
-                "stage 2, live: 1,000 rows -> 200, joint by learnability",
-                "trained: 200 chosen rows and 56 curated",
-            ],
-        )
-        plain = config.SelectionConfig(1024)
-        self.assertEqual(plain.describe(), ["trained: 1,024 rows"])
-        self.assertEqual(funnel.describe(256), ["trained: 256 curated rows"])
 
     def test_stages_score_from_their_first_step_to_their_last(self):
         early = Stage(2, last_step=4)
@@ -666,18 +647,6 @@ class FilesTest(tf.test.TestCase):
             with self.subTest(override):
                 with self.assertRaisesRegex(ValueError, message):
                     self.load(override)
-
-    def test_help_lists_every_setting_with_its_default_and_meaning(self):
-        lines = overrides.describe(config.TrainConfig).splitlines()
-        for line in (
-            "steps=1000",
-            "selection.stages.0.candidates=None",
-            "selection.stages.0.criterion=learnability",
-            "selection.stages.0.view.patch_size=None",
-            "model.views.0.image_size=None",
-        ):
-            place = lines.index(f"  {line}")
-            self.assertRegex(lines[place + 1], "^      \\S")
 
     def test_files_that_are_no_recipe_are_refused(self):
         folder = self.get_temp_dir()

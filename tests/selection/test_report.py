@@ -95,7 +95,7 @@ class DrawReportTest(tf.test.TestCase):
             own = np.trace(matrix)
             others = matrix.sum() - own
             expected = own / size + others * (batch - 1) / (size * (size - 1))
-            values = self.uniform_scores(models, batch, 300, loss)
+            values = self.uniform_scores(models, batch, 150, loss)
             error = values.std() / np.sqrt(len(values))
             self.assertLess(abs(values.mean() - expected), 4 * error)
             self.assertLess(4 * error, 0.5)
