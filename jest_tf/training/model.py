@@ -295,7 +295,10 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
                         tf.TensorSpec.from_tensor, super_batch
                     )
                     self._flops.pop(settings, None)
-                return self._train_step(super_batch, settings)
+                # When the data end, nothing may run that needs no batch, such
+                # as weight decay: TensorFlow inlines the step into the loop.
+                with tf.control_dependencies([super_batch["image"]]):
+                    return self._train_step(super_batch, settings)
 
             return self._make_function(step)
 

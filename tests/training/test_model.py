@@ -634,6 +634,25 @@ class FitTest(TrainingTestCase):
         self.assert_same_weights(other, model)
         self.assertIsNone(other.drawn_ids)
 
+    def test_data_of_unknown_length_end_without_a_further_step(self):
+        batches = tiny.super_batches(3)
+        # Decay and metrics alone need no batch.
+        known, unknown = (
+            build(
+                optimizer=keras.optimizers.AdamW(RATE, weight_decay=0.5),
+                run_eagerly=False,
+            )
+            for _ in range(2)
+        )
+        fit(known, batches)
+        data = tiny.dataset(batches).filter(lambda batch: True)
+        with self.assertWarnsRegex(UserWarning, "ran out of data"):  # of Keras
+            unknown.fit(data, verbose=0)
+        self.assertEqual(int(unknown.optimizer.iterations.numpy()), 3)
+        self.assert_same_weights(unknown, known)
+        for one, other in zip(unknown.metrics, known.metrics, strict=True):
+            self.assertAllEqual(one.variables, other.variables)
+
     def test_a_learner_in_bfloat16_trains(self):
         batches = tiny.super_batches(2)
         learner = tiny.learner(0, dtype="mixed_bfloat16")
