@@ -554,10 +554,6 @@ class ReferencesTest(tf.test.TestCase):
                 self.assertLessEqual(len(text.split()), 2000, page)
         self.assertLessEqual(len(read(README).splitlines()), 150)
 
-    def test_the_readme_has_the_quickstarts_marks_once(self):
-        for mark in ("<!-- quickstart: written by", "<!-- end quickstart -->"):
-            self.assertEqual(read("README.md").count(mark), 1)
-
     def test_every_public_name_is_in_the_changelog(self):
         changelog = read("CHANGELOG.md")
         names = [one for one in jest_tf.__all__ if f"`{one}`" not in changelog]

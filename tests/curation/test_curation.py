@@ -873,26 +873,6 @@ class CommandTest(tf.test.TestCase):
         # Those of the pairs are all drawn.
         self.assertGreater(text.count('class="card kept"'), 24)
 
-    def test_learnability_is_between_two_runs(self):
-        self.run_command(
-            "learnable",
-            *("--learner", self.path("learner")),
-            *("--learner-sidecar-dir", self.path("learner_sidecars")),
-            "--no-report",
-        )
-        store = stores.open_store(
-            self.path("val-*.tfrecord"), index_dir=self.path("index")
-        )
-        found = manifest.Manifest(self.path("learnable"), store)
-        self.assertEqual(found.made_by["criterion"], "learnability")
-        fingerprints = {
-            found.made_by[name]["fingerprint"]
-            for name in ("reference", "learner")
-        }
-        self.assertLen(fingerprints, 2)
-        self.assertFalse(os.path.exists(self.path("learnable/report.html")))
-        self.assertEqual(found.weights.sum(), 50)
-
     def test_the_loss_is_the_one_that_the_runs_were_trained_with(self):
         self.write_run("softmax", 2, "softmax")
 
@@ -913,28 +893,6 @@ class CommandTest(tf.test.TestCase):
             ValueError, "none, with 'sigmoid' of .*reference' and 'softmax' of"
         ):
             loss("reference", "softmax")
-
-    @needs_beam
-    def test_beam_by_the_command(self):
-        arguments = ("--set", "window=100", "--no-report")
-        self.run_command("alone", *arguments)
-        printed, _ = self.run_command(
-            "spread", *arguments, "--beam", "--runner=DirectRunner"
-        )
-        self.assertRegex(printed, "of 250 records are drawn: .*spread")
-        names = os.listdir(self.path("spread"))
-        self.assertLen(names, 2)  # one shard and the list
-        for name in names:
-            alone, spread = (
-                pathlib.Path(self.path(folder), name).read_bytes()
-                for folder in ("alone", "spread")
-            )
-            self.assertEqual(spread, alone)
-        with self.assertRaises(SystemExit) as stopped:
-            self.run_command("spread", "--beam", "--overwite")
-        self.assertRegex(
-            str(stopped.exception), "^error: Flags must .*: --overwite$"
-        )
 
     @pytest.mark.slow
     def test_a_learner_may_be_an_earlier_checkpoint(self):

@@ -402,24 +402,6 @@ class BuildTwoTowerTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, "`patch_sizes` must divide"):
             self.build(patch_sizes=(16, 12))
 
-    def test_a_recipe_builds_its_learner(self):
-        recipe = config.TrainConfig(
-            seed=5,
-            data=config.DataConfig(image_size=16, text_length=4),
-            model=config.ModelConfig(preset="tiny", temperature=2.0),
-        )
-        learner = models.build_learner(recipe, 9)
-        same = models.build_two_tower(
-            "tiny",
-            image_size=16,
-            vocabulary_size=9,
-            text_length=4,
-            temperature=2.0,
-            seed=5,
-        )
-        for one, other in zip(learner.weights, same.weights, strict=True):
-            self.assertAllEqual(one, other)
-
     def recipe(self, towers, seed=5):
         return config.TrainConfig(
             seed=seed,

@@ -318,28 +318,6 @@ class PageTest(tf.test.TestCase):
         self.assertEqual(last.count('class="card kept"'), 6)
         self.assertNotIn("refresh", last)
 
-    def test_a_run_without_selection_is_watched_by_its_loss_and_scores(self):
-        for step in (1, 2):
-            row = {"step": step, "train/loss": 0.25, "seconds": step}
-            self.append(directory.METRICS_FILE, json.dumps(row) + "\n")
-            measures = {
-                "eval/held/image_to_text/recall@1": 0.125 * step,
-                "eval/held/zero_shot/accuracy@1": 0.5,
-                "eval/held/zero_shot/mean_per_class": 0.5,
-            }
-            row = json.dumps({"step": step} | measures) + "\n"
-            self.append(directory.EVALUATION_FILE, row)
-        self.finish()
-        (page,) = self.watch()
-        self.assertIn(
-            "Step 2, held: image to text recall@1 0.250, zero-shot accuracy "
-            "0.500",
-            page,
-        )
-        titles = re.findall("<figcaption>(.*?)</figcaption>", page)
-        self.assertEqual(titles, ["Loss", "Evaluation on held"])
-        self.assertNotIn("Offered", page)
-
     def test_a_watched_page_says_why_it_has_no_pictures(self):
         ids = self.batches(1)[0]["id"]
         self.write([self.line(1, 0, ids)])
@@ -351,23 +329,6 @@ class PageTest(tf.test.TestCase):
         self.assertIn("Stage 0: score of the rows that pass", page)
         with self.assertRaisesRegex(ValueError, "a.tfrecord"):
             run_page.write(self.workdir, f"{self.workdir}/page.html")
-
-    def test_ctrl_c_ends_watching_quietly(self):
-        command = ["page", "--workdir", self.workdir, "--watch"]
-        with (
-            mock.patch.object(run_page.time, "sleep", side_effect=_interrupt),
-            mock.patch.object(tf.config, "set_visible_devices") as visible,
-            contextlib.redirect_stdout(io.StringIO()) as printed,
-        ):
-            self.assertEqual(cli.main(command), 130)
-        visible.assert_called_once_with([], "GPU")
-        self.assertEqual(
-            printed.getvalue(),
-            f"open file://{self.workdir}/selection.html, renewed until the "
-            "run ends\n",
-        )
-        with open(f"{self.workdir}/selection.html", encoding="utf-8") as file:
-            self.assertIn('"refresh" content="30"', file.read())
 
 
 class FunnelPageTest(tf.test.TestCase):
@@ -506,11 +467,6 @@ class FunnelPageTest(tf.test.TestCase):
         )
         rows = [one["row"] for one in found[1]["highest"] + found[1]["lowest"]]
         self.assertEqual(ids[24:], [int(self.ids[1][row]) for row in rows])
-
-
-def _interrupt(seconds):
-    del seconds
-    raise KeyboardInterrupt
 
 
 RECIPE = """
