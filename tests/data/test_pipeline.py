@@ -101,20 +101,6 @@ class PipelineTestCase(streams.StreamTestCase):
 
 
 class SuperBatchesTest(PipelineTestCase):
-    def test_shapes_are_static(self):
-        spec = self.super_batches().element_spec
-        self.assertEqual(
-            spec,
-            {
-                "image": tf.TensorSpec([4, SIZE, SIZE, 3], tf.uint8),
-                "text": tf.TensorSpec([4, 4], tf.int32),
-                "id": tf.TensorSpec([4], tf.int64),
-                "caption_id": tf.TensorSpec([4], tf.int64),
-                "caption_replaced": tf.TensorSpec([4], tf.bool),
-                "record_replaced": tf.TensorSpec([4], tf.bool),
-            },
-        )
-
     def test_every_value_is_of_its_record_in_the_streams_order(self):
         batches = self.super_batches(30)
         rows = self.rows_of(batches)
@@ -182,12 +168,6 @@ class SuperBatchesTest(PipelineTestCase):
                 )
                 self.assert_equal_batches(resumed, unbroken[step:])
 
-    def test_a_super_batch_does_not_depend_on_its_chunks(self):
-        # 512 rows are two chunks, and eight super-batches of one.
-        (whole,) = self.super_batches(1, batch_size=512)
-        parts = self.super_batches(8, batch_size=64)
-        self.assert_equal_batches([streams.joined(parts)], [whole])
-
     def test_a_reference_gets_separate_preprocessing(self):
         longer = tokenizers.WordPieceTokenizer(VOCABULARY, 6)
         plain = self.super_batches(3, image_size=3)
@@ -208,13 +188,6 @@ class SuperBatchesTest(PipelineTestCase):
                 for size, found in ((3, batch["image"]), (9, image)):
                     expected = pictures.decode_image(encoded, size)
                     self.assertAllEqual(found[place], expected)
-
-    def test_a_reference_that_preprocesses_alike_adds_nothing(self):
-        spec = self.super_batches(
-            reference_tokenizer=self.tokenizer,
-            reference_image=pictures.Resizing(SIZE),
-        ).element_spec
-        self.assertEqual(spec, self.super_batches().element_spec)
 
     def test_the_example_data_gives_the_recorded_batches(self):
         # Digests of what the stream made of it when the data came: runs and

@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 import tensorflow as tf
 
-from jest_tf.models import pretrained, reference
+from jest_tf.models import pretrained
 
 transformers = pytest.importorskip(
     "transformers", reason="pip install '.[transformers]'"
@@ -161,34 +161,6 @@ class HuggingFaceTest(tf.test.TestCase):
                 self.assertAllClose(
                     logits + ours.bias, theirs.logits_per_image, atol=1e-5
                 )
-
-    def test_embeddings_equal_those_of_keras_hubs_converter(self):
-        path = self.paths["metaclip"]
-        torch_, keras_ = (
-            pretrained.load(f"{source}:{path}")
-            for source in ("hf", "keras_hub")
-        )
-        # KerasHub lower-cases, transformers does not.
-        captions = tf.constant([caption.lower() for caption in CAPTIONS])
-        tokens, theirs = torch_.tokenizer(captions), keras_.tokenizer(captions)
-        self.assertAllEqual(np.where(tokens < 0, -1 - tokens, tokens), theirs)
-        self.assertAllClose(
-            torch_.learner.encode_text(tokens),
-            keras_.learner.encode_text(theirs),
-            atol=1e-6,
-        )
-        # On KerasHub's pixels: it resizes without antialiasing.
-        images = tf.stack([keras_.picture(one) for one in self.images])
-        scale, offset = keras_.learner.pixels
-        pixels = tf.cast(images, tf.float32) * scale + offset
-        self.assertAllClose(
-            torch_.learner.encode_image(tf.transpose(pixels, [0, 3, 1, 2])),
-            keras_.learner.encode_image(images),
-            atol=1e-6,
-        )
-        one, two = reference.describe(torch_), reference.describe(keras_)
-        self.assertAllClose(one.scale, two.scale)
-        self.assertEqual((one.bias, one.dim), (two.bias, two.dim))
 
     def test_bad_names_and_models_are_refused(self):
         path = os.path.join(self.folder, "bert")

@@ -310,9 +310,7 @@ class ViewsTest(tf.test.TestCase):
             self.assertAllClose(found.image, tf.concat(expected, 0), 1e-5)
             self.assertAllEqual(found.text, self.model(self.batch).text)
 
-    def test_several_views_train_as_one_batch_eagerly_in_a_graph_and_under_xla(
-        self,
-    ):
+    def test_several_views_train_as_one_batch(self):
         def step():
             with tf.GradientTape() as tape:
                 embeddings = self.model(
@@ -325,16 +323,11 @@ class ViewsTest(tf.test.TestCase):
             return loss, tape.gradient(loss, [kernel.value])[0]
 
         kernel = self.model.image_tower.patches.kernel
-        eager_loss, eager_gradient = step()
-        for jit_compile in (False, True):
-            loss, gradient = tf.function(step, jit_compile=jit_compile)()
-            self.assertAllClose(loss, eager_loss, 1e-4)
-            self.assertAllClose(gradient, eager_gradient, 1e-4, 1e-4)
+        loss, gradient = step()
         # A step along the gradient changes the loss by its square.
-        length = 1e-3 / tf.norm(eager_gradient)
-        kernel.assign_sub(length * eager_gradient)
-        expected = 1e-3 * tf.norm(eager_gradient)
-        self.assertAllClose(eager_loss - step()[0], expected, 0.05)
+        kernel.assign_sub(1e-3 / tf.norm(gradient) * gradient)
+        expected = 1e-3 * tf.norm(gradient)
+        self.assertAllClose(loss - step()[0], expected, 0.05)
 
     def test_a_custom_tower_takes_views_if_its_call_does(self):
         model = models.TwoTower(TowerOfViews(), keras.layers.Identity())
@@ -450,24 +443,6 @@ class BuildTwoTowerTest(tf.test.TestCase):
             fixed.encode_image(images, view=view)
         with self.assertRaisesRegex(ValueError, "`patch_sizes` must divide"):
             self.build(patch_sizes=(16, 12))
-
-    def test_a_recipe_builds_its_learner(self):
-        recipe = config.TrainConfig(
-            seed=5,
-            data=config.DataConfig(image_size=16, text_length=4),
-            model=config.ModelConfig(preset="tiny", temperature=2.0),
-        )
-        learner = models.build_learner(recipe, 9)
-        same = models.build_two_tower(
-            "tiny",
-            image_size=16,
-            vocabulary_size=9,
-            text_length=4,
-            temperature=2.0,
-            seed=5,
-        )
-        for one, other in zip(learner.weights, same.weights, strict=True):
-            self.assertAllEqual(one, other)
 
     def recipe(self, towers, seed=5):
         return config.TrainConfig(

@@ -50,7 +50,3 @@ class RenderingTest(tf.test.TestCase):
         self.assertEqual([card["alt"] for card in found.images], list(HOSTILE))
         for card in found.images:
             self.assertCountEqual(card, ["src", "alt"])
-
-
-if __name__ == "__main__":
-    tf.test.main()

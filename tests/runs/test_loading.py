@@ -291,7 +291,3 @@ class ReferenceByNameTest(tf.test.TestCase):
     def test_a_run_is_loaded_by_its_directory(self):
         with self.assertRaisesRegex(ValueError, "a run directory, .*'missing'"):
             loading.load("missing")
-
-
-if __name__ == "__main__":
-    tf.test.main()
