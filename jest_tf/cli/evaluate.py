@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=int, help="of a checkpoint (default: the final weights)"
     )
+    flags_lib.add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -66,7 +65,7 @@ class Encoder:
         """
         self._memory = {}
         if folder:
-            self._folder = os.path.join(folder, self._fingerprint())
+            self._folder = files.inside(folder, self._fingerprint())
         try:
             yield
             if folder and not keep:
@@ -174,7 +173,7 @@ class Encoder:
 
     def _path(self, key, start):
         digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        return os.path.join(self._folder, f"{digest}-{start}.embeddings")
+        return files.inside(self._folder, f"{digest}-{start}.embeddings")
 
     def _read(self, key):
         start = 0

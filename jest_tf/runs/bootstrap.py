@@ -13,7 +13,6 @@ reference that made the choice.
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -373,10 +372,8 @@ def _last_kept(config, workdir, step):
 
 
 def _folder(workdir, step):
-    return os.path.join(
-        directory.path(workdir, directory.REFERENCES_FOLDER),
-        f"step-{step:09d}",
-    )
+    folder = directory.path(workdir, directory.REFERENCES_FOLDER)
+    return directory.path(folder, f"step-{step:09d}")
 
 
 def _flops(run):
@@ -407,4 +404,4 @@ def _delete_old(config, workdir):
 def _delete_sidecars(folder):
     for name in files.list_folder(folder):
         if name.endswith(sidecars_lib.SUFFIX):
-            files.remove(os.path.join(folder, name))
+            files.remove(files.inside(folder, name))

@@ -311,9 +311,8 @@ def check_keep_best(wanted: str, measures: Collection[str]) -> None:
 
 
 def _folder(workdir, step):
-    return os.path.join(
-        workdir, directory.CHECKPOINTS_FOLDER, _NAME.format(step)
-    )
+    folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
+    return directory.path(folder, _NAME.format(step))
 
 
 def named(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:

@@ -180,7 +180,7 @@ def write_results(output: str, found: Sequence[Mapping]) -> None:
         # A file that is not of this command lists nothing to delete.
         with contextlib.suppress(ValueError, KeyError, TypeError):
             for one in directory.read(output, directory.RESULTS_FILE):
-                files.remove(directory.path(folder, _file_of(one)))
+                files.remove(files.inside(folder, _file_of(one)))
     directory.write(output, directory.RESULTS_FILE, found)
     for one in found:
         directory.write(folder, _file_of(one), one)

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import distribution, training
-from jest_tf.config import checks
+from jest_tf.config import imports
 from jest_tf.data import batches, pipeline
 from jest_tf.models import reference
 from jest_tf.runs import (
@@ -426,7 +426,7 @@ def _own_callbacks(config, workdir):
     """
     found = []
     for name in config.callbacks:
-        one = checks.load_function("callbacks", name)(config, workdir)
+        one = imports.load_function("callbacks", name)(config, workdir)
         if not isinstance(one, keras.callbacks.Callback):
             raise ValueError(
                 "`callbacks` must name functions that return a Keras callback. "
