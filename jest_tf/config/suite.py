@@ -199,7 +199,7 @@ def _read(path):
         )
     try:
         values = parse(files.read_whole(path).decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a table an entry.")

@@ -117,7 +117,7 @@ class Encoder:
             return np.concatenate(list(parts(0)))
         key = key()
         if key not in self._memory:
-            found = list(self._read(key))
+            found = list(self._read(key, num_rows))
             start = sum(map(len, found))
             if start < num_rows:
                 for part in parts(start):
@@ -175,14 +175,16 @@ class Encoder:
         digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         return files.inside(self._folder, f"{digest}-{start}.embeddings")
 
-    def _read(self, key):
+    def _read(self, key, num_rows):
         start = 0
-        while self._folder:
+        while self._folder and start < num_rows:
             try:
                 part = artefacts.read(
                     self._path(key, start), "embeddings", verify=True
                 ).arrays["embeddings"]
             except (OSError, ValueError):
+                return
+            if not 0 < len(part) <= num_rows - start:
                 return
             yield np.array(part)
             start += len(part)

@@ -244,6 +244,8 @@ def from_json(text: str) -> two_tower.TwoTower:
     """Builds a learner from `to_json`, with new weights."""
     found = json.loads(text)
     learner = keras.saving.deserialize_keras_object(found["learner"])
+    if not isinstance(learner, two_tower.TwoTower):
+        raise TypeError(f"a {type(learner).__name__}, not a TwoTower")
     learner.build({k: tuple(v) for k, v in found["input_shapes"].items()})
     return learner
 

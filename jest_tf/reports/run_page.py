@@ -162,7 +162,8 @@ def _add_examples(workdir, config, sources, number, rows):
 
 def _sources(config):
     """The data and the sidecars of a run's first step."""
-    store, sidecars = stores.open_stores(config.data), None
+    with stores.indexes_in_memory():
+        store, sidecars = stores.open_stores(config.data), None
     if config.has_first_reference and config.reads_sidecars:
         sidecars = sidecars_lib.Sidecars(store, config.reference.sidecar_dir)
     return inputs.Sources(

@@ -72,10 +72,15 @@ def renewals(config: config_lib.TrainConfig, workdir: str) -> list[Renewal]:
     """Returns the renewals on record, in order."""
     folders = [_folder(workdir, step) for step in config.bootstrap.renew_at]
     return [
-        Renewal(**directory.read(folder, directory.RENEWAL_FILE))
+        _read(folder)
         for folder in folders
         if directory.has(folder, directory.RENEWAL_FILE)
     ]
+
+
+def _read(folder):
+    with directory.as_written(folder, directory.RENEWAL_FILE):
+        return Renewal(**directory.read(folder, directory.RENEWAL_FILE))
 
 
 def stored_flops(
@@ -366,7 +371,7 @@ def _last_kept(config, workdir, step):
                 "none; `jest-tf train` makes it when it continues the run from "
                 "that step, so delete later checkpoints, if there are any"
             )
-        found = Renewal(**directory.read(folder, directory.RENEWAL_FILE))
+        found = _read(folder)
         last = found if found.kept else last
     return last
 

@@ -60,8 +60,34 @@ def has(workdir: str, name: str) -> bool:
 
 
 def read(workdir: str, name: str):
-    """Reads a JSON file of a run directory."""
-    return json.loads(files.read_whole(path(workdir, name)))
+    """Reads a JSON file of a run directory.
+
+    Raises:
+        ValueError: it is none.
+    """
+    with as_written(workdir, name):
+        return json.loads(files.read_whole(path(workdir, name)))
+
+
+@contextlib.contextmanager
+def as_written(workdir: str, name: str, errors=ValueError) -> Iterator[None]:
+    """Names a file of a run directory as the cause of errors in its content.
+
+    They are those that an unexpected value leads to, and `errors`.
+
+    Raises:
+        ValueError: instead of them.
+    """
+    try:
+        yield
+    except (
+        *(ArithmeticError, AttributeError, LookupError, TypeError),
+        *(RecursionError, errors),
+    ) as error:
+        raise ValueError(
+            f"{path(workdir, name)} must be as the run wrote it: take it from "
+            f"a copy of the run. Received: {type(error).__name__}: {error}"
+        ) from error
 
 
 def write(workdir: str, name: str, content) -> None:
@@ -314,6 +340,7 @@ def _parse(line):
     """The row of a line of a log; None if it is incomplete."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and "step" in row else None
+    is_row = isinstance(row, dict) and type(row.get("step")) is int
+    return row if is_row else None

@@ -208,7 +208,8 @@ def draws(workdir: str, entry: config_lib.Entry) -> evaluation.Outcome:
             f"`evaluation.log_ids=true`. Received: {workdir!r} without "
             f"{directory.DRAWS_FILE}"
         )
-    store = stores_lib.open_stores(directory.load_config(workdir).data)
+    with stores_lib.indexes_in_memory():
+        store = stores_lib.open_stores(directory.load_config(workdir).data)
     columns = store.columns(["id", entry.clean, entry.concept])
     ids, times = np.unique(
         np.concatenate([row["ids"] for row in rows]), return_counts=True

@@ -61,7 +61,11 @@ def _load_run(workdir, step):
         picture = None
     if step is None:
         path = directory.path(workdir, directory.WEIGHTS_FILE)
-        with files.staged(path) as local:
+        with (
+            files.staged(path) as local,
+            # Keras and HDF5 raise almost any.
+            directory.as_written(workdir, directory.WEIGHTS_FILE, Exception),
+        ):
             learner.load_weights(local)
     else:
         # A checkpoint is of the whole model, which has no other weights.
@@ -213,12 +217,13 @@ def write_learner(
 
 
 def _read_learner(workdir):
-    content = directory.read(workdir, directory.LEARNER_FILE)
-    picture = pictures.Resizing(**content.pop("picture"))
-    text = json.dumps(content)
-    if "keras_hub" in text:  # whose classes Keras must know
-        tokenizers.import_keras_hub(workdir)
-    return models.from_json(text), picture
+    with directory.as_written(workdir, directory.LEARNER_FILE, Exception):
+        content = directory.read(workdir, directory.LEARNER_FILE)
+        picture = pictures.Resizing(**content.pop("picture"))
+        text = json.dumps(content)
+        if "keras_hub" in text:  # whose classes Keras must know
+            tokenizers.import_keras_hub(workdir)
+        return models.from_json(text), picture
 
 
 def _check_fits(initial, config):
