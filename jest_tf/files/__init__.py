@@ -37,8 +37,9 @@ def inside(folder: str, name: str) -> str:
     """
     if not name or name in (".", "..") or {"/", "\0"} & {*name}:
         raise ValueError(
-            f"A file within {folder} must have a single name, without folders."
-            f" Received: {name!r}; nothing of it is used"
+            f"What lies in {folder} must have a plain name, not a path. "
+            f"Received: {name!r}; delete it, or take the folder from where you "
+            "trust its files"
         )
     path = os.path.join(folder, name)
     if not is_remote(path):
@@ -53,8 +54,8 @@ def check_links(paths: Iterable[str], folder: str) -> None:
         real = os.path.realpath(path)
         if os.path.commonpath([real, root]) != root:
             raise ValueError(
-                f"Links within {folder} must not lead out of it. Received: "
-                f"{path}, to {real}"
+                f"Links within {folder} must not lead out of it: copy what "
+                f"they lead to. Received: {path}, to {real}"
             )
 
 
