@@ -80,7 +80,9 @@ def renewals(config: config_lib.TrainConfig, workdir: str) -> list[Renewal]:
 
 def _read(folder):
     with directory.as_written(folder, directory.RENEWAL_FILE):
-        return Renewal(**directory.read(folder, directory.RENEWAL_FILE))
+        found = Renewal(**directory.read(folder, directory.RENEWAL_FILE))
+        sum(found[:6])  # are numbers
+        return found
 
 
 def stored_flops(

@@ -318,7 +318,8 @@ def best_step(
     for row in directory.read_rows(workdir, directory.EVALUATION_FILE):
         if measure in row and (among is None or row["step"] in among):
             values.setdefault(row["step"], row[measure])
-    return max(values, key=lambda step: (values[step], -step), default=None)
+    with directory.as_written(workdir, directory.EVALUATION_FILE):
+        return max(values, key=lambda step: (values[step], -step), default=None)
 
 
 def check_keep_best(wanted: str, measures: Collection[str]) -> None:

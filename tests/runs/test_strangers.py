@@ -67,7 +67,7 @@ class StrangersTestCase(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = self.enterContext(tempfile.TemporaryDirectory())
-        self.run = os.path.join(self.folder, "run")
+        self.workdir = os.path.join(self.folder, "run")
         self.mark = os.path.join(self.folder, "mark")
         # What a test imports, or searches, is forgotten.
         self.modules, path = {*sys.modules}, [*sys.path]
@@ -105,13 +105,13 @@ class ModulesTest(StrangersTestCase):
             name = f"{module}:build"
             with contextlib.chdir(os.path.join(self.folder, cwd)):
                 sys.path[:0] = [""]
-                imports.enter(self.run, trust=False)
+                imports.enter(self.workdir, trust=False)
                 with self.assertRaisesRegex(
                     ValueError, f"`loss`.*{name}', in {self.folder}.*`--trust`"
                 ):
                     imports.load_function("loss", name)
                 self.assertFalse(os.path.exists(self.mark), module)
-                imports.enter(self.run, trust=True)
+                imports.enter(self.workdir, trust=True)
                 imports.load_function("loss", name)
                 sys.path.pop(0)
             os.remove(self.mark)
@@ -120,34 +120,34 @@ class ModulesTest(StrangersTestCase):
     def test_loading_names_the_modules_and_their_files(self):
         self.write("run/evil.py", CODE.format(mark=self.mark))
         for setting in ("model.towers", "data.vocabulary"):
-            write_run(self.run)
+            write_run(self.workdir)
             if setting == "model.towers":
-                write_run(self.run, towers="evil:build", init_from="")
+                write_run(self.workdir, towers="evil:build", init_from="")
             else:
-                os.remove(f"{self.run}/vocab.txt")
+                os.remove(f"{self.workdir}/vocab.txt")
                 self.write("run/tokenizer.function", "evil:letters")
             directory._say_modules.cache_clear()
             with (
-                contextlib.chdir(self.run),
+                contextlib.chdir(self.workdir),
                 contextlib.redirect_stderr(io.StringIO()) as said,
             ):
                 sys.path[:0] = [""]
                 for _ in range(2):
                     with self.assertRaisesRegex(ValueError, f"`{setting}` nam"):
-                        jest_tf.load(self.run)
+                        jest_tf.load(self.workdir)
                     self.assertFalse(os.path.exists(self.mark))
-                jest_tf.load(self.run, trust=True)
+                jest_tf.load(self.workdir, trust=True)
                 sys.path.pop(0)
             self.assertEqual(
                 said.getvalue(),
-                f"{self.run} names code of evil ({self.run}/evil.py)\n",
+                f"{self.workdir} names code of evil ({self.workdir}/evil.py)\n",
             )
             os.remove(self.mark)
             self.forget()
 
     def test_code_of_the_working_directory_needs_no_trust(self):
         self.write("own.py", CODE.format(mark=self.mark))
-        write_run(self.run, towers="own:build", init_from="")
+        write_run(self.workdir, towers="own:build", init_from="")
         with contextlib.chdir(self.folder):
             sys.path[:0] = [""]
             jest_tf.load("run")
@@ -155,17 +155,17 @@ class ModulesTest(StrangersTestCase):
 
     def test_commands_do_not_search_a_run_directory(self):
         """Which may have a namesake of any module."""
-        write_run(self.run)
-        inner = os.path.join(self.run, "inner")
+        write_run(self.workdir)
+        inner = os.path.join(self.workdir, "inner")
         os.makedirs(inner)
         link = os.path.join(self.folder, "link")
         os.symlink(inner, link)
         path = [*sys.path]
         for cwd, names, trust, is_searched in (
-            (self.run, ["."], False, False),
-            (inner, [self.run], False, False),
-            (link, [self.run], False, False),
-            (self.run, ["."], True, True),
+            (self.workdir, ["."], False, False),
+            (inner, [self.workdir], False, False),
+            (link, [self.workdir], False, False),
+            (self.workdir, ["."], True, True),
             (self.folder, ["run"], False, True),
         ):
             for before in ([], ["", cwd, inner]):  # as of a script, of `-m`
@@ -187,7 +187,7 @@ class ModulesTest(StrangersTestCase):
 
     @pytest.mark.slow
     def test_a_command_in_a_strangers_folder_runs_none_of_its_code(self):
-        write_run(self.run)
+        write_run(self.workdir)
         for name in ("tensorflow", "numpy", "difflib", "keras_hub", "h5py"):
             self.write(f"run/{name}.py", CODE.format(mark=self.mark))
         # As the command that pip installs.
@@ -195,7 +195,7 @@ class ModulesTest(StrangersTestCase):
         done = subprocess.run(
             [sys.executable, f"{self.folder}/bin/jest-tf", "export"]
             + ["--model=.", "--format=weights", f"--output={self.folder}/out"],
-            cwd=self.run,
+            cwd=self.workdir,
             env=subprocesses.environment(),
             capture_output=True,
             text=True,
@@ -209,26 +209,26 @@ class PlacesTest(StrangersTestCase):
 
     def test_links_out_of_it_are_not_followed(self):
         for name in ("final.weights.h5", "vocab.txt", "config.json"):
-            write_run(self.run)
-            shutil.move(f"{self.run}/{name}", self.folder)
-            os.symlink(f"../{name}", f"{self.run}/{name}")
+            write_run(self.workdir)
+            shutil.move(f"{self.workdir}/{name}", self.folder)
+            os.symlink(f"../{name}", f"{self.workdir}/{name}")
             with self.assertRaisesRegex(ValueError, f"lead out.*{name}"):
-                jest_tf.load(self.run)
-            shutil.rmtree(self.run)
+                jest_tf.load(self.workdir)
+            shutil.rmtree(self.workdir)
 
     def test_nothing_is_appended_through_a_link(self):
-        write_run(self.run)
+        write_run(self.workdir)
         for name in ("metrics.jsonl", ".lock", "checkpoints", "tensorboard"):
-            os.symlink("../new", f"{self.run}/{name}")
+            os.symlink("../new", f"{self.workdir}/{name}")
             with self.assertRaisesRegex(ValueError, "lead out"):
-                with directory.locked(self.run):
-                    directory.append(self.run, name, {"step": 1})
-            os.remove(f"{self.run}/{name}")
+                with directory.locked(self.workdir):
+                    directory.append(self.workdir, name, {"step": 1})
+            os.remove(f"{self.workdir}/{name}")
         self.assertFalse(os.path.lexists(f"{self.folder}/new"))
 
     def test_a_checkpoint_that_claims_more_than_it_has_is_damaged(self):
         """Before memory is taken for it."""
-        folder = f"{self.run}/checkpoints/step-000000001"
+        folder = f"{self.workdir}/checkpoints/step-000000001"
         os.makedirs(folder)
         tf.raw_ops.SaveV2(
             prefix=f"{folder}/state",
@@ -236,11 +236,11 @@ class PlacesTest(StrangersTestCase):
             shape_and_slices=[""],
             tensors=[tf.zeros([1000])],
         )
-        self.assertLen(checkpoints.read(self.run, 1)["a"], 1000)
+        self.assertLen(checkpoints.read(self.workdir, 1)["a"], 1000)
         with open(f"{folder}/state.data-00000-of-00001", "r+b") as file:
             file.truncate(3000)
         with self.assertRaisesRegex(checkpoints.Damaged, "4,000 bytes"):
-            checkpoints.read(self.run, 1)
+            checkpoints.read(self.workdir, 1)
 
 
 class BucketTest(remote_files.Gcs, tf.test.TestCase):
