@@ -304,6 +304,19 @@ class SelectionConfig(Checked, path="selection"):
         )
 
     @property
+    def in_step(self) -> "SelectionConfig":
+        """The selection as a step sees it: its stored stages are uniform."""
+        return dataclasses.replace(
+            self,
+            stages=tuple(
+                dataclasses.replace(stage, method="uniform")
+                if stage.is_stored
+                else stage
+                for stage in self.stages
+            ),
+        )
+
+    @property
     def turns(self) -> list[int]:
         """Steps, ascending from 0, from which on other stages are active."""
         starts = [stage.first_step for stage in self.stages]

@@ -129,18 +129,23 @@ class WordPieceTokenizer(_TextTokenizer):
         self.vocabulary = tuple(vocabulary)
         _check_vocabulary(self.vocabulary)
         super().__init__(
-            functools.partial(
-                tf_text.FastBertTokenizer,
-                list(self.vocabulary),
-                token_out_type=tf.int32,
-                unknown_token=UNKNOWN_TOKEN,
-                lower_case_nfd_strip_accents=True,
-            ),
+            self._tokenizer,
             length,
             self.vocabulary.index(END_TOKEN),
             len(self.vocabulary),
             "".join(f"{token}\n" for token in self.vocabulary).encode(),
         )
+
+    def _tokenizer(self):
+        # It holds tables alone. Within a graph, TensorFlow checks every byte of
+        # them in Python, which takes seconds.
+        with tf.init_scope():
+            return tf_text.FastBertTokenizer(
+                list(self.vocabulary),
+                token_out_type=tf.int32,
+                unknown_token=UNKNOWN_TOKEN,
+                lower_case_nfd_strip_accents=True,
+            )
 
 
 class SentencePieceTokenizer(_TextTokenizer):

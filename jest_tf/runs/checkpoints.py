@@ -159,10 +159,12 @@ def save(
     step: int,
     parts: Mapping[str, State] | None = None,
 ) -> None:
-    """Writes a checkpoint of a compiled and built model, whole or not at all.
+    """Writes a checkpoint of a compiled model, whole or not at all.
 
-    `parts` is the state of callbacks, by name.
+    The model and its optimizer are built if they are not. `parts` is the state
+    of callbacks, by name.
     """
+    _build(model)
     arrays = {
         name: variable.numpy() for name, variable in _variables(model).items()
     }

@@ -73,9 +73,9 @@ class StepFlops:
             default=self._config.steps,
         )
         now = {
-            piece.first: found[piece.selection]
+            piece.first: found[piece.selection.in_step]
             for piece in self._config.pieces(stop)
-            if piece.first >= self._start and piece.selection in found
+            if piece.first >= self._start and piece.selection.in_step in found
         }
         if not now.items() <= self._columns.items():
             self._columns |= now

@@ -174,6 +174,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         """
         keras_fit.check_placed("reference", model, self.distribute_strategy)
         self._change_step(reference=reference.frozen(model))
+        self.train_function = None  # of the reference before
 
     @property
     def drawn_ids(self) -> tf.Tensor | None:
@@ -187,7 +188,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     def step_flops(
         self,
     ) -> dict[config_lib.SelectionConfig | None, dict[str, int]]:
-        """FLOPs of a step on all replicas, by its selection.
+        """FLOPs of a step on all replicas, by `SelectionConfig.in_step`.
 
         Available only for traced steps of `fit`; see `flops.of_step`.
 
@@ -293,7 +294,11 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
                     self._specs[settings] = tf.nest.map_structure(
                         tf.TensorSpec.from_tensor, super_batch
                     )
-                return self._train_step(super_batch, settings)
+                    self._flops.pop(settings, None)
+                # When the data end, nothing may run that needs no batch, such
+                # as weight decay: TensorFlow inlines the step into the loop.
+                with tf.control_dependencies([super_batch["image"]]):
+                    return self._train_step(super_batch, settings)
 
             return self._make_function(step)
 
@@ -406,12 +411,12 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         """
         settings = self.selection
         if settings is None or settings.turns == [0]:
-            return settings
+            return settings and settings.in_step
         if self._next_step is None:
             self._next_step = _read(self.optimizer.iterations)
         step = self._next_step
         self._next_step += self.steps_per_execution
-        return settings.at(step)
+        return settings.at(step).in_step
 
 
 def _read(counter):

@@ -47,7 +47,7 @@ class TPUStepTest(tf.test.TestCase):
     ):
         def teacher(seed):
             if is_cached:
-                return reference.cached(10.0, -10.0)
+                return reference.Cached(10.0, -10.0)
             return tiny.learner(seed, dtype=dtype)
 
         with strategy_of_tpus().scope():

@@ -85,7 +85,7 @@ class Model:
 
     def train(self, step):
         self._metrics.update(values_of(step, self.selection))
-        self._kinds[self.selection.at(step - 1)] = self.flops
+        self._kinds[self.selection.at(step - 1).in_step] = self.flops
         if self.has_ids:
             self.drawn_ids = tf.constant(ids_of(step))
 
@@ -605,9 +605,7 @@ class DigestTest(tf.test.TestCase):
 class ProgressTest(LedgerTestCase):
     def lines(self, **options):
         self.train(settings(), **options)
-        first, *lines = self.said
-        self.assertEqual(first, "compiling the step, once")
-        return lines
+        return self.said
 
     def test_a_line_shows_step_time_left_speed_and_loss(self):
         # The first step, which is compiled, is not in the speed.

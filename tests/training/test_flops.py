@@ -361,7 +361,7 @@ class PaperTest(tf.test.TestCase):
         learner = models.build_learner(run, vocabulary_size=8)
         step = step_lib.Step(
             learner,
-            reference.cached(10.0, 0.0),
+            reference.Cached(10.0, 0.0),
             selection=run.selection,
             options=step_lib.StepOptions(
                 views=run.model.views,

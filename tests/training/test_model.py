@@ -463,7 +463,7 @@ class DistillationTest(TrainingTestCase):
 
     def test_distillation_uses_live_scored_or_cached_embeddings(self):
         (batch,) = tiny.super_batches()
-        reference, cached = tiny.learner(5), reference_lib.cached(4.0, -2.0)
+        reference, cached = tiny.learner(5), reference_lib.Cached(4.0, -2.0)
         image, text, *_ = embed(reference, batch)
         stored = {**batch, "reference_image": image, "reference_text": text}
         hard = one_of_three(criterion="hard_learner")
@@ -636,6 +636,25 @@ class FitTest(TrainingTestCase):
         fit(other, bare)
         self.assert_same_weights(other, model)
         self.assertIsNone(other.drawn_ids)
+
+    def test_data_of_unknown_length_end_without_a_further_step(self):
+        batches = tiny.super_batches(3)
+        # Decay and metrics alone need no batch.
+        known, unknown = (
+            build(
+                optimizer=keras.optimizers.AdamW(RATE, weight_decay=0.5),
+                run_eagerly=False,
+            )
+            for _ in range(2)
+        )
+        fit(known, batches)
+        data = tiny.dataset(batches).filter(lambda batch: True)
+        with self.assertWarnsRegex(UserWarning, "ran out of data"):  # of Keras
+            unknown.fit(data, verbose=0)
+        self.assertEqual(int(unknown.optimizer.iterations.numpy()), 3)
+        self.assert_same_weights(unknown, known)
+        for one, other in zip(unknown.metrics, known.metrics, strict=True):
+            self.assertAllEqual(one.variables, other.variables)
 
     def test_a_learner_in_bfloat16_trains(self):
         batches = tiny.super_batches(2)
