@@ -218,6 +218,31 @@ class TrainConfig(Checked):
         )
 
     @property
+    def functions(self) -> dict[str, str]:
+        """The settings that name code, as "module:function"."""
+        stages = enumerate(self.selection.stages)
+        named = {
+            "data.augment": self.data.augment,
+            "data.vocabulary": self.data.vocabulary,
+            "model.towers": self.model.towers,
+            "model.loss": self.model.loss,
+            "selection.loss": self.selection.loss or "",
+            "optimizer.name": self.optimizer.name,
+            "optimizer.schedule": self.optimizer.schedule,
+            **{
+                f"selection.stages.{i}.criterion": s.criterion
+                for i, s in stages
+            },
+            **{f"callbacks.{i}": n for i, n in enumerate(self.callbacks)},
+        }
+        is_function = checks.FUNCTION[1]
+        return {
+            setting: name
+            for setting, name in named.items()
+            if ":" in name and is_function(name)
+        }
+
+    @property
     def schedules(self) -> list[tuple[int, int]]:
         """First step and end of each schedule of the learning rate."""
         starts = (0, *self.optimizer.restarts)

@@ -201,7 +201,7 @@ def _read(path):
         raise ValueError(f"`evaluation.suite`: there is no file {path!r}")
     try:
         values = parse(files.read_whole(path).decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a table an entry.")

@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 PARTIAL = ".partial"
 
@@ -27,6 +27,36 @@ def is_remote(path: str) -> bool:
 def absolute(path: str) -> str:
     """Returns the path without relative parts; a remote one as it is."""
     return path if is_remote(path) else os.path.abspath(path)
+
+
+def inside(folder: str, name: str) -> str:
+    """Returns the path of what a file or a listing names within a folder.
+
+    Raises:
+        ValueError: it is no single name, or a link that leads out.
+    """
+    if not name or name in (".", "..") or {"/", "\0"} & {*name}:
+        raise ValueError(
+            f"What lies in {folder} must have a plain name, not a path. "
+            f"Received: {name!r}; delete it, or take the folder from where you "
+            "trust its files"
+        )
+    path = os.path.join(folder, name)
+    if not is_remote(path):
+        check_links([path], folder)
+    return path
+
+
+def check_links(paths: Iterable[str], folder: str) -> None:
+    """Raises ValueError if a path is a link that leads out of a folder."""
+    root = os.path.realpath(folder)
+    for path in filter(os.path.islink, paths):
+        real = os.path.realpath(path)
+        if os.path.commonpath([real, root]) != root:
+            raise ValueError(
+                f"Links within {folder} must not lead out of it: copy what "
+                f"they lead to. Received: {path}, to {real}"
+            )
 
 
 def open_file(path: str, mode: str = "rb"):
@@ -87,14 +117,14 @@ def is_folder(path: str) -> bool:
 def list_folder(path: str) -> list[str]:
     """Returns the sorted names in a folder; none if there is no folder."""
     if is_remote(path):
-        return sorted(_remote().names(path))
+        return _checked(path, _remote().names(path))
     return sorted(os.listdir(path)) if os.path.isdir(path) else []
 
 
 def tree(path: str) -> list[str]:
     """Returns the files under a folder, relative to it and sorted."""
     if is_remote(path):
-        return sorted(_remote().tree(path))
+        return _checked(path, _remote().tree(path))
     return sorted(
         os.path.relpath(os.path.join(root, name), path)
         for root, _, names in os.walk(path)
@@ -266,6 +296,7 @@ def staged_folder(path: str) -> Iterator[str]:
         FileNotFoundError, PermissionError, OSError: it cannot be copied.
     """
     if not is_remote(path):
+        check_links((os.path.join(path, name) for name in tree(path)), path)
         yield path
         return
     with tempfile.TemporaryDirectory() as local:
@@ -337,6 +368,14 @@ def locked(path: str) -> Iterator[None]:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
+
+
+def _checked(folder, names):
+    """Names of a remote listing, sorted; objects may be called anything."""
+    for name in names:
+        for part in name.split("/"):
+            inside(folder, part)
+    return sorted(names)
 
 
 def _upload(local, path):

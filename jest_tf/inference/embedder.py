@@ -316,7 +316,11 @@ class Embedder:
 
 
 def load(
-    name: str | os.PathLike, *, step: int | None = None, batch_size: int = 256
+    name: str | os.PathLike,
+    *,
+    step: int | None = None,
+    batch_size: int = 256,
+    trust: bool = False,
 ) -> Embedder:
     """Loads a trained learner, or a public model, for use.
 
@@ -328,14 +332,16 @@ def load(
         step: of a checkpoint of the run; None takes the weights of a finished
             run.
         batch_size: pictures or texts of a forward pass.
+        trust: whether modules that lie in the run's directory may be imported
+            (docs/models.md).
 
     Returns:
         The model, with its `learner`, `tokenizer` and `picture`, and the
         `config` of its run; None for other models.
 
     Raises:
-        ValueError: there is no such model or checkpoint, or the run has not
-            finished.
+        ValueError: there is no such model or checkpoint, the run has not
+            finished, or needs code that is not trusted.
 
     Example:
         ```python
@@ -343,7 +349,7 @@ def load(
         model.embed_images(["cat.jpg"]) @ model.embed_texts(["a cat"]).T
         ```
     """
-    model = loading.load(os.fspath(name), step)
+    model = loading.load(os.fspath(name), step, trust=trust)
     config = model.config if isinstance(model, reference.Run) else None
     data = config.data if config else config_lib.DataConfig
     return Embedder(

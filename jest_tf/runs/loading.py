@@ -14,7 +14,7 @@ import keras
 
 from jest_tf import config as config_lib
 from jest_tf import files, models, training
-from jest_tf.config import checks
+from jest_tf.config import checks, imports
 from jest_tf.data import pictures, tokenizers, vocabularies
 from jest_tf.data import stores as stores_lib
 from jest_tf.models import parts, pretrained, reference
@@ -22,7 +22,7 @@ from jest_tf.runs import checkpoints, directory, progress
 
 
 def load(
-    name: str, step: int | None = None
+    name: str, step: int | None = None, *, trust: bool = False
 ) -> reference.Run | reference.Pretrained:
     """Loads a model by name: the learner of a run, or a pretrained one.
 
@@ -30,21 +30,24 @@ def load(
         name: a run directory, the only thing that is then read, or a name that
             `pretrained.load` takes.
         step: of the run's checkpoint; None takes the final weights.
+        trust: whether modules that lie in the run directory may be imported.
 
     Raises:
         ValueError: there is no such model or checkpoint, what it needs is not
-            installed, or, without `step`, the run has not finished.
+            installed or not trusted, or, without `step`, the run has not
+            finished.
     """
     if step is None:
         check_model(name, "name")
-    if not pretrained.is_name(name):
-        return _load_run(name, step)
-    if step is not None:
+    elif pretrained.is_name(name):
         raise ValueError(
             "`step` is of a checkpoint of a run: expected a run directory. "
             f"Received: {name!r}, step={step}"
         )
-    return pretrained.load(name)
+    with imports.only_trusted(name, trust):
+        if pretrained.is_name(name):
+            return pretrained.load(name)
+        return _load_run(name, step)
 
 
 def _load_run(workdir, step):
@@ -58,16 +61,12 @@ def _load_run(workdir, step):
         picture = None
     if step is None:
         path = directory.path(workdir, directory.WEIGHTS_FILE)
-        try:
-            with files.staged(path) as local:
-                learner.load_weights(local)
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{path} must hold the final weights of the run. Received: "
-                f"{' '.join(str(error).split())[:200]}; `jest-tf train` with "
-                f"`--workdir {workdir}` writes them anew from the last "
-                "checkpoint"
-            ) from error
+        with (
+            files.staged(path) as local,
+            # Keras and HDF5 raise almost any.
+            directory.as_written(workdir, directory.WEIGHTS_FILE, Exception),
+        ):
+            learner.load_weights(local)
     else:
         # A checkpoint is of the whole model, which has no other weights.
         model = training.build_model(config, learner)
@@ -218,12 +217,13 @@ def write_learner(
 
 
 def _read_learner(workdir):
-    content = directory.read(workdir, directory.LEARNER_FILE)
-    picture = pictures.Resizing(**content.pop("picture"))
-    text = json.dumps(content)
-    if "keras_hub" in text:  # whose classes Keras must know
-        tokenizers.import_keras_hub(workdir)
-    return models.from_json(text), picture
+    with directory.as_written(workdir, directory.LEARNER_FILE, Exception):
+        content = directory.read(workdir, directory.LEARNER_FILE)
+        picture = pictures.Resizing(**content.pop("picture"))
+        text = json.dumps(content)
+        if "keras_hub" in text:  # whose classes Keras must know
+            tokenizers.import_keras_hub(workdir)
+        return models.from_json(text), picture
 
 
 def _check_fits(initial, config):

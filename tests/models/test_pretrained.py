@@ -4,6 +4,7 @@ Weights are random; loading, tokens and pixels are those of real presets.
 """
 
 import functools
+import json
 import os
 import sys
 import tempfile
@@ -235,6 +236,22 @@ class KerasHubTest(tf.test.TestCase):
                 self.assertRaisesRegex(ValueError, message),
             ):
                 pretrained.load(name)
+
+    def test_assets_of_a_tokenizer_have_plain_names(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        pretrained.load(self.names["siglip"]).tokenizer.save(folder)
+        path = os.path.join(folder, "preprocessor.json")
+        with open(path) as file:
+            content = json.load(file)
+        assets = {**content["assets"]}
+        for name in (f"{folder}/new", "../new", f"..{folder}/new", "a/b", ".."):
+            content["assets"] = {**assets, name: "bmV3"}
+            with open(path, "w") as file:
+                json.dump(content, file)
+            with self.assertRaisesRegex(ValueError, "a plain name, not a path"):
+                tokenizers.load_tokenizer(folder, presets.LENGTH)
+        self.assertEqual(os.listdir(folder), ["preprocessor.json"])
+        self.assertFalse(os.path.exists(f"{folder}/../new"))
 
     def test_a_keras_file_needs_a_two_tower_model_and_its_tokenizer(self):
         folder = self.enterContext(tempfile.TemporaryDirectory())
