@@ -71,7 +71,7 @@ SETTINGS = (
     *(
         (
             f"TRAIN {name}={value} data.train=missing",
-            f"`{name}` must name a function .*{value}",
+            f"`{name}(.0)?` must name a function .*{value}",
         )
         for name, value in (
             ("callbacks", "examples.callbacks:profil"),
