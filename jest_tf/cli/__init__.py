@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+@files.temporary()
 def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     """Runs a command as `main` does, but exits unless it succeeds.
 

@@ -218,29 +218,24 @@ class TrainConfig(Checked):
         )
 
     @property
-    def functions(self) -> dict[str, str]:
-        """The settings that name code, as "module:function"."""
-        stages = enumerate(self.selection.stages)
-        named = {
-            "data.augment": self.data.augment,
-            "data.vocabulary": self.data.vocabulary,
-            "model.towers": self.model.towers,
-            "model.loss": self.model.loss,
-            "selection.loss": self.selection.loss or "",
-            "optimizer.name": self.optimizer.name,
-            "optimizer.schedule": self.optimizer.schedule,
-            **{
-                f"selection.stages.{i}.criterion": s.criterion
-                for i, s in stages
-            },
-            **{f"callbacks.{i}": n for i, n in enumerate(self.callbacks)},
-        }
+    def functions(self) -> list[tuple[str, str]]:
+        """The settings that name code, each with its "module:function"."""
+        named = [
+            ("data.augment", self.data.augment),
+            ("data.vocabulary", self.data.vocabulary),
+            ("model.towers", self.model.towers),
+            ("model.loss", self.model.loss),
+            ("selection.loss", self.selection.loss or ""),
+            ("optimizer.name", self.optimizer.name),
+            ("optimizer.schedule", self.optimizer.schedule),
+            *(
+                (f"selection.stages.{number}.criterion", stage.criterion)
+                for number, stage in enumerate(self.selection.stages)
+            ),
+            *(("callbacks", name) for name in self.callbacks),
+        ]
         is_function = checks.FUNCTION[1]
-        return {
-            setting: name
-            for setting, name in named.items()
-            if ":" in name and is_function(name)
-        }
+        return [one for one in named if ":" in one[1] and is_function(one[1])]
 
     @property
     def schedules(self) -> list[tuple[int, int]]:

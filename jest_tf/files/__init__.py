@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 
 PARTIAL = ".partial"
+_TEMPORARY = "jest-tf-"
 
 
 def is_remote(path: str) -> bool:
@@ -338,6 +339,47 @@ def delete_partial(path: str) -> None:
     pattern = f".{glob.escape(name)}.*{PARTIAL}*"
     for found in glob.glob(os.path.join(glob.escape(folder), pattern)):
         os.remove(found)
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[None]:
+    """Gives a process a temporary folder of its own, for the time of the block.
+
+    Those that killed processes have left are deleted. TensorFlow, too, puts
+    there what it would delete at the end.
+    """
+    before = tempfile.tempdir, os.environ.get("TMPDIR")
+    above = tempfile.gettempdir()
+    for old in glob.glob(os.path.join(glob.escape(above), f"{_TEMPORARY}*")):
+        # One that is in use is locked.
+        with contextlib.suppress(OSError), _lock_of(old):
+            shutil.rmtree(old)
+    new = tempfile.mkdtemp(prefix=f".{_TEMPORARY}")
+    folder = os.path.join(above, os.path.basename(new)[1:])
+    with contextlib.ExitStack() as stack:
+        # Some network disks have no locks on folders, and nothing is swept up.
+        with contextlib.suppress(OSError):
+            stack.enter_context(_lock_of(new))
+        os.rename(new, folder)  # locked before it can be found
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before[0]
+            os.environ.pop("TMPDIR")
+            if before[1] is not None:
+                os.environ["TMPDIR"] = before[1]
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock_of(folder):
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(file)
 
 
 @contextlib.contextmanager

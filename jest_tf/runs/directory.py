@@ -186,7 +186,7 @@ def load_config(workdir: str) -> config_lib.TrainConfig:
         )
     imports.enter(workdir)  # before settings are read that name code
     config = config_lib.load_config(path(workdir, CONFIG_FILE))
-    names = [*config.functions.values()]
+    names = [name for _, name in config.functions]
     if has(workdir, tokenizers.FunctionTokenizer.FILE):
         own = path(workdir, tokenizers.FunctionTokenizer.FILE)
         names.append(files.read_whole(own).decode("utf-8", "replace").strip())

@@ -380,7 +380,7 @@ class Stream:
 
 def _check_functions(config):
     """Imports what settings name, before data is read."""
-    for setting, name in config.functions.items():
+    for setting, name in config.functions:
         imports.load_function(setting, name)
 
 

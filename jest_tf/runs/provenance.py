@@ -197,7 +197,8 @@ def _git(*arguments):
         # An installed copy may lie in an unrelated checkout.
         for command in (("ls-files", "--error-unmatch", name), arguments):
             done = subprocess.run(
-                ["git", *command],
+                # Not to lock the index of whoever works there.
+                ["git", "--no-optional-locks", *command],
                 cwd=folder,
                 capture_output=True,
                 text=True,

@@ -35,6 +35,14 @@ with files.written_whole(sys.argv[1]) as partial:
     print("held", flush=True)
     sys.stdin.read()
 """
+TEMPORARY = """
+import sys, tempfile
+from jest_tf import files
+with files.temporary():
+    tempfile.mkdtemp()
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 READER = """
 import json, sys
 from jest_tf import cli
@@ -246,6 +254,24 @@ class RequestsTest(remote_files.Gcs, tf.test.TestCase):
 
 
 class LocalTest(FilesTestCase):
+    def test_what_a_killed_process_leaves_is_swept_up_by_the_next(self):
+        self.addCleanup(setattr, tempfile, "tempdir", tempfile.tempdir)
+        self.enterContext(mock.patch.dict(os.environ, TMPDIR=self.folder))
+        tempfile.tempdir = None
+        living, killed = (self.start(TEMPORARY) for _ in range(2))
+        self.assertLen(os.listdir(self.folder), 2)
+        killed.kill()
+        killed.wait()
+        with files.temporary():
+            self.assertLen(os.listdir(self.folder), 2)
+            here = tempfile.gettempdir()
+            self.assertEqual(os.environ["TMPDIR"], here)
+            self.assertEqual(os.path.dirname(here), self.folder)
+        self.assertLen(os.listdir(self.folder), 1)
+        self.assertEqual(os.environ["TMPDIR"], self.folder)
+        living.communicate()
+        self.assertEqual(os.listdir(self.folder), [])
+
     def test_a_killed_writer_leaves_the_old_content(self):
         files.write_whole(self.path, b"old")
         process = self.start(WRITER)
