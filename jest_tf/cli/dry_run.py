@@ -20,7 +20,8 @@ from jest_tf.runs import (
 def report(config: config_lib.TrainConfig, workdir: str) -> str:
     """Describes a run, after all checks that need no training.
 
-    Opens the data, the reference and its sidecars, and builds the learner.
+    Opens the data, the reference and its sidecars, of which local ones are read
+    whole to compare their checksums, and builds the learner.
     Writes only indexes that are missing, as the run would.
 
     Raises:
@@ -51,6 +52,7 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
         tasks = ", ".join(one.entry.task)
         yield "evaluation", f"{len(one.data.store):,} records, {name}: {tasks}"
     if start.tokenizer is not None:
+        loading.warn_of_cut_captions(store, start.tokenizer)
         vocabulary = start.tokenizer.vocabulary_size
     else:
         vocabulary = _vocabulary_size(config, workdir)

@@ -261,13 +261,6 @@ class TwoTower(keras.Model):
         }
 
     @property
-    def pixel_range(self) -> tuple[float, float]:
-        """Returns the least and the most that `pixels` maps [0, 255] to."""
-        scale, offset = self.pixels or (1 / 127.5, -1.0)
-        ends = np.outer([0, 255], scale) + offset
-        return float(ends.min()), float(ends.max())
-
-    @property
     def input_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Shapes of `image` and `text` that the model was built for.
 
@@ -310,21 +303,21 @@ class TwoTower(keras.Model):
         )
 
 
-def pixel_fault(
-    pixels: np.ndarray, limits: tuple[float, float] | None = None
-) -> str:
+def pixel_fault(pixels: np.ndarray, learner: TwoTower | None = None) -> str:
     """Says what is wrong with pictures, [..., 3]; "" if nothing is.
 
-    uint8 is right. Other types need `limits`, a model's `pixel_range`. Some
-    excess is allowed, as filters overshoot, but some pixel must be dark, or
-    [0, 1] would pass for [-1, 1].
+    uint8 is right. Floats need a learner, to whose range they must belong: that
+    of [0, 255] by its `pixels`. Some excess is allowed, as filters overshoot,
+    but some pixel must be dark, or [0, 1] would pass for [-1, 1].
     """
     expected = "pixels must be uint8 in [0, 255]"
     if pixels.dtype == np.uint8:
         return ""
-    if limits is None:
+    if learner is None:
         return f"{expected}, not {pixels.dtype}"
-    low, high = limits
+    scale, offset = learner.pixels or (1 / 127.5, -1.0)
+    ends = np.outer([0, 255], scale) + offset
+    low, high = ends.min(), ends.max()
     least, most = float(pixels.min()), float(pixels.max())
     quarter = (high - low) / 4
     is_dark = least < low + quarter or least == most

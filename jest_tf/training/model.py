@@ -255,7 +255,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
                 finite.
             ValueError: besides Keras' own, if B varies or R does not divide it;
                 a reference is missing; float pictures of the first batch do
-                not fill the learner's `pixel_range`; or an id of a token is
+                not fill the range of the learner's pixels; or a token's id is
                 not in its vocabulary.
         """
         self._check_before(args[0] if args else kwargs.get("x"))
@@ -290,7 +290,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         if isinstance(self.learner, two_tower.TwoTower):
             images = sub_batch.first_images(data)
             fault = images is not None and two_tower.pixel_fault(
-                images, self.learner.pixel_range
+                images, self.learner
             )
             if fault:
                 raise ValueError(
