@@ -36,7 +36,8 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     sources = inputs.open_sources(config, tf.distribute.get_strategy())
     store, teacher, sidecars = sources.store, sources.teacher, sources.sidecars
     shards = len(store.shards.paths)
-    yield "data", f"{len(store):,} records in {shards:,} shards"
+    lost = f", lost: about {store.num_lost:,}" * bool(store.num_lost)
+    yield "data", f"{len(store):,} records in {shards:,} shards{lost}"
     if teacher is not None:
         size = _count(teacher.learner)
         yield "reference", f"{config.reference.model}, {size:,} parameters"

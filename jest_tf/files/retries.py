@@ -8,6 +8,7 @@ command.
 
 import concurrent.futures
 import errno
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -41,6 +42,7 @@ def call_all(
     items: Sequence,
     remote: bool = False,
     tries: int = 1 + len(WAITS),
+    patience: float = math.inf,
 ) -> list:
     """Calls a function on each item, and again on those that failed.
 
@@ -51,6 +53,7 @@ def call_all(
         items: its arguments.
         remote: whether to call it on several items at a time.
         tries: limit on calls of one item.
+        patience: seconds after which none is called again.
 
     Returns:
         The result of each item, or its last error.
@@ -62,10 +65,11 @@ def call_all(
         except ERRORS as error:
             return error
 
+    end = time.monotonic() + patience
     out = map_parallel(attempt, items, remote)
     for wait in WAITS[: tries - 1]:
         failed = [i for i, result in enumerate(out) if may_pass(result)]
-        if not failed:
+        if not failed or time.monotonic() + wait > end:
             break
         time.sleep(wait)
         again = map_parallel(attempt, [items[i] for i in failed], remote)

@@ -88,6 +88,8 @@ def open_sources(
     store = stores_lib.open_stores(
         config.data, progress.Progress("indexing", "bytes")
     )
+    lost = pipeline.FaultLog(None, config.data.max_fault_rate, store.lost_share)
+    lost.count(0, 0)
     stores_lib.check_captions(store)
     reader.check_pictures(store)
     if config.data.reader == "ops":
@@ -350,7 +352,9 @@ class Stream:
                 "reference_image": sources.teacher.picture,
             }
         if faults is None:
-            faults = pipeline.FaultLog(None, config.data.max_fault_rate)
+            faults = pipeline.FaultLog(
+                None, config.data.max_fault_rate, sources.store.lost_share
+            )
         return pipeline.super_batches(
             sources.store,
             selection=_with_loss(config, sources.selection),

@@ -204,7 +204,9 @@ class _Run:
         # A temporary file is of no use in a message.
         path = directory.path(workdir, directory.FAULTS_FILE)
         faults = pipeline.FaultLog(
-            path if self.writes else None, config.data.max_fault_rate
+            path if self.writes else None,
+            config.data.max_fault_rate,
+            self.sources.store.lost_share,
         )
         dataset, input_wait = self._dataset(start_step, faults)
         self.own_callbacks = steps.named_callbacks(config, workdir)
@@ -256,7 +258,8 @@ class _Run:
             rows = directory.read_rows(self.output, directory.METRICS_FILE)
             for stage in draw_log.funnel(config, rows):
                 progress.say(str(stage))
-        progress.say(_closing_line(config, workdir, measures, spent))
+        lost = self.sources.store.num_lost
+        progress.say(_closing_line(config, workdir, measures, spent, lost))
         return measures
 
     def _build(self, selection):
@@ -474,7 +477,7 @@ def _check_executions(config, start_step):
         )
 
 
-def _closing_line(config, workdir, measures, seconds):
+def _closing_line(config, workdir, measures, seconds, num_lost):
     state = f"finished, {config.steps:,} steps"
     if seconds is None:
         state = f"already {state}"
@@ -485,6 +488,8 @@ def _closing_line(config, workdir, measures, seconds):
         name = config.checkpoint.keep_best
         name = name if name in measures else next(iter(measures))
         state += f"; {name} {measures[name]:.4f}"
+    if num_lost:
+        state += f"; lost in damaged shards: about {num_lost:,} records"
     return f"{workdir}: {state}; next: jest-tf evaluate --workdir {workdir}"
 
 

@@ -36,6 +36,7 @@ class ListStore:
     manifest = None
     max_image_pixels = 1000
     is_remote = False
+    lost_share = 0.0
 
     def __init__(self, found, parts=None):
         self.found = found

@@ -263,6 +263,23 @@ class DirectoryTest(RunsTestCase):
         with self.assertRaisesRegex(ValueError, "Expected seed=5.*seed=6"):
             self.train("other", "seed=6")
 
+    @pytest.mark.slow
+    def test_records_lost_in_damaged_shards_count_as_unreadable(self):
+        shard = tiny.write_shard(self.workdir("cut.tfrecord"))
+        os.truncate(shard, os.path.getsize(shard) - 30)
+        cut = f"data.train={shard}"
+        with self.assertRaisesRegex(
+            ValueError,
+            "5.00% are lost in damaged shards, .*`data.max_fault_rate`=0.049",
+        ):
+            self.train("lost", cut, "data.max_fault_rate=0.049")
+        for _ in range(2):
+            said = self.train("lost", cut, "data.max_fault_rate=0.5")
+            self.assertRegex(
+                said.splitlines()[-1],
+                "finished, 4 steps.*; lost in damaged shards: about 1 records;",
+            )
+
     def test_a_run_may_go_on_under_another_strategy(self):
         mirrored = "distribution.strategy=mirrored"
         for recipe in (self.recipe(), self.recipe(mirrored)):
