@@ -1,5 +1,6 @@
 """What has to be set before TensorFlow starts."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -14,3 +15,8 @@ import lockstep  # noqa: E402, F401  Splits the CPU, for tests of replicas.
 def pytest_collection_modifyitems(items):
     """Leaves out a method of `tf.test.TestCase`: bases then set up nothing."""
     items[:] = [one for one in items if one.name != "test_session"]
+
+
+def pytest_collection_finish():
+    """Spares the garbage collector what TensorFlow's import has made."""
+    gc.freeze()
