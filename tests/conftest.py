@@ -3,6 +3,7 @@
 import gc
 import os
 
+gc.disable()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Of TensorFlow's gs://, which tests use on a fake bucket: retries at once (any
 # other delay adds up to a second at random), and small requests.
@@ -19,4 +20,5 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """Spares the garbage collector what TensorFlow's import has made."""
+    gc.enable()
     gc.freeze()
