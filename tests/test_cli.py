@@ -106,7 +106,9 @@ class TrainersTest(tf.test.TestCase):
         cls.addClassCleanup(cls.folder.cleanup)
         cls.teacher = os.path.join(cls.folder.name, "reference")
         cls.learner = os.path.join(cls.folder.name, "jest")
+        small = "model.towers=examples.custom_towers:build"
         cls.jest = (
+            small,
             *("selection.batch_size=8", "selection.stages.0.candidates=3"),
             "selection.stages.0.num_chunks=3",
             f"reference.model={cls.teacher}",
@@ -114,7 +116,10 @@ class TrainersTest(tf.test.TestCase):
         cls.suite = os.path.join(cls.folder.name, "suite.toml")
         with open(cls.suite, "w", encoding="utf-8") as file:
             file.write(SUITE)
-        run("reference", cls.teacher, f"evaluation.suite={cls.suite}")
+        with tiny.eagerly():
+            run(
+                "reference", cls.teacher, f"evaluation.suite={cls.suite}", small
+            )
         run("jest", cls.learner, *cls.jest)
 
     def test_a_run_directory_has_the_documented_files(self):
@@ -318,7 +323,7 @@ class TrainersTest(tf.test.TestCase):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             code = cli.main([*command, "--format", "weights"])
         self.assertEqual(code, 0)
-        self.assertIn("embeddings of width 128", printed.getvalue())
+        self.assertIn("embeddings of width 64", printed.getvalue())
         arrays = safetensors.numpy.load_file(path)
         learner = loading.load(self.learner).learner
         table = learner.text_tower.weights[0]
@@ -448,10 +453,11 @@ class TowersTest(shard_files.FolderTestCase):
         tiny.write_shard(self.path("shard"))
         with open(self.path("vocabulary.model"), "wb") as file:
             file.write(sentencepiece_files.model())
-        code, shown = self.train(
-            f"data.vocabulary={self.path('vocabulary.model')}",
-            "distribution.strategy=mirrored",
-        )
+        with tiny.eagerly():
+            code, shown = self.train(
+                f"data.vocabulary={self.path('vocabulary.model')}",
+                "distribution.strategy=mirrored",
+            )
         self.assertEqual(code, 0, shown)
         self.assertIn("found no GPU: the run uses one CPU", shown)
         self.assertLen(lines(self.path("run"), "evaluation.jsonl"), 1)

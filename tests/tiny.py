@@ -2,6 +2,7 @@
 
 import json
 import os
+from unittest import mock
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ import shard_files
 import sidecar_files
 import tensorflow as tf
 
-from jest_tf import models
+from jest_tf import models, training
 from jest_tf.data import stores
 from jest_tf.data.sidecars import embed
 from jest_tf.models import towers
@@ -72,6 +73,12 @@ def flexible_learner(seed=0):
     shape = (None, IMAGE_SIZE, IMAGE_SIZE, 3)
     model.build({"image": shape, "text": (None, TEXT_LENGTH)})
     return model
+
+
+def eagerly():
+    """A context in which models run without graphs: sooner, for a few steps."""
+    always = property(lambda model: True, lambda model, value: None)
+    return mock.patch.object(training.JESTModel, "run_eagerly", always)
 
 
 def super_batches(count=1, rows=12, seed=0):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import pathlib
@@ -95,6 +96,12 @@ def execute(program, arguments, variables):
 
     What TPUs exchange, which has no kernel here, a single one gives itself.
     """
+    return compiled(program)(arguments, variables)
+
+
+@functools.cache
+def compiled(program):
+    """`execute` of a program, traced once."""
     emit = lifter._emit_operation
 
     def emit_alone(graph, operation, inputs):
@@ -102,12 +109,17 @@ def execute(program, arguments, variables):
             return [tf.identity(inputs[0])]
         return emit(graph, operation, inputs)
 
-    with mock.patch.object(lifter, "_emit_operation", emit_alone):
-        results = tf.function(program)(0, *arguments, *variables)
-    after = list(variables)
-    for argument, result in program.donated.items():
-        after[argument - 1 - len(arguments)] = results[result]
-    return results[: len(results) - len(program.donated)], after
+    function = tf.function(program)
+
+    def run(arguments, variables):
+        with mock.patch.object(lifter, "_emit_operation", emit_alone):
+            results = function(0, *arguments, *variables)
+        after = list(variables)
+        for argument, result in program.donated.items():
+            after[argument - 1 - len(arguments)] = results[result]
+        return results[: len(results) - len(program.donated)], after
+
+    return run
 
 
 class LifterTest(tf.test.TestCase):
@@ -126,8 +138,9 @@ class LifterTest(tf.test.TestCase):
             for type_ in ((spec.shape, spec.dtype) for spec in specs)
         ]
         values = [variable.value() for variable in mine]
+        step = tf.function(eager)
         for ids in ([0, 2, 2], [5, 1, 0], [3, 3, 3]):
-            expected = tf.function(eager)(tf.constant(ids))
+            expected = step(tf.constant(ids))
             found, values = execute(program, [tf.constant(ids)], values)
             self.assertAllClose(found, list(expected))
             self.assertAllClose(values, [one.numpy() for one in mine])

@@ -1,8 +1,7 @@
 """Models of Hugging Face beside transformers' own processor and model.
 
-They need PyTorch and transformers: `make test-slow` runs them in an environment
-of their own. Weights are random; KerasHub's converter reads one of the
-checkpoints, too.
+They need PyTorch and transformers, which `make test-slow` installs. Weights are
+random.
 """
 
 import os
@@ -16,13 +15,18 @@ import tensorflow as tf
 
 from jest_tf.models import pretrained
 
-transformers = pytest.importorskip(
-    "transformers", reason="pip install '.[transformers]'"
-)
-torch = pytest.importorskip("torch", reason="pip install '.[transformers]'")
+pytestmark = pytest.mark.slow
 
 SIZE, LENGTH = 32, 16
 CAPTIONS = ["A photo of a Dog, running!", "two  cats", "", "the dog " * 30]
+
+
+def setUpModule():
+    """Imports them where they are needed, as it takes seconds."""
+    global torch, transformers
+    why = "pip install '.[transformers]'"
+    transformers = pytest.importorskip("transformers", reason=why)
+    torch = pytest.importorskip("torch", reason=why)
 
 
 def sizes():

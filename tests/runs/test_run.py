@@ -232,6 +232,11 @@ class DirectoryTest(RunsTestCase):
         super().setUpClass()
         cls.train("done")
 
+    @classmethod
+    def train(cls, *arguments, **options):
+        with tiny.eagerly():
+            return super().train(*arguments, **options)
+
     def copy(self, name):
         """The directory of a finished run, under another name."""
         shutil.copytree(self.workdir("done"), self.workdir(name))
@@ -417,6 +422,7 @@ class DirectoryTest(RunsTestCase):
                 models, "build_learner", run_server.build_learner
             ),
             contextlib.redirect_stderr(said),
+            tiny.eagerly(),
         ):
             runs.extend(self.workdir("extended"), 4)
         self.assertIn(
