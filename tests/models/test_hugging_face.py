@@ -5,6 +5,7 @@ of their own. Weights are random; KerasHub's converter reads one of the
 checkpoints, too.
 """
 
+import json
 import os
 import tempfile
 
@@ -193,7 +194,14 @@ class HuggingFaceTest(tf.test.TestCase):
     def test_bad_names_and_models_are_refused(self):
         path = os.path.join(self.folder, "bert")
         transformers.BertConfig(**sizes(), vocab_size=64).save_pretrained(path)
+        coded = os.path.join(self.folder, "coded")
+        os.mkdir(coded)
+        with open(f"{coded}/config.json", "w") as file:
+            json.dump({"auto_map": {"AutoConfig": "code.Config"}}, file)
+        with open(f"{coded}/code.py", "w") as file:
+            file.write("raise SystemExit")
         for name, message in (
+            (f"hf:{coded}", "transformers. Received: .*coded"),
             ("hf:/missing", "`model` must name a model of Hugging Face.*miss"),
             (f"hf:{path}", "cannot be loaded by transformers"),
         ):
