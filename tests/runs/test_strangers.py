@@ -16,7 +16,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from jest_tf import config
+from jest_tf import cli, config
 from jest_tf.config import imports
 from jest_tf.data import pictures, tokenizers
 from jest_tf.files import remote
@@ -225,6 +225,32 @@ class PlacesTest(StrangersTestCase):
                     directory.append(self.workdir, name, {"step": 1})
             os.remove(f"{self.workdir}/{name}")
         self.assertFalse(os.path.lexists(f"{self.folder}/new"))
+
+    @pytest.mark.slow
+    def test_no_index_is_written_where_a_run_says(self):
+        pool = tiny.write_shard(f"{self.folder}/pool.tfrecord")
+        settings = dataclasses.replace(
+            SETTINGS,
+            data=dataclasses.replace(
+                SETTINGS.data, index_dir=f"{self.folder}/new"
+            ),
+            evaluation=config.EvaluationConfig(data=(pool,)),
+        )
+        write_run(self.workdir)
+        config.save_config(settings, f"{self.workdir}/config.json")
+        before = sorted(os.listdir(self.folder))
+        for flags, new in (
+            ([], []),
+            (["--data", pool], []),
+            (["--trust"], ["new"]),
+            (["--data", pool, "--index-dir", self.folder], ["new", "index"]),
+        ):
+            words = ["evaluate", "--workdir", self.workdir, *flags]
+            with contextlib.redirect_stdout(io.StringIO()):
+                self.assertEqual(cli.main(words), 0)
+            found = {*os.listdir(self.folder)} - {*before}
+            found = {one.rpartition(".")[2] for one in found}
+            self.assertEqual(found, {*new}, flags)
 
     def test_a_checkpoint_that_claims_more_than_it_has_is_damaged(self):
         """Before memory is taken for it."""
