@@ -360,7 +360,6 @@ class FarTest(ReadingTestCase):
 
     def test_a_stream_read_ahead_equals_one_that_is_not(self):
         for settings in (
-            {"shuffle_block_size": 2, "rows": np.arange(23) % 3 > 0},
             {"sidecars": SumSidecars(without=(7,)), "embeddings": True},
             {"shuffle_block_size": 2, "num_curated": 1, "curated_rows": 4},
         ):
