@@ -274,12 +274,13 @@ class BucketTest(remote_files.Gcs, tf.test.TestCase):
         step = f"{self.folder}/checkpoints/step-000000001"
         for name in ("state.index", "../../x.py"):
             remote.upload(os.devnull, f"{step}/{name}")
-        parent = os.path.dirname(tempfile.gettempdir())
-        before = os.listdir(parent), os.listdir(tempfile.gettempdir())
+        above = self.enterContext(tempfile.TemporaryDirectory())
+        own = os.path.join(above, "one", "two")
+        os.makedirs(own)
+        self.enterContext(mock.patch.object(tempfile, "tempdir", own))
         with self.assertRaisesRegex(ValueError, "Received: '..'"):
             checkpoints.read(self.folder, 1)
-        after = os.listdir(parent), os.listdir(tempfile.gettempdir())
-        self.assertEqual(after, before)
+        self.assertEqual(files.tree(above), [])
 
 
 if __name__ == "__main__":
