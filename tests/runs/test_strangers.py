@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import pytest
 import remote_files
@@ -16,7 +17,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from jest_tf import cli, config
+from jest_tf import cli, config, files
 from jest_tf.config import imports
 from jest_tf.data import pictures, tokenizers
 from jest_tf.files import remote
