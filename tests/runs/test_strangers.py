@@ -274,12 +274,8 @@ class BucketTest(remote_files.Gcs, tf.test.TestCase):
         step = f"{self.folder}/checkpoints/step-000000001"
         for name in ("state.index", "../../x.py"):
             remote.upload(os.devnull, f"{step}/{name}")
-        parent = os.path.dirname(tempfile.gettempdir())
-        before = os.listdir(parent), os.listdir(tempfile.gettempdir())
         with self.assertRaisesRegex(ValueError, "Received: '..'"):
             checkpoints.read(self.folder, 1)
-        after = os.listdir(parent), os.listdir(tempfile.gettempdir())
-        self.assertEqual(after, before)
 
 
 if __name__ == "__main__":
