@@ -42,8 +42,14 @@ class RunnerTest(tf.test.TestCase):
             raise RuntimeError("it failed")
         if words[0] == "train":
             folder = pathlib.Path(words[words.index("--workdir") + 1])
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "final.weights.h5").touch()
+            given = dict(one.split("=") for one in words if "=" in str(one))
+            steps = int(given.get("steps", 0))
+            if "--extend" in words:
+                steps = int(words[-1]) + run._steps_of(folder)
+            config = json.dumps({"steps": steps})
+            (folder / "config.json").write_text(config)
         return 7.0
 
     def run_all(self, wanted, jobs=2):
@@ -89,6 +95,22 @@ class RunnerTest(tf.test.TestCase):
         by_cell = rows.set_index("cell")
         self.assertEqual(by_cell.loc["web_second_1400", "flops_embedded"], 5)
         self.assertEqual(by_cell["processor_seconds"].tolist(), [7.0, 7.0])
+
+    def test_a_longer_run_extends_the_shorter_one(self):
+        wanted = [(f"part70_clean_{steps}", 0) for steps in (350, 700, 1400)]
+        is_well, rows, _ = self.run_all(wanted)
+        self.assertTrue(is_well)
+        self.assertEqual(rows["cell"].tolist(), [name for name, _ in wanted])
+        runs = self.work / "runs"
+        self.assertEqual(
+            self.commands[1:],
+            [
+                ("train", "--workdir", runs / f"{name}-0", "--extend", more)
+                for (name, _), more in zip(
+                    wanted[1:], ("350", "700"), strict=True
+                )
+            ],
+        )
 
     def test_what_is_in_the_tables_is_not_run_again(self):
         wanted = [("web_oracle_700", 0), ("web_oracle_700", 1)]
