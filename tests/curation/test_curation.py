@@ -9,7 +9,6 @@ import math
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 from unittest import mock
 
@@ -51,18 +50,16 @@ class ScoresTestCase(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         cls.store, cls.image, cls.text, cls.starts = stored_cases.write_store(
-            folder.name
+            cls.folder
         )
         counts = np.diff(cls.starts)
         cls.learner = (
             sidecar_files.unit_rows(80, 8, DIM),
             sidecar_files.unit_rows(int(counts.sum()), 9, DIM),
         )
-        cls.learner_dir = os.path.join(folder.name, "learner")
+        cls.learner_dir = os.path.join(cls.folder, "learner")
         embed.write_arrays(
             cls.store,
             *cls.learner,
@@ -369,13 +366,6 @@ class ResumeTest(ScoresTestCase):
         self.spread(spread, overwrite=True)
         self.assertEqual(self.read(spread), files)
 
-    def test_without_beam_the_way_out_is_named(self):
-        with (
-            mock.patch.dict(sys.modules, {"apache_beam": None}),
-            self.assertRaisesRegex(ValueError, r"pip install apache-beam"),
-        ):
-            self.spread(self.output())
-
 
 class ReportTest(ScoresTestCase):
     """What the page shows, against loops over everything."""
@@ -597,21 +587,6 @@ class LikeTest(tf.test.TestCase):
         self.assertEqual(found.counts["candidates"], len(rows))
         self.assertEqual(found.counts["asked for"], 300)
 
-    def test_another_pool_in_the_same_folder_is_another_choice(self):
-        self.infer()
-        first = self.pool
-        more = self.source("more", np.arange(60) % 12, range(5000, 5060))
-        store = stores.join([first.store, more.store])
-        self.pool = by_similarity.Source(store, sidecars_lib.Sidecars(store))
-        with self.assertRaisesRegex(
-            ValueError, "expected made_by.pool.records=360. Received: 300"
-        ):
-            self.infer()
-        found = self.infer(overwrite=True)
-        self.assertEqual(found.weights.sum(), 40)
-        self.directory = os.path.join(self.folder, "fresh")
-        self.assertAllEqual(found.weights, self.infer().weights)
-
     def test_near_duplicates_and_repeated_ids_come_once(self):
         image = np.repeat(self.directions, 25, 0)[
             np.argsort(np.tile(np.arange(25), 12), kind="stable")
@@ -774,9 +749,7 @@ class CommandTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         counts = {"reference": 500, "val": 250, "test": 250}
         shard_files.write_shipped(cls.folder, **counts)
         for seed, name in enumerate(("reference", "learner")):

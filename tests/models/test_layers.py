@@ -191,17 +191,6 @@ class SeedTest(tf.test.TestCase):
                 self.assertNotAllClose(one, new)
                 self.assertNotAllClose(*one)  # nor are two blocks equal
 
-    def test_child_seeds_depend_on_seed_and_role(self):
-        seeds = {
-            layers.child_seed(seed, role)
-            for seed in (0, 1, 2**40)
-            for role in ("kernel", "bias")
-        }
-        self.assertLen(seeds, 6)
-        self.assertBetween(min(seeds), 0, 2**31 - 1)
-        self.assertBetween(max(seeds), 0, 2**31 - 1)
-        self.assertIsNone(layers.child_seed(None, "kernel"))
-
     def test_a_fused_projection_starts_like_its_parts_alone(self):
         # Glorot for a square [W, W]: uniform in +-sqrt(6 / 2W), so the
         # variance is 1 / W, here of 3 W^2 draws.

@@ -104,9 +104,7 @@ class LoadRunTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.workdir = folder.name
+        cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
         cls.config = config.TrainConfig(
             data=config.DataConfig(image_size=8, text_length=3),
             model=config.ModelConfig(preset="tiny", temperature=5.0),

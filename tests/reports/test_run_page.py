@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -22,7 +21,7 @@ import subprocesses
 import tensorflow as tf
 import tiny
 
-from jest_tf import cli, config
+from jest_tf import config
 from jest_tf.data import pipeline, stores, tokenizers
 from jest_tf.reports import run_page
 from jest_tf.runs import directory, inputs
@@ -194,28 +193,6 @@ class PageTest(tf.test.TestCase):
             ValueError, f"id {ids[0]} at 0 of super-batch 0.*id {ids[0] - 1}$"
         ):
             run_page.write(self.workdir, "nowhere")
-
-    def test_a_run_without_stages_is_refused_by_name(self):
-        uniform = dataclasses.replace(
-            self.config, selection=config.SelectionConfig(B)
-        )
-        config.save_config(uniform, f"{self.workdir}/config.json")
-        with (
-            contextlib.redirect_stderr(io.StringIO()) as said,
-            contextlib.redirect_stdout(io.StringIO()),
-            mock.patch.object(tf.config, "set_visible_devices"),
-        ):
-            self.assertEqual(cli.main(["page", "--workdir", self.workdir]), 1)
-        self.assertRegex(
-            said.getvalue(),
-            "^error: There is no selection to show: expected a run with a "
-            f"stage that scores. Received: '{self.workdir}' without a line of "
-            "telemetry.jsonl",
-        )
-        with self.assertRaisesRegex(ValueError, "must be a run directory"):
-            run_page.read(f"{self.workdir}/none")
-        with self.assertRaisesRegex(ValueError, "`num_moments`.*0"):
-            run_page.write(self.workdir, "nowhere", 0)
 
     def watch(self, *stages, seconds=7):
         """The pages at which `watch` waits, and the last.

@@ -43,9 +43,7 @@ class RunTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         tiny.write_shard(f"{cls.folder}/a.tfrecord", rows=60)
         tiny.write_shard(
             f"{cls.folder}/damaged.tfrecord", rows=8, seed=1, damaged=(2, 5)
@@ -407,26 +405,3 @@ class SettingsTest(tf.test.TestCase):
                     found = bootstrap.embed_records(run, store, folder, wanted)
                     self.assertEqual(found.images, images)
             self.assertEqual(path.exists(), not refused)
-
-    def test_each_checkpoint_keeps_its_reference(self):
-        recipe = config.TrainConfig(
-            steps=12,
-            selection=STORED,
-            bootstrap=config.BootstrapConfig(renew_at=(2, 4, 6, 8, 10)),
-        )
-        workdir = self.get_temp_dir()
-        names = {}
-        for step in recipe.bootstrap.renew_at:
-            folder = f"{workdir}/references/step-{step:09d}"
-            renewal = bootstrap.Renewal(step, 9, 9, 9, 1.0, 0.25, step != 6)
-            directory.write(folder, directory.RENEWAL_FILE, renewal._asdict())
-            names[step] = pathlib.Path(folder, f"a{sidecars.SUFFIX}")
-            names[step].touch()
-        # The one at 6 was rejected, so the checkpoint after 7 needs that of 4.
-        # A run that falls back to 9 uses that of 10 again.
-        with mock.patch.object(
-            checkpoints, "saved_steps", return_value=[5, 7, 9]
-        ):
-            bootstrap._delete_old(recipe, workdir)
-        left = [step for step, path in names.items() if path.exists()]
-        self.assertEqual(left, [4, 8, 10])

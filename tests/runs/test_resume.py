@@ -38,9 +38,7 @@ class ResumeTestCase(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         tiny.write_shard(os.path.join(cls.folder, "a.tfrecord"))
         tiny.write_shard(
             os.path.join(cls.folder, "damaged.tfrecord"),
