@@ -22,7 +22,7 @@ import sidecar_files
 import stored_cases
 import tensorflow as tf
 
-from jest_tf import config, curation, models, runs
+from jest_tf import config, curation, models
 from jest_tf.curation import by_similarity
 from jest_tf.curation import concepts as concepts_lib
 from jest_tf.data import reader, stores, stream, tokenizers
@@ -865,46 +865,6 @@ class CommandTest(tf.test.TestCase):
             ValueError, "none, with 'sigmoid' of .*reference' and 'softmax' of"
         ):
             loss("reference", "softmax")
-
-    @pytest.mark.slow
-    def test_a_learner_may_be_an_earlier_checkpoint(self):
-        recipe = config.load_config(
-            f"{ROOT}/configs/quickstart_uniform.py",
-            [
-                *("steps=2", "optimizer.warmup_steps=1"),
-                *("selection.batch_size=8", "data.vocabulary_size=64"),
-                # As of the reference.
-                *("model.loss=sigmoid", "model.equal_captions=negative"),
-                f"data.train={self.path('val-*.tfrecord')}",
-                f"data.index_dir={self.path('index')}",
-                *("evaluation.data=", "checkpoint.every_steps=1"),
-            ],
-        )
-        with contextlib.redirect_stderr(io.StringIO()):
-            runs.train(recipe, self.path("run"))
-        store = stores.open_stores(recipe.data)
-        first, last, end = (
-            curation.Model(self.path("run"), "", step).description(store)
-            for step in (1, 2, None)
-        )
-        self.assertNotEqual(first.fingerprint, last.fingerprint)
-        self.assertEqual(last, end)
-        # Both are checkpoints of one run.
-        self.run_command(
-            "between",
-            *("--workdir", self.path("run"), "--step", "2"),
-            *("--learner", self.path("run"), "--learner-step", "1"),
-            *("--sidecar-dir", self.path("second"), "--no-report"),
-            *("--learner-sidecar-dir", self.path("first")),
-        )
-        found = manifest.Manifest(self.path("between"), store)
-        self.assertEqual(
-            [
-                found.made_by[model]["fingerprint"]
-                for model in ("reference", "learner")
-            ],
-            [last.fingerprint, first.fingerprint],
-        )
 
     def test_like_tasks_without_anything_of_their_evaluation(self):
         printed, _ = self.run_command(

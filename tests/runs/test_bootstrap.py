@@ -15,7 +15,7 @@ import subprocesses
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, models, selection
+from jest_tf import config, models
 from jest_tf.cli import dry_run
 from jest_tf.data import pipeline, sidecars, stores, tokenizers
 from jest_tf.data.sidecars import embed, recognition
@@ -139,17 +139,6 @@ class RunTest(tf.test.TestCase):
                 set(np.flatnonzero(rows)) - damaged,
             )
 
-    def test_each_renewal_embeds_other_rows_and_all_curated_ones(self):
-        first, second = (
-            bootstrap.embedded_rows(self.config, self.store, step)
-            for step in RENEW_AT
-        )
-        self.assertNotAllEqual(first[:68], second[:68])
-        for rows in (first, second):
-            self.assertTrue(rows[68:].all())
-            # Six standard deviations of 68 rows at 0.7.
-            self.assertAllClose(rows[:68].mean(), 0.7, atol=6 * 0.056)
-
     def test_a_learner_that_recognises_less_does_not_become_the_reference(self):
         done = bootstrap.renewals(self.config, self.unbroken)
         for one in done:
@@ -192,45 +181,6 @@ class RunTest(tf.test.TestCase):
         """Those of a renewal, kept or not."""
         folder = os.path.join(workdir, "references", f"step-{step:09d}")
         return sidecars.Sidecars(self.store, folder)
-
-    def test_every_pass_is_in_the_log(self):
-        rows = tiny.read_lines(self.unbroken, directory.METRICS_FILE)
-        by_step = {row["step"]: row for row in rows}
-        done = bootstrap.renewals(self.config, self.unbroken)
-        self.assertEqual([one.step for one in done], list(RENEW_AT))
-        embedded = np.cumsum([0, *(one.images for one in done)])
-        self.assertEqual(
-            [by_step[step]["examples/embedded"] for step in (8, 9, 16, 17)],
-            embedded[[0, 1, 1, 2]].tolist(),
-        )
-        last = by_step[STEPS]
-        self.assertEqual(last["flops/renewals"], done[0].flops + done[1].flops)
-        chosen = STEPS - RENEW_AT[0]  # steps
-        for name, count in (
-            ("offered", chosen * HYPER),
-            ("drawn", RENEW_AT[0] * BATCH + chosen * (8 + CURATED)),
-            ("scored", 0),
-            ("trained", STEPS * BATCH),
-        ):
-            self.assertEqual(last[f"examples/{name}"], count)
-        # The tiny learner's embeddings have six numbers.
-        a_step = selection.draw_flops(HYPER, 8, tiny.DIM)
-        self.assertEqual(last["flops/stored"], chosen * a_step)
-        self.assertEqual(by_step[RENEW_AT[0]]["flops/stored"], 0)
-        seconds = {
-            row["step"]: row["seconds"]
-            for row in tiny.read_lines(self.unbroken, directory.METRICS_FILE)
-        }
-        for renewal in done:
-            gap = seconds[renewal.step + 1] - seconds[renewal.step]
-            self.assertGreater(gap, renewal.seconds)
-        # Pictures and captions, one each, of the tiny learner: one product.
-        dim, tokens = tiny.DIM, tiny.TEXT_LENGTH
-        pixels = 3 * tiny.IMAGE_SIZE**2
-        self.assertIn(
-            done[0].flops / done[0].images,
-            [2 * dim * (pixels + tokens * dim)],
-        )
 
     def test_a_reference_that_a_checkpoint_needs_is_not_deleted(self):
         workdir = os.path.join(self.folder, "gone")
