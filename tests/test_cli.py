@@ -13,7 +13,6 @@ import sys
 import tempfile
 
 import numpy as np
-import picture_files
 import presets
 import pytest
 import safetensors.numpy
@@ -26,7 +25,6 @@ import jest_tf
 from examples import end_to_end, quickstart, quickstart_report, search
 from jest_tf import cli, config
 from jest_tf.cli import evaluate
-from jest_tf.config import overrides as overrides_lib
 from jest_tf.data import stores
 from jest_tf.runs import checkpoints, directory, loading, log
 
@@ -293,30 +291,6 @@ class TrainersTest(tf.test.TestCase):
             evaluate.together([shards[0], other]), [shards[0], other]
         )
 
-    def test_a_folder_of_pictures_is_embedded_and_the_damaged_are_listed(self):
-        folder = os.path.join(self.folder.name, "photos")
-        os.makedirs(folder)
-        encoded, other = (picture_files.every_kind(seed) for seed in (0, 9))
-        pathlib.Path(folder, "x.png").write_bytes(encoded["png"])
-        pathlib.Path(folder, "y.bmp").write_bytes(other["bmp"])
-        pathlib.Path(folder, "cut.png").write_bytes(encoded["png"][:20])
-        output = os.path.join(self.folder.name, "photos.parquet")
-        command = ("embed", "--workdir", self.learner, "--folder")
-        with (
-            contextlib.redirect_stdout(io.StringIO()) as printed,
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            code = cli.main([*command, folder, "--output", output])
-        self.assertEqual(code, 0)
-        self.assertRegex(printed.getvalue(), "  cut.png: truncated picture")
-        self.assertIn(f"{output}: 2 pictures embedded", printed.getvalue())
-        model = jest_tf.load(self.learner)
-        images = [encoded["png"]]
-        hits = model.search(model.embed_images(images), output, 1)
-        self.assertEqual(hits.names, [["x.png"]])
-        # float16
-        self.assertAllClose(hits.scores, [[1.0]], 1e-3, 1e-3)
-
     def test_a_run_is_exported(self):
         path = os.path.join(self.folder.name, "best.safetensors")
         command = ["export", "--model", self.learner, "--output", path]
@@ -396,21 +370,6 @@ class StartTest(tf.test.TestCase):
                 "assert not {'tensorflow', 'keras', 'numpy'} & {*sys.modules}"
             )
             self.assertEqual(done.returncode, 0, done.stderr)
-
-    def test_help_of_train_lists_every_setting_with_its_meaning(self):
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            self.assertEqual(cli.main(["train", "--help"]), 0)
-        shown = printed.getvalue()
-        for setting in overrides_lib.settings(config.TrainConfig):
-            self.assertRegex(
-                shown, rf"(?m)^  {re.escape(setting.path)}=.*\n {{6}}\w|\""
-            )
-        for line in (
-            "  selection.batch_size=None\n      b, examples trained on",
-            "  selection.stages.0.candidates=None\n      rows that come in",
-            "  selection.stages.0.view.patch_size=None\n      side of a",
-        ):
-            self.assertIn(f"\n{line}", shown)
 
     def test_another_backend_is_refused_before_anything_is_read(self):
         recipe = f"{ROOT}/configs/quickstart_uniform.py"

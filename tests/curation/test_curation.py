@@ -9,7 +9,6 @@ import math
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 from unittest import mock
 
@@ -23,7 +22,7 @@ import sidecar_files
 import stored_cases
 import tensorflow as tf
 
-from jest_tf import config, curation, models, runs
+from jest_tf import config, curation, models
 from jest_tf.curation import by_similarity
 from jest_tf.curation import concepts as concepts_lib
 from jest_tf.data import reader, stores, stream, tokenizers
@@ -51,18 +50,16 @@ class ScoresTestCase(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         cls.store, cls.image, cls.text, cls.starts = stored_cases.write_store(
-            folder.name
+            cls.folder
         )
         counts = np.diff(cls.starts)
         cls.learner = (
             sidecar_files.unit_rows(80, 8, DIM),
             sidecar_files.unit_rows(int(counts.sum()), 9, DIM),
         )
-        cls.learner_dir = os.path.join(folder.name, "learner")
+        cls.learner_dir = os.path.join(cls.folder, "learner")
         embed.write_arrays(
             cls.store,
             *cls.learner,
@@ -369,13 +366,6 @@ class ResumeTest(ScoresTestCase):
         self.spread(spread, overwrite=True)
         self.assertEqual(self.read(spread), files)
 
-    def test_without_beam_the_way_out_is_named(self):
-        with (
-            mock.patch.dict(sys.modules, {"apache_beam": None}),
-            self.assertRaisesRegex(ValueError, r"pip install apache-beam"),
-        ):
-            self.spread(self.output())
-
 
 class ReportTest(ScoresTestCase):
     """What the page shows, against loops over everything."""
@@ -597,21 +587,6 @@ class LikeTest(tf.test.TestCase):
         self.assertEqual(found.counts["candidates"], len(rows))
         self.assertEqual(found.counts["asked for"], 300)
 
-    def test_another_pool_in_the_same_folder_is_another_choice(self):
-        self.infer()
-        first = self.pool
-        more = self.source("more", np.arange(60) % 12, range(5000, 5060))
-        store = stores.join([first.store, more.store])
-        self.pool = by_similarity.Source(store, sidecars_lib.Sidecars(store))
-        with self.assertRaisesRegex(
-            ValueError, "expected made_by.pool.records=360. Received: 300"
-        ):
-            self.infer()
-        found = self.infer(overwrite=True)
-        self.assertEqual(found.weights.sum(), 40)
-        self.directory = os.path.join(self.folder, "fresh")
-        self.assertAllEqual(found.weights, self.infer().weights)
-
     def test_near_duplicates_and_repeated_ids_come_once(self):
         image = np.repeat(self.directions, 25, 0)[
             np.argsort(np.tile(np.arange(25), 12), kind="stable")
@@ -774,9 +749,7 @@ class CommandTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         counts = {"reference": 500, "val": 250, "test": 250}
         shard_files.write_shipped(cls.folder, **counts)
         for seed, name in enumerate(("reference", "learner")):
@@ -892,46 +865,6 @@ class CommandTest(tf.test.TestCase):
             ValueError, "none, with 'sigmoid' of .*reference' and 'softmax' of"
         ):
             loss("reference", "softmax")
-
-    @pytest.mark.slow
-    def test_a_learner_may_be_an_earlier_checkpoint(self):
-        recipe = config.load_config(
-            f"{ROOT}/configs/quickstart_uniform.py",
-            [
-                *("steps=2", "optimizer.warmup_steps=1"),
-                *("selection.batch_size=8", "data.vocabulary_size=64"),
-                # As of the reference.
-                *("model.loss=sigmoid", "model.equal_captions=negative"),
-                f"data.train={self.path('val-*.tfrecord')}",
-                f"data.index_dir={self.path('index')}",
-                *("evaluation.data=", "checkpoint.every_steps=1"),
-            ],
-        )
-        with contextlib.redirect_stderr(io.StringIO()):
-            runs.train(recipe, self.path("run"))
-        store = stores.open_stores(recipe.data)
-        first, last, end = (
-            curation.Model(self.path("run"), "", step).description(store)
-            for step in (1, 2, None)
-        )
-        self.assertNotEqual(first.fingerprint, last.fingerprint)
-        self.assertEqual(last, end)
-        # Both are checkpoints of one run.
-        self.run_command(
-            "between",
-            *("--workdir", self.path("run"), "--step", "2"),
-            *("--learner", self.path("run"), "--learner-step", "1"),
-            *("--sidecar-dir", self.path("second"), "--no-report"),
-            *("--learner-sidecar-dir", self.path("first")),
-        )
-        found = manifest.Manifest(self.path("between"), store)
-        self.assertEqual(
-            [
-                found.made_by[model]["fingerprint"]
-                for model in ("reference", "learner")
-            ],
-            [last.fingerprint, first.fingerprint],
-        )
 
     def test_like_tasks_without_anything_of_their_evaluation(self):
         printed, _ = self.run_command(

@@ -92,10 +92,8 @@ class KnownTestCase(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
-        cls.reference = write_reference(folder.name)
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        cls.reference = write_reference(cls.folder)
         cls.curated = cls.path("curated")
         write_pairs(cls.curated, 200, 1.0, seed=1)
         cls.noisy, cls.clean = map(cls.path, ("noisy", "clean"))

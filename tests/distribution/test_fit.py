@@ -16,8 +16,8 @@ import worker
 
 import jest_tf
 from jest_tf import config, distribution, training
-from jest_tf.data import augmentation, tokenizers
-from jest_tf.models import layers, reference
+from jest_tf.data import augmentation
+from jest_tf.models import layers
 
 pytestmark = pytest.mark.slow
 
@@ -107,17 +107,6 @@ class KerasTest(tf.test.TestCase):
             ValueError, "multiple of .*4 steps, steps_per_execution=3"
         ):
             fit_line(worker.Line, steps_per_execution=3)
-
-    def test_a_batch_that_has_no_mean(self):
-        data = line_data(name=np.array([b"a"] * 8))
-        with self.assertRaisesRegex(
-            tf.errors.InvalidArgumentError,
-            "AddN",
-            msg=self.gone("a batch of strings"),
-        ):
-            fit_line(worker.StockLine, data=data)
-        one = self.weights(worker.Line, num_replicas=1)
-        self.assertAllClose(self.weights(worker.Line, data=data), one)
 
     def test_clipping_after_the_sum(self):
         # The gradient is -6, of which a step of 1 is left: w = 1. Each of two
@@ -609,49 +598,6 @@ class RefusalsTest(tf.test.TestCase):
                 training.JESTModel(tiny.learner(0), outside, JOINT)
             with self.assertRaisesRegex(ValueError, "`learner` must be"):
                 training.JESTModel(outside)
-
-    def test_a_reference_is_described_as_on_one_replica(self):
-        described = []
-        for count in (1, 2):
-            with STRATEGIES[count].scope():
-                learner = tiny.learner(3)
-                learner.bias.assign(-2.5)
-            described.append(
-                reference.describe(
-                    reference.Run(
-                        config.TrainConfig(
-                            data=config.DataConfig(image_size=tiny.IMAGE_SIZE),
-                            model=config.ModelConfig(patch_size=2),
-                        ),
-                        tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3),
-                        learner,
-                    )
-                )
-            )
-        self.assertEqual(described[0].bias, -2.5)
-        self.assertEqual(*described)
-
-    def test_every_replicas_kernel_decays(self):
-        for count in STRATEGIES:
-            with STRATEGIES[count].scope():
-                layer = keras.layers.Dense(3, kernel_initializer="ones")
-                layer.build([None, 2])
-                optimizer = jest_tf.AdamW(0.1, weight_decay=0.5)
-                optimizer.build(layer.trainable_variables)
-
-            def step(optimizer=optimizer, layer=layer):
-                variables = layer.trainable_variables
-                zeros = [tf.zeros(one.shape) for one in variables]
-                optimizer.apply_gradients(zip(zeros, variables, strict=True))
-                return layer.kernel.value + 0.0, layer.bias.value + 0.0
-
-            for number in (1, 2):
-                kernels, biases = on_replicas(count, step)
-                self.assertLen(kernels, count)
-                for kernel, bias in zip(kernels, biases, strict=True):
-                    expected = tf.fill([2, 3], 0.95**number)
-                    self.assertAllClose(kernel, expected)
-                    self.assertAllEqual(bias, tf.zeros([3]))
 
     def test_unsupported_keras_features_are_refused(self):
         model = build(2)

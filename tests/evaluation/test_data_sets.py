@@ -2,9 +2,7 @@
 
 import json
 import pathlib
-import sys
 import tempfile
-from unittest import mock
 
 import pandas as pd
 import pyarrow as pa
@@ -253,19 +251,3 @@ class DataSetsTest(tf.test.TestCase):
         path = self.write("templates.json", '["the {c}"]')
         entry, data = self.opened(templates=path)
         self.assertEqual(data_sets.read_templates(entry, data, ()), ("the {}",))
-
-    def test_imagenets_classes_are_paired_by_synset(self):
-        suite_files.write_classes(
-            self.folder / "data", {"n01443537": [1], "n01440764": [2]}
-        )
-        with self.assertRaisesRegex(ValueError, "pip install open_clip_torch"):
-            self.rows(classes="imagenet")
-        names = ["tench", "goldfish", *map(str, range(998))]
-        suite_files.write_open_clip(self.folder, names)
-        with mock.patch.object(sys, "path", [str(self.folder), *sys.path]):
-            names, rows = self.rows(classes="imagenet", classes_present=True)
-            entry, data = self.opened(templates="imagenet")
-            templates = data_sets.read_templates(entry, data, ())
-        # n01440764 is the first synset, the tench; subfolders are sorted.
-        self.assertEqual((names, rows), (("tench", "goldfish"), [0, 1]))
-        self.assertEqual(templates, ("a {}",))

@@ -141,21 +141,6 @@ class SuiteTest(tf.test.TestCase):
         self.assertIn("3_shots", results[0]["metrics"])
         self.assertIn("lp_acc1", results[1]["metrics"])
 
-    def test_names_of_measures_are_known_before_anything_is_embedded(self):
-        suite_files.write_classes(
-            self.folder / "data", {str(n): [n, n] for n in range(5)}
-        )
-        opened = evaluation.open_suite(
-            self.write(
-                "[numbers]\n"
-                'task = ["zero_shot", "few_shot", "linear_probe"]\n'
-                'data = "data"\ntrain = "data"\nshots = [2]\n'
-            )
-        )["numbers"]
-        opened.attach(evaluation.Encoder(Oracle(), number_of, 4))
-        measured = set(opened.measure()) - {"few_shot/2_shots_std"}
-        self.assertEqual(measured, set(opened.measures))
-
     def test_the_imagenets_are_found_as_they_are_unpacked(self):
         # Pictures of synsets 0 and 1; v2's folders are numbers.
         synsets = {"n01440764": [1], "n01443537": [2]}

@@ -35,9 +35,7 @@ class KerasHubTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         random = np.random.default_rng(0)
         cls.images = [
             random.integers(0, 256, (*size, 3), np.uint8)

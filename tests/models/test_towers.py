@@ -129,19 +129,6 @@ class ViewsTest(tf.test.TestCase):
                     1e-4,
                 )
 
-    def test_the_built_view_is_bit_for_bit_the_tower_without_views(self):
-        for dtype in ("float32", "mixed_bfloat16"):
-            fixed = flexible_tower(patch_sizes=(), dtype=dtype)
-            tower = flexible_tower(dtype=dtype)
-            expected = fixed(self.images)
-            for view in (
-                None,
-                config.View(),
-                config.View(4),
-                config.View(4, 24),
-            ):
-                self.assertAllEqual(tower(self.images, view=view), expected)
-
     def test_eager_graph_xla_and_loops_agree(self):
         images = np.concatenate([self.images, -self.images])
         tower, view = flexible_tower(depth=1), config.View(8, 16)

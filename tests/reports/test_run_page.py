@@ -2,27 +2,21 @@
 
 import base64
 import contextlib
-import dataclasses
 import io
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
-import time
 from unittest import mock
 
 import html_elements
 import markupsafe
 import numpy as np
-import pytest
 import shard_files
-import subprocesses
 import tensorflow as tf
 import tiny
 
-from jest_tf import cli, config
+from jest_tf import config
 from jest_tf.data import pipeline, stores, tokenizers
 from jest_tf.reports import run_page
 from jest_tf.runs import directory, inputs
@@ -194,28 +188,6 @@ class PageTest(tf.test.TestCase):
             ValueError, f"id {ids[0]} at 0 of super-batch 0.*id {ids[0] - 1}$"
         ):
             run_page.write(self.workdir, "nowhere")
-
-    def test_a_run_without_stages_is_refused_by_name(self):
-        uniform = dataclasses.replace(
-            self.config, selection=config.SelectionConfig(B)
-        )
-        config.save_config(uniform, f"{self.workdir}/config.json")
-        with (
-            contextlib.redirect_stderr(io.StringIO()) as said,
-            contextlib.redirect_stdout(io.StringIO()),
-            mock.patch.object(tf.config, "set_visible_devices"),
-        ):
-            self.assertEqual(cli.main(["page", "--workdir", self.workdir]), 1)
-        self.assertRegex(
-            said.getvalue(),
-            "^error: There is no selection to show: expected a run with a "
-            f"stage that scores. Received: '{self.workdir}' without a line of "
-            "telemetry.jsonl",
-        )
-        with self.assertRaisesRegex(ValueError, "must be a run directory"):
-            run_page.read(f"{self.workdir}/none")
-        with self.assertRaisesRegex(ValueError, "`num_moments`.*0"):
-            run_page.write(self.workdir, "nowhere", 0)
 
     def watch(self, *stages, seconds=7):
         """The pages at which `watch` waits, and the last.
@@ -467,76 +439,3 @@ class FunnelPageTest(tf.test.TestCase):
         )
         rows = [one["row"] for one in found[1]["highest"] + found[1]["lowest"]]
         self.assertEqual(ids[24:], [int(self.ids[1][row]) for row in rows])
-
-
-RECIPE = """
-from jest_tf import config as c
-
-def config():
-    return c.TrainConfig(
-        steps=30,
-        data=c.DataConfig(
-            train=("a.tfrecord",),
-            image_size=16,
-            text_length=4,
-            vocabulary_size=12,
-        ),
-        model=c.ModelConfig(preset="tiny"),
-        selection=c.SelectionConfig(
-            4, stages=(c.Stage(3, num_chunks=2, criterion="hard_learner"),)
-        ),
-        evaluation=c.EvaluationConfig(
-            data=("a.tfrecord",), log_every_steps=1, every_steps=10
-        ),
-    )
-"""
-
-
-@pytest.mark.slow
-class WatchedRunTest(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.folder = self.enterContext(tempfile.TemporaryDirectory())
-        tiny.write_shard(f"{self.folder}/a.tfrecord", rows=40)
-        with open(f"{self.folder}/recipe.py", "w") as file:
-            file.write(RECIPE)
-
-    def start(self, module, *arguments):
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"trainers.{module}", *arguments],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=subprocesses.environment(),
-        )
-        self.addCleanup(process.kill)
-        return process
-
-    def test_a_run_is_watched_until_both_end(self):
-        watching = self.start("page", "--workdir", "run", "--watch", "1")
-        training = self.start(
-            *("train", "--config", "recipe.py", "--workdir", "run")
-        )
-        path, live = f"{self.folder}/run/selection.html", 0
-        while watching.poll() is None:
-            if training.poll():
-                self.fail(training.communicate()[0])
-            if os.path.exists(path):
-                with open(path, encoding="utf-8") as file:
-                    text = file.read()
-                html_elements.parse(text)
-                live += "refresh" in text
-            time.sleep(0.1)
-        said = watching.communicate()[0]
-        self.assertEqual(watching.returncode, 0, said)
-        self.assertEqual(training.wait(), 0, training.communicate()[0])
-        self.assertIn(f"open file://{path}, renewed", said)
-        self.assertGreater(live, 0)
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-        self.assertNotIn("refresh", text)
-        self.assertIn("<dd>30 of 30</dd>", text)
-        self.assertIn("Step 30, a: image to text recall@1", text)
-        found = html_elements.parse(text)
-        self.assertLen(found.images, 8 * (1 + 2 * 8))

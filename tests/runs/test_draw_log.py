@@ -249,17 +249,6 @@ class LinesTest(FollowTestCase):
         self.follow(run, reports[2:], first=2, state=state)
         self.assertEqual([line["step"] for line in self.lines()], [3, 5])
 
-    def test_rows_without_ids_of_which_none_is_dropped(self):
-        stage = Stage(1, num_chunks=2, criterion="hard_learner")
-        rows = scored_rows(kept=12)
-        self.follow(settings(stage, steps=1), [Rows(scored={0: rows})])
-        (line,) = self.lines()
-        self.assertEqual(
-            line["highest"][0], {"row": 0, "score": 3.0, "kept": True}
-        )
-        self.assertNotIn("clean_in", line)
-        self.assertEqual(line["learner_loss"]["dropped"], {"count": 0})
-
     def test_a_stored_stage_is_told_by_its_summary(self):
         """Beside a live one, and by the number of its super-batch."""
         stored = Stage(2, "stored", num_chunks=2, criterion="easy_reference")
@@ -361,25 +350,6 @@ class RepeatsTest(FollowTestCase):
             self.assertEqual(
                 [name in found[2] for name in self.NAMES], [True, is_there]
             )
-
-    def test_executions_of_several_steps_count_every_step(self):
-        run = settings(
-            *ONE,
-            steps=6,
-            checkpoint=config.CheckpointConfig(every_steps=6),
-            distribution=config.DistributionConfig(steps_per_execution=3),
-        )
-        found = self.follow(
-            run, self.reports[:2], per_execution=3, order=self.order()
-        )
-        repeats, seen = self.by_hand(self.draws)
-        self.assertEqual(
-            {step: one["train/repeat_rate"] for step, one in found.items()},
-            {3: sum(repeats[:3]) / 12, 6: sum(repeats[3:]) / 12},
-        )
-        self.assertAllClose(
-            found[6]["select/effective_filter_ratio"], 1 - len(seen) / 30
-        )
 
     def test_a_run_without_stages_repeats_its_records_by_epochs(self):
         run = settings(steps=5, batch_size=12)

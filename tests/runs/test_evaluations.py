@@ -248,17 +248,6 @@ class DrawsTest(tf.test.TestCase):
         self.assertAllClose(shares, [2 / 3, 1 / 4])
         self.assertEmpty(said)
 
-    def test_a_field_that_is_the_same_for_all_is_said(self):
-        for number, share, kind in ((0, 1.0, "clean"), (1, 0.0, "noise")):
-            shares, said = self.measure([number] * 2)
-            self.assertEqual(shares, [share, share])
-            self.assertIn(f"by 'noise' all 2 records are {kind}", said)
-
-    def test_a_field_that_no_record_has_is_said(self):
-        shares, said = self.measure(["", ""])
-        self.assertEqual(shares, [None, None])
-        self.assertIn("no record has a value in 'noise'", said)
-
     def test_a_run_without_draws_or_with_other_data_is_refused(self):
         other = config.Entry(task=("selection",))
         folder = os.path.join(self.folder, "nothing")

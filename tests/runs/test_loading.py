@@ -46,9 +46,7 @@ class ReferenceByNameTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         cls.names = {
             family: "keras_hub:" + presets.save(cls.path(family), family)
             for family in ("siglip", "clip")

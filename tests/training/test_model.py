@@ -401,25 +401,6 @@ class ReferenceTest(TrainingTestCase):
                 drawn = fit_and_remember(build(reference=one), [batch])
                 self.assertAllEqual(drawn[0], batch["id"][rows])
 
-    def test_a_reference_sees_the_inputs_preprocessed_for_it(self):
-        (batch,) = tiny.super_batches()
-        (other,) = tiny.super_batches(seed=1)
-        reference = tiny.learner(5)
-        rows = hand_draws.rows(
-            embed(tiny.learner(0), batch),
-            embed(reference, other),
-            JOINT.stages[0],
-            batch_size=4,
-            seed=(SEED, 0),
-        )
-        batch["image_for_reference"] = other["image"]
-        batch["text_for_reference"] = other["text"]
-        for size in (None, 6):
-            settings = one_of_three(scoring_batch_size=size)
-            model = build(reference=reference, selection=settings)
-            drawn = fit_and_remember(model, [batch])
-            self.assertAllEqual(drawn[0], batch["id"][rows])
-
     def test_a_reference_is_neither_trained_nor_listed(self):
         reference = tiny.learner(5, extra=[keras.layers.BatchNormalization()])
         learner = tiny.learner(0)

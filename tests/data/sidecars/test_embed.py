@@ -54,9 +54,7 @@ class StoreTestCase(tf.test.TestCase):
 
     def setUp(self):
         super().setUp()
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = directory.name
+        self.directory = self.enterContext(tempfile.TemporaryDirectory())
         self.folder = os.path.join(self.directory, "sidecars")
         png = [tf.io.encode_png(picture(i)).numpy() for i in range(9)]
         damaged = png[4][:-30] + b"x" * 30
@@ -269,9 +267,7 @@ class CommandTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.directory = folder.name
+        cls.directory = cls.enterClassContext(tempfile.TemporaryDirectory())
         cls.workdir = os.path.join(cls.directory, "reference")
         os.makedirs(cls.workdir)
         settings = config.TrainConfig(

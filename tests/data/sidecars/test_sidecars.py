@@ -29,9 +29,7 @@ class EmbeddingsTestCase(tf.test.TestCase):
 
     def setUp(self):
         super().setUp()
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = directory.name
+        self.directory = self.enterContext(tempfile.TemporaryDirectory())
         random = np.random.default_rng(2)
         self.counts = random.integers(0, 4, sum(LENGTHS))
         self.counts[3] = 2

@@ -20,9 +20,7 @@ class FilesTestCase(tf.test.TestCase):
 
     def setUp(self):
         super().setUp()
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = directory.name
+        self.directory = self.enterContext(tempfile.TemporaryDirectory())
         # Longer than a window and a gap, so that every path is taken.
         self.data = np.random.default_rng(0).bytes(5 * 10**6)
         self.path = self.write("a", self.data)

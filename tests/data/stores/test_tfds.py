@@ -2,9 +2,7 @@
 
 import json
 import os
-import sys
 import tempfile
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -182,16 +180,6 @@ class ArrayRecordTest(PreparedTestCase):
             store.read(rows), [self.expected(row) for row in rows.tolist()]
         )
         self.assertLen(set(store.ids(np.arange(302)).tolist()), 302)
-
-    def test_without_the_package_the_error_names_it(self):
-        self.write({"train": [1]}, "array_record")
-        with mock.patch.dict(
-            sys.modules, {ARRAY_RECORD.rpartition(".")[0]: None}
-        ):
-            with self.assertRaisesRegex(
-                ImportError, "pip install array_record"
-            ):
-                stores.open_store(self.folder)
 
 
 class RemoteArrayRecordTest(PreparedTestCase):
