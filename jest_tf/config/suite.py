@@ -192,11 +192,13 @@ def _read(path):
     parse = {".json": json.loads, ".toml": tomllib.loads}.get(
         os.path.splitext(path)[1]
     )
-    if parse is None or not files.is_file(path):
+    if parse is None:
         raise ValueError(
             "`evaluation.suite` must be a .toml or .json file "
             f"(docs/evaluation.md). Received: {path!r}"
         )
+    if not files.is_file(path):
+        raise ValueError(f"`evaluation.suite`: there is no file {path!r}")
     try:
         values = parse(files.read_whole(path).decode())
     except (ValueError, RecursionError) as error:

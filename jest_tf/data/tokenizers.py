@@ -268,13 +268,14 @@ class KerasHubTokenizer(Tokenizer):
         )[0]
 
     @property
-    def layer(self) -> keras.layers.Layer:
-        """Returns KerasHub's tokenizer, anew."""
-        return self._make().tokenizer
+    def preprocessor(self) -> keras.layers.Layer:
+        """Returns KerasHub's preprocessor of texts, anew."""
+        return self._make()
 
     def _make(self):
         try:
             found = json.loads(self._content)
+            found["preprocessor"]["config"]["sequence_length"] = self.length
             preprocessor = keras.saving.deserialize_keras_object(
                 found["preprocessor"]
             )

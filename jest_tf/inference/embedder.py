@@ -21,7 +21,7 @@ from jest_tf import evaluation, files, models
 from jest_tf.config import checks
 from jest_tf.data import batches, pictures, stores, tokenizers
 from jest_tf.inference import collection as collection_lib
-from jest_tf.models import reference
+from jest_tf.models import reference, two_tower
 from jest_tf.runs import loading
 
 # A file name, an encoded picture, an image of Pillow, or uint8 pixels.
@@ -191,7 +191,9 @@ class Embedder:
             clean, _ = tokenizers.sanitize_captions(
                 tf.constant(texts[start : start + self.batch_size], tf.string)
             )
-            parts.append(self._encode_text(self.tokenizer(clean)).numpy())
+            with two_tower.plain_id_errors():
+                part = self._encode_text(self.tokenizer(clean))
+            parts.append(part.numpy())
         return np.concatenate(parts)
 
     def classify(
@@ -386,10 +388,8 @@ def _read(picture):
     if isinstance(picture, Image.Image):
         return np.asarray(picture.convert("RGB"))
     pixels = np.asarray(picture)
-    if pixels.dtype != np.uint8:
-        return stores.Fault(
-            f"pixels must be uint8 in [0, 255], not {pixels.dtype}"
-        )
+    if fault := two_tower.pixel_fault(pixels):
+        return stores.Fault(fault)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., np.newaxis], 3, axis=-1)
     if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4) or not pixels.size:

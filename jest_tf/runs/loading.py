@@ -7,10 +7,13 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files, models, training
@@ -19,6 +22,9 @@ from jest_tf.data import pictures, tokenizers, vocabularies
 from jest_tf.data import stores as stores_lib
 from jest_tf.models import parts, pretrained, reference
 from jest_tf.runs import checkpoints, directory, progress
+
+# Records whose captions are tokenised to see if they are cut.
+_LOOKED_AT = 64
 
 
 def load(
@@ -81,7 +87,7 @@ def check_model(name: str, setting: str) -> None:
     checks.check(setting, name, checks.MODEL)
     if pretrained.is_name(name):
         return pretrained.check(name, setting)
-    meant = ""
+    meant = pretrained.in_folder(name)
     if not directory.has(name, directory.CONFIG_FILE):
         meant = pretrained.similar(name)
     if meant or "/" not in name and not files.is_folder(name):
@@ -192,7 +198,9 @@ def tokenizer_of(
     """
     length = config.data.text_length
     if tokenizers.has_tokenizer(workdir):
-        return tokenizers.load_tokenizer(workdir, length)
+        tokenizer = tokenizers.load_tokenizer(workdir, length)
+        warn_of_cut_captions(store, tokenizer)
+        return tokenizer
     if initial is not None:
         tokenizer = initial
     else:
@@ -204,7 +212,31 @@ def tokenizer_of(
         )
         tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
     tokenizer.save(output)
+    warn_of_cut_captions(store, tokenizer)
     return tokenizer
+
+
+def warn_of_cut_captions(store: stores_lib.Store, tokenizer: Callable) -> None:
+    """Warns if some captions have more tokens than a row."""
+    rows = np.linspace(0, len(store) - 1, _LOOKED_AT).astype(np.int64)
+    texts = [
+        re.sub(r"\W+$", "", caption.decode("utf-8", "replace"))
+        for one in store.read(np.unique(rows))
+        for caption in getattr(one, "captions", ())
+    ]
+    texts = [text for text in texts if text]
+    # Where the last word is beyond the last token, it makes no difference.
+    heads = [one.rpartition(" ")[0] or one[: len(one) // 2] for one in texts]
+    if not texts:
+        return
+    whole, less = (tokenizer(tf.constant(part)) for part in (texts, heads))
+    count = int(tf.reduce_all(whole == less, 1).numpy().sum())
+    if count:
+        progress.say(
+            f"warning: {count:,} of {len(texts):,} captions that were looked "
+            f"at are longer than `data.text_length`={tokenizer.length} tokens, "
+            "and are cut"
+        )
 
 
 def write_learner(

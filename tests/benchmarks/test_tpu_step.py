@@ -240,7 +240,3 @@ def called(operation):
         for value in operation.node_def.attr.values()
         if value.HasField("func")
     ]
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -55,7 +55,3 @@ class RenderingTest(tf.test.TestCase):
         for card in found.images:
             self.assertCountEqual(card, ["src", "alt"])
         self.assertLess(len(page), 20_000)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -469,7 +469,3 @@ class RestoreTest(CheckpointTestCase):
         other = one_layer(kinds.Lion(0.1, name="same"))
         with self.assertRaisesRegex(ValueError, "of this very model"):
             checkpoints.restore(other, self.workdir)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -566,7 +566,3 @@ class BucketResumeTest(ResumeTestCase):
             for folder in (workdir, self.unbroken)
         )
         self.assertEqual(found, expected)
-
-
-if __name__ == "__main__":
-    tf.test.main()
