@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from jest_tf import files
-from jest_tf.config import checks, imports
+from jest_tf.config import checks
 from jest_tf.config import overrides as overrides_lib
 from jest_tf.config.run import TrainConfig
 
@@ -45,9 +45,6 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
             f"No recipe at {path!r}: expected a .py or .json file"
             f"{_similar(path)}"
         )
-    if os.path.basename(path) == "config.json":
-        # Before a run's settings are checked, as checks may need their code.
-        imports.enter(os.path.dirname(path) or ".")
     with files.staged(path) as local:
         values = read(local)
     for override in overrides:

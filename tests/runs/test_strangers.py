@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import pytest
 import remote_files
@@ -16,7 +17,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from jest_tf import cli, config
+from jest_tf import cli, config, files
 from jest_tf.config import imports
 from jest_tf.data import pictures, tokenizers
 from jest_tf.files import remote
@@ -274,8 +275,13 @@ class BucketTest(remote_files.Gcs, tf.test.TestCase):
         step = f"{self.folder}/checkpoints/step-000000001"
         for name in ("state.index", "../../x.py"):
             remote.upload(os.devnull, f"{step}/{name}")
+        above = self.enterContext(tempfile.TemporaryDirectory())
+        own = os.path.join(above, "one", "two")
+        os.makedirs(own)
+        self.enterContext(mock.patch.object(tempfile, "tempdir", own))
         with self.assertRaisesRegex(ValueError, "Received: '..'"):
             checkpoints.read(self.folder, 1)
+        self.assertEqual(files.tree(above), [])
 
 
 if __name__ == "__main__":
