@@ -32,65 +32,6 @@ from jest_tf.data import pipeline, stores, tokenizers
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-class Toy:
-    """A step that touches variables in every way that the lifter knows."""
-
-    def __init__(self):
-        # Of different types, by which a program's arguments are told apart.
-        self.table = tf.Variable(tf.reshape(tf.range(12.0), [6, 2]))
-        self.count = tf.Variable(1)
-        self.total = tf.Variable(0.0)
-        self.never_assigned = tf.Variable([3.0, -1.0])
-        self.variables = (
-            *(self.table, self.count),
-            *(self.total, self.never_assigned),
-        )
-
-    @tf.function
-    def shifted(self, rows):
-        self.count.assign_add(2)
-        return rows + self.never_assigned
-
-    def __call__(self, ids):
-        rows = self.shifted(tf.nn.embedding_lookup(self.table, ids))
-        for turn in tf.range(3):
-            self.total.assign_sub(tf.cast(turn, tf.float32))
-            self.table.assign(self.table * 1.5)
-        if self.count > 6:
-            self.count.assign(self.count * 10)
-            rows = rows * 2.0
-        else:
-            self.total.assign_add(tf.reduce_sum(rows))
-        return (
-            tf.reduce_sum(rows, 0),
-            tf.size(self.table) + self.count,
-            self.slope(rows),
-        )
-
-    def slope(self, rows):
-        """The gradient through a loop, which keeps the values of its turns."""
-        with tf.GradientTape() as tape:
-            tape.watch(rows)
-            _, bent = tf.while_loop(
-                lambda *_: True,
-                lambda turn, rows: (
-                    turn + 1,
-                    tf.sin(rows) * self.never_assigned,
-                ),
-                (tf.constant(0), rows),
-                maximum_iterations=3,
-            )
-        return tape.gradient(bent, rows)
-
-
-def trace(strategy, function, *specs):
-    @tf.function
-    def execution(*arguments):
-        return strategy.run(function, args=arguments)
-
-    return execution.get_concrete_function(*specs)
-
-
 def execute(program, arguments, variables):
     """Runs a program on the CPU: its results, and all variables after.
 
@@ -123,34 +64,6 @@ def compiled(program):
 
 
 class LifterTest(tf.test.TestCase):
-    def test_a_lifted_step_does_what_the_step_does(self):
-        strategy = fake_strategy.build_strategy(1)
-        with strategy.scope():
-            traced = Toy()
-        program = lifter.Program(
-            trace(strategy, traced, tf.TensorSpec([3], tf.int32))
-        )
-        self.assertEqual(program.specs[1], tf.TensorSpec([3], tf.int32))
-        eager = Toy()
-        specs = program.specs[2:]
-        mine = [
-            next(v for v in eager.variables if (v.shape, v.dtype) == type_)
-            for type_ in ((spec.shape, spec.dtype) for spec in specs)
-        ]
-        values = [variable.value() for variable in mine]
-        step = tf.function(eager)
-        for ids in ([0, 2, 2], [5, 1, 0], [3, 3, 3]):
-            expected = step(tf.constant(ids))
-            found, values = execute(program, [tf.constant(ids)], values)
-            self.assertAllClose(found, list(expected))
-            self.assertAllClose(values, [one.numpy() for one in mine])
-        # 1, 3, 5, then 7 in the other branch.
-        self.assertEqual(eager.count.numpy(), 70)
-        self.assertEqual(eager.total.dtype, tf.float32)
-        assigned = {mine[number - 2].ref() for number in program.donated}
-        self.assertEqual(assigned, {one.ref() for one in eager.variables[:3]})
-        self.assertEqual(program.host_operations, [])
-
     @pytest.mark.slow
     def test_the_lifted_step_of_fit_does_what_fit_does(self):
         dataset = tiny.dataset(tiny.super_batches(3, rows=8))
@@ -448,12 +361,6 @@ def result(case, topology, **fields):
     return line | fields
 
 
-def failure(case, topology, error):
-    kept = ("case", "recipes", "variant", "topology", "code", "is_current")
-    line = {k: v for k, v in result(case, topology).items() if k in kept}
-    return line | {"stage": "compile", "error": error}
-
-
 class ResultsTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
@@ -531,41 +438,3 @@ class ResultsTest(tf.test.TestCase):
             "v5e:2x2: does not compile (process): ended with 1",
             table.describe(lines[0]),
         )
-
-    def test_the_table_says_what_was_found(self):
-        other, case = (
-            case
-            for case in twins.cases(4)
-            if {"siglip_b16", "lit_b16"} & set(case.recipes)
-        )
-        lines = [
-            result(case, "v5e:2x2"),
-            failure(case, "v4:2x2x1", "Too: much"),
-            result(other, "v5e:2x2", wide={"f64": {"Cast": 20}}),
-        ]
-        text = table.markdown(lines)
-        self.assertIn("2 of 3 programs compile. Memory is a core's", text)
-        rows = [
-            [cell.strip() for cell in line.strip("|").split("|")]
-            for line in text.splitlines()
-            if line.startswith(("| siglip", "| lit"))
-        ]
-        name = "siglip_b16, siglip_l16"
-        # 8 + 6 - 5 + 3 + 1 MiB.
-        self.assertEqual(
-            rows[0],
-            [name, "sigmoid", "-", "-", "yes, 13 MiB", "no (compile)", CODE],
-        )
-        self.assertEqual(
-            rows[1],
-            ["lit_b16", "sigmoid", "-", "-", "yes, 13 MiB", "-", CODE],
-        )
-        self.assertEqual(
-            rows[2][4:],
-            [
-                *("320 / 64", "4", "7 of 9, 5 MiB"),
-                *("3: 2.0 KiB + 1: 0.5 KiB", "none", "none", "none"),
-            ],
-        )
-        self.assertIn(f"{case.name}, v4:2x2x1, compile: `Too: much`", text)
-        self.assertEqual(table.markdown([]), "Nothing is compiled yet.")

@@ -383,6 +383,8 @@ class RefusalsTest(tf.test.TestCase):
         stored = f"{stage}.embeddings=stored {stage}.criterion=easy_reference"
         curated = "data.curated=c data.curated_rows"
         by_two = "distribution.steps_per_execution=2 checkpoint.every_steps=8"
+        renewed = f"{stage}.candidates=5 bootstrap.renew_at"
+        views = "model.views.0.image_size"
         for overrides_, message in (
             ("steps=0", "`steps` must be at least 1. Received: 0"),
             (f"seed={2**31}", r"`seed` must be in .*Received: 2147483648"),
@@ -395,33 +397,21 @@ class RefusalsTest(tf.test.TestCase):
                 "stages.0.num_chunks` must be at most.*=16, rows=6$",
             ),
             ("data.curated=c", "`data.curated` needs `data.curated_rows`"),
+            (f"{curated}=4 {views}=8", "`model.views` can't be combined with"),
+            (f"{renewed}=8", "`bootstrap.renew_at` must be before the last"),
             (
-                f"{curated}=4 model.views.0.patch_size=8",
-                "`model.views` can't be combined with `data.curated_rows`",
-            ),
-            (
-                f"{stage}.candidates=5 bootstrap.renew_at=8",
-                "`bootstrap.renew_at` must be before the last",
-            ),
-            (
-                f"{stage}.candidates=5 {stage}.method=uniform "
-                "bootstrap.renew_at=4",
+                f"{stage}.method=uniform {renewed}=4",
                 "`bootstrap.renew_at` needs a use for the reference",
             ),
             (
-                f"{stage}.candidates=5 bootstrap.renew_at=4 "
-                "reference.distillation_weight=1",
+                f"{renewed}=4 reference.distillation_weight=1",
                 "`reference.distillation_weight` needs a reference from the",
             ),
             (
-                f"{stage}.candidates=5 bootstrap.renew_at=4 "
-                "bootstrap.clean_start=true",
+                f"{renewed}=4 bootstrap.clean_start=true",
                 "`bootstrap.clean_start` needs `data.curated`",
             ),
-            (
-                "optimizer.warmup_steps=8",
-                "`optimizer.warmup_steps` must be less than `steps`.*8, steps=",
-            ),
+            ("optimizer.warmup_steps=8", "`optimizer.warmup_steps` must be le"),
             (
                 "distribution.steps_per_execution=3",
                 "`steps` must be a multiple of .*steps=8, .*execution=3",
@@ -430,13 +420,12 @@ class RefusalsTest(tf.test.TestCase):
                 "distribution.steps_per_execution=4 checkpoint.every_steps=6",
                 "`checkpoint.every_steps` must be a multiple of .*=6, .*=4",
             ),
-            (
-                f"{by_two} {stage}.candidates=2 {stage}.first_step=3",
-                "`selection.stages` must begin at a multiple, and end one",
-            ),
-            (
-                f"{by_two} {stage}.candidates=2 {stage}.last_step=4",
-                "`selection.stages` must begin at a multiple, and end one",
+            *(
+                (
+                    f"{by_two} {stage}.candidates=2 {stage}.{turn}",
+                    "`selection.stages` must begin at a multiple, and end one",
+                )
+                for turn in ("first_step=3", "last_step=4")
             ),
             (
                 f"{stage}.candidates=2 {stage}.first_step=8",
@@ -446,12 +435,9 @@ class RefusalsTest(tf.test.TestCase):
                 f"{stage}.candidates=2 {stage}.view.patch_size=12",
                 "`selection.stages.view`: .*patch_size=12, image_size=32",
             ),
+            (f"model.patch_size=16 {views}=24", "`model.views`: .*size=24"),
             (
-                "model.patch_size=16 model.views.0.image_size=24",
-                "`model.views`: .*patch_size=16, image_size=24",
-            ),
-            (
-                "model.views.0.image_size=16 model.views.1.image_size=32 "
+                f"{views}=16 model.views.1.image_size=32 "
                 "model.views.2.image_size=32",
                 "`model.views` must cut .*View.*View.*View.*batch_size=256",
             ),

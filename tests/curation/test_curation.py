@@ -394,25 +394,6 @@ class ReportTest(ScoresTestCase):
             self.assertAllEqual(others, expected[known])
             self.assertAllClose(best, cosines.max(1)[known], 1e-6, 1e-6)
 
-    def test_sources_are_counted_by_record_and_by_weight(self):
-        store = write_set(
-            self.output(),
-            "a",
-            range(6),
-            ["b"] * 6,
-            range(6),
-            kind=["x", "y<", "x", "", "x", "y<"],
-        )
-        weights = np.float32([2, 0, 1, 4, 0, 1])
-        counted, looked_at = manifest_page.count_sources(
-            store, weights, ("kind", "style")
-        )
-        self.assertEqual(looked_at, 6)
-        self.assertEqual(list(counted), ["kind"])
-        self.assertAllEqual(counted["kind"]["x"], [3, 3])
-        self.assertAllEqual(counted["kind"]["y<"], [2, 1])
-        self.assertAllEqual(counted["kind"][""], [1, 4])
-
     def test_what_cannot_be_read_is_shown_grey_and_text_is_escaped(self):
         folder = self.output()
         path = os.path.join(folder, "a.tfrecord")
@@ -727,15 +708,6 @@ class LikeTest(tf.test.TestCase):
         assert_clusters(concepts(num_clusters=4))
         self.assertLen(concepts().names, 3)  # the root of ten
         self.assertIn("clusters", self.infer().counts)
-
-    def test_clusters_are_the_same_every_time(self):
-        points = sidecar_files.unit_rows(200, 1, 16)
-        first = concepts_lib.cluster(points, 14)
-        self.assertAllEqual(np.unique(first), np.arange(14))
-        self.assertAllEqual(concepts_lib.cluster(points, 14), first)
-        # Those of equal points are one.
-        labels = concepts_lib.cluster(np.ones([5, 1], np.float32), 3)
-        self.assertAllEqual(labels, np.zeros(5))
 
     def test_settings_out_of_range_are_refused(self):
         for name, value in (("size", 0), ("oversampling", 0), ("near", -1.0)):

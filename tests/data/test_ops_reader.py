@@ -205,19 +205,6 @@ class OpsReaderTest(shard_files.FolderTestCase, streams.StreamTestCase):
         self.assert_equal_streams(store, rows=rows)
 
     @pytest.mark.slow
-    def test_named_fields_are_read(self):
-        store = self.open(
-            [
-                shard_files.serialize(pixels=PNG, image=b"no", en="e", de="d"),
-                shard_files.serialize(pixels=PNG, de=["f", "g"], en="h"),
-                shard_files.serialize(pixels=PNG, en="i"),
-            ],
-            image_field="pixels",
-            caption_fields=("de", "en"),
-        )
-        self.assert_equal_streams(store)
-
-    @pytest.mark.slow
     def test_tokens_made_beforehand_are_those_of_the_caption(self):
         captions = [[b"a", b"", b"%c" % letter] for letter in b"bcdefghijkl"]
         payloads = [

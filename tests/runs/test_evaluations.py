@@ -264,21 +264,6 @@ class ResultsTest(tf.test.TestCase):
     def result(self, name):
         return {"dataset": name, "task": "retrieval", "language": "en"}
 
-    def test_the_files_of_earlier_results_go_and_others_stay(self):
-        folder = self.get_temp_dir()
-        for names in (("a/b", "c"), ("c", "d")):
-            found = [self.result(name) for name in names]
-            evaluations.write_results(folder, found)
-            self.assertEqual(
-                directory.read(folder, directory.RESULTS_FILE), found
-            )
-            # What is not of the command.
-            directory.write(f"{folder}/evaluation", "own.json", {})
-        self.assertCountEqual(
-            os.listdir(f"{folder}/evaluation"),
-            ["own.json", "c_retrieval_en.json", "d_retrieval_en.json"],
-        )
-
     def test_a_file_that_is_not_of_the_command_is_replaced(self):
         folder = self.get_temp_dir()
         for content in ("{", '{"a": 1}', "[1]", '[{"dataset": "x"}]'):

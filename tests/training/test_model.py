@@ -785,16 +785,6 @@ class RefusalsTest(TrainingTestCase):
             ),
             (
                 ValueError,
-                "returns a PairLoss. Received: None",
-                {"selection": one_of_three("own_parts:nothing")},
-            ),
-            (
-                ValueError,
-                "returns a Criterion .* Received: None",
-                {"selection": one_of_three(criterion="own_parts:nothing")},
-            ),
-            (
-                ValueError,
                 "`equal_captions` must be one of .*Received: 'maybe'",
                 {"equal_captions": "maybe"},
             ),
