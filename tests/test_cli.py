@@ -195,7 +195,9 @@ class TrainersTest(tf.test.TestCase):
         self.assertEqual(results[0]["pretrained"], self.learner)
         self.assertLen(os.listdir(f"{self.learner}/evaluation"), 4)
         self.assertEqual(
-            directory.read(self.learner, "evaluation/icons_few_shot_en.json"),
+            directory.read(
+                f"{self.learner}/evaluation", "icons_few_shot_en.json"
+            ),
             results[2],
         )
         self.assertEqual(

@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import traceback
 from unittest import mock
 
 import keras
@@ -22,6 +23,7 @@ import tiny
 
 import jest_tf
 from jest_tf import cli, config, runs
+from jest_tf.data.sidecars import embed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPE = f"{ROOT}/configs/quickstart_uniform.py"
@@ -69,7 +71,7 @@ SETTINGS = (
     *(
         (
             f"TRAIN {name}={value} data.train=missing",
-            f"`{name}` must name a function .*{value}",
+            f"`{name}(.0)?` must name a function .*{value}",
         )
         for name, value in (
             ("callbacks", "examples.callbacks:profil"),
@@ -116,6 +118,24 @@ MODELS = (
     (f"JEST {MODEL}=$/vocab.txt", "vocab.txt', a file"),
     (f"JEST {MODEL}=$/run/checkpoints", "a folder without it. .*'.*/run'?"),
     (f"JEST {MODEL}=$/unfinished", "`jest-tf train .*/unfinished` finishes"),
+    (
+        "JEST reference.model=$/cut",
+        "cut/final.weights.h5 must be as the run wrote it: .*truncated file",
+    ),
+    (
+        "JEST reference.model=$/preset",
+        r"preset', which is no run .* mean 'keras_hub:.*preset'?",
+    ),
+    (
+        "evaluate --workdir $/run --suite $/none.toml",
+        r"`evaluation.suite`: there is no file '.*/none.toml'",
+    ),
+    (
+        "JEST reference.model=none reference.sidecar_dir=$/sidecars "
+        "selection.stages.0.embeddings=stored "
+        "selection.stages.0.criterion=easy_reference --dry-run",
+        r"sidecar must be .*damaged `text`; write it anew with `jest-tf embed",
+    ),
     (
         f"JEST {MODEL}=$/run reference.sidecar_dir=$/folder",
         "No sidecar of .*pool-00000.tfrecord",
@@ -207,10 +227,13 @@ class CommandsTest(tf.test.TestCase):
         assert code == 0, shown
         for name, lost in (
             ("unfinished", "final.weights.h5"),
+            ("cut", ""),
             ("badjson", "config.json"),
         ):
             shutil.copytree(f"{cls.folder}/run", f"{cls.folder}/{name}")
-            os.remove(f"{cls.folder}/{name}/{lost}")
+            if lost:
+                os.remove(f"{cls.folder}/{name}/{lost}")
+        os.truncate(f"{cls.folder}/cut/final.weights.h5", 3000)
         pathlib.Path(cls.folder, "badjson/config.json").write_text("{")
 
     @classmethod
@@ -327,6 +350,45 @@ class PythonTest(tf.test.TestCase):
                 ),
             )
 
+    def test_pixels_ids_and_a_missing_reference(self):
+        learner = tiny.learner()
+        (batch,) = tiny.super_batches()
+        levels = batch["image"].astype(np.float32)
+        for scale, offset, received in (
+            (1.0, 0.0, r"\[0, 255\]"),
+            (1 / 255, 0.0, r"\[0, 1\]"),
+            (1 / 58, -2.1, r"\[-2.1, 2.3\]"),
+        ):
+            images = batch | {"image": levels * scale + offset}
+            for data in (images, (images, None)):
+                with self.assertRaisesRegex(
+                    ValueError,
+                    r"`image`: .* floats that fill \[-1, 1\], not float32 in "
+                    f"{received}. The model maps uint8 itself",
+                ):
+                    self.fit(learner, data)
+        self.fit(learner, batch | {"image": levels / 127.5 - 1})
+        text = batch["text"].copy()
+        text[3, 1] = tiny.VOCABULARY_SIZE
+        with self.assertRaisesRegex(
+            ValueError,
+            r"`text` must hold token ids in \[0, 12\).*Received: 12$",
+        ):
+            self.fit(learner, batch | {"text": text})
+        model = jest_tf.Embedder(
+            learner, lambda texts: tf.fill([tf.size(texts), 3], 99)
+        )
+        with self.assertRaisesRegex(ValueError, r"\[0, 12\).*Received: 99$"):
+            model.embed_texts(["a"])
+        stage = config.Stage(3, num_chunks=2, criterion="easy_reference")
+        selection = config.SelectionConfig(4, stages=(stage,))
+        with self.assertRaisesRegex(ValueError, "call `attach_reference`") as e:
+            self.fit(learner, batch, selection=selection)
+        # Not from within Keras' `fit`.
+        self.assertLess(
+            len(list(traceback.walk_tb(e.exception.__traceback__))), 7
+        )
+
     def test_names_and_settings(self):
         for overrides in ("steps=3", {"steps": 3}):
             with self.assertRaisesRegex(ValueError, "must be a list of texts"):
@@ -343,8 +405,11 @@ def _write_files(folder):
     shard_files.write_shard(str(folder / "text.tfrecord"), texts)
     members = shard_files.tar_sample("0", image=picture, caption="a b")
     shard_files.write_tar(str(folder / "tar.tfrecord"), members)
-    for name in ("folder", "table"):
+    for name in ("folder", "table", "preset"):
         (folder / name).mkdir()
+    tiny.write_sidecars(str(shard), output=embed.Output(f"{folder}/sidecars"))
+    (sidecar,) = (folder / "sidecars").iterdir()
+    sidecar.write_bytes(sidecar.read_bytes()[:-100] + bytes(100))
     recipe = "from jest_tf import config as c\ndef config():\n"
     for name, content in {
         "vocab.txt": "\n".join(tiny.VOCABULARY) + "\n",
@@ -354,6 +419,8 @@ def _write_files(folder):
         "a.png": picture,
         "gzip.tfrecord": gzip.compress(shard.read_bytes()),
         "empty.tfrecord": b"",
+        # As KerasHub's `save_to_preset` begins it.
+        "preset/config.json": '{"registered_name": "keras_hub>CLIPBackbone"}',
         "table/a.csv": "image,caption\nmissing.png,a b\n",
     }.items():
         if isinstance(content, str):

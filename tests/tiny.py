@@ -39,7 +39,12 @@ def learner(seed=0, dim=DIM, extra=(), dtype=None, **settings):
     flatten = [keras.layers.Flatten(dtype=dtype) for _ in range(2)]
     model = models.TwoTower(
         keras.Sequential([flatten[0], dense(0), *extra]),
-        keras.Sequential([table, flatten[1], dense(1)]),
+        keras.Sequential(
+            [
+                keras.Input([TEXT_LENGTH], dtype="int32"),
+                *(table, flatten[1], dense(1)),
+            ]
+        ),
         **{"temperature": 4.0, "bias": -2.0} | settings,
     )
     model.build(

@@ -70,12 +70,18 @@ class Cell(NamedTuple):
     @property
     def regime(self):
         """Of the reference: given, as a public model, or made of the pool."""
-        is_part = self.pool.startswith(("part", "apart"))
-        return GIVEN if is_part else OWN
+        return regime_of(self.pool)
+
+
+def regime_of(name):
+    """The regime of a pool, or of a cell by its name."""
+    return GIVEN if name.startswith(("part", "apart")) else OWN
 
 
 CLEAN_SETS = ("curated", "apart")
 GIVEN, OWN = "given", "own"
+# Learners but the usual one; their methods' names begin with these.
+LEARNERS = ("narrow_",)
 _GIVEN = "web_curated_1000"  # the reference of the curated set
 _THREE = (0, 1, 2)
 _UNIFORM = (700, 1125, 2250, 4500, 9000, 18_000, 36_000)
@@ -226,7 +232,7 @@ CELLS = (
     Cell("mixed_16", (4500,), f"{_CURATED}16"),
     Cell("mixed_4", (4500, 9000, 18_000), f"{_CURATED}64"),
     Cell("mixed_2", (1000, 2250, 4500), f"{_CURATED}128"),
-    Cell("oracle", (700, 1400, 2700, 4500), "", _THREE, "clean70"),
+    Cell("clean", (700, 1400, 2700, 4500), "", _THREE, "clean70"),
     Cell("jest_curated", (1400,), _live(5), _THREE, reference=_GIVEN),
     Cell("flexi", (1400,), reference=_GIVEN, recipe="icontext_web_flexi"),
     Cell(
@@ -273,8 +279,8 @@ CELLS = (
             ("cascade_curated", _stored(5) + _DRAWN),
         )
     ),
-    *(Cell("oracle", (1400,), pool=pool) for pool in ("clean30", "clean50")),
-    Cell("oracle", (1400, 2700), pool="clean90"),
+    *(Cell("clean", (1400,), pool=pool) for pool in ("clean30", "clean50")),
+    Cell("clean", (1400, 2700), pool="clean90"),
     Cell("uniform", (1125, 2250, 4500, 9000), _SLOW, pool="pool90"),
     Cell("mixed_8", (2250, 4500), f"{_CURATED}32", pool="pool90"),
     *(

@@ -8,7 +8,6 @@ with code 75; the same command continues. A second Ctrl-C kills.
 """
 
 import argparse
-import os
 import re
 
 from jest_tf import config, files
@@ -44,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train the finished run in the directory for further steps, with "
         "the schedule of the learning rate begun anew",
     )
+    flags_lib.add_trust(parser)
     parser.set_defaults(settings=config.TrainConfig)
     parser.epilog = (
         f"{parser.epilog}\nsettings and their defaults:\n"
@@ -88,7 +88,7 @@ def _out_of_memory(recipe, text):
 
 
 def _settings(flags):
-    path = os.path.join(flags.workdir, "config.json")
+    path = files.inside(flags.workdir, "config.json")
     if not files.is_file(path):
         raise ValueError(
             "`--config` must name a recipe, unless `--workdir` holds a run "

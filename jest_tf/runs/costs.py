@@ -55,10 +55,12 @@ class StepFlops:
         self._start = start
         self._columns = {}  # by the first step of their piece
         if directory.has(workdir, directory.FLOPS_FILE):
-            found = directory.read(workdir, directory.FLOPS_FILE)
-            self._columns = {
-                int(first): columns for first, columns in found.items()
-            }
+            with directory.as_written(workdir, directory.FLOPS_FILE):
+                found = directory.read(workdir, directory.FLOPS_FILE)
+                self._columns = {
+                    int(first): {name: int(one) for name, one in row.items()}
+                    for first, row in found.items()
+                }
 
     def take(self, found: dict) -> None:
         """Stores the result of `JESTModel.step_flops`."""

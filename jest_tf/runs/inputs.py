@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import evaluation, files, models, training
-from jest_tf.config import checks
+from jest_tf.config import imports
 from jest_tf.data import (
     ops_reader,
     pictures,
@@ -380,22 +380,8 @@ class Stream:
 
 def _check_functions(config):
     """Imports what settings name, before data is read."""
-    for setting, name in (
-        ("data.augment", config.data.augment),
-        ("data.vocabulary", config.data.vocabulary),
-        ("model.towers", config.model.towers),
-        ("model.loss", config.model.loss),
-        ("selection.loss", config.selection.loss or ""),
-        ("optimizer.name", config.optimizer.name),
-        ("optimizer.schedule", config.optimizer.schedule),
-        *(
-            (f"selection.stages.{number}.criterion", stage.criterion)
-            for number, stage in enumerate(config.selection.stages)
-        ),
-        *(("callbacks", name) for name in config.callbacks),
-    ):
-        if ":" in name and checks.FUNCTION[1](name):
-            checks.load_function(setting, name)
+    for setting, name in config.functions:
+        imports.load_function(setting, name)
 
 
 def _warn_of_losses(config, learned):

@@ -3,7 +3,7 @@
 import keras
 
 from jest_tf import config as config_lib
-from jest_tf.config import checks
+from jest_tf.config import imports
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -43,7 +43,7 @@ def named_callbacks(
     """
     found = []
     for name in config.callbacks:
-        one = checks.load_function("callbacks", name)(config, workdir)
+        one = imports.load_function("callbacks", name)(config, workdir)
         if not isinstance(one, keras.callbacks.Callback):
             raise ValueError(
                 "`callbacks` must name functions that return a Keras callback. "

@@ -253,8 +253,12 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         Raises:
             finite.NotFinite: after a step that scored embeddings that are not
                 finite.
-            ValueError: besides Keras' own, if B varies or R does not divide it.
+            ValueError: besides Keras' own, if B varies or R does not divide it;
+                a reference is missing; float pictures of the first batch do
+                not fill the range of the learner's pixels; or a token's id is
+                not in its vocabulary.
         """
+        self._check_before(args[0] if args else kwargs.get("x"))
         self._next_step = None
         self._last_logs = {}
         callbacks = kwargs.get("callbacks")
@@ -270,9 +274,29 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         ):
             bar = metrics_lib.ProgressBar()
             kwargs["callbacks"] = [*(callbacks or ()), bar]
-        history = super().fit(*args, shuffle=shuffle, **kwargs)
+        with two_tower.plain_id_errors():
+            history = super().fit(*args, shuffle=shuffle, **kwargs)
         finite.check_scores(self._last_logs)
         return history
+
+    def _check_before(self, data):
+        """Refuses what a step would refuse deep within Keras, or not at all."""
+        if self.step.optimizer is not None:
+            settings = self.selection
+            if settings is not None:
+                settings = settings.at(_read(self.optimizer.iterations))
+            step = dataclasses.replace(self.step, selection=settings)
+            step.check_references()
+        if isinstance(self.learner, two_tower.TwoTower):
+            images = sub_batch.first_images(data)
+            fault = images is not None and two_tower.pixel_fault(
+                images, self.learner
+            )
+            if fault:
+                raise ValueError(
+                    f"`image`: {fault}. The model maps uint8 itself: leave "
+                    "pictures as they are"
+                )
 
     def make_train_function(self, force=False):
         """Makes the function for `fit`, which keeps the row outputs."""

@@ -444,6 +444,7 @@ class WebTest(tf.test.TestCase):
         (data / "stats.json").write_text("{}")
         with mock.patch.multiple(
             web,
+            NUM_SHARDS=2,
             NUM_CURATED=30,
             FEWER_CURATED=(10,),
             NUM_FAMILIES={"test_sets": 2, "val_sets": 1},

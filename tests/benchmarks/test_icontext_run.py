@@ -113,7 +113,7 @@ class RunnerTest(tf.test.TestCase):
         )
 
     def test_what_is_in_the_tables_is_not_run_again(self):
-        wanted = [("web_oracle_700", 0), ("web_oracle_700", 1)]
+        wanted = [("web_clean_700", 0), ("web_clean_700", 1)]
         self.run_all(wanted)
         self.commands.clear()
         _, rows, _ = self.run_all(wanted)
@@ -124,19 +124,19 @@ class RunnerTest(tf.test.TestCase):
         with contextlib.redirect_stdout(io.StringIO()) as shown:
             run.main(
                 ["--work", str(self.work), "--list"]
-                + ["--cells", "web_oracle_*00", "--seeds", "0"]
+                + ["--cells", "web_clean_*00", "--seeds", "0"]
             )
         names = [line.split()[0] for line in shown.getvalue().splitlines()]
         steps = ("1400", "2700", "4500")
-        self.assertEqual(names, [f"web_oracle_{one}" for one in steps])
+        self.assertEqual(names, [f"web_clean_{one}" for one in steps])
 
     def test_a_failure_stops_what_needs_it_and_nothing_else(self):
         self.failing = ("web_curated_1000-0",)
         is_well, rows, log = self.run_all(
-            [("web_flexi_1400", 0), ("web_oracle_700", 0)], jobs=1
+            [("web_flexi_1400", 0), ("web_clean_700", 0)], jobs=1
         )
         self.assertFalse(is_well)
-        self.assertEqual(rows["cell"].tolist(), ["web_oracle_700"])
+        self.assertEqual(rows["cell"].tolist(), ["web_clean_700"])
         self.assertIn("[1/2] web_flexi_1400, seed 0 failed: it failed", log)
 
     def test_without_data_it_says_how_to_build_them(self):

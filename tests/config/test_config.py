@@ -173,7 +173,11 @@ class FunnelTest(tf.test.TestCase):
 
     def test_stages_that_pass_too_few_rows_are_refused_by_number(self):
         for stages, curated_rows, message in (
-            ((Stage(2, num_chunks=9),), 0, "0.num_chunks.*=9, rows=8$"),
+            (
+                (Stage(2, num_chunks=9),),
+                0,
+                "0.num_chunks.*example num_chunks=4.*=9, rows=8$",
+            ),
             ((Stage(2, num_chunks=8),), 1, "0.num_chunks.*=8, rows=7$"),
             # Half of 8 rows are drawn by score.
             (

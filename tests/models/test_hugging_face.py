@@ -4,6 +4,7 @@ They need PyTorch and transformers, which `make test-slow` installs. Weights are
 random.
 """
 
+import json
 import os
 import tempfile
 
@@ -167,7 +168,14 @@ class HuggingFaceTest(tf.test.TestCase):
     def test_bad_names_and_models_are_refused(self):
         path = os.path.join(self.folder, "bert")
         transformers.BertConfig(**sizes(), vocab_size=64).save_pretrained(path)
+        coded = os.path.join(self.folder, "coded")
+        os.mkdir(coded)
+        with open(f"{coded}/config.json", "w") as file:
+            json.dump({"auto_map": {"AutoConfig": "code.Config"}}, file)
+        with open(f"{coded}/code.py", "w") as file:
+            file.write("raise SystemExit")
         for name, message in (
+            (f"hf:{coded}", "transformers. Received: .*coded"),
             ("hf:/missing", "`model` must name a model of Hugging Face.*miss"),
             (f"hf:{path}", "cannot be loaded by transformers"),
         ):

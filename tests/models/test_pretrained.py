@@ -4,6 +4,7 @@ Weights are random; loading, tokens and pixels are those of real presets.
 """
 
 import functools
+import json
 import os
 import sys
 import tempfile
@@ -144,6 +145,45 @@ class KerasHubTest(tf.test.TestCase):
             ):
                 self.assertAllEqual(one, same)
 
+    def test_keras_hub_loads_what_was_saved_with_length_and_pixels(self):
+        siglip, clip = (
+            pretrained.load(self.names[family]) for family in ("siglip", "clip")
+        )
+        pieces = presets.sentence_piece(
+            "unigram", unk_id=0, eos_id=1, bos_id=-1
+        )
+        # A vocabulary of one's own, and a shorter length than the tower's.
+        own = tokenizers.SentencePieceTokenizer(pieces, 10)
+        cases = (clip, siglip._replace(tokenizer=own))
+        for number, model in enumerate(cases):
+            folder = os.path.join(self.folder, f"saved{number}")
+            pretrained.save(model, folder)
+            found = hub_models.CausalLMPreprocessor.from_preset(folder)
+            length = model.tokenizer.length
+            self.assertEqual(found.sequence_length, length)
+            self.assertEqual(found.image_converter.image_size, (32, 32))
+            # BPE has Python's results there for one text alone.
+            image = self.images[0][np.newaxis]
+            tokens = found({"images": image, "prompts": CAPTIONS[:1]})
+            self.assertAllEqual(
+                tokens["token_ids"], model.tokenizer(CAPTIONS[:1])
+            )
+            again = pretrained.load(f"keras_hub:{folder}").tokenizer
+            self.assertAllEqual(again(CAPTIONS), model.tokenizer(CAPTIONS))
+
+    def test_an_integer_offset_of_pixels_is_read(self):
+        path = presets.save(os.path.join(self.folder, "integer"), "siglip")
+        hub_layers = pytest.importorskip("keras_hub.layers")
+        hub_layers.SigLIPImageConverter(
+            image_size=(presets.SIZE, presets.SIZE), scale=1 / 127.5, offset=-1
+        ).save_to_preset(path)
+        learner = pretrained.load(f"keras_hub:{path}").learner
+        white = np.full([1, presets.SIZE, presets.SIZE, 3], 255, np.uint8)
+        self.assertAllClose(
+            learner.encode_image(white),
+            learner.encode_image(np.ones_like(white, np.float32)),
+        )
+
     def test_captions_are_tokenised_in_a_dataset_after_a_new_seed(self):
         tokenizer = self.load("siglip").tokenizer
         expected = tokenizer(tf.constant(CAPTIONS))
@@ -194,6 +234,22 @@ class KerasHubTest(tf.test.TestCase):
                 self.assertRaisesRegex(ValueError, message),
             ):
                 pretrained.load(name)
+
+    def test_assets_of_a_tokenizer_have_plain_names(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        pretrained.load(self.names["siglip"]).tokenizer.save(folder)
+        path = os.path.join(folder, "preprocessor.json")
+        with open(path) as file:
+            content = json.load(file)
+        assets = {**content["assets"]}
+        for name in (f"{folder}/new", "../new", f"..{folder}/new", "a/b", ".."):
+            content["assets"] = {**assets, name: "bmV3"}
+            with open(path, "w") as file:
+                json.dump(content, file)
+            with self.assertRaisesRegex(ValueError, "a plain name, not a path"):
+                tokenizers.load_tokenizer(folder, presets.LENGTH)
+        self.assertEqual(os.listdir(folder), ["preprocessor.json"])
+        self.assertFalse(os.path.exists(f"{folder}/../new"))
 
     def test_a_keras_file_needs_a_two_tower_model_and_its_tokenizer(self):
         folder = self.enterContext(tempfile.TemporaryDirectory())

@@ -142,6 +142,48 @@ class TwoTowerTest(tf.test.TestCase):
             with self.subTest(variable.path):
                 self.assertGreater(tf.norm(tf.convert_to_tensor(gradient)), 0)
 
+    def test_a_text_tower_that_rounds_ids_is_refused(self):
+        def sequential(*layers):
+            return keras.Sequential(
+                [
+                    *layers,
+                    keras.layers.Embedding(1000, 6),
+                    keras.layers.GlobalAveragePooling1D(),
+                ]
+            )
+
+        class Within(keras.Model):
+            def __init__(self, *layers):
+                super().__init__()
+                self.inner = sequential(*layers)
+
+            def call(self, tokens):
+                return self.inner(tokens)
+
+        batch = tiny_towers.make_batch()
+        batch["text"] = np.arange(900, 909, dtype=np.int32).reshape(3, 3)
+        ids = keras.Input([None], dtype="int32")
+        before = keras.config.dtype_policy()
+        self.addCleanup(keras.config.set_dtype_policy, before)
+        for dtype, largest in (("float32", None), ("mixed_bfloat16", 256)):
+            keras.config.set_dtype_policy(dtype)
+            image = keras.Sequential(
+                [keras.layers.Flatten(), keras.layers.Dense(6)]
+            )
+            for make in (sequential, Within):
+                model = models.TwoTower(image, make(ids))
+                text = model(batch).text
+                self.assertLen(np.unique(np.round(text, 3), axis=0), 3)
+                model = models.TwoTower(image, make())
+                if largest is None:
+                    model(batch)
+                    continue
+                with self.assertRaisesRegex(
+                    ValueError,
+                    rf"begin .*keras.Input\(.*{dtype[6:]}, .* above {largest}",
+                ):
+                    model(batch)
+
     def test_invalid_arguments_are_refused(self):
         image, text = tiny_towers.image_tower(), tiny_towers.text_tower()
         with self.assertRaisesRegex(TypeError, "`text_tower` must be a Keras"):

@@ -221,6 +221,20 @@ class DirectoryTest(RunsTestCase):
         """The directory of a finished run, under another name."""
         shutil.copytree(self.workdir("done"), self.workdir(name))
 
+    def test_git_never_locks_the_index_of_its_user(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        with open(f"{folder}/git", "w") as file:
+            file.write(f'#!/bin/sh\necho "$@" >> {folder}/log')
+        os.chmod(file.name, 0o755)
+        path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+        with mock.patch.dict(os.environ, PATH=path):
+            provenance._versions()
+        with open(f"{folder}/log") as file:
+            calls = file.read().splitlines()
+        self.assertIn("status", calls[-1])
+        for call in calls:
+            self.assertStartsWith(call, "--no-optional-locks ")
+
     def test_when_it_saves_may_change_what_it_computes_may_not(self):
         self.copy("other")
         versions = self.read("other", "versions.json")

@@ -21,7 +21,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,7 @@ _NAMED = 10
 
 # Each holds a file descriptor; processes are often limited to 1,024.
 _map = functools.lru_cache(128)(artefacts.read_again)
+_are_written = True
 
 
 class Index(NamedTuple):
@@ -117,6 +118,8 @@ def open_indexes(
         if index is not None:
             return index
         records = _scan(path, form, origin, advance)
+        if not _are_written:
+            return _in_memory(origin, form, records)
         try:
             artefacts.write(place, _KIND, origin, {_ARRAY: records})
             index = _load(place, origin, form)
@@ -144,6 +147,21 @@ def open_indexes(
         )
     _warn_of_damage(paths, formats, indexes)
     return indexes
+
+
+@contextlib.contextmanager
+def in_memory() -> Iterator[None]:
+    """Keeps new indexes in memory within the block, so nothing is written.
+
+    For data that a run directory names: its user may have it from elsewhere,
+    and has not said where to write.
+    """
+    global _are_written
+    before, _are_written = _are_written, False
+    try:
+        yield
+    finally:
+        _are_written = before
 
 
 def _warn_of_damage(paths, formats, indexes):
@@ -219,11 +237,11 @@ def _origin(path, form):
 def _load(place, origin, form):
     try:
         found = artefacts.read(place, _KIND, verify=True)
-    except (OSError, ValueError):
+        records = found.arrays[_ARRAY]
+    except (OSError, ValueError, KeyError):
         return None
     if not origin.items() <= found.metadata.items():
         return None
-    records = found.arrays[_ARRAY]
     if files.is_remote(place):
         found = _in_memory(origin, form, np.array(records))
         return found._replace(path=place)

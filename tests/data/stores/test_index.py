@@ -67,6 +67,18 @@ class FileTest(IndexTestCase):
             os.listdir(self.directory), ["a.tfrecord", "a.tfrecord.index"]
         )
 
+    def test_in_memory_an_index_is_read_but_not_written(self):
+        before = os.listdir(self.path(""))
+        with stores.indexes_in_memory():
+            for _ in range(2):
+                store, scans = self.open(index_dir=self.path("new"))
+                self.assertEqual((len(store), scans), (5, 1))
+            self.assertEqual(os.listdir(self.path("")), before)
+        kept = self.open()[0]
+        with stores.indexes_in_memory():
+            found, scans = self.open()
+        self.assertEqual((found.stamp(0), scans), (kept.stamp(0), 0))
+
     def test_a_change_of_the_shard_builds_it_anew(self):
         self.open()
         os.utime(self.shard, (1, 1))  # time
