@@ -5,6 +5,7 @@ import pathlib
 from unittest import mock
 
 import lockstep
+import numpy as np
 import tensorflow as tf
 import tiny
 
