@@ -1,13 +1,9 @@
 """TPU compilation without its wheels: lifter, twins, HLO, results, table."""
 
-import contextlib
 import dataclasses
 import functools
-import io
 import itertools
 import pathlib
-import tempfile
-import types
 from unittest import mock
 
 import pytest
@@ -20,9 +16,7 @@ from benchmarks.tpu import (
     fake_strategy,
     hlo,
     lifter,
-    matrix,
     step,
-    table,
     twins,
 )
 from jest_tf import config as config_lib
@@ -316,125 +310,3 @@ class HloTest(tf.test.TestCase):
         )
         with self.assertRaisesRegex(ValueError, "Received: no memory at all"):
             compiler.read_memory("no memory at all")
-
-
-CODE = "0c0de123"
-
-
-def result(case, topology, **fields):
-    """A line of results."""
-    line = {
-        "case": case.name,
-        "recipes": list(case.recipes),
-        "variant": case.variant,
-        "topology": topology,
-        "available": 2**34,
-        "super_batch_size": 320,
-        "batch_size": 64,
-        "compiled_replicas": 4,
-        "seconds": {"trace": 1.0, "export": 2.0, "compile": 3.0},
-        "memory": {
-            "arguments": 8 * 2**20,
-            "results": 6 * 2**20,
-            "donated": 5 * 2**20,
-            "temporary": 3 * 2**20,
-            "code": 2**20,
-        },
-        "is_read": True,
-        "variables": 9,
-        "donated": 7,
-        "around": ["IteratorGetNext"],
-        "wide": {"s64": {"": 80, "AddV2": 1}},
-        "dynamic_shapes": [],
-        "compiled_dynamic_shapes": [],
-        "host_operations": [],
-        "compiled_host_operations": [],
-        "collectives": {"all-reduce": hlo.Traffic(3, 2048, 1, 512)._asdict()},
-        "versions": {"libtpu": "0.0.52"},
-        "date": "2026-11-24",
-        "code": CODE,
-        "config": case.digest,
-        "replicas": 4,
-        "revision": "a1b2c3d",
-        "is_current": True,
-    }
-    return line | fields
-
-
-class ResultsTest(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        self.folder = pathlib.Path(folder)
-        self.options = types.SimpleNamespace(
-            topologies=["v5e:2x2", "v4:2x2x1"],
-            replicas=4,
-            only="whole batches",
-            again=False,
-            minutes=1.0,
-            results=self.folder / "new" / "results.jsonl",
-            page=self.folder / "tpu.md",
-        )
-        # Two, each everywhere.
-        self.cases = [
-            case for case in twins.cases(4) if "whole batches" in case.name
-        ]
-        self.compiled = []
-        self.code = CODE
-
-    def compile(self, case, topologies, replicas, minutes):
-        self.assertEqual((replicas, minutes), (4, 1.0))
-        for topology in topologies:
-            self.compiled.append((case.name, topology))
-            yield result(case, topology, code=self.code)
-
-    def run_matrix(self):
-        with (
-            mock.patch.object(matrix, "compile_case", self.compile),
-            mock.patch.object(matrix, "present_code", lambda: self.code),
-            contextlib.redirect_stderr(io.StringIO()) as printed,
-        ):
-            matrix.run(**vars(self.options))
-        return printed.getvalue()
-
-    def test_what_is_done_is_not_done_again(self):
-        self.options.topologies = ["v5e:2x2"]
-        self.run_matrix()
-        first = [(case.name, "v5e:2x2") for case in self.cases]
-        self.assertEqual(self.compiled, first)
-        self.options.topologies = ["v5e:2x2", "v4:2x2x1"]
-        printed = self.run_matrix()
-        self.assertEqual(
-            self.compiled[2:], [(case.name, "v4:2x2x1") for case in self.cases]
-        )
-        self.assertIn("v4:2x2x1: compiles in 3 s, 13 MiB of 16.00", printed)
-        self.assertIn("1/2", printed)
-        self.run_matrix()
-        self.assertLen(self.compiled, 4)
-        self.options.again = True
-        self.run_matrix()
-        self.assertLen(self.compiled, 8)
-        # The last line of each counts.
-        self.assertLen(matrix.read(self.options.results), 4)
-        page = self.options.page.read_text()
-        self.assertIn("4 of 4 programs compile. ", page)
-        self.assertEqual(
-            page.count("| jest_b16 | whole batches | 80 / 16 |"), 1
-        )
-        self.assertIn("written by python -m benchmarks.tpu_compile", page)
-
-    def test_a_process_that_dies_leaves_an_error_for_each_topology(self):
-        with mock.patch.object(matrix.sys, "executable", "false"):
-            lines = list(
-                matrix.compile_case(
-                    self.cases[0], self.options.topologies, 4, 1.0
-                )
-            )
-        self.assertEqual(
-            [(line["topology"], line["error"]) for line in lines],
-            [(name, "ended with 1: ") for name in self.options.topologies],
-        )
-        self.assertIn(
-            "v5e:2x2: does not compile (process): ended with 1",
-            table.describe(lines[0]),
-        )

@@ -43,7 +43,6 @@ def digits():
     prompts = np.repeat(means, len(TEMPLATES), axis=0)
     prompts += random.normal(0, 3, prompts.shape)
     return {
-        "pixels": np.uint8(images),
         "digits_images": unit(images),
         "digits_labels": labels,
         "digits_prompts": unit(prompts),
@@ -87,13 +86,6 @@ class PeersTest(tf.test.TestCase):
             "prompts": PROMPTS,
             **digits(),
             **icons(),
-        }
-        # All classes are one point, and all pictures are of the last class.
-        same = unit(np.ones([30, 64]))
-        cls.given |= {
-            "tied_images": same,
-            "tied_labels": np.full(30, 9),
-            "tied_prompts": same,
         }
         cls.folder = pathlib.Path(cls.create_folder())
         np.savez(cls.folder / "given.npz", **cls.given)

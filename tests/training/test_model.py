@@ -228,29 +228,6 @@ class StepTest(TrainingTestCase):
         loss = fit(model, [batch]).history["loss"]
         self.assertAllClose(loss, [expected], **TOLERANCE)
 
-    def test_curated_rows_are_trained_on_beside_the_chosen_ones(self):
-        batches = tiny.super_batches(2)
-        extra = tiny.super_batches(2, rows=3, seed=1)
-        learner, twin, reference = (tiny.learner(seed) for seed in (0, 0, 5))
-        model = build(
-            learner,
-            reference,
-            dataclasses.replace(JOINT, batch_size=7),
-            run_eagerly=False,
-        )
-        for batch, more in zip(batches, extra, strict=True):
-            batch["curated"] = more
-        drawn = fit_and_remember(model, batches)
-        for step, (batch, more) in enumerate(zip(batches, extra, strict=True)):
-            rows = drawn_by_hand(twin, reference, batch, step)
-            trained = {
-                name: np.concatenate([batch[name][rows], value])
-                for name, value in more.items()
-            }
-            self.assertAllEqual(drawn[step], trained["id"])
-            step_by_hand(twin, trained)
-        self.assert_same_weights(learner, twin, **TOLERANCE)
-
 
 class ScoringTest(TrainingTestCase):
     def test_scoring_is_in_evaluation_mode(self):
