@@ -105,9 +105,7 @@ class LifterTest(tf.test.TestCase):
 
     def test_a_function_without_a_cluster_is_refused(self):
         function = tf.function(lambda: tf.constant(1)).get_concrete_function()
-        with self.assertRaisesRegex(
-            ValueError, "`function` must hold one .*Received: 0 graphs"
-        ):
+        with self.assertRaisesRegex(ValueError, "`function` must hold one"):
             lifter.Program(function)
 
 
@@ -121,10 +119,7 @@ def handle_of(variable):
 
 def arguments_of_batch(program, count):
     """The batch's entries by the types of a program's arguments."""
-    by_type = {
-        ((8, 4, 4, 3), tf.uint8): "image",
-        ((8, 3), tf.int32): "text",
-    }
+    by_type = {((8, 4, 4, 3), tf.uint8): "image", ((8, 3), tf.int32): "text"}
     return [
         by_type.get((tuple(spec.shape), spec.dtype), "id")
         for spec in program.specs[1 : 1 + count]

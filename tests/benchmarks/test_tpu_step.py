@@ -77,10 +77,7 @@ class TPUStepTest(tf.test.TestCase):
         return model, function
 
     def check(self, quota, **settings):
-        model, function = self.trace(
-            selection(quota),
-            **settings,
-        )
+        model, function = self.trace(selection(quota), **settings)
         operations = list(of_replicas(function.graph))
         self.check_exchange(model, operations, quota)
         self.check_types(operations)

@@ -172,7 +172,7 @@ class KerasTest(tf.test.TestCase):
         ):
             fit_line(built(worker.StockLine), **settings)
         with self.assertRaisesRegex(
-            ValueError, "`gradient_accumulation_steps`.*2 on 2 replicas"
+            ValueError, "`gradient_accumulation_steps`"
         ):
             fit_line(worker.Line, **settings)
 
@@ -516,7 +516,7 @@ class RefusalsTest(tf.test.TestCase):
         count = len(outside.variables)
         with STRATEGIES[2].scope():
             with self.assertRaisesRegex(
-                ValueError, f"`reference` must be .*{count} of its {count} .* 2"
+                ValueError, f"`reference` .*of its {count}"
             ):
                 training.JESTModel(tiny.learner(0), outside, JOINT)
             with self.assertRaisesRegex(ValueError, "`learner` must be"):
@@ -537,6 +537,6 @@ class RefusalsTest(tf.test.TestCase):
 
         self.assertIs(build(lockstep.DEVICES), build(lockstep.DEVICES))
         with self.assertRaisesRegex(
-            ValueError, "`distribution.virtual_devices` must .*: 3, .* with 8"
+            ValueError, "virtual_devices` must .*: 3, "
         ):
             build(3)

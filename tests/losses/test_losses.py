@@ -205,10 +205,7 @@ class FeatureDistillationTest(tf.test.TestCase):
         learner = tensors(random_embeddings.unrelated(6, 4))
         for rows, dim in ((6, 5), (5, 4)):
             other = tensors(random_embeddings.unrelated(rows, dim))
-            with self.assertRaisesRegex(
-                ValueError,
-                rf"`distillation_weight`.*\(6, 4\) and \({rows}, {dim}\)",
-            ):
+            with self.assertRaisesRegex(ValueError, "`distillation_weight`"):
                 losses.feature_distillation(learner, other)
 
 

@@ -186,7 +186,5 @@ class ArgumentsTest(tf.test.TestCase):
 
     def test_heads_must_divide_the_width(self):
         for layer in (layers.Encoder(1, 3), layers.AttentionPooling(3)):
-            with self.assertRaisesRegex(
-                ValueError, r"`num_heads` must divide.*num_heads=3, width=8"
-            ):
+            with self.assertRaisesRegex(ValueError, "`num_heads` must divide"):
                 layer(tokens())

@@ -158,13 +158,9 @@ class RateFactorsTest(tf.test.TestCase):
         )
 
     def test_what_does_not_fit_is_refused(self):
-        with self.assertRaisesRegex(
-            ValueError, "numbered transformer blocks.* a image_tower|an image"
-        ):
+        with self.assertRaisesRegex(ValueError, "numbered transformer blocks"):
             factors_by_name(tiny.learner(), layer_decay=0.5)
-        with self.assertRaisesRegex(
-            ValueError, "`optimizer.rate_factors` must match.*'head'"
-        ):
+        with self.assertRaisesRegex(ValueError, "rate_factors` must.*'head'"):
             factors_by_name(
                 tiny.learner(), rate_factors=(config.RateFactor("head", 0.5),)
             )

@@ -37,9 +37,7 @@ class FrozenTest(tf.test.TestCase):
         self.assertLen(batch, 4)  # the caller's batch is as it was
 
     def test_what_cannot_be_called_is_refused(self):
-        with self.assertRaisesRegex(
-            TypeError, "must be a Keras model or a callable.*'runs/reference'"
-        ):
+        with self.assertRaisesRegex(TypeError, "must be a Keras model or a"):
             reference.frozen("runs/reference")
 
 
@@ -59,9 +57,7 @@ class CachedTest(tf.test.TestCase):
 
     def test_a_batch_without_them_is_refused(self):
         batch = {"image": 1, "text": 2, "reference_text": 3}
-        with self.assertRaisesRegex(
-            ValueError, "give the stream its sidecars.*Received: .'image'"
-        ):
+        with self.assertRaisesRegex(ValueError, "give the stream its sidecars"):
             reference.Cached(1.0, 0.0)(batch)
 
 
@@ -157,7 +153,7 @@ class LoadRunTest(tf.test.TestCase):
         missing = os.path.join(empty, "missing")
         for workdir in (missing, empty):
             with self.assertRaisesRegex(
-                ValueError, rf"finished run, with config.json.*'{workdir}'"
+                ValueError, f"config.json.*'{workdir}'"
             ):
                 loading.load(workdir)
         path = os.path.join(empty, directory.CONFIG_FILE)

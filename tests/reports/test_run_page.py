@@ -181,9 +181,7 @@ class PageTest(tf.test.TestCase):
     def test_other_data_is_refused(self):
         ids = self.batches(1)[0]["id"] + 1
         self.write([self.line(1, 0, ids)])
-        with self.assertRaisesRegex(
-            ValueError, f"id {ids[0]} at 0 of super-batch 0.*id {ids[0] - 1}$"
-        ):
+        with self.assertRaisesRegex(ValueError, f"id {ids[0]} at 0 of super-"):
             run_page.write(self.workdir, "nowhere")
 
     def watch(self, *stages, seconds=7):

@@ -317,9 +317,7 @@ class ParquetTest(TablesTestCase):
         self.assertEqual([one.image for one in found[:2]], 2 * [b"A"])
         for fault in found[2:]:
             self.assertRegex(fault.reason, "^unreadable row group: .Errno 5. ")
-        with self.assertRaisesRegex(
-            ValueError, f"{path} cannot be .*Errno 2. "
-        ):
+        with self.assertRaisesRegex(ValueError, f"{path} cannot .*Errno 2. "):
             read([0], errno.ENOENT, 99)
 
     def test_a_row_without_a_picture_is_a_fault(self):
