@@ -329,13 +329,9 @@ class PythonTest(tf.test.TestCase):
                 return batch["image"], batch["text"]
 
         (batch,) = tiny.super_batches()
-        with self.assertRaisesRegex(
-            TypeError, r"`learner` must map a batch to Emb.*: tuple of 2"
-        ):
+        with self.assertRaisesRegex(TypeError, "`learner` must map a batch"):
             self.fit(Pairs(), batch)
-        with self.assertRaisesRegex(
-            TypeError, "`reference` must map a .* dict"
-        ):
+        with self.assertRaisesRegex(TypeError, "`reference` must .* dict"):
             self.fit(
                 tiny.learner(),
                 batch,

@@ -176,9 +176,7 @@ class DataSetsTest(tf.test.TestCase):
         )
         _, data = self.opened(data=(path,))
         self.assertEqual(list(data.captions), ["de", "fr"])
-        with self.assertRaisesRegex(
-            ValueError, "every picture must have.*'fr'.*1.jpg"
-        ):
+        with self.assertRaisesRegex(ValueError, "every picture .*'fr'.*1.jpg"):
             data_sets.captions_of(data, "fr", None)
         with self.assertRaisesRegex(ValueError, "some of de, fr.*Rec.*: it"):
             self.opened(data=(path,), languages=("it",))
@@ -207,11 +205,7 @@ class DataSetsTest(tf.test.TestCase):
             several, samples[:1], {"dataset_type.txt": "multilabel"}
         )
         for data, classes, message in (
-            (
-                folder,
-                names,
-                "2 classes, 'a' and.*3 records.*'7', 'x'.*JSON obj",
-            ),
+            (folder, names, "2 classes, 'a' and.*3 records.*'7', 'x'"),
             (some, "", "must have a label, in `label`.*record 1 of"),
             (numbers, "", "`classes` must name a file"),
             (several, "", "several labels are not"),
@@ -219,9 +213,7 @@ class DataSetsTest(tf.test.TestCase):
             with self.assertRaisesRegex(ValueError, message):
                 self.rows(data=(data,), classes=classes)
         (self.folder / "classes" / "b.png").write_bytes(suite_files.picture(1))
-        with self.assertRaisesRegex(
-            ValueError, "must have its pic.*'b.png' in"
-        ):
+        with self.assertRaisesRegex(ValueError, "must have its pic.*'b.png'"):
             self.opened(data=(folder,))
 
     def test_a_blank_class_name_is_refused(self):
@@ -244,9 +236,7 @@ class DataSetsTest(tf.test.TestCase):
         for text in ("a {}\nphoto\n", "a {c}\n{} or {}\n"):
             path = self.write("templates.txt", text)
             entry, data = self.opened(templates=path)
-            with self.assertRaisesRegex(
-                ValueError, "`templates` must each have one slot.*number 2 of"
-            ):
+            with self.assertRaisesRegex(ValueError, "`templates` .*number 2"):
                 data_sets.read_templates(entry, data, ())
         path = self.write("templates.json", '["the {c}"]')
         entry, data = self.opened(templates=path)

@@ -162,19 +162,13 @@ class RetrievalTest(tf.test.TestCase):
     def test_what_does_not_fit_is_refused(self):
         one, two = unit_vectors(2, 3, 0), unit_vectors(2, 3, 1)
         for message, arguments in (
-            (
-                "`image_to_text`: every query.*1 of 2 .*row 1",
-                (one, two, "ab", "aa"),
-            ),
+            ("`image_to_text`: every .*1 of 2", (one, two, "ab", "aa")),
             ("`text_to_image`: every query", (one, two, "aa", "ab")),
             ("`text_groups` must have.*2 emb.*: 1", (one, two, "ab", "a")),
             ("`image_groups` must have", (one, two, "abc", "ab")),
             (r"`text_embeddings` must be \[rows", (one, two[0], "ab", "ab")),
             (r"`image_embeddings` must be \[", (one[:0], two, "", "ab")),
-            (
-                "`image_embeddings` must be finite.*1 of 2",
-                (one * [[1], [np.nan]], two, "ab", "ab"),
-            ),
+            ("`image_emb.*1 of 2", (one * [[1], [np.nan]], two, "ab", "ab")),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 evaluation.retrieval_measures(*arguments)

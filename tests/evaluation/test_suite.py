@@ -61,24 +61,6 @@ class SuiteTest(tf.test.TestCase):
             },
         )
 
-    def test_data_may_lie_on_any_file_system(self):
-        # TensorFlow's own, in memory.
-        for name, gray in (("class 1/a", 1), ("class 2/b", 2), ("x/c", 1)):
-            folder = f"ram://suite/{name.rpartition('/')[0]}"
-            tf.io.gfile.makedirs(folder)
-            with tf.io.gfile.GFile(f"ram://suite/{name}.png", "wb") as file:
-                file.write(suite_files.picture(gray))
-        with tf.io.gfile.GFile("ram://suite/names.json", "w") as file:
-            file.write('{"class 1": "a 1", "class 2": "a 2", "x": "the 3"}')
-        found = self.outcomes(
-            'root = "ram://"\n[numbers]\ndata = "suite"\n'
-            'classes = "suite/names.json"\n'
-        )
-        # The last picture is a 1 and is said to be a 3.
-        self.assertAllClose(
-            found["numbers"][0].measures["zero_shot/accuracy@1"], 2 / 3
-        )
-
     def test_every_caption_of_a_picture_is_a_query_and_an_answer(self):
         # Picture 1: "9" is not found before "1"; picture 2 has two "2".
         path = suite_files.write_karpathy(

@@ -37,9 +37,7 @@ class ZeroShotTest(tf.test.TestCase):
         self.assertAllEqual(zero_shot.nearest(images, np.eye(3)), [0, 0, 1, 2])
 
     def test_a_class_out_of_range_is_refused(self):
-        with self.assertRaisesRegex(
-            ValueError, r"`image_classes` must be in \[0, 3\).* 0 to 3"
-        ):
+        with self.assertRaisesRegex(ValueError, "`image_classes` .* 0 to 3"):
             evaluation.zero_shot_measures(np.eye(3)[:2], [0, 3], np.eye(3))
 
 
@@ -62,11 +60,7 @@ class ClassEmbeddingsTest(tf.test.TestCase):
 
     def test_names_and_prompts_that_make_no_texts_are_refused(self):
         for names, prompts, message in (
-            (
-                ["cat"],
-                ["a cat"],
-                '`prompts` must be .* each hold one "{}".*a cat',
-            ),
+            (["cat"], ["a cat"], "`prompts` must be .*a cat"),
             (["cat"], ["{} and {}"], "`prompts` must be .*{} and {}"),
             (["cat"], [], "`prompts` must be one or more"),
             ([], ["{}"], "`class_names` must be at least"),

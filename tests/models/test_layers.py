@@ -186,24 +186,5 @@ class ArgumentsTest(tf.test.TestCase):
 
     def test_heads_must_divide_the_width(self):
         for layer in (layers.Encoder(1, 3), layers.AttentionPooling(3)):
-            with self.assertRaisesRegex(
-                ValueError, r"`num_heads` must divide.*num_heads=3, width=8"
-            ):
+            with self.assertRaisesRegex(ValueError, "`num_heads` must divide"):
                 layer(tokens())
-
-
-class SavingTest(tf.test.TestCase):
-    def test_a_saved_layer_comes_back_with_its_weights(self):
-        inputs = tokens()
-        for name, (make, _) in TOKEN_LAYERS.items():
-            with self.subTest(name):
-                model = keras.Sequential([make(seed=0, dtype="mixed_bfloat16")])
-                model.build(inputs.shape)
-                randomise(model)
-                path = f"{self.get_temp_dir()}/{name}.keras"
-                model.save(path)
-                again = keras.saving.load_model(path)
-                self.assertEqual(
-                    again.layers[0].dtype_policy.name, "mixed_bfloat16"
-                )
-                self.assertAllEqual(again(inputs), model(inputs))

@@ -296,9 +296,7 @@ class KerasHubTest(tf.test.TestCase):
             {token: number for number, token in enumerate(vocabulary)},
             ["a 0"],
         ).save_to_preset(path)
-        with self.assertRaisesRegex(
-            ValueError, "does not belong to its towers.*below 600.*: 904 tok"
-        ):
+        with self.assertRaisesRegex(ValueError, "does not belong .*: 904 tok"):
             pretrained.load(f"keras_hub:{path}")
 
 

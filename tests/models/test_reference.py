@@ -37,9 +37,7 @@ class FrozenTest(tf.test.TestCase):
         self.assertLen(batch, 4)  # the caller's batch is as it was
 
     def test_what_cannot_be_called_is_refused(self):
-        with self.assertRaisesRegex(
-            TypeError, "must be a Keras model or a callable.*'runs/reference'"
-        ):
+        with self.assertRaisesRegex(TypeError, "must be a Keras model or a"):
             reference.frozen("runs/reference")
 
 
@@ -59,9 +57,7 @@ class CachedTest(tf.test.TestCase):
 
     def test_a_batch_without_them_is_refused(self):
         batch = {"image": 1, "text": 2, "reference_text": 3}
-        with self.assertRaisesRegex(
-            ValueError, "give the stream its sidecars.*Received: .'image'"
-        ):
+        with self.assertRaisesRegex(ValueError, "give the stream its sidecars"):
             reference.Cached(1.0, 0.0)(batch)
 
 
@@ -115,15 +111,6 @@ class LoadRunTest(tf.test.TestCase):
             self.assertAllClose(text, self.learner.encode_text(tokens))
             self.assertEqual((len(image), len(text)), (k, m))
 
-    def test_a_description_tells_what_the_embeddings_are_of(self):
-        description = reference.describe(self.run_of_learner)
-        self.assertEqual(description.dim, 64)
-        scale = np.exp(self.learner.log_temperature.numpy())
-        self.assertAllClose(description.scale, scale)
-        self.assertEqual(description.bias, float(self.learner.bias.value))
-        self.assertIn("WordPieceTokenizer, 12 tokens", description.tokenizer)
-        self.assertIn("8 x 8", description.preprocessing)
-
     def test_a_description_changes_with_all_that_changes_embeddings(self):
         run = loading.load(self.workdir)
         before = reference.describe(run)
@@ -166,7 +153,7 @@ class LoadRunTest(tf.test.TestCase):
         missing = os.path.join(empty, "missing")
         for workdir in (missing, empty):
             with self.assertRaisesRegex(
-                ValueError, rf"finished run, with config.json.*'{workdir}'"
+                ValueError, f"config.json.*'{workdir}'"
             ):
                 loading.load(workdir)
         path = os.path.join(empty, directory.CONFIG_FILE)

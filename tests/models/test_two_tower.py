@@ -191,9 +191,7 @@ class TwoTowerTest(tf.test.TestCase):
         for temperature in (0.0, -1.0, float("nan")):
             with self.assertRaisesRegex(ValueError, "`temperature` must be"):
                 models.TwoTower(image, text, temperature=temperature)
-        with self.assertRaisesRegex(
-            ValueError, r"must both map.*\(\w+, 6\), text \(\w+, 7\)"
-        ):
+        with self.assertRaisesRegex(ValueError, r"must both map.*6.*text.*7"):
             models.TwoTower(image, tiny_towers.text_tower(7))(
                 tiny_towers.make_batch()
             )
@@ -204,10 +202,7 @@ class TwoTowerTest(tf.test.TestCase):
         built(batch)
         for message, change in (
             (r"equally many rows.*\(3, 2\)", {"text": batch["text"][:2]}),
-            (
-                "`image` must be uint8.*int32",
-                {"image": np.int32(batch["image"])},
-            ),
+            ("`image` must .*int32", {"image": np.int32(batch["image"])}),
             ("`text` must be token ids.*string", {"text": tf.fill([3], "a")}),
         ):
             with self.assertRaisesRegex(ValueError, message):
@@ -315,10 +310,7 @@ class ViewsTest(tf.test.TestCase):
         inputs = keras.Input([4, 4, 3])
         for name, tower in (
             ("Sequential", keras.Sequential([keras.layers.Flatten()])),
-            (
-                "Functional",
-                keras.Model(inputs, keras.layers.Flatten()(inputs)),
-            ),
+            ("Functional", keras.Model(inputs, keras.layers.Flatten()(inputs))),
             ("Flatten", keras.layers.Flatten()),
         ):
             model = models.TwoTower(tower, keras.layers.Identity())

@@ -1,8 +1,6 @@
 """The page of a run shows the run's own examples, escaped."""
 
 import base64
-import contextlib
-import io
 import json
 import os
 import re
@@ -19,8 +17,7 @@ import tiny
 from jest_tf import config
 from jest_tf.data import pipeline, stores, tokenizers
 from jest_tf.reports import run_page
-from jest_tf.runs import directory, inputs
-from jest_tf.selection import summary
+from jest_tf.runs import directory
 
 CAPTIONS = (["<b>a & b"], ["c", "d"], ["e\"f' <script>"], [" ", "عربى"])
 SIZE, ROWS, B = 16, 7, 4
@@ -184,9 +181,7 @@ class PageTest(tf.test.TestCase):
     def test_other_data_is_refused(self):
         ids = self.batches(1)[0]["id"] + 1
         self.write([self.line(1, 0, ids)])
-        with self.assertRaisesRegex(
-            ValueError, f"id {ids[0]} at 0 of super-batch 0.*id {ids[0] - 1}$"
-        ):
+        with self.assertRaisesRegex(ValueError, f"id {ids[0]} at 0 of super-"):
             run_page.write(self.workdir, "nowhere")
 
     def watch(self, *stages, seconds=7):
@@ -301,141 +296,3 @@ class PageTest(tf.test.TestCase):
         self.assertIn("Stage 0: score of the rows that pass", page)
         with self.assertRaisesRegex(ValueError, "a.tfrecord"):
             run_page.write(self.workdir, f"{self.workdir}/page.html")
-
-
-class FunnelPageTest(tf.test.TestCase):
-    """Pages of funnels with stored stages, whose choices are made here."""
-
-    STORED = config.Stage(2, "stored", num_chunks=2, criterion="easy_reference")
-
-    def setUp(self):
-        super().setUp()
-        self.workdir = self.enterContext(tempfile.TemporaryDirectory())
-        noisy = range(0, 40, 3)
-        self.shard = tiny.write_shard(f"{self.workdir}/pool", 40, noisy=noisy)
-        tiny.write_sidecars(self.shard, noisy)
-
-    def choose(self, *stages, step=2):
-        """Writes a run that has logged a step; ids into and out of stages."""
-        self.config = config.TrainConfig(
-            steps=3,
-            data=config.DataConfig(
-                train=(self.shard,),
-                image_size=tiny.IMAGE_SIZE,
-                noise_field="noise",
-            ),
-            model=config.ModelConfig(patch_size=tiny.IMAGE_SIZE),
-            selection=config.SelectionConfig(4, stages=stages),
-        )
-        config.save_config(self.config, f"{self.workdir}/config.json")
-        with contextlib.redirect_stderr(io.StringIO()):
-            sources = inputs.open_sources(
-                self.config, tf.distribute.get_strategy()
-            )
-        order = inputs.order_of(self.config, sources)
-        chooser = inputs.stored_stages_of(self.config, sources)
-        positions = chooser.choose(step - 1, 0)
-        found = chooser.summaries.take(step - 1)
-        self.store, self.ids = sources.store, []
-        size = chooser.sizes[0]
-        for some in (np.arange(size) + (step - 1) * size, positions):
-            self.ids.append(sources.store.ids(order.rows(some)))
-        if len(found) < len(stages):  # the first of two in three pass the last
-            kept = np.arange(len(positions)) % 3 > 0
-            rows = {
-                "row": np.arange(len(kept)),
-                "id": self.ids[-1],
-                "kept": kept,
-                "own_score": np.linspace(3, 1, len(kept), dtype=np.float32),
-                "learner_loss": np.linspace(3, 1, len(kept)),
-                "clean": sources.clean(self.ids[-1]),
-            }
-            found[len(found)] = summary.of_rows(
-                stages[-1],
-                rows,
-                {"learner_loss": np.ones(4)},
-                drawn=np.flatnonzero(kept),
-                seed=np.array([0, 1]),
-            )
-        row = {"step": step, "seconds": 1.0}
-        line = {"step": step, "super_batch": step - 1}
-        line["stages"] = [{"stage": number} | found[number] for number in found]
-        directory.append(self.workdir, directory.TELEMETRY_FILE, line)
-        for number, one in found.items():
-            for name in ("clean_in", "clean_out"):
-                row[f"stages/{number}/{name}"] = one[name]
-            row[f"stages/{number}/score"] = one.get("score", 2.0)
-            row[f"stages/{number}/uniform_score"] = one.get("uniform_score", 1)
-        directory.append(self.workdir, directory.METRICS_FILE, row)
-        return found
-
-    def shown(self):
-        """The page, its table, and its pictures' ids, all checked."""
-        path = f"{self.workdir}/page.html"
-        run_page.write(self.workdir, path)
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-        cards = re.findall(
-            r'title="id (\d+): .*?base64,(.*?)"', text, re.DOTALL
-        )
-        records = {
-            int(key): record
-            for key, record in zip(
-                self.store.ids(np.arange(40)),
-                self.store.read(range(40)),
-                strict=True,
-            )
-        }
-        for key, payload in cards:
-            pixels = tf.io.decode_png(base64.b64decode(payload))
-            expected = tf.io.decode_png(records[int(key)].image)
-            self.assertAllEqual(pixels, expected)
-        cells = re.findall(r"<td[^>]*>(.*?)</td>", text, re.DOTALL)
-        return text, cells, [int(key) for key, _ in cards]
-
-    def test_a_run_of_stored_stages_alone(self):
-        found = self.choose(self.STORED, self.STORED)
-        text, cells, ids = self.shown()
-        self.assertEqual([one["rows_in"] for one in found.values()], [16, 8])
-        expected = []
-        for number, one in found.items():
-            expected += [
-                *(str(number), "stored", "joint, by easy_reference"),
-                *(str(one["rows_in"]), str(one["rows_out"])),
-                *(f"{one['clean_in']:.0%}", f"{one['clean_out']:.0%}"),
-                *(f"{one['score']:+.3g}", f"{one['uniform_score']:+.3g}"),
-            ]
-        self.assertEqual(cells, expected)
-        for title in (
-            "Offered: 8 of 16 pairs",
-            "Stage 0, stored: Easiest for the reference",
-            "Stage 1, stored: Easiest for the reference",
-            "Hardest for the reference",
-            "Stage 1: score of the rows that pass",
-            "Stage 0: clean share of its rows",
-        ):
-            self.assertIn(title, text)
-        # What is offered; then the most and the least of each stage.
-        every = [
-            one["id"]
-            for line in found.values()
-            for end in ("highest", "lowest")
-            for one in line[end]
-        ]
-        self.assertEqual(ids[8:], every)
-        self.assertContainsSubset(ids[:8], self.ids[0])
-        kept = {one["id"] for one in found[1]["highest"] if one["kept"]}
-        self.assertContainsSubset(kept, self.ids[1])
-
-    def test_a_live_stage_shows_rows_that_a_stored_one_passed(self):
-        live = config.Stage(3, num_chunks=2, criterion="hard_learner")
-        found = self.choose(self.STORED, live)
-        _, cells, ids = self.shown()
-        # 24 rows, of which 12 pass the first stage and 4 the second.
-        self.assertEqual(cells[3:5], ["24", "12"])
-        self.assertEqual(
-            cells[9:14],
-            ["1", "live", "joint, by hard_learner", "12", "4"],
-        )
-        rows = [one["row"] for one in found[1]["highest"] + found[1]["lowest"]]
-        self.assertEqual(ids[24:], [int(self.ids[1][row]) for row in rows])

@@ -280,51 +280,6 @@ class SettingsTest(tf.test.TestCase):
             with context, contextlib.redirect_stderr(io.StringIO()):
                 inputs.open_sources(run, tf.distribute.get_strategy())
 
-    def test_after_two_rejections_in_succession_nothing_is_embedded(self):
-        recipe = config.TrainConfig(
-            steps=10,
-            selection=STORED,
-            bootstrap=config.BootstrapConfig(renew_at=(2, 4, 6, 8)),
-        )
-        store = mock.MagicMock(manifest=None)
-        run = mock.Mock(config=recipe)
-        # There are no checkpoints that would need sidecars.
-        self.enterContext(mock.patch.object(bootstrap, "_delete_old"))
-        for kept, embeds in (
-            ((True, False, False), False),
-            ((False, True, False), True),
-            ((False, False, True), True),
-        ):
-            workdir = tempfile.mkdtemp(dir=self.get_temp_dir())
-            for step, one in zip((2, 4, 6), kept, strict=True):
-                renewal = bootstrap.Renewal(step, 9, 9, 9, 1.0, 0.25, one)
-                directory.write(
-                    f"{workdir}/references/step-{step:09d}",
-                    directory.RENEWAL_FILE,
-                    renewal._asdict(),
-                )
-            with mock.patch.object(
-                bootstrap, "embed_records", side_effect=InterruptedError
-            ):
-                if embeds:
-                    with self.assertRaises(InterruptedError):
-                        bootstrap.renew(run, workdir, store, 8)
-                    continue
-                bootstrap.renew(run, workdir, store, 8)
-            self.assertEqual(
-                bootstrap.renewals(recipe, workdir)[-1],
-                bootstrap.Renewal(8, 0, 0, 0, 0.0, 0.25, False),
-            )
-            # Those after a renewal whose record was lost do not count.
-            os.remove(f"{workdir}/references/step-000000004/renewal.json")
-            with (
-                mock.patch.object(
-                    bootstrap, "embed_records", side_effect=InterruptedError
-                ),
-                self.assertRaises(InterruptedError),
-            ):
-                bootstrap.renew(run, workdir, store, 4)
-
     def test_embeddings_of_a_disk_that_was_away_are_not_kept(self):
         recipe = config.TrainConfig(data=config.DataConfig(max_fault_rate=0.01))
         run = mock.Mock(config=recipe)

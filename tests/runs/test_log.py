@@ -395,7 +395,6 @@ class StepFlopsTest(tf.test.TestCase):
             # One stage of 3 x 4 rows.
             ({}, JOINT, {}, 5, (60, 60, 20)),
             ({}, funnel(Stage(3, method="uniform")), {}, 5, (60, 0, 20)),
-            ({}, funnel(), {}, 5, (20, 0, 20)),
             # The second live stage scores the four rows that pass the first.
             (
                 {},
@@ -426,14 +425,6 @@ class StepFlopsTest(tf.test.TestCase):
                 {"renew_at": (4,), "clean_start": True},
                 6,
                 (4 * 4 + 2 * 14, 2 * 12, 24, 2 * 24),
-            ),
-            # Without a reference so far, nothing is scored.
-            (
-                {},
-                funnel(Stage(2, **stored, **chunks), Stage(3, **chunks)),
-                {"renew_at": (4,)},
-                6,
-                (72, 2 * 12, 24, 2 * 24),
             ),
         ):
             run = config.TrainConfig(

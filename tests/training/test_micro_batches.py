@@ -134,7 +134,5 @@ class MicrobatchTest(tf.test.TestCase):
             self.assert_equal(found, [8.0 * one for one in shared])
 
     def test_a_micro_batch_that_does_not_divide_the_rows_is_refused(self):
-        with self.assertRaisesRegex(
-            ValueError, "`micro_batch_size` .* 5, b/R=12, R=2"
-        ):
+        with self.assertRaisesRegex(ValueError, "`micro_batch_size` .* 5, b/R"):
             gradients(tiny.learner(), 5, num_replicas=2)

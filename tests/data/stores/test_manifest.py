@@ -135,10 +135,7 @@ class ManifestTest(FolderTestCase):
         with open(path, encoding="utf-8") as file:
             good = json.load(file)
         for change, pattern in (
-            (
-                {"version": 1},
-                "must be of version 2. Received: 1; write it anew",
-            ),
+            ({"version": 1}, "must be of version 2. Received: 1"),
             ({"shards": None}, "damaged"),
             ({"shards": [{"shard": "0"}]}, "damaged"),
         ):
@@ -198,9 +195,7 @@ class ManifestTest(FolderTestCase):
         other = manifest.describe(
             self.store, 0, {**shard_files.MADE_BY, "share": 0.1}
         )
-        with self.assertRaisesRegex(
-            ValueError, "expected made_by.share=0.1. Received: 0.5; take anoth"
-        ):
+        with self.assertRaisesRegex(ValueError, "expected made_by.share=0.1"):
             manifest.is_there(path, other)
         same = manifest.describe(self.store, 0, shard_files.MADE_BY)
         self.assertTrue(manifest.is_there(path, same))
@@ -305,6 +300,6 @@ class StreamTest(stored_cases.StoredTestCase):
         self.assertAllGreater(self.WEIGHTS[rows], 0)
         drawn = int((self.WEIGHTS > 0).sum())
         with self.assertRaisesRegex(
-            ValueError, f"the records that are drawn from, {drawn}, .*: 51$"
+            ValueError, f"drawn from, {drawn}, .*: 51$"
         ):
             self.batches(1, batch_size=17, stages=(stage,))

@@ -189,10 +189,7 @@ class RemoteArrayRecordTest(PreparedTestCase):
         )
         shard = f"ram://{self.id()}/a.array_record-00000-of-00001"
         files.write_whole(shard, b"records")
-        with self.assertRaisesRegex(
-            ValueError,
-            "ArrayRecord shards must be on a local disk: .*Received: ram:",
-        ):
+        with self.assertRaisesRegex(ValueError, "must be on a local disk: "):
             stores.open_stores(config.DataConfig(train=(local, shard)))
         self.assertFalse(os.path.exists(f"{local}.index"))
 
