@@ -75,7 +75,12 @@ class ReferenceByNameTest(tf.test.TestCase):
 
     @pytest.mark.slow
     def test_a_run_draws_the_same_by_the_model_and_by_its_sidecars(self):
-        self.embed("siglip")
+        code, printed = self.command(
+            *("embed", "--model", self.names["siglip"]),
+            *("--dtype", "float32", "--data", self.data),
+            *("--output", self.path("sidecars")),
+        )
+        self.assertEqual(code, 0, printed)
         name = f"reference.model={self.names['siglip']}"
         folder = f"reference.sidecar_dir={self.path('sidecars')}"
         for run, settings in (
