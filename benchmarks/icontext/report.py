@@ -72,7 +72,7 @@ _OVER_NOISE = (
     (
         "cascade begun by a reference of the curated set, K = 3, K = 5 at 90 % "
         "noise; its training not counted",
-        *("renewed", 1400, "given reference"),
+        *("renewed", 1400, "paper"),
     ),
     ("the same; its training counted", "renewed", 1400, "all"),
     (
@@ -340,7 +340,7 @@ def _fewer(found, line, with_parts=False):
     if with_parts:
         parts = [
             f"{ratios.flops[kind].value:.1f}x / "
-            for kind in ("scores", "reference")
+            for kind in measures.COSTS[:-1]
         ]
         flops = "".join(parts) + flops
     return told(ratios.examples, "x"), flops

@@ -485,7 +485,7 @@ class WebTest(tf.test.TestCase):
     def test_a_part_and_what_is_apart_share_no_family_and_no_picture(self):
         part, apart = self.read("part00/*"), self.read("apart-*")
         families = [
-            {web._family(one.row.style) for one in some}
+            {web.family(one.row.style) for one in some}
             for some in (part, apart)
         ]
         self.assertNotEmpty(part)
@@ -497,7 +497,7 @@ class WebTest(tf.test.TestCase):
         dropped = [
             one
             for one in self.read("pool00/*")
-            if web._family(one.row.style) in families[1]
+            if web.family(one.row.style) in families[1]
             and one.png in {other.png for other in part}
         ]
         self.assertLen(pool, len(part) + len(apart) + len(dropped))

@@ -78,17 +78,20 @@ class PagesTest(tf.test.TestCase):
 
 
 class IntervalsTest(tf.test.TestCase):
-    def test_a_resample_draws_as_many_pairs_as_there_are(self):
-        scores = np.array([0.0, 0.5, 1.0, 0.25])
+    def test_a_resample_draws_as_many_families_as_there_are(self):
+        scores = np.array([0.0, 0.5, 1.0, 0.25, 0.75, 0.0])
+        families = np.array([0, 1, 0, 2, 3, 3])
         drawn = measures.weights(4)
         self.assertAllEqual(drawn[0], [1, 1, 1, 1])
         self.assertAllEqual(drawn.sum(axis=1), np.full(2001, 4))
-        found = measures.resample(scores)
-        self.assertAllClose(found[0], 1.75 / 4)
-        by_hand = sum(n * x for n, x in zip(drawn[7], scores, strict=True)) / 4
-        self.assertAllClose(found[7], by_hand)
-        # The spread of a mean of four draws.
-        deviation = scores.std() / 2
+        found = measures.resample(scores, families)
+        self.assertAllClose(found[0], scores.mean())
+        # Each pair as often as its family.
+        times = drawn[7][families].astype(int)
+        self.assertAllClose(found[7], np.repeat(scores, times).mean())
+        # Families of a pair each: the spread of a mean of four draws.
+        found = measures.resample(scores[:4], np.arange(4))
+        deviation = scores[:4].std() / 2
         self.assertAllClose(found[1:].std(), deviation, rtol=0.05)
 
     def test_resamples_draw_seeds_as_well(self):
@@ -190,6 +193,8 @@ class ResultsTest(tf.test.TestCase):
                 pairs.append({"cell": cell, "seed": seed, "scores": words})
         pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
         pd.DataFrame(pairs).to_csv(folder / "pairs.csv", index=False)
+        families = pd.DataFrame({"family": ["a", "b", "b"]})
+        families.to_csv(folder / "families.csv", index=False)
         self.found = measures.Results(folder)
 
     def assert_sure(self, found, expected):
@@ -207,9 +212,9 @@ class ResultsTest(tf.test.TestCase):
         share = (steps - 100) / 100
         scores = 1200 + share * 1200
         for kind, spent in (
-            ("scores", scores),
-            ("reference", scores + 500),
-            ("all", scores + 500 + 300),
+            ("paper", scores + 300),
+            ("shared", scores + 300 + 500 / 4),
+            ("all", scores + 300 + 500),
         ):
             self.assert_sure(ratios.flops[kind], 4000 / spent)
         self.assertFalse(ratios.is_bound)
@@ -229,7 +234,7 @@ class ResultsTest(tf.test.TestCase):
         self.assert_sure(self.found.over_uniform(line), 1.0)
         # Without the training of its reference, 150 steps.
         given = 0.1 + 0.2 * np.log2(1.5) / 2
-        found = self.found.over_uniform(line, "given reference")
+        found = self.found.over_uniform(line, "paper")
         self.assert_sure(found, 0.2 / given)
 
     def test_leads_and_differences_are_of_equal_steps_and_seeds(self):
@@ -261,6 +266,7 @@ class SpreadTest(tf.test.TestCase):
         pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
         columns = {"cell": [], "seed": [], "scores": []}
         pd.DataFrame(columns).to_csv(folder / "pairs.csv")
+        pd.DataFrame({"family": []}).to_csv(folder / "families.csv")
         # Relative deviations of -0.1, 0, 0.1 and of 0; less the means of seeds
         # they are half as large in both; one cell less is free, and a seed.
         expected = np.sqrt(4 * 0.05**2 / (1 * 2))

@@ -272,6 +272,8 @@ class CollectTest(tf.test.TestCase):
         self.assertEqual(curve["val_sets"].tolist(), [0.5, 0.5])
         # FLOPs at the next logged step.
         self.assertEqual(curve["flops_step"].tolist(), [150, 200])
+        families = collect.families(self.data)["family"]
+        self.assertEqual(families.tolist(), ["set"] * 5)
 
     def test_runs_are_added_below_each_other(self):
         folder = self.data / "tables"
