@@ -217,7 +217,7 @@ class Results:
             )
             rows = rows[is_own]
             rows["method"] = rows["method"].str.removeprefix(start)
-        self.runs = rows
+        self.runs, self._folder = rows, folder
         pairs = pd.read_csv(folder / "pairs.csv").set_index(key)["scores"]
         self._pairs = pairs.to_dict()
         families = pd.read_csv(folder / "families.csv")["family"]
@@ -296,6 +296,8 @@ class Results:
         for cell, rows in self._tested.groupby(level="cell"):
             if len(rows) >= LEAST_SEEDS:
                 found[cell] = rows["steps"].iloc[0], rows[_SCORE].to_numpy()
+        if not found:  # of no cell yet
+            return Results(self._folder).spread(steps)
         long = [ends for length, ends in found.values() if 2 * length >= steps]
         ends = np.stack(long or [ends for _, ends in found.values()])
         relative = ends / ends.mean(axis=1, keepdims=True) - 1
@@ -326,14 +328,16 @@ class Results:
         """`end` of each line, [lines, 1 + RESAMPLES]."""
         return np.stack([self.end(line, seeds) for line in ladder])
 
-    def difference(self, cell, other):
-        """`Estimate` of the score of a cell less another's, paired by seed."""
-        seeds = sorted(
-            {*self.runs.loc[cell].index} & {*self.runs.loc[other].index}
-        )
+    def difference(self, *names):
+        """`Estimate` of the score of a cell less another's.
+
+        By the seeds that both have; by all if they share none.
+        """
+        first, second = (self.runs.loc[name].index for name in names)
+        shared = sorted({*first} & {*second})
         one, two = (
-            over_seeds([self._resampled(name, seed) for seed in seeds])
-            for name in (cell, other)
+            over_seeds([self._resampled(name, seed) for seed in shared or own])
+            for name, own in zip(names, (first, second), strict=True)
         )
         return estimate(one - two)
 
@@ -393,10 +397,14 @@ class Results:
         is_bound = line.method != UNIFORM and bool(ours[0] <= lengths[0])
         return Ratios(ratio(theirs, ours), flops, is_bound)
 
-    def to_own_end(self, line):
-        """`(examples, all FLOPs)`: the ratios to the line's own last score.
+    def to_own_end(self, line, costs=("all",)):
+        """Ratios of examples, then of FLOPs, to the line's own last score.
 
         The target takes its place where that is lower.
+
+        Args:
+            line: `Line`.
+            costs: of `COSTS`, a ratio for each.
 
         Returns:
             `Estimate`s; Nones below uniform training's shortest schedule.
@@ -410,16 +418,16 @@ class Results:
             self.end(line, line.seeds), self.end(target, line.seeds)
         )
         if score[0] < ends[0, 0]:
-            return None, None
+            return [None] * (1 + len(costs))
         lengths = np.array([one.steps for one in ladder])
         needed = steps_to_end(lengths, ends, score)
         # Below the shortest schedule the cost is not known: 0 is the least.
         needed = np.where(score < ends[0], 0.0, needed)
-        spent = self.flops(line, "all")
-        return (
+        spent = [self.flops(line, one) for one in costs]
+        return [
             ratio(needed, np.float64(line.steps)),
-            ratio(self._a_step(target) * needed, np.float64(spent)),
-        )
+            *(ratio(self._a_step(target) * needed, one) for one in spent),
+        ]
 
     def over_uniform(self, line, cost="all"):
         """`Estimate` of the score over uniform training's best at that cost.

@@ -485,12 +485,14 @@ def _closing_line(config, workdir, measures, seconds, num_lost):
         minutes, rest = divmod(round(seconds), 60)
         state += f", {minutes}:{rest:02d} in this process"
     if measures:
+        ranks = [name for name in measures if name.endswith("/mrr")]
         name = config.checkpoint.keep_best
-        name = name if name in measures else next(iter(measures))
+        name = name if name in measures else [*ranks, *measures][0]
         state += f"; {name} {measures[name]:.4f}"
     if num_lost:
         state += f"; lost in damaged shards: about {num_lost:,} records"
-    return f"{workdir}: {state}; next: jest-tf evaluate --workdir {workdir}"
+    command = f"jest-tf {'page' if config.selection.stages else 'evaluate'}"
+    return f"{workdir}: {state}; next: {command} --workdir {workdir}"
 
 
 def _newest(workdir):
