@@ -247,6 +247,10 @@ _LEARNERS_OF_GIVEN = (
         *("narrow_stored_3_distilled", _SHORT),
         f"{_NARROW}{_stored(3)} {_PROJECTED}",
     ),
+    _part(
+        *("narrow_stored_3_distilled_fast", (350, 700)),
+        f"{_NARROW}{_stored(3)} {_PROJECTED} optimizer.learning_rate=4e-3",
+    ),
     # Other levels of noise.
     *(
         cell
