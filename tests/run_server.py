@@ -114,7 +114,7 @@ def run(
         if local:
             tempfile.tempdir = f"{local}.tmp"
             os.makedirs(tempfile.tempdir, exist_ok=True)
-            leases.BEAT, leases.EXPIRY, leases.SETTLE = 0.4, 1.0, 0.05
+            leases.BEAT, leases.EXPIRY, leases.PAUSE = 0.4, 1.0, 0.05
             module, names = remote, REMOTE_CALLS
         else:
             module, names = checkpoints.os, CALLS

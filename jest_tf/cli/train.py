@@ -8,10 +8,9 @@ with code 75; the same command continues. A second Ctrl-C kills.
 """
 
 import argparse
-import os
 import re
 
-from jest_tf import config, files
+from jest_tf import config
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import checks, overrides
 
@@ -88,13 +87,14 @@ def _out_of_memory(recipe, text):
 
 
 def _settings(flags):
-    path = os.path.join(flags.workdir, "config.json")
-    if not files.is_file(path):
+    from jest_tf.runs import directory
+
+    if not directory.has(flags.workdir, directory.CONFIG_FILE):
         raise ValueError(
             "`--config` must name a recipe, unless `--workdir` holds a run "
             f"to continue. Received: no recipe, {flags.workdir!r}"
         )
-    return path
+    return directory.path(flags.workdir, directory.CONFIG_FILE)
 
 
 def _extend(flags):

@@ -4,7 +4,8 @@ Python opens local paths. A path with a scheme goes to the library that opens
 it (`files/remote.py`): `gs://` and `ram://` to TensorFlow, others, such as
 `s3://`, to fsspec. Object stores can't append, modify or rename, so a remote
 file is written at once, from a local copy; a log is appended to locally and
-uploaded by `sync`.
+uploaded by `sync`. Where `keep_views` says so, a remote file is an object of
+another name (`files/leases.py`), which callers never see.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 
 PARTIAL = ".partial"
+VIEWS = ".view"  # a folder, see `keep_views`
 
 
 def is_remote(path: str) -> bool:
@@ -31,10 +33,15 @@ def absolute(path: str) -> str:
 
 def open_file(path: str, mode: str = "rb"):
     """Opens a local or remote file for reading."""
-    path = _current(path)
+    path = place(path)
     return (
         _remote().open_file(path, mode) if is_remote(path) else open(path, mode)
     )
+
+
+def place(path: str) -> str:
+    """Returns the name by which other libraries find a file."""
+    return _leases().place(path) if is_remote(path) else path
 
 
 def read_whole(path: str) -> bytes:
@@ -43,21 +50,24 @@ def read_whole(path: str) -> bytes:
     Raises:
         FileNotFoundError, PermissionError, OSError: it cannot be read.
     """
-    path = _current(path)
-    if is_remote(path):
-        return _remote().read(path)
-    with open(path, "rb") as file:
-        return file.read()
+
+    def read(found):
+        if is_remote(found):
+            return _remote().read(found)
+        with open(found, "rb") as file:
+            return file.read()
+
+    return _at_its_place(path, read)
 
 
 def read_ranges(path: str, ranges) -> bytes:
     """Reads byte ranges of a remote file; see `remote.read_ranges`."""
-    return _remote().read_ranges(path, ranges)
+    return _remote().read_ranges(place(path), ranges)
 
 
 def open_pages(path: str):
     """Opens a remote file to be read by pages; see `remote.PagedFile`."""
-    return _remote().PagedFile(path)
+    return _at_its_place(path, _remote().PagedFile)
 
 
 def stat(path: str) -> tuple[int, int]:
@@ -66,17 +76,22 @@ def stat(path: str) -> tuple[int, int]:
     Raises:
         FileNotFoundError, PermissionError, OSError: it cannot be found out.
     """
-    path = _current(path)
-    if is_remote(path):
-        return _remote().stat(path)
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+
+    def find(found):
+        if is_remote(found):
+            return _remote().stat(found)
+        state = os.stat(found)
+        return state.st_size, state.st_mtime_ns
+
+    return _at_its_place(path, find)
 
 
 def is_file(path: str) -> bool:
     """Returns whether a path is a file."""
-    path = _current(path)
-    return _remote().is_file(path) if is_remote(path) else os.path.isfile(path)
+    found = place(path)
+    if not is_remote(found):
+        return os.path.isfile(found)
+    return found != path or _remote().is_file(path)
 
 
 def is_folder(path: str) -> bool:
@@ -87,14 +102,15 @@ def is_folder(path: str) -> bool:
 def list_folder(path: str) -> list[str]:
     """Returns the sorted names in a folder; none if there is no folder."""
     if is_remote(path):
-        return sorted(_remote().names(path))
+        found = _leases().listed(path, _remote().names(path))
+        return sorted({name.split("/")[0] for name in found})
     return sorted(os.listdir(path)) if os.path.isdir(path) else []
 
 
 def tree(path: str) -> list[str]:
     """Returns the files under a folder, relative to it and sorted."""
     if is_remote(path):
-        return sorted(_remote().tree(path))
+        return sorted(_leases().listed(path, _remote().tree(path)))
     return sorted(
         os.path.relpath(os.path.join(root, name), path)
         for root, _, names in os.walk(path)
@@ -118,8 +134,7 @@ def make_folder(path: str) -> None:
 def remove(path: str) -> None:
     """Deletes a file, if it is there."""
     if is_remote(path):
-        _check_lease(path)
-        _remote().remove(path)
+        _remove_remote([path])
         return
     with contextlib.suppress(FileNotFoundError):
         os.remove(path)
@@ -128,8 +143,8 @@ def remove(path: str) -> None:
 def remove_folder(path: str) -> None:
     """Deletes a folder, if it is there, and what is in it.
 
-    Of a remote folder the files go in the reverse order of their names, which
-    is the reverse of the order in which `written_folder` writes them.
+    Of a remote folder without a lock the files go in the reverse order of their
+    names, which is that in which `written_folder` writes them.
     """
     if not is_remote(path):
         # Renamed first, so that a kill leaves no half of it.
@@ -139,8 +154,7 @@ def remove_folder(path: str) -> None:
             os.replace(path, doomed)
             shutil.rmtree(doomed)
         return
-    for name in reversed(tree(path)):
-        remove(f"{path}/{name}")
+    _remove_remote([f"{path}/{name}" for name in reversed(tree(path))])
     _remote().remove_empty(path)
 
 
@@ -155,12 +169,14 @@ def move_folder(source: str, target: str) -> None:
         shutil.rmtree(target, ignore_errors=True)
         os.replace(source, target)
         return
-    names = tree(source)
+    names, lease = tree(source), _leases().find(source)
     if not names:
         raise FileNotFoundError(source)
+    if lease is not None and lease.view is not None:
+        lease.move(source, target)
+        return
     with staged_folder(source) as local:
-        for name in names:
-            _upload(os.path.join(local, name), f"{target}/{name}")
+        _upload([(f"{local}/{name}", f"{target}/{name}") for name in names])
     remove_folder(source)
 
 
@@ -183,8 +199,7 @@ def written_whole(path: str, suffix: str = "") -> Iterator[str]:
     if is_remote(path):
         with tempfile.TemporaryDirectory() as local:
             yield os.path.join(local, name)
-            _upload(os.path.join(local, name), path)
-        _forget(path)
+            _upload([(os.path.join(local, name), path)])
         return
     os.makedirs(folder or ".", exist_ok=True)
     partial = os.path.join(folder, name)
@@ -210,10 +225,10 @@ def write_whole(path: str, *parts) -> None:
 def written_folder(path: str) -> Iterator[str]:
     """Yields a new local folder; on success it becomes the folder `path`.
 
-    A local `path` appears whole. To a remote one the files are uploaded in the
-    order of their names, so it is whole when it has the last one. An error
-    deletes the folder; a killed process leaves it behind, as `path` with the
-    ending `PARTIAL`, or as a remote folder that is not whole.
+    A local `path` appears whole, and so does a remote one in a folder that is
+    locked and has views. To others the files are uploaded in the order of their
+    names. An error deletes the folder; a killed process leaves it behind, as
+    `path` with the ending `PARTIAL`, or as a remote folder that is not whole.
 
     Raises:
         OSError: the folder cannot be written, or a local `path` exists.
@@ -221,8 +236,8 @@ def written_folder(path: str) -> Iterator[str]:
     if is_remote(path):
         with tempfile.TemporaryDirectory() as local:
             yield local
-            for name in tree(local):
-                _upload(os.path.join(local, name), f"{path}/{name}")
+            names = tree(local)
+            _upload([(f"{local}/{name}", f"{path}/{name}") for name in names])
         return
     path = path.rstrip(os.sep)
     partial = path + PARTIAL
@@ -248,13 +263,13 @@ def staged(path: str) -> Iterator[str]:
     Raises:
         FileNotFoundError, PermissionError, OSError: it cannot be copied.
     """
-    path = _current(path)
-    if not is_remote(path):
-        yield path
+    found = place(path)
+    if not is_remote(found):
+        yield found
         return
     with tempfile.TemporaryDirectory() as folder:
         local = os.path.join(folder, os.path.basename(path))
-        _remote().download(path, local)
+        _at_its_place(path, lambda found: _remote().download(found, local))
         yield local
 
 
@@ -270,9 +285,12 @@ def staged_folder(path: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as local:
         for name in tree(path):
-            place = os.path.join(local, name)
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            _remote().download(f"{path}/{name}", place)
+            copy = os.path.join(local, name)
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            _at_its_place(
+                f"{path}/{name}",
+                lambda found, copy=copy: _remote().download(found, copy),
+            )
         yield local
 
 
@@ -287,16 +305,17 @@ def appendable(path: str) -> str:
     return _leases().of(path).stage(path)
 
 
-def sync(path: str) -> None:
-    """Flushes a local file or folder to disk, or uploads what was appended."""
-    if is_remote(path):
-        _leases().of(path).upload(path, _upload)
+def sync(*paths: str) -> None:
+    """Flushes local files or folders, or uploads what was appended to them."""
+    if paths and is_remote(paths[0]):
+        _leases().of(paths[0]).sync(paths)
         return
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+    for path in paths:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def delete_partial(path: str) -> None:
@@ -320,7 +339,7 @@ def locked(path: str) -> Iterator[None]:
         BlockingIOError: another process holds the lock.
     """
     if is_remote(path):
-        with _leases().held(path, _upload):
+        with _leases().held(path):
             yield
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -339,28 +358,44 @@ def locked(path: str) -> Iterator[None]:
                 os.remove(path)
 
 
-def _upload(local, path):
-    _check_lease(path)
-    _remote().upload(local, path)
+def keep_views(lock: str) -> None:
+    """Declares that the remote folder of a lock has views.
+
+    What a process sends after it has lost the lock is then never read. This is
+    for the calls of this process: each that reads the folder must say so.
+    """
+    if is_remote(lock):
+        _leases().keep_views(lock)
 
 
-def _check_lease(path):
-    lease = _leases().find(path)
+def _at_its_place(path, call):
+    """Calls with the place of a file, and again if it has another by then."""
+    while True:
+        found = place(path)
+        try:
+            return call(found)
+        except FileNotFoundError:
+            if place(path) == found:
+                raise
+
+
+def _upload(pairs):
+    """Uploads pairs of a local file and a path, all to one folder."""
+    lease = _leases().find(pairs[0][1]) if pairs else None
     if lease is not None:
-        lease.check()
+        lease.write(pairs)
+        return
+    for local, path in pairs:
+        _remote().upload(local, path)
 
 
-def _current(path):
-    """The local copy of a remote file that is appended to, or `path`."""
-    lease = _leases().find(path) if is_remote(path) else None
-    return path if lease is None else lease.local(path)
-
-
-def _forget(path):
-    """A log that was written anew is no longer the one appended to."""
-    lease = _leases().find(path)
+def _remove_remote(paths):
+    lease = _leases().find(paths[0]) if paths else None
     if lease is not None:
-        lease.forget(path)
+        lease.remove(paths)
+        return
+    for path in paths:
+        _remote().remove(path)
 
 
 # Both load TensorFlow, which only remote files need.

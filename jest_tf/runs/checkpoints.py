@@ -107,7 +107,7 @@ class Checkpoints(steps.StepCallback):
         wanted = self._settings.keep_best
         check_keep_best(wanted, measures)
         if wanted and self.step == self._last_step:
-            self._delete_old()  # saved when it was made
+            self.delete_old()  # saved when it was made
         elif wanted:
             best = best_step(self._workdir, wanted)
             if self._agree(step == self.step == best):
@@ -130,8 +130,18 @@ class Checkpoints(steps.StepCallback):
                 directory.sync_logs(self._workdir)  # no older than the state
                 save(self.model, self._workdir, self.step, parts)
             self._saved_at = time.monotonic()
-            self._delete_old()
+            self.delete_old()
         self.seconds += time.monotonic() - started
+
+    def delete_old(self) -> None:
+        """Deletes checkpoints that are not kept."""
+        saved = saved_steps(self._workdir)
+        kept = set(saved[-self._settings.keep :])
+        if self._settings.keep_best:
+            kept.add(best_step(self._workdir, self._settings.keep_best, saved))
+        for step in saved:
+            if step not in kept:
+                files.remove_folder(_folder(self._workdir, step))
 
     def _is_late(self):
         seconds = 60.0 * self._settings.every_minutes
@@ -141,15 +151,6 @@ class Checkpoints(steps.StepCallback):
     def _find_not_finite(self):
         model = self.model
         return finite.finder([*model.weights, *model.optimizer.variables])
-
-    def _delete_old(self):
-        saved = saved_steps(self._workdir)
-        kept = set(saved[-self._settings.keep :])
-        if self._settings.keep_best:
-            kept.add(best_step(self._workdir, self._settings.keep_best, saved))
-        for step in saved:
-            if step not in kept:
-                files.remove_folder(_folder(self._workdir, step))
 
 
 def save(
@@ -277,7 +278,7 @@ def saved_steps(workdir: str) -> list[int]:
     found = (re.fullmatch(r"step-(\d+)", name) for name in names)
     steps = sorted(int(match[1]) for match in found if match)
     if files.is_remote(workdir):
-        # The index is uploaded last and deleted first.
+        # Of a process that was killed, files without an index may be left.
         steps = [
             step
             for step in steps

@@ -47,7 +47,12 @@ _BLOCK = 2**24  # bytes of a log that are read at once
 
 
 def path(workdir: str, name: str) -> str:
-    """Returns the path of a file of a run directory."""
+    """Returns the path of a file of a run directory.
+
+    From here on this process knows that the directory, if it is on a bucket,
+    has views.
+    """
+    files.keep_views(os.path.join(workdir, LOCK_FILE))
     return os.path.join(workdir, name)
 
 
@@ -167,6 +172,8 @@ def received(workdir: str) -> str:
         what, near = "a file", []
     elif os.path.isdir(workdir):
         what, near = "a folder without it", _runs_in(workdir)
+        if os.path.isdir(path(workdir, files.VIEWS)):
+            what = "a copy of a run on a bucket, which is read only there"
     else:
         what = "which does not exist"
         near = [
@@ -198,11 +205,10 @@ def save_learner(workdir: str, learner: keras.Model) -> None:
 
 def sync_logs(workdir: str) -> None:
     """Waits until all rows are on the disk, or uploaded."""
-    for name in (*_LOGS, FAULTS_FILE):
-        if has(workdir, name):
-            files.sync(path(workdir, name))
+    logs = [name for name in (*_LOGS, FAULTS_FILE) if has(workdir, name)]
     if files.is_remote(workdir):
-        files.sync(path(workdir, TENSORBOARD_FOLDER))
+        logs.append(TENSORBOARD_FOLDER)
+    files.sync(*(path(workdir, name) for name in logs))
 
 
 def cut_back(workdir: str, step: int) -> None:
@@ -232,6 +238,11 @@ def locked(workdir: str) -> Iterator[None]:
         try:
             if files.is_file(workdir):
                 raise NotADirectoryError("it is a file")
+            views = path(workdir, files.VIEWS)
+            if not files.is_remote(workdir) and files.is_folder(views):
+                raise NotADirectoryError(
+                    "it is a copy of a run on a bucket, which goes on there"
+                )
             stack.enter_context(files.locked(path(workdir, LOCK_FILE)))
         except BlockingIOError:
             raise ValueError(

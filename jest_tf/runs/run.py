@@ -244,6 +244,7 @@ class _Run:
                 raise
         if stop < config.steps:
             return None
+        checkpoints.delete_old()  # a kill may have left one
         faults.close(self.skipped.at(config.steps))
         if faults.num_replaced:
             progress.say(

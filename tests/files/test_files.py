@@ -136,7 +136,9 @@ class AnySchemeTest(FilesTestCase):
     def test_a_locked_folder_has_logs_to_append_to(self):
         log = f"{self.folder}/log"
         files.write_whole(log, b"one\n")
-        with files.locked(f"{self.folder}/.lock"):
+        lock = f"{self.folder}/.lock"
+        files.keep_views(lock)
+        with files.locked(lock):
             for row in ("two\n", "three\n"):
                 with open(files.appendable(log), "a") as file:
                     file.write(row)

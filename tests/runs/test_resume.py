@@ -19,6 +19,7 @@ import tiny
 from jest_tf import files
 from jest_tf.data import pictures, sidecars
 from jest_tf.data.sidecars import file_format
+from jest_tf.files import remote
 from jest_tf.runs import (
     bootstrap,
     checkpoints,
@@ -83,7 +84,7 @@ class ResumeTestCase(tf.test.TestCase):
         unbroken = unbroken or self.unbroken
         for name in ("config.json", "vocab.txt")[not has_config :]:
             one, other = (
-                files.read_whole(os.path.join(folder, name))
+                files.read_whole(directory.path(folder, name))
                 for folder in (workdir, unbroken)
             )
             self.assertEqual(one, other)
@@ -492,6 +493,37 @@ class BucketResumeTest(ResumeTestCase):
                 self.assert_alike(workdir, has_config=False)
                 runs += 1
 
+    def test_a_machine_that_comes_back_ends_and_changes_nothing(self):
+        storage = remote_files.server()
+        self.addCleanup(storage.heal)
+        machine = subprocesses.Server(**storage.environment_of("a"))
+        self.addCleanup(machine.close)
+        for name in ("cut off", "stopped"):
+            with self.subTest(name):
+                workdir, local = place = self.place(name)
+                # In the middle of its first save.
+                storage.fail("^a: POST .*metrics.jsonl", hold=True)
+                process = machine.start(workdir, *self.remote, local=local)
+                self.wait_for(storage.held)
+                if name == "cut off":
+                    storage.fail("^a: ", hold=True, times=10**9)
+                else:
+                    os.kill(process, signal.SIGSTOP)
+                other = workdir, f"{local} of another"
+                self.assertEqual(self.run_at(other), 0, self.said_in(other[1]))
+                storage.heal()
+                os.kill(process, signal.SIGCONT)
+                self.assertEqual(machine.wait(), 1, self.said_in(local))
+                self.assertRegex(
+                    self.said_in(local), "error: The lease .* was lost"
+                )
+                self.assert_alike(workdir, has_config=False)
+                self.assertIn("already finished", self.says_again(place))
+
+    def says_again(self, place):
+        self.assertEqual(self.run_at(place), 0)
+        return self.said_in(place[1])
+
     def test_sigterm_saves_and_exits_with_its_own_code(self):
         workdir, local = place = self.place("sigterm")
         process = self.start_at(place)
@@ -503,7 +535,7 @@ class BucketResumeTest(ResumeTestCase):
         (step,) = checkpoints.saved_steps(workdir)[-1:]
         self.assertIn(f"the same command goes on from step {step}", said)
         # The lease was given back, so nobody waits for it.
-        self.assertFalse(files.is_file(f"{workdir}/.lock"))
+        self.assertEndsWith(max(remote.names(f"{workdir}/.lock")), ".end")
         self.assertEqual(self.run_at(place), 0)
         self.assert_alike(workdir, has_config=False)
 

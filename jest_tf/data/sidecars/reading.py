@@ -233,7 +233,7 @@ class Sidecars:
             text = size - len(part["text"]) * width
             image = text - rows * width
             start = image - 8 * (rows + rows + 1)
-            found.append(Layout(path, start, image, text, size))
+            found.append(Layout(files.place(path), start, image, text, size))
         return found
 
     def read_shard(self, shard: int) -> Rows:
