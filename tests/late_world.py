@@ -89,6 +89,7 @@ class World:
                 (leases, "threading", own),
                 (leases, "random", self.random),
                 (leases, "secrets", tokens),
+                (retries, "watched", lambda what: contextlib.nullcontext()),
                 (remote, "_of", lambda path: bucket),
                 (
                     retries,

@@ -6,8 +6,9 @@ is an object: `workdir`, `settings`, overrides like those of `--set`, and the
 `number` of a signal that the run is to get `at` a place, counted in the calls
 of `CALLS`, or of `REMOTE_CALLS` with a remote `workdir`; with `touching` in
 those whose path has this part. With a remote `workdir`, `local` begins the
-names of local files, the temporary folder's among them, and a dead run's lease
-expires in a second. Its output is a line with the process's number, and one
+names of local files, the temporary folder's among them, a dead run's lease
+expires in a second, a request is slow after one, and a SIGTERM ends the process
+after three. Its output is a line with the process's number, and one
 with how it ended.
 """
 
@@ -25,8 +26,8 @@ import tiny
 
 from jest_tf import config, models
 from jest_tf.config import overrides as overrides_lib
-from jest_tf.files import leases, remote
-from jest_tf.runs import checkpoints
+from jest_tf.files import leases, remote, retries
+from jest_tf.runs import checkpoints, interruptions
 from trainers import train
 
 # What makes a run's state durable or deletes it; between two of them nothing
@@ -115,6 +116,7 @@ def run(
             tempfile.tempdir = f"{local}.tmp"
             os.makedirs(tempfile.tempdir, exist_ok=True)
             leases.BEAT, leases.EXPIRY, leases.PAUSE = 0.4, 1.0, 0.05
+            retries.SILENCE, interruptions.GRACE = 1.0, 3.0
             module, names = remote, REMOTE_CALLS
         else:
             module, names = checkpoints.os, CALLS

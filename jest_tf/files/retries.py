@@ -1,15 +1,20 @@
 """Retries: most errors of storage pass within seconds.
 
-NFS mounts and clients of object stores sit out longer outages. What they give
-up on is tried again here, with growing waits, which are logged. After the last
-try, `data/stores/shards.py` makes a fault of a record; anything else ends the
+NFS mounts and clients of object stores sit out longer outages, without a word,
+so a request that takes long is logged. What they give up on is tried again
+here, with growing waits, which are logged. After the last try,
+`data/stores/shards.py` makes a fault of a record; anything else ends the
 command.
 """
 
 import concurrent.futures
+import contextlib
 import errno
+import functools
+import os
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 from absl import logging
@@ -32,8 +37,13 @@ LASTING = (
 # Seconds before each further try: of records, and of whole files.
 WAITS = (0.1, 1.0, 4.0)
 FILE_WAITS = (1.0, 4.0, 16.0, 60.0)
+# Seconds after which a request is said to take long; then after twice as many.
+SILENCE = 10.0
 # Simultaneous requests to remote storage in one call.
 _REMOTE_REQUESTS = 16
+
+# What is asked for, and since when, by request in progress.
+_requests: dict[object, tuple[str, float]] = {}
 
 
 def call_all(
@@ -95,7 +105,8 @@ def persist(what: str, function: Callable):
     """
     for wait in (*FILE_WAITS, None):
         try:
-            return function()
+            with watched(what):
+                return function()
         except ERRORS as error:
             if wait is None or not may_pass(error):
                 raise python_error(error) from error
@@ -104,6 +115,47 @@ def persist(what: str, function: Callable):
                 *(what, wait, " ".join(str(error).split())[:200]),
             )
         time.sleep(wait)
+
+
+@contextlib.contextmanager
+def watched(what: str) -> Iterator[None]:
+    """Logs that the block, which does `what` in a library, takes long."""
+    _start_watch(os.getpid())
+    key = object()
+    _requests[key] = what, time.monotonic()
+    try:
+        yield
+    finally:
+        del _requests[key]
+
+
+@functools.cache
+def _start_watch(process):
+    del process  # a fork has no thread
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch():
+    said, wait = 0.0, SILENCE
+    while True:
+        time.sleep(min(1.0, SILENCE / 4))
+        now = time.monotonic()
+        slow = [
+            (since, what)
+            for what, since in [*_requests.values()]
+            if now - since >= SILENCE
+        ]
+        if not slow:
+            said, wait = 0.0, SILENCE
+        elif now - said >= wait:
+            since, what = min(slow)
+            logging.warning(
+                "To %s has taken %.0f s, and goes on%s: the network is slow, "
+                "or the storage fails and is asked again",
+                *(what, now - since),
+                f", as do {len(slow) - 1} other requests" * (len(slow) > 1),
+            )
+            said, wait = now, 2 * wait if said else wait
 
 
 def map_parallel(function: Callable, items: Sequence, remote: bool) -> list:

@@ -50,12 +50,18 @@ def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
     with interruptions.Signals() as signals:
         try:
             return _train(config, workdir, signals)
-        except interruptions.Preempted:
+        except (interruptions.Preempted, Exception) as error:
+            if not signals.received:
+                raise
+            # An error, too, may come of a signal, or of the outage before it.
+            found = ""
+            if not isinstance(error, interruptions.Preempted):
+                found = f", and by {type(error).__name__}: {error}"
             progress.say(
-                f"{workdir}: stopped by {signals.received}; the same command "
-                f"goes on from step {_newest(workdir):,}"
+                f"{workdir}: stopped by {signals.received}{found}; the same "
+                f"command goes on from {_last_step(workdir)}"
             )
-            raise
+            raise interruptions.Preempted(interruptions.EXIT_CODE) from error
 
 
 def extend(workdir: str, steps: int) -> dict[str, float]:
@@ -68,6 +74,12 @@ def extend(workdir: str, steps: int) -> dict[str, float]:
     Raises:
         ValueError: as `train`; or the run has not finished.
     """
+    with interruptions.Signals():
+        config = _extended(workdir, steps)
+    return train(config, workdir)
+
+
+def _extended(workdir, steps):
     loading.check_finished(workdir, "--workdir")
     before = directory.load_config(workdir)
     optimizer = before.optimizer
@@ -89,7 +101,7 @@ def extend(workdir: str, steps: int) -> dict[str, float]:
         f"{workdir}: extended from {before.steps:,} to {config.steps:,} steps; "
         f"the learning rate {rate}"
     )
-    return train(config, workdir)
+    return config
 
 
 def _train(config, workdir, signals):
@@ -485,3 +497,10 @@ def _closing_line(config, workdir, measures, seconds):
 
 def _newest(workdir):
     return max(checkpoints_lib.saved_steps(workdir), default=0)
+
+
+def _last_step(workdir):
+    try:
+        return f"step {_newest(workdir):,}"
+    except OSError:
+        return "its last checkpoint"

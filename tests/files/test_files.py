@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 from unittest import mock
 
@@ -16,7 +17,7 @@ import subprocesses
 import tensorflow as tf
 
 from jest_tf import files
-from jest_tf.files import remote
+from jest_tf.files import remote, retries
 
 HOLDER = """
 import sys
@@ -337,6 +338,24 @@ class FaultTest(remote_files.Gcs, tf.test.TestCase):
         with self.assertLogs("absl", "WARNING") as log:
             self.assertEqual(files.read_whole(self.path), self.content)
         self.assertRegex(log.output[0], "To read gs://.* tried again in 0 s")
+
+    def test_a_request_that_takes_long_is_said_again_and_again(self):
+        self.enterContext(mock.patch.object(retries, "SILENCE", 0.2))
+        self.server.fail("GET .*/o/", hold=True)
+
+        def heal_later(lines):
+            deadline = time.monotonic() + 10.0
+            while len(lines) < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            self.server.heal()
+
+        with self.assertLogs("absl", "WARNING") as log:
+            healer = threading.Thread(target=heal_later, args=[log.output])
+            healer.start()
+            files.is_file(self.path)
+            healer.join()
+        for line in log.output[:2]:
+            self.assertRegex(line, f"To look up {self.path} has taken . s, and")
 
     def test_an_outage_without_end_is_an_error(self):
         files.write_whole(self.path, self.content)

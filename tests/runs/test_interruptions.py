@@ -9,6 +9,7 @@ import threading
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 import tiny
 
@@ -184,6 +185,29 @@ class SignalsTest(tf.test.TestCase):
         )
         self.assertEqual(done.stdout, "once\n", done.stderr)
         self.assertEqual(done.returncode, -signal.SIGINT)
+
+    @pytest.mark.slow
+    def test_what_does_not_end_is_ended(self):
+        program = (
+            "import os, signal, time\n"
+            "from jest_tf.runs import interruptions\n"
+            "interruptions.GRACE = 0.3\n"
+            "with interruptions.Signals():\n"
+            "    pass\n"  # which leaves no guard behind
+            "with interruptions.Signals() as signals, signals.deferred():\n"
+            "    os.kill(os.getpid(), signal.SIGTERM)\n"
+            "    time.sleep(60.0)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            cwd=pathlib.Path(__file__).parents[2],
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+        self.assertEqual(done.returncode, 75, done.stderr)
+        (line,) = done.stderr.splitlines()
+        self.assertStartsWith(line, "stopped by SIGTERM, after 0.3 s")
 
 
 class SkippedTest(tf.test.TestCase):

@@ -524,6 +524,33 @@ class BucketResumeTest(ResumeTestCase):
         self.assertEqual(self.run_at(place), 0)
         return self.said_in(place[1])
 
+    def test_an_outage_is_spoken_of_and_a_signal_in_it_answered(self):
+        storage = remote_files.server()
+        self.addCleanup(storage.heal)
+        machine = subprocesses.Server(**storage.environment_of("b"))
+        self.addCleanup(machine.close)
+        workdir, local = self.place("outage")
+        # TensorFlow asks again for minutes in the first save.
+        storage.fail("^b: POST .*checkpoints", hold=True)
+        process = machine.start(workdir, *self.remote, local=local)
+        self.wait_for(storage.held)
+        storage.heal()
+        storage.fail("^b: ", times=10**9)
+        started = time.monotonic()
+        self.wait_for(lambda: "has taken" in self.said_in(local))
+        self.assertLess(time.monotonic() - started, 10.0)
+        os.kill(process, signal.SIGTERM)
+        started = time.monotonic()
+        self.assertEqual(machine.wait(), interruptions.EXIT_CODE)
+        self.assertLess(time.monotonic() - started, 20.0)
+        said = self.said_in(local)
+        self.assertEqual(said.count("stopped by SIGTERM"), 1, said)
+        self.assertNotIn("Traceback", said)
+        storage.heal()
+        other = workdir, f"{local} of another"
+        self.assertEqual(self.run_at(other), 0, self.said_in(other[1]))
+        self.assert_alike(workdir, has_config=False)
+
     def test_sigterm_saves_and_exits_with_its_own_code(self):
         workdir, local = place = self.place("sigterm")
         process = self.start_at(place)
