@@ -61,7 +61,6 @@ test: $(INSTALLED) ## check the format, lint and run the tests
 
 test-slow: $(EXTRAS_INSTALLED) $(S3_INSTALLED) docs ## run the tests that take long: whole runs, kills, fuzzing, Hugging Face, S3; build the site
 	@$(BIN)/python -m pytest -m slow --maxfail=3 $(PYTEST_WORKERS)
-	@$(BIN)/python -m pytest tests/models/test_hugging_face.py
 	@$(S3_BIN)/python -m pytest tests/files/test_s3.py
 
 test-oldest: $(OLDEST_INSTALLED) ## run the fast tests with the oldest versions that setup.cfg allows, and those of Beam

@@ -139,7 +139,7 @@ class Step:
     ):
         model = training.JESTModel(
             _learner(sizes),
-            reference.cached(10.0, -10.0),
+            reference.Cached(10.0, -10.0),
             selection,
             options=jest_tf.StepOptions(views=views),
         )

@@ -39,6 +39,8 @@ def build(config, vocabulary_size):
     )
     text_tower = keras.Sequential(
         [
+            # Without, mixed precision would round the ids.
+            keras.Input([None], dtype="int32"),
             keras.layers.Embedding(vocabulary_size, EMBEDDING_DIM),
             keras.layers.GlobalAveragePooling1D(),
             keras.layers.Dense(EMBEDDING_DIM),

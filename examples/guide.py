@@ -130,6 +130,7 @@ def build():
     )
     text_tower = keras.Sequential(
         [
+            keras.Input([None], dtype="int32"),
             keras.layers.Embedding(tokenizer.vocabulary_size, EMBEDDING_DIM),
             keras.layers.GlobalAveragePooling1D(),
             keras.layers.Dense(EMBEDDING_DIM),

@@ -167,3 +167,27 @@ def write_manifest(
             ),
         )
     return manifest.finish(store, directory, made_by, counts or {})
+
+
+def mutate(data, rng):
+    """A damaged copy, and the first place where it may differ."""
+    start = int(rng.integers(len(data)))
+    stop = min(len(data), start + int(2 ** rng.uniform(0, 10)))
+    old = data[start:stop]
+    kind = rng.integers(7)
+    if kind == 0:  # one bit
+        stop = start + 1
+        new = bytes([data[start] ^ 1 << int(rng.integers(8))])
+    elif kind == 1:
+        new = rng.bytes(len(old))
+    elif kind == 2:
+        new = b""
+    elif kind == 3:
+        new = b"\0" * len(old)
+    elif kind == 4:
+        new = old + rng.bytes(len(old))
+    elif kind == 5:
+        new = old + old
+    else:
+        new, stop = b"", len(data)
+    return data[:start] + new + data[stop:], start

@@ -64,7 +64,3 @@ class EnergyTest(tf.test.TestCase):
             rows,
             [{"step": 2, "joules": 3600.0}, {"step": 3, "joules": 7200.0}],
         )
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -22,7 +22,3 @@ class HouseTest(tf.test.TestCase):
         drawn = Image.open(PICTURE).text["Description"].split()
         today = ["->".join(edge) for edge in house.imports()]
         self.assertCountEqual(drawn, today, "python -m benchmarks.house docs")
-
-
-if __name__ == "__main__":
-    tf.test.main()

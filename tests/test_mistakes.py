@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import traceback
 from unittest import mock
 
 import keras
@@ -22,6 +23,7 @@ import tiny
 
 import jest_tf
 from jest_tf import cli, config, runs
+from jest_tf.data.sidecars import embed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPE = f"{ROOT}/configs/quickstart_uniform.py"
@@ -30,356 +32,185 @@ JEST = f"{ROOT}/configs/quickstart_jest.py"
 # The command line, and the line that it ends with. `$` is the folder of the
 # files below; TRAIN is `jest-tf train` with settings of a small run.
 USAGE = (
-    ("", r"are required: COMMAND. See `jest-tf --help`"),
-    ("trian --config a", r"one of \('train', .*'trian'. Did you mean 'train'?"),
-    (
-        "train recipe.py --workdir a",
-        r"unexpected recipe.py. Did you mean `--config recipe.py`?",
-    ),
-    (
-        "train --config a",
-        r"are required: --workdir. See `jest-tf train --help`",
-    ),
-    (
-        "train --config a --work-dir b",
-        r"unknown flag --work-dir. Did you mean --workdir?",
-    ),
-    ("train -workdir a", r"unknown flag -workdir. Did you mean --workdir?"),
+    ("", "are required: COMMAND. See `jest-tf --help`"),
+    ("trian --config a", "one of .'train', .*'trian'. Did you mean 'train'?"),
+    ("train a.py --workdir a", "unexpected a.py. .* `--config a.py`?"),
+    ("train --config a", "required: --workdir. See `jest-tf train --help`"),
+    ("train --config a --work-dir b", "flag --work-dir. .*mean --workdir?"),
     (
         "train --workdir a --batch_size 64",
-        r"flag --batch_size. Did you mean `--set selection.batch_size=64`?",
+        "flag --batch_size. Did you mean `--set selection.batch_size=64`?",
     ),
-    (
-        "train --workdir a --lr=0.1",
-        r"--lr. Did you mean `--set optimizer.learning_rate=0.1`?",
-    ),
-    ("train --workdir a --config.steps=5", r"Did you mean `--set steps=5`?"),
-    (
-        "train --set steps=5 --workdir a seed=3",
-        r"unexpected seed=3. Did you mean `--set seed=3`?",
-    ),
-    ("train --workdir a --set", r"--set: expected at least one argument"),
-    ("train --workdir a --extend 1.5", r"--extend: invalid int value: '1.5'"),
-    (
-        "embed --batch_size 4",
-        r"unknown flag --batch_size. Did you mean --batch-size?",
-    ),
-    ("embed --model a", r"one of the arguments --data --folder is required"),
-    (
-        "embed --model a --data b --folder c",
-        r"--folder: not allowed with argument --data",
-    ),
+    ("train --workdir a --config.steps=5", "Did you mean `--set steps=5`?"),
+    ("train --workdir a --extend 1.5", "--extend: invalid int value: '1.5'"),
+    ("embed --model a", "one of the arguments --data --folder is required"),
+    ("embed --model a --data b --folder c", "--folder: not allowed with"),
     (
         "embed --model a --data b --dtype fp16",
-        r"`--dtype` must be one of \('float16', 'float32'\). Received: 'fp16'",
+        "`--dtype` must be one of .*'float16', 'float32'.*'fp16'",
     ),
-    (
-        "curate --data a --output b --share 0.1",
-        r"unknown flag --share. Did you mean `--set share=0.1`?",
-    ),
-    ("evaluate runs/a", r"one of the arguments --workdir --model is required"),
-    (
-        "export --model a --output b --format tflite",
-        r"`--format` must be one of .*'tflite'",
-    ),
+    ("evaluate runs/a", "one of the arguments --workdir --model is required"),
 )
+STAGE = "selection.stages.0"
 SETTINGS = (
-    (
-        "TRAIN steps",
-        r'must read "a.b=c", without spaces around "=". Received: \'steps\'',
-    ),
-    ("TRAIN steps=1e3", r"`steps` must be of type int. Received: '1e3'"),
-    (
-        "TRAIN evaluation.log_ids=yes",
-        r"of type bool, true or false. Received: 'yes'",
-    ),
-    (
-        "TRAIN selection=joint",
-        r"`selection` is a group of settings; set one of",
-    ),
-    (
-        "TRAIN selectoin.batch_size=4",
-        r"No setting `selectoin.batch_.*mean `selection.batch_size`?",
-    ),
-    ("TRAIN evaluation.batchsize=4", r"Did you mean `evaluation.batch_size`?"),
-    ("TRAIN optimizer.lr=4", r"Did you mean `optimizer.learning_rate`?"),
-    (
-        "TRAIN epochs=4",
-        r"No setting `epochs`. Fields of TrainConfig: seed, steps",
-    ),
-    (
-        "JEST selection.stages.0.criterion=learnabilty",
-        r"'learnabilty'. Did you mean 'learnability'?",
-    ),
-    (
-        "JEST selection.stages.0.chunks=2",
-        r"mean `selection.stages.0.num_chunks`",
-    ),
-    (
-        "JEST selection.stages.2.candidates=2",
-        r"after the list comes a number from 0 to 1. Received: '2'",
-    ),
-    (
-        "TRAIN selection.stages.0.gain=2",
-        r"`selection.stages.0.candidates` must be set",
-    ),
-    (
-        "TRAIN selection.stages=joint",
-        r"a list of groups of settings; .*'joint'",
-    ),
-    (
-        "JEST selection.stages.0.embeddings=stored",
-        r"`selection.stages.0.embeddings` 'stored' has no learner",
-    ),
-    ("TRAIN model.presets=b16", r"mean `model.preset`"),
-    ("TRAIN model.towers= data.image_size=65", r"`data.image_size`: .*=65"),
-    (
-        "TRAIN model.towers= model.preset=tinny",
-        r"`model.preset` must be one of .*'tinny'. Did you mean 'tiny'?",
-    ),
+    ("TRAIN steps", "must read \"a.b=c\", .*Received: 'steps'"),
+    ("TRAIN steps=1e3", "`steps` must be of type int. Received: '1e3'"),
+    ("TRAIN selection=joint", "`selection` is a group of settings; set one"),
+    ("TRAIN selectoin.batch_size=4", "mean `selection.batch_size`?"),
+    ("TRAIN epochs=4", "No setting `epochs`. Fields of TrainConfig: seed"),
+    (f"JEST {STAGE}.criterion=learnabilty", "Did you mean 'learnability'?"),
+    (f"TRAIN {STAGE}.gain=2", f"`{STAGE}.candidates` must be set"),
+    ("TRAIN selection.stages=joint", "a list of groups of .*'joint'"),
+    (f"JEST {STAGE}.embeddings=stored", "'stored' has no learner"),
+    ("TRAIN model.towers= data.image_size=65", "`data.image_size`: .*=65"),
+    ("TRAIN model.towers= model.preset=tinny", "Did you mean 'tiny'?"),
     (
         "TRAIN model.towers=examples.custom_towers:bild",
-        r"'bild'\). Did you mean 'build'?",
+        "'bild'.*Did you mean 'build'?",
     ),
     *(
         (
             f"TRAIN {name}={value} data.train=missing",
-            rf"`{name}` must name a function .*{value}",
+            f"`{name}(.0)?` must name a function .*{value}",
         )
         for name, value in (
             ("callbacks", "examples.callbacks:profil"),
             ("model.loss", "examples.callbacks:none"),
             ("optimizer.name", "examples.callbacks:none"),
-            ("optimizer.schedule", "nowhere:none"),
         )
     ),
     (
-        "JEST selection.stages.0.criterion=nowhere:none data.train=missing",
-        r"`criterion` must name a function .*'nowhere:none'",
+        f"JEST {STAGE}.criterion=nowhere:none data.train=missing",
+        "`criterion` must name a function .*'nowhere:none'",
     ),
-    ("TRAIN callbacks=profile", r"`callbacks.0` must be 'module:function'"),
-    (
-        "TRAIN model.towers=examples/custom_towers.py:build",
-        r"`model.towers` must be 'module:function'",
-    ),
-    (
-        "JEST selection.batch_size=1 selection.stages.0.num_chunks=2",
-        r"`selection.stages.0.num_chunks` must be at most .*num_chunks=2, row",
-    ),
-    (
-        "train --workdir a --config configs/quickstart_jset.py",
-        r"No recipe at .*Did you mean 'configs/quickstart_jest.py'?",
-    ),
+    ("TRAIN callbacks=profile", "`callbacks.0` must be 'module:function'"),
     (
         "train --workdir a --config quickstart_jest",
-        r"Did you mean 'configs/quickstart_jest.py'?",
+        "Did you mean 'configs/quickstart_jest.py'?",
     ),
-    (
-        "train --workdir a --config $/syntax.py",
-        r"Recipe .*syntax.py': .*syntax.py, line 1\)",
-    ),
-    (
-        "train --workdir a --config $/import.py",
-        r"Recipe .*import.py', line 2: ModuleNotFoundError: .*'no_such'",
-    ),
+    ("train --workdir a --config $/syntax.py", "syntax.py, line 1.$"),
     (
         "train --workdir a --config $/field.py",
-        r"Recipe .*field.py', line 3: TypeError: .*'batch_size'",
+        "Recipe .*field.py', line 3: TypeError: .*'batch_size'",
     ),
-    (
-        "train --workdir $/folder",
-        r"`--config` must name a recipe, unless `--workdir` holds a run",
-    ),
+    ("train --workdir $/folder", "`--config` must name a recipe, unless"),
 )
+MODEL = "reference.model"
 MODELS = (
+    (f"JEST {MODEL}=google/siglip-base", "mean 'hf:google/siglip-base'?"),
     (
-        "JEST reference.model=google/siglip-base",
-        r"Did you mean 'hf:google/siglip-base'?",
+        f"JEST {MODEL}=kerashub:clip",
+        f"`{MODEL}` must be a run directory, .*'kerashub:clip'",
     ),
     (
-        "JEST reference.model=kerashub:clip",
-        r"`reference.model` must be a run directory, .*'kerashub:clip'",
-    ),
-    (
-        "JEST reference.model=hf:gs://bucket/model data.train=/missing",
-        r"`reference.model` must .* a local folder, .*Received: 'hf:gs://bu",
-    ),
-    (
-        "JEST reference.model=keras_hub:s3://bucket/a data.train=/missing",
-        r"a local folder or a path of file, gs, hf, .*Received: 'keras_hub:s3",
+        f"JEST {MODEL}=hf:gs://bucket/model data.train=/missing",
+        f"`{MODEL}` must .* a local folder, .*Received: 'hf:gs://bu",
     ),
     (
         "TRAIN data.reader=ops data.train=s3://bucket/*.tfrecord",
-        r"'ops' reads what TensorFlow opens, .*Received: s3://bucket/",
+        "'ops' reads what TensorFlow opens, .*Received: s3://bucket/",
     ),
     (
-        "embed --model hf:s3://bucket/model --data /missing",
-        r"`--model` must .* a local folder, .*Received: 'hf:s3://bucket/model'",
+        f"JEST {MODEL}=$/rnu",
+        f"`{MODEL}` must be the directory of a finished run, "
+        ".*/rnu', which does not exist. Did you mean '.*/run'?",
+    ),
+    (f"JEST {MODEL}=$/vocab.txt", "vocab.txt', a file"),
+    (f"JEST {MODEL}=$/run/checkpoints", "a folder without it. .*'.*/run'?"),
+    (f"JEST {MODEL}=$/unfinished", "`jest-tf train .*/unfinished` finishes"),
+    (
+        "JEST reference.model=$/cut",
+        "cut/final.weights.h5 must be as the run wrote it: .*truncated file",
     ),
     (
-        "JEST reference.model=$/rnu",
-        r"`reference.model` must be the directory of a finished run, "
-        r".*/rnu', which does not exist. Did you mean '.*/run'?",
-    ),
-    ("JEST reference.model=$/vocab.txt", r"vocab.txt', a file"),
-    (
-        "JEST reference.model=$/run/checkpoints",
-        r"checkpoints', a folder without it. Did you mean '.*/run'?",
+        "JEST reference.model=$/preset",
+        r"preset', which is no run .* mean 'keras_hub:.*preset'?",
     ),
     (
-        "JEST reference.model=$/unfinished",
-        r"`jest-tf train --workdir .*/unfinished` finishes it",
+        "evaluate --workdir $/run --suite $/none.toml",
+        r"`evaluation.suite`: there is no file '.*/none.toml'",
     ),
     (
-        "JEST reference.model=$/run reference.sidecar_dir=$/folder",
-        r"No sidecar of .*pool-00000.tfrecord",
+        "JEST reference.model=none reference.sidecar_dir=$/sidecars "
+        "selection.stages.0.embeddings=stored "
+        "selection.stages.0.criterion=easy_reference --dry-run",
+        r"sidecar must be .*damaged `text`; write it anew with `jest-tf embed",
     ),
     (
-        "JEST reference.model=none",
-        r"To run a reference instead, in live stages, set `reference.model`",
+        f"JEST {MODEL}=$/run reference.sidecar_dir=$/folder",
+        "No sidecar of .*pool-00000.tfrecord",
     ),
-    ("JEST reference.model=/nowhere --dry-run", r"`reference.model` must be"),
-    ("TRAIN model.towers=no_such:build --dry-run", r"can be imported.*no_such"),
-    (
-        "evaluate --workdir $/rnu",
-        r"`workdir` must be .*/rnu', which does not .* mean '.*/run'?",
-    ),
+    (f"JEST {MODEL}=none", f"in live stages, set `{MODEL}`"),
+    (f"JEST {MODEL}=/nowhere --dry-run", f"`{MODEL}` must be"),
     (
         "evaluate --workdir $/run --data $/pool-* --step 7",
-        r"one of the checkpoints of '.*/run', \[1\]. Received: 7",
+        "one of the checkpoints of '.*/run', .1.. Received: 7",
     ),
-    (
-        "page --workdir $/folder",
-        r"`workdir` must be a run directory, with config.json",
-    ),
-    (
-        "page --workdir $/run",
-        r"There is no selection to show: .*/run' without a line of telem",
-    ),
-    (
-        "evaluate --workdir $/run --suite a --format tfds",
-        r"--format needs --data",
-    ),
-    ("evaluate --workdir $/run --data $/pool-* --output a", r"--output needs"),
-    ("evaluate --model a.keras", r"`--model` needs `--suite`, and"),
-    (
-        "export --model $/run --output $/x --format onnx --dtype float16",
-        r"`--dtype` is for",
-    ),
-    (
-        "page --workdir $/run --moments 0",
-        r"`--moments` must be at least 1. Received: 0",
-    ),
-    (
-        "page --workdir $/run --watch 0",
-        r"`--watch` must be at least 1. Received: 0",
-    ),
+    ("page --workdir $/folder", "`workdir` must be a run directory"),
+    ("page --workdir $/run", "There is no selection to show: .*/run' without"),
+    ("evaluate --workdir $/run --data $/pool-* --output a", "--output needs"),
+    ("evaluate --model a.keras", "`--model` needs `--suite`, and"),
+    ("page --workdir $/run --moments 0", "`--moments` must be at least 1"),
     (
         "export --model nothing --output $/x --format weights",
-        r"`--model` must be a run directory, .*'nothing', which is no run",
+        "`--model` must be a run directory, .*'nothing', which is no run",
     ),
     (
         "embed --model $/folder --data $/pool-*",
-        r"`--model` must be the directory of a finished run",
+        "`--model` must be the directory of a finished run",
     ),
 )
 DATA = (
-    (
-        "TRAIN data.train=$/nowhere/*.tar",
-        r"`data.train` must match files. .*there is no folder '.*/nowhere'",
-    ),
-    ("TRAIN data.train=$/table/*.tar", r"matches none: the folder holds a.csv"),
-    (
-        "TRAIN data.train=$/table",
-        r"a folder: name files in it, such as '.*/table/\*.tar'",
-    ),
-    ("TRAIN data.train=$/a.png", r"it is a picture: name pictures in a table"),
-    (
-        "TRAIN data.train=$/gzip.tfrecord",
-        r"it is compressed: `gunzip < .*gzip.tfrecord > NEW` unpacks it",
-    ),
-    ("TRAIN data.train=$/gzip.tar", r"it is compressed: `gunzip <"),
-    (
-        "TRAIN data.train=$/tar.tfrecord",
-        r"it is a tar: set `data.format=webdataset`",
-    ),
-    ("TRAIN data.train=$/empty.tfrecord", r"empty.tfrecord is empty"),
-    (
-        "TRAIN data.train=$/table/a.csv",
-        r"missing file: 'missing.png'; paths in a table begin at its folder",
-    ),
+    ("TRAIN data.train=$/nowhere/*.tar", "there is no folder '.*/nowhere'"),
+    ("TRAIN data.train=$/table/*.tar", "matches none: the folder holds a.csv"),
+    ("TRAIN data.train=$/table", "a folder: name files in it, such as"),
+    ("TRAIN data.train=$/a.png", "it is a picture: name pictures in a table"),
+    ("TRAIN data.train=$/gzip.tfrecord", "it is compressed: `gunzip < "),
+    ("TRAIN data.train=$/tar.tfrecord", "set `data.format=webdataset`"),
+    ("TRAIN data.train=$/empty.tfrecord", "empty.tfrecord is empty"),
+    ("TRAIN data.train=$/table/a.csv", "missing file: 'missing.png'; paths"),
     (
         "TRAIN data.caption_fields=captoin",
-        r"`data.caption_fields` must name captions. .*Did you mean 'caption'?",
+        "`data.caption_fields` must name captions. .*mean 'caption'?",
     ),
     (
         "TRAIN data.image_field=jpg",
-        r"expected jpg among caption, id, image; `data.image_field` names",
+        "expected jpg among caption, id, image; `data.image_field` names",
     ),
     (
         "TRAIN data.train=$/text.tfrecord",
-        r"`data.train` must hold encoded pictures; .*: unknown picture format",
+        "`data.train` must hold encoded pictures; .*: unknown picture format",
     ),
-    ("TRAIN data.train=gcs://a/*.tar", r"Did you mean gs://?"),
-    ("TRAIN data.train=s3://a/b", r"scheme.*Received: s3://"),
-    (
-        "TRAIN data.train=$/table/a.csv data.image_field=photo",
-        r"a.csv must .*column 'photo'",
-    ),
-    ("TRAIN data.train=$/text", r"/text is not an uncompressed TFRecord"),
+    ("TRAIN data.train=gcs://a/*.tar", "Did you mean gs://?"),
+    ("TRAIN data.train=s3://a/b", "scheme.*Received: s3://"),
     (
         "curate --data $/pool-* --output $/x",
-        r"`loss` must be .*without a run; `--set loss=sigmoid` sets",
+        "`loss` must be .*without a run; `--set loss=sigmoid` sets",
     ),
-    (
-        "train --workdir nothing --extend 3",
-        r"`--workdir` must be the directory of a fin",
-    ),
-    ("train --workdir $/run --extend 0", r"`--extend` must be at least 1"),
+    ("train --workdir nothing --extend 3", "`--workdir` must be the direct"),
     (
         "train --workdir $/run --extend 3 --dry-run --set seed=1",
-        r"`--workdir` alone beside it. Received: --set, --dry-run",
+        "`--workdir` alone beside it. Received: --set, --dry-run",
     ),
-    (
-        "TRAIN evaluation.data=$/nowhere/*",
-        r"`evaluation.data` must match files",
-    ),
-    (
-        "TRAIN data.vocabulary=$/none.txt",
-        r"`data.vocabulary` must be a file, .*none.txt', no file",
-    ),
-    ("TRAIN data.vocabulary=$/folder", r"folder', a folder"),
+    ("TRAIN evaluation.data=$/nowhere/*", "`evaluation.data` must match"),
+    ("TRAIN data.vocabulary=$/none.txt", "`data.vocabulary` must be a file"),
     (
         "TRAIN data.vocabulary=$/vocab.json",
         # The second without KerasHub, which would read it.
-        r"(A vocabulary that ends in .json must be one that|needs KerasHub)",
+        "(A vocabulary that ends in .json must be one that|needs KerasHub)",
     ),
-    (
-        "evaluate --workdir $/run --data $/nowhere/*",
-        r"`--data` must match files",
-    ),
-    ("embed --model $/run --data $/nowhere/*", r"`--data` must match files"),
-    (
-        "embed --model $/run --data $/pool-* --output $/vocab.txt",
-        r"File exists: '.*vocab.txt'",
-    ),
+    ("embed --model $/run --data $/nowhere/*", "`--data` must match files"),
     (
         "embed --model $/run --folder $/table --output a.csv",
-        r"`--output` must be a file that ends in .parquet or .npy",
+        "`--output` must be a file that ends in .parquet or .npy",
     ),
     (
         "advise --pool $/pool-* --curated $/nowhere/* --output $/x",
-        r"`--curated` must match files",
+        "`--curated` must match files",
     ),
-    (
-        "TRAIN-IN-RUN seed=4",
-        r"with other settings. Expected seed=0, .*seed=4; take another dir",
-    ),
-    (
-        "TRAIN-IN-RUN steps=4",
-        r"to train it further, `jest-tf train --workdir .*/run --extend 3`",
-    ),
-    ("train --workdir $/badjson", r"config.json' is no JSON file"),
+    ("TRAIN-IN-RUN seed=4", "with other settings. Expected seed=0, .*seed=4"),
+    ("TRAIN-IN-RUN steps=4", "`jest-tf train --workdir .*/run --extend 3`"),
+    ("train --workdir $/badjson", "config.json' is no JSON file"),
 )
 
 
@@ -392,16 +223,19 @@ class CommandsTest(tf.test.TestCase):
         cls.folder = folder.name
         # After an error all objects are collected; there are many by now.
         gc.freeze()
-        cls.addClassCleanup(gc.unfreeze)
         _write_files(pathlib.Path(folder.name))
-        code, shown = cls.main("TRAIN-IN-RUN")
+        with tiny.eagerly():
+            code, shown = cls.main("TRAIN-IN-RUN")
         assert code == 0, shown
         for name, lost in (
             ("unfinished", "final.weights.h5"),
+            ("cut", ""),
             ("badjson", "config.json"),
         ):
             shutil.copytree(f"{cls.folder}/run", f"{cls.folder}/{name}")
-            os.remove(f"{cls.folder}/{name}/{lost}")
+            if lost:
+                os.remove(f"{cls.folder}/{name}/{lost}")
+        os.truncate(f"{cls.folder}/cut/final.weights.h5", 3000)
         pathlib.Path(cls.folder, "badjson/config.json").write_text("{")
 
     @classmethod
@@ -491,23 +325,6 @@ class PythonTest(tf.test.TestCase):
         model.compile("sgd")
         model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
 
-    def test_parts_of_a_model(self):
-        learner = tiny.learner()
-        towers = learner.image_tower, learner.text_tower
-        for arguments, message in (
-            ((towers,), r"`learner` must be .*TwoTower\(image_tower, text_to"),
-            ((learner, None, "joint"), "`selection` must be .*: 'joint'"),
-            ((learner, None, {"batch_size": 2}), "`selection` must be a Sel"),
-            ((learner, config.SelectionConfig(2)), "`reference` must be a Ke"),
-        ):
-            with self.assertRaisesRegex(TypeError, message):
-                jest_tf.JESTModel(*arguments)
-        with self.assertWarnsRegex(UserWarning, "`reference` is not used"):
-            jest_tf.JESTModel(learner, learner, config.SelectionConfig(2))
-        model = jest_tf.JESTModel(learner)
-        with self.assertRaisesRegex(ValueError, "metrics of its own.*'acc"):
-            model.compile("sgd", metrics=["accuracy"])
-
     def test_what_a_learner_returns(self):
         class Pairs(keras.Model):
             def call(self, batch, training=False):
@@ -535,19 +352,44 @@ class PythonTest(tf.test.TestCase):
                 ),
             )
 
-    def test_batches(self):
+    def test_pixels_ids_and_a_missing_reference(self):
+        learner = tiny.learner()
         (batch,) = tiny.super_batches()
-        one = {name: value[0] for name, value in batch.items()}
-        for value, message in (
-            (one, r"`.batch\(B, drop_remainder.*image \(4, 4, 3\), .*id \(\)"),
-            (batch | {"text": batch["text"][:5]}, r"text \(5, 3\)"),
-            (
-                {"pixels": batch["image"], "text": batch["text"]},
-                r"'pixels', 'text'\]; `dataset.map` can rename",
-            ),
+        levels = batch["image"].astype(np.float32)
+        for scale, offset, received in (
+            (1.0, 0.0, r"\[0, 255\]"),
+            (1 / 255, 0.0, r"\[0, 1\]"),
+            (1 / 58, -2.1, r"\[-2.1, 2.3\]"),
         ):
-            with self.assertRaisesRegex(ValueError, message):
-                self.fit(tiny.learner(), value)
+            images = batch | {"image": levels * scale + offset}
+            for data in (images, (images, None)):
+                with self.assertRaisesRegex(
+                    ValueError,
+                    r"`image`: .* floats that fill \[-1, 1\], not float32 in "
+                    f"{received}. The model maps uint8 itself",
+                ):
+                    self.fit(learner, data)
+        self.fit(learner, batch | {"image": levels / 127.5 - 1})
+        text = batch["text"].copy()
+        text[3, 1] = tiny.VOCABULARY_SIZE
+        with self.assertRaisesRegex(
+            ValueError,
+            r"`text` must hold token ids in \[0, 12\).*Received: 12$",
+        ):
+            self.fit(learner, batch | {"text": text})
+        model = jest_tf.Embedder(
+            learner, lambda texts: tf.fill([tf.size(texts), 3], 99)
+        )
+        with self.assertRaisesRegex(ValueError, r"\[0, 12\).*Received: 99$"):
+            model.embed_texts(["a"])
+        stage = config.Stage(3, num_chunks=2, criterion="easy_reference")
+        selection = config.SelectionConfig(4, stages=(stage,))
+        with self.assertRaisesRegex(ValueError, "call `attach_reference`") as e:
+            self.fit(learner, batch, selection=selection)
+        # Not from within Keras' `fit`.
+        self.assertLess(
+            len(list(traceback.walk_tb(e.exception.__traceback__))), 7
+        )
 
     def test_names_and_settings(self):
         for overrides in ("steps=3", {"steps": 3}):
@@ -564,27 +406,25 @@ def _write_files(folder):
     texts = [shard_files.serialize(image="text", caption="a")] * 3
     shard_files.write_shard(str(folder / "text.tfrecord"), texts)
     members = shard_files.tar_sample("0", image=picture, caption="a b")
-    tar = shard_files.write_tar(str(folder / "tar.tfrecord"), members)
-    for name in ("folder", "table"):
+    shard_files.write_tar(str(folder / "tar.tfrecord"), members)
+    for name in ("folder", "table", "preset"):
         (folder / name).mkdir()
+    tiny.write_sidecars(str(shard), output=embed.Output(f"{folder}/sidecars"))
+    (sidecar,) = (folder / "sidecars").iterdir()
+    sidecar.write_bytes(sidecar.read_bytes()[:-100] + bytes(100))
     recipe = "from jest_tf import config as c\ndef config():\n"
     for name, content in {
         "vocab.txt": "\n".join(tiny.VOCABULARY) + "\n",
         "vocab.json": "{}",
-        "text": "x",
         "syntax.py": "def config(:\n",
-        "import.py": "\nimport no_such\n",
         "field.py": f"{recipe}    return c.DataConfig(batch_size=5)\n",
         "a.png": picture,
         "gzip.tfrecord": gzip.compress(shard.read_bytes()),
-        "gzip.tar": gzip.compress(pathlib.Path(tar).read_bytes()),
         "empty.tfrecord": b"",
+        # As KerasHub's `save_to_preset` begins it.
+        "preset/config.json": '{"registered_name": "keras_hub>CLIPBackbone"}',
         "table/a.csv": "image,caption\nmissing.png,a b\n",
     }.items():
         if isinstance(content, str):
             content = content.encode()
         (folder / name).write_bytes(content)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -249,7 +249,3 @@ class WheelTest(tf.test.TestCase):
         page = self.run_command("page", "--workdir", "run").strip()
         self.assertEqual(page, "run/selection.html")
         self.assertIn("<html", (self.work / page).read_text())
-
-
-if __name__ == "__main__":
-    tf.test.main()

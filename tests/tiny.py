@@ -2,6 +2,7 @@
 
 import json
 import os
+from unittest import mock
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ import shard_files
 import sidecar_files
 import tensorflow as tf
 
-from jest_tf import models
+from jest_tf import models, training
 from jest_tf.data import stores
 from jest_tf.data.sidecars import embed
 from jest_tf.models import towers
@@ -38,7 +39,12 @@ def learner(seed=0, dim=DIM, extra=(), dtype=None, **settings):
     flatten = [keras.layers.Flatten(dtype=dtype) for _ in range(2)]
     model = models.TwoTower(
         keras.Sequential([flatten[0], dense(0), *extra]),
-        keras.Sequential([table, flatten[1], dense(1)]),
+        keras.Sequential(
+            [
+                keras.Input([TEXT_LENGTH], dtype="int32"),
+                *(table, flatten[1], dense(1)),
+            ]
+        ),
         **{"temperature": 4.0, "bias": -2.0} | settings,
     )
     model.build(
@@ -67,6 +73,12 @@ def flexible_learner(seed=0):
     shape = (None, IMAGE_SIZE, IMAGE_SIZE, 3)
     model.build({"image": shape, "text": (None, TEXT_LENGTH)})
     return model
+
+
+def eagerly():
+    """A context in which models run without graphs: sooner, for a few steps."""
+    always = property(lambda model: True, lambda model, value: None)
+    return mock.patch.object(training.JESTModel, "run_eagerly", always)
 
 
 def super_batches(count=1, rows=12, seed=0):

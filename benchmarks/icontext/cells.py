@@ -21,6 +21,12 @@ class Run(NamedTuple):
         """Name of its cell in the tables: the pool's noise, method, steps."""
         return f"{self.cell.prefix}_{self.cell.method}_{self.steps}"
 
+    @property
+    def shorter(self):
+        """The run that this one extends; None for the shortest."""
+        lengths = [steps for steps in self.cell.lengths if steps < self.steps]
+        return self._replace(steps=max(lengths)) if lengths else None
+
 
 class Cell(NamedTuple):
     """One line of `CELLS`.
@@ -31,7 +37,7 @@ class Cell(NamedTuple):
         settings: changes to the recipe, "a.b=c" each; "{data}" stands for the
             folder of the web-like data.
         seeds: a run for each.
-        pool: a folder of the data (`web.py`), or "curated" alone.
+        pool: a folder of the data (`web.py`), or a clean set, `CLEAN_SETS`.
         reference: name of the run whose seed 0 is the reference.
         recipe: of `configs/`.
     """
@@ -52,10 +58,30 @@ class Cell(NamedTuple):
 
     @property
     def prefix(self):
-        """Of names in the tables: "web" at 70 % of noise and without a pool."""
+        """Of names in the tables.
+
+        "web" at 70 % of noise and without a pool; with the level if it is
+        another, and on a part of the pool.
+        """
+        if self.regime == GIVEN:
+            return self.pool.replace("_clean", "")
         return "web" if self.noise in (None, 0.7) else f"web{self.pool[-2:]}"
 
+    @property
+    def regime(self):
+        """Of the reference: given, as a public model, or made of the pool."""
+        return regime_of(self.pool)
 
+
+def regime_of(name):
+    """The regime of a pool, or of a cell by its name."""
+    return GIVEN if name.startswith(("part", "apart")) else OWN
+
+
+CLEAN_SETS = ("curated", "apart")
+GIVEN, OWN = "given", "own"
+# Learners but the usual one; their methods' names begin with these.
+LEARNERS = ("narrow_",)
 _GIVEN = "web_curated_1000"  # the reference of the curated set
 _THREE = (0, 1, 2)
 _UNIFORM = (700, 1125, 2250, 4500, 9000, 18_000, 36_000)
@@ -111,6 +137,94 @@ def _given(method, steps, candidates, renewals, pool="pool70"):
     )
 
 
+# A strong reference, trained on other families of icon sets than the learner's,
+# clean; validation chose its longest run, which stops improving there.
+_STRONG = "apart_reference_3000"
+_APART = "data.curated={data}/apart-*.tfrecord data.curated_rows="
+_DISTILLED = "reference.distillation_weight=8"
+# A learner of half the reference's width.
+_NARROW = "model.towers=benchmarks.icontext.towers:build_narrow "
+_PROJECTED = f"{_DISTILLED} reference.projection=128"
+_SHORT = (350, 700, 1400)
+
+
+def _part(method, lengths, settings="", **changes):
+    """A cell on a part of the pool, chosen by the strong reference."""
+    options = {"pool": "part70", "reference": _STRONG}
+    return Cell(method, lengths, settings, **options | changes)
+
+
+_GIVEN_CELLS = (
+    Cell("reference", (350, 800, 1600, 3000), pool="apart"),
+    # Rates by validation.
+    *(
+        Cell(f"uniform{name}", (2250, 4500), rate, pool="part70")
+        for name, rate in (
+            ("_slow", "optimizer.learning_rate=5e-4"),
+            ("_fast", ""),
+        )
+    ),
+    Cell("uniform", _UNIFORM[1:], _SLOW, pool="part70"),
+    *(
+        Cell(
+            f"mixed_{256 // rows}",
+            (2250, 4500),
+            f"{rate} {_APART}{rows}",
+            pool="part70",
+        )
+        for rows, rate in ((16, _SLOW), (32, _SLOW), (64, _SLOW), (128, ""))
+    ),
+    Cell("clean", (*_SHORT, 2800), pool="part_clean70"),
+    _part("jest", _SHORT, _live(5)),
+    _part("jest_fast", (350, 700), f"{_live(5)} optimizer.learning_rate=4e-3"),
+    _part("jest_f50", (700,), _live(2)),
+    _part("jest_f90", (700,), _live(10)),
+    _part("jest_f95", (700,), _live(20)),
+    _part("independent", (700,), f"{_live(5)} {_STAGE}.method=independent"),
+    _part(
+        "easy_reference",
+        (700,),
+        f"{_live(5)} {_STAGE}.criterion=easy_reference",
+    ),
+    _part(
+        "hard_learner", (700,), f"{_live(5)} {_STAGE}.criterion=hard_learner"
+    ),
+    _part("flexi", _SHORT, recipe="icontext_web_flexi"),
+    _part("stored_3", _SHORT, _stored(3)),
+    _part("stored_5", _SHORT, _stored(5)),
+    _part("stored_10", (350, 700), _stored(10)),
+    _part(
+        *("stored_live", _SHORT),
+        f"{_stored(3)} selection.stages.1.candidates=3",
+    ),
+    _part("distilled", _SHORT, _DISTILLED),
+    _part("stored_3_distilled", _SHORT, f"{_stored(3)} {_DISTILLED}"),
+    _part(
+        *("stored_3_distilled_fast", (350, 700)),
+        f"{_stored(3)} {_DISTILLED} optimizer.learning_rate=4e-3",
+    ),
+    _part(
+        *("distilled_then_stored", (1400, 2800)),
+        f"{_stored(3)} {_DISTILLED} reference.distillation_steps=700",
+    ),
+    # The learner of half the width.
+    Cell("narrow_uniform", _UNIFORM[1:5], _NARROW + _SLOW, pool="part70"),
+    Cell("narrow_clean", _SHORT, _NARROW, pool="part_clean70"),
+    Cell(
+        "narrow_mixed_4",
+        (2250, 4500),
+        f"{_NARROW}{_SLOW} {_APART}64",
+        pool="part70",
+    ),
+    _part("narrow_jest", _SHORT, _NARROW + _live(5)),
+    _part("narrow_stored_5", _SHORT, _NARROW + _stored(5)),
+    _part("narrow_distilled", _SHORT, _NARROW + _PROJECTED),
+    _part(
+        *("narrow_stored_3_distilled", _SHORT),
+        f"{_NARROW}{_stored(3)} {_PROJECTED}",
+    ),
+)
+
 CELLS = (
     Cell("curated", (1000,), "", _THREE, "curated"),
     Cell("uniform", _UNIFORM, _SLOW, _THREE),
@@ -118,7 +232,7 @@ CELLS = (
     Cell("mixed_16", (4500,), f"{_CURATED}16"),
     Cell("mixed_4", (4500, 9000, 18_000), f"{_CURATED}64"),
     Cell("mixed_2", (1000, 2250, 4500), f"{_CURATED}128"),
-    Cell("oracle", (700, 1400, 2700, 4500), "", _THREE, "clean70"),
+    Cell("clean", (700, 1400, 2700, 4500), "", _THREE, "clean70"),
     Cell("jest_curated", (1400,), _live(5), _THREE, reference=_GIVEN),
     Cell("flexi", (1400,), reference=_GIVEN, recipe="icontext_web_flexi"),
     Cell(
@@ -165,8 +279,8 @@ CELLS = (
             ("cascade_curated", _stored(5) + _DRAWN),
         )
     ),
-    *(Cell("oracle", (1400,), pool=pool) for pool in ("clean30", "clean50")),
-    Cell("oracle", (1400, 2700), pool="clean90"),
+    *(Cell("clean", (1400,), pool=pool) for pool in ("clean30", "clean50")),
+    Cell("clean", (1400, 2700), pool="clean90"),
     Cell("uniform", (1125, 2250, 4500, 9000), _SLOW, pool="pool90"),
     Cell("mixed_8", (2250, 4500), f"{_CURATED}32", pool="pool90"),
     *(
@@ -192,6 +306,7 @@ CELLS = (
             ("hard_learner", f"5 {_STAGE}.criterion=hard_learner"),
         )
     ),
+    *_GIVEN_CELLS,
 )
 
 

@@ -9,7 +9,7 @@ _LEVEL = 0.7  # of noise, where no other is named
 _RC = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 # Methods with their labels and marks, in all figures.
 _METHODS = {
-    "oracle": ("no noise (oracle)", "0.55", "--", "D"),
+    "clean": ("clean pairs alone", "0.55", "--", "D"),
     "bootstrapped": ("bootstrapped cascade", "black", "-", "o"),
     "renewed": ("curated reference, renewed", "0.35", ":", "s"),
     "jest_curated": ("JEST, curated reference", "0.35", "-.", "x"),
@@ -35,7 +35,7 @@ def _web(found):
     figure = mpl_figure.Figure(figsize=(7, 4.4), layout="tight")
     axis = figure.subplots()
     marks = {"uniform": ("uniform", "0.55", "-", ".")} | _METHODS
-    for method in ("oracle", "bootstrapped", "mixed_8", "uniform"):
+    for method in ("clean", "bootstrapped", "mixed_8", "uniform"):
         lines = found.ladder(method, _LEVEL)
         if not lines:
             continue

@@ -22,13 +22,19 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from benchmarks.icontext import cells
+
 FOLDER = pathlib.Path(__file__).parent / "results" / "web"
 RESAMPLES = 2000
 LEAST_SEEDS = 3  # for an interval that has their spread
-UNIFORM, ORACLE = "uniform", "oracle"
+UNIFORM, CLEAN = "uniform", "clean"
 # Ways to count FLOPs: those of the steps; with the training of the references;
 # with all embeddings. The last leaves out what references cost before the run.
 COSTS = ("scores", "reference", "all", "given reference")
+# Of a given reference: not counted, as of a public model and in the paper; a
+# quarter of its training, which four learners share; all. Embedding counts.
+GIVEN_COSTS = ("given reference", "shared", "all")
+_SHARED = 4
 _SCORE, _VALIDATION = "test_sets", "val_sets"
 _SCALE = 10_000  # of the scores in pairs.csv
 _PERCENTILES = (2.5, 97.5)
@@ -67,7 +73,7 @@ class Ratios(NamedTuple):
     Attributes:
         examples: `Estimate`, as each of the others; None if the line misses the
             target.
-        flops: by the first three of `COSTS`.
+        flops: by `Results.costs`.
         is_bound: whether the method's shortest length is at the target, so that
             the ratios are lower bounds.
     """
@@ -183,19 +189,34 @@ def steps_to_end(lengths, ends, target):
 
 
 class Results:
-    """The runs of a folder.
+    """The runs of a folder that compare: one regime, one learner.
 
     Args:
         folder: with runs.csv and pairs.csv.
+        regime: of the references, `cells.OWN` or `cells.GIVEN`.
+        learner: the start of the names of its methods, such as "narrow".
 
     Attributes:
         runs: DataFrame, by cell and seed.
         levels: of noise, increasing.
     """
 
-    def __init__(self, folder=FOLDER):
+    def __init__(self, folder=FOLDER, regime=cells.OWN, learner=""):
         key = ["cell", "seed"]
-        self.runs = pd.read_csv(folder / "runs.csv").set_index(key).sort_index()
+        rows = pd.read_csv(folder / "runs.csv").set_index(key).sort_index()
+        self.costs = COSTS[:3] if regime == cells.OWN else GIVEN_COSTS
+        names = rows.index.get_level_values("cell")
+        rows = rows[names.map(cells.regime_of) == regime]
+        if regime == cells.GIVEN:
+            start = f"{learner}_" if learner else ""
+            is_own = rows["noise"].isna() | (
+                rows["method"].str.startswith(start)
+                if start
+                else ~rows["method"].str.startswith(cells.LEARNERS)
+            )
+            rows = rows[is_own]
+            rows["method"] = rows["method"].str.removeprefix(start)
+        self.runs = rows
         pairs = pd.read_csv(folder / "pairs.csv").set_index(key)["scores"]
         self._pairs = pairs.to_dict()
         self.levels = sorted(
@@ -338,14 +359,17 @@ class Results:
         uniform = end_at(lengths, ends, line.steps)
         return estimate(self.end(line, line.seeds) - uniform)
 
-    def oracle_share(self, line):
-        """`Estimate` of the score over the oracle's, at equal steps."""
-        ladder = self.ladder(ORACLE, line.noise)
+    def clean_share(self, line):
+        """`Estimate` of the score over that of clean pairs alone.
+
+        At equal steps; None where these were not run.
+        """
+        ladder = self.ladder(CLEAN, line.noise)
         if not ladder:
             return None
         lengths = [one.steps for one in ladder]
-        oracle = end_at(lengths, self.ends(ladder, line.seeds), line.steps)
-        return estimate(self.end(line, line.seeds) / oracle)
+        clean = end_at(lengths, self.ends(ladder, line.seeds), line.steps)
+        return estimate(self.end(line, line.seeds) / clean)
 
     def to_target(self, line):
         """`Ratios` by full schedules of up to the line's length."""
@@ -357,7 +381,7 @@ class Results:
         uniform = self.ladder(UNIFORM, line.noise)
         theirs = self._needed(uniform, end, line.seeds)
         flops = {}
-        for kind in COSTS[:3]:
+        for kind in self.costs:
             bills = [self.flops(one, kind, line.seeds) for one in ladder]
             spent = np.interp(ours, lengths, bills)
             spent = np.where(np.isinf(ours), np.inf, spent)
@@ -421,15 +445,16 @@ class Results:
     def _flops(self, cell, seed, cost):
         row = self.runs.loc[cell, seed].fillna(0)
         own = [row["flops_step"] + row["flops_stored"]]
-        if cost in ("all", "given reference"):
+        if cost not in ("scores", "reference"):
             own.append(row["flops_renewals"] + row["flops_embedded"])
-        if cost != "given reference":
-            kind = "scores" if cost == "reference" else "all"
-            own += [
-                self._flops(name, self.runs.loc[name].index[0], kind)
-                for name in self._references(cell)
-                if cost != "scores"
-            ]
+        if cost in ("scores", "given reference"):
+            return sum(own)
+        kind = "scores" if cost == "reference" else "all"
+        learners = _SHARED if cost == "shared" else 1
+        own += [
+            self._flops(name, self.runs.loc[name].index[0], kind) / learners
+            for name in self._references(cell)
+        ]
         return sum(own)
 
     def _references(self, cell):

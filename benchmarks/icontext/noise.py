@@ -8,7 +8,7 @@
 | near-duplicate | 1/14 | one of a few pairs again, its picture shifted |
 
 The pool keeps its size. A record's `noise` names the kind, and is empty where
-the pair is what it was: an oracle can see it, a run does not look at it.
+the pair is what it was: a reader can see it, a run does not look at it.
 """
 
 import hashlib

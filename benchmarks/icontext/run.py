@@ -5,15 +5,18 @@
     python -m benchmarks.icontext.run --cells 'web_uniform_*' --seeds 0
 
 `make icontext-data` makes the data first. References and sidecars that a cell
-needs are made before it. A run that was stopped continues when the command is
-given again; only one command may work in a folder.
+needs are made before it. A run extends the one of its cell's length before, as
+if it had been longer from the start. A run that was stopped continues when the
+command is given again; only one command may work in a folder.
 """
 
 import argparse
 import concurrent.futures
 import fnmatch
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -70,6 +73,14 @@ def main(arguments=None):
     report.log(f"{len(wanted)} runs to do")
     if not Runner(work, results, options.jobs).run(wanted):
         sys.exit(1)
+
+
+def _steps_of(workdir):
+    """The length of the run in a folder; infinite without one."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return float("inf")
+    return json.loads(path.read_text(encoding="utf-8"))["steps"]
 
 
 def finished(results):
@@ -138,6 +149,9 @@ class Runner:
         needs = []
         if run.cell.reference:
             needs.append(self._embedded(run.cell.reference, run.cell.pool))
+        shorter = self._futures.get((run.shorter and run.shorter.name, seed))
+        if shorter is not None:
+            needs.append(shorter)
         return self._once((name, seed), needs, self._train, run)
 
     def _embedded(self, name, pool):
@@ -157,11 +171,17 @@ class Runner:
         name, seed = run.name, run.seed
         workdir = self._workdir(name, seed)
         is_new = not workdir.exists()
-        seconds = None
-        if not (workdir / "final.weights.h5").exists():
+        if is_new and run.shorter:
+            self._copy(run.shorter, workdir)
+        log, seconds = f"{name}-{seed}", None
+        if _steps_of(workdir) < run.steps:
+            more = run.steps - _steps_of(workdir)
+            command = ("train", "--workdir", workdir, "--extend", str(more))
+            seconds = self._command(log, *command)
+        elif not (workdir / "final.weights.h5").exists():
             config = f"{report.ROOT}/configs/{run.cell.recipe}.py"
             seconds = self._command(
-                f"{name}-{seed}",
+                log,
                 *("train", "--config", config, "--workdir", workdir),
                 *("--set", *self.settings(run)),
             )
@@ -179,6 +199,15 @@ class Runner:
             # A run that was stopped took more than its last process.
             row["processor_seconds"] = seconds if is_new else None
             collect.add(self._results, row, curve, pairs)
+
+    def _copy(self, run, workdir):
+        """Copies a finished run, if it is there, to be extended."""
+        source = self._workdir(run.name, run.seed)
+        if (source / "final.weights.h5").exists():
+            partial = workdir.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(source, partial)
+            partial.rename(workdir)
 
     def settings(self, run):
         """Changes to the recipe of a run, "a.b=c" each."""
@@ -206,8 +235,8 @@ class Runner:
         return self._work / "sidecars" / f"{name}-{pool}"
 
     def _shards(self, pool):
-        if pool == "curated":
-            return f"{self._data}/curated-*.tfrecord"
+        if pool in cells.CLEAN_SETS:
+            return f"{self._data}/{pool}-*.tfrecord"
         return f"{self._data}/{pool}/pool-*.tfrecord"
 
     def _command(self, log, *words):

@@ -33,15 +33,25 @@ def build_small(config, vocabulary_size):
     return _build(config, vocabulary_size, WIDTHS, StridedTower)
 
 
-def _build(config, vocabulary_size, widths, image_tower=None):
+def build_narrow(config, vocabulary_size):
+    """Returns towers of half the width of `build_small`'s."""
+    widths = [width // 2 for width in WIDTHS]
+    return _build(
+        config, vocabulary_size, widths, StridedTower, EMBEDDING_DIM // 2
+    )
+
+
+def _build(
+    config, vocabulary_size, widths, image_tower=None, dim=EMBEDDING_DIM
+):
     image_seed, text_seed = (
         layers.child_seed(config.seed, name)
         for name in ("image_tower", "text_tower")
     )
     image_tower = image_tower or ConvolutionalTower
     return (
-        image_tower(widths, EMBEDDING_DIM, seed=image_seed),
-        BagTower(vocabulary_size, EMBEDDING_DIM, seed=text_seed),
+        image_tower(widths, dim, seed=image_seed),
+        BagTower(vocabulary_size, dim, seed=text_seed),
     )
 
 

@@ -6,15 +6,18 @@ Made of the whole data set (`full.py`), whose pool is cut by icon set:
 | --- | --- |
 | pool00 to pool90 | all sets but the held-out ones, at six levels of noise |
 | clean15 to clean90 | these without their noise |
+| part00 to part90 | seven tenths of these sets, at four levels of noise |
+| part_clean30 to part_clean90 | these without their noise |
+| apart | the other sets, clean, for a reference; no picture is in the part |
 | curated | 4,000 clean pairs of the pool's icons, no longer in the pool |
 | curated1000, curated250 | the first of these |
 | val_sets, test_sets | captions of icon sets that nobody trains on |
 | val_concept, test_concept | emoji art of held-out concepts, as in `full.py` |
 | val_style, test_style | emoji art in styles that nobody trains on |
 
-Settings are chosen on the `val` splits. Logos are in no pool: they are the
-noise of another domain (`noise.py`). Pictures of the pool that copy a held-out
-one are dropped.
+A part consists of whole families of icon sets. Settings are chosen on the `val`
+splits. Logos are in no pool: they are the noise of another domain (`noise.py`).
+Pictures of the pool that copy a held-out one are dropped.
 """
 
 import collections
@@ -33,7 +36,9 @@ from benchmarks.icontext import (
     sources,
 )
 
-LEVELS = (0, 15, 30, 50, 70, 90)
+LEVELS = {"pool": (0, 15, 30, 50, 70, 90), "part": (0, 30, 70, 90)}
+CLEAN = {"pool": "clean", "part": "part_clean"}
+PART = 0.7  # of the families
 NUM_CURATED = 4_000
 FEWER_CURATED = (1_000, 250)
 VAL_STYLE = "emojione"
@@ -61,23 +66,25 @@ def build(data, out):
     splits, foreign, dropped = split(data)
     out.mkdir(parents=True, exist_ok=True)
     pool = splits.pop("pool")
+    part, splits["apart"] = apart(pool)
     full.write_vocabulary(out, (*pool, *splits["curated"]))
     sizes = {name: len(records) for name, records in splits.items()}
     for name, records in splits.items():
         shards.write(out, name, records, 1)
-    for level in LEVELS:
-        noisy = noise.add(pool, level / 100, foreign)
-        pools = {f"pool{level:02d}": noisy}
-        if level:
-            clean = [record for record in noisy if not record.noise]
-            pools[f"clean{level:02d}"] = clean
-        for name, records in pools.items():
-            (out / name).mkdir(exist_ok=True)
-            shards.write(out / name, "pool", records, NUM_SHARDS)
-        counts = collections.Counter(record.noise for record in noisy)
-        sizes[f"pool{level:02d}"] = {
-            one or "pairs": counts[one] for one in sorted(counts)
-        }
+    for kind, records in (("pool", pool), ("part", part)):
+        for level in LEVELS[kind]:
+            noisy = noise.add(records, level / 100, foreign)
+            pools = {f"{kind}{level:02d}": noisy}
+            if level:
+                clean = [record for record in noisy if not record.noise]
+                pools[f"{CLEAN[kind]}{level:02d}"] = clean
+            for name, some in pools.items():
+                (out / name).mkdir(exist_ok=True)
+                shards.write(out / name, "pool", some, NUM_SHARDS)
+            counts = collections.Counter(record.noise for record in noisy)
+            sizes[f"{kind}{level:02d}"] = {
+                one or "pairs": counts[one] for one in sorted(counts)
+            }
     stats = {
         "seed": SEED,
         "sizes": sizes,
@@ -145,6 +152,23 @@ def split(data):
     ]
     dropped = {"copies of a held-out picture": int(sum(is_copy))}
     return splits, foreign, dropped
+
+
+def apart(pool):
+    """Cuts a pool without noise into a learner's part and a reference's.
+
+    Returns:
+        Records of `PART` of the families, and those of the others whose
+        pictures are not among these; equal pictures have equal files.
+    """
+    parts = {True: [], False: []}
+    for record in pool:
+        name = f"{SEED}|apart|{_family(record.row.style)}"
+        share = hashlib.sha256(name.encode()).digest()[0] / 256
+        parts[share < PART].append(record)
+    known = {record.png for record in parts[True]}
+    others = [record for record in parts[False] if record.png not in known]
+    return parts[True], others
 
 
 def families(records):

@@ -27,7 +27,7 @@ def build_model(
         learner = models.build_learner(config, vocabulary_size)
         teacher = None
         if config.steps_need_reference and config.reads_sidecars:
-            teacher = reference.cached(10.0, -10.0)
+            teacher = reference.Cached(10.0, -10.0)
         elif config.steps_need_reference:
             teacher = models.build_learner(config, vocabulary_size)
         model = training.build_model(config, learner, teacher)

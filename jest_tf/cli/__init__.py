@@ -14,7 +14,8 @@ import traceback
 from collections.abc import Sequence
 
 from jest_tf import files
-from jest_tf.config import checks, overrides
+from jest_tf.cli import flags as flags_lib
+from jest_tf.config import checks, imports, overrides
 
 COMMANDS = (
     *("train", "embed", "evaluate", "curate", "advise", "page", "export"),
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+@files.temporary()
 def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     """Runs a command as `main` does, but exits unless it succeeds.
 
@@ -53,13 +55,12 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     # A page of `files/remote.py`, and the byte before it.
     os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**20 + 1))
-    # As under `python -m`: settings may name modules of the working directory.
-    if not {"", os.getcwd()} & {*sys.path}:
-        sys.path.insert(0, os.getcwd())
     try:
         words = sys.argv[1:] if argv is None else argv
         flags = _parse([command, *words] if command else words)
         _check_backend()
+        # Before TensorFlow, which a run directory may have a namesake of.
+        imports.begin_command(*_runs(flags))
         return flags.run(flags)
     except ValueError as error:
         code = f"error: {error}"
@@ -175,6 +176,22 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv):
     flags, flags.beam_options = parser().parse_known_args(argv)
     return flags
+
+
+def _runs(flags):
+    """The run directories that a command is given, and whether to trust them.
+
+    A public model is none, which does no harm here.
+    """
+    given = vars(flags)
+    names = [given.get(one) for one in flags_lib.RUNS]
+    recipe = given.get("config") or ""
+    if os.path.basename(recipe) == "config.json":  # that of a run
+        names.append(os.path.dirname(recipe) or ".")
+    # A recipe may load the run in which the command runs.
+    if all(map(os.path.isfile, ("config.json", "final.weights.h5"))):
+        names.append(".")
+    return filter(None, names), given.get("trust", False)
 
 
 def _check_backend():

@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--output", required=True, metavar="DIR", help="folder of the advice")
     add("--set", **several, default=[], metavar="A=B", help="settings")
+    flags_lib.add_trust(parser)
     flags_lib.add_format(parser, from_run=True)
 
 

@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="spread the shards by Apache Beam, which takes its own flags",
     )
+    flags_lib.add_trust(parser)
     flags_lib.add_format(parser)
 
 

@@ -20,7 +20,8 @@ from jest_tf.runs import (
 def report(config: config_lib.TrainConfig, workdir: str) -> str:
     """Describes a run, after all checks that need no training.
 
-    Opens the data, the reference and its sidecars, and builds the learner.
+    Opens the data, the reference and its sidecars, of which local ones are read
+    whole to compare their checksums, and builds the learner.
     Writes only indexes that are missing, as the run would.
 
     Raises:
@@ -36,11 +37,13 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     sources = inputs.open_sources(config, tf.distribute.get_strategy())
     store, teacher, sidecars = sources.store, sources.teacher, sources.sidecars
     shards = len(store.shards.paths)
-    yield "data", f"{len(store):,} records in {shards:,} shards"
+    lost = f", lost: about {store.num_lost:,}" * bool(store.num_lost)
+    yield "data", f"{len(store):,} records in {shards:,} shards{lost}"
     if teacher is not None:
         size = _count(teacher.learner)
         yield "reference", f"{config.reference.model}, {size:,} parameters"
     if sidecars is not None:
+        sidecars.verify()
         yield "sidecars", f"all fit, embeddings of {sidecars.dim}"
     evaluated = evaluations.open_data(config)
     for name, one in evaluated.stores.items():
@@ -49,6 +52,7 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
         tasks = ", ".join(one.entry.task)
         yield "evaluation", f"{len(one.data.store):,} records, {name}: {tasks}"
     if start.tokenizer is not None:
+        loading.warn_of_cut_captions(store, start.tokenizer)
         vocabulary = start.tokenizer.vocabulary_size
     else:
         vocabulary = _vocabulary_size(config, workdir)

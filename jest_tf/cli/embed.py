@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="hosts that share the shards (default: 1)",
     )
+    flags_lib.add_trust(parser)
     flags_lib.add_format(parser)
     largest = config.DataConfig.max_image_pixels
     add(

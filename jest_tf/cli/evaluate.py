@@ -11,6 +11,7 @@ Embeddings are kept there, for the next evaluation of the same weights.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=int, help="of a checkpoint (default: the final weights)"
     )
+    flags_lib.add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -82,6 +84,7 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def _measured(flags):
+    from jest_tf.data import stores
     from jest_tf.runs import directory, loading
 
     if flags.model:
@@ -89,7 +92,8 @@ def _measured(flags):
         return evaluate_suite(
             model, flags.suite, flags.output, index_dir=flags.index_dir
         )
-    settings = directory.load_config(flags.workdir).evaluation
+    recipe = directory.load_config(flags.workdir)
+    settings, index_dir = recipe.evaluation, recipe.data.index_dir
     data, suite = flags.data, flags.suite
     if not data and not suite:
         data, suite = settings.data, settings.suite
@@ -106,17 +110,21 @@ def _measured(flags):
             needed = "--data" if name in _READING else "--suite"
             raise ValueError(f"{flags_lib.name(name)} needs {needed}")
     model = loading.load(flags.workdir, flags.step)
-    results = {}
-    if data:
-        reading = {
-            name: getattr(flags, name) for name in flags_lib.FORMAT_FIELDS
-        }
-        results = evaluate(model, data, reading)
-    if suite:
-        output = flags.output or flags.workdir
-        results |= evaluate_suite(
-            model, suite, output, step=flags.step, index_dir=flags.index_dir
-        )
+    is_named = (flags.data or flags.suite) and not index_dir
+    results, keeping = {}, contextlib.nullcontext()
+    if not (is_named or flags.index_dir or flags.trust):
+        keeping = stores.indexes_in_memory()
+    with keeping:
+        if data:
+            reading = {
+                name: getattr(flags, name) for name in flags_lib.FORMAT_FIELDS
+            }
+            results = evaluate(model, data, reading)
+        if suite:
+            output = flags.output or flags.workdir
+            results |= evaluate_suite(
+                model, suite, output, step=flags.step, index_dir=flags.index_dir
+            )
     return results
 
 

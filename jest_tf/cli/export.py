@@ -9,6 +9,8 @@ docs/models.md loads each.
 
 import argparse
 
+from jest_tf.cli import flags as flags_lib
+
 FORMATS = ("saved_model", "onnx", "keras_hub", "weights")
 DTYPES = ("float32", "float16")  # as of `inference.export`
 
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=DTYPES,
         help="of the weights in a saved_model (default: float32)",
     )
+    flags_lib.add_trust(parser)
 
 
 def run(flags: argparse.Namespace) -> None:

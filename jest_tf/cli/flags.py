@@ -6,6 +6,8 @@ from jest_tf import config
 
 FORMAT_FIELDS = ("format", "image_field", "caption_fields", "index_dir")
 SEVERAL = {"nargs": "+", "action": "extend"}
+# Those that name a run directory.
+RUNS = ("workdir", "model", "learner", "reference")
 
 
 def name(field: str) -> str:
@@ -34,6 +36,15 @@ def open_store(
         data(flags, patterns, **fields),
         progress.Progress("indexing", "bytes"),
         setting,
+    )
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag of commands that load a run directory."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import modules that lie in a run directory (docs/models.md)",
     )
 
 

@@ -8,11 +8,11 @@ then writes the page again until the run has finished.
 
 import argparse
 import contextlib
-import os
 import pathlib
 import sys
 
 from jest_tf import files
+from jest_tf.cli import flags as flags_lib
 from jest_tf.config import checks
 
 
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "again if the run has logged more; the browser reloads it. Ends with "
         "the run; waits for a run that has not begun or has stopped",
     )
+    flags_lib.add_trust(parser)
 
 
 def run(flags: argparse.Namespace) -> None:
@@ -88,4 +89,4 @@ def _watch(flags):
 def _path(flags):
     from jest_tf.runs import directory
 
-    return flags.output or os.path.join(flags.workdir, directory.PAGE_FILE)
+    return flags.output or directory.path(flags.workdir, directory.PAGE_FILE)

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train the finished run in the directory for further steps, with "
         "the schedule of the learning rate begun anew",
     )
+    flags_lib.add_trust(parser)
     parser.set_defaults(settings=config.TrainConfig)
     parser.epilog = (
         f"{parser.epilog}\nsettings and their defaults:\n"

@@ -6,10 +6,8 @@ in its annotation: `image_size: Annotated[int, at_least(1)] = 32`.
 
 import difflib
 import functools
-import importlib
 import math
 import operator
-import os
 import re
 import types
 import typing
@@ -128,31 +126,6 @@ def name_or_function(*names: str) -> Rule:
         f"one of {names}, or {expected}",
         _OneOf(names, lambda value: value and is_function(value)),
     )
-
-
-def load_function(setting: str, name: str) -> Callable:
-    """Imports "module:function", the value of a `setting`.
-
-    Raises:
-        ValueError: it cannot be imported, or is no function.
-    """
-    module, function = name.split(":")
-    imported = None
-    try:
-        imported = importlib.import_module(module)
-        found = getattr(imported, function)
-    except (ImportError, AttributeError) as error:
-        hint = did_you_mean(function, vars(imported)) if imported else ""
-        raise ValueError(
-            f"`{setting}` must name a function of a module that can be "
-            f"imported from {os.getcwd()}. Received: {name!r} ({error}){hint}"
-        ) from error
-    if not callable(found):
-        raise ValueError(
-            f"`{setting}` must name a function. Received: {name!r}, "
-            f"a {type(found).__name__}"
-        )
-    return found
 
 
 class Checked:

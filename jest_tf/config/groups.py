@@ -92,8 +92,8 @@ class DataConfig(Checked, path="data"):
         shuffle_block_size: neighbouring records that stay together in the
             shuffled order, so that slow storage, such as a bucket, is read in
             long pieces. None shuffles single records; keep it on local disks.
-        max_fault_rate: share of drawn records that may be unreadable, and are
-            replaced, before the run stops.
+        max_fault_rate: share of records that may be lost in damaged shards, or
+            unreadable and replaced when drawn, before the run stops.
         max_image_pixels: larger images are replaced instead of decoded.
         image_size: side in pixels to which images are resized.
         text_length: tokens per caption, truncated or padded.

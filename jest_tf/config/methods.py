@@ -7,7 +7,7 @@ Imports no TensorFlow. A new criterion is an entry of `CRITERIA`, or a user's
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jest_tf.config import checks
+from jest_tf.config import checks, imports
 
 # The models that a criterion may need.
 MODELS = ("learner", "reference")
@@ -103,7 +103,7 @@ def criterion(name: str) -> Criterion:
     if name in CRITERIA:
         return CRITERIA[name]
     checks.check("criterion", name, checks.name_or_function(*CRITERIA))
-    found = checks.load_function("criterion", name)()
+    found = imports.load_function("criterion", name)()
     needs = getattr(found, "needs", None)
     if not isinstance(found, Criterion) or not {*needs} <= {*MODELS}:
         raise ValueError(

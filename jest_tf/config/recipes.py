@@ -78,7 +78,7 @@ def _read_json(path):
     with open(path, encoding="utf-8") as file:
         try:
             values = json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path!r} is no JSON file: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(

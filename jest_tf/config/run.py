@@ -218,6 +218,26 @@ class TrainConfig(Checked):
         )
 
     @property
+    def functions(self) -> list[tuple[str, str]]:
+        """The settings that name code, each with its "module:function"."""
+        named = [
+            ("data.augment", self.data.augment),
+            ("data.vocabulary", self.data.vocabulary),
+            ("model.towers", self.model.towers),
+            ("model.loss", self.model.loss),
+            ("selection.loss", self.selection.loss or ""),
+            ("optimizer.name", self.optimizer.name),
+            ("optimizer.schedule", self.optimizer.schedule),
+            *(
+                (f"selection.stages.{number}.criterion", stage.criterion)
+                for number, stage in enumerate(self.selection.stages)
+            ),
+            *(("callbacks", name) for name in self.callbacks),
+        ]
+        is_function = checks.FUNCTION[1]
+        return [one for one in named if ":" in one[1] and is_function(one[1])]
+
+    @property
     def schedules(self) -> list[tuple[int, int]]:
         """First step and end of each schedule of the learning rate."""
         starts = (0, *self.optimizer.restarts)

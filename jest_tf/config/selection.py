@@ -230,7 +230,8 @@ class SelectionConfig(Checked, path="selection"):
                 f"`selection.stages.{number}.num_chunks` must be at most the "
                 "rows that the stage draws by score, so that every chunk draws "
                 "a row: those that pass it, less "
-                f"`selection.stages.{number}.uniform_share`",
+                f"`selection.stages.{number}.uniform_share`; here for example "
+                f"num_chunks={max(passed // 2, 1)}",
                 num_chunks=stage.num_chunks,
                 rows=passed,
             )
@@ -299,6 +300,19 @@ class SelectionConfig(Checked, path="selection"):
                 stage
                 if stage.is_active(step)
                 else dataclasses.replace(stage, method="uniform")
+                for stage in self.stages
+            ),
+        )
+
+    @property
+    def in_step(self) -> "SelectionConfig":
+        """The selection as a step sees it: its stored stages are uniform."""
+        return dataclasses.replace(
+            self,
+            stages=tuple(
+                dataclasses.replace(stage, method="uniform")
+                if stage.is_stored
+                else stage
                 for stage in self.stages
             ),
         )

@@ -192,14 +192,16 @@ def _read(path):
     parse = {".json": json.loads, ".toml": tomllib.loads}.get(
         os.path.splitext(path)[1]
     )
-    if parse is None or not files.is_file(path):
+    if parse is None:
         raise ValueError(
             "`evaluation.suite` must be a .toml or .json file "
             f"(docs/evaluation.md). Received: {path!r}"
         )
+    if not files.is_file(path):
+        raise ValueError(f"`evaluation.suite`: there is no file {path!r}")
     try:
         values = parse(files.read_whole(path).decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a table an entry.")

@@ -175,21 +175,29 @@ def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
         OSError: the file cannot be read.
         ValueError: the file is damaged or not an artefact of this kind.
     """
-    try:
+    with read_as(path, kind):
         if files.is_remote(path) and not verify:
             found = _open_remote(path)
         else:
             with files.staged(path) as local:
                 found = _map(local)
         _check(found, kind, verify)
+    return found
+
+
+@contextlib.contextmanager
+def read_as(path: str, kind: str) -> Iterator[None]:
+    """Raises ValueError where the content of a file is not that of a kind."""
+    try:
+        yield
     except (
-        *(KeyError, ValueError, TypeError, struct.error),
+        *(LookupError, ValueError, TypeError, AttributeError),
+        *(OverflowError, RecursionError, struct.error),
         safetensors.SafetensorError,
     ) as error:
         raise ValueError(
             f"{path} must be a jest_tf {kind}. Received: {error}; {KINDS[kind]}"
         ) from error
-    return found
 
 
 def read_again(

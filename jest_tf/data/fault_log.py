@@ -30,16 +30,21 @@ class FaultLog:
         path: of the log, JSON lines; None writes none.
         max_rate: share of the drawn positions that may be replaced, in [0, 1];
             of the first 1,024 positions, that share of 1,024.
+        lost_share: share of the records that damaged shards have lost, which
+            counts as if so many were replaced.
 
     Attributes:
-        max_rate: as given.
+        max_rate, lost_share: as given.
         num_drawn: positions drawn so far.
         num_replaced: positions replaced so far.
     """
 
-    def __init__(self, path: str | None, max_rate: float):
+    def __init__(
+        self, path: str | None, max_rate: float, lost_share: float = 0.0
+    ):
         self._path = path
         self.max_rate = max_rate
+        self.lost_share = lost_share
         self._lock = threading.Lock()
         self._error = ""
         self._reasons = collections.Counter()
@@ -76,7 +81,8 @@ class FaultLog:
         with self._lock:
             self.num_drawn += num_drawn
             self.num_replaced += num_replaced
-            limit = self.max_rate * max(self.num_drawn, MIN_DRAWN)
+            limit = self.max_rate - self.lost_share
+            limit *= max(self.num_drawn, MIN_DRAWN)
             if self.num_replaced > limit and not self._error:
                 self._error = self._describe()
         self.check()
@@ -96,17 +102,28 @@ class FaultLog:
             self._sort(stop_step)
 
     def _describe(self):
+        found = []
+        if self.num_drawn:
+            found.append(
+                f"{self.num_replaced:,} of {self.num_drawn:,} drawn, "
+                f"{self.num_replaced / self.num_drawn:.2%}"
+            )
+        if self.lost_share:
+            found.append(
+                f"{self.lost_share:.2%} are lost in damaged shards, which "
+                "warnings have named: copy these anew"
+            )
         reasons = "; ".join(
             f"{count} x {reason}"
             for reason, count in self._reasons.most_common(3)
         )
-        log = f"; all of them are in {self._path}" if self._path else ""
+        if reasons:
+            reasons = f". The commonest reasons: {reasons}"
+            if self._path:
+                reasons += f"; all of them are in {self._path}"
         return (
-            f"Too many records cannot be read: {self.num_replaced:,} of "
-            f"{self.num_drawn:,} drawn, "
-            f"{self.num_replaced / self.num_drawn:.2%}. Expected at most "
-            f"`data.max_fault_rate`={self.max_rate}. The commonest reasons: "
-            f"{reasons}{log}"
+            f"Too many records cannot be read: {', and '.join(found)}. "
+            f"Expected at most `data.max_fault_rate`={self.max_rate}{reasons}"
         )
 
     def _count(self, reason):

@@ -186,7 +186,7 @@ class Loader:
         )
         whole = chunks.batch(size // chunk_size, drop_remainder=True).map(join)
         if by_ops:
-            whole = ops_reader.limited(whole, self.faults.max_rate)
+            whole = ops_reader.limited(whole, self.faults)
         return whole
 
 

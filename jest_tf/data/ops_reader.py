@@ -415,10 +415,12 @@ def check_tokens(
                 )
 
 
-def limited(dataset: tf.data.Dataset, max_rate: float) -> tf.data.Dataset:
+def limited(
+    dataset: tf.data.Dataset, faults: fault_log.FaultLog
+) -> tf.data.Dataset:
     """Stops a dataset of super-batches at too many replacements.
 
-    As `fault_log.FaultLog`, but of this dataset's positions alone.
+    At the limit of `faults`, but of this dataset's positions alone.
     """
 
     def count(state, batch):
@@ -426,10 +428,11 @@ def limited(dataset: tf.data.Dataset, max_rate: float) -> tf.data.Dataset:
         drawn = state[0] + tf.size(replaced, tf.int64)
         count = state[1] + tf.math.count_nonzero(replaced)
         least = tf.maximum(drawn, fault_log.MIN_DRAWN)
-        limit = max_rate * tf.cast(least, tf.float64)
+        limit = faults.max_rate - faults.lost_share
+        limit *= tf.cast(least, tf.float64)
         text = tf.strings.format(
             "Too many records cannot be read: {} of {} drawn. Expected at most "
-            f"`data.max_fault_rate`={max_rate}",
+            f"`data.max_fault_rate`={faults.max_rate}",
             (count, drawn),
         )
         check = tf.debugging.Assert(tf.cast(count, tf.float64) <= limit, [text])

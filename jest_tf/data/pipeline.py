@@ -86,7 +86,7 @@ def super_batches(
     tokenizer_of = {"text": tokenizer}
     if options.reference_tokenizer not in (None, tokenizer):
         tokenizer_of["text_for_reference"] = options.reference_tokenizer
-    faults = options.faults or FaultLog(None, _MAX_FAULT_RATE)
+    faults = options.faults or FaultLog(None, _MAX_FAULT_RATE, store.lost_share)
     loader = loading.Loader(store, forms, tokenizer_of, faults, options)
     parts = _Stream(store, seed, start_step, loader, options)
     num_curated = options.curated_rows

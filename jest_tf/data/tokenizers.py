@@ -22,7 +22,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from jest_tf import files
-from jest_tf.config import checks
+from jest_tf.config import checks, imports
 
 UNKNOWN_TOKEN = "[UNK]"
 END_TOKEN = "[EOS]"
@@ -71,7 +71,7 @@ class Tokenizer:
 
     def save(self, directory: str) -> None:
         """Writes its one file into an existing directory."""
-        files.write_whole(os.path.join(directory, self.FILE), self._content)
+        files.write_whole(files.inside(directory, self.FILE), self._content)
 
 
 class _TextTokenizer(Tokenizer):
@@ -129,18 +129,23 @@ class WordPieceTokenizer(_TextTokenizer):
         self.vocabulary = tuple(vocabulary)
         _check_vocabulary(self.vocabulary)
         super().__init__(
-            functools.partial(
-                tf_text.FastBertTokenizer,
-                list(self.vocabulary),
-                token_out_type=tf.int32,
-                unknown_token=UNKNOWN_TOKEN,
-                lower_case_nfd_strip_accents=True,
-            ),
+            self._tokenizer,
             length,
             self.vocabulary.index(END_TOKEN),
             len(self.vocabulary),
             "".join(f"{token}\n" for token in self.vocabulary).encode(),
         )
+
+    def _tokenizer(self):
+        # It holds tables alone. Within a graph, TensorFlow checks every byte of
+        # them in Python, which takes seconds.
+        with tf.init_scope():
+            return tf_text.FastBertTokenizer(
+                list(self.vocabulary),
+                token_out_type=tf.int32,
+                unknown_token=UNKNOWN_TOKEN,
+                lower_case_nfd_strip_accents=True,
+            )
 
 
 class SentencePieceTokenizer(_TextTokenizer):
@@ -263,23 +268,27 @@ class KerasHubTokenizer(Tokenizer):
         )[0]
 
     @property
-    def layer(self) -> keras.layers.Layer:
-        """Returns KerasHub's tokenizer, anew."""
-        return self._make().tokenizer
+    def preprocessor(self) -> keras.layers.Layer:
+        """Returns KerasHub's preprocessor of texts, anew."""
+        return self._make()
 
     def _make(self):
         try:
             found = json.loads(self._content)
+            found["preprocessor"]["config"]["sequence_length"] = self.length
             preprocessor = keras.saving.deserialize_keras_object(
                 found["preprocessor"]
             )
-        except (ValueError, KeyError, TypeError) as error:
+            _load_assets(preprocessor.tokenizer, found["assets"])
+        except (
+            *(ValueError, KeyError, TypeError, AttributeError, OSError),
+            RecursionError,
+        ) as error:
             raise ValueError(
                 "A vocabulary that ends in .json must be one that a run with "
                 "a model of KerasHub has written. Received: another file "
                 f"({type(error).__name__}: {error})"
             ) from error
-        _load_assets(preprocessor.tokenizer, found["assets"])
         return preprocessor
 
 
@@ -301,7 +310,7 @@ class FunctionTokenizer(Tokenizer):
     def __init__(self, name: str, length: int):
         super().__init__(length, f"{name}\n".encode())
         self.name = name
-        build = checks.load_function("data.vocabulary", name)
+        build = imports.load_function("data.vocabulary", name)
         self._tokenize = build(self.length)
         size = getattr(self._tokenize, "vocabulary_size", None)
         if not callable(self._tokenize) or not isinstance(size, int):
@@ -347,7 +356,7 @@ def _read_assets(tokenizer):
 def _load_assets(tokenizer, assets):
     with tempfile.TemporaryDirectory() as folder:
         for name, content in assets.items():
-            with open(os.path.join(folder, name), "wb") as file:
+            with open(files.inside(folder, name), "wb") as file:
                 file.write(base64.b64decode(content))
         tokenizer.load_assets(folder)
 
@@ -413,7 +422,7 @@ def load_tokenizer(directory: str, length: int) -> Tokenizer:
 
 
 def _tokenizer_files(directory):
-    paths = [os.path.join(directory, name) for name in _FILES]
+    paths = [files.inside(directory, name) for name in _FILES]
     return [path for path in paths if files.is_file(path)]
 
 

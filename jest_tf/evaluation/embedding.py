@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -66,7 +65,7 @@ class Encoder:
         """
         self._memory = {}
         if folder:
-            self._folder = os.path.join(folder, self._fingerprint())
+            self._folder = files.inside(folder, self._fingerprint())
         try:
             yield
             if folder and not keep:
@@ -118,7 +117,7 @@ class Encoder:
             return np.concatenate(list(parts(0)))
         key = key()
         if key not in self._memory:
-            found = list(self._read(key))
+            found = list(self._read(key, num_rows))
             start = sum(map(len, found))
             if start < num_rows:
                 for part in parts(start):
@@ -174,16 +173,18 @@ class Encoder:
 
     def _path(self, key, start):
         digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        return os.path.join(self._folder, f"{digest}-{start}.embeddings")
+        return files.inside(self._folder, f"{digest}-{start}.embeddings")
 
-    def _read(self, key):
+    def _read(self, key, num_rows):
         start = 0
-        while self._folder:
+        while self._folder and start < num_rows:
             try:
                 part = artefacts.read(
                     self._path(key, start), "embeddings", verify=True
                 ).arrays["embeddings"]
             except (OSError, ValueError):
+                return
+            if not 0 < len(part) <= num_rows - start:
                 return
             yield np.array(part)
             start += len(part)

@@ -15,10 +15,11 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 PARTIAL = ".partial"
 VIEWS = ".view"  # a folder, see `keep_views`
+_TEMPORARY = "jest-tf-"
 
 
 def is_remote(path: str) -> bool:
@@ -29,6 +30,36 @@ def is_remote(path: str) -> bool:
 def absolute(path: str) -> str:
     """Returns the path without relative parts; a remote one as it is."""
     return path if is_remote(path) else os.path.abspath(path)
+
+
+def inside(folder: str, name: str) -> str:
+    """Returns the path of what a file or a listing names within a folder.
+
+    Raises:
+        ValueError: it is no single name, or a link that leads out.
+    """
+    if not name or name in (".", "..") or {"/", "\0"} & {*name}:
+        raise ValueError(
+            f"What lies in {folder} must have a plain name, not a path. "
+            f"Received: {name!r}; delete it, or take the folder from where you "
+            "trust its files"
+        )
+    path = os.path.join(folder, name)
+    if not is_remote(path):
+        check_links([path], folder)
+    return path
+
+
+def check_links(paths: Iterable[str], folder: str) -> None:
+    """Raises ValueError if a path is a link that leads out of a folder."""
+    root = os.path.realpath(folder)
+    for path in filter(os.path.islink, paths):
+        real = os.path.realpath(path)
+        if os.path.commonpath([real, root]) != root:
+            raise ValueError(
+                f"Links within {folder} must not lead out of it: copy what "
+                f"they lead to. Received: {path}, to {real}"
+            )
 
 
 def open_file(path: str, mode: str = "rb"):
@@ -103,14 +134,14 @@ def list_folder(path: str) -> list[str]:
     """Returns the sorted names in a folder; none if there is no folder."""
     if is_remote(path):
         found = _leases().listed(path, _remote().names(path))
-        return sorted({name.split("/")[0] for name in found})
+        return checked(path, {name.split("/")[0] for name in found})
     return sorted(os.listdir(path)) if os.path.isdir(path) else []
 
 
 def tree(path: str) -> list[str]:
     """Returns the files under a folder, relative to it and sorted."""
     if is_remote(path):
-        return sorted(_leases().listed(path, _remote().tree(path)))
+        return checked(path, _leases().listed(path, _remote().tree(path)))
     return sorted(
         os.path.relpath(os.path.join(root, name), path)
         for root, _, names in os.walk(path)
@@ -281,6 +312,7 @@ def staged_folder(path: str) -> Iterator[str]:
         FileNotFoundError, PermissionError, OSError: it cannot be copied.
     """
     if not is_remote(path):
+        check_links((os.path.join(path, name) for name in tree(path)), path)
         yield path
         return
     with tempfile.TemporaryDirectory() as local:
@@ -329,6 +361,47 @@ def delete_partial(path: str) -> None:
 
 
 @contextlib.contextmanager
+def temporary() -> Iterator[None]:
+    """Gives a process a temporary folder of its own, for the time of the block.
+
+    Those that killed processes have left are deleted. TensorFlow, too, puts
+    there what it would delete at the end.
+    """
+    before = tempfile.tempdir, os.environ.get("TMPDIR")
+    above = tempfile.gettempdir()
+    for old in glob.glob(os.path.join(glob.escape(above), f"{_TEMPORARY}*")):
+        # One that is in use is locked.
+        with contextlib.suppress(OSError), _lock_of(old):
+            shutil.rmtree(old)
+    new = tempfile.mkdtemp(prefix=f".{_TEMPORARY}")
+    folder = os.path.join(above, os.path.basename(new)[1:])
+    with contextlib.ExitStack() as stack:
+        # Some network disks have no locks on folders, and nothing is swept up.
+        with contextlib.suppress(OSError):
+            stack.enter_context(_lock_of(new))
+        os.rename(new, folder)  # locked before it can be found
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before[0]
+            os.environ.pop("TMPDIR")
+            if before[1] is not None:
+                os.environ["TMPDIR"] = before[1]
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock_of(folder):
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
     """Holds a lock file, created and deleted here, until the block ends.
 
@@ -366,6 +439,18 @@ def keep_views(lock: str) -> None:
     """
     if is_remote(lock):
         _leases().keep_views(lock)
+
+
+def checked(folder: str, names: Iterable[str]) -> list[str]:
+    """Sorts names within a remote folder; objects may be called anything.
+
+    Raises:
+        ValueError: a name is none of a file in the folder.
+    """
+    for name in names:
+        for part in name.split("/"):
+            inside(folder, part)
+    return sorted(names)
 
 
 def _at_its_place(path, call):

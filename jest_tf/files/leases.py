@@ -418,7 +418,15 @@ def _last_view(root):
 
 @functools.lru_cache(maxsize=16)
 def _read_view(path):
-    return json.loads(remote.read(path))
+    try:
+        view = json.loads(remote.read(path))
+        files.checked(path, [*view, *view.values()])
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"The view {path} must be a JSON object of names within its "
+            f"folder. Received: {error}"
+        ) from error
+    return view
 
 
 def _age(claim):

@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import errno
 import functools
+import math
 import os
 import threading
 import time
@@ -51,6 +52,7 @@ def call_all(
     items: Sequence,
     remote: bool = False,
     tries: int = 1 + len(WAITS),
+    patience: float = math.inf,
 ) -> list:
     """Calls a function on each item, and again on those that failed.
 
@@ -59,23 +61,28 @@ def call_all(
     Args:
         function: item -> result; may raise one of `ERRORS`.
         items: its arguments.
-        remote: whether to call it on several items at a time.
+        remote: whether to call it on several items at a time, and to log what
+            takes long.
         tries: limit on calls of one item.
+        patience: seconds after which none is called again.
 
     Returns:
         The result of each item, or its last error.
     """
 
     def attempt(item):
+        slow = watched("read data") if remote else contextlib.nullcontext()
         try:
-            return function(item)
+            with slow:
+                return function(item)
         except ERRORS as error:
             return error
 
+    end = time.monotonic() + patience
     out = map_parallel(attempt, items, remote)
     for wait in WAITS[: tries - 1]:
         failed = [i for i, result in enumerate(out) if may_pass(result)]
-        if not failed:
+        if not failed or time.monotonic() + wait > end:
             break
         time.sleep(wait)
         again = map_parallel(attempt, [items[i] for i in failed], remote)
@@ -86,7 +93,7 @@ def call_all(
 
 def call(function: Callable):
     """Calls a function until it returns; raises its last error."""
-    (result,) = call_all(lambda _: function(), [None])
+    (result,) = call_all(lambda _: function(), [None], True)
     if isinstance(result, ERRORS):
         raise result
     return result

@@ -21,7 +21,7 @@ from jest_tf import evaluation, files, models
 from jest_tf.config import checks
 from jest_tf.data import batches, pictures, stores, tokenizers
 from jest_tf.inference import collection as collection_lib
-from jest_tf.models import reference
+from jest_tf.models import reference, two_tower
 from jest_tf.runs import loading
 
 # A file name, an encoded picture, an image of Pillow, or uint8 pixels.
@@ -191,7 +191,9 @@ class Embedder:
             clean, _ = tokenizers.sanitize_captions(
                 tf.constant(texts[start : start + self.batch_size], tf.string)
             )
-            parts.append(self._encode_text(self.tokenizer(clean)).numpy())
+            with two_tower.plain_id_errors():
+                part = self._encode_text(self.tokenizer(clean))
+            parts.append(part.numpy())
         return np.concatenate(parts)
 
     def classify(
@@ -314,7 +316,11 @@ class Embedder:
 
 
 def load(
-    name: str | os.PathLike, *, step: int | None = None, batch_size: int = 256
+    name: str | os.PathLike,
+    *,
+    step: int | None = None,
+    batch_size: int = 256,
+    trust: bool = False,
 ) -> Embedder:
     """Loads a trained learner, or a public model, for use.
 
@@ -326,14 +332,16 @@ def load(
         step: of a checkpoint of the run; None takes the weights of a finished
             run.
         batch_size: pictures or texts of a forward pass.
+        trust: whether modules that lie in the run's directory may be imported
+            (docs/models.md).
 
     Returns:
         The model, with its `learner`, `tokenizer` and `picture`, and the
         `config` of its run; None for other models.
 
     Raises:
-        ValueError: there is no such model or checkpoint, or the run has not
-            finished.
+        ValueError: there is no such model or checkpoint, the run has not
+            finished, or needs code that is not trusted.
 
     Example:
         ```python
@@ -341,7 +349,7 @@ def load(
         model.embed_images(["cat.jpg"]) @ model.embed_texts(["a cat"]).T
         ```
     """
-    model = loading.load(os.fspath(name), step)
+    model = loading.load(os.fspath(name), step, trust=trust)
     config = model.config if isinstance(model, reference.Run) else None
     data = config.data if config else config_lib.DataConfig
     return Embedder(
@@ -380,10 +388,8 @@ def _read(picture):
     if isinstance(picture, Image.Image):
         return np.asarray(picture.convert("RGB"))
     pixels = np.asarray(picture)
-    if pixels.dtype != np.uint8:
-        return stores.Fault(
-            f"pixels must be uint8 in [0, 255], not {pixels.dtype}"
-        )
+    if fault := two_tower.pixel_fault(pixels):
+        return stores.Fault(fault)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., np.newaxis], 3, axis=-1)
     if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4) or not pixels.size:

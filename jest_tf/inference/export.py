@@ -91,6 +91,9 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
             "ONNX needs tf2onnx: pip install '.[onnx]' in a clone"
         ) from error
     _check_keras(embedder)
+    # Eager tables, as of CLIP's tokenizer, leave Nones there, of which
+    # TensorFlow would warn.
+    tf.compat.v1.get_default_graph().clear_collection("table_initializer")
     learner = _in_float32(embedder.learner)
     about = {"scale": str(embedder.scale), "bias": str(embedder.bias)}
     pixels, tokens = _specs(embedder)

@@ -8,7 +8,7 @@ is a "module:function" that returns a `PairLoss`.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jest_tf.config import checks, methods
+from jest_tf.config import checks, imports, methods
 from jest_tf.losses.running import SigmoidRows, SoftmaxRows
 from jest_tf.losses.training import (
     feature_distillation,
@@ -64,7 +64,7 @@ def pair_loss(name: str) -> PairLoss:
         ValueError: there is no such loss, or the function returns none.
     """
     checks.check("loss", name, checks.name_or_function(*methods.LOSSES))
-    found = checks.load_function("loss", methods.LOSSES.get(name, name))()
+    found = imports.load_function("loss", methods.LOSSES.get(name, name))()
     if not isinstance(found, PairLoss):
         raise ValueError(
             "`loss` must name a function that returns a PairLoss. Received: "

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf.config import checks
+from jest_tf.config import checks, imports
 from jest_tf.models import layers, parts, towers, two_tower
 
 
@@ -146,7 +146,7 @@ def build_learner(
         )
         parts.freeze(model, settings.frozen)
         return model
-    build = checks.load_function("model.towers", settings.towers)
+    build = imports.load_function("model.towers", settings.towers)
     # Seeds unseeded Keras layers. A run seeds TensorFlow before its tokenizer
     # exists, because that clears the kernels of SentencePiece.
     random.seed(config.seed)
@@ -244,6 +244,8 @@ def from_json(text: str) -> two_tower.TwoTower:
     """Builds a learner from `to_json`, with new weights."""
     found = json.loads(text)
     learner = keras.saving.deserialize_keras_object(found["learner"])
+    if not isinstance(learner, two_tower.TwoTower):
+        raise TypeError(f"a {type(learner).__name__}, not a TwoTower")
     learner.build({k: tuple(v) for k, v in found["input_shapes"].items()})
     return learner
 

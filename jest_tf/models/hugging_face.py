@@ -52,8 +52,13 @@ def load(name: str) -> reference.Pretrained:
     torch, transformers = _import(name)
     path = name.removeprefix(PREFIX)
     try:
-        model = transformers.AutoModel.from_pretrained(path).eval()
-        processor = transformers.AutoProcessor.from_pretrained(path)
+        # Asks nobody whether to run code that lies beside the weights.
+        model = transformers.AutoModel.from_pretrained(
+            path, trust_remote_code=False
+        ).eval()
+        processor = transformers.AutoProcessor.from_pretrained(
+            path, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{name!r} cannot be loaded by transformers. Received: {error}"

@@ -15,6 +15,7 @@ tokenizer beside it, as a run directory has them.
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import re
 
@@ -80,6 +81,24 @@ def similar(name: str) -> str:
             known = _known(tokenizers.import_keras_hub(name))
             if close := checks.nearest(name, known):
                 return KERAS_HUB + close
+    return ""
+
+
+def in_folder(path: str) -> str:
+    """Returns the full name of the model that a folder holds, or ""."""
+    try:
+        content = json.loads(
+            files.read_whole(os.path.join(path, "config.json"))
+        )
+    except (OSError, ValueError):
+        return ""
+    # A run's settings have neither.
+    for key, prefix in (
+        ("registered_name", KERAS_HUB),
+        ("model_type", hugging_face.PREFIX),
+    ):
+        if key in content:
+            return prefix + path
     return ""
 
 
@@ -299,7 +318,7 @@ def save(model: reference.Run | reference.Pretrained, folder: str) -> None:
             f"MetaCLIP 2. Received: {type(learner.image_tower).__name__} and "
             f"{type(learner.text_tower).__name__}"
         )
-    text = _preset_tokenizer(hub, kind, model.tokenizer)
+    preprocessor = _preprocessor(hub, kind, model)
     options = {}
     if kind != "SigLIP":
         options["projection_dim"] = learner.image_tower.output_shape[-1]
@@ -311,13 +330,7 @@ def save(model: reference.Run | reference.Pretrained, folder: str) -> None:
     head.logit_scale.assign(learner.log_temperature)
     if hasattr(head, "logit_bias"):
         head.logit_bias.assign(learner.bias)
-    scale, offset = learner.pixels or (1 / 127.5, -1.0)
-    resizing = dataclasses.asdict(model.picture)
-    size = resizing.pop("size")
-    pictures_of = getattr(hub.layers, f"{kind}ImageConverter")(
-        image_size=(size, size), scale=scale, offset=offset, **resizing
-    )
-    for part in (backbone, text, pictures_of):
+    for part in (backbone, preprocessor):
         part.save_to_preset(folder)
 
 
@@ -329,13 +342,29 @@ def _part(tower, kind):
     return None
 
 
-def _preset_tokenizer(hub, kind, tokenizer):
+def _preprocessor(hub, kind, model):
+    """KerasHub's preprocessor of a model's texts and pictures."""
+    scale, offset = model.learner.pixels or (1 / 127.5, -1.0)
+    resizing = dataclasses.asdict(model.picture)
+    size = resizing.pop("size")
+    converter = getattr(hub.layers, f"{kind}ImageConverter")(
+        image_size=(size, size), scale=scale, offset=offset, **resizing
+    )
+    tokenizer = model.tokenizer
     if isinstance(tokenizer, tokenizers.KerasHubTokenizer):
-        return tokenizer.layer
+        found = tokenizer.preprocessor
+        found.image_converter = converter
+        return found
     if kind == "SigLIP" and isinstance(
         tokenizer, tokenizers.SentencePieceTokenizer
     ):
-        return hub.models.SigLIPTokenizer(tokenizer.model, add_eos=True)
+        return hub.models.SigLIPPreprocessor(
+            hub.models.SigLIPTokenizer(tokenizer.model, add_eos=True),
+            converter,
+            sequence_length=tokenizer.length,
+            # The vocabulary itself says what is done to a text.
+            canonicalize_text=False,
+        )
     raise ValueError(
         "A preset needs KerasHub's tokenizer, or SigLIP's towers and a "
         f"SentencePiece vocabulary. Received: a {type(tokenizer).__name__}"

@@ -102,16 +102,32 @@ def frozen(model: Callable) -> Callable[[dict], Embeddings]:
     return embed
 
 
-def cached(scale: float, bias: float) -> Callable[[dict], Embeddings]:
-    """Makes a reference that reads embeddings from the batch, from sidecars.
+class Cached:
+    """A reference that reads embeddings from the batch, from sidecars.
 
-    `scale` and `bias` are those of `sidecars.Sidecars`. The reference maps a
-    batch with `reference_image` and `reference_text`, float [n, D] each, to
-    `Embeddings` in float32; it raises ValueError without them.
+    It maps a batch with `reference_image` and `reference_text`, float [n, D]
+    each, to `Embeddings` in float32; it raises ValueError without them. Create
+    it in the scope of the strategy.
+
+    Args:
+        scale: that of `sidecars.Sidecars`.
+        bias: likewise.
     """
-    scale, bias = np.float32(scale), np.float32(bias)
 
-    def embed(batch):
+    def __init__(self, scale: float, bias: float):
+        # Variables, so that a compiled step stays valid after `assign`.
+        self._scale, self._bias = (
+            tf.Variable(value, trainable=False, dtype=tf.float32)
+            for value in (scale, bias)
+        )
+
+    def assign(self, scale: float, bias: float) -> None:
+        """Changes both, for embeddings of another model."""
+        self._scale.assign(scale)
+        self._bias.assign(bias)
+
+    def __call__(self, batch: dict) -> Embeddings:
+        """Returns the embeddings that the batch holds."""
         missing = {"reference_image", "reference_text"} - set(batch)
         if missing:
             raise ValueError(
@@ -123,11 +139,9 @@ def cached(scale: float, bias: float) -> Callable[[dict], Embeddings]:
         return Embeddings(
             tf.cast(batch["reference_image"], tf.float32),
             tf.cast(batch["reference_text"], tf.float32),
-            tf.constant(scale),
-            tf.constant(bias),
+            tf.convert_to_tensor(self._scale),
+            tf.convert_to_tensor(self._bias),
         )
-
-    return embed
 
 
 def describe(run: Run | Pretrained) -> file_format.Description:

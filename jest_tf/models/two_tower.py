@@ -7,11 +7,14 @@ with a scale and a bias, as in SigLIP (Zhai et al., 2023).
 # Classes document build, call and get_config.
 # ruff: noqa: D102
 
+import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
@@ -20,6 +23,11 @@ from jest_tf.embeddings import Embeddings
 from jest_tf.models import layers, patches
 
 _TOWERS = ("image_tower", "text_tower")
+
+# TensorFlow's words.
+_NO_ID = re.compile(r"indices\[.*?\] = (-?\d+) is not in \[0, (\d+)\)")
+# Integers up to these are exact in floats of 16 bits; float32 has all ids.
+_LARGEST_ID = {"bfloat16": 2**8, "float16": 2**11}
 
 # Added to the norm before the division, as in big_vision's two_towers.py.
 _NORM_EPSILON = 1e-8
@@ -46,7 +54,9 @@ class TwoTower(keras.Model):
 
     Args:
         image_tower: Keras layer or model, images [B, ...] -> [B, D].
-        text_tower: Keras layer or model, texts [B, ...] -> [B, D].
+        text_tower: Keras layer or model, texts [B, ...] -> [B, D]. An input of
+            16-bit floats, as a `Sequential` without an `Input` has it in mixed
+            precision, is refused, as it rounds token ids.
         temperature: initial scale, above 0; the default is SigLIP's.
         bias: initial bias; the default is SigLIP's.
         learn_bias: train the bias. Turn this off for the softmax loss, which
@@ -74,6 +84,7 @@ class TwoTower(keras.Model):
         ...     ),
         ...     keras.Sequential(
         ...         [
+        ...             keras.Input([None], dtype="int32"),
         ...             keras.layers.Embedding(100, 8),
         ...             keras.layers.GlobalAveragePooling1D(),
         ...         ]
@@ -125,6 +136,7 @@ class TwoTower(keras.Model):
             )
         )
         text = self.text_tower(keras.KerasTensor(input_shape["text"], "int32"))
+        _check_takes_ids(self.text_tower)
         _check_embeddings(image.shape, text.shape)
         self._image_shape, self._text_shape = (
             (None, *input_shape[name][1:]) for name in ("image", "text")
@@ -165,8 +177,11 @@ class TwoTower(keras.Model):
             if self.pixels is None:
                 images = images / 127.5 - 1.0  # 127.5 maps to 0
             else:
-                scale, offset = self.pixels
-                images = images * tf.constant(scale) + tf.constant(offset)
+                # KerasHub keeps an integer as such.
+                scale, offset = (
+                    tf.constant(x, tf.float32) for x in self.pixels
+                )
+                images = images * scale + offset
         elif not images.dtype.is_floating:
             raise ValueError(
                 f"`image` must be uint8 in [0, 255] or floating point. "
@@ -288,6 +303,53 @@ class TwoTower(keras.Model):
         )
 
 
+def pixel_fault(pixels: np.ndarray, learner: TwoTower | None = None) -> str:
+    """Says what is wrong with pictures, [..., 3]; "" if nothing is.
+
+    uint8 is right. Floats need a learner, to whose range they must belong: that
+    of [0, 255] by its `pixels`. Some excess is allowed, as filters overshoot,
+    but some pixel must be dark, or [0, 1] would pass for [-1, 1].
+    """
+    expected = "pixels must be uint8 in [0, 255]"
+    if pixels.dtype == np.uint8:
+        return ""
+    if learner is None:
+        return f"{expected}, not {pixels.dtype}"
+    scale, offset = learner.pixels or (1 / 127.5, -1.0)
+    ends = np.outer([0, 255], scale) + offset
+    low, high = ends.min(), ends.max()
+    least, most = float(pixels.min()), float(pixels.max())
+    quarter = (high - low) / 4
+    is_dark = least < low + quarter or least == most
+    if is_dark and low - quarter <= least and most <= high + quarter:
+        return ""
+    return (
+        f"{expected}, or floats that fill [{low:.3g}, {high:.3g}], not "
+        f"{pixels.dtype} in [{least:.3g}, {most:.3g}]"
+    )
+
+
+@contextlib.contextmanager
+def plain_id_errors() -> Iterator[None]:
+    """Says what TensorFlow means by a token id that no table has.
+
+    Raises:
+        ValueError: an id in the block is not in the text tower's vocabulary.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = _NO_ID.search(error.message)
+        if not found:
+            raise
+        number, rows = found.groups()
+        raise ValueError(
+            f"`text` must hold token ids in [0, {rows}), the rows of the text "
+            "tower's table: build it for the tokenizer's `vocabulary_size`. "
+            f"Received: {number}"
+        ) from None
+
+
 def _views(view):
     if view is None:
         return (config_lib.View(),)
@@ -325,6 +387,27 @@ def _check_keys(batch):
             f'`batch` must have the keys "image" and "text". '
             f"Received: {sorted(batch)}"
         )
+
+
+def _check_takes_ids(tower):
+    """Refuses a built text tower that rounds token ids.
+
+    Keras gives a `Sequential` without an `Input` one in the compute dtype, also
+    within a tower, where ids go into an `Embedding`.
+    """
+    inputs = list(getattr(tower, "inputs", None) or ())
+    for layer in tower._flatten_layers():
+        if isinstance(layer, keras.layers.Embedding):
+            for node in layer._inbound_nodes:
+                inputs += node.input_tensors
+    for one in inputs:
+        if one.dtype in _LARGEST_ID:
+            raise ValueError(
+                "`text_tower` must take token ids as integers: begin its "
+                'layers with `keras.Input([None], dtype="int32")`. Received: '
+                f"an input of dtype {one.dtype}, which rounds ids above "
+                f"{_LARGEST_ID[one.dtype]:,}"
+            )
 
 
 def _check_embeddings(image_shape, text_shape):

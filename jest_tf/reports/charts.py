@@ -113,7 +113,11 @@ def evenly(length: int, count: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _figure():
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context():
+        # A `matplotlibrc` in the working directory may be a stranger's, and
+        # have text set by LaTeX.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
         figure = mpl_figure.Figure(figsize=(4.4, 2.9), layout="constrained")
         axes = figure.subplots()
         axes.tick_params(length=0)

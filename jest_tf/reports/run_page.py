@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
+import jinja2
 import numpy as np
 import tqdm
 
@@ -49,8 +50,9 @@ def write(workdir: str, path: str, num_moments: int = 8) -> None:
     directory.load_config(workdir)
     logs = [tail.read() for tail in _tails(workdir)]
     _check_any(workdir, logs[0])
-    moments = _moments(workdir, logs[0], num_moments)
-    _write(workdir, path, logs, moments)
+    with _of_logs(workdir):
+        moments = _moments(workdir, logs[0], num_moments)
+        _write(workdir, path, logs, moments)
 
 
 def watch(
@@ -85,13 +87,14 @@ def watch(
             try:
                 if logs[0] and sources is None:
                     sources = _sources(directory.load_config(workdir))
-                moments = _moments(
-                    workdir, logs[0], num_moments if finished else 1, sources
-                )
+                count = num_moments if finished else 1
+                with _of_logs(workdir):
+                    moments = _moments(workdir, logs[0], count, sources)
             except (ValueError, OSError) as error:
                 problem = str(error)
             refresh = None if finished else seconds
-            _write(workdir, path, logs, moments, problem, refresh)
+            with _of_logs(workdir):
+                _write(workdir, path, logs, moments, problem, refresh)
             shown = now
         if finished:
             return
@@ -162,7 +165,8 @@ def _add_examples(workdir, config, sources, number, rows):
 
 def _sources(config):
     """The data and the sidecars of a run's first step."""
-    store, sidecars = stores.open_stores(config.data), None
+    with stores.indexes_in_memory():
+        store, sidecars = stores.open_stores(config.data), None
     if config.has_first_reference and config.reads_sidecars:
         sidecars = sidecars_lib.Sidecars(store, config.reference.sidecar_dir)
     return inputs.Sources(
@@ -184,6 +188,10 @@ def _tails(workdir):
             directory.EVALUATION_FILE,
         )
     ]
+
+
+def _of_logs(workdir):
+    return directory.as_written(workdir, "*.jsonl", jinja2.TemplateError)
 
 
 def _check_any(workdir, lines):
@@ -275,7 +283,7 @@ def _positions(config, sources, number):
     size = sources.selection.super_batch_size(sources.curated_rows)
     stages = inputs.stored_stages_of(config, sources)
     if stages is None:
-        return number * size + np.arange(size)
+        return range(number * size, (number + 1) * size)
     return next(iter(stages.positions(number, slice(0, size)).take(1))).numpy()
 
 

@@ -13,7 +13,6 @@ reference that made the choice.
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -73,10 +72,17 @@ def renewals(config: config_lib.TrainConfig, workdir: str) -> list[Renewal]:
     """Returns the renewals on record, in order."""
     folders = [_folder(workdir, step) for step in config.bootstrap.renew_at]
     return [
-        Renewal(**directory.read(folder, directory.RENEWAL_FILE))
+        _read(folder)
         for folder in folders
         if directory.has(folder, directory.RENEWAL_FILE)
     ]
+
+
+def _read(folder):
+    with directory.as_written(folder, directory.RENEWAL_FILE):
+        found = Renewal(**directory.read(folder, directory.RENEWAL_FILE))
+        sum(found[:6])  # are numbers
+        return found
 
 
 def stored_flops(
@@ -367,16 +373,14 @@ def _last_kept(config, workdir, step):
                 "none; `jest-tf train` makes it when it continues the run from "
                 "that step, so delete later checkpoints, if there are any"
             )
-        found = Renewal(**directory.read(folder, directory.RENEWAL_FILE))
+        found = _read(folder)
         last = found if found.kept else last
     return last
 
 
 def _folder(workdir, step):
-    return os.path.join(
-        directory.path(workdir, directory.REFERENCES_FOLDER),
-        f"step-{step:09d}",
-    )
+    folder = directory.path(workdir, directory.REFERENCES_FOLDER)
+    return directory.path(folder, f"step-{step:09d}")
 
 
 def _flops(run):
@@ -407,4 +411,4 @@ def _delete_old(config, workdir):
 def _delete_sidecars(folder):
     for name in files.list_folder(folder):
         if name.endswith(sidecars_lib.SUFFIX):
-            files.remove(os.path.join(folder, name))
+            files.remove(files.inside(folder, name))

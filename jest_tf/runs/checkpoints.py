@@ -12,6 +12,7 @@ import collections
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import re
 import time
@@ -159,10 +160,12 @@ def save(
     step: int,
     parts: Mapping[str, State] | None = None,
 ) -> None:
-    """Writes a checkpoint of a compiled and built model, whole or not at all.
+    """Writes a checkpoint of a compiled model, whole or not at all.
 
-    `parts` is the state of callbacks, by name.
+    The model and its optimizer are built if they are not. `parts` is the state
+    of callbacks, by name.
     """
+    _build(model)
     arrays = {
         name: variable.numpy() for name, variable in _variables(model).items()
     }
@@ -247,7 +250,12 @@ def read(workdir: str, step: int) -> State:
     folder = _folder(workdir, step)
     with files.staged_folder(folder) as local:
         try:
-            reader = tf.train.load_checkpoint(os.path.join(local, _STATE))
+            # `tf.train.load_checkpoint` would follow a name in a folder so
+            # called.
+            reader = tf.compat.v1.train.NewCheckpointReader(
+                os.path.join(local, _STATE)
+            )
+            _check_sizes(local, reader)
             return {
                 name: np.asarray(reader.get_tensor(name))
                 for name in sorted(reader.get_variable_to_shape_map())
@@ -258,6 +266,21 @@ def read(workdir: str, step: int) -> State:
                 with open(os.path.join(local, name), "rb") as file:
                     hashlib.file_digest(file, "blake2b")  # reads all
             raise Damaged(f"{folder} is damaged: {error}") from error
+
+
+def _check_sizes(folder, reader):
+    """Refuses arrays that are larger than the files, before they are read."""
+    kinds = reader.get_variable_to_dtype_map()
+    arrays = sum(
+        math.prod(shape) * kinds[name].size
+        for name, shape in reader.get_variable_to_shape_map().items()
+    )
+    stored = sum(
+        os.path.getsize(os.path.join(folder, name))
+        for name in os.listdir(folder)
+    )
+    if arrays > stored:
+        raise IndexError(f"{arrays:,} bytes of arrays in {stored:,} of files")
 
 
 def saved_steps(workdir: str) -> list[int]:
@@ -298,7 +321,8 @@ def best_step(
     for row in directory.read_rows(workdir, directory.EVALUATION_FILE):
         if measure in row and (among is None or row["step"] in among):
             values.setdefault(row["step"], row[measure])
-    return max(values, key=lambda step: (values[step], -step), default=None)
+    with directory.as_written(workdir, directory.EVALUATION_FILE):
+        return max(values, key=lambda step: (values[step], -step), default=None)
 
 
 def check_keep_best(wanted: str, measures: Collection[str]) -> None:
@@ -312,9 +336,8 @@ def check_keep_best(wanted: str, measures: Collection[str]) -> None:
 
 
 def _folder(workdir, step):
-    return os.path.join(
-        workdir, directory.CHECKPOINTS_FOLDER, _NAME.format(step)
-    )
+    folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
+    return directory.path(folder, _NAME.format(step))
 
 
 def named(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:

@@ -55,10 +55,12 @@ class StepFlops:
         self._start = start
         self._columns = {}  # by the first step of their piece
         if directory.has(workdir, directory.FLOPS_FILE):
-            found = directory.read(workdir, directory.FLOPS_FILE)
-            self._columns = {
-                int(first): columns for first, columns in found.items()
-            }
+            with directory.as_written(workdir, directory.FLOPS_FILE):
+                found = directory.read(workdir, directory.FLOPS_FILE)
+                self._columns = {
+                    int(first): {name: int(one) for name, one in row.items()}
+                    for first, row in found.items()
+                }
 
     def take(self, found: dict) -> None:
         """Stores the result of `JESTModel.step_flops`."""
@@ -71,9 +73,9 @@ class StepFlops:
             default=self._config.steps,
         )
         now = {
-            piece.first: found[piece.selection]
+            piece.first: found[piece.selection.in_step]
             for piece in self._config.pieces(stop)
-            if piece.first >= self._start and piece.selection in found
+            if piece.first >= self._start and piece.selection.in_step in found
         }
         if not now.items() <= self._columns.items():
             self._columns |= now

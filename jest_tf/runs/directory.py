@@ -6,6 +6,7 @@ later steps when a run continues.
 """
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,9 @@ import keras
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.config import checks
+from jest_tf.config import checks, imports
+from jest_tf.data import tokenizers
+from jest_tf.runs import progress
 
 CONFIG_FILE = "config.json"
 LEARNER_FILE = "learner.json"
@@ -47,13 +50,13 @@ _BLOCK = 2**24  # bytes of a log that are read at once
 
 
 def path(workdir: str, name: str) -> str:
-    """Returns the path of a file of a run directory.
+    """Returns the path of a file of a run directory, see `files.inside`.
 
     From here on this process knows that the directory, if it is on a bucket,
     has views.
     """
     files.keep_views(os.path.join(workdir, LOCK_FILE))
-    return os.path.join(workdir, name)
+    return files.inside(workdir, name)
 
 
 def has(workdir: str, name: str) -> bool:
@@ -62,8 +65,34 @@ def has(workdir: str, name: str) -> bool:
 
 
 def read(workdir: str, name: str):
-    """Reads a JSON file of a run directory."""
-    return json.loads(files.read_whole(path(workdir, name)))
+    """Reads a JSON file of a run directory.
+
+    Raises:
+        ValueError: it is none.
+    """
+    with as_written(workdir, name):
+        return json.loads(files.read_whole(path(workdir, name)))
+
+
+@contextlib.contextmanager
+def as_written(workdir: str, name: str, errors=ValueError) -> Iterator[None]:
+    """Names a file of a run directory as the cause of errors in its content.
+
+    They are those that an unexpected value leads to, and `errors`.
+
+    Raises:
+        ValueError: instead of them.
+    """
+    try:
+        yield
+    except (
+        *(ArithmeticError, AttributeError, LookupError, TypeError),
+        *(RecursionError, errors),
+    ) as error:
+        raise ValueError(
+            f"{path(workdir, name)} must be as the run wrote it: take it from "
+            f"a copy of the run. Received: {type(error).__name__}: {error}"
+        ) from error
 
 
 def write(workdir: str, name: str, content) -> None:
@@ -150,7 +179,7 @@ class Tail:
 
 
 def load_config(workdir: str) -> config_lib.TrainConfig:
-    """Loads the settings of a run.
+    """Loads the settings of a run, and says which modules they name.
 
     Raises:
         ValueError: there is no run in `workdir`.
@@ -160,7 +189,21 @@ def load_config(workdir: str) -> config_lib.TrainConfig:
             f"`workdir` must be a run directory, with {CONFIG_FILE}. "
             f"Received: {received(workdir)}"
         )
-    return config_lib.load_config(path(workdir, CONFIG_FILE))
+    imports.enter(workdir)  # before settings are read that name code
+    config = config_lib.load_config(path(workdir, CONFIG_FILE))
+    names = [name for _, name in config.functions]
+    if has(workdir, tokenizers.FunctionTokenizer.FILE):
+        own = path(workdir, tokenizers.FunctionTokenizer.FILE)
+        names.append(files.read_whole(own).decode("utf-8", "replace").strip())
+    if names:
+        _say_modules(workdir, *names)
+    return config
+
+
+@functools.lru_cache
+def _say_modules(workdir, *names):
+    """Once in a process."""
+    progress.say(f"{workdir} names code of {imports.describe(names)}")
 
 
 def received(workdir: str) -> str:
@@ -189,9 +232,12 @@ def received(workdir: str) -> str:
 
 def _runs_in(folder):
     inner = (
-        os.path.normpath(path(folder, one)) for one in files.list_folder(folder)
+        os.path.normpath(os.path.join(folder, one))
+        for one in files.list_folder(folder)
     )
-    return [one for one in inner if has(one, CONFIG_FILE)]
+    return [
+        one for one in inner if files.is_file(os.path.join(one, CONFIG_FILE))
+    ]
 
 
 def save_learner(workdir: str, learner: keras.Model) -> None:
@@ -275,8 +321,7 @@ def delete_new(workdir: str, before: Iterable[str]) -> None:
 
 
 def _delete_partial(workdir):
-    for part in ("", CHECKPOINTS_FOLDER):
-        folder = path(workdir, part)
+    for folder in (workdir, path(workdir, CHECKPOINTS_FOLDER)):
         for name in files.list_folder(folder):
             # Another process may be writing sidecars into this folder.
             if files.PARTIAL not in name or ".sidecar" in name:
@@ -306,6 +351,7 @@ def _parse(line):
     """The row of a line of a log; None if it is incomplete."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and "step" in row else None
+    is_row = isinstance(row, dict) and type(row.get("step")) is int
+    return row if is_row else None

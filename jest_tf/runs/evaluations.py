@@ -180,7 +180,7 @@ def write_results(output: str, found: Sequence[Mapping]) -> None:
         # A file that is not of this command lists nothing to delete.
         with contextlib.suppress(ValueError, KeyError, TypeError):
             for one in directory.read(output, directory.RESULTS_FILE):
-                files.remove(directory.path(folder, _file_of(one)))
+                files.remove(files.inside(folder, _file_of(one)))
     directory.write(output, directory.RESULTS_FILE, found)
     for one in found:
         directory.write(folder, _file_of(one), one)
@@ -208,7 +208,8 @@ def draws(workdir: str, entry: config_lib.Entry) -> evaluation.Outcome:
             f"`evaluation.log_ids=true`. Received: {workdir!r} without "
             f"{directory.DRAWS_FILE}"
         )
-    store = stores_lib.open_stores(directory.load_config(workdir).data)
+    with stores_lib.indexes_in_memory():
+        store = stores_lib.open_stores(directory.load_config(workdir).data)
     columns = store.columns(["id", entry.clean, entry.concept])
     ids, times = np.unique(
         np.concatenate([row["ids"] for row in rows]), return_counts=True

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import evaluation, files, models, training
-from jest_tf.config import checks
+from jest_tf.config import imports
 from jest_tf.data import (
     ops_reader,
     pictures,
@@ -47,13 +47,6 @@ class Sources(NamedTuple):
     rows: np.ndarray | None = None
     curated_rows: int = 0
     clean: Callable[[np.ndarray], np.ndarray] | None = None
-
-    @property
-    def reference(self) -> Callable | None:
-        """Returns the reference in `JESTModel`'s form."""
-        if self.sidecars is not None:
-            return reference.cached(self.sidecars.scale, self.sidecars.bias)
-        return self.teacher and self.teacher.learner
 
     @property
     def dim(self) -> int | None:
@@ -95,6 +88,8 @@ def open_sources(
     store = stores_lib.open_stores(
         config.data, progress.Progress("indexing", "bytes")
     )
+    lost = pipeline.FaultLog(None, config.data.max_fault_rate, store.lost_share)
+    lost.count(0, 0)
     stores_lib.check_captions(store)
     reader.check_pictures(store)
     if config.data.reader == "ops":
@@ -357,7 +352,9 @@ class Stream:
                 "reference_image": sources.teacher.picture,
             }
         if faults is None:
-            faults = pipeline.FaultLog(None, config.data.max_fault_rate)
+            faults = pipeline.FaultLog(
+                None, config.data.max_fault_rate, sources.store.lost_share
+            )
         return pipeline.super_batches(
             sources.store,
             selection=_with_loss(config, sources.selection),
@@ -383,22 +380,8 @@ class Stream:
 
 def _check_functions(config):
     """Imports what settings name, before data is read."""
-    for setting, name in (
-        ("data.augment", config.data.augment),
-        ("data.vocabulary", config.data.vocabulary),
-        ("model.towers", config.model.towers),
-        ("model.loss", config.model.loss),
-        ("selection.loss", config.selection.loss or ""),
-        ("optimizer.name", config.optimizer.name),
-        ("optimizer.schedule", config.optimizer.schedule),
-        *(
-            (f"selection.stages.{number}.criterion", stage.criterion)
-            for number, stage in enumerate(config.selection.stages)
-        ),
-        *(("callbacks", name) for name in config.callbacks),
-    ):
-        if ":" in name and checks.FUNCTION[1](name):
-            checks.load_function(setting, name)
+    for setting, name in config.functions:
+        imports.load_function(setting, name)
 
 
 def _warn_of_losses(config, learned):

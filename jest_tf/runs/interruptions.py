@@ -252,7 +252,9 @@ class Skipped:
         self._writes = writes
         self._cases = []
         if directory.has(workdir, directory.SKIPPED_FILE):
-            self._cases = directory.read(workdir, directory.SKIPPED_FILE)
+            with directory.as_written(workdir, directory.SKIPPED_FILE):
+                self._cases = directory.read(workdir, directory.SKIPPED_FILE)
+                sum(self.numbers)
 
     @property
     def numbers(self) -> list[int]:

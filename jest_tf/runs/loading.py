@@ -7,22 +7,28 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files, models, training
-from jest_tf.config import checks
+from jest_tf.config import checks, imports
 from jest_tf.data import pictures, tokenizers, vocabularies
 from jest_tf.data import stores as stores_lib
 from jest_tf.models import parts, pretrained, reference
 from jest_tf.runs import checkpoints, directory, progress
 
+# Records whose captions are tokenised to see if they are cut.
+_LOOKED_AT = 64
+
 
 def load(
-    name: str, step: int | None = None
+    name: str, step: int | None = None, *, trust: bool = False
 ) -> reference.Run | reference.Pretrained:
     """Loads a model by name: the learner of a run, or a pretrained one.
 
@@ -30,21 +36,24 @@ def load(
         name: a run directory, the only thing that is then read, or a name that
             `pretrained.load` takes.
         step: of the run's checkpoint; None takes the final weights.
+        trust: whether modules that lie in the run directory may be imported.
 
     Raises:
         ValueError: there is no such model or checkpoint, what it needs is not
-            installed, or, without `step`, the run has not finished.
+            installed or not trusted, or, without `step`, the run has not
+            finished.
     """
     if step is None:
         check_model(name, "name")
-    if not pretrained.is_name(name):
-        return _load_run(name, step)
-    if step is not None:
+    elif pretrained.is_name(name):
         raise ValueError(
             "`step` is of a checkpoint of a run: expected a run directory. "
             f"Received: {name!r}, step={step}"
         )
-    return pretrained.load(name)
+    with imports.only_trusted(name, trust):
+        if pretrained.is_name(name):
+            return pretrained.load(name)
+        return _load_run(name, step)
 
 
 def _load_run(workdir, step):
@@ -58,7 +67,11 @@ def _load_run(workdir, step):
         picture = None
     if step is None:
         path = directory.path(workdir, directory.WEIGHTS_FILE)
-        with files.staged(path) as local:
+        with (
+            files.staged(path) as local,
+            # Keras and HDF5 raise almost any.
+            directory.as_written(workdir, directory.WEIGHTS_FILE, Exception),
+        ):
             learner.load_weights(local)
     else:
         # A checkpoint is of the whole model, which has no other weights.
@@ -74,7 +87,7 @@ def check_model(name: str, setting: str) -> None:
     checks.check(setting, name, checks.MODEL)
     if pretrained.is_name(name):
         return pretrained.check(name, setting)
-    meant = ""
+    meant = pretrained.in_folder(name)
     if not directory.has(name, directory.CONFIG_FILE):
         meant = pretrained.similar(name)
     if meant or "/" not in name and not files.is_folder(name):
@@ -188,7 +201,9 @@ def tokenizer_of(
     """
     length = config.data.text_length
     if tokenizers.has_tokenizer(workdir):
-        return tokenizers.load_tokenizer(workdir, length)
+        tokenizer = tokenizers.load_tokenizer(workdir, length)
+        warn_of_cut_captions(store, tokenizer)
+        return tokenizer
     if initial is not None:
         tokenizer = initial
     else:
@@ -200,7 +215,31 @@ def tokenizer_of(
         )
         tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
     tokenizer.save(output)
+    warn_of_cut_captions(store, tokenizer)
     return tokenizer
+
+
+def warn_of_cut_captions(store: stores_lib.Store, tokenizer: Callable) -> None:
+    """Warns if some captions have more tokens than a row."""
+    rows = np.linspace(0, len(store) - 1, _LOOKED_AT).astype(np.int64)
+    texts = [
+        re.sub(r"\W+$", "", caption.decode("utf-8", "replace"))
+        for one in store.read(np.unique(rows))
+        for caption in getattr(one, "captions", ())
+    ]
+    texts = [text for text in texts if text]
+    # Where the last word is beyond the last token, it makes no difference.
+    heads = [one.rpartition(" ")[0] or one[: len(one) // 2] for one in texts]
+    if not texts:
+        return
+    whole, less = (tokenizer(tf.constant(part)) for part in (texts, heads))
+    count = int(tf.reduce_all(whole == less, 1).numpy().sum())
+    if count:
+        progress.say(
+            f"warning: {count:,} of {len(texts):,} captions that were looked "
+            f"at are longer than `data.text_length`={tokenizer.length} tokens, "
+            "and are cut"
+        )
 
 
 def write_learner(
@@ -213,12 +252,13 @@ def write_learner(
 
 
 def _read_learner(workdir):
-    content = directory.read(workdir, directory.LEARNER_FILE)
-    picture = pictures.Resizing(**content.pop("picture"))
-    text = json.dumps(content)
-    if "keras_hub" in text:  # whose classes Keras must know
-        tokenizers.import_keras_hub(workdir)
-    return models.from_json(text), picture
+    with directory.as_written(workdir, directory.LEARNER_FILE, Exception):
+        content = directory.read(workdir, directory.LEARNER_FILE)
+        picture = pictures.Resizing(**content.pop("picture"))
+        text = json.dumps(content)
+        if "keras_hub" in text:  # whose classes Keras must know
+            tokenizers.import_keras_hub(workdir)
+        return models.from_json(text), picture
 
 
 def _check_fits(initial, config):

@@ -156,8 +156,6 @@ class Ledger(steps.StepCallback):
         """Starts the clock, unless it goes on."""
         if self._started is None:
             self._started = time.monotonic()
-        if self.step < self._config.steps:
-            progress.say("compiling the step, once")
 
     def on_epoch_begin(self, epoch, logs=None):
         """Restores the checkpoint's metrics, which `fit` resets."""
@@ -178,7 +176,7 @@ class Ledger(steps.StepCallback):
         super().on_train_batch_end(batch, logs)
         if self._times.end(
             self.step - self.previous,
-            self._config.pieces(self.step)[-1].selection,
+            self._config.pieces(self.step)[-1].selection.in_step,
         ):
             self._take_flops()
         settings = self._config.evaluation

@@ -92,11 +92,16 @@ def check_data(workdir: str, sources: inputs.Sources) -> None:
     if not directory.has(workdir, directory.DATA_FILE):
         directory.write(workdir, directory.DATA_FILE, now)
         return
-    before = directory.read(workdir, directory.DATA_FILE)
-    shards = [
-        [f"shard {name} of version {stamp}" for name, stamp in one["shards"]]
-        for one in (before, now)
-    ]
+    with directory.as_written(workdir, directory.DATA_FILE):
+        before = directory.read(workdir, directory.DATA_FILE)
+        before = {name: before[name] for name in now}
+        shards = [
+            [
+                f"shard {name} of version {stamp}"
+                for name, stamp in one["shards"]
+            ]
+            for one in (before, now)
+        ]
     for was, is_now in itertools.zip_longest(*shards):
         _check_same("`data.train`", workdir, was, is_now)
     for name, what in (
@@ -160,12 +165,13 @@ def _differences(now, was, path=""):
 
 def _compare_versions(workdir):
     """Reports changed versions, with which the last bits may differ."""
-    before = directory.read(workdir, directory.VERSIONS_FILE)["versions"]
-    changed = [
-        f"{name} {before.get(name)}, now {version}"
-        for name, version in _versions()["versions"].items()
-        if version != before.get(name)
-    ]
+    with directory.as_written(workdir, directory.VERSIONS_FILE):
+        before = directory.read(workdir, directory.VERSIONS_FILE)["versions"]
+        changed = [
+            f"{name} {before.get(name)}, now {version}"
+            for name, version in _versions()["versions"].items()
+            if version != before.get(name)
+        ]
     if changed:
         progress.say(f"this run began with {'; '.join(changed)}")
 
@@ -191,7 +197,8 @@ def _git(*arguments):
         # An installed copy may lie in an unrelated checkout.
         for command in (("ls-files", "--error-unmatch", name), arguments):
             done = subprocess.run(
-                ["git", *command],
+                # Not to lock the index of whoever works there.
+                ["git", "--no-optional-locks", *command],
                 cwd=folder,
                 capture_output=True,
                 text=True,

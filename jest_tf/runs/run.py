@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import distribution, training
-from jest_tf.config import checks
 from jest_tf.data import batches, pipeline
 from jest_tf.models import reference
 from jest_tf.runs import (
@@ -29,6 +28,7 @@ from jest_tf.runs import (
     progress,
     provenance,
     step_timing,
+    steps,
 )
 from jest_tf.runs import checkpoints as checkpoints_lib
 from jest_tf.runs import log as log_lib
@@ -190,6 +190,7 @@ class _Run:
         self.skipped = interruptions.Skipped(self.workdir, writes=self.writes)
         self.started = time.monotonic()
         self.log = None  # of the steps before the next renewal
+        self.model = None  # kept over renewals, with its compiled step
 
     def attempt(self) -> dict[str, float] | None:
         """Trains to the end, or to where another attempt must go on.
@@ -201,15 +202,8 @@ class _Run:
         config, workdir = self.config, self.workdir
         newest = _newest(workdir)
         with self.strategy.scope():
-            learner = self.start.build(self.tokenizer.vocabulary_size)
-            if config.model.init_from:
-                loading.write_learner(self.output, learner, self.start.picture)
-            model = training.build_model(
-                config,
-                learner,
-                selection=config.segment_selection(newest),
-            )
-            inputs.check_widths(config, self.sources, learner)
+            self._build(config.segment_selection(newest))
+            model = self.model
             restored = checkpoints_lib.restore(model, workdir)
         start_step = restored.step
         opened = None
@@ -222,10 +216,12 @@ class _Run:
         # A temporary file is of no use in a message.
         path = directory.path(workdir, directory.FAULTS_FILE)
         faults = pipeline.FaultLog(
-            path if self.writes else None, config.data.max_fault_rate
+            path if self.writes else None,
+            config.data.max_fault_rate,
+            self.sources.store.lost_share,
         )
         dataset, input_wait = self._dataset(start_step, faults)
-        self.own_callbacks = _own_callbacks(config, workdir)
+        self.own_callbacks = steps.named_callbacks(config, workdir)
         log, checkpoints, evaluate = self._callbacks(
             model, restored, input_wait, opened
         )
@@ -239,6 +235,8 @@ class _Run:
                 config.curated_rows(start_step)
             ):
                 progress.say(line)
+            if model.train_function is None:
+                progress.say("compiling the step, once")
             check = interruptions.FiniteCheck(start_step)
             callbacks = [check, log, checkpoints, self.signals, evaluate]
             callbacks += self.own_callbacks
@@ -248,7 +246,7 @@ class _Run:
                 rate = float(model.optimizer.learning_rate)
                 error.values["learning_rate"] = rate
                 self._leave_out(range(check.previous, check.step), error)
-                self.log = None
+                self.log = self.model = None
                 return None
             except interruptions.Preempted:
                 if checkpoints.step > start_step:
@@ -265,7 +263,7 @@ class _Run:
                 f"{directory.FAULTS_FILE}"
             )
         with model.averaged():
-            directory.save_learner(self.output, learner)
+            directory.save_learner(self.output, model.learner)
         measures = evaluate.run(config.steps)
         spent = None
         if not is_finished:
@@ -273,8 +271,32 @@ class _Run:
             rows = directory.read_rows(self.output, directory.METRICS_FILE)
             for stage in draw_log.funnel(config, rows):
                 progress.say(str(stage))
-        progress.say(_closing_line(config, workdir, measures, spent))
+        lost = self.sources.store.num_lost
+        progress.say(_closing_line(config, workdir, measures, spent, lost))
         return measures
+
+    def _build(self, selection):
+        """Builds the model of the steps up to the next renewal, if it changes.
+
+        The weights of a kept model are the checkpoint's, and are restored.
+        """
+        config, last = self.config, self.model
+        if last is not None and last.selection.in_step == selection.in_step:
+            return
+        learner = self.start.build(self.tokenizer.vocabulary_size)
+        if config.model.init_from:
+            loading.write_learner(self.output, learner, self.start.picture)
+        self.model = training.build_model(config, learner, selection=selection)
+        inputs.check_widths(config, self.sources, learner)
+        self.reference = None
+        self.evaluations = evaluations.Evaluations(
+            config,
+            self.evaluated,
+            learner,
+            self.tokenizer,
+            self.start.picture,
+            self.strategy,
+        )
 
     def _open_segment(self, model, step):
         """Opens the inputs of the steps up to the next renewal."""
@@ -295,8 +317,8 @@ class _Run:
                 self.sources.sidecars,
             )
         self.segment = inputs.at_step(config, self.sources, self.workdir, step)
-        if config.steps_need_reference and self.segment.reference is not None:
-            model.attach_reference(self.segment.reference)
+        if config.steps_need_reference:
+            self._attach_reference(model)
         self.stream = inputs.Stream(
             config,
             self.segment,
@@ -304,6 +326,17 @@ class _Run:
             self.start.picture,
             self.skipped,
         )
+
+    def _attach_reference(self, model):
+        teacher, sidecars = self.segment.teacher, self.segment.sidecars
+        if self.reference is not None and sidecars is not None:
+            self.reference.assign(sidecars.scale, sidecars.bias)
+        elif self.reference is None and sidecars is not None:
+            with self.strategy.scope():
+                self.reference = reference.Cached(sidecars.scale, sidecars.bias)
+            model.attach_reference(self.reference)
+        elif teacher is not None:
+            model.attach_reference(teacher.learner)
 
     def _callbacks(self, model, restored, input_wait, opened):
         config, first = self.config, self.sources.sidecars
@@ -348,14 +381,7 @@ class _Run:
                     one.on_evaluation(step, measures)
 
         evaluate = evaluations.Evaluation(
-            evaluations.Evaluations(
-                config,
-                self.evaluated,
-                model.learner,
-                self.tokenizer,
-                self.start.picture,
-                self.strategy,
-            ),
+            self.evaluations,
             self.output,
             every_steps=config.evaluation.every_steps,
             start_step=restored.step,
@@ -432,23 +458,6 @@ class _Run:
         ) from None
 
 
-def _own_callbacks(config, workdir):
-    """The callbacks that the settings name.
-
-    One with `on_evaluation(step, measures)` gets the measures, too.
-    """
-    found = []
-    for name in config.callbacks:
-        one = checks.load_function("callbacks", name)(config, workdir)
-        if not isinstance(one, keras.callbacks.Callback):
-            raise ValueError(
-                "`callbacks` must name functions that return a Keras callback. "
-                f"Received: {one!r}, of {name}"
-            )
-        found.append(one)
-    return found
-
-
 def _fit(model, dataset, callbacks, faults, last_step):
     check = callbacks[0]
     try:
@@ -481,7 +490,7 @@ def _check_executions(config, start_step):
         )
 
 
-def _closing_line(config, workdir, measures, seconds):
+def _closing_line(config, workdir, measures, seconds, num_lost):
     state = f"finished, {config.steps:,} steps"
     if seconds is None:
         state = f"already {state}"
@@ -492,6 +501,8 @@ def _closing_line(config, workdir, measures, seconds):
         name = config.checkpoint.keep_best
         name = name if name in measures else next(iter(measures))
         state += f"; {name} {measures[name]:.4f}"
+    if num_lost:
+        state += f"; lost in damaged shards: about {num_lost:,} records"
     return f"{workdir}: {state}; next: jest-tf evaluate --workdir {workdir}"
 
 

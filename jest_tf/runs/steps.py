@@ -1,6 +1,9 @@
-"""The base of the run's callbacks, which counts steps."""
+"""The callbacks of a run: their base, which counts steps, and the user's."""
 
 import keras
+
+from jest_tf import config as config_lib
+from jest_tf.config import imports
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -26,3 +29,25 @@ class StepCallback(keras.callbacks.Callback):
     def passed(self, every: int | None) -> bool:
         """Returns whether the last execution reached a multiple of `every`."""
         return bool(every) and self.step // every > self.previous // every
+
+
+def named_callbacks(
+    config: config_lib.TrainConfig, workdir: str
+) -> list[keras.callbacks.Callback]:
+    """Makes the callbacks of `config.callbacks`, for a run in `workdir`.
+
+    Those with `on_evaluation(step, measures)` get the measures, too.
+
+    Raises:
+        ValueError: a name is not of a function that returns a callback.
+    """
+    found = []
+    for name in config.callbacks:
+        one = imports.load_function("callbacks", name)(config, workdir)
+        if not isinstance(one, keras.callbacks.Callback):
+            raise ValueError(
+                "`callbacks` must name functions that return a Keras callback. "
+                f"Received: {one!r}, of {name}"
+            )
+        found.append(one)
+    return found

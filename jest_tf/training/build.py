@@ -6,7 +6,7 @@ import keras
 
 from jest_tf import config as config_lib
 from jest_tf import models
-from jest_tf.config import checks
+from jest_tf.config import imports
 from jest_tf.data import augmentation, policies
 from jest_tf.models import parts
 from jest_tf.training import model as model_lib
@@ -77,5 +77,5 @@ def _augmentation(config):
         return first
     if name in config_lib.POLICIES:
         return augmentation.Chain([first, policies.Policy(name=name)])
-    build = checks.load_function("data.augment", name)
+    build = imports.load_function("data.augment", name)
     return augmentation.Chain([first, build(config)])

@@ -174,6 +174,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         """
         keras_fit.check_placed("reference", model, self.distribute_strategy)
         self._change_step(reference=reference.frozen(model))
+        self.train_function = None  # of the reference before
 
     @property
     def drawn_ids(self) -> tf.Tensor | None:
@@ -187,7 +188,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
     def step_flops(
         self,
     ) -> dict[config_lib.SelectionConfig | None, dict[str, int]]:
-        """FLOPs of a step on all replicas, by its selection.
+        """FLOPs of a step on all replicas, by `SelectionConfig.in_step`.
 
         Available only for traced steps of `fit`; see `flops.of_step`.
 
@@ -252,8 +253,12 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         Raises:
             finite.NotFinite: after a step that scored embeddings that are not
                 finite.
-            ValueError: besides Keras' own, if B varies or R does not divide it.
+            ValueError: besides Keras' own, if B varies or R does not divide it;
+                a reference is missing; float pictures of the first batch do
+                not fill the range of the learner's pixels; or a token's id is
+                not in its vocabulary.
         """
+        self._check_before(args[0] if args else kwargs.get("x"))
         self._next_step = None
         self._last_logs = {}
         callbacks = kwargs.get("callbacks")
@@ -269,9 +274,29 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         ):
             bar = metrics_lib.ProgressBar()
             kwargs["callbacks"] = [*(callbacks or ()), bar]
-        history = super().fit(*args, shuffle=shuffle, **kwargs)
+        with two_tower.plain_id_errors():
+            history = super().fit(*args, shuffle=shuffle, **kwargs)
         finite.check_scores(self._last_logs)
         return history
+
+    def _check_before(self, data):
+        """Refuses what a step would refuse deep within Keras, or not at all."""
+        if self.step.optimizer is not None:
+            settings = self.selection
+            if settings is not None:
+                settings = settings.at(_read(self.optimizer.iterations))
+            step = dataclasses.replace(self.step, selection=settings)
+            step.check_references()
+        if isinstance(self.learner, two_tower.TwoTower):
+            images = sub_batch.first_images(data)
+            fault = images is not None and two_tower.pixel_fault(
+                images, self.learner
+            )
+            if fault:
+                raise ValueError(
+                    f"`image`: {fault}. The model maps uint8 itself: leave "
+                    "pictures as they are"
+                )
 
     def make_train_function(self, force=False):
         """Makes the function for `fit`, which keeps the row outputs."""
@@ -293,7 +318,11 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
                     self._specs[settings] = tf.nest.map_structure(
                         tf.TensorSpec.from_tensor, super_batch
                     )
-                return self._train_step(super_batch, settings)
+                    self._flops.pop(settings, None)
+                # When the data end, nothing may run that needs no batch, such
+                # as weight decay: TensorFlow inlines the step into the loop.
+                with tf.control_dependencies([super_batch["image"]]):
+                    return self._train_step(super_batch, settings)
 
             return self._make_function(step)
 
@@ -406,12 +435,12 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         """
         settings = self.selection
         if settings is None or settings.turns == [0]:
-            return settings
+            return settings and settings.in_step
         if self._next_step is None:
             self._next_step = _read(self.optimizer.iterations)
         step = self._next_step
         self._next_step += self.steps_per_execution
-        return settings.at(step)
+        return settings.at(step).in_step
 
 
 def _read(counter):

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf.config import checks
+from jest_tf.config import imports
 from jest_tf.distribution import keras_fit
 
 
@@ -182,7 +182,7 @@ def _from_warmup(settings, steps):
         return Joined(
             [kinds.PolynomialDecay(0.0, warmup, peak), after], [0, warmup]
         )
-    build = checks.load_function("optimizer.schedule", settings.schedule)
+    build = imports.load_function("optimizer.schedule", settings.schedule)
     schedule = build(settings, steps)
     if not isinstance(schedule, kinds.LearningRateSchedule):
         raise ValueError(
@@ -241,7 +241,7 @@ def build_optimizer(
 
 
 def _of_function(settings, schedule):
-    build = checks.load_function("optimizer.name", settings.name)
+    build = imports.load_function("optimizer.name", settings.name)
     optimizer = build(settings, schedule)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ValueError(

@@ -142,6 +142,14 @@ class Step:
                 "Received: reference=None"
             )
 
+    def check_references(self) -> None:
+        """Raises ValueError if a stage or a loss needs a missing reference."""
+        for _, stage in self.stages:
+            if "reference" in stage.needs:
+                self.check_reference(f"criterion={stage.criterion!r}")
+        if self.distils:
+            self.check_reference("distillation_weight")
+
 
 class Outputs(NamedTuple):
     """Results of a step.

@@ -22,6 +22,8 @@ _AUGMENT_SALT = 0x0A06
 _COUNTED = ("caption_replaced", "record_replaced")
 _FOR_REFERENCE = ("image_for_reference", "text_for_reference")
 FROM_REFERENCE = ("reference_image", "reference_text")
+# Pictures whose range is looked at.
+_LOOKED_AT = 1024
 # The key of the rows that are trained on as they are.
 CURATED = "curated"
 
@@ -64,6 +66,30 @@ def super_batch_of(
             f"Received: images {batch['image'].shape}, R={num_replicas}"
         )
     return batch
+
+
+def first_images(data) -> np.ndarray | None:
+    """Returns the first batch of float images in what `fit` gets, or None.
+
+    The dtype is known without reading a data set.
+    """
+    spec = _batch_of(getattr(data, "element_spec", data))
+    parts = tf.nest.flatten(spec.get("image"), expand_composites=True)
+    if not parts or not hasattr(parts[0], "dtype"):
+        return None
+    if not tf.as_dtype(parts[0].dtype).is_floating:
+        return None
+    if spec is not data:
+        data = next(iter(data), {})
+    images = _batch_of(data).get("image")
+    # Of a distributed batch those of the first replica.
+    images = getattr(images, "values", (images,))[0]
+    return np.asarray(images)[:_LOOKED_AT]
+
+
+def _batch_of(data):
+    batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+    return batch if isinstance(batch, dict) else {}
 
 
 def split_curated(

@@ -70,34 +70,6 @@ class FigureTest(tf.test.TestCase):
         visits = np.bincount(nearest, minlength=len(totals)) / len(trace)
         self.assertAllClose(visits, p, atol=0.02)
 
-    def test_one_and_zero_of_the_figure_are_where_it_says(self):
-        sizes = bench_selection.FigureSizes(32, 1, 800)
-        pair = bench_selection.synthetic("late", 320, 0)
-        result = bench_selection.measure_figure(pair, sizes, 0)
-        half = [
-            model._replace(image=model.image[:64], text=model.text[:64])
-            for model in pair
-        ]
-        scores = bench_selection.pair_scores(*half)
-        rows = selection.select_jointly(
-            *half, batch_size=32, num_chunks=16, seed=(0, 64)
-        ).indices.numpy()
-        trace = bench_selection.gibbs(scores, 32, 800, 0)
-        # The trace starts uniform and its second half is the plateau.
-        zero = bench_selection.uniform_learnability(scores, 32)
-        one = trace[400:].mean()
-        value = (scores[np.ix_(rows, rows)].sum() / 32 - zero) / (one - zero)
-        self.assertAllClose(result["chunks"][16], value)
-        self.assertAllClose(result["ratios"][0.5], value)
-        self.assertAllClose(
-            result["gibbs"][300], (trace[300] - zero) / (one - zero)
-        )
-        # All 32 rows of 32: what they are worth without a choice.
-        whole = scores[:32, :32].sum() / 32
-        self.assertAllClose(
-            result["ratios"][0.0], (whole - zero) / (one - zero)
-        )
-
 
 class SpeedTest(tf.test.TestCase):
     def test_the_form_with_matrices_draws_what_select_jointly_draws(self):
@@ -108,20 +80,6 @@ class SpeedTest(tf.test.TestCase):
         )
         draw = selection.select_jointly(learner, teacher, **settings)
         self.assertAllEqual(rows, draw.indices)
-
-    def test_a_measurement_times_both_forms_in_turn(self):
-        for has_matrices, names in (
-            (True, {"tiled", "matrices", "peak_gb"}),
-            (False, {"tiled", "peak_gb"}),
-        ):
-            case = bench_selection.Case(
-                *(64, 16, 4), has_matrices=has_matrices, num_chunks=2
-            )
-            with contextlib.redirect_stderr(io.StringIO()):
-                result = bench_selection.measure(case)
-            self.assertEqual(result.keys(), names)
-            self.assertLen(result["tiled"], 3)
-            self.assertGreater(result["peak_gb"], 0.05)
 
 
 class ReportTest(tf.test.TestCase):
@@ -169,7 +127,3 @@ class ReportTest(tf.test.TestCase):
         self.assertEqual(text.count("| paper, digitised |"), 3)
         self.assertEqual(text.count("| synthetic, late |"), 3)
         self.assertIn("0.00 | 0.69 | 0.89 | 0.96 | 0.99 | 1.00 |", text)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -425,7 +425,16 @@ class WebTest(tf.test.TestCase):
         # The held-out picture again, in the pool.
         copy = a_record(3000, seed=2000, captions=("a copy",))
         emoji = [a_record(3001, kind=sources.EMOJI, style=web.VAL_STYLE)]
-        pool = [*POOL, *LOGOS, *sets, copy, *emoji]
+        # Too small to be held out; the first and the last are one picture.
+        small = [
+            a_record(
+                4000 + number,
+                style="mono" if number < 9 else "delta",
+                seed=4000 + number % 17,
+            )
+            for number in range(18)
+        ]
+        pool = [*POOL, *LOGOS, *sets, copy, *emoji, *small]
         shards.write(data, "pool", pool, 2)
         for place, split in enumerate(
             ("val_concept", "test_concept", "test_style")
@@ -435,6 +444,7 @@ class WebTest(tf.test.TestCase):
         (data / "stats.json").write_text("{}")
         with mock.patch.multiple(
             web,
+            NUM_SHARDS=2,
             NUM_CURATED=30,
             FEWER_CURATED=(10,),
             NUM_FAMILIES={"test_sets": 2, "val_sets": 1},
@@ -472,17 +482,40 @@ class WebTest(tf.test.TestCase):
         self.assertLen(fewer, 10)
         self.assertContainsSubset(fewer, curated)
 
+    def test_a_part_and_what_is_apart_share_no_family_and_no_picture(self):
+        part, apart = self.read("part00/*"), self.read("apart-*")
+        families = [
+            {web._family(one.row.style) for one in some}
+            for some in (part, apart)
+        ]
+        self.assertNotEmpty(part)
+        self.assertNotEmpty(apart)
+        self.assertEmpty(families[0] & families[1])
+        self.assertEmpty({one.png for one in part} & {one.png for one in apart})
+        pool = {one.identifier for one in self.read("pool00/*")}
+        self.assertContainsSubset({one.identifier for one in part}, pool)
+        dropped = [
+            one
+            for one in self.read("pool00/*")
+            if web._family(one.row.style) in families[1]
+            and one.png in {other.png for other in part}
+        ]
+        self.assertLen(pool, len(part) + len(apart) + len(dropped))
+
     def test_every_level_has_its_noise_in_the_metadata(self):
-        for level in web.LEVELS:
+        names = [f"pool{level:02d}" for level in web.LEVELS["pool"]]
+        names += [f"part{level:02d}" for level in web.LEVELS["part"]]
+        for name in names:
+            level = int(name[-2:])
             store = stores.open_store(
-                f"{self.out}/pool{level:02d}/*.tfrecord",
-                index_dir=f"{self.get_temp_dir()}/{level}",
+                f"{self.out}/{name}/*.tfrecord",
+                index_dir=f"{self.get_temp_dir()}/{name}",
             )
             kinds = collections.Counter(store.columns(["noise"])["noise"])
             self.assertEqual(
                 len(store) - kinds[b""], round(level / 100 * len(store))
             )
-            counts = self.stats["sizes"][f"pool{level:02d}"]
+            counts = self.stats["sizes"][name]
             self.assertEqual(counts.get("pairs", 0), kinds[b""])
 
 

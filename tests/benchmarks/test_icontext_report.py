@@ -274,7 +274,12 @@ class CellsTest(tf.test.TestCase):
         )
         rows = rows.set_index(["cell", "seed"])
         for (name, seed), run in cells.runs().items():
-            row = rows.loc[name, str(seed)]
+            if (
+                run.cell.regime == cells.GIVEN
+                and (name, str(seed)) not in rows.index
+            ):
+                continue  # still to be run
+            row = rows.loc[(name, str(seed))]
             noise = "" if run.cell.noise is None else str(run.cell.noise)
             expected = run.cell.method, noise, str(run.steps)
             with self.subTest(name, seed=seed):

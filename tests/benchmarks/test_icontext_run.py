@@ -42,8 +42,14 @@ class RunnerTest(tf.test.TestCase):
             raise RuntimeError("it failed")
         if words[0] == "train":
             folder = pathlib.Path(words[words.index("--workdir") + 1])
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "final.weights.h5").touch()
+            given = dict(one.split("=") for one in words if "=" in str(one))
+            steps = int(given.get("steps", 0))
+            if "--extend" in words:
+                steps = int(words[-1]) + run._steps_of(folder)
+            config = json.dumps({"steps": steps})
+            (folder / "config.json").write_text(config)
         return 7.0
 
     def run_all(self, wanted, jobs=2):
@@ -90,8 +96,24 @@ class RunnerTest(tf.test.TestCase):
         self.assertEqual(by_cell.loc["web_second_1400", "flops_embedded"], 5)
         self.assertEqual(by_cell["processor_seconds"].tolist(), [7.0, 7.0])
 
+    def test_a_longer_run_extends_the_shorter_one(self):
+        wanted = [(f"part70_clean_{steps}", 0) for steps in (350, 700, 1400)]
+        is_well, rows, _ = self.run_all(wanted)
+        self.assertTrue(is_well)
+        self.assertEqual(rows["cell"].tolist(), [name for name, _ in wanted])
+        runs = self.work / "runs"
+        self.assertEqual(
+            self.commands[1:],
+            [
+                ("train", "--workdir", runs / f"{name}-0", "--extend", more)
+                for (name, _), more in zip(
+                    wanted[1:], ("350", "700"), strict=True
+                )
+            ],
+        )
+
     def test_what_is_in_the_tables_is_not_run_again(self):
-        wanted = [("web_oracle_700", 0), ("web_oracle_700", 1)]
+        wanted = [("web_clean_700", 0), ("web_clean_700", 1)]
         self.run_all(wanted)
         self.commands.clear()
         _, rows, _ = self.run_all(wanted)
@@ -102,19 +124,19 @@ class RunnerTest(tf.test.TestCase):
         with contextlib.redirect_stdout(io.StringIO()) as shown:
             run.main(
                 ["--work", str(self.work), "--list"]
-                + ["--cells", "web_oracle_*00", "--seeds", "0"]
+                + ["--cells", "web_clean_*00", "--seeds", "0"]
             )
         names = [line.split()[0] for line in shown.getvalue().splitlines()]
         steps = ("1400", "2700", "4500")
-        self.assertEqual(names, [f"web_oracle_{one}" for one in steps])
+        self.assertEqual(names, [f"web_clean_{one}" for one in steps])
 
     def test_a_failure_stops_what_needs_it_and_nothing_else(self):
         self.failing = ("web_curated_1000-0",)
         is_well, rows, log = self.run_all(
-            [("web_flexi_1400", 0), ("web_oracle_700", 0)], jobs=1
+            [("web_flexi_1400", 0), ("web_clean_700", 0)], jobs=1
         )
         self.assertFalse(is_well)
-        self.assertEqual(rows["cell"].tolist(), ["web_oracle_700"])
+        self.assertEqual(rows["cell"].tolist(), ["web_clean_700"])
         self.assertIn("[1/2] web_flexi_1400, seed 0 failed: it failed", log)
 
     def test_without_data_it_says_how_to_build_them(self):

@@ -47,7 +47,7 @@ class TPUStepTest(tf.test.TestCase):
     ):
         def teacher(seed):
             if is_cached:
-                return reference.cached(10.0, -10.0)
+                return reference.Cached(10.0, -10.0)
             return tiny.learner(seed, dtype=dtype)
 
         with strategy_of_tpus().scope():
@@ -240,7 +240,3 @@ def called(operation):
         for value in operation.node_def.attr.values()
         if value.HasField("func")
     ]
-
-
-if __name__ == "__main__":
-    tf.test.main()

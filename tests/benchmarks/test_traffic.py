@@ -4,10 +4,10 @@ Hand counts stand here for the totals that docs/distribution.md rests on.
 """
 
 import collections
-import itertools
 
 import lockstep
 import numpy as np
+import pairwise
 import random_embeddings
 import tensorflow as tf
 
@@ -82,7 +82,7 @@ def calls_of_a_step(setup):
 
 class TrafficTest(tf.test.TestCase):
     def test_a_step_calls_what_the_count_says(self):
-        for num_replicas, quota, loss in itertools.product(
+        for num_replicas, quota, loss in pairwise.cases(
             (2, 4), config.QUOTAS, LOSSES
         ):
             setup = setup_of(num_replicas, quota=quota, loss=loss)

@@ -94,4 +94,6 @@ class SuiteTest(tf.test.TestCase):
             ):
                 self.load(text)
         with self.assertRaisesRegex(ValueError, "must be a .toml or .json"):
+            config.load_suite("/nowhere/suite.txt")
+        with self.assertRaisesRegex(ValueError, "no file '/nowhere/suite.t"):
             config.load_suite("/nowhere/suite.toml")

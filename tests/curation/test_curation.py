@@ -34,7 +34,6 @@ from jest_tf.embeddings import Embeddings
 from jest_tf.reports import manifest_page
 from jest_tf.runs import directory
 from trainers import curate as command
-from trainers import embed as embed_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DIM = stored_cases.DIM
@@ -201,14 +200,10 @@ class ChoiceTest(ScoresTestCase):
         return found
 
     def test_every_window_passes_the_stage(self):
-        drawn = {"captions": "drawn"}
         for count, settings in (
             (1, {}),
-            (1, drawn),
-            (2, {"candidates": 2, "seed": 3} | drawn),
-            (1, {"candidates": 3, "loss": "softmax", "passes": 3}),
-            (1, {"candidates": 2, "uniform_share": 0.5, "gain": 0.5}),
-            (1, {"candidates": 2, "method": "top", "window": 40}),
+            (2, {"candidates": 2, "seed": 3, "captions": "drawn"}),
+            (1, {"loss": "softmax", "passes": 2, "uniform_share": 0.5}),
         ):
             with self.subTest(**settings):
                 found = self.check(count, **settings)
@@ -218,56 +213,6 @@ class ChoiceTest(ScoresTestCase):
     def test_all_may_be_chosen(self):
         found = self.curate(self.output(), candidates=1)
         self.assertAllEqual(found.weights, ~np.isin(np.arange(80), BAD))
-
-    def test_a_shard_that_cannot_be_read_at_all_is_left_out(self):
-        folder = self.output()
-        embed.write_arrays(
-            self.store,
-            self.image,
-            self.text[:0],
-            stored_cases.DESCRIPTION,
-            embed.Output(folder),
-            captions=np.zeros(80, int),
-            valid=np.zeros(80, bool),
-        )
-        with self.assertRaisesRegex(ValueError, "must have a record that is d"):
-            curation.curate(
-                self.store,
-                self.output(),
-                self.settings(),
-                [curation.Model("", folder)],
-            )
-
-    def test_many_small_shards_come_to_their_share_together(self):
-        folder = self.output()
-        sizes = [1] * 60 + [2] * 20
-        ends = np.cumsum(sizes)
-        for shard, (start, stop) in enumerate(
-            zip(ends - sizes, ends, strict=True)
-        ):
-            rows = range(start, stop)
-            write_set(folder, f"{shard:03}", rows, ["a"] * len(rows), rows)
-        store = stores.open_store(os.path.join(folder, "*.tfrecord"))
-        embed.write_arrays(
-            store,
-            *(sidecar_files.unit_rows(100, seed, DIM) for seed in (1, 2)),
-            stored_cases.DESCRIPTION,
-        )
-        chosen_by = self.settings(candidates=5)
-        found = curation.curate(
-            store, os.path.join(folder, "m"), chosen_by, self.models[:1]
-        )
-        # One by chance of a fifth, or of two fifths, a shard: four standard
-        # deviations about 20 of 100. At least one a shard would be 80.
-        error = 4 * np.sqrt(60 * 0.2 * 0.8 + 20 * 0.4 * 0.6)
-        self.assertAllInRange([found.weights.sum()], 20 - error, 20 + error)
-        self.assertAllEqual(np.isfinite(found.scores), np.ones(100, bool))
-        for shard in (0, 7, 61):
-            alone = curation.choose(
-                store.of_shard(shard), chosen_by, self.models[:1]
-            )
-            rows = slice(ends[shard] - sizes[shard], ends[shard])
-            self.assertAllEqual(alone.weights, found.weights[rows])
 
     def test_of_any_number_of_windows_so_many_are_chosen_as_their_share(self):
         random = np.random.default_rng(0)
@@ -421,29 +366,6 @@ class ResumeTest(ScoresTestCase):
         )
         self.spread(spread, overwrite=True)
         self.assertEqual(self.read(spread), files)
-
-    @needs_beam
-    def test_flags_that_beam_does_not_know_are_refused(self):
-        folder = self.output()
-        with self.assertRaisesRegex(
-            ValueError, "of Apache Beam. Received: --lerner x --overwite -f y"
-        ):
-            self.spread(
-                folder,
-                *("--lerner", "x", "--job_name=a", "--overwite", "-f", "y"),
-            )
-        self.assertEmpty(os.listdir(folder))
-
-    @needs_beam
-    def test_what_a_runner_lacks_is_one_line(self):
-        missing = ImportError("not available,\n please install x[gcp]")
-        with (
-            mock.patch("apache_beam.Pipeline", side_effect=missing),
-            self.assertRaisesRegex(
-                ValueError, "gcp. for Dataflow. Received: not available, please"
-            ),
-        ):
-            self.spread(self.output())
 
     def test_without_beam_the_way_out_is_named(self):
         with (
@@ -749,24 +671,6 @@ class LikeTest(tf.test.TestCase):
                 found.counts["items of the evaluation without an embedding"], 1
             )
 
-    def test_an_evaluation_without_pictures_is_refused(self):
-        path = os.path.join(self.folder, "texts.tfrecord")
-        shard_files.write_shard(
-            path, [shard_files.serialize(image=b"", caption="a", id=9000)]
-        )
-        store = stores.open_store(path)
-        embed.write_arrays(
-            store,
-            *[np.ones([1, self.DIM]) / self.DIM**0.5] * 2,
-            file_format.Description("m", "t", "p", self.DIM, 10.0, -10.0),
-            valid=np.array([False]),
-        )
-        evaluation = by_similarity.Source(store, sidecars_lib.Sidecars(store))
-        with self.assertRaisesRegex(
-            ValueError, f"must have an item with a picture.* record 0 of {path}"
-        ):
-            self.infer(evaluation)
-
     def test_tasks_that_share_items_with_the_evaluation_are_refused(self):
         # Two of the examples are of one item.
         self.tasks = self.source(
@@ -847,37 +751,6 @@ class LikeTest(tf.test.TestCase):
         self.assertLen(concepts().names, 3)  # the root of ten
         self.assertIn("clusters", self.infer().counts)
 
-    def test_a_concept_that_only_some_examples_have_is_refused(self):
-        self.tasks = self.source(
-            "some",
-            self.labels,
-            range(10),
-            concept=["a", "b", " ", "a", "b", "", "a", "b", "a", "b"],
-        )
-        with self.assertRaisesRegex(
-            ValueError,
-            "`concept` must be a field of every example. Received: 2 of 10 "
-            "examples without it, the first record 2 of .*some.tfrecord; set",
-        ):
-            self.infer()
-        found = self.infer(num_clusters=4)
-        self.assertEqual(found.made_by["balanced_over"], "clusters")
-
-    def test_a_caption_of_any_white_space_names_no_concept(self):
-        blank = "\u2003\u3000"
-        captions = [[blank, f" {label}\u2003"] for label in self.labels]
-        store = write_set(self.folder, "spaces", range(10), captions, range(10))
-        examples = by_similarity.load(self.tasks)
-        arguments = examples.rows, examples.both, "caption"
-        found = concepts_lib.concepts_of(store, *arguments)
-        self.assertEqual(found.names, ["0", "1", "2", "3"])
-        captions[6] = [blank, ""]
-        store = write_set(self.folder, "blank", range(10), captions, range(10))
-        with self.assertRaisesRegex(
-            ValueError, "'caption' must be .* 1 of 10 .* record 6 of"
-        ):
-            concepts_lib.concepts_of(store, *arguments)
-
     def test_clusters_are_the_same_every_time(self):
         points = sidecar_files.unit_rows(200, 1, 16)
         first = concepts_lib.cluster(points, 14)
@@ -957,24 +830,6 @@ class CommandTest(tf.test.TestCase):
         self.assertEmpty(found.open)
         return text, found
 
-    def test_sidecars_of_either_dtype_are_taken_and_settings_add_up(self):
-        data = self.path("val-*.tfrecord")
-        embed_command.main(
-            [
-                *("--workdir", self.path("reference"), "--dtype", "float32"),
-                *("--output", self.path("float32"), "--data", data),
-                *("--index-dir", self.path("index")),
-            ]
-        )
-        printed, shown = self.run_command(
-            "of-float32",
-            *("--sidecar-dir", self.path("float32"), "--no-report"),
-            *("--set", "stage.candidates=2"),
-            *("--set", "window=100", "loss=softmax"),
-        )
-        self.assertRegex(printed, r"\b12\d of 250 records are drawn")
-        self.assertNotIn("embedding", shown)
-
     def test_it_writes_what_the_library_does_and_a_report(self):
         printed, shown = self.run_command(
             "easy",
@@ -1015,26 +870,6 @@ class CommandTest(tf.test.TestCase):
         # Those of the pairs are all drawn.
         self.assertGreater(text.count('class="card kept"'), 24)
 
-    def test_learnability_is_between_two_runs(self):
-        self.run_command(
-            "learnable",
-            *("--learner", self.path("learner")),
-            *("--learner-sidecar-dir", self.path("learner_sidecars")),
-            "--no-report",
-        )
-        store = stores.open_store(
-            self.path("val-*.tfrecord"), index_dir=self.path("index")
-        )
-        found = manifest.Manifest(self.path("learnable"), store)
-        self.assertEqual(found.made_by["criterion"], "learnability")
-        fingerprints = {
-            found.made_by[name]["fingerprint"]
-            for name in ("reference", "learner")
-        }
-        self.assertLen(fingerprints, 2)
-        self.assertFalse(os.path.exists(self.path("learnable/report.html")))
-        self.assertEqual(found.weights.sum(), 50)
-
     def test_the_loss_is_the_one_that_the_runs_were_trained_with(self):
         self.write_run("softmax", 2, "softmax")
 
@@ -1055,38 +890,6 @@ class CommandTest(tf.test.TestCase):
             ValueError, "none, with 'sigmoid' of .*reference' and 'softmax' of"
         ):
             loss("reference", "softmax")
-        self.run_command(
-            "by_softmax",
-            *("--workdir", self.path("softmax"), "--no-report"),
-            *("--sidecar-dir", self.path("softmax_sidecars")),
-        )
-        store = stores.open_store(
-            self.path("val-*.tfrecord"), index_dir=self.path("index")
-        )
-        found = manifest.Manifest(self.path("by_softmax"), store)
-        self.assertEqual(found.made_by["loss"], "softmax")
-
-    @needs_beam
-    def test_beam_by_the_command(self):
-        arguments = ("--set", "window=100", "--no-report")
-        self.run_command("alone", *arguments)
-        printed, _ = self.run_command(
-            "spread", *arguments, "--beam", "--runner=DirectRunner"
-        )
-        self.assertRegex(printed, "of 250 records are drawn: .*spread")
-        names = os.listdir(self.path("spread"))
-        self.assertLen(names, 2)  # one shard and the list
-        for name in names:
-            alone, spread = (
-                pathlib.Path(self.path(folder), name).read_bytes()
-                for folder in ("alone", "spread")
-            )
-            self.assertEqual(spread, alone)
-        with self.assertRaises(SystemExit) as stopped:
-            self.run_command("spread", "--beam", "--overwite")
-        self.assertRegex(
-            str(stopped.exception), "^error: Flags must .*: --overwite$"
-        )
 
     @pytest.mark.slow
     def test_a_learner_may_be_an_earlier_checkpoint(self):
@@ -1145,22 +948,6 @@ class CommandTest(tf.test.TestCase):
         self.assertRegex(text, "asked for.*150")
         self.assertRegex(text, "pool.*1 shards")
 
-    def test_it_says_why_there_are_fewer_than_asked_for(self):
-        # The model was never trained and finds many pictures alike.
-        for output, size, near, reason in (
-            ("all", 10**5, 1.1, "that is all that the pool has"),
-            ("few", 99, 0.5, "the candidates ran out: a larger `oversampli"),
-        ):
-            printed, told = self.run_command(
-                output,
-                *("--like", self.path("val-*.tfrecord"), "--no-report"),
-                *("--set", f"size={size}", f"near={near}"),
-                data="reference",
-            )
-            self.assertIn("no --evaluation: what the tasks are evaluated", told)
-            self.assertRegex(told, f"of the {size:,} asked for: {reason}")
-            self.assertRegex(printed, rf"{size:,}  asked for")
-
     def test_what_does_not_fit_is_one_line(self):
         for more, message in (
             (["--evaluation", "x"], "`--evaluation` needs `--like`"),
@@ -1178,21 +965,9 @@ class CommandTest(tf.test.TestCase):
             (["--set", "stage.candidates=0"], "candidates` must be at least 1"),
             (["--set", "stage.embeddings=live"], "`stage.embeddings` must be"),
             (["--set", "size=2"], "No setting `size`"),
-            (
-                [
-                    *("--like", self.path("val-*.tfrecord")),
-                    *("--evaluation", self.path("val-*.tfrecord")),
-                ],
-                "The tasks must have nothing in common with the evaluation. "
-                "Received: 250 examples of equal id",
-            ),
         ):
             with self.assertRaises(SystemExit) as stopped:
                 self.run_command("none", "--no-report", *more)
             self.assertRegex(str(stopped.exception), f"^error: .*{message}")
         with self.assertRaises(SystemExit):
             self.run_command("none", "--unknown")
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -206,7 +206,3 @@ class NearerTest(tf.test.TestCase):
         )
         self.assertEqual(estimates.nearer(queries, queries, second), 1.0)
         self.assertEqual(estimates.nearer(queries, second, queries), 0.0)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import tempfile
-from unittest import mock
 
 import html_elements
 import keras
@@ -25,7 +24,7 @@ from jest_tf import cli, config, models
 from jest_tf.curation import survey
 from jest_tf.data import stores, tokenizers
 from jest_tf.models import reference as reference_lib
-from jest_tf.runs import directory, inputs, loading
+from jest_tf.runs import directory, loading
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MINI = f"{ROOT}/examples/icontext_mini"
@@ -243,16 +242,6 @@ class CommandTest(KnownTestCase):
         self.assertLen(elements.images, 72)
         self.assertIn("What the reference calls noise", page)
 
-    def test_a_reference_of_the_pool_itself_is_warned_of(self):
-        with mock.patch.object(
-            inputs, "seen_shards", return_value={self.noisy}
-        ) as seen:
-            _, content, _ = self.advise("--pool", self.noisy)
-        self.assertIn("known_pool", content["advice"])
-        self.assertEqual(seen.call_args.args[1], (self.noisy,))
-        _, content, _ = self.advise("--pool", self.noisy)
-        self.assertNotIn("known_pool", content["advice"])
-
     def test_a_clean_pool_is_not(self):
         _, content, _ = self.advise("--pool", self.clean)
         self.assertIn("clean", content["advice"])
@@ -281,7 +270,6 @@ class CommandTest(KnownTestCase):
 
     def test_what_cannot_work_is_refused(self):
         few = write_pairs(self.path("few"), 40, 1.0)
-        wrong = write_pairs(self.path("wrong"), 300, 0.0)
         pool = ("--pool", self.noisy)
         for words, options, message in (
             ((), {}, "`--pool` must name the shards"),
@@ -292,14 +280,7 @@ class CommandTest(KnownTestCase):
                 {"curated": few, "reference": False},
                 "at least 64 records.*Received: 40; name a public model",
             ),
-            (pool, {"curated": wrong}, "must find unseen curated pairs more"),
             ((*pool, "--set", "samples=3"), {}, "Did you mean `sample`"),
-            ((*pool, "--set", "sample=0"), {}, "sample"),
-            (
-                (*pool, "--reference", "nothing"),
-                {"reference": False},
-                "`--reference` must be",
-            ),
         ):
             found = self.advise(*words, code=1, **options)
             self.assertRegex(found, f"(?s)error: .*{message}", words)
@@ -326,25 +307,6 @@ class CommandTest(KnownTestCase):
         self.assertIn("must not have been trained on the curated", found)
         self.assertIn(self.curated, found)
 
-    def test_a_quick_reference_has_no_parts_of_a_batch(self):
-        recipe = config.TrainConfig(
-            selection=config.SelectionConfig(4096),
-            model=config.ModelConfig(
-                views=(config.View(), config.View(image_size=16)),
-                micro_batch_size=1024,
-            ),
-        )
-        curated = stores.open_store(self.curated)
-        with mock.patch.object(survey.runs, "train") as train:
-            survey.quick_reference(
-                recipe, curated, (self.curated,), self.get_temp_dir()
-            )
-        (trained, _), _ = train.call_args
-        self.assertLess(trained.selection.batch_size, len(curated))
-        self.assertEqual(
-            (trained.model.views, trained.model.micro_batch_size), ((), None)
-        )
-
     @pytest.mark.slow
     def test_a_quick_reference_is_trained_on_the_shipped_pictures(self):
         _, content, page = self.advise(
@@ -360,7 +322,3 @@ class CommandTest(KnownTestCase):
         self.assertLess(content["apart"], 2 / 3)
         self.assertIn("stage", content["advice"])
         html_elements.parse(page)
-
-
-if __name__ == "__main__":
-    tf.test.main()

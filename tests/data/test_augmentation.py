@@ -95,17 +95,6 @@ class AugmentTest(tf.test.TestCase):
         self.assertLessEqual(np.abs(compiled - eager).max(), 1)
         self.assertLess((compiled != eager).mean(), 0.01)
 
-    def test_a_batch_of_unknown_size_keeps_its_static_sides(self):
-        augment = augmentation.Augmentation(flip=True, min_area=0.3)
-        function = tf.function(
-            lambda images: augment(images, tf.constant([1, 2])),
-            input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8)],
-        )
-        views = function.get_concrete_function().structured_outputs
-        self.assertEqual(views.shape.as_list(), [None, 8, 8, 3])
-        images = random_images(4, 8, 8, 3)
-        self.assertAllEqual(function(images), self.augment(images))
-
     def test_a_bad_area_is_refused(self):
         for area in (0, -0.1, 1.1):
             with self.assertRaisesRegex(ValueError, f"`min_area`.*{area}"):

@@ -130,6 +130,17 @@ class FaultLogTest(tf.test.TestCase):
             fault_log.FaultLog(None, 0.0).count(5000, 1)
         fault_log.FaultLog(None, 1.0).count(5000, 5000)
 
+    def test_what_damaged_shards_have_lost_counts_from_the_start(self):
+        fault_log.FaultLog(None, 0.01, lost_share=0.01).count(0, 0)
+        with self.assertRaisesRegex(
+            ValueError, "read: 2.00% are lost in damaged .*fault_rate`=0.01$"
+        ):
+            fault_log.FaultLog(None, 0.01, lost_share=0.02).count(0, 0)
+        log = fault_log.FaultLog(None, 0.02, lost_share=0.01)
+        log.count(5000, 50)
+        with self.assertRaisesRegex(ValueError, "1.02%, and 1.00% are lost"):
+            log.count(0, 1)
+
     def test_the_error_names_the_setting_the_reasons_and_the_log(self):
         log = fault_log.FaultLog(self.path, 0.0)
         reasons = ["empty picture", *(f"truncated: {n} bytes" for n in (3, 4))]

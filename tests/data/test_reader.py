@@ -36,6 +36,7 @@ class ListStore:
     manifest = None
     max_image_pixels = 1000
     is_remote = False
+    lost_share = 0.0
 
     def __init__(self, found, parts=None):
         self.found = found
@@ -307,36 +308,6 @@ class FarTest(ReadingTestCase):
             self.assertEqual(found, [good_record(row) for row in rows])
         self.assertEqual(self.store.reads, 3 * 4)
 
-    def test_only_what_is_asked_for_is_parsed(self):
-        parsed = []
-
-        def read_unparsed(rows):
-            return [lambda row=row: parsed.append(row) or row for row in rows]
-
-        self.store.read_unparsed = read_unparsed
-        found = self.blocks().read(np.array([3, 2, 6]))
-        self.assertEqual(found, [3, 2, 6])
-        self.assertEqual(parsed, [3, 2, 6])
-
-    def test_blocks_end_with_their_part(self):
-        blocks = self.blocks(starts=(0, 10))
-        blocks.read(np.array([9]))
-        self.assertEqual(self.store.reads, 2)  # 8 and 9
-        blocks.read(np.array([10]))
-        self.assertEqual(self.store.reads, 6)  # 10 to 13
-
-    def test_rows_drawn_again_are_in_blocks_that_keep_them(self):
-        blocks = self.blocks(once=False)
-        for _ in range(3):
-            blocks.read(np.array([0, 1, 1]))
-        self.assertEqual(self.store.reads, 4)
-
-    def test_no_more_blocks_are_kept_than_asked_for(self):
-        blocks = self.blocks(once=False, kept=2)
-        for row in (0, 4, 8, 4, 0):
-            blocks.read(np.array([row]))
-        self.assertEqual(self.store.reads, 4 * 4)  # that of row 0 twice
-
     def test_a_failed_read_is_tried_anew(self):
         blocks = self.blocks()
         with mock.patch.object(self.store, "read", side_effect=ValueError):
@@ -389,7 +360,6 @@ class FarTest(ReadingTestCase):
 
     def test_a_stream_read_ahead_equals_one_that_is_not(self):
         for settings in (
-            {"shuffle_block_size": 2, "rows": np.arange(23) % 3 > 0},
             {"sidecars": SumSidecars(without=(7,)), "embeddings": True},
             {"shuffle_block_size": 2, "num_curated": 1, "curated_rows": 4},
         ):
@@ -429,14 +399,6 @@ class LimitTest(ReadingTestCase):
             self.batches(store, 17, log)
         with self.assertRaisesRegex(ValueError, "Too many records"):
             log.check()
-
-    def test_without_a_log_the_default_rate_holds(self):
-        broken = bad_records()["empty picture"]
-        store = ListStore([good_record(0), broken])
-        with self.assertRaisesRegex(
-            tf.errors.InvalidArgumentError, "Too many records"
-        ):
-            self.batches(store, 10, None, faults=None)
 
 
 class FuzzTest(ReadingTestCase):

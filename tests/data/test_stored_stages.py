@@ -119,12 +119,13 @@ class ChoiceTest(stored_cases.StoredTestCase):
 
     def test_every_stage_is_the_draw_of_its_settings(self):
         for name, stages in FUNNELS.items():
-            chosen = self.stages(*stages)
-            for step in (1, 2):
+            # The last funnel has a stage that has ended by then.
+            for step in (1, 2) if "three" in name else (1,):
                 with self.subTest(name, step=step):
                     expected, _ = self.by_hand(stages, step)
                     self.assertLen(expected, 6)
-                    self.assertAllEqual(chosen.choose(step, 0), expected)
+                    chosen = self.stages(*stages).choose(step, 0)
+                    self.assertAllEqual(chosen, expected)
         # Not all of them choose alike.
         self.assertLen(
             {
@@ -233,26 +234,21 @@ class ChoiceTest(stored_cases.StoredTestCase):
 class StreamTest(stored_cases.StoredTestCase):
     def test_what_stands_at_a_position_is_what_it_was(self):
         """Its picture, caption, embeddings and replacement."""
-        # Two stored stages and a live one: 60 rows, 30, 15.
-        live = config.Stage(3, num_chunks=1)
-        for batch_size, stages, sizes in (
-            (6, FUNNELS["a uniform share"], (30, 6)),
-            (5, (EASY(2), EASY(2), live), (60, 15)),
-        ):
-            funnel = config.SelectionConfig(batch_size, stages)
-            chosen = stored_stages.StoredStages(
-                funnel, self.sidecars, self.store, stream.Order(80, SEED), SEED
-            )
-            self.assertEqual(chosen.sizes[:: len(funnel.stored)], sizes)
-            settings = {"batch_size": batch_size, "stages": stages}
-            ours = self.batches(4, embeddings=True, **settings)
-            plain = self.batches(4, embeddings=True, batch_size=sizes[0])
-            for step, (one, other) in enumerate(zip(ours, plain, strict=True)):
-                places = chosen.choose(step, 0) - sizes[0] * step
-                self.assertLen(places, sizes[1])
-                expected = {name: all_[places] for name, all_ in other.items()}
-                self.assert_equal_batches([one], [expected])
-            self.assertTrue(any(one["record_replaced"].any() for one in ours))
+        # Two stored stages and a live one.
+        stages = (EASY(2), EASY(2), config.Stage(3, num_chunks=1))
+        chosen = stored_stages.StoredStages(
+            config.SelectionConfig(5, stages),
+            *(self.sidecars, self.store, stream.Order(80, SEED), SEED),
+        )
+        self.assertEqual(chosen.sizes, (60, 30, 15))
+        ours = self.batches(4, embeddings=True, batch_size=5, stages=stages)
+        plain = self.batches(4, embeddings=True, batch_size=60)
+        for step, (one, other) in enumerate(zip(ours, plain, strict=True)):
+            places = chosen.choose(step, 0) - 60 * step
+            self.assertLen(places, 15)
+            expected = {name: all_[places] for name, all_ in other.items()}
+            self.assert_equal_batches([one], [expected])
+        self.assertTrue(any(one["record_replaced"].any() for one in ours))
 
     def test_any_step_begins_it_and_hosts_share_it(self):
         settings = {"batch_size": 12, "stages": FUNNELS["best captions"]}
@@ -289,7 +285,6 @@ class StreamTest(stored_cases.StoredTestCase):
             self.assertAllInRange(one["id"] - 1000, 0, 39)
             self.assertAllInRange(one["curated"]["id"] - 1000, 40, 79)
         # A hyper-batch is of the pool's 40 records.
-        self.batches(1, batch_size=10, stages=stages, **curated)
         with self.assertRaisesRegex(
             ValueError, "at most the records that are drawn from, 40.*: 45$"
         ):
@@ -423,19 +418,6 @@ class CostTest(tf.test.TestCase):
                 stored_stages.flops(funnel, 16, curated_rows), expected
             )
             self.assertEqual(stored_stages.flops(funnel, 0, curated_rows), 0)
-
-
-class SummariesTest(tf.test.TestCase):
-    def test_the_first_groups_stay_of_so_many_steps(self):
-        kept = stored_stages.Summaries()
-        for group in (2, 0, 1):
-            kept.put(7, group, {0: {"group": group}})
-        self.assertEqual(kept.take(7), {0: {"group": 0}})
-        self.assertEqual(kept.take(7), {})
-        for number in range(2000):
-            kept.put(number, 0, {0: {"number": number}})
-        self.assertEqual(kept.take(0), {})  # the oldest are dropped
-        self.assertEqual(kept.take(1999), {0: {"number": 1999}})
 
 
 class RefusalsTest(stored_cases.StoredTestCase):

@@ -81,24 +81,6 @@ class OrderTest(tf.test.TestCase):
             self.assertLen(counts, math.factorial(n))
             self.assert_uniform(counts)
 
-    def test_steps_between_neighbours_are_uniform(self):
-        # In a random permutation the difference of two neighbours modulo n
-        # is uniform on 1 .. n-1. One pair an epoch, so that pairs are
-        # independent.
-        for n in (13, 16, 100, 257):
-            starts = np.arange(60 * n) * n + n // 2
-            order = stream.Order(n, seed=2)
-            steps = (order.rows(starts + 1) - order.rows(starts)) % n
-            counts = np.bincount(steps, minlength=n)
-            self.assertEqual(counts[0], 0)
-            self.assert_uniform(counts[1:])
-
-    def test_a_place_in_consecutive_epochs_is_independent(self):
-        n = 9
-        rows = stream.Order(n, 4).rows(np.arange(n * 20000) * n)
-        counts = np.bincount(rows[:-1] * n + rows[1:], minlength=n * n)
-        self.assert_uniform(counts)
-
     def test_the_rows_are_those_of_the_first_release(self):
         # Published runs hang on them. Digests of int64 rows.
         positions = np.arange(2000)
@@ -184,36 +166,6 @@ class BlockOrderTest(tf.test.TestCase):
         _, counts = np.unique(rows[2 * 512 :] // 8, return_counts=True)
         self.assertAllEqual(counts, np.full(127, 8))
 
-    def test_the_short_block_may_be_anywhere(self):
-        # 130 blocks of 4 and a last one of 1: over epochs its record comes in
-        # the first window about as often as windows are long.
-        n, epochs = 521, 500
-        order = stream.Order(n, 0, block_size=4)
-        rows = order.rows(np.arange(n * epochs)).reshape(epochs, n)
-        places = np.argmax(rows == n - 1, axis=1)
-        first = (places < 256).mean()
-        # 64 of 131 slots; five standard errors.
-        self.assertAllClose(first, 64 / 131, atol=0.112)
-        quarters = np.histogram(places, 4, (0, n))[0]
-        self.assertAllInRange(quarters, 77, 173)
-
-    def test_records_of_a_window_are_mixed_as_by_a_free_shuffle(self):
-        # The difference of neighbours within the window, modulo its size, is
-        # uniform on 1 .. 63 where blocks have one record each ...
-        n = 64
-        order = stream.Order(n, 2, block_size=1)
-        starts = np.arange(60 * n) * n + 31
-        steps = (order.rows(starts + 1) - order.rows(starts)) % n
-        counts = np.bincount(steps, minlength=n)
-        self.assertEqual(counts[0], 0)
-        expected = counts.sum() / (n - 1)
-        statistic = ((counts[1:] - expected) ** 2 / expected).sum()
-        self.assertLess(statistic, chi_square_bound(n - 2))
-        # ... and of neighbouring positions 7 of 511 are in the same block.
-        rows = self.epoch(8 * 64 * 200, 8) // 8
-        same = (rows[1:] == rows[:-1]).mean()
-        self.assertAllClose(same, 7 / 511, atol=5 * (7 / 511 / 102400) ** 0.5)
-
     def test_every_row_is_equally_likely_anywhere(self):
         n, epochs = 21, 4000
         for size in (2, 4):
@@ -257,13 +209,6 @@ class MixtureTest(tf.test.TestCase):
                     self.assertGreaterEqual(
                         left[up].min(), left[~up].max(initial=0)
                     )
-
-    def test_equal_remainders_go_to_the_first_parts(self):
-        # A period is not divisible by three: one too few.
-        rows = stream.Mixture((9, 9, 9), (1, 1, 1), 0).rows(
-            np.arange(self.PERIOD)
-        )
-        self.assertAllEqual(np.bincount(rows // 9), [21846, 21845, 21845])
 
     def test_each_part_walks_its_own_order(self):
         lengths, starts = (100, 50, 37), (0, 100, 150)

@@ -17,7 +17,6 @@ import worker
 import jest_tf
 from jest_tf import config, distribution, training
 from jest_tf.data import augmentation, tokenizers
-from jest_tf.distribution import keras_fit
 from jest_tf.models import layers, reference
 
 pytestmark = pytest.mark.slow
@@ -233,55 +232,6 @@ class KerasTest(tf.test.TestCase):
             ValueError, "`gradient_accumulation_steps`.*2 on 2 replicas"
         ):
             fit_line(worker.Line, **settings)
-
-    def test_logs_of_a_step(self):
-        class Untracked(worker.StockLine):
-            def train_step(self, data):
-                return {"loss": tf.constant(7.0)}
-
-        _, history = fit_line(built(Untracked))
-        self.assertEqual(history["loss"], [0.0], msg=self.gone("logs"))
-
-        class Counting(worker.StockLine):
-            def __init__(self):
-                super().__init__()
-                self.mean = keras.metrics.Sum(name="loss")
-
-            def train_step(self, data):
-                self.mean.update_state(data["y"])
-                return {"sum": self.mean.result()}
-
-        class Counted(keras_fit.TrainerHooks, Counting):
-            def train_step(self, data):
-                super().train_step(data)
-                return {"sum": self.get_metrics_result()["loss"]}
-
-        # Four batches of eight threes; a replica's sum is half of that.
-        _, history = fit_line(built(Counting))
-        self.assertEqual(history["sum"], [48.0], msg=self.gone("sums"))
-        _, history = fit_line(Counted)
-        self.assertEqual(history["sum"], [96.0])
-
-    def test_an_optimizer_that_is_built_late(self):
-        with STRATEGIES[2].scope():
-            model = built(worker.StockLine)()
-            model.compile(optimizer=keras.optimizers.Adam(0.1))
-        data = STRATEGIES[2].experimental_distribute_dataset(line_data())
-
-        @tf.function
-        def step(batch):
-            STRATEGIES[2].run(model.train_step, args=(batch,))
-
-        with self.assertRaisesRegex(
-            tf.errors.InvalidArgumentError,
-            "must feed a value for placeholder",
-            msg=self.gone("building"),
-        ):
-            step(next(iter(data)))
-        model, _ = fit_line(worker.Line, keras.optimizers.Adam)
-        one, _ = fit_line(worker.Line, keras.optimizers.Adam, num_replicas=1)
-        self.assertEqual(model.optimizer.iterations, 4)
-        self.assertAllClose(model.line.kernel, one.line.kernel)
 
 
 def built(kind):

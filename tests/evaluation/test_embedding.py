@@ -10,7 +10,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import distribution, evaluation
-from jest_tf.data import stores, tokenizers
+from jest_tf.data import artefacts, stores, tokenizers
 from jest_tf.evaluation import embedding
 
 
@@ -156,5 +156,13 @@ class EncoderTest(tf.test.TestCase):
             content = bytearray(path.read_bytes())
             content[-1] ^= 1
             path.write_bytes(content)
-        with encoder.fixed(self.kept):
+        with encoder.fixed(self.kept, keep=True):
             self.assertAllEqual(encoder.images(self.store), whole)
+        # So are those of files with no rows, or too many.
+        for path in pathlib.Path(self.kept).rglob("*.embeddings"):
+            for rows in (0, 21):
+                part = {"embeddings": np.ones([rows, tiny.DIM], np.float32)}
+                artefacts.write(str(path), "embeddings", {}, part)
+                with encoder.fixed(self.kept, keep=True):
+                    found = encoder.images(self.store)
+                self.assertAllEqual(found, whole)

@@ -96,10 +96,10 @@ class LinearProbeTest(tf.test.TestCase):
     def test_it_is_the_best_logistic_regression_of_a_grid(self):
         train, labels, test, test_labels = digits()
         found = evaluation.linear_probe_measures(
-            train[:100], labels[:100], test[:100], test_labels[:100]
+            train[:60], labels[:60], test[:60], test_labels[:60]
         )
-        held = np.random.default_rng(0).permutation(100)[::5]
-        kept = np.setdiff1d(np.arange(100), held)
+        held = np.random.default_rng(0).permutation(60)[::5]
+        kept = np.setdiff1d(np.arange(60), held)
 
         def fit(rows, inverse):
             model = linear_model.LogisticRegression(C=inverse, max_iter=1000)
@@ -109,21 +109,21 @@ class LinearProbeTest(tf.test.TestCase):
         scores = [
             fit(kept, one).score(train[held], labels[held]) for one in grid
         ]
-        model = fit(np.arange(100), grid[np.argmax(scores)])
-        chosen = model.predict(test[:100])
+        model = fit(np.arange(60), grid[np.argmax(scores)])
+        chosen = model.predict(test[:60])
         self.assertAllClose(
             found["linear_probe/accuracy@1"],
-            np.mean(chosen == test_labels[:100]),
+            np.mean(chosen == test_labels[:60]),
         )
         self.assertAllClose(
             found["linear_probe/mean_per_class"],
-            metrics.balanced_accuracy_score(test_labels[:100], chosen),
+            metrics.balanced_accuracy_score(test_labels[:60], chosen),
         )
         self.assertAllClose(
             found["linear_probe/accuracy@5"],
             metrics.top_k_accuracy_score(
-                test_labels[:100],
-                model.decision_function(test[:100]),
+                test_labels[:60],
+                model.decision_function(test[:60]),
                 k=5,
                 labels=model.classes_,
             ),

@@ -223,15 +223,6 @@ class DrawsTest(tf.test.TestCase):
             [True] * 5 + [False] * 3,
         )
 
-    def test_a_share_of_none_or_of_all_is_a_share(self):
-        nothing = np.array([b"", b""], object)
-        for clean, share in ((True, 1.0), (False, 0.0)):
-            found = evaluation.draw_measures(
-                [3, 1], np.array([clean, clean]), nothing
-            )
-            self.assertEqual(found["selection/share_clean"], share)
-            self.assertEqual(found["selection/share_clean_data"], share)
-
     def test_what_the_data_does_not_say_is_left_out(self):
         nothing = np.array([b"", b""], object)
         self.assertAllClose(

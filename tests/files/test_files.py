@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import unittest
 import urllib.parse
 from unittest import mock
 
@@ -31,6 +33,14 @@ import sys
 from jest_tf import files
 with files.written_whole(sys.argv[1]) as partial:
     open(partial, "wb").write(b"half")
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+TEMPORARY = """
+import sys, tempfile
+from jest_tf import files
+with files.temporary():
+    tempfile.mkdtemp()
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -113,6 +123,28 @@ class AnySchemeTest(FilesTestCase):
             files.tree(self.folder), ["a.x", "a.y", "b.x", "deep/a.x"]
         )
 
+    def test_names_of_a_folder_do_not_lead_out_of_it(self):
+        folder = f"{self.folder}/here"
+        files.write_whole(f"{folder}/inside", b"")
+        self.assertEqual(files.inside(folder, "inside"), f"{folder}/inside")
+        for name in ("", ".", "..", "../a", "/a", "a/b", "a/../b", "a\0b"):
+            with self.assertRaisesRegex(ValueError, "a plain name, not a path"):
+                files.inside(folder, name)
+        self.plant(folder)
+        with files.temporary():
+            with self.assertRaisesRegex(ValueError, "lead out|not a path"):
+                with files.staged_folder(folder):
+                    self.fail("it is staged")
+            self.assertEqual(os.listdir(tempfile.gettempdir()), [])
+
+    def plant(self, folder):
+        """Puts something into a folder that lies outside of it."""
+        os.symlink("../elsewhere", f"{folder}/link")
+        with self.assertRaisesRegex(ValueError, "to .*/elsewhere"):
+            files.inside(folder, "link")
+        os.symlink("inside", f"{folder}/harmless")
+        files.inside(folder, "harmless")
+
     def test_a_folder_is_written_moved_and_deleted(self):
         one, other = f"{self.folder}/one", f"{self.folder}/other"
         with files.written_folder(one) as local:
@@ -162,12 +194,36 @@ class AnySchemeTest(FilesTestCase):
         self.assertFalse(files.is_file(lock))
 
 
-class RamTest(remote_files.Ram, AnySchemeTest):
+class AnyObject:
+    """Mix into a test case on a bucket: objects may be called anything."""
+
+    def plant(self, folder):
+        remote.upload(os.devnull, f"{folder}/../../x.py")
+        for listed in (files.tree, files.list_folder):
+            with self.assertRaisesRegex(ValueError, "Received: '..'"):
+                listed(folder)
+
+
+class RamTest(AnyObject, remote_files.Ram, AnySchemeTest):
     pass
 
 
-class GcsTest(remote_files.Gcs, AnySchemeTest):
+class GcsTest(AnyObject, remote_files.Gcs, AnySchemeTest):
     pass
+
+
+class FsspecTest(unittest.TestCase):
+    """As `s3://`, which these names would need a server for."""
+
+    def test_names_of_a_folder_do_not_lead_out_of_it(self):
+        folder = "memory://bucket/here"
+        files.write_whole(f"{folder}/inside", b"")
+        self.assertEqual(files.tree(folder), ["inside"])
+        store = remote._system("memory")._system.store
+        store["/bucket/here/../../x.py"] = store["/bucket/here/inside"]
+        for listed in (files.tree, files.list_folder):
+            with self.assertRaisesRegex(ValueError, "Received: '..'"):
+                listed(folder)
 
 
 @pytest.mark.slow
@@ -201,6 +257,24 @@ class RequestsTest(remote_files.Gcs, tf.test.TestCase):
 
 
 class LocalTest(FilesTestCase):
+    def test_what_a_killed_process_leaves_is_swept_up_by_the_next(self):
+        self.addCleanup(setattr, tempfile, "tempdir", tempfile.tempdir)
+        self.enterContext(mock.patch.dict(os.environ, TMPDIR=self.folder))
+        tempfile.tempdir = None
+        living, killed = (self.start(TEMPORARY) for _ in range(2))
+        self.assertLen(os.listdir(self.folder), 2)
+        killed.kill()
+        killed.wait()
+        with files.temporary():
+            self.assertLen(os.listdir(self.folder), 2)
+            here = tempfile.gettempdir()
+            self.assertEqual(os.environ["TMPDIR"], here)
+            self.assertEqual(os.path.dirname(here), self.folder)
+        self.assertLen(os.listdir(self.folder), 1)
+        self.assertEqual(os.environ["TMPDIR"], self.folder)
+        living.communicate()
+        self.assertEqual(os.listdir(self.folder), [])
+
     def test_a_killed_writer_leaves_the_old_content(self):
         files.write_whole(self.path, b"old")
         process = self.start(WRITER)

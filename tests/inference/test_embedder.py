@@ -1,5 +1,6 @@
 """Embedding, classifying and searching with a trained learner."""
 
+import functools
 import io
 import os
 import pathlib
@@ -40,8 +41,13 @@ def tokenizer():
     return tokenizers.WordPieceTokenizer(WORDS, tiny_towers.LENGTH)
 
 
+@functools.cache
+def shared_learner(seed):
+    return learner(seed)
+
+
 def embedder(seed=0, **options):
-    return jest_tf.Embedder(learner(seed), tokenizer(), **options)
+    return jest_tf.Embedder(shared_learner(seed), tokenizer(), **options)
 
 
 class EmbedImagesTest(tf.test.TestCase):

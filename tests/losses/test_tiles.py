@@ -11,7 +11,7 @@ class TileTest(tf.test.TestCase):
     def test_sums_of_a_tile_equal_those_in_double_precision(self):
         random = np.random.default_rng(0)
         ranges = (-60, -15), (-12, -8), (-3, 3), (50, 200), (-20, 20)
-        for columns in (5, 32, 37, 80, 1024):
+        for columns in (5, 37, 1024):
             for low, high in (*ranges, (-1e4, 1e4), (-2e4, -1e4)):
                 logits = random.uniform(low, high, size=(7, columns))
                 logits = logits.astype(np.float32)

@@ -1,10 +1,10 @@
 """Models of Hugging Face beside transformers' own processor and model.
 
-They need PyTorch and transformers: `make test-slow` runs them in an environment
-of their own. Weights are random; KerasHub's converter reads one of the
-checkpoints, too.
+They need PyTorch and transformers, which `make test-slow` installs. Weights are
+random.
 """
 
+import json
 import os
 import tempfile
 
@@ -14,15 +14,20 @@ import pytest
 import sentencepiece
 import tensorflow as tf
 
-from jest_tf.models import pretrained, reference
+from jest_tf.models import pretrained
 
-transformers = pytest.importorskip(
-    "transformers", reason="pip install '.[transformers]'"
-)
-torch = pytest.importorskip("torch", reason="pip install '.[transformers]'")
+pytestmark = pytest.mark.slow
 
 SIZE, LENGTH = 32, 16
 CAPTIONS = ["A photo of a Dog, running!", "two  cats", "", "the dog " * 30]
+
+
+def setUpModule():
+    """Imports them where they are needed, as it takes seconds."""
+    global torch, transformers
+    why = "pip install '.[transformers]'"
+    transformers = pytest.importorskip("transformers", reason=why)
+    torch = pytest.importorskip("torch", reason=why)
 
 
 def sizes():
@@ -162,38 +167,17 @@ class HuggingFaceTest(tf.test.TestCase):
                     logits + ours.bias, theirs.logits_per_image, atol=1e-5
                 )
 
-    def test_embeddings_equal_those_of_keras_hubs_converter(self):
-        path = self.paths["metaclip"]
-        torch_, keras_ = (
-            pretrained.load(f"{source}:{path}")
-            for source in ("hf", "keras_hub")
-        )
-        # KerasHub lower-cases, transformers does not.
-        captions = tf.constant([caption.lower() for caption in CAPTIONS])
-        tokens, theirs = torch_.tokenizer(captions), keras_.tokenizer(captions)
-        self.assertAllEqual(np.where(tokens < 0, -1 - tokens, tokens), theirs)
-        self.assertAllClose(
-            torch_.learner.encode_text(tokens),
-            keras_.learner.encode_text(theirs),
-            atol=1e-6,
-        )
-        # On KerasHub's pixels: it resizes without antialiasing.
-        images = tf.stack([keras_.picture(one) for one in self.images])
-        scale, offset = keras_.learner.pixels
-        pixels = tf.cast(images, tf.float32) * scale + offset
-        self.assertAllClose(
-            torch_.learner.encode_image(tf.transpose(pixels, [0, 3, 1, 2])),
-            keras_.learner.encode_image(images),
-            atol=1e-6,
-        )
-        one, two = reference.describe(torch_), reference.describe(keras_)
-        self.assertAllClose(one.scale, two.scale)
-        self.assertEqual((one.bias, one.dim), (two.bias, two.dim))
-
     def test_bad_names_and_models_are_refused(self):
         path = os.path.join(self.folder, "bert")
         transformers.BertConfig(**sizes(), vocab_size=64).save_pretrained(path)
+        coded = os.path.join(self.folder, "coded")
+        os.mkdir(coded)
+        with open(f"{coded}/config.json", "w") as file:
+            json.dump({"auto_map": {"AutoConfig": "code.Config"}}, file)
+        with open(f"{coded}/code.py", "w") as file:
+            file.write("raise SystemExit")
         for name, message in (
+            (f"hf:{coded}", "transformers. Received: .*coded"),
             ("hf:/missing", "`model` must name a model of Hugging Face.*miss"),
             (f"hf:{path}", "cannot be loaded by transformers"),
         ):

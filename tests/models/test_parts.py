@@ -102,6 +102,7 @@ class FreezeTest(tf.test.TestCase):
         settings = preset(frozen=("image_tower",))
         learner = models.build_learner(settings, 12)
         model = training.build_model(settings, learner)
+        model.run_eagerly = True  # a graph takes longer than a step
         batch = tiny.super_batches()[0]
         batch["image"] = np.repeat(np.repeat(batch["image"], 2, 1), 2, 2)
         before = learner.get_weights()

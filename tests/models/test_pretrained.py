@@ -3,6 +3,8 @@
 Weights are random; loading, tokens and pixels are those of real presets.
 """
 
+import functools
+import json
 import os
 import sys
 import tempfile
@@ -46,6 +48,12 @@ class KerasHubTest(tf.test.TestCase):
             path = presets.save(os.path.join(cls.folder, family), family)
             cls.names[family] = f"keras_hub:{path}"
 
+    @classmethod
+    @functools.cache
+    def load(cls, family):
+        """The model of a family; no test changes it."""
+        return pretrained.load(cls.names[family])
+
     def of_keras_hub(self, family):
         """KerasHub's own inputs and logits of the examples."""
         path = self.names[family].removeprefix("keras_hub:")
@@ -65,9 +73,9 @@ class KerasHubTest(tf.test.TestCase):
         return inputs, backbone
 
     def test_tokens_pixels_and_embeddings_are_those_of_keras_hub(self):
-        for family, name in self.names.items():
+        for family in FAMILIES:
             inputs, backbone = self.of_keras_hub(family)
-            model = pretrained.load(name)
+            model = self.load(family)
             with self.subTest(family):
                 tokens = model.tokenizer(tf.constant(CAPTIONS))
                 self.assertAllEqual(tokens, inputs["token_ids"])
@@ -96,22 +104,10 @@ class KerasHubTest(tf.test.TestCase):
                 )
 
     def test_the_description_has_the_name_and_depends_on_the_weights(self):
-        one, two = (
-            reference.describe(
-                pretrained.load(
-                    "keras_hub:"
-                    + presets.save(
-                        os.path.join(self.folder, f"seed{seed}"),
-                        "siglip",
-                        seed=seed,
-                    )
-                )
-            )
-            for seed in (0, 1)
-        )
-        again = reference.describe(pretrained.load(self.names["siglip"]))
-        self.assertEqual(one, again._replace(name=one.name))
-        self.assertEqual(again.name, self.names["siglip"])
+        path = presets.save(f"{self.folder}/seed1", "siglip", seed=1)
+        one = reference.describe(self.load("siglip"))
+        two = reference.describe(pretrained.load(f"keras_hub:{path}"))
+        self.assertEqual(one.name, self.names["siglip"])
         self.assertNotEqual(one.fingerprint, two.fingerprint)
         self.assertEqual(
             one.preprocessing,
@@ -121,21 +117,23 @@ class KerasHubTest(tf.test.TestCase):
         self.assertEqual((one.bias, one.dim), (-5.5, presets.WIDTH))
 
     def test_softmax_models_have_no_bias(self):
-        model = pretrained.load(self.names["clip"])
+        model = self.load("clip")
         self.assertEqual(model.loss, "softmax")
         self.assertAllClose(tf.exp(model.learner.log_temperature), 1 / 0.07)
         self.assertFalse(model.learner.bias.trainable)
-        self.assertEqual(pretrained.load(self.names["siglip"]).loss, "sigmoid")
+        self.assertEqual(self.load("siglip").loss, "sigmoid")
 
     def test_a_saved_learner_and_tokenizer_come_back(self):
-        for name in self.names.values():
-            model = pretrained.load(name)
+        for family in FAMILIES:
+            model = self.load(family)
             folder = self.enterContext(tempfile.TemporaryDirectory())
             model.tokenizer.save(folder)
             again = tokenizers.load_tokenizer(folder, presets.LENGTH)
             self.assertEqual(again, model.tokenizer)
             texts = tf.constant(CAPTIONS)
             self.assertAllEqual(again(texts), model.tokenizer(texts))
+            if family != "clip":  # SigLIP's are loaded from files below
+                continue
             path = os.path.join(folder, "learner.keras")
             model.learner.save(path)
             batch = {
@@ -149,8 +147,47 @@ class KerasHubTest(tf.test.TestCase):
             ):
                 self.assertAllEqual(one, same)
 
+    def test_keras_hub_loads_what_was_saved_with_length_and_pixels(self):
+        siglip, clip = (
+            pretrained.load(self.names[family]) for family in ("siglip", "clip")
+        )
+        pieces = presets.sentence_piece(
+            "unigram", unk_id=0, eos_id=1, bos_id=-1
+        )
+        # A vocabulary of one's own, and a shorter length than the tower's.
+        own = tokenizers.SentencePieceTokenizer(pieces, 10)
+        cases = (clip, siglip._replace(tokenizer=own))
+        for number, model in enumerate(cases):
+            folder = os.path.join(self.folder, f"saved{number}")
+            pretrained.save(model, folder)
+            found = hub_models.CausalLMPreprocessor.from_preset(folder)
+            length = model.tokenizer.length
+            self.assertEqual(found.sequence_length, length)
+            self.assertEqual(found.image_converter.image_size, (32, 32))
+            # BPE has Python's results there for one text alone.
+            image = self.images[0][np.newaxis]
+            tokens = found({"images": image, "prompts": CAPTIONS[:1]})
+            self.assertAllEqual(
+                tokens["token_ids"], model.tokenizer(CAPTIONS[:1])
+            )
+            again = pretrained.load(f"keras_hub:{folder}").tokenizer
+            self.assertAllEqual(again(CAPTIONS), model.tokenizer(CAPTIONS))
+
+    def test_an_integer_offset_of_pixels_is_read(self):
+        path = presets.save(os.path.join(self.folder, "integer"), "siglip")
+        hub_layers = pytest.importorskip("keras_hub.layers")
+        hub_layers.SigLIPImageConverter(
+            image_size=(presets.SIZE, presets.SIZE), scale=1 / 127.5, offset=-1
+        ).save_to_preset(path)
+        learner = pretrained.load(f"keras_hub:{path}").learner
+        white = np.full([1, presets.SIZE, presets.SIZE, 3], 255, np.uint8)
+        self.assertAllClose(
+            learner.encode_image(white),
+            learner.encode_image(np.ones_like(white, np.float32)),
+        )
+
     def test_captions_are_tokenised_in_a_dataset_after_a_new_seed(self):
-        tokenizer = pretrained.load(self.names["siglip"]).tokenizer
+        tokenizer = self.load("siglip").tokenizer
         expected = tokenizer(tf.constant(CAPTIONS))
         data = tf.data.Dataset.from_tensors(CAPTIONS).repeat().map(tokenizer)
         data = iter(data)
@@ -172,14 +209,14 @@ class KerasHubTest(tf.test.TestCase):
             pretrained.check(f"keras_hub:{name}")
 
     def test_built_in_names_are_loaded_from_their_hub(self):
-        expected = reference.describe(pretrained.load(self.names["siglip"]))
-        for name in ("siglip2_base_patch16_224", "siglip_large_patch16_384"):
-            with presets.hub_of(self.names["siglip"]) as asked:
-                found = pretrained.load(f"keras_hub:{name}")
-            self.assertContainsSubset([f"keras/siglip/keras/{name}/1"], asked)
-            self.assertEqual(
-                reference.describe(found)._replace(name=expected.name), expected
-            )
+        expected = reference.describe(self.load("siglip"))
+        name = "siglip2_base_patch16_224"
+        with presets.hub_of(self.names["siglip"]) as asked:
+            found = pretrained.load(f"keras_hub:{name}")
+        self.assertContainsSubset([f"keras/siglip/keras/{name}/1"], asked)
+        self.assertEqual(
+            reference.describe(found)._replace(name=expected.name), expected
+        )
 
     def test_without_its_library_the_error_says_what_to_install(self):
         for library, name, message in (
@@ -200,10 +237,26 @@ class KerasHubTest(tf.test.TestCase):
             ):
                 pretrained.load(name)
 
+    def test_assets_of_a_tokenizer_have_plain_names(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        pretrained.load(self.names["siglip"]).tokenizer.save(folder)
+        path = os.path.join(folder, "preprocessor.json")
+        with open(path) as file:
+            content = json.load(file)
+        assets = {**content["assets"]}
+        for name in (f"{folder}/new", "../new", f"..{folder}/new", "a/b", ".."):
+            content["assets"] = {**assets, name: "bmV3"}
+            with open(path, "w") as file:
+                json.dump(content, file)
+            with self.assertRaisesRegex(ValueError, "a plain name, not a path"):
+                tokenizers.load_tokenizer(folder, presets.LENGTH)
+        self.assertEqual(os.listdir(folder), ["preprocessor.json"])
+        self.assertFalse(os.path.exists(f"{folder}/../new"))
+
     def test_a_keras_file_needs_a_two_tower_model_and_its_tokenizer(self):
         folder = self.enterContext(tempfile.TemporaryDirectory())
         path = os.path.join(folder, "learner.keras")
-        model = pretrained.load(self.names["siglip2"])
+        model = self.load("siglip2")
         model.learner.save(path)
         with self.assertRaisesRegex(ValueError, "needs its tokenizer.*vocab"):
             reference.describe(pretrained.load(path))

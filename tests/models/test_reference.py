@@ -49,7 +49,7 @@ class CachedTest(tf.test.TestCase):
         random = np.random.default_rng(0)
         image, text = random.standard_normal((2, 5, 3)).astype(np.float16)
         batch = {"image": 1, "reference_image": image, "reference_text": text}
-        embeddings = reference.frozen(reference.cached(7.25, -1.5))(
+        embeddings = reference.frozen(reference.Cached(7.25, -1.5))(
             {**batch, "text": 2}
         )
         self.assertEqual([part.dtype for part in embeddings], [tf.float32] * 4)
@@ -63,7 +63,7 @@ class CachedTest(tf.test.TestCase):
         with self.assertRaisesRegex(
             ValueError, "give the stream its sidecars.*Received: .'image'"
         ):
-            reference.cached(1.0, 0.0)(batch)
+            reference.Cached(1.0, 0.0)(batch)
 
     @pytest.mark.slow
     def test_training_draws_as_with_the_live_reference(self):
@@ -79,7 +79,7 @@ class CachedTest(tf.test.TestCase):
                     "reference_text": text.numpy(),
                 }
             )
-        stored = reference.cached(float(scale), float(bias))
+        stored = reference.Cached(float(scale), float(bias))
         drawn = []
         for model, data in ((teacher, batches), (stored, with_embeddings)):
             jest = training.JESTModel(

@@ -165,10 +165,13 @@ class ViewsTest(tf.test.TestCase):
             return total / 2
 
         eager = encode(images)
-        for function in (encode, mapped, looped):
-            for jit_compile in (False, True):
-                graph = tf.function(function, jit_compile=jit_compile)
-                self.assertAllClose(graph(images), eager, 1e-4, 1e-4)
+        for function, jit_compile in (
+            (encode, False),
+            (mapped, False),
+            (looped, True),
+        ):
+            graph = tf.function(function, jit_compile=jit_compile)
+            self.assertAllClose(graph(images), eager, 1e-4, 1e-4)
 
     def test_invalid_views_are_refused(self):
         for message, view in (

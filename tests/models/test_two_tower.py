@@ -172,6 +172,48 @@ class TwoTowerTest(tf.test.TestCase):
         mean = np.stack([(table[1] + table[2]) / 2, table[3]])
         self.assertAllClose(embeddings.text, oracles_towers.unit_norm(mean))
 
+    def test_a_text_tower_that_rounds_ids_is_refused(self):
+        def sequential(*layers):
+            return keras.Sequential(
+                [
+                    *layers,
+                    keras.layers.Embedding(1000, 6),
+                    keras.layers.GlobalAveragePooling1D(),
+                ]
+            )
+
+        class Within(keras.Model):
+            def __init__(self, *layers):
+                super().__init__()
+                self.inner = sequential(*layers)
+
+            def call(self, tokens):
+                return self.inner(tokens)
+
+        batch = tiny_towers.make_batch()
+        batch["text"] = np.arange(900, 909, dtype=np.int32).reshape(3, 3)
+        ids = keras.Input([None], dtype="int32")
+        before = keras.config.dtype_policy()
+        self.addCleanup(keras.config.set_dtype_policy, before)
+        for dtype, largest in (("float32", None), ("mixed_bfloat16", 256)):
+            keras.config.set_dtype_policy(dtype)
+            image = keras.Sequential(
+                [keras.layers.Flatten(), keras.layers.Dense(6)]
+            )
+            for make in (sequential, Within):
+                model = models.TwoTower(image, make(ids))
+                text = model(batch).text
+                self.assertLen(np.unique(np.round(text, 3), axis=0), 3)
+                model = models.TwoTower(image, make())
+                if largest is None:
+                    model(batch)
+                    continue
+                with self.assertRaisesRegex(
+                    ValueError,
+                    rf"begin .*keras.Input\(.*{dtype[6:]}, .* above {largest}",
+                ):
+                    model(batch)
+
     def test_invalid_arguments_are_refused(self):
         image, text = tiny_towers.image_tower(), tiny_towers.text_tower()
         with self.assertRaisesRegex(TypeError, "`text_tower` must be a Keras"):
@@ -268,9 +310,7 @@ class ViewsTest(tf.test.TestCase):
             self.assertAllClose(found.image, tf.concat(expected, 0), 1e-5)
             self.assertAllEqual(found.text, self.model(self.batch).text)
 
-    def test_several_views_train_as_one_batch_eagerly_in_a_graph_and_under_xla(
-        self,
-    ):
+    def test_several_views_train_as_one_batch(self):
         def step():
             with tf.GradientTape() as tape:
                 embeddings = self.model(
@@ -283,16 +323,11 @@ class ViewsTest(tf.test.TestCase):
             return loss, tape.gradient(loss, [kernel.value])[0]
 
         kernel = self.model.image_tower.patches.kernel
-        eager_loss, eager_gradient = step()
-        for jit_compile in (False, True):
-            loss, gradient = tf.function(step, jit_compile=jit_compile)()
-            self.assertAllClose(loss, eager_loss, 1e-4)
-            self.assertAllClose(gradient, eager_gradient, 1e-4, 1e-4)
+        loss, gradient = step()
         # A step along the gradient changes the loss by its square.
-        length = 1e-3 / tf.norm(eager_gradient)
-        kernel.assign_sub(length * eager_gradient)
-        expected = 1e-3 * tf.norm(eager_gradient)
-        self.assertAllClose(eager_loss - step()[0], expected, 0.05)
+        kernel.assign_sub(1e-3 / tf.norm(gradient) * gradient)
+        expected = 1e-3 * tf.norm(gradient)
+        self.assertAllClose(loss - step()[0], expected, 0.05)
 
     def test_a_custom_tower_takes_views_if_its_call_does(self):
         model = models.TwoTower(TowerOfViews(), keras.layers.Identity())
@@ -408,24 +443,6 @@ class BuildTwoTowerTest(tf.test.TestCase):
             fixed.encode_image(images, view=view)
         with self.assertRaisesRegex(ValueError, "`patch_sizes` must divide"):
             self.build(patch_sizes=(16, 12))
-
-    def test_a_recipe_builds_its_learner(self):
-        recipe = config.TrainConfig(
-            seed=5,
-            data=config.DataConfig(image_size=16, text_length=4),
-            model=config.ModelConfig(preset="tiny", temperature=2.0),
-        )
-        learner = models.build_learner(recipe, 9)
-        same = models.build_two_tower(
-            "tiny",
-            image_size=16,
-            vocabulary_size=9,
-            text_length=4,
-            temperature=2.0,
-            seed=5,
-        )
-        for one, other in zip(learner.weights, same.weights, strict=True):
-            self.assertAllEqual(one, other)
 
     def recipe(self, towers, seed=5):
         return config.TrainConfig(

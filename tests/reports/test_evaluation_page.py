@@ -52,7 +52,3 @@ class PageTest(tf.test.TestCase):
         images = html_elements.parse(text).images
         self.assertLen(images, 1 + 2 + 2 + 1)
         self.assertEqual(images[0]["class"], "matrix")
-
-
-if __name__ == "__main__":
-    tf.test.main()

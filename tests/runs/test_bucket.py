@@ -154,7 +154,3 @@ class BucketTest(tf.test.TestCase):
         self.assertEqual(set(found), set(expected))
         for name, values in expected.items():
             np.testing.assert_array_equal(found[name], values, name)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -421,6 +421,15 @@ class RestoreTest(CheckpointTestCase):
         self.assertIn("optimizer/sgd/iteration", names)
         self.assertIn("model/two_tower/bias", names)
 
+    def test_an_optimizer_that_is_not_built_is_saved_as_it_begins(self):
+        models = [training.JESTModel(tiny.learner(0)) for _ in range(2)]
+        for model in models:
+            model.compile(keras.optimizers.AdamW(0.1))
+        checkpoints.save(models[0], self.workdir, 0)
+        state = checkpoints.read(self.workdir, 0)
+        self.assertIn("optimizer/adam_w/iteration", state)
+        self.assertEqual(checkpoints.restore(models[1], self.workdir).step, 0)
+
     def test_names_of_optimizers_may_differ(self):
         """As default names do between versions of Keras."""
         kinds = keras.optimizers
@@ -460,7 +469,3 @@ class RestoreTest(CheckpointTestCase):
         other = one_layer(kinds.Lion(0.1, name="same"))
         with self.assertRaisesRegex(ValueError, "of this very model"):
             checkpoints.restore(other, self.workdir)
-
-
-if __name__ == "__main__":
-    tf.test.main()

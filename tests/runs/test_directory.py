@@ -205,7 +205,3 @@ class RemoteDirectoryTest(remote_files.Gcs, tf.test.TestCase):
             [{"step": 0}, {"step": 1}, {"step": 2}, {"step": 3, "again": True}],
         )
         self.assertTrue(directory.has_begun(self.folder))
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -173,29 +173,6 @@ class FunnelTest(tf.test.TestCase):
             (buckets[0, 0], buckets[-1, 1]), (kept.min(), kept.max())
         )
 
-    def test_the_funnel_of_late_is_told_in_words(self):
-        run = settings(*FUNNEL)
-        first, second = draw_log.funnel(run, self.rows)
-        last = self.rows[-1]
-        self.assertEqual(
-            str(first),
-            "stage 0, joint by learnability: 24 rows -> 8; in step 4 the "
-            f"chosen rows score {last['stages/0/score']:.3g}, uniform ones "
-            f"{last['stages/0/uniform_score']:.3g}; clean "
-            f"{last['stages/0/clean_in']:.0%} -> "
-            f"{last['stages/0/clean_out']:.0%}",
-        )
-        self.assertEqual((second.rows_in, second.rows_out), (8, 4))
-        self.assertEqual(second.clean_out, last["stages/1/clean_out"])
-        # The last row that has them; without one nothing was scored.
-        gone = {"step": 6, "train/loss": 1.0}
-        self.assertEqual(draw_log.funnel(run, [last, gone])[0], first)
-        (unscored, _) = draw_log.funnel(run, [gone])
-        self.assertEndsWith(str(unscored), "24 rows -> 8, unscored")
-        unknown = {n: last[n] for n in last if "clean" not in n}
-        (short, _) = draw_log.funnel(run, [unknown])
-        self.assertEqual(str(short), str(first).rpartition("; ")[0])
-
 
 class Rows:
     """A report of known draws of steps; `scored` are the rows of stages."""
@@ -444,7 +421,3 @@ class RepeatsTest(FollowTestCase):
         self.assertEqual(
             sum(value.nbytes for value in state.values()), 125_001 + 24
         )
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -300,7 +300,3 @@ class ResultsTest(tf.test.TestCase):
             self.assertEqual(
                 directory.read(folder, directory.RESULTS_FILE), found
             )
-
-
-if __name__ == "__main__":
-    tf.test.main()

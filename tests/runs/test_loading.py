@@ -14,7 +14,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import cli, config
-from jest_tf.data import pictures, stores
+from jest_tf.data import pictures, stores, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.models import pretrained, reference
 from jest_tf.runs import directory, loading
@@ -293,5 +293,17 @@ class ReferenceByNameTest(tf.test.TestCase):
             loading.load("missing")
 
 
-if __name__ == "__main__":
-    tf.test.main()
+class CaptionsTest(tf.test.TestCase):
+    def test_captions_that_are_cut_take_a_line(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        # Of two words each.
+        store = stores.open_store(tiny.write_shard(f"{folder}/a", 20))
+        for length, count in ((2, 20), (3, 0)):
+            tokenizer = tokenizers.WordPieceTokenizer(tiny.VOCABULARY, length)
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                loading.warn_of_cut_captions(store, tokenizer)
+            warning = (
+                "warning: 20 of 20 captions that were looked at are longer "
+                "than `data.text_length`=2 tokens, and are cut\n"
+            )
+            self.assertEqual(said.getvalue(), warning * bool(count))

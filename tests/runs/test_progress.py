@@ -74,7 +74,3 @@ class ProgressTest(tf.test.TestCase):
             progress.say("half of it")
             shown.close()
         self.assertIn("half of it\n", stream.getvalue())
-
-
-if __name__ == "__main__":
-    tf.test.main()

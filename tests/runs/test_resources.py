@@ -45,7 +45,3 @@ class MemoryTest(tf.test.TestCase):
                 self.assertNotIn(
                     "memory/device_peak_bytes", resources.peak_memory()
                 )
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -32,6 +32,7 @@ from jest_tf.runs import (
 SEED = 1
 
 
+@pytest.mark.slow
 class ResumeTestCase(tf.test.TestCase):
     settings = ()
 
@@ -408,6 +409,9 @@ class FunnelResumeTest(ResumeTestCase):
             self.assertEqual(last[f"examples/{name}"], count)
         drawn = self.lines(unbroken, directory.DRAWS_FILE)
         self.assertContainsSubset(drawn[0]["ids"], range(100, 106))
+        # For curated rows alone, and for both parts that choose.
+        compiled = self.said_in(unbroken).count("compiling the step")
+        self.assertEqual(compiled, 2)
 
 
 @pytest.mark.slow
@@ -621,7 +625,3 @@ class BucketResumeTest(ResumeTestCase):
             for folder in (workdir, self.unbroken)
         )
         self.assertEqual(found, expected)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -1,8 +1,6 @@
 """A run in its directory: divergence, what may change, mistakes, cleaning."""
 
 import contextlib
-import functools
-import glob
 import io
 import json
 import os
@@ -21,7 +19,6 @@ import subprocesses
 import tensorflow as tf
 import tiny
 
-from examples import callbacks
 from jest_tf import losses, models, runs
 from jest_tf.data import pipeline, stores
 from jest_tf.data.sidecars import embed
@@ -34,7 +31,6 @@ from jest_tf.runs import (
     loading,
     provenance,
 )
-from jest_tf.runs import run as run_lib
 
 MRR = "eval/a/image_to_text/mrr"
 # The super-batch that some of these tests poison.
@@ -234,44 +230,30 @@ class DirectoryTest(RunsTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.said = cls.train("done")
+        cls.train("done")
+
+    @classmethod
+    def train(cls, *arguments, **options):
+        with tiny.eagerly():
+            return super().train(*arguments, **options)
 
     def copy(self, name):
         """The directory of a finished run, under another name."""
         shutil.copytree(self.workdir("done"), self.workdir(name))
 
-    def test_a_run_says_what_it_is_about_to_do_and_what_it_has_done(self):
-        row = tiny.read_lines(self.workdir("done"), directory.METRICS_FILE)[-1]
-        measured = tiny.read_lines(self.workdir("done"), "evaluation.jsonl")[-1]
-        lines = [one for one in self.said.splitlines() if "indexing" not in one]
-        self.assertRegex(lines[0], "done: strategy default on CPU:0$")
-        place = lines.index(f"{self.workdir('done')}: steps 0 to 4")
-        self.assertEqual(
-            lines[place + 1 : place + 3],
-            [
-                "stage 0, live: 12 rows, the super-batch, -> 4, joint by "
-                "hard_learner",
-                "trained: 4 rows",
-            ],
-        )
-        # Of 20 pictures and as many captions, all different.
-        self.assertIn(
-            "step 4  a: image to text recall@1 "
-            f"{measured['eval/a/image_to_text/recall@1']:.3f} (chance 0.050), "
-            f"image to text MRR {measured[MRR]:.3f} (chance "
-            f"{np.mean(1 / np.arange(1, 21)):.3f}), text to image",
-            self.said,
-        )
-        self.assertEqual(
-            lines[-2],
-            "stage 0, joint by hard_learner: 12 rows -> 4; in step 4 the "
-            f"chosen rows score {row['stages/0/score']:.3g}, uniform ones "
-            f"{row['stages/0/uniform_score']:.3g}",
-        )
-        # `checkpoint.keep_best`, which is not the first measure.
-        self.assertRegex(
-            lines[-1], rf"done: finished, 4 steps, .*; {MRR} 0\.\d+; next: "
-        )
+    def test_git_never_locks_the_index_of_its_user(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        with open(f"{folder}/git", "w") as file:
+            file.write(f'#!/bin/sh\necho "$@" >> {folder}/log')
+        os.chmod(file.name, 0o755)
+        path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+        with mock.patch.dict(os.environ, PATH=path):
+            provenance._versions()
+        with open(f"{folder}/log") as file:
+            calls = file.read().splitlines()
+        self.assertIn("status", calls[-1])
+        for call in calls:
+            self.assertStartsWith(call, "--no-optional-locks ")
 
     def test_when_it_saves_may_change_what_it_computes_may_not(self):
         self.copy("other")
@@ -299,6 +281,23 @@ class DirectoryTest(RunsTestCase):
             self.assertFalse(os.path.exists(path))
         with self.assertRaisesRegex(ValueError, "Expected seed=5.*seed=6"):
             self.train("other", "seed=6")
+
+    @pytest.mark.slow
+    def test_records_lost_in_damaged_shards_count_as_unreadable(self):
+        shard = tiny.write_shard(self.workdir("cut.tfrecord"))
+        os.truncate(shard, os.path.getsize(shard) - 30)
+        cut = f"data.train={shard}"
+        with self.assertRaisesRegex(
+            ValueError,
+            "5.00% are lost in damaged shards, .*`data.max_fault_rate`=0.049",
+        ):
+            self.train("lost", cut, "data.max_fault_rate=0.049")
+        for _ in range(2):
+            said = self.train("lost", cut, "data.max_fault_rate=0.5")
+            self.assertRegex(
+                said.splitlines()[-1],
+                "finished, 4 steps.*; lost in damaged shards: about 1 records;",
+            )
 
     def test_a_run_may_go_on_under_another_strategy(self):
         mirrored = "distribution.strategy=mirrored"
@@ -423,6 +422,7 @@ class DirectoryTest(RunsTestCase):
                 models, "build_learner", run_server.build_learner
             ),
             contextlib.redirect_stderr(said),
+            tiny.eagerly(),
         ):
             runs.extend(self.workdir("extended"), 4)
         self.assertIn(
@@ -445,23 +445,6 @@ class DirectoryTest(RunsTestCase):
             if name.startswith(("model/", "optimizer/")):
                 self.assertAllEqual(extended[name], value, name)
 
-    def test_a_constant_rate_goes_on_in_an_extended_run(self):
-        recipe, workdir = (
-            self.recipe("optimizer.schedule=constant"),
-            self.workdir("constant"),
-        )
-        with provenance.claimed(workdir, recipe):
-            directory.write(workdir, directory.WEIGHTS_FILE, {})
-        with (
-            mock.patch.object(run_lib, "train") as train,
-            contextlib.redirect_stderr(io.StringIO()) as said,
-        ):
-            runs.extend(workdir, 4)
-        self.assertIn("the learning rate goes on at 0.05\n", said.getvalue())
-        train.assert_called_once_with(
-            self.recipe("optimizer.schedule=constant", "steps=8"), workdir
-        )
-
     @pytest.mark.slow
     def test_hooks_of_a_recipe(self):
         logged = []
@@ -473,36 +456,18 @@ class DirectoryTest(RunsTestCase):
             return types.SimpleNamespace(log=logged.append)
 
         service.init = init
-        with (
-            mock.patch.dict(sys.modules, wandb=service),
-            mock.patch.object(
-                callbacks,
-                "profile",
-                functools.partial(callbacks.profile, first=1, last=2),
-            ),
-        ):
+        with mock.patch.dict(sys.modules, wandb=service):
             self.train(
                 "hooks",
                 "model.loss=test_run:twice_the_loss",
-                "callbacks=examples.callbacks:weights_and_biases,"
-                "examples.callbacks:profile",
+                "callbacks=examples.callbacks:weights_and_biases",
             )
         steps = [one for one in logged if "loss" in one]
         self.assertLen(steps, 4)
         self.assertAllGreater([one["loss"] for one in steps], 0.0)
-        self.assertEqual(
-            [one[MRR] for one in logged if MRR in one],
-            [
-                tiny.read_lines(self.workdir("hooks"), "evaluation.jsonl")[0][
-                    MRR
-                ]
-            ],
-        )
-        traces = glob.glob(
-            self.workdir("hooks") + "/tensorboard/**/*.xplane.pb",
-            recursive=True,
-        )
-        self.assertLen(traces, 1)
+        (row,) = tiny.read_lines(self.workdir("hooks"), "evaluation.jsonl")
+        found = [one[MRR] for one in logged if MRR in one]
+        self.assertEqual(found, [row[MRR]])
         hooked, plain = (
             tiny.read_lines(self.workdir(name), "metrics.jsonl")[0]
             for name in ("hooks", "done")
@@ -571,14 +536,6 @@ class InputsTest(RunsTestCase):
             for settings in ([self.UNIFORM], []):
                 loading.open_start(self.recipe(named, *settings), workdir)
         loading.open_start(self.recipe(self.BY_REFERENCE), ".")
-
-    @pytest.mark.slow
-    def test_a_recipe_trains_the_reference_that_it_names(self):
-        named = f"reference.model={self.workdir('own')}"
-        self.train("own", named, self.UNIFORM)
-        self.train("learner", named, self.BY_REFERENCE)
-        row = tiny.read_lines(self.workdir("learner"), "metrics.jsonl")[-1]
-        self.assertIn("stages/0/score", row)
 
     def test_what_does_not_suit_a_run_is_warned_of(self):
         by_name = "reference.model=teacher"
@@ -702,27 +659,3 @@ class MistakesTest(RunsTestCase):
         with self.assertRaisesRegex(ValueError, "none without data"):
             self.train("run", "evaluation.data=")
         self.assertFalse(os.path.exists(self.workdir("run")))
-
-    def test_evaluation_data_is_read_as_the_training_data_is(self):
-        shard = stores.open_store(os.path.join(self.folder, "a.tfrecord"))
-        path = os.path.join(self.folder, "t.csv")
-        with open(path, "w", encoding="utf-8") as table:
-            table.write("id,photo,words\n")
-            for row, record in enumerate(shard.read(range(20))):
-                tf.io.write_file(f"{self.folder}/{row}.png", record.image)
-                table.write(f"{row},{row}.png,{record.captions[0].decode()}\n")
-        fields = ("data.image_field=photo", "data.caption_fields=words")
-        # A measure that needs labels is missed once there are measures.
-        best = "eval/t/zero_shot/accuracy@1"
-        with self.assertRaisesRegex(ValueError, f"must be a measure.*{best}"):
-            self.train(
-                *("table", "steps=1", "optimizer.warmup_steps=0"),
-                *(f"data.train={path}", f"evaluation.data={path}", *fields),
-                f"checkpoint.keep_best={best}",
-            )
-        (row,) = tiny.read_lines(self.workdir("table"), "evaluation.jsonl")
-        self.assertIn("eval/t/image_to_text/mrr", row)
-
-
-if __name__ == "__main__":
-    tf.test.main()

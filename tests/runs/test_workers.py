@@ -212,7 +212,3 @@ class RunsTest(tf.test.TestCase):
             for part, value in theirs.items():
                 if np.issubdtype(value.dtype, np.floating):
                     self.assertAllClose(ours[part], value, 1e-4, 1e-5)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -102,7 +102,7 @@ class DrawReportTest(tf.test.TestCase):
 
     def test_uniform_score_of_a_large_batch_is_scaled_up_from_a_sample(self):
         models = random_embeddings.models(300)
-        for loss in LOSSES:
+        for loss in config.LOSSES:
 
             def scores(rows, loss=loss):
                 with mock.patch.object(selection.report, "UNIFORM_ROWS", rows):
@@ -116,7 +116,6 @@ class DrawReportTest(tf.test.TestCase):
     def uniform_scores(self, models, batch_size, steps, loss):
         """The uniform scores of so many steps."""
 
-        @tf.function
         def score(step):
             return draw(
                 models,
@@ -126,4 +125,9 @@ class DrawReportTest(tf.test.TestCase):
                 loss=loss,
             ).uniform_score
 
-        return np.array([score(step) for step in tf.range(steps)])
+        every = tf.function(
+            lambda: tf.map_fn(
+                score, tf.range(steps), fn_output_signature=tf.float32
+            )
+        )
+        return every().numpy()

@@ -1,11 +1,10 @@
 """Draws against the paper's matrix form, and their properties."""
 
-import itertools
-
 import graphs
 import hand_draws
 import numpy as np
 import oracles
+import pairwise
 import pytest
 import random_embeddings
 import tensorflow as tf
@@ -39,7 +38,7 @@ class MatrixFormTest(tf.test.TestCase):
     def test_the_same_noise_gives_the_set_of_the_matrix_form(self):
         sizes = [(200, 40, 5), (321, 101, 8), (64, 64, 3), (50, 1, 1)]
         criteria = (*config.CRITERIA, "own_parts:doubt")
-        for (size, batch, chunks), criterion, loss in itertools.product(
+        for (size, batch, chunks), criterion, loss in pairwise.cases(
             sizes, criteria, LOSSES
         ):
             stage = config.Stage(
@@ -50,7 +49,7 @@ class MatrixFormTest(tf.test.TestCase):
 
     def test_methods_and_uniform_shares_are_of_the_matrix_form(self):
         models = random_embeddings.models(90)
-        for method, share, loss in itertools.product(
+        for method, share, loss in pairwise.cases(
             config.METHODS, (0.0, 0.3), config.LOSSES
         ):
             stage = config.Stage(1, method=method, uniform_share=share, gain=2)
@@ -79,7 +78,7 @@ class MatrixFormTest(tf.test.TestCase):
     def test_joint_draws_follow_the_exact_law_on_a_tiny_case(self):
         # B = 4, b = 2, N = 2: p(i, then j) = softmax(S_ii)_i times softmax
         # over k != i of S_kk + S_ki + S_ik at j.
-        size, trials = 4, 8_000
+        size, trials = 4, 4_000
         learner = random_embeddings.related(size, 3, 1, scale=3.0, bias=-1.0)
         reference = random_embeddings.related(size, 5, 2, scale=2.0, bias=-0.5)
         matrix = oracles.pair_losses(learner) - oracles.pair_losses(reference)
@@ -117,7 +116,7 @@ class MatrixFormTest(tf.test.TestCase):
 class SamplerTest(tf.test.TestCase):
     def test_every_sampler_keeps_exactly_b_rows_without_repeats(self):
         models = random_embeddings.models(77)
-        for method, batch, share in itertools.product(
+        for method, batch, share in pairwise.cases(
             config.METHODS, (1, 33, 77), (0.0, 0.4)
         ):
             stage = config.Stage(

@@ -278,7 +278,6 @@ class TowersTest(tf.test.TestCase):
         for stages, score, embedded, select in (
             # The reference embeds a row once.
             ((stored, first, hard), of_coarse, 12, of_first + of_last),
-            ((first, last), of_coarse, 12, of_first + 2 * of_last),
             ((unscored, last), 0, 6, 2 * of_last),
         ):
             self.check(
@@ -297,11 +296,9 @@ class TowersTest(tf.test.TestCase):
         hard = dataclasses.replace(stage, criterion="hard_learner")
         for stages, curated, expected in (
             ((), 0, self.forward()),
-            ((stage,), 0, self.forward()),
             ((hard,), 0, self.forward(2)),
             # Chosen and curated rows are embedded together.
             ((stage,), 4, self.forward() + self.forward(6)),
-            ((hard,), 4, self.forward(6)),
         ):
             trained = 2 + curated if stages else self.ROWS
             self.check(
@@ -361,7 +358,7 @@ class PaperTest(tf.test.TestCase):
         learner = models.build_learner(run, vocabulary_size=8)
         step = step_lib.Step(
             learner,
-            reference.cached(10.0, 0.0),
+            reference.Cached(10.0, 0.0),
             selection=run.selection,
             options=step_lib.StepOptions(
                 views=run.model.views,

@@ -70,21 +70,20 @@ class MicrobatchTest(tf.test.TestCase):
                 total = direct + sum(learner.losses)
             self.assertAllClose(value, direct)
             self.assert_equal(expected, dense(tape, total, learner))
-            for size in (1, 2, 4, 6):
+            for size in (1, 4):
                 again, same, found = gradients(learner, size, loss)
                 self.assertAllClose(again, value, 1e-6)
                 for one, other in zip(same, embeddings, strict=True):
                     self.assertAllClose(one, other, 1e-6, 1e-6)
                 self.assert_equal(found, expected)
 
-    def test_eager_mode_graphs_and_xla_agree(self):
+    def test_xla_finds_what_eager_mode_finds(self):
         learner = tiny.learner(0)
         _, _, expected = gradients(learner, None)
-        for jit_compile in (False, True):
-            found = tf.function(
-                lambda: gradients(learner, 4)[2], jit_compile=jit_compile
-            )()
-            self.assert_equal(found, expected, 1e-5)
+        compiled = tf.function(
+            lambda: gradients(learner, 4)[2], jit_compile=True
+        )
+        self.assert_equal(compiled(), expected, 1e-5)
 
     def test_both_passes_drop_the_same_units(self):
         learner, twin = (

@@ -282,7 +282,7 @@ class WholeStepTest(tf.test.TestCase):
         ]
         cls.ids = both["id"]
         image, text, scale, bias = cls.models[1]
-        cls.cached = staticmethod(reference.cached(scale, bias))
+        cls.cached = staticmethod(reference.Cached(scale, bias))
         cls.stored = [
             rows | {"reference_image": image[own], "reference_text": text[own]}
             for rows, own in (

@@ -315,7 +315,7 @@ def _write(store, description, output, parts):
             try:
                 # To a bucket two may write one: the same, and each whole.
                 if not files.is_remote(path):
-                    lock = os.path.join(folder, f".{name}.lock")
+                    lock = files.inside(folder, f".{name}.lock")
                     stack.enter_context(files.locked(lock))
             except BlockingIOError:
                 busy.append(path)

@@ -138,18 +138,21 @@ def read(path: str) -> tuple[Header, artefacts.Artefact]:
         raise ValueError(
             f"Sidecar {path} cannot be read: {error.strerror or error}"
         ) from error
-    texts, image = found.metadata, found.arrays["image"]
-    description = Description(
-        texts["fingerprint"],
-        texts["tokenizer"],
-        texts["preprocessing"],
-        image.shape[1],
-        float(texts["scale"]),
-        float(texts["bias"]),
-        texts.get("name", ""),
-    )
-    header = Header(description, str(image.dtype), texts["stamp"], len(image))
-    return header, found
+    with artefacts.read_as(path, KIND):
+        texts, image = found.metadata, found.arrays["image"]
+        description = Description(
+            texts["fingerprint"],
+            texts["tokenizer"],
+            texts["preprocessing"],
+            image.shape[1],
+            float(texts["scale"]),
+            float(texts["bias"]),
+            texts.get("name", ""),
+        )
+        header = Header(
+            description, str(image.dtype), texts["stamp"], len(image)
+        )
+        return header, found
 
 
 def is_zero(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:

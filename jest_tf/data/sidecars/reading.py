@@ -223,6 +223,23 @@ class Sidecars:
 
         return self._read(rows, ids, choose)
 
+    def verify(self) -> None:
+        """Compares the checksums of all local files, which reads them.
+
+        Raises:
+            ValueError: names a damaged file.
+        """
+        local = [path for path in self._paths if not files.is_remote(path)]
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            list(
+                pool.map(
+                    lambda path: artefacts.read(
+                        path, file_format.KIND, verify=True
+                    ),
+                    local,
+                )
+            )
+
     def layouts(self) -> list[Layout]:
         """Returns where each shard's embeddings are, for other readers."""
         width = self.dim * np.dtype(self.dtype).itemsize
@@ -366,7 +383,7 @@ class Sidecars:
             expected = expected.format(*(each[first] for each in values))
             raise ValueError(
                 f"Sidecar {self._paths[shard]}, of {self._store.describe(row)},"
-                f" must have {expected}"
+                f" must have {expected}; {artefacts.KINDS[file_format.KIND]}"
             )
 
 

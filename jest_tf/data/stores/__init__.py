@@ -1,5 +1,6 @@
 """Stores: records in shards of any format, read as one array."""
 
+from jest_tf.data.stores.index import in_memory as indexes_in_memory
 from jest_tf.data.stores.listed import Listed, find_pictures
 from jest_tf.data.stores.store import (
     Fault,
@@ -23,6 +24,7 @@ __all__ = [
     "Store",
     "check_captions",
     "find_pictures",
+    "indexes_in_memory",
     "join",
     "open_store",
     "open_stores",

@@ -1,11 +1,13 @@
 """CSV and TSV tables; the columns are described in `data/stores/tables.py`.
 
 The first row names the columns. Quoting follows RFC 4180: a quoted field may
-hold the delimiter, line breaks and doubled quotation marks. Rows are located
-by byte offset, so no table is held in memory.
+hold the delimiter, line breaks and doubled quotation marks. A quotation mark
+that is left open swallows the rows up to the next one: these bytes are marked.
+Rows are located by byte offset, so no table is held in memory.
 """
 
 import csv
+import os
 
 import numpy as np
 
@@ -25,22 +27,26 @@ class Delimited:
 
     name = "table"
     index_variant = ""
+    damage = "has a quotation mark that is not closed"
 
     def __init__(self, delimiter, fields=shards.USUAL):
-        self.index_key = f"table {delimiter}"
+        self.index_key = f"table 2 {delimiter}"
         self.fields = fields
         self._delimiter = delimiter
         self._columns: dict[str, tables.Columns] = {}
 
     def scan(self, path: str, advance):
         """Locates the rows; see `data/stores/shards.py`."""
-        id_column = self._columns_of(path).position("id")
+        columns = self._columns_of(path)
+        id_column = columns.position("id")
         with shards.open_scan(path, advance) as file:
             rows = self._rows(file)
             next(rows)  # the header
             for place, size, values in rows:
                 stored = None
-                if id_column is not None and id_column < len(values):
+                if values is None or self._swallows(columns, values):
+                    size = -size
+                elif id_column is not None and id_column < len(values):
                     stored = shards.stored_id(values[id_column])
                 yield place, size, stored
 
@@ -67,20 +73,38 @@ class Delimited:
         return tables.with_pictures(path, rows)
 
     def _rows(self, file):
-        """Yields offset, size and fields of every row that is not blank."""
+        """Yields offset, size and fields of every row that is not blank.
+
+        None are the fields of lines that quotation marks join wrongly.
+        """
         mark = file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
         end = file.seek(len(_BYTE_ORDER_MARK) if mark else 0)
         lines = map(_decode, iter(lambda: file.readline(_MAX_LINE), b""))
-        reader = csv.reader(lines, delimiter=self._delimiter)
+        # Strict about what follows a closing quotation mark.
+        reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
         while end < file.raw.size:
-            start = end
+            start, before = end, reader.line_num
             try:
                 values = next(reader)
             except csv.Error:
-                values = [""]  # a fault when it is read
+                # A single line is read as it is, or is a fault then.
+                values = [""] if reader.line_num - before == 1 else None
             end = file.tell()
-            if values:
+            if values != []:
                 yield start, end - start, values
+
+    def _swallows(self, columns, values):
+        """Whether a field has a line that is a row: its mark was left open."""
+        image = columns.position(columns.image)
+        for line in (one for text in values for one in text.splitlines()[1:]):
+            row = next(csv.reader([line], delimiter=self._delimiter), [])
+            if len(row) == len(values) == len(columns.names):
+                endings = {
+                    os.path.splitext(one[image])[1] for one in (row, values)
+                }
+                if len(endings) == 1 and endings != {""}:
+                    return True
+        return False
 
     def _columns_of(self, path):
         if path not in self._columns:

@@ -21,7 +21,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,8 +38,13 @@ _EDGE = 2**16
 # Threads suffice: reading, hashing and mapping release the interpreter lock.
 _WORKERS = 16
 
+_SOUND = np.empty([0, 2], np.int64)
+# Damaged shards that are named.
+_NAMED = 10
+
 # Each holds a file descriptor; processes are often limited to 1,024.
 _map = functools.lru_cache(128)(artefacts.read_again)
+_are_written = True
 
 
 class Index(NamedTuple):
@@ -50,12 +55,19 @@ class Index(NamedTuple):
         stamp: identifies this version of the shard and how it is read.
         records: returns int64 [n, 3], spans and ids.
         path: of its file; "" if it could not be written.
+        damage: int64 [m, 2], place and size of parts that hold no records.
+        num_lost: records that were in them, about.
+        is_cut: whether one of them is the shard's end, so that more may have
+            come.
     """
 
     num_records: int
     stamp: str
     records: Callable[[], np.ndarray]
     path: str = ""
+    damage: np.ndarray = _SOUND
+    num_lost: int = 0
+    is_cut: bool = False
 
     def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
         """Returns spans and ids of records: int64 [k] -> [k, 3]."""
@@ -106,6 +118,8 @@ def open_indexes(
         if index is not None:
             return index
         records = _scan(path, form, origin, advance)
+        if not _are_written:
+            return _in_memory(origin, form, records)
         try:
             artefacts.write(place, _KIND, origin, {_ARRAY: records})
             index = _load(place, origin, form)
@@ -131,7 +145,49 @@ def open_indexes(
             "can be written. First: %s",
             *(len(unwritten), unwritten[0]),
         )
+    _warn_of_damage(paths, formats, indexes)
     return indexes
+
+
+@contextlib.contextmanager
+def in_memory() -> Iterator[None]:
+    """Keeps new indexes in memory within the block, so nothing is written.
+
+    For data that a run directory names: its user may have it from elsewhere,
+    and has not said where to write.
+    """
+    global _are_written
+    before, _are_written = _are_written, False
+    try:
+        yield
+    finally:
+        _are_written = before
+
+
+def _warn_of_damage(paths, formats, indexes):
+    damaged = [
+        (path, form, one)
+        for path, form, one in zip(paths, formats, indexes, strict=True)
+        if len(one.damage)
+    ]
+    for path, form, one in damaged[:_NAMED]:
+        several = len(one.damage) > 1
+        logging.warning(
+            "Shard %s %s: %s bytes hold no records, %sfrom byte %s on. Lost: "
+            "about %s of %s records%s.",
+            *(path, form.damage, f"{one.damage[:, 1].sum():,}"),
+            f"in {len(one.damage):,} places, the first " * several,
+            f"{one.damage[0, 0]:,}",
+            f"{one.num_lost:,}",
+            f"{one.num_lost + one.num_records - len(one.damage):,}",
+            ", and any behind its end" * one.is_cut,
+        )
+    if len(damaged) > _NAMED:
+        lost = sum(one.num_lost for _, _, one in damaged)
+        logging.warning(
+            "%s shards are damaged so. Lost in all: about %s records.",
+            *(f"{len(damaged):,}", f"{lost:,}"),
+        )
 
 
 def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
@@ -181,11 +237,11 @@ def _origin(path, form):
 def _load(place, origin, form):
     try:
         found = artefacts.read(place, _KIND, verify=True)
-    except (OSError, ValueError):
+        records = found.arrays[_ARRAY]
+    except (OSError, ValueError, KeyError):
         return None
     if not origin.items() <= found.metadata.items():
         return None
-    records = found.arrays[_ARRAY]
     if files.is_remote(place):
         found = _in_memory(origin, form, np.array(records))
         return found._replace(path=place)
@@ -194,26 +250,36 @@ def _load(place, origin, form):
     return _index(
         origin,
         form,
-        len(records),
+        records,
         found.checksums[_ARRAY],
         lambda: _map(place, _KIND, known).arrays[_ARRAY],
     )._replace(path=place)
 
 
 def _in_memory(origin, form, records):
-    return _index(
-        origin, form, len(records), zlib.crc32(records), lambda: records
-    )
+    return _index(origin, form, records, zlib.crc32(records), lambda: records)
 
 
-def _index(origin, form, num_records, checksum, records):
+def _index(origin, form, records, checksum, again):
     stamp = _digest(
         bytes.fromhex(origin["identity"]),
-        struct.pack("<Iq", checksum, num_records),
+        struct.pack("<Iq", checksum, len(records)),
         form.name.encode(),
         repr(tuple(form.fields)).encode(),
     )
-    return Index(num_records, stamp.hex(), records)
+    found = Index(len(records), stamp.hex(), again)
+    sound = records[:, 1] >= 0
+    if sound.all():
+        return found
+    damage = records[~sound, :2] * [1, -1]
+    # A record takes the bytes up to the next one.
+    sizes = np.append(np.diff(records[:, 0]), records[-1, 1])[sound]
+    mean = sizes.mean() if len(sizes) else np.inf
+    return found._replace(
+        damage=damage,
+        num_lost=int(np.rint(damage[:, 1] / mean).clip(min=1).sum()),
+        is_cut=not sound[-1],
+    )
 
 
 def _scan(path, form, origin, advance):
@@ -235,18 +301,10 @@ def _scan(path, form, origin, advance):
     report(left)
     if not ids:
         raise ValueError(f"Shard {path} is empty: it has no record.")
-    spans = np.array(spans).reshape(-1, 2)
-    damaged = -int(spans[:, 1].clip(max=0).sum())
-    if damaged:
-        logging.warning(
-            "Shard %s is damaged or cut off: %d bytes hold no records. %d "
-            "records were found.",
-            *(path, damaged, (spans[:, 1] >= 0).sum()),
-        )
     identity = bytes.fromhex(origin["identity"])
     derived = _derived_ids(os.path.basename(path), identity, len(ids))
     ids = np.where(np.frombuffer(has_id, bool), np.array(ids), derived)
-    return np.column_stack([spans, ids])
+    return np.column_stack([np.array(spans).reshape(-1, 2), ids])
 
 
 def _derived_ids(name, identity, count):

@@ -174,10 +174,11 @@ def read_part(path: str) -> tuple[Header, Part, str]:
         raise ValueError(
             f"Manifest {path} cannot be read: {shards.one_line(error)}"
         ) from error
-    texts, part = found.metadata, Part(**found.arrays)
-    made_by = json.loads(texts["made_by"])
-    header = Header(texts["shard"], texts["stamp"], len(part.ids), made_by)
-    return header, part, texts["checksum"]
+    with artefacts.read_as(path, _KIND):
+        texts, part = found.metadata, Part(**found.arrays)
+        made_by = json.loads(texts["made_by"])
+        header = Header(texts["shard"], texts["stamp"], len(part.ids), made_by)
+        return header, part, texts["checksum"]
 
 
 def is_there(path: str, header: Header) -> bool:

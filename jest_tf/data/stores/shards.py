@@ -9,14 +9,18 @@ A shard is one file. A format is an object with two methods
 and the attributes `name`; `fields`; `index_key`, everything that an index
 depends on; and `index_variant`, the part of it that is a setting. `advance`
 takes the bytes read since the last call. In byte sequences the place is the
-offset, and a negative size marks damage.
+offset, and a negative size marks bytes that hold no records. Their formats say
+in `damage` what has happened to such a shard.
 """
 
+import concurrent.futures
 import functools
 import glob
 import hashlib
 import io
+import math
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -53,6 +57,10 @@ _LOCAL_GAP = 2**12
 _REMOTE_GAP = 2**19
 # Limit on a joint read, to bound memory.
 _MAX_READ = 2**24
+# Seconds for a remote picture, if its bucket or host has never answered. One
+# that has is worth the waits of its library.
+_PATIENCE = 5.0
+_answered: set[str] = set()
 
 
 class Record(NamedTuple):
@@ -271,10 +279,15 @@ def open_scan(
 
 
 def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
-    """Reads whole files, such as pictures named by a table's rows."""
-    out = retries.call_all(_read_file, paths, any(map(files.is_remote, paths)))
+    """Reads whole files, such as pictures named by a table's rows.
+
+    A path that cannot be opened, of whatever scheme, is a fault within seconds.
+    """
+    remote = any(map(files.is_remote, paths))
+    patience = _PATIENCE if remote else math.inf
+    out = retries.call_all(_read_file, paths, remote, patience=patience)
     for i, result in enumerate(out):
-        if isinstance(result, retries.LASTING):
+        if isinstance(result, FileNotFoundError | tf.errors.NotFoundError):
             out[i] = Fault(
                 f"missing file: {os.path.basename(paths[i])[:200]!r}"
             )
@@ -360,8 +373,10 @@ def _size_fault(size):
 
 
 def _read_file(path):
+    if files.is_remote(path):
+        return _read_remote(path)
     # A pipe or device would never end.
-    if not files.is_remote(path) and not os.path.isfile(path):
+    if not os.path.isfile(path):
         raise FileNotFoundError(path)
     size, _ = files.stat(path)
     fault = _size_fault(size)
@@ -369,3 +384,39 @@ def _read_file(path):
         return fault
     with files.open_file(path) as file:
         return file.read(size)
+
+
+def _read_remote(path):
+    root = "/".join(path.split("/")[:3])
+    if root in _answered:
+        return _fetch(path, root)
+    # In a thread that nothing waits for, not even the end of the process: no
+    # library's call can be broken off.
+    found: concurrent.futures.Future = concurrent.futures.Future()
+
+    def run():
+        found.set_result(_fetch(path, root))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return found.result(_PATIENCE)
+    except TimeoutError:
+        return Fault(f"unreadable: no answer of {root} in {_PATIENCE:g} s")
+
+
+def _fetch(path, root):
+    """The bytes of a remote file, or what is wrong with it."""
+    try:
+        # Not by `files.read_whole`, whose retries would be within those here.
+        with files.open_file(path) as file:
+            data = file.read(MAX_RECORD_BYTES + 1)
+        result = data
+        if len(data) > MAX_RECORD_BYTES:
+            result = Fault(f"oversized: more than {MAX_RECORD_BYTES} bytes")
+    except retries.ERRORS as error:
+        result = error
+    except Exception as error:  # Of an unknown scheme, or of any library.
+        return Fault(f"unreadable: {path[:100]!r}, {one_line(error)}")
+    if not retries.may_pass(result):
+        _answered.add(root)
+    return result

@@ -92,6 +92,17 @@ class Store:
         return int(self._ends[-1])
 
     @property
+    def num_lost(self) -> int:
+        """Number of records, about, that damaged parts of shards have lost."""
+        return sum(one.num_lost for one in self.indexes)
+
+    @property
+    def lost_share(self) -> float:
+        """Share of them in the records that there were."""
+        there = len(self) - sum(len(one.damage) for one in self.indexes)
+        return self.num_lost / (self.num_lost + there)
+
+    @property
     def is_remote(self) -> bool:
         """Whether any shard is on a bucket."""
         return any(map(files.is_remote, self.shards.paths))

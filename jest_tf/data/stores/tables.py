@@ -51,10 +51,10 @@ class Columns:
             not is_labelled or {*names} & {*CAPTION_COLUMNS}
         ):
             wanted.append(CAPTION_COLUMNS)
-        self._image, *self._captions = (
+        self.image, *self._captions = (
             self._find(path, usual) for usual in wanted
         )
-        self.taken = {self._image, *self._captions}
+        self.taken = {self.image, *self._captions}
 
     def position(self, name: str) -> int | None:
         """Returns the index of a column, or None."""
@@ -62,12 +62,12 @@ class Columns:
 
     def record(self, values: Mapping) -> shards.Record | shards.Fault:
         """Converts a row's values by column; `image` may still be a path."""
-        image = values[self._image]
+        image = values[self.image]
         if isinstance(image, dict):
             image = image.get("bytes") or image.get("path")
         if not isinstance(image, str | bytes):
             return shards.Fault(
-                f"no picture: `{self._image}` holds {type(image).__name__}"
+                f"no picture: `{self.image}` holds {type(image).__name__}"
             )
         captions = []
         for name in self._captions:

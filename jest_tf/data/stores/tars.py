@@ -4,8 +4,8 @@ A sample is a run of files with equal names up to the first dot of the base
 name: `000000012.jpg`, `000000012.txt`, `000000012.json`. The rest is the
 extension. The picture is the file with a picture's extension; captions come
 from `.txt` or a field of `.json`; `.cls`, the number of a class, is metadata.
-Other members are skipped. A sample is read as one byte range. Members with a
-damaged header are skipped, too.
+Other members are skipped. A sample is read as one byte range. A damaged header
+costs its sample, and garbage between samples is marked.
 """
 
 import io
@@ -24,6 +24,9 @@ CAPTION_EXTENSIONS = ("txt", "caption", "text")
 JSON_FIELDS = ("caption", "captions", "text", "txt")
 
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+# Zeros that may stand between two members, if archives were joined: the usual
+# writers end one by at least two blocks, and fill up the last record.
+_PADDING = tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE
 # Everything that `tarfile` raises on damaged headers.
 _DAMAGE = (
     tarfile.TarError,
@@ -45,11 +48,12 @@ class Tars:
     """
 
     name = "webdataset"
+    damage = "is damaged or cut off"
 
     def __init__(self, fields=shards.USUAL):
         self.fields = fields
         self.index_variant = fields.image
-        self.index_key = f"webdataset {fields.image}"
+        self.index_key = f"webdataset 2 {fields.image}"
         self._image = fields.image.lstrip(".").lower()
         self._captions = [name.lstrip(".") for name in fields.captions]
 
@@ -61,6 +65,9 @@ class Tars:
                 _members(file), lambda member: member.key
             ):
                 sample = list(group)
+                if sample[0].lost:
+                    place = sample[0].start - sample[0].lost
+                    yield place, -sample[0].lost, None
                 start, end = sample[0].start, sample[-1].end
                 torn = end > file.raw.size
                 found = [self._is_picture(one.extension) for one in sample]
@@ -94,7 +101,7 @@ class Tars:
         padding = bytes(-len(payload) % tarfile.BLOCKSIZE)
         found = {}
         for member in _members(io.BytesIO(payload + padding)):
-            if not member.key:
+            if member.lost:
                 return shards.Fault("damaged: a tar header is unreadable")
             data = payload[member.data_start : member.end]
             found.setdefault(member.extension, data)
@@ -138,38 +145,67 @@ class Tars:
 
 
 class _Member(NamedTuple):
-    """A file of a sample, from its first header at `start` to its `end`."""
+    """A file of a sample, from its first header at `start` to its `end`.
+
+    `lost` bytes before it are no members.
+    """
 
     key: str
     extension: str
     start: int
     data_start: int
     end: int
+    lost: int
 
 
 def _members(file) -> Iterator[_Member]:
-    """Yields the files of samples; one without a key stands for lost ones."""
-    size, end = file.seek(0, io.SEEK_END), 0
+    """Yields the files of samples, and one without a key for a lost end."""
+    size, place, lost = file.seek(0, io.SEEK_END), 0, None
     file.seek(0)
     try:
         # Not to lose what `cat` has appended, nor all after a damaged header.
         tar = tarfile.TarFile(fileobj=file, encoding="utf-8", ignore_zeros=True)
-        while end <= size and (info := tar.next()) is not None:
+        while place < size:
+            info = tar.next()
             tar.members.clear()
+            start = info.offset if info else size
+            if lost is None and not _is_padding(file, place, start):
+                lost = place
+            if info is None:
+                break
             if info.size < 0:
                 raise tarfile.ReadError(f"a file of {info.size} bytes")
+            place = tar.offset
             folder, slash, base = info.name.rpartition("/")
             stem, dot, extension = base.partition(".")
-            if not stem or not dot or stem.startswith("__"):
-                continue
-            if info.type in _FILES and not info.issparse():
-                key = folder + slash + stem
-                start = info.offset_data
-                end = start + info.size
-                yield _Member(key, extension.lower(), info.offset, start, end)
+            if (
+                (stem and dot and not stem.startswith("__"))
+                and info.type in _FILES
+                and not info.issparse()
+            ):
+                yield _Member(
+                    folder + slash + stem,
+                    extension.lower(),
+                    start,
+                    info.offset_data,
+                    info.offset_data + info.size,
+                    0 if lost is None else start - lost,
+                )
+                lost = None
+            elif lost is None and place >= size + tarfile.BLOCKSIZE:
+                lost = start  # cut off in another file
     except _DAMAGE:
-        if end < size:
-            yield _Member("", "", end, end, size + 1)
+        lost = place if lost is None else lost
+    if lost is not None and lost < size:
+        yield _Member("", "", size, size, size, size - lost)
+
+
+def _is_padding(file, start, end):
+    """Whether bytes between two members are the zeros that end an archive."""
+    if not 0 < end - start <= _PADDING:
+        return start == end
+    file.seek(start)
+    return not any(file.read(end - start))
 
 
 def _is_caption(member):

@@ -180,7 +180,8 @@ def _features(folder):
     found = _load_json(path).get("featuresDict", {}) if _exists(path) else {}
     for name, feature in found.get("features", {}).items():
         kind = feature.get("pythonClassName", "").rpartition(".")[2]
-        path = f"{folder}/{name}.labels.txt"
+        # As TFDS names it.
+        path = files.inside(folder, f"{name.replace('/', '.')}.labels.txt")
         if kind == "Image":
             pictures.append(name)
         elif kind == "ClassLabel" and _exists(path):

@@ -4,8 +4,8 @@ Two schemas are known: ours (`image`, `caption`, `id` and string features) and
 img2dataset's (`jpg`, `txt`, `key` and more). A shard is a sequence of frames,
 all integers little-endian: length (8 bytes), masked CRC-32C of those 8 bytes
 (4), payload, masked CRC-32C of the payload (4). Indexing checks lengths, every
-read its whole frame. A damaged length ends the shard. Compressed files have no
-random access and are refused.
+read its whole frame. A damaged length, or one beyond the end, ends the shard.
+Compressed files have no random access and are refused.
 """
 
 import functools
@@ -31,8 +31,10 @@ HEAD, FRAME = _HEADER.size, _HEADER.size + _CHECKSUM.size
 class TFRecords:
     """Frames of `tf.train.Example`s; arguments as those of `parse`."""
 
-    name = index_key = "tfrecord"
+    name = "tfrecord"
+    index_key = "tfrecord 2"
     index_variant = ""
+    damage = "is damaged or cut off"
 
     def __init__(self, fields=shards.USUAL, labels=None):
         self.fields = fields
@@ -44,7 +46,7 @@ class TFRecords:
             place, end = 0, file.raw.size
             while place < end:
                 size = frame_size(file.read(_HEADER.size))
-                if size is None:
+                if size is None or place + size + FRAME > end:
                     break
                 place += _HEADER.size
                 stored = None
@@ -53,7 +55,7 @@ class TFRecords:
                 yield place, size, stored
                 place += size + _CHECKSUM.size
                 file.seek(place)
-        if place == 0:
+        if place == 0 and size is None:
             reason = shards.contents(path) or (
                 "the length at byte 0 fails its checksum. Files of other "
                 "formats need their usual endings, or `data.format`"

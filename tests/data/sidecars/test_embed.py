@@ -18,7 +18,7 @@ from jest_tf.data import batches, pictures, stores, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.models import reference
-from jest_tf.runs import directory, interruptions, loading
+from jest_tf.runs import directory, loading
 from trainers import embed as command
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -350,15 +350,6 @@ class CommandTest(tf.test.TestCase):
         self.assertAllClose(text, expected.text)
         self.assertEqual(sidecars.scale, float(expected.scale))
 
-    def test_what_another_process_writes_is_waited_for_by_the_caller(self):
-        summary = embed.Summary(1, 0, ("b.sidecar",), 30, 0, {})
-        with (
-            mock.patch.object(embed, "write", return_value=summary),
-            self.assertRaises(SystemExit) as stopped,
-        ):
-            self.run_command(output="busy")
-        self.assertEqual(stopped.exception.code, interruptions.EXIT_CODE)
-
     def test_hosts_share_the_shards_and_do_nothing_twice(self):
         first, _ = self.run_command("--num-hosts", "2", output="b")
         self.assertIn("2 sidecars written, 60 records; 0 were there", first)
@@ -370,32 +361,3 @@ class CommandTest(tf.test.TestCase):
         self.assertIn("0 sidecars written, 0 records; 3 were there", again)
         self.assertNotIn("embedding", shown)
         self.open("b")
-
-    def test_records_that_cannot_be_read_are_counted(self):
-        path = f"{self.directory}/bad.shard"
-        shard_files.write_shard(
-            path,
-            [
-                shard_files.serialize(image=b"no picture", caption="a", id=i)
-                for i in range(3)
-            ],
-        )
-        printed, _ = self.run_command(
-            "--format", "tfrecord", data=path, output="c"
-        )
-        self.assertIn("3 of the records could not be read", printed)
-        self.assertRegex(printed, r" 3  unknown picture format")
-
-    def test_mistakes_end_with_one_clear_line(self):
-        for arguments, message in (
-            (["--data", "/nowhere/*"], "/nowhere"),
-            (["--batch-size", "0"], "at least 1. Received: 0"),
-            (["--host", "2", "--num-hosts", "2"], "2 of 2"),
-        ):
-            with self.assertRaises(SystemExit) as stop:
-                self.run_command(*arguments, output="d")
-            self.assertRegex(str(stop.exception), f"^error: .*{message}")
-
-    def test_a_run_that_is_none_is_refused(self):
-        with self.assertRaisesRegex(SystemExit, "^error: .*finished run"):
-            command.main(["--workdir", "/nowhere", "--data", "x"])

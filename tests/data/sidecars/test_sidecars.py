@@ -393,17 +393,6 @@ class RefusalTest(EmbeddingsTestCase):
 
 
 class WriteArraysTest(EmbeddingsTestCase):
-    def test_what_was_done_is_told_and_not_done_again(self):
-        summary = self.write()
-        self.assertEqual(
-            summary,
-            embed.Summary(
-                written=3, skipped=0, busy=(), rows=15, invalid=2, reasons={}
-            ),
-        )
-        again = self.write()
-        self.assertEqual((again.written, again.skipped), (0, 3))
-
     def test_one_caption_a_record_is_the_default(self):
         self.text = sidecar_files.unit_rows(15, 9)
         self.write(arrays={"captions": None, "valid": None})

@@ -12,30 +12,6 @@ from jest_tf.data import stores
 NUM_RECORDS, NUM_MUTATIONS = 12, 200
 
 
-def mutate(data, rng):
-    """A damaged copy, and the first place where it may differ."""
-    start = int(rng.integers(len(data)))
-    stop = min(len(data), start + int(2 ** rng.uniform(0, 10)))
-    old = data[start:stop]
-    kind = rng.integers(7)
-    if kind == 0:  # one bit
-        stop = start + 1
-        new = bytes([data[start] ^ 1 << int(rng.integers(8))])
-    elif kind == 1:
-        new = rng.bytes(len(old))
-    elif kind == 2:
-        new = b""
-    elif kind == 3:
-        new = b"\0" * len(old)
-    elif kind == 4:
-        new = old + rng.bytes(len(old))
-    elif kind == 5:
-        new = old + old
-    else:
-        new, stop = b"", len(data)
-    return data[:start] + new + data[stop:], start
-
-
 class FuzzTest(shard_files.FolderTestCase):
     def setUp(self):
         super().setUp()
@@ -82,7 +58,7 @@ class FuzzTest(shard_files.FolderTestCase):
         whole = self.survivors(path)
         self.assertLen(whole, NUM_RECORDS)
         for _ in range(NUM_MUTATIONS):
-            damaged, start = mutate(data, self.rng)
+            damaged, start = shard_files.mutate(data, self.rng)
             with open(path, "wb") as file:
                 file.write(damaged)
             found = self.survivors(path)

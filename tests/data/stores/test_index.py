@@ -2,9 +2,11 @@
 
 import concurrent.futures
 import os
+import struct
 from unittest import mock
 
 import numpy as np
+import oracles
 import safetensors.numpy
 import shard_files
 import tensorflow as tf
@@ -64,6 +66,18 @@ class FileTest(IndexTestCase):
         self.assertCountEqual(
             os.listdir(self.directory), ["a.tfrecord", "a.tfrecord.index"]
         )
+
+    def test_in_memory_an_index_is_read_but_not_written(self):
+        before = os.listdir(self.path(""))
+        with stores.indexes_in_memory():
+            for _ in range(2):
+                store, scans = self.open(index_dir=self.path("new"))
+                self.assertEqual((len(store), scans), (5, 1))
+            self.assertEqual(os.listdir(self.path("")), before)
+        kept = self.open()[0]
+        with stores.indexes_in_memory():
+            found, scans = self.open()
+        self.assertEqual((found.stamp(0), scans), (kept.stamp(0), 0))
 
     def test_a_change_of_the_shard_builds_it_anew(self):
         self.open()
@@ -140,6 +154,160 @@ class FileTest(IndexTestCase):
             for path in paths:
                 os.remove(path + ".index")
         self.assertFalse([n for n in os.listdir(self.directory) if "tmp" in n])
+
+
+class LossesTest(shard_files.FolderTestCase):
+    """Parts of shards that hold no records any more, of twenty each."""
+
+    def tfrecord(self):
+        payloads = [
+            shard_files.serialize(image="x" * 50, caption="y", id=i)
+            for i in range(20)
+        ]
+        path = shard_files.write_shard(self.path("a.tfrecord"), payloads)
+        return path, 16 + len(payloads[0])
+
+    def tar(self):
+        members = []
+        for i in range(20):
+            members += shard_files.tar_sample(
+                f"{i:02}", image=bytes(1000), caption="y"
+            )
+        path = shard_files.write_tar(self.path("a.tar"), members)
+        return path, 512 * (1 + 2 + 1 + 1)
+
+    def csv(self, rows):
+        """A table with some other rows; also where its rows begin."""
+        lines = [b"image,caption\n"]
+        for i in range(20):
+            text = rows.get(i, f'{i:02}.png,"a, b"')
+            lines.append(text.encode() + b"\n")
+            with open(self.path(f"{i:02}.png"), "wb") as file:
+                file.write(b"picture")
+        with open(self.path("a.csv"), "wb") as file:
+            file.writelines(lines)
+        return self.path("a.csv"), np.cumsum([len(one) for one in lines])
+
+    def check(self, path, lost, *parts):
+        """Opens a shard twice, to build its index and to read it.
+
+        `parts` are places and sizes in it, where `lost` records were.
+        """
+        (place, _), size = parts[0], sum(size for _, size in parts)
+        where = f"in {len(parts)} places, the first " * (len(parts) > 1)
+        for _ in range(2):
+            with self.assertLogs("absl", "WARNING") as logs:
+                store = stores.open_store(path)
+            (line,) = logs.output
+            there = len(store) - len(parts)
+            end = ", and any behind its end" * (
+                int(sum(parts[-1])) == os.path.getsize(path)
+            )
+            self.assertIn(f"Shard {path} ", line)
+            self.assertIn(
+                f": {size:,} bytes hold no records, {where}from byte "
+                f"{place:,} on. Lost: about {lost:,} of "
+                f"{lost + there:,} records{end}.",
+                line,
+            )
+            self.assertEqual(store.num_lost, lost)
+            self.assertEqual(store.lost_share, lost / (lost + there))
+        found = store.read(np.arange(len(store)))
+        self.assertCountEqual(
+            [one.reason for one in found if isinstance(one, stores.Fault)],
+            [f"damaged: {size} bytes that are no record" for _, size in parts],
+        )
+        return store
+
+    def test_a_tfrecord_that_ends_within_a_record_is_told(self):
+        path, size = self.tfrecord()
+        for rest in (1, 11, 12, 20, size - 1):
+            os.truncate(path, 10 * size + rest)
+            self.assertLen(self.check(path, 1, (10 * size, rest)), 11)
+            self.tfrecord()
+
+    def test_a_length_that_leads_astray_is_told(self):
+        path, size = self.tfrecord()
+        shard_files.flip(path, 5 * size)
+        self.assertLen(self.check(path, 15, (5 * size, 15 * size)), 6)
+        # With a sound checksum, beyond the end.
+        header = struct.pack("<Q", 2**40)
+        header += struct.pack("<I", oracles.masked_crc32c(header))
+        self.patch(path, 5 * size, header)
+        self.assertLen(self.check(path, 15, (5 * size, 15 * size)), 6)
+
+    def test_garbage_and_holes_in_a_tar_are_told(self):
+        path, size = self.tar()
+        rng = np.random.default_rng(0)
+        for data in (rng.bytes(5 * size), bytes(5 * size)):
+            self.patch(path, 5 * size, data)
+            self.assertLen(self.check(path, 5, (5 * size, 5 * size)), 16)
+        self.patch(path, 12 * size, rng.bytes(3 * size))
+        self.check(path, 8, (5 * size, 5 * size), (12 * size, 3 * size))
+        # To the end, by a shift.
+        self.tar()
+        with open(path, "rb") as file:
+            data = file.read()
+        with open(path, "wb") as file:
+            file.write(data[: 5 * size] + b"garbage" + data[5 * size :])
+        rest = len(data) + 7 - 5 * size
+        self.check(path, round(rest / size), (5 * size, rest))
+
+    def test_a_tar_that_was_joined_or_padded_has_lost_nothing(self):
+        path, _ = self.tar()
+        with open(path, "rb") as file:
+            data = file.read()
+        with open(path, "wb") as file:
+            file.write(data + data)
+        with self.assertNoLogs("absl", "WARNING"):
+            store = stores.open_store(path)
+        self.assertLen(store, 40)
+        self.assertEqual((store.num_lost, store.lost_share), (0, 0.0))
+
+    def test_a_quotation_mark_that_swallows_rows_is_told(self):
+        plain = {i: f"{i:02}.png,a or b" for i in range(20)}
+        for rows, *parts in (
+            # The next mark ends it, which is another row's first,
+            ({5: '05.png,"open'}, (5, 7)),
+            ({5: '05.png,"open', 14: '14.png,"open'}, (5, 7), (14, 16)),
+            (plain | {5: '05.png,"open', 14: '14.png,"open'}, (5, 15)),
+            # or its last, so that all follows the rules.
+            (plain | {5: '05.png,"open', 14: '14.png,of 5"'}, (5, 15)),
+            # None does.
+            ({18: '18.png,"open', 19: "19.png,plain"}, (18, 20)),
+        ):
+            path, starts = self.csv(rows)
+            lost = sum(end - start for start, end in parts)
+            spans = [
+                (starts[start], starts[end] - starts[start])
+                for start, end in parts
+            ]
+            self.assertLen(
+                self.check(path, lost, *spans), 20 - lost + len(parts)
+            )
+
+    def test_lines_in_a_caption_are_no_rows(self):
+        path, _ = self.csv({5: '05.png,"two\nlines, and more\n\n"'})
+        with self.assertNoLogs("absl", "WARNING"):
+            store = stores.open_store(path)
+        self.assertEqual(
+            store.read([5])[0].captions, (b"two\nlines, and more\n\n",)
+        )
+
+    def test_many_damaged_shards_take_a_few_lines(self):
+        paths = []
+        for number in range(13):
+            path, size = self.tfrecord()
+            os.truncate(path, 10 * size + 1)
+            paths.append(f"{path}-{number}")
+            os.rename(path, paths[-1])
+        with self.assertLogs("absl", "WARNING") as logs:
+            store = stores.open_store(paths)
+        self.assertEqual(store.num_lost, 13)
+        self.assertLen(logs.output, 11)
+        self.assertIn(
+            "13 shards are damaged so. Lost in all: about 13 ", logs.output[-1]
+        )
 
 
 @mock.patch.object(retries, "WAITS", (0.0, 0.0))

@@ -109,9 +109,9 @@ class ReadTest(FilesTestCase):
             [b"", shards.Fault("missing file: 'anone'"), self.data],
         )
         with mock.patch.object(shards, "MAX_RECORD_BYTES", 10):
-            self.assertEqual(
+            self.assertRegex(
                 shards.read_files([self.path])[0].reason,
-                "oversized: 5000000 bytes, more than 10",
+                "oversized: .*more than 10",
             )
 
     def test_patterns_match_and_leave_out_index_files(self):

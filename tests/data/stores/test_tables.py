@@ -4,14 +4,18 @@ import csv
 import errno
 import os
 import sys
+import time
 from unittest import mock
 
+import fake_gcs
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import remote_files
 import shard_files
 import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.data import stores
 from jest_tf.data.stores import shards
 from jest_tf.files import retries
@@ -124,7 +128,7 @@ class DelimitedTest(TablesTestCase):
             b'image,caption\n%bimages/0.jpg,"open\n%b' % (good, good * count),
         )
         found = self.read(path)
-        self.assertStartsWith(found[1].reason, "bad row: field larger than")
+        self.assertStartsWith(found[1].reason, "damaged: 10")
         self.assertTrue(all(one.captions == (b"good",) for one in found[2:]))
         lost = count - (len(found) - 2)
         self.assertBetween(lost * len(good), 2**20 - 100, 2**20 + 100)
@@ -133,7 +137,51 @@ class DelimitedTest(TablesTestCase):
             "a.csv", b'image,caption\n%bimages/0.jpg,"open\n%b' % (good, good)
         )
         _, fault = self.read(path)
-        self.assertEqual(fault.reason, "bad row: 1 fields, the header has 2")
+        self.assertEqual(fault.reason, "damaged: 37 bytes that are no record")
+
+    def test_a_picture_of_any_scheme_that_cannot_be_opened_costs_its_row(self):
+        server = remote_files.server()
+        self.addCleanup(server.heal)
+        bucket = f"gs://{fake_gcs.BUCKET}/{self.id()}"
+        files.write_whole(f"{bucket}/1.jpg", b"remote")
+        path = self.write(
+            "a.csv",
+            "image,caption\nimages/0.jpg,good\n"
+            f"{bucket}/1.jpg,good\n{bucket}/2.jpg,missing\n"
+            "gs://other/x.png,x\ngs://,x\nhttp://127.0.0.1:9/x.png,x\n"
+            "nothing://x/y,x\ngs://\udcff/\udcff,x\n".encode(
+                "utf-8", "surrogateescape"
+            ),
+        )
+        started = time.monotonic()
+        found = self.read(path)
+        self.assertEqual(
+            [one.image for one in found[:2]], [b"picture 0", b"remote"]
+        )
+        for fault, reason in zip(
+            found[2:],
+            [
+                "missing file: '2.jpg'",
+                "missing file: 'x.png'",
+                "unreadable: ",
+                "unreadable: 'http://127.0.0.1:9/x.png', A path must be local",
+                "unreadable: 'nothing://x/y', A path must be local",
+                "unreadable: ",
+            ],
+            strict=True,
+        ):
+            self.assertStartsWith(fault.reason, reason)
+        # A bucket that does not answer at all.
+        server.set(latency=2.5)
+        path = self.write("b.csv", b"image,caption\n" + 2 * b"images/0.jpg,x\n")
+        with open(path, "ab") as file:
+            file.write(b"gs://mute/x.png,x\n")
+        with mock.patch.object(shards, "_PATIENCE", 0.5):
+            found = self.read(path)
+        self.assertEqual(
+            found[2].reason, "unreadable: no answer of gs://mute in 0.5 s"
+        )
+        self.assertLess(time.monotonic() - started, 5)
 
     def test_ids_come_from_the_column_or_are_derived(self):
         path = self.write(

@@ -50,14 +50,7 @@ class FramesTest(shard_files.FolderTestCase):
             number, rest = divmod(size, self.size)
             found = self.read()
             self.assertEqual(found[:number], self.whole[:number])
-            payload = self.size - 16
-            if rest >= 12:
-                # Of the frame.
-                self.assertEqual(
-                    [fault.reason for fault in found[number:]],
-                    [f"truncated: {rest} of {payload + 16} bytes"],
-                )
-            elif rest:
+            if rest:
                 self.assertEqual(
                     [fault.reason for fault in found[number:]],
                     [f"damaged: {rest} bytes that are no record"],
@@ -73,7 +66,8 @@ class FramesTest(shard_files.FolderTestCase):
             with self.assertLogs("absl", "WARNING") as logs:
                 found = self.read()
             self.assertRegex(
-                logs.output[0], f"s is damaged .*: {rest} bytes .* 1 records"
+                logs.output[0],
+                f"s is damaged .*: {rest} bytes .* 2 of 3 records",
             )
             self.assertEqual(
                 found,
@@ -99,10 +93,7 @@ class FramesTest(shard_files.FolderTestCase):
             self.patch(self.shard, byte, data[byte : byte + 1])
 
     def test_an_absurd_length_with_a_sound_checksum_allocates_nothing(self):
-        for length, reason in (
-            (2**40, f"oversized: {2**40} bytes, more than {2**28}"),
-            (2**62, "damaged: 12 bytes"),
-        ):
+        for length in (2**40, 2**62):
             header = struct.pack("<Q", length)
             header += struct.pack("<I", oracles.masked_crc32c(header))
             with open(self.shard, "r+b") as file:
@@ -111,7 +102,7 @@ class FramesTest(shard_files.FolderTestCase):
                 file.write(header)
             found = self.read()
             self.assertEqual(found[:3], self.whole)
-            self.assertStartsWith(found[3].reason, reason)
+            self.assertStartsWith(found[3].reason, "damaged: 12 bytes")
 
     def test_other_files_are_refused(self):
         rng = np.random.default_rng(0)

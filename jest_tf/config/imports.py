@@ -1,0 +1,178 @@
+"""Code that settings name, as "module:function".
+
+A run directory is data: a module that lies in one is imported only if its user
+trusts it. Modules of packages are imported, and those of the working directory,
+unless it lies in a run directory itself.
+"""
+
+import contextlib
+import importlib
+import importlib.machinery
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+
+from jest_tf import files
+from jest_tf.config import checks
+
+# Real paths of run directories, and whether each is trusted.
+_runs: dict[str, bool] = {}
+_trusts_all = False
+# A run directory may be a whole project, with its packages.
+_PACKAGES = [
+    os.path.dirname(os.path.dirname(os.path.realpath(__file__))),
+    *(
+        os.path.realpath(sysconfig.get_path(name))
+        for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    ),
+]
+
+
+def begin_command(names: Iterable[str], trust: bool) -> None:
+    """Begins a command that loads models by name, and may trust them all.
+
+    The working directory is searched first, as under `python -m`, unless it
+    lies in a run directory that is not trusted.
+    """
+    global _trusts_all
+    _trusts_all = trust
+    _runs.clear()
+    for name in names:
+        enter(name)
+    if not {"", os.getcwd()} & {*sys.path}:
+        sys.path.insert(0, os.getcwd())
+    sys.path[:] = [one for one in sys.path if not _run_of(one)]
+
+
+def enter(name: str, trust: bool | None = None) -> None:
+    """Notes a run directory, or that of a `.keras` file, and whether to trust.
+
+    None keeps what was noted before, or is the command's.
+    """
+    if not name or files.is_remote(name):
+        return
+    folder = os.path.dirname(name) if name.endswith(".keras") else name
+    real = os.path.realpath(folder)
+    if trust is None:
+        trust = _runs.get(real, False)
+    _runs[real] = trust or _trusts_all
+
+
+@contextlib.contextmanager
+def only_trusted(name: str, trust: bool) -> Iterator[None]:
+    """Keeps Python from searching a run directory within the block."""
+    enter(name, trust)
+    hidden = [one for one in sys.path if _run_of(one)]
+    sys.path[:] = [one for one in sys.path if one not in hidden]
+    try:
+        yield
+    finally:
+        sys.path[:0] = hidden
+
+
+def load_function(setting: str, name: str) -> Callable:
+    """Imports "module:function", the value of a `setting`.
+
+    Raises:
+        ValueError: it cannot be imported, is no function, or lies in a run
+            directory that is not trusted.
+    """
+    expected, is_function = checks.FUNCTION
+    rule = expected, lambda name: name and is_function(name)
+    checks.check(setting, name, rule)
+    module, function = name.split(":")
+    # Such as `os:abort`, or what runs files of the working directory.
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise ValueError(
+            f"`{setting}` must name a function of yours or of a package, not "
+            f"one of Python's own library. Received: {name!r}"
+        )
+    for file in _files_of(module).values():
+        if _run_of(file):
+            raise ValueError(
+                f"`{setting}` names code in a run directory, which is data "
+                f"unless you trust it. Received: {name!r}, in {file}. Once you "
+                "have read it, `--trust` imports it, or in Python "
+                "`jest_tf.load(..., trust=True)`"
+            )
+    imported = None
+    try:
+        imported = importlib.import_module(module)
+        found = getattr(imported, function)
+    except (ImportError, AttributeError) as error:
+        hint = ""
+        if imported:
+            hint = checks.did_you_mean(function, vars(imported))
+        raise ValueError(
+            f"`{setting}` must name a function of a module that can be "
+            f"imported from {os.getcwd()}. Received: {name!r} ({error}){hint}"
+        ) from error
+    if not callable(found):
+        raise ValueError(
+            f"`{setting}` must name a function. Received: {name!r}, "
+            f"a {type(found).__name__}"
+        )
+    return found
+
+
+def describe(names: Iterable[str]) -> str:
+    """Returns the modules of some "module:function", with their files."""
+    modules = dict.fromkeys(name.partition(":")[0] for name in names)
+    return ", ".join(
+        f"{module} ({_files_of(module).get(module, 'not found')})"
+        for module in modules
+    )
+
+
+def _files_of(module):
+    """The files of a module and of the packages around it, by name.
+
+    Nothing is imported, as `importlib.util.find_spec` would do with packages.
+    """
+    found, places, whole = {}, None, ""
+    for name in module.split("."):
+        whole = f"{whole}.{name}".lstrip(".")
+        spec = _spec(whole, name, places)
+        if spec is None:
+            break
+        if spec.has_location:
+            found[whole] = spec.origin
+        places = spec.submodule_search_locations or []
+    return found
+
+
+def _spec(whole, name, places):
+    if whole in sys.modules:
+        return sys.modules[whole].__spec__
+    for finder in sys.meta_path:
+        if finder is importlib.machinery.PathFinder:
+            # By the whole name it would look for the package in sys.modules.
+            path = [*sys.path, os.getcwd()] if places is None else [*places]
+            spec = finder.find_spec(name, path)
+        else:
+            spec = finder.find_spec(whole, places)
+        if spec is not None:
+            return spec
+    return None
+
+
+def _run_of(path):
+    """Whether a path lies in a run directory that is not trusted."""
+    folder, name = os.path.split(os.path.abspath(path))
+    # The file itself, and what it is a link to.
+    for place in (
+        os.path.join(os.path.realpath(folder), name),
+        os.path.realpath(path),
+    ):
+        if any(_lies_in(place, one) for one in _PACKAGES):
+            continue
+        if any(
+            _lies_in(place, run) for run, trust in _runs.items() if not trust
+        ):
+            return True
+    return False
+
+
+def _lies_in(path, folder):
+    return os.path.commonpath([path, folder]) == folder

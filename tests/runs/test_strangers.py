@@ -1,0 +1,288 @@
+"""A stranger's run directory is data: it runs nothing and writes nowhere."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from unittest import mock
+
+import pytest
+import remote_files
+import subprocesses
+import tensorflow as tf
+import tiny
+
+import jest_tf
+from jest_tf import cli, config, files
+from jest_tf.config import imports
+from jest_tf.data import pictures, tokenizers
+from jest_tf.files import remote
+from jest_tf.runs import checkpoints, directory, loading
+
+# Leaves a file when it is imported.
+CODE = """
+import pathlib
+pathlib.Path({mark!r}).touch()
+import tiny
+def build(*_):
+    learner = tiny.learner()
+    return learner.image_tower, learner.text_tower
+class letters:
+    vocabulary_size = tiny.VOCABULARY_SIZE
+    def __init__(self, length): pass
+    def __call__(self, captions): return captions
+"""
+SETTINGS = config.TrainConfig(
+    steps=4,
+    data=config.DataConfig(
+        train=("pool.tfrecord",),
+        image_size=tiny.IMAGE_SIZE,
+        text_length=tiny.TEXT_LENGTH,
+    ),
+    model=config.ModelConfig(init_from="gone", patch_size=tiny.IMAGE_SIZE),
+    selection=config.SelectionConfig(4),
+)
+
+
+def write_run(workdir, **model):
+    """The directory of a finished run, but for its logs."""
+    os.makedirs(workdir, exist_ok=True)
+    settings = SETTINGS
+    if model:
+        settings = dataclasses.replace(
+            settings, model=dataclasses.replace(settings.model, **model)
+        )
+    config.save_config(settings, f"{workdir}/config.json")
+    tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3).save(workdir)
+    learner = tiny.learner()
+    picture = pictures.Resizing(tiny.IMAGE_SIZE)
+    loading.write_learner(workdir, learner, picture)
+    directory.save_learner(workdir, learner)
+
+
+class StrangersTestCase(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.workdir = os.path.join(self.folder, "run")
+        self.mark = os.path.join(self.folder, "mark")
+        # What a test imports, or searches, is forgotten.
+        self.modules, path = {*sys.modules}, [*sys.path]
+        self.addCleanup(sys.path.__setitem__, slice(None), path)
+        self.addCleanup(self.forget)
+        self.addCleanup(imports.begin_command, [], False)
+
+    def forget(self):
+        for name in {*sys.modules} - self.modules:
+            if name.partition(".")[0] in ("evil", "own", "package", "run"):
+                del sys.modules[name]
+
+    def write(self, name, text):
+        path = os.path.join(self.folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+class ModulesTest(StrangersTestCase):
+    """Which modules a run may name, and where they may lie."""
+
+    def test_code_in_a_run_directory_is_imported_on_trust_alone(self):
+        code = CODE.format(mark=self.mark)
+        for above in ("run/inner", "run/package"):  # which Python imports first
+            self.write(f"{above}/__init__.py", code)
+        for cwd, file, module in (
+            ("run", "run/evil.py", "evil"),
+            ("run", "run/package/evil.py", "package.evil"),
+            ("run/inner", "run/inner/evil.py", "evil"),
+            (".", "run/evil.py", "run.evil"),
+            (".", "run/inner/evil.py", "run.inner.evil"),
+        ):
+            self.write(file, code)
+            name = f"{module}:build"
+            with contextlib.chdir(os.path.join(self.folder, cwd)):
+                sys.path[:0] = [""]
+                imports.enter(self.workdir, trust=False)
+                with self.assertRaisesRegex(
+                    ValueError, f"`loss`.*{name}', in {self.folder}.*`--trust`"
+                ):
+                    imports.load_function("loss", name)
+                self.assertFalse(os.path.exists(self.mark), module)
+                imports.enter(self.workdir, trust=True)
+                imports.load_function("loss", name)
+                sys.path.pop(0)
+            os.remove(self.mark)
+            self.forget()
+
+    def test_loading_names_the_modules_and_their_files(self):
+        self.write("run/evil.py", CODE.format(mark=self.mark))
+        for setting in ("model.towers", "data.vocabulary"):
+            write_run(self.workdir)
+            if setting == "model.towers":
+                write_run(self.workdir, towers="evil:build", init_from="")
+            else:
+                os.remove(f"{self.workdir}/vocab.txt")
+                self.write("run/tokenizer.function", "evil:letters")
+            directory._say_modules.cache_clear()
+            with (
+                contextlib.chdir(self.workdir),
+                contextlib.redirect_stderr(io.StringIO()) as said,
+            ):
+                sys.path[:0] = [""]
+                for _ in range(2):
+                    with self.assertRaisesRegex(ValueError, f"`{setting}` nam"):
+                        jest_tf.load(self.workdir)
+                    self.assertFalse(os.path.exists(self.mark))
+                jest_tf.load(self.workdir, trust=True)
+                sys.path.pop(0)
+            self.assertEqual(
+                said.getvalue(),
+                f"{self.workdir} names code of evil ({self.workdir}/evil.py)\n",
+            )
+            os.remove(self.mark)
+            self.forget()
+
+    def test_code_of_the_working_directory_needs_no_trust(self):
+        self.write("own.py", CODE.format(mark=self.mark))
+        write_run(self.workdir, towers="own:build", init_from="")
+        with contextlib.chdir(self.folder):
+            sys.path[:0] = [""]
+            jest_tf.load("run")
+        self.assertTrue(os.path.exists(self.mark))
+
+    def test_commands_do_not_search_a_run_directory(self):
+        """Which may have a namesake of any module."""
+        write_run(self.workdir)
+        inner = os.path.join(self.workdir, "inner")
+        os.makedirs(inner)
+        link = os.path.join(self.folder, "link")
+        os.symlink(inner, link)
+        path = [*sys.path]
+        for cwd, names, trust, is_searched in (
+            (self.workdir, ["."], False, False),
+            (inner, [self.workdir], False, False),
+            (link, [self.workdir], False, False),
+            (self.workdir, ["."], True, True),
+            (self.folder, ["run"], False, True),
+        ):
+            for before in ([], ["", cwd, inner]):  # as of a script, of `-m`
+                sys.path[:] = [*before, *path]
+                with contextlib.chdir(cwd):
+                    imports.begin_command(names, trust)
+                    here = {"", cwd, os.getcwd(), inner}
+                    found = bool(here & {*sys.path} - {inner})
+                    self.assertEqual(found, is_searched, (cwd, before))
+                self.assertLessEqual({*path}, {*sys.path})
+
+    def test_functions_of_python_itself_are_no_settings(self):
+        for name in ("os:abort", "cProfile:main", "posix:_exit"):
+            with self.assertRaisesRegex(ValueError, "not one of Python's own"):
+                imports.load_function("loss", name)
+        for name in ("", ":", "os", "../a:b", "a:b:c"):
+            with self.assertRaisesRegex(ValueError, "'module:function'"):
+                imports.load_function("loss", name)
+
+    @pytest.mark.slow
+    def test_a_command_in_a_strangers_folder_runs_none_of_its_code(self):
+        write_run(self.workdir)
+        for name in ("tensorflow", "numpy", "difflib", "keras_hub", "h5py"):
+            self.write(f"run/{name}.py", CODE.format(mark=self.mark))
+        # As the command that pip installs.
+        self.write("bin/jest-tf", "from jest_tf import cli; cli.execute()")
+        done = subprocess.run(
+            [sys.executable, f"{self.folder}/bin/jest-tf", "export"]
+            + ["--model=.", "--format=weights", f"--output={self.folder}/out"],
+            cwd=self.workdir,
+            env=subprocesses.environment(),
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertFalse(os.path.exists(self.mark))
+
+
+class PlacesTest(StrangersTestCase):
+    """What a run directory names lies in it."""
+
+    def test_links_out_of_it_are_not_followed(self):
+        for name in ("final.weights.h5", "vocab.txt", "config.json"):
+            write_run(self.workdir)
+            shutil.move(f"{self.workdir}/{name}", self.folder)
+            os.symlink(f"../{name}", f"{self.workdir}/{name}")
+            with self.assertRaisesRegex(ValueError, f"lead out.*{name}"):
+                jest_tf.load(self.workdir)
+            shutil.rmtree(self.workdir)
+
+    def test_nothing_is_appended_through_a_link(self):
+        write_run(self.workdir)
+        for name in ("metrics.jsonl", ".lock", "checkpoints", "tensorboard"):
+            os.symlink("../new", f"{self.workdir}/{name}")
+            with self.assertRaisesRegex(ValueError, "lead out"):
+                with directory.locked(self.workdir):
+                    directory.append(self.workdir, name, {"step": 1})
+            os.remove(f"{self.workdir}/{name}")
+        self.assertFalse(os.path.lexists(f"{self.folder}/new"))
+
+    @pytest.mark.slow
+    def test_no_index_is_written_where_a_run_says(self):
+        pool = tiny.write_shard(f"{self.folder}/pool.tfrecord")
+        settings = dataclasses.replace(
+            SETTINGS,
+            data=dataclasses.replace(
+                SETTINGS.data, index_dir=f"{self.folder}/new"
+            ),
+            evaluation=config.EvaluationConfig(data=(pool,)),
+        )
+        write_run(self.workdir)
+        config.save_config(settings, f"{self.workdir}/config.json")
+        before = sorted(os.listdir(self.folder))
+        for flags, new in (
+            ([], []),
+            (["--data", pool], []),
+            (["--trust"], ["new"]),
+            (["--data", pool, "--index-dir", self.folder], ["new", "index"]),
+        ):
+            words = ["evaluate", "--workdir", self.workdir, *flags]
+            with contextlib.redirect_stdout(io.StringIO()):
+                self.assertEqual(cli.main(words), 0)
+            found = {*os.listdir(self.folder)} - {*before}
+            found = {one.rpartition(".")[2] for one in found}
+            self.assertEqual(found, {*new}, flags)
+
+    def test_a_checkpoint_that_claims_more_than_it_has_is_damaged(self):
+        """Before memory is taken for it."""
+        folder = f"{self.workdir}/checkpoints/step-000000001"
+        os.makedirs(folder)
+        tf.raw_ops.SaveV2(
+            prefix=f"{folder}/state",
+            tensor_names=["a"],
+            shape_and_slices=[""],
+            tensors=[tf.zeros([1000])],
+        )
+        self.assertLen(checkpoints.read(self.workdir, 1)["a"], 1000)
+        with open(f"{folder}/state.data-00000-of-00001", "r+b") as file:
+            file.truncate(3000)
+        with self.assertRaisesRegex(checkpoints.Damaged, "4,000 bytes"):
+            checkpoints.read(self.workdir, 1)
+
+
+class BucketTest(remote_files.Gcs, tf.test.TestCase):
+    def test_an_object_with_a_path_is_not_staged(self):
+        step = f"{self.folder}/checkpoints/step-000000001"
+        for name in ("state.index", "../../x.py"):
+            remote.upload(os.devnull, f"{step}/{name}")
+        above = self.enterContext(tempfile.TemporaryDirectory())
+        own = os.path.join(above, "one", "two")
+        os.makedirs(own)
+        self.enterContext(mock.patch.object(tempfile, "tempdir", own))
+        with self.assertRaisesRegex(ValueError, "Received: '..'"):
+            checkpoints.read(self.folder, 1)
+        self.assertEqual(files.tree(above), [])
+
+
+if __name__ == "__main__":
+    tf.test.main()
