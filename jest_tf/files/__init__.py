@@ -17,9 +17,10 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 
+from jest_tf.files import disks
+
 PARTIAL = ".partial"
 VIEWS = ".view"  # a folder, see `keep_views`
-_TEMPORARY = "jest-tf-"
 
 
 def is_remote(path: str) -> bool:
@@ -228,17 +229,18 @@ def written_whole(path: str, suffix: str = "") -> Iterator[str]:
     # processes may write the same file.
     name = f".{name}.{secrets.token_hex(8)}{PARTIAL}{suffix}"
     if is_remote(path):
-        with tempfile.TemporaryDirectory() as local:
+        with tempfile.TemporaryDirectory() as local, disks.room_for(local):
             yield os.path.join(local, name)
             _upload([(os.path.join(local, name), path)])
         return
-    os.makedirs(folder or ".", exist_ok=True)
     partial = os.path.join(folder, name)
     try:
-        yield partial
-        sync(partial)
-        os.replace(partial, path)
-        sync(folder or ".")
+        with disks.room_for(partial):
+            os.makedirs(folder or ".", exist_ok=True)
+            yield partial
+            sync(partial)
+            os.replace(partial, path)
+            sync(folder or ".")
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.remove(partial)
@@ -265,7 +267,7 @@ def written_folder(path: str) -> Iterator[str]:
         OSError: the folder cannot be written, or a local `path` exists.
     """
     if is_remote(path):
-        with tempfile.TemporaryDirectory() as local:
+        with tempfile.TemporaryDirectory() as local, disks.room_for(local):
             yield local
             names = tree(local)
             _upload([(f"{local}/{name}", f"{path}/{name}") for name in names])
@@ -273,14 +275,15 @@ def written_folder(path: str) -> Iterator[str]:
     path = path.rstrip(os.sep)
     partial = path + PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
     try:
-        yield partial
-        for root, _, names in os.walk(partial):
-            for name in names:
-                sync(os.path.join(root, name))
-            sync(root)
-        os.replace(partial, path)
+        with disks.room_for(partial):
+            os.makedirs(partial)
+            yield partial
+            for root, _, names in os.walk(partial):
+                for name in names:
+                    sync(os.path.join(root, name))
+                sync(root)
+            os.replace(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -358,47 +361,6 @@ def delete_partial(path: str) -> None:
     pattern = f".{glob.escape(name)}.*{PARTIAL}*"
     for found in glob.glob(os.path.join(glob.escape(folder), pattern)):
         os.remove(found)
-
-
-@contextlib.contextmanager
-def temporary() -> Iterator[None]:
-    """Gives a process a temporary folder of its own, for the time of the block.
-
-    Those that killed processes have left are deleted. TensorFlow, too, puts
-    there what it would delete at the end.
-    """
-    before = tempfile.tempdir, os.environ.get("TMPDIR")
-    above = tempfile.gettempdir()
-    for old in glob.glob(os.path.join(glob.escape(above), f"{_TEMPORARY}*")):
-        # One that is in use is locked.
-        with contextlib.suppress(OSError), _lock_of(old):
-            shutil.rmtree(old)
-    new = tempfile.mkdtemp(prefix=f".{_TEMPORARY}")
-    folder = os.path.join(above, os.path.basename(new)[1:])
-    with contextlib.ExitStack() as stack:
-        # Some network disks have no locks on folders, and nothing is swept up.
-        with contextlib.suppress(OSError):
-            stack.enter_context(_lock_of(new))
-        os.rename(new, folder)  # locked before it can be found
-        tempfile.tempdir = os.environ["TMPDIR"] = folder
-        try:
-            yield
-        finally:
-            tempfile.tempdir = before[0]
-            os.environ.pop("TMPDIR")
-            if before[1] is not None:
-                os.environ["TMPDIR"] = before[1]
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _lock_of(folder):
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(file)
 
 
 @contextlib.contextmanager

@@ -86,8 +86,9 @@ class Checkpoints(steps.StepCallback):
         self._saved_at = time.monotonic()
 
     def on_train_begin(self, logs=None):
-        """Starts the clock."""
+        """Starts the clock, and checks that there is room for a checkpoint."""
         self._saved_at = time.monotonic()
+        self._check_room()
 
     def on_train_batch_end(self, batch, logs=None):
         """Saves if a checkpoint is due."""
@@ -132,6 +133,7 @@ class Checkpoints(steps.StepCallback):
                 save(self.model, self._workdir, self.step, parts)
             self._saved_at = time.monotonic()
             self.delete_old()
+            self._check_room()  # now, as no step is lost
         self.seconds += time.monotonic() - started
 
     def delete_old(self) -> None:
@@ -143,6 +145,11 @@ class Checkpoints(steps.StepCallback):
         for step in saved:
             if step not in kept:
                 files.remove_folder(_folder(self._workdir, step))
+
+    def _check_room(self):
+        if self.step < self._last_step:
+            variables = _variables(self.model).values()
+            directory.check_room(self._workdir, variables)
 
     def _is_late(self):
         seconds = 60.0 * self._settings.every_minutes
@@ -171,6 +178,7 @@ def save(
     }
     for part, state in (parts or {}).items():
         arrays |= {f"{part}/{name}": value for name, value in state.items()}
+    directory.check_room(workdir, arrays.values())
     with (
         files.written_folder(_folder(workdir, step)) as partial,
         tf.device("CPU:0"),

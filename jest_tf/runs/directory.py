@@ -8,15 +8,19 @@ later steps when a run continues.
 import contextlib
 import functools
 import json
+import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 
 import keras
+import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files
 from jest_tf.config import checks, imports
 from jest_tf.data import tokenizers
+from jest_tf.files import disks
 from jest_tf.runs import progress
 
 CONFIG_FILE = "config.json"
@@ -47,6 +51,7 @@ LOCK_FILE = ".lock"
 # Logs that are cut back; the fault log is when the stream starts.
 _LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE, TELEMETRY_FILE)
 _BLOCK = 2**24  # bytes of a log that are read at once
+_MARGIN = 2**20  # bytes of a checkpoint and of logs beside the arrays
 
 
 def path(workdir: str, name: str) -> str:
@@ -240,8 +245,19 @@ def _runs_in(folder):
     ]
 
 
+def check_room(workdir: str, arrays: Iterable) -> None:
+    """Raises `disks.Full` if there is no room to write arrays or variables."""
+    size = sum(
+        math.prod(one.shape) * tf.as_dtype(one.dtype).size for one in arrays
+    )
+    # To a bucket, files are uploaded from a temporary folder.
+    place = tempfile.gettempdir() if files.is_remote(workdir) else workdir
+    disks.check_room(place, size + _MARGIN)
+
+
 def save_learner(workdir: str, learner: keras.Model) -> None:
     """Writes the learner of a finished run to `final.weights.h5`."""
+    check_room(workdir, learner.weights)  # HDF5 may crash on a full disk
     # Keras requires the suffix, so the partial file has it too.
     with files.written_whole(
         path(workdir, WEIGHTS_FILE), ".weights.h5"

@@ -14,8 +14,9 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, training
+from jest_tf import distribution, files, training
 from jest_tf.data import batches, pipeline
+from jest_tf.files import disks
 from jest_tf.models import reference
 from jest_tf.runs import (
     bootstrap,
@@ -48,8 +49,12 @@ def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
             state saved.
     """
     with interruptions.Signals() as signals:
+        places = [tempfile.gettempdir()]
+        if not files.is_remote(workdir):
+            places.append(workdir)
         try:
-            return _train(config, workdir, signals)
+            with disks.room_for(*places):
+                return _train(config, workdir, signals)
         except (interruptions.Preempted, Exception) as error:
             if not signals.received:
                 raise
@@ -75,33 +80,8 @@ def extend(workdir: str, steps: int) -> dict[str, float]:
         ValueError: as `train`; or the run has not finished.
     """
     with interruptions.Signals():
-        config = _extended(workdir, steps)
+        config = provenance.extend(workdir, steps)
     return train(config, workdir)
-
-
-def _extended(workdir, steps):
-    loading.check_finished(workdir, "--workdir")
-    before = directory.load_config(workdir)
-    optimizer = before.optimizer
-    if optimizer.schedule == "constant":
-        rate = f"goes on at {optimizer.learning_rate:g}"
-    else:
-        optimizer = dataclasses.replace(
-            optimizer, restarts=(*optimizer.restarts, before.steps)
-        )
-        rate = (
-            f"begins anew: {optimizer.warmup_steps:,} steps of warm-up to "
-            f"{optimizer.learning_rate:g}, then {optimizer.schedule}"
-        )
-    config = dataclasses.replace(
-        before, steps=before.steps + steps, optimizer=optimizer
-    )
-    provenance.extend(workdir, config)
-    progress.say(
-        f"{workdir}: extended from {before.steps:,} to {config.steps:,} steps; "
-        f"the learning rate {rate}"
-    )
-    return config
 
 
 def _train(config, workdir, signals):

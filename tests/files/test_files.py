@@ -1,8 +1,10 @@
 """Files are written whole or not at all, wherever they are."""
 
 import concurrent.futures
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,7 @@ import subprocesses
 import tensorflow as tf
 
 from jest_tf import files
-from jest_tf.files import remote, retries
+from jest_tf.files import disks, remote, retries
 
 HOLDER = """
 import sys
@@ -39,7 +41,7 @@ with files.written_whole(sys.argv[1]) as partial:
 TEMPORARY = """
 import sys, tempfile
 from jest_tf import files
-with files.temporary():
+with disks.temporary():
     tempfile.mkdtemp()
     print("held", flush=True)
     sys.stdin.read()
@@ -131,7 +133,7 @@ class AnySchemeTest(FilesTestCase):
             with self.assertRaisesRegex(ValueError, "a plain name, not a path"):
                 files.inside(folder, name)
         self.plant(folder)
-        with files.temporary():
+        with disks.temporary():
             with self.assertRaisesRegex(ValueError, "lead out|not a path"):
                 with files.staged_folder(folder):
                     self.fail("it is staged")
@@ -265,7 +267,7 @@ class LocalTest(FilesTestCase):
         self.assertLen(os.listdir(self.folder), 2)
         killed.kill()
         killed.wait()
-        with files.temporary():
+        with disks.temporary():
             self.assertLen(os.listdir(self.folder), 2)
             here = tempfile.gettempdir()
             self.assertEqual(os.environ["TMPDIR"], here)
@@ -305,6 +307,42 @@ class LocalTest(FilesTestCase):
         process.wait()
         with files.locked(self.path):
             pass
+
+
+class DisksTest(remote_files.Local, tf.test.TestCase):
+    def test_a_full_disk_is_told_from_a_full_device(self):
+        path = os.path.join(self.folder, "new", "file")
+        for error, is_full in (
+            (OSError(errno.ENOSPC, "No space left on device"), True),
+            (OSError(errno.EDQUOT, "Disk quota exceeded", "a"), True),
+            (
+                RuntimeError("errno = 28, message = 'No space left on dev"),
+                False,
+            ),
+            (RuntimeError("message = 'No space left on device'"), True),
+            (full_of(f"{path}.tempstate; No space left on device"), True),
+            (full_of("OOM when allocating tensor with shape[9,9]"), False),
+            (OSError(errno.EIO, "Input/output error"), False),
+        ):
+            kind = disks.Full if is_full else type(error)
+            with self.assertRaises(kind) as raised, disks.room_for(path):
+                raise error
+            self.assertEqual(raised.exception is error, not is_full)
+        with (
+            mock.patch.object(shutil, "disk_usage") as usage,
+            self.assertRaisesRegex(
+                disks.Full, "room for 3,000 bytes. Received: 2,999 bytes"
+            ) as raised,
+        ):
+            usage.return_value.free = 2999
+            disks.check_room(path, 2999)
+            disks.check_room(path, 3000)
+        self.assertEqual(raised.exception.filename, path)
+        usage.assert_called_with(self.folder)
+
+
+def full_of(text):
+    return tf.errors.ResourceExhaustedError(None, None, text)
 
 
 class RemoteTest(tf.test.TestCase):

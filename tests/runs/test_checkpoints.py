@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -126,6 +127,29 @@ class SavingTest(CheckpointTestCase):
         self.assertEqual(checkpoints.restore(again, self.workdir).step, 1)
         for one, same in zip(again.weights, model.weights, strict=True):
             self.assertAllEqual(one, same)
+
+    def test_room_for_the_next_one_is_looked_for_when_no_step_is_lost(self):
+        model = self.model()
+        size = 2**20 + sum(
+            one.numpy().nbytes
+            for one in (*model.variables, *model.optimizer.variables)
+        )
+        callback = self.callback(model, every_steps=3)
+        with mock.patch.object(shutil, "disk_usage") as usage:
+            usage.return_value.free = size - 1
+            pattern = f"{size:,} bytes. Received: {size - 1:,} bytes"
+            with self.assertRaisesRegex(OSError, pattern):
+                callback.on_train_begin()
+            usage.return_value.free = size
+            callback.on_train_begin()
+            # At the save, and then.
+            free = itertools.chain([size], itertools.repeat(size - 1))
+            usage.side_effect = lambda path: mock.Mock(free=next(free))
+            callback.on_train_batch_end(0)
+            callback.on_train_batch_end(1)
+            with self.assertRaisesRegex(OSError, pattern):
+                callback.on_train_batch_end(2)
+        self.assertEqual(self.steps(), [3])
 
     def test_every_few_minutes(self):
         clock = mock.Mock(return_value=0.0)

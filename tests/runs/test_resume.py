@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 import random
+import shutil
 import signal
+import subprocess
 import tempfile
 import time
 
@@ -227,6 +229,80 @@ class ResumeTest(ResumeTestCase):
         self.assertIn("Another process is training", self.said_in(workdir))
         os.kill(process, signal.SIGKILL)
         self.assertEqual(self.server.wait(), -signal.SIGKILL)
+
+
+@pytest.mark.slow
+class FullDiskTest(ResumeTestCase):
+    """A disk that is full is told; with room the same command goes on."""
+
+    settings = ("steps=8", "checkpoint.keep_best=")
+
+    @classmethod
+    def setUpClass(cls):
+        remote_files.server()
+        super().setUpClass()
+
+    def setUp(self):
+        super().setUp()
+        self.disk = self.enterContext(tempfile.TemporaryDirectory())
+        mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", self.disk]
+        if os.geteuid() or subprocess.run(mount, check=False).returncode:
+            self.skipTest("only root may mount a small disk")
+        self.addCleanup(subprocess.run, ["umount", self.disk], check=True)
+        for name in ("a.tfrecord", "damaged.tfrecord"):
+            shutil.copy(f"{self.folder}/{name}", self.disk)
+
+    def fill(self, left):
+        """Leaves so many bytes of room."""
+        free = shutil.disk_usage(self.disk).free
+        with open(f"{self.disk}/filling", "wb") as file:
+            file.write(bytes(max(0, free - left)))
+
+    def check(self, code, pattern, workdir, **place):
+        """Checks how a run ended; with room it then goes on to its end."""
+        local = place.get("local", workdir)
+        said = self.said_in(local)
+        self.assertEqual(code, 1, said)
+        found = f"error: .*No space left on device: expected room for {pattern}"
+        self.assertRegex(said, found)
+        self.assertNotIn("scoring_batch_size", said)
+        os.remove(f"{self.disk}/filling")
+        code = self.server.run(workdir, *self.settings, **place)
+        self.assertEqual(code, 0, self.said_in(local))
+        self.assert_alike(workdir, has_config=False)
+        return said
+
+    def test_a_run_directory_without_room_is_told_before_a_step(self):
+        workdir = f"{self.disk}/run"
+        self.fill(2**20)
+        code = self.server.run(workdir, *self.settings)
+        pattern = r"[\d,]+ bytes. Received: [\d,]+ bytes .*goes on: '\S+/run'"
+        said = self.check(code, pattern, workdir)
+        self.assertNotIn("training:", said)
+
+    def test_a_disk_that_fills_up_stops_the_run(self):
+        workdir = f"{self.disk}/run"
+        process = self.server.start(workdir, *self.settings)
+        self.wait_for(lambda: os.path.isdir(f"{workdir}/checkpoints"))
+        os.kill(process, signal.SIGSTOP)
+        self.fill(0)
+        os.kill(process, signal.SIGCONT)
+        self.check(self.server.wait(), "", workdir)
+
+    def test_temporary_files_without_room_are_told_before_a_step(self):
+        workdir, local = f"gs://{fake_gcs.BUCKET}/full", f"{self.disk}/run"
+        self.fill(2**20)
+        code = self.server.run(workdir, *self.settings, local=local)
+        pattern = r"[\d,]+ bytes.*or set TMPDIR.*'\S+/run.tmp"
+        said = self.check(code, pattern, workdir, local=local)
+        self.assertNotIn("training:", said)
+
+    def lines(self, workdir, name):
+        rows = super().lines(workdir, name)
+        for row in rows:
+            if "place" in row:
+                row["place"] = os.path.basename(row["place"])
+        return rows
 
 
 # A run of eight steps, on 40 records of which every third is noise.
@@ -531,10 +607,14 @@ class BucketResumeTest(ResumeTestCase):
     def test_an_outage_is_spoken_of_and_a_signal_in_it_answered(self):
         storage = remote_files.server()
         self.addCleanup(storage.heal)
-        machine = subprocesses.Server(**storage.environment_of("b"))
+        machine = subprocesses.Server(
+            **storage.environment_of("b"),
+            # TensorFlow's own: it asks again for minutes.
+            GCS_RETRY_CONFIG_INIT_DELAY_TIME_US="1000000",
+        )
         self.addCleanup(machine.close)
         workdir, local = self.place("outage")
-        # TensorFlow asks again for minutes in the first save.
+        # In the first save.
         storage.fail("^b: POST .*checkpoints", hold=True)
         process = machine.start(workdir, *self.remote, local=local)
         self.wait_for(storage.held)
