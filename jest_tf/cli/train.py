@@ -44,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the schedule of the learning rate begun anew",
     )
     flags_lib.add_trust(parser)
+    add(
+        "--overwrite",
+        action="store_true",
+        help="begin again from step 0 if all checkpoints are damaged",
+    )
     parser.set_defaults(settings=config.TrainConfig)
     parser.epilog = (
         f"{parser.epilog}\nsettings and their defaults:\n"
@@ -65,7 +70,7 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf import runs
 
     try:
-        runs.train(recipe, flags.workdir)
+        runs.train(recipe, flags.workdir, overwrite=flags.overwrite)
     except Exception as error:
         # TensorFlow's, which may be of any device and step.
         if type(error).__name__ != "ResourceExhaustedError":
@@ -100,7 +105,7 @@ def _settings(flags):
 
 def _extend(flags):
     checks.check("--extend", flags.extend, checks.at_least(1))
-    others = ("config", "set", "dry_run")
+    others = ("config", "set", "dry_run", "overwrite")
     given = [flags_lib.name(one) for one in others if getattr(flags, one)]
     if given:
         raise ValueError(

@@ -197,8 +197,8 @@ def restore(model: keras.Model, workdir: str) -> Restored:
     Damaged ones are renamed, with a line on standard error.
 
     Raises:
-        ValueError: all checkpoints are damaged, or the newest is of another
-            model or an older version.
+        ValueError: all checkpoints are damaged, now or when they were renamed,
+            or the newest is of another model or an older version.
     """
     _build(model)
     saved = saved_steps(workdir)
@@ -214,13 +214,34 @@ def restore(model: keras.Model, workdir: str) -> Restored:
                 f"{error}; renamed to {folder}{_DAMAGED}, looking for the "
                 "checkpoint before it"
             )
-    if saved:
+    damaged = _steps(workdir, _DAMAGED)
+    if damaged:
         raise ValueError(
             f"All checkpoints of {workdir!r} are damaged; expected one that is "
-            "whole, or none, to start again from step 0. Received: damaged "
-            f"ones of steps {saved}"
+            f"whole. Received: damaged ones of steps {damaged}; put one in its "
+            "place from a backup, or add `--overwrite` to begin again from "
+            "step 0"
         )
     return Restored(0, {})
+
+
+def begin_anew(workdir: str) -> None:
+    """Lets a run begin again whose checkpoints are all damaged. Hold its lock.
+
+    Raises:
+        ValueError: there is a checkpoint that is not renamed as damaged.
+    """
+    saved = saved_steps(workdir)
+    if saved:
+        raise ValueError(
+            "`--overwrite` is for a run whose checkpoints are all damaged. "
+            f"Received: {workdir!r}, with checkpoints of steps {saved}; take "
+            "another directory for a new run"
+        )
+    files.remove(directory.path(workdir, directory.WEIGHTS_FILE))
+    files.remove_folder(directory.path(workdir, directory.REFERENCES_FOLDER))
+    for step in _steps(workdir, _DAMAGED):
+        files.remove_folder(_folder(workdir, step) + _DAMAGED)
 
 
 def load(model: keras.Model, workdir: str, step: int) -> Restored:
@@ -306,16 +327,28 @@ def saved_steps(workdir: str) -> list[int]:
             "jest_tf. Received: those of version 0.1, which can continue this "
             f"run, such as {old[0]}; take another directory for a new run"
         )
-    found = (re.fullmatch(r"step-(\d+)", name) for name in names)
+    return _steps(workdir)
+
+
+def _steps(workdir, suffix=""):
+    """Steps with a folder whose name ends so, ascending."""
+    folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
+    pattern = rf"step-(\d+){re.escape(suffix)}"
+    found = (re.fullmatch(pattern, name) for name in files.list_folder(folder))
     steps = sorted(int(match[1]) for match in found if match)
     if files.is_remote(workdir):
         # Of a process that was killed, files without an index may be left.
         steps = [
             step
             for step in steps
-            if files.is_file(f"{_folder(workdir, step)}/{_STATE}.index")
+            if files.is_file(f"{_folder(workdir, step)}{suffix}/{_STATE}.index")
         ]
     return steps
+
+
+def newest_step(workdir: str) -> int:
+    """Returns the step of the newest checkpoint, or 0."""
+    return max(saved_steps(workdir), default=0)
 
 
 def best_step(

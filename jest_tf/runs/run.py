@@ -36,8 +36,12 @@ from jest_tf.runs import log as log_lib
 from jest_tf.training import finite
 
 
-def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
+def train(
+    config: config_lib.TrainConfig, workdir: str, *, overwrite: bool = False
+) -> dict[str, float]:
     """Runs `config` in `workdir`, from its newest checkpoint if it has one.
+
+    With `overwrite`, a run whose checkpoints are all damaged begins again.
 
     Returns:
         The measures of the final evaluation.
@@ -49,19 +53,18 @@ def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
             state saved.
     """
     with interruptions.Signals() as signals:
-        places = [tempfile.gettempdir()]
-        if not files.is_remote(workdir):
-            places.append(workdir)
+        local = [] if files.is_remote(workdir) else [workdir]
         try:
-            with disks.room_for(*places):
-                return _train(config, workdir, signals)
+            with disks.room_for(tempfile.gettempdir(), *local):
+                return _train(config, workdir, signals, overwrite)
         except (interruptions.Preempted, Exception) as error:
             if not signals.received:
                 raise
             # An error, too, may come of a signal, or of the outage before it.
             found = ""
             if not isinstance(error, interruptions.Preempted):
-                found = f", and by {type(error).__name__}: {error}"
+                text = " ".join(str(error).split())[:200]
+                found = f", and by {type(error).__name__}: {text}"
             progress.say(
                 f"{workdir}: stopped by {signals.received}{found}; the same "
                 f"command goes on from {_last_step(workdir)}"
@@ -84,7 +87,7 @@ def extend(workdir: str, steps: int) -> dict[str, float]:
     return train(config, workdir)
 
 
-def _train(config, workdir, signals):
+def _train(config, workdir, signals, overwrite):
     # For towers that draw weights by `tf.random`. Here, because it clears
     # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
     tf.random.set_seed(config.seed)
@@ -110,6 +113,8 @@ def _train(config, workdir, signals):
     with contextlib.ExitStack() as stack:
         if strategy.extended.should_checkpoint:
             output = stack.enter_context(provenance.claimed(workdir, config))
+            if overwrite:
+                checkpoints_lib.begin_anew(output)
             provenance.check_data(output, sources)
             evaluations.keep_suite(output, opened)
         else:  # some values are reduced over workers when written
@@ -180,7 +185,7 @@ class _Run:
             leaving out super-batches at fault.
         """
         config, workdir = self.config, self.workdir
-        newest = _newest(workdir)
+        newest = checkpoints_lib.newest_step(workdir)
         with self.strategy.scope():
             self._build(config.segment_selection(newest))
             model = self.model
@@ -414,7 +419,7 @@ class _Run:
         case, message = interruptions.case_of(
             steps[-1] + 1, numbers, ids, error
         )
-        newest = _newest(self.workdir)
+        newest = checkpoints_lib.newest_step(self.workdir)
         if self.config.checkpoint.on_non_finite == "rollback":
             if self.skipped.add(case):
                 progress.say(
@@ -486,12 +491,8 @@ def _closing_line(config, workdir, measures, seconds, num_lost):
     return f"{workdir}: {state}; next: jest-tf evaluate --workdir {workdir}"
 
 
-def _newest(workdir):
-    return max(checkpoints_lib.saved_steps(workdir), default=0)
-
-
 def _last_step(workdir):
     try:
-        return f"step {_newest(workdir):,}"
+        return f"step {checkpoints_lib.newest_step(workdir):,}"
     except OSError:
         return "its last checkpoint"

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, training
+from jest_tf import config, files, training
 from jest_tf.runs import checkpoints, directory
 from jest_tf.training import finite, optimizer
 
@@ -377,11 +377,23 @@ class DamagedTest(CheckpointTestCase):
     def test_if_all_are_damaged_nothing_starts_again_in_silence(self):
         for step in (1, 2):
             self.damage(step, lambda content: content[:-1])
-        with (
-            contextlib.redirect_stderr(io.StringIO()),
-            self.assertRaisesRegex(ValueError, r"All checkpoints.*\[1, 2\]"),
-        ):
-            checkpoints.restore(self.model(), self.workdir)
+        with self.assertRaisesRegex(ValueError, r"`--overwrite` .*\[1, 2\]"):
+            checkpoints.begin_anew(self.workdir)  # not known as damaged
+        for _ in range(2):
+            with (
+                contextlib.redirect_stderr(io.StringIO()),
+                self.assertRaisesRegex(
+                    ValueError, r"All check.*\[1, 2\].*--ov"
+                ),
+            ):
+                checkpoints.restore(self.model(), self.workdir)
+        for name in ("final.weights.h5", "references/step-000000001/a"):
+            files.write_whole(os.path.join(self.workdir, name), b"")
+        checkpoints.begin_anew(self.workdir)
+        self.assertEqual(
+            checkpoints.restore(self.model(), self.workdir).step, 0
+        )
+        self.assertEqual(files.tree(self.workdir), [])
 
     def test_a_whole_one_of_another_model_is_no_damage(self):
         other = training.JESTModel(tiny.learner(0, dim=7))

@@ -106,14 +106,14 @@ class RunsTestCase(tf.test.TestCase):
         return run_server.recipe(cls.folder, (*quick, *overrides))
 
     @classmethod
-    def train(cls, name, *overrides, build=run_server.build_learner):
+    def train(cls, name, *overrides, build=run_server.build_learner, **options):
         """Runs in the directory `name`; returns what was said."""
         said = io.StringIO()
         with (
             mock.patch.object(models, "build_learner", build),
             contextlib.redirect_stderr(said),
         ):
-            runs.train(cls.recipe(*overrides), cls.workdir(name))
+            runs.train(cls.recipe(*overrides), cls.workdir(name), **options)
         return said.getvalue()
 
     @classmethod
@@ -411,6 +411,22 @@ class DirectoryTest(RunsTestCase):
         self.assertEqual({*one}, {*other})
         for name, value in one.items():
             self.assertAllEqual(value, other[name])
+
+    @pytest.mark.slow
+    def test_a_run_without_a_whole_checkpoint_begins_again_if_told_to(self):
+        self.copy("damaged")
+        workdir = self.workdir("damaged")
+        for step in checkpoints.saved_steps(workdir):
+            os.truncate(f"{checkpoints._folder(workdir, step)}/state.index", 9)
+        for _ in range(2):
+            with self.assertRaisesRegex(ValueError, "All checkpoints.*--overw"):
+                self.train("damaged")
+        self.assertIn("steps 0 to 4", self.train("damaged", overwrite=True))
+        arrays = checkpoints.read(workdir, 4)
+        for name, value in checkpoints.read(self.workdir("done"), 4).items():
+            self.assertAllEqual(arrays[name], value, name)
+        with self.assertRaisesRegex(ValueError, "--overwrite` is for a run"):
+            self.train("damaged", overwrite=True)
 
     @pytest.mark.slow
     def test_an_extended_run_equals_one_with_a_restart(self):
