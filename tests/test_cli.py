@@ -412,6 +412,15 @@ class StartTest(tf.test.TestCase):
         ):
             self.assertIn(f"\n{line}", shown)
 
+    def test_a_signal_while_the_recipe_is_read_is_answered(self):
+        done = self.python(
+            "import os; from jest_tf import cli, config\n"
+            "config.load_config = lambda *_: os.kill(os.getpid(), 15)\n"
+            "cli.main(['train', '--config', 'a.py', '--workdir', 'a'])"
+        )
+        self.assertEqual(done.returncode, 75, done.stderr)
+        self.assertRegex(done.stderr, "^stopped by SIGTERM; .* again\n$")
+
     def test_another_backend_is_refused_before_anything_is_read(self):
         recipe = f"{ROOT}/configs/quickstart_uniform.py"
         words = ["train", "--config", recipe, "--workdir", "/nowhere/run"]

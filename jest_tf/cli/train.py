@@ -8,7 +8,11 @@ with code 75; the same command continues. A second Ctrl-C kills.
 """
 
 import argparse
+import contextlib
+import os
 import re
+import signal
+import threading
 
 from jest_tf import config
 from jest_tf.cli import flags as flags_lib
@@ -58,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Trains, or prints what would be done."""
+    with _signals_answered():
+        _run(flags)
+
+
+def _run(flags):
     if flags.extend is not None:
         _extend(flags)
         return
@@ -76,6 +85,28 @@ def run(flags: argparse.Namespace) -> None:
         if type(error).__name__ != "ResourceExhaustedError":
             raise
         raise ValueError(_out_of_memory(recipe, str(error))) from error
+
+
+@contextlib.contextmanager
+def _signals_answered():
+    """Ends the process at a SIGTERM before `runs.train` handles any."""
+
+    def stop(number, frame):
+        # No exception, which may get lost while modules are imported.
+        os.write(2, b"stopped by SIGTERM; the same command begins again\n")
+        os._exit(75)
+
+    is_ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+    if is_ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _out_of_memory(recipe, text):

@@ -143,7 +143,7 @@ def _start_watch(process):
 
 
 def _watch():
-    said, wait = 0.0, SILENCE
+    said, wait = None, SILENCE
     while True:
         time.sleep(min(1.0, SILENCE / 4))
         now = time.monotonic()
@@ -153,8 +153,8 @@ def _watch():
             if now - since >= SILENCE
         ]
         if not slow:
-            said, wait = 0.0, SILENCE
-        elif now - said >= wait:
+            said = None
+        elif said is None or now - said >= wait:
             since, what = min(slow)
             logging.warning(
                 "To %s has taken %.0f s, and goes on%s: the network is slow, "
@@ -162,7 +162,8 @@ def _watch():
                 *(what, now - since),
                 f", as do {len(slow) - 1} other requests" * (len(slow) > 1),
             )
-            said, wait = now, 2 * wait if said else wait
+            wait = SILENCE if said is None else 2 * wait
+            said = now
 
 
 def map_parallel(function: Callable, items: Sequence, remote: bool) -> list:

@@ -40,7 +40,7 @@ with files.written_whole(sys.argv[1]) as partial:
 """
 TEMPORARY = """
 import sys, tempfile
-from jest_tf import files
+from jest_tf.files import disks
 with disks.temporary():
     tempfile.mkdtemp()
     print("held", flush=True)
