@@ -3,8 +3,7 @@
     .venv-peers/bin/python tests/peer_metrics.py FOLDER
 
 `test_peers.py` writes FOLDER/given.npz and starts this; it writes
-FOLDER/found.json, and FOLDER/labelled and FOLDER/captioned, data sets in
-CLIP_benchmark's tars.
+FOLDER/found.json.
 """
 
 import json
@@ -13,14 +12,12 @@ import sys
 
 import numpy as np
 import torch
-from clip_benchmark import webdataset_builder
 from clip_benchmark.metrics import (
     zeroshot_classification,
     zeroshot_retrieval,
 )
 from open_clip import zero_shot_classifier
 from open_clip_train import train, zero_shot
-from PIL import Image
 
 _BATCH = 64
 
@@ -49,10 +46,6 @@ class Loader(list):
         super().__init__(batches)
         self.dataset = self
         self.classes = list(classes)
-
-
-class Pictures(list):
-    """Pictures with labels or captions, to be written as tars."""
 
 
 def classify(given, name):
@@ -108,42 +101,14 @@ def retrieve(given, name):
     return found | {key: float(value) for key, value in metrics.items()}
 
 
-def write_tars(given, folder):
-    """Writes the digits as CLIP_benchmark's own tools do."""
-    pictures = [
-        Image.fromarray(np.uint8(one.reshape(8, 8) * 15))
-        for one in given["pixels"][:30]
-    ]
-    labels = given["digits_labels"][:30].tolist()
-    labelled = Pictures(zip(pictures, labels, strict=True))
-    labelled.classes = given["classes"].tolist()
-    labelled.templates = ["a {c}.", "the {c}"]
-    captioned = Pictures(
-        (picture, [f"a {label}", f"the {label}"]) for picture, label in labelled
-    )
-    transform = webdataset_builder.PIL_to_bytes("png")
-    for name, data, convert in (
-        ("labelled", labelled, webdataset_builder.convert_dataset),
-        ("captioned", captioned, webdataset_builder.convert_retrieval_dataset),
-    ):
-        convert(
-            *(data, "test", os.path.join(folder, name)),
-            transform=transform,
-            image_format="png",
-            max_count=20,
-        )
-
-
 def main(folder):
     given = np.load(os.path.join(folder, "given.npz"))
     found = {
         "digits": classify(given, "digits"),
-        "tied": classify(given, "tied"),
         "icons": retrieve(given, "icons"),
     }
     with open(os.path.join(folder, "found.json"), "w") as file:
         json.dump(found, file)
-    write_tars(given, folder)
 
 
 if __name__ == "__main__":

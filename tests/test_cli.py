@@ -13,7 +13,6 @@ import sys
 import tempfile
 
 import numpy as np
-import picture_files
 import presets
 import pytest
 import safetensors.numpy
@@ -26,7 +25,6 @@ import jest_tf
 from examples import end_to_end, quickstart, quickstart_report, search
 from jest_tf import cli, config
 from jest_tf.cli import evaluate
-from jest_tf.config import overrides as overrides_lib
 from jest_tf.data import stores
 from jest_tf.runs import checkpoints, directory, loading, log
 
@@ -123,23 +121,8 @@ class TrainersTest(tf.test.TestCase):
         run("jest", cls.learner, *cls.jest)
 
     def test_a_run_directory_has_the_documented_files(self):
-        held = set(os.listdir(self.learner))
-        self.assertContainsSubset(
-            {
-                "config.json",
-                "versions.json",
-                "vocab.txt",
-                "checkpoints",
-                "final.weights.h5",
-                "tensorboard",
-                "metrics.jsonl",
-                "evaluation.jsonl",
-                "draws.jsonl",
-                "telemetry.jsonl",
-                "flops.json",
-            },
-            held,
-        )
+        # All of them are in a table that test_docs.py checks.
+        self.assertIn("flops.json", os.listdir(self.learner))
         resolved = config.load_config(f"{self.learner}/config.json")
         self.assertEqual(resolved.steps, 5)
         self.assertEqual(resolved.selection.batch_size, 8)
@@ -293,30 +276,6 @@ class TrainersTest(tf.test.TestCase):
             evaluate.together([shards[0], other]), [shards[0], other]
         )
 
-    def test_a_folder_of_pictures_is_embedded_and_the_damaged_are_listed(self):
-        folder = os.path.join(self.folder.name, "photos")
-        os.makedirs(folder)
-        encoded, other = (picture_files.every_kind(seed) for seed in (0, 9))
-        pathlib.Path(folder, "x.png").write_bytes(encoded["png"])
-        pathlib.Path(folder, "y.bmp").write_bytes(other["bmp"])
-        pathlib.Path(folder, "cut.png").write_bytes(encoded["png"][:20])
-        output = os.path.join(self.folder.name, "photos.parquet")
-        command = ("embed", "--workdir", self.learner, "--folder")
-        with (
-            contextlib.redirect_stdout(io.StringIO()) as printed,
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            code = cli.main([*command, folder, "--output", output])
-        self.assertEqual(code, 0)
-        self.assertRegex(printed.getvalue(), "  cut.png: truncated picture")
-        self.assertIn(f"{output}: 2 pictures embedded", printed.getvalue())
-        model = jest_tf.load(self.learner)
-        images = [encoded["png"]]
-        hits = model.search(model.embed_images(images), output, 1)
-        self.assertEqual(hits.names, [["x.png"]])
-        # float16
-        self.assertAllClose(hits.scores, [[1.0]], 1e-3, 1e-3)
-
     def test_a_run_is_exported(self):
         path = os.path.join(self.folder.name, "best.safetensors")
         command = ["export", "--model", self.learner, "--output", path]
@@ -396,21 +355,6 @@ class StartTest(tf.test.TestCase):
                 "assert not {'tensorflow', 'keras', 'numpy'} & {*sys.modules}"
             )
             self.assertEqual(done.returncode, 0, done.stderr)
-
-    def test_help_of_train_lists_every_setting_with_its_meaning(self):
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            self.assertEqual(cli.main(["train", "--help"]), 0)
-        shown = printed.getvalue()
-        for setting in overrides_lib.settings(config.TrainConfig):
-            self.assertRegex(
-                shown, rf"(?m)^  {re.escape(setting.path)}=.*\n {{6}}\w|\""
-            )
-        for line in (
-            "  selection.batch_size=None\n      b, examples trained on",
-            "  selection.stages.0.candidates=None\n      rows that come in",
-            "  selection.stages.0.view.patch_size=None\n      side of a",
-        ):
-            self.assertIn(f"\n{line}", shown)
 
     def test_a_signal_while_the_recipe_is_read_is_answered(self):
         done = self.python(
@@ -663,39 +607,6 @@ class TransferTest(tf.test.TestCase):
         path = f"{ROOT}/configs/{recipe}.py"
         where = ("--config", path, "--workdir", workdir)
         self.main("train", *where, "--set", *self.SMALL, *overrides)
-
-    def test_a_public_model_is_tuned_as_a_whole_or_with_locked_images(self):
-        folder = pathlib.Path(self.get_temp_dir())
-        name = f"keras_hub:{presets.save(folder / 'public', 'siglip2')}"
-        start = f"model.init_from={name}"
-        teacher = folder / "reference"
-        self.train(
-            "tune_siglip2_b16",
-            teacher,
-            start,
-            "selection.stages=none",
-        )
-        own = (
-            *(start, f"reference.model={teacher}", "selection.batch_size=8"),
-            "selection.stages.0.num_chunks=2",
-            "optimizer.learning_rate=0.01",
-            "optimizer.ema=none",
-        )
-        self.train("tune_siglip2_b16", folder / "tuned", *own)
-        self.train(
-            "lit_b16",
-            folder / "lit",
-            start,
-            "data.vocabulary_size=400",
-            "model.preset=tiny",
-        )
-        batch = tf.zeros([2, presets.SIZE, presets.SIZE, 3], tf.uint8)
-        before, tuned, lit = (
-            loading.load(one).learner.encode_image(batch)
-            for one in (name, str(folder / "tuned"), str(folder / "lit"))
-        )
-        self.assertAllClose(lit, before, 1e-5, 1e-5)
-        self.assertNotAllClose(tuned, before, 1e-5, 1e-5)
 
     def test_a_small_learner_is_distilled_from_a_wider_public_model(self):
         folder = pathlib.Path(self.get_temp_dir())

@@ -99,16 +99,6 @@ def shell_commands(page):
     return [line for text in shell for line in commands(text)]
 
 
-def header_commands(path):
-    """The commands in the docstring of a recipe or a program."""
-    found = re.findall(
-        r"^ +((?:python|make|jest-tf) (?:.*\\\n)*.*)$",
-        path.read_text(encoding="utf-8").split('"""')[1],
-        re.MULTILINE,
-    )
-    return [line for text in found for line in commands(text)]
-
-
 def write_files(page, folder):
     """Writes the files that a page shows."""
     for _, text in blocks(page):
@@ -415,25 +405,6 @@ class CommandsTest(DocsTestCase):
                     self.check(line)
                     count += 1
         self.assertGreater(count, 10)
-
-    def test_the_header_of_every_program_shows_its_command(self):
-        folders = ("configs", "trainers", "examples", "benchmarks")
-        for path in (
-            one for name in folders for one in ROOT.glob(f"{name}/**/[a-z]*.py")
-        ):
-            name = path.relative_to(ROOT).as_posix()
-            words = set(re.findall(r"\w+", path.read_text()))
-            is_program = {"argparse", "__main__"} <= words
-            if name.startswith(("examples", "benchmarks")) and not is_program:
-                continue
-            with self.subTest(name):
-                lines = header_commands(path)
-                self.assertNotEmpty(lines)
-                for line in lines:
-                    self.check(line)
-                    module = name.removesuffix(".py").replace("/", ".")
-                    words = " ".join(line)
-                    self.assertTrue(name in words or module in words, line)
 
     def check(self, line):
         """Fails unless every part of a command exists."""

@@ -218,12 +218,10 @@ class CommandsTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         # After an error all objects are collected; there are many by now.
         gc.freeze()
-        _write_files(pathlib.Path(folder.name))
+        _write_files(pathlib.Path(cls.folder))
         with tiny.eagerly():
             code, shown = cls.main("TRAIN-IN-RUN")
         assert code == 0, shown
@@ -331,13 +329,9 @@ class PythonTest(tf.test.TestCase):
                 return batch["image"], batch["text"]
 
         (batch,) = tiny.super_batches()
-        with self.assertRaisesRegex(
-            TypeError, r"`learner` must map a batch to Emb.*: tuple of 2"
-        ):
+        with self.assertRaisesRegex(TypeError, "`learner` must map a batch"):
             self.fit(Pairs(), batch)
-        with self.assertRaisesRegex(
-            TypeError, "`reference` must map a .* dict"
-        ):
+        with self.assertRaisesRegex(TypeError, "`reference` must .* dict"):
             self.fit(
                 tiny.learner(),
                 batch,

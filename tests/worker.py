@@ -118,39 +118,6 @@ def train(strategy, steps_per_execution):
     return np.array(drawn.steps), history, model.learner.get_weights()
 
 
-class BuiltLine(StockLine):
-    """Not built from a batch, to get to what fails after that."""
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        pass
-
-
-def fit_line(strategy, kind):
-    """The weight of a `StockLine` or the like, after 4 steps."""
-    with strategy.scope():
-        model = kind()
-        model.compile(optimizer=keras.optimizers.SGD(0.05))
-        model({"x": keras.Input((1,)), "y": keras.Input((1,))})
-        model.optimizer.build(model.trainable_variables)
-
-    def super_batches(host, num_hosts):
-        x = np.ones((8 // num_hosts, 1), np.float32)
-        return tf.data.Dataset.from_tensors({"x": x, "y": 3 * x}).repeat()
-
-    dataset = distribution.distribute(strategy, super_batches)
-    model.fit(dataset, steps_per_epoch=4, shuffle=False, verbose=0)
-    return model.line.kernel.numpy()
-
-
-def error_of(strategy, kind):
-    """What Keras says of workers; "" if it trains."""
-    try:
-        fit_line(strategy, kind)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
 def main(path):
     """Trains as one of the workers of TF_CONFIG."""
     strategy = distribution.build_strategy(
@@ -159,9 +126,6 @@ def main(path):
     drawn, history, weights = train(strategy, 2)
     np.savez(
         path,
-        line=fit_line(strategy, Line),
-        stock_error=error_of(strategy, StockLine),
-        built_error=error_of(strategy, BuiltLine),
         replicas=strategy.num_replicas_in_sync,
         drawn=drawn,
         **{f"log/{name}": value for name, value in history.items()},

@@ -55,9 +55,11 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     work = options.work.resolve()
     results = (options.results or work / "results") / "web"
+    found = cells.runs()
     wanted = [
         (name, seed)
-        for name, seed in cells.runs()
+        # The shortest first, so that few wait for one that they extend.
+        for name, seed in sorted(found, key=lambda one: found[one].steps)
         if any(fnmatch.fnmatch(name, one) for one in options.cells)
         and (options.seeds is None or seed in options.seeds)
         and (name, seed) not in finished(results)

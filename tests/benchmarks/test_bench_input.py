@@ -1,12 +1,6 @@
 """The input benchmark at small sizes: its measure of mixing and its report."""
 
-import contextlib
-import io
-import pathlib
-import tempfile
-
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from benchmarks import bench_input
@@ -41,27 +35,3 @@ class MixTest(tf.test.TestCase):
         # Without replacement, 500 of 100,000 are worth 0.5 % more.
         self.assertAllClose(found["effective"], 500, rtol=0.05)
         self.assertAllClose(found["correlation"], 0, atol=0.01)
-
-
-class ReportTest(tf.test.TestCase):
-    @pytest.mark.slow
-    def test_a_small_run_of_all_parts_writes_their_blocks(self):
-        with tempfile.TemporaryDirectory() as directory:
-            with (
-                contextlib.redirect_stdout(io.StringIO()) as printed,
-                contextlib.redirect_stderr(io.StringIO()),
-            ):
-                bench_input.main(
-                    ["all", "--small", "--out", f"{directory}/README.md"]
-                )
-            text = (pathlib.Path(directory) / "README.md").read_text()
-        for name in ("speed", "mixing", "distance"):
-            begin = f"<!-- input {name}: written by {bench_input._COMMAND} -->"
-            self.assertEqual(text.count(begin), 1)
-        for title in (
-            "How fast examples come",
-            "How well blocks mix",
-            "What distance costs",
-        ):
-            self.assertIn(title, printed.getvalue())
-            self.assertIn(f"## {title}", text)

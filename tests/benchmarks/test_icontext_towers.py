@@ -25,24 +25,6 @@ class TowersTest(tf.test.TestCase):
         pixels = random.integers(0, 256, (3, 32, 32, 3), np.uint8)
         self.images = tf.constant(pixels)
 
-    def test_the_network_has_seven_convolutions(self):
-        model = build()
-        kernels = [
-            weight.shape
-            for weight in model.image_tower.weights
-            if len(weight.shape) == 4
-        ]
-        channels = [(3, 16), (16, 32), (32, 32), (32, 64), (64, 64)]
-        channels += [(64, 128), (128, 128)]
-        self.assertCountEqual(kernels, [(3, 3, *two) for two in channels])
-        self.assertEqual(model.encode_image(self.images).shape, (3, 128))
-        wide = build(name="build_wide")
-        self.assertEqual(wide.encode_image(self.images).shape, (3, 128))
-        self.assertGreater(
-            wide.image_tower.count_params(),
-            3.5 * model.image_tower.count_params(),
-        )
-
     def test_a_view_resizes_the_picture(self):
         model = build()
         view = config.View(image_size=16)
@@ -56,9 +38,7 @@ class TowersTest(tf.test.TestCase):
             models.unit_norm(model.image_tower(small)),
             atol=1e-5,
         )
-        with self.assertRaisesRegex(
-            ValueError, "must have an `image_size` and"
-        ):
+        with self.assertRaisesRegex(ValueError, "must have an `image_size`"):
             model.encode_image(self.images, view=config.View(patch_size=4))
 
     def test_a_small_tower_stretches_the_grid_of_a_small_picture(self):

@@ -77,10 +77,7 @@ class TPUStepTest(tf.test.TestCase):
         return model, function
 
     def check(self, quota, **settings):
-        model, function = self.trace(
-            selection(quota),
-            **settings,
-        )
+        model, function = self.trace(selection(quota), **settings)
         operations = list(of_replicas(function.graph))
         self.check_exchange(model, operations, quota)
         self.check_types(operations)
@@ -159,27 +156,6 @@ class TPUStepTest(tf.test.TestCase):
                     self.check(
                         quota, loss=loss, is_cached=is_cached, dtype="float32"
                     )
-
-    @pytest.mark.slow
-    def test_a_mix_of_views_exchanges_each_row_once(self):
-        coarse = config.View(patch_size=4)
-        _, function = self.trace(
-            selection("global", view=coarse),
-            loss="sigmoid",
-            is_cached=False,
-            dtype="float32",
-            learner=tiny.flexible_learner,
-            views=(config.View(), coarse),
-        )
-        operations = list(of_replicas(function.graph))
-        self.check_types(operations)
-        moved = [
-            one.inputs[0].shape
-            for one in operations
-            if one.type == "AllToAll" and one.inputs[0].dtype == tf.uint8
-        ]
-        # Two halves of 4 rows, of which each replica owes another at most one.
-        self.assertEqual(moved, [[REPLICAS, 1, 4, 4, 3]] * 2)
 
     def test_numbers_of_64_bits_come_in_halves(self):
         numbers = tf.constant([2**40 + 7, -3, 2**63 - 1], tf.int64)

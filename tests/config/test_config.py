@@ -173,11 +173,7 @@ class FunnelTest(tf.test.TestCase):
 
     def test_stages_that_pass_too_few_rows_are_refused_by_number(self):
         for stages, curated_rows, message in (
-            (
-                (Stage(2, num_chunks=9),),
-                0,
-                "0.num_chunks.*example num_chunks=4.*=9, rows=8$",
-            ),
+            ((Stage(2, num_chunks=9),), 0, "0.num_chunks.*=9, rows=8$"),
             ((Stage(2, num_chunks=8),), 1, "0.num_chunks.*=8, rows=7$"),
             # Half of 8 rows are drawn by score.
             (
@@ -387,6 +383,8 @@ class RefusalsTest(tf.test.TestCase):
         stored = f"{stage}.embeddings=stored {stage}.criterion=easy_reference"
         curated = "data.curated=c data.curated_rows"
         by_two = "distribution.steps_per_execution=2 checkpoint.every_steps=8"
+        renewed = f"{stage}.candidates=5 bootstrap.renew_at"
+        views = "model.views.0.image_size"
         for overrides_, message in (
             ("steps=0", "`steps` must be at least 1. Received: 0"),
             (f"seed={2**31}", r"`seed` must be in .*Received: 2147483648"),
@@ -394,53 +392,28 @@ class RefusalsTest(tf.test.TestCase):
                 f"data.reader=ops {stage}.candidates=3 {stored}",
                 "`data.reader` 'ops' reads no sidecars before records.*'ops'",
             ),
-            (
-                f"{stage}.candidates=5 {curated}=250",
-                "stages.0.num_chunks` must be at most.*=16, rows=6$",
-            ),
+            (f"{stage}.candidates=5 {curated}=250", "num_chunks` .*, rows=6$"),
             ("data.curated=c", "`data.curated` needs `data.curated_rows`"),
+            (f"{curated}=4 {views}=8", "`model.views` can't be combined with"),
+            (f"{renewed}=8", "`bootstrap.renew_at` must be before the last"),
+            (f"{stage}.method=uniform {renewed}=4", "renew_at` needs a use"),
             (
-                f"{curated}=4 model.views.0.patch_size=8",
-                "`model.views` can't be combined with `data.curated_rows`",
-            ),
-            (
-                f"{stage}.candidates=5 bootstrap.renew_at=8",
-                "`bootstrap.renew_at` must be before the last",
-            ),
-            (
-                f"{stage}.candidates=5 {stage}.method=uniform "
-                "bootstrap.renew_at=4",
-                "`bootstrap.renew_at` needs a use for the reference",
-            ),
-            (
-                f"{stage}.candidates=5 bootstrap.renew_at=4 "
-                "reference.distillation_weight=1",
+                f"{renewed}=4 reference.distillation_weight=1",
                 "`reference.distillation_weight` needs a reference from the",
             ),
-            (
-                f"{stage}.candidates=5 bootstrap.renew_at=4 "
-                "bootstrap.clean_start=true",
-                "`bootstrap.clean_start` needs `data.curated`",
-            ),
-            (
-                "optimizer.warmup_steps=8",
-                "`optimizer.warmup_steps` must be less than `steps`.*8, steps=",
-            ),
-            (
-                "distribution.steps_per_execution=3",
-                "`steps` must be a multiple of .*steps=8, .*execution=3",
-            ),
+            (f"{renewed}=4 bootstrap.clean_start=true", "`bootstrap.clean_st"),
+            ("optimizer.warmup_steps=8", "`optimizer.warmup_steps` must be le"),
+            ("distribution.steps_per_execution=3", "`steps` must be a multip"),
             (
                 "distribution.steps_per_execution=4 checkpoint.every_steps=6",
                 "`checkpoint.every_steps` must be a multiple of .*=6, .*=4",
             ),
-            (
-                f"{by_two} {stage}.candidates=2 {stage}.first_step=3",
-                "`selection.stages` must begin at a multiple, and end one",
-            ),
-            (
-                f"{by_two} {stage}.candidates=2 {stage}.last_step=4",
-                "`selection.stages` must begin at a multiple, and end one",
+            *(
+                (
+                    f"{by_two} {stage}.candidates=2 {stage}.{turn}",
+                    "`selection.stages` must begin at a multiple, and end one",
+                )
+                for turn in ("first_step=3", "last_step=4")
             ),
             (
                 f"{stage}.candidates=2 {stage}.first_step=8",
@@ -450,12 +423,9 @@ class RefusalsTest(tf.test.TestCase):
                 f"{stage}.candidates=2 {stage}.view.patch_size=12",
                 "`selection.stages.view`: .*patch_size=12, image_size=32",
             ),
+            (f"model.patch_size=16 {views}=24", "`model.views`: .*size=24"),
             (
-                "model.patch_size=16 model.views.0.image_size=24",
-                "`model.views`: .*patch_size=16, image_size=24",
-            ),
-            (
-                "model.views.0.image_size=16 model.views.1.image_size=32 "
+                f"{views}=16 model.views.1.image_size=32 "
                 "model.views.2.image_size=32",
                 "`model.views` must cut .*View.*View.*View.*batch_size=256",
             ),
@@ -561,20 +531,14 @@ class FilesTest(tf.test.TestCase):
         stage = "selection.stages"
         for override, message in (
             ("steps=1.5", "`steps` must be of type int. Received: '1.5'"),
-            (
-                "model.preset=b32",
-                r"`model.preset` must be one of \('tiny', .*Received: 'b32'",
-            ),
+            ("model.preset=b32", "`model.preset` must be .*Received: 'b32'"),
             ("data.image_size=65", "`data.image_size`: the patch size .*=16"),
             ("model.patch_size=x", "must be of type int. Received: 'x'"),
             ("data.flip=1", "must be of type bool, true or false.*: '1'"),
             ("model.bias=nan", "`model.bias` must be finite.*nan"),
             ("steps", "must read \"a.b=c\", .*Received: 'steps'"),
             ("=3", "No setting ``. Fields of TrainConfig: seed, steps, .*data"),
-            (
-                "data.imagesize=3",
-                "No setting `data.imagesize`. Did you mean `data.image_size`",
-            ),
+            ("data.imagesize=3", "`data.imagesize`. Did .* `data.image_size`"),
             ("image_size=3", "No setting `image_size`.*`data.image_size`"),
             ("data.size=3", "Fields of DataConfig: train, weights, curated"),
             ("evaluatoin.batch_size=3", "mean `evaluation.batch_size`"),
@@ -600,10 +564,7 @@ class FilesTest(tf.test.TestCase):
         for path, message in (
             (os.path.join(folder, "missing.py"), "No recipe at .*missing.py"),
             (folder, "No recipe at "),
-            (
-                self.write("recipe.txt", "return 1"),
-                r"No recipe at .*txt': expected a \.py or \.json file",
-            ),
+            (self.write("recipe.txt", "return 1"), "No recipe at .*txt': exp"),
             (
                 self.write("other.py", "return 1", name="other"),
                 r"other.py' must have a function `config\(\)`.*NoneType",

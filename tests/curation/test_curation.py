@@ -9,7 +9,6 @@ import math
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 from unittest import mock
 
@@ -23,7 +22,7 @@ import sidecar_files
 import stored_cases
 import tensorflow as tf
 
-from jest_tf import config, curation, models, runs
+from jest_tf import config, curation, models
 from jest_tf.curation import by_similarity
 from jest_tf.curation import concepts as concepts_lib
 from jest_tf.data import reader, stores, stream, tokenizers
@@ -50,18 +49,16 @@ class ScoresTestCase(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         cls.store, cls.image, cls.text, cls.starts = stored_cases.write_store(
-            folder.name
+            cls.folder
         )
         counts = np.diff(cls.starts)
         cls.learner = (
             sidecar_files.unit_rows(80, 8, DIM),
             sidecar_files.unit_rows(int(counts.sum()), 9, DIM),
         )
-        cls.learner_dir = os.path.join(folder.name, "learner")
+        cls.learner_dir = os.path.join(cls.folder, "learner")
         embed.write_arrays(
             cls.store,
             *cls.learner,
@@ -236,10 +233,7 @@ class ChoiceTest(ScoresTestCase):
             (1, "sidecars without a run"),
             (2, "sidecars without a run and sidecars without a run"),
         ):
-            with self.assertRaisesRegex(
-                ValueError,
-                f"`loss` must be the pair loss .*none, with {received}",
-            ):
+            with self.assertRaisesRegex(ValueError, f"`loss` .*{received}"):
                 self.curate(self.output(), count, loss=None)
         found = self.curate(self.output(), loss="softmax")
         self.assertEqual(found.made_by["loss"], "softmax")
@@ -250,7 +244,7 @@ class ChoiceTest(ScoresTestCase):
         shutil.copy(os.path.join(self.folder, "0.tfrecord"), path)
         store = stores.join([self.store, stores.open_store(path)])
         with self.assertRaisesRegex(
-            ValueError, f"two of version .*{self.folder}/0.tfrecord and {path}"
+            ValueError, f"two of version .* and {path}"
         ):
             curation.curate(
                 store, self.output(), self.settings(), self.models[:1]
@@ -282,9 +276,7 @@ class ResumeTest(ScoresTestCase):
     def test_another_choice_is_refused_unless_it_is_to_replace(self):
         folder, whole = self.output(), self.output()
         self.curate(folder)
-        with self.assertRaisesRegex(
-            ValueError, "expected made_by.candidates=2. Received: 4"
-        ):
+        with self.assertRaisesRegex(ValueError, "made_by.candidates=2"):
             self.curate(folder, candidates=2)
         with self.assertRaisesRegex(ValueError, "expected made_by.criterion="):
             self.curate(folder, count=2)
@@ -317,11 +309,7 @@ class ResumeTest(ScoresTestCase):
 
     def test_models_that_do_not_fit_are_refused(self):
         for criterion, found, pattern in (
-            (
-                "learnability",
-                self.models[:1],
-                "needs the reference and the learner. Received: 1",
-            ),
+            ("learnability", self.models[:1], "and the learner. Received: 1"),
             ("easy_reference", self.models, "the reference. Received: 2"),
             ("learnability", self.models[:1] * 2, "need folders of their own"),
         ):
@@ -367,13 +355,6 @@ class ResumeTest(ScoresTestCase):
         self.spread(spread, overwrite=True)
         self.assertEqual(self.read(spread), files)
 
-    def test_without_beam_the_way_out_is_named(self):
-        with (
-            mock.patch.dict(sys.modules, {"apache_beam": None}),
-            self.assertRaisesRegex(ValueError, r"pip install apache-beam"),
-        ):
-            self.spread(self.output())
-
 
 class ReportTest(ScoresTestCase):
     """What the page shows, against loops over everything."""
@@ -401,25 +382,6 @@ class ReportTest(ScoresTestCase):
             self.assertAllEqual(asked, queries[known])
             self.assertAllEqual(others, expected[known])
             self.assertAllClose(best, cosines.max(1)[known], 1e-6, 1e-6)
-
-    def test_sources_are_counted_by_record_and_by_weight(self):
-        store = write_set(
-            self.output(),
-            "a",
-            range(6),
-            ["b"] * 6,
-            range(6),
-            kind=["x", "y<", "x", "", "x", "y<"],
-        )
-        weights = np.float32([2, 0, 1, 4, 0, 1])
-        counted, looked_at = manifest_page.count_sources(
-            store, weights, ("kind", "style")
-        )
-        self.assertEqual(looked_at, 6)
-        self.assertEqual(list(counted), ["kind"])
-        self.assertAllEqual(counted["kind"]["x"], [3, 3])
-        self.assertAllEqual(counted["kind"]["y<"], [2, 1])
-        self.assertAllEqual(counted["kind"][""], [1, 4])
 
     def test_what_cannot_be_read_is_shown_grey_and_text_is_escaped(self):
         folder = self.output()
@@ -595,21 +557,6 @@ class LikeTest(tf.test.TestCase):
         self.assertEqual(found.counts["candidates"], len(rows))
         self.assertEqual(found.counts["asked for"], 300)
 
-    def test_another_pool_in_the_same_folder_is_another_choice(self):
-        self.infer()
-        first = self.pool
-        more = self.source("more", np.arange(60) % 12, range(5000, 5060))
-        store = stores.join([first.store, more.store])
-        self.pool = by_similarity.Source(store, sidecars_lib.Sidecars(store))
-        with self.assertRaisesRegex(
-            ValueError, "expected made_by.pool.records=360. Received: 300"
-        ):
-            self.infer()
-        found = self.infer(overwrite=True)
-        self.assertEqual(found.weights.sum(), 40)
-        self.directory = os.path.join(self.folder, "fresh")
-        self.assertAllEqual(found.weights, self.infer().weights)
-
     def test_near_duplicates_and_repeated_ids_come_once(self):
         image = np.repeat(self.directions, 25, 0)[
             np.argsort(np.tile(np.arange(25), 12), kind="stable")
@@ -689,14 +636,10 @@ class LikeTest(tf.test.TestCase):
         )
         for captions in ([" "] * 2, ["a"] * 2):
             evaluation = self.source("f", [8, 9], [8000, 9], captions=captions)
-            with self.assertRaisesRegex(
-                ValueError, "1 examples of equal id, .* ids 9 and 9"
-            ):
+            with self.assertRaisesRegex(ValueError, "1 examples of equal id"):
                 self.infer(evaluation)
         evaluation = self.source("p", [8, 9], [8000, 8001], images=[77, 5])
-        with self.assertRaisesRegex(
-            ValueError, "1 examples of equal picture, .* ids 5 and 8001$"
-        ):
+        with self.assertRaisesRegex(ValueError, "1 examples of equal picture"):
             self.infer(evaluation)
         self.assertFalse(os.path.exists(self.directory))
 
@@ -751,15 +694,6 @@ class LikeTest(tf.test.TestCase):
         self.assertLen(concepts().names, 3)  # the root of ten
         self.assertIn("clusters", self.infer().counts)
 
-    def test_clusters_are_the_same_every_time(self):
-        points = sidecar_files.unit_rows(200, 1, 16)
-        first = concepts_lib.cluster(points, 14)
-        self.assertAllEqual(np.unique(first), np.arange(14))
-        self.assertAllEqual(concepts_lib.cluster(points, 14), first)
-        # Those of equal points are one.
-        labels = concepts_lib.cluster(np.ones([5, 1], np.float32), 3)
-        self.assertAllEqual(labels, np.zeros(5))
-
     def test_settings_out_of_range_are_refused(self):
         for name, value in (("size", 0), ("oversampling", 0), ("near", -1.0)):
             with self.assertRaisesRegex(ValueError, f"`{name}` must be"):
@@ -772,9 +706,7 @@ class CommandTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         counts = {"reference": 500, "val": 250, "test": 250}
         shard_files.write_shipped(cls.folder, **counts)
         for seed, name in enumerate(("reference", "learner")):
@@ -886,50 +818,8 @@ class CommandTest(tf.test.TestCase):
         self.assertEqual(loss("softmax"), "softmax")
         self.assertEqual(loss("softmax", loss="sigmoid"), "sigmoid")
         self.assertEqual(loss("reference", "learner"), "sigmoid")
-        with self.assertRaisesRegex(
-            ValueError, "none, with 'sigmoid' of .*reference' and 'softmax' of"
-        ):
+        with self.assertRaisesRegex(ValueError, "none, with 'sigmoid' of "):
             loss("reference", "softmax")
-
-    @pytest.mark.slow
-    def test_a_learner_may_be_an_earlier_checkpoint(self):
-        recipe = config.load_config(
-            f"{ROOT}/configs/quickstart_uniform.py",
-            [
-                *("steps=2", "optimizer.warmup_steps=1"),
-                *("selection.batch_size=8", "data.vocabulary_size=64"),
-                # As of the reference.
-                *("model.loss=sigmoid", "model.equal_captions=negative"),
-                f"data.train={self.path('val-*.tfrecord')}",
-                f"data.index_dir={self.path('index')}",
-                *("evaluation.data=", "checkpoint.every_steps=1"),
-            ],
-        )
-        with contextlib.redirect_stderr(io.StringIO()):
-            runs.train(recipe, self.path("run"))
-        store = stores.open_stores(recipe.data)
-        first, last, end = (
-            curation.Model(self.path("run"), "", step).description(store)
-            for step in (1, 2, None)
-        )
-        self.assertNotEqual(first.fingerprint, last.fingerprint)
-        self.assertEqual(last, end)
-        # Both are checkpoints of one run.
-        self.run_command(
-            "between",
-            *("--workdir", self.path("run"), "--step", "2"),
-            *("--learner", self.path("run"), "--learner-step", "1"),
-            *("--sidecar-dir", self.path("second"), "--no-report"),
-            *("--learner-sidecar-dir", self.path("first")),
-        )
-        found = manifest.Manifest(self.path("between"), store)
-        self.assertEqual(
-            [
-                found.made_by[model]["fingerprint"]
-                for model in ("reference", "learner")
-            ],
-            [last.fingerprint, first.fingerprint],
-        )
 
     def test_like_tasks_without_anything_of_their_evaluation(self):
         printed, _ = self.run_command(
@@ -953,10 +843,7 @@ class CommandTest(tf.test.TestCase):
             (["--evaluation", "x"], "`--evaluation` needs `--like`"),
             (["--learner-step", "3"], "`--learner-step` needs `--learner`"),
             (["--workdir", "", "--step", "3"], "`--step` needs `--workdir`"),
-            (
-                ["--learner-sidecar-dir", "x"],
-                "`--learner-sidecar-dir` needs `--learner`",
-            ),
+            (["--learner-sidecar-dir", "x"], "needs `--learner`"),
             (
                 ["--like", "x", "--learner-sidecar-dir", "x"],
                 "Received: `--learner-sidecar-dir` with it",

@@ -92,10 +92,8 @@ class KnownTestCase(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
-        cls.reference = write_reference(folder.name)
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        cls.reference = write_reference(cls.folder)
         cls.curated = cls.path("curated")
         write_pairs(cls.curated, 200, 1.0, seed=1)
         cls.noisy, cls.clean = map(cls.path, ("noisy", "clean"))
@@ -247,26 +245,6 @@ class CommandTest(KnownTestCase):
         self.assertIn("clean", content["advice"])
         self.assertNotIn("stage", content["advice"])
         self.assertGreater(content["matched"]["low"], 0.9)
-
-    def test_a_recipe_names_the_pool_and_flags_another(self):
-        recipe = os.path.join(self.folder, "recipe.json")
-        config.save_config(
-            config.TrainConfig(
-                steps=200,
-                data=config.DataConfig(
-                    train=(self.noisy, self.clean), weights=(0.5, 0.5)
-                ),
-            ),
-            recipe,
-        )
-        words = ("--config", recipe, "--set", "sample=300")
-        _, content, _ = self.advise(*words)
-        self.assertEqual(content["sizes"]["pool"], 1200)
-        self.assertEqual(content["sizes"]["sampled"], 300)
-        words += "--pool", self.clean, "--caption-fields", "caption"
-        _, content, _ = self.advise(*words)
-        self.assertEqual(content["sizes"]["pool"], 600)
-        self.assertIn("clean", content["advice"])
 
     def test_what_cannot_work_is_refused(self):
         few = write_pairs(self.path("few"), 40, 1.0)

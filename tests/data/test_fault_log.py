@@ -132,9 +132,7 @@ class FaultLogTest(tf.test.TestCase):
 
     def test_what_damaged_shards_have_lost_counts_from_the_start(self):
         fault_log.FaultLog(None, 0.01, lost_share=0.01).count(0, 0)
-        with self.assertRaisesRegex(
-            ValueError, "read: 2.00% are lost in damaged .*fault_rate`=0.01$"
-        ):
+        with self.assertRaisesRegex(ValueError, "2.00% are .*fault_rate`=0.01"):
             fault_log.FaultLog(None, 0.01, lost_share=0.02).count(0, 0)
         log = fault_log.FaultLog(None, 0.02, lost_share=0.01)
         log.count(5000, 50)

@@ -205,19 +205,6 @@ class OpsReaderTest(shard_files.FolderTestCase, streams.StreamTestCase):
         self.assert_equal_streams(store, rows=rows)
 
     @pytest.mark.slow
-    def test_named_fields_are_read(self):
-        store = self.open(
-            [
-                shard_files.serialize(pixels=PNG, image=b"no", en="e", de="d"),
-                shard_files.serialize(pixels=PNG, de=["f", "g"], en="h"),
-                shard_files.serialize(pixels=PNG, en="i"),
-            ],
-            image_field="pixels",
-            caption_fields=("de", "en"),
-        )
-        self.assert_equal_streams(store)
-
-    @pytest.mark.slow
     def test_tokens_made_beforehand_are_those_of_the_caption(self):
         captions = [[b"a", b"", b"%c" % letter] for letter in b"bcdefghijkl"]
         payloads = [
@@ -229,15 +216,10 @@ class OpsReaderTest(shard_files.FolderTestCase, streams.StreamTestCase):
         self.assert_equal_streams(store, token_field="ids")
         other = tokenizers.WordPieceTokenizer(["a", "[EOS]", "[UNK]"], LENGTH)
         for tokenizer, name in ((other, "ids"), (TOKENIZER, "none")):
-            with self.assertRaisesRegex(
-                ValueError, "`data.token_field` must hold .*record 0 of"
-            ):
+            with self.assertRaisesRegex(ValueError, "`data.token_field` must"):
                 ops_reader.check_tokens(store, tokenizer, name)
         payloads[7] = example(captions=captions[7], ids=[1, 2])
-        with self.assertRaisesRegex(
-            ValueError,
-            "cannot read record 7 of .*no 4 integers to a caption .*, ids",
-        ):
+        with self.assertRaisesRegex(ValueError, "record 7 .*no 4 integers"):
             self.stream(self.open(payloads), "ops", 12, token_field="ids")
 
     @pytest.mark.slow
@@ -287,9 +269,7 @@ class OpsReaderTest(shard_files.FolderTestCase, streams.StreamTestCase):
         store = self.open([example()] * 9 + [example(b"")])
         faults = fault_log.FaultLog(None, 0.002)
         # A tenth of the rows; the limit of the first 1,024 is 2.
-        with self.assertRaisesRegex(
-            ValueError, "^Too many records cannot be read: 3 of .*_rate`=0.002$"
-        ):
+        with self.assertRaisesRegex(ValueError, "^Too many .*_rate`=0.002$"):
             self.stream(store, "ops", 10, faults=faults)
         store = self.open([example(b"\xff\xd8\xff")] * 3)
         with self.assertRaisesRegex(ValueError, "^16 records .* position 0$"):
@@ -389,7 +369,7 @@ class OpsReaderTest(shard_files.FolderTestCase, streams.StreamTestCase):
             files.write_whole(remote, shard.read())
         other = stores.open_store(remote, index_dir=self.directory)
         with self.assertRaisesRegex(
-            ValueError, "'ops' reads what TensorFlow opens, .*: memory://"
+            ValueError, "'ops' reads what .*: memory://"
         ):
             self.stream(other, "ops", 1)
         os.remove(store.indexes[0].path)

@@ -40,9 +40,7 @@ CAPTIONS = [
 class PipelineTestCase(streams.StreamTestCase):
     def setUp(self):
         super().setUp()
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = directory.name
+        self.directory = self.enterContext(tempfile.TemporaryDirectory())
         rng = np.random.default_rng(0)
         self.images = rng.integers(0, 256, (7, SIZE, SIZE, 3), np.uint8)
         self.tokenizer = tokenizers.WordPieceTokenizer(VOCABULARY, 4)

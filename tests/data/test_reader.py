@@ -252,24 +252,6 @@ class ReplacementTest(ReadingTestCase):
         # Seven epochs, and in each three bad records.
         self.assertEqual(values["record_replaced"].sum(), 21)
 
-    def test_only_bad_records_are_read_and_decoded_again(self):
-        counts = []
-        for store in (ListStore(self.good), self.store):
-            reader = reader_lib.Reader(
-                store,
-                stream.Order(60, SEED),
-                seed=SEED,
-                step_size=60,
-                log=pipeline.FaultLog(None, 1.0),
-            )
-            chunk = reader.read(np.arange(60))
-            counts.append(store.reads)
-        self.assertEqual(counts[0], 60)
-        # What the header tells is replaced at once; each costs one read or,
-        # where the substitute is bad too, two.
-        self.assertBetween(counts[1], 60 + 7, 60 + 16)
-        self.assertEqual((chunk.attempts > 0).sum(), 7)
-
 
 class FarTest(ReadingTestCase):
     """Blocks and chunks that are read ahead are those of the store."""

@@ -164,22 +164,6 @@ class ChoiceTest(stored_cases.StoredTestCase):
             )
         self.assertEqual(chosen.summaries.take(0), {})
 
-    def test_another_seed_or_step_draws_other_rows(self):
-        stages = FUNNELS["best captions"]
-        places = {
-            tuple(self.stages(*stages, seed=seed).choose(step, 0) % 30)
-            for seed in (SEED, SEED + 1)
-            for step in range(3)
-        }
-        self.assertLen(places, 6)
-        # The noise is neither that of live stages nor of another stored one.
-        noise = [
-            selection.gumbel_noise(seed, 1, 1000)[0]
-            for seed in ([SEED, 3], noise_seed(0, 3), noise_seed(1, 3))
-        ]
-        matrix = np.corrcoef(noise)
-        self.assertAllInRange(np.abs(matrix - np.eye(3)), 0, 0.15)
-
     def test_summaries_are_those_of_the_draws(self):
         stages = FUNNELS["two stages"]
         clean = np.arange(80) % 3 > 0
@@ -285,9 +269,7 @@ class StreamTest(stored_cases.StoredTestCase):
             self.assertAllInRange(one["id"] - 1000, 0, 39)
             self.assertAllInRange(one["curated"]["id"] - 1000, 40, 79)
         # A hyper-batch is of the pool's 40 records.
-        with self.assertRaisesRegex(
-            ValueError, "at most the records that are drawn from, 40.*: 45$"
-        ):
+        with self.assertRaisesRegex(ValueError, "drawn from, 40.*: 45$"):
             self.batches(1, batch_size=11, stages=stages, **curated)
 
 
@@ -448,9 +430,7 @@ class RefusalsTest(stored_cases.StoredTestCase):
             def ids(self, rows):
                 return 1000 + rows + (np.asarray(rows) == 7)
 
-        with self.assertRaisesRegex(
-            ValueError, "must have the record's id, 1008. Received: 1007"
-        ):
+        with self.assertRaisesRegex(ValueError, "id, 1008. Received: 1007"):
             self.load(store=Other())
 
     def test_records_without_any_embedding(self):

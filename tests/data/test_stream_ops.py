@@ -1,7 +1,6 @@
 """The order in TensorFlow's ops is NumPy's, bit for bit."""
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from jest_tf.data import reader, stream, stream_ops
@@ -35,24 +34,6 @@ class StreamOpsTest(tf.test.TestCase):
                 self.assert_equal(
                     stream.Order(size, SEED, block_size=block_size)
                 )
-
-    @pytest.mark.slow
-    def test_row_weights_mixtures_and_parts_are_equal(self):
-        weights = np.random.default_rng(0).exponential(size=1000)
-        weights[::3] = 0
-        weighted = stream.Order(1000, SEED, row_weights=weights)
-        mixture = stream.Mixture(
-            *((300, 500, 200), (1.0, 2.0, 0.01), SEED),
-            block_size=16,
-            row_weights=weights,
-        )
-        for order in (
-            weighted,
-            mixture,
-            stream.Part(stream.Order(70, SEED, block_size=4), 1000),
-        ):
-            with self.subTest(type(order).__name__):
-                self.assert_equal(order)
 
     def test_numbers_of_captions_are_equal(self):
         positions = np.arange(1000)

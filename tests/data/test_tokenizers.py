@@ -271,9 +271,7 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
 
     def test_a_directory_with_no_or_two_tokenizers_is_refused(self):
         with tempfile.TemporaryDirectory() as directory:
-            with self.assertRaisesRegex(
-                ValueError, "one of vocab.txt, tokenizer.model.*none"
-            ):
+            with self.assertRaisesRegex(ValueError, "one of vocab.txt, .*none"):
                 tokenizers.load_tokenizer(directory, 4)
             tokenizers.SentencePieceTokenizer(
                 sentencepiece_files.model(), 4
@@ -281,7 +279,5 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
             tokenizers.WordPieceTokenizer(["[UNK]", "[EOS]", "a"], 4).save(
                 directory
             )
-            with self.assertRaisesRegex(
-                ValueError, "has vocab.txt and tokenizer.model"
-            ):
+            with self.assertRaisesRegex(ValueError, "vocab.txt and tokenizer"):
                 tokenizers.load_tokenizer(directory, 4)

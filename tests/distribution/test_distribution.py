@@ -62,21 +62,6 @@ class WorkersTest(tf.test.TestCase):
             for name, value in expected.items():
                 self.assertAllClose(found[name], value, 1e-5, 1e-6, msg=name)
 
-    def test_stock_keras_fails_with_two_workers(self):
-        gone = (
-            "Keras trains with several workers now. Its hooks in "
-            "jest_tf/distribution/keras_fit.py can go, and this test with them"
-        )
-        line = worker.fit_line(tf.distribute.get_strategy(), worker.StockLine)
-        # It takes the mean over workers of the batch that it builds with, and
-        # without that the sum over rows of logs that have none.
-        no_mean = r"(?s)ValueError: Attempt to convert .*PerReplica"
-        no_sum = "ValueError: Invalid reduction dimension 0 .* 0 dimensions"
-        for found in self.found:
-            self.assertRegex(str(found["stock_error"]), no_mean, gone)
-            self.assertRegex(str(found["built_error"]), no_sum, gone)
-            self.assertAllClose(found["line"], line)
-
 
 class StrategyTest(tf.test.TestCase):
     def test_the_default_is_the_one_that_is_there(self):

@@ -256,20 +256,6 @@ class GlobalQuotaTest(tf.test.TestCase):
                 # 32 sampled rows are 11, 11 and 10
                 self.check(models, 3, config.Stage(2, num_chunks=3), 45, loss)
 
-    def test_a_summary_averages_over_all_rows(self):
-        models = random_embeddings.models(24)
-        stage = config.Stage(4, num_chunks=2)
-        expected = selection.summarize(draw(models, stage, 6))
-
-        def summary(own, replicas):
-            found = draw(own, stage, 6, replicas=replicas)
-            return selection.summarize(found, replicas)
-
-        for ours in on_replicas(4, summary, models)[0]:
-            self.assertEqual(list(ours), list(expected))
-            for name, value in ours.items():
-                self.assertAllClose(value, expected[name], rtol=2e-6)
-
 
 class PerReplicaQuotaTest(tf.test.TestCase):
     def test_the_same_noise_gives_the_rows_of_the_matrix_form(self):

@@ -2,9 +2,7 @@
 
 import json
 import pathlib
-import sys
 import tempfile
-from unittest import mock
 
 import pandas as pd
 import pyarrow as pa
@@ -178,9 +176,7 @@ class DataSetsTest(tf.test.TestCase):
         )
         _, data = self.opened(data=(path,))
         self.assertEqual(list(data.captions), ["de", "fr"])
-        with self.assertRaisesRegex(
-            ValueError, "every picture must have.*'fr'.*1.jpg"
-        ):
+        with self.assertRaisesRegex(ValueError, "every picture .*'fr'.*1.jpg"):
             data_sets.captions_of(data, "fr", None)
         with self.assertRaisesRegex(ValueError, "some of de, fr.*Rec.*: it"):
             self.opened(data=(path,), languages=("it",))
@@ -209,11 +205,7 @@ class DataSetsTest(tf.test.TestCase):
             several, samples[:1], {"dataset_type.txt": "multilabel"}
         )
         for data, classes, message in (
-            (
-                folder,
-                names,
-                "2 classes, 'a' and.*3 records.*'7', 'x'.*JSON obj",
-            ),
+            (folder, names, "2 classes, 'a' and.*3 records.*'7', 'x'"),
             (some, "", "must have a label, in `label`.*record 1 of"),
             (numbers, "", "`classes` must name a file"),
             (several, "", "several labels are not"),
@@ -221,9 +213,7 @@ class DataSetsTest(tf.test.TestCase):
             with self.assertRaisesRegex(ValueError, message):
                 self.rows(data=(data,), classes=classes)
         (self.folder / "classes" / "b.png").write_bytes(suite_files.picture(1))
-        with self.assertRaisesRegex(
-            ValueError, "must have its pic.*'b.png' in"
-        ):
+        with self.assertRaisesRegex(ValueError, "must have its pic.*'b.png'"):
             self.opened(data=(folder,))
 
     def test_a_blank_class_name_is_refused(self):
@@ -246,26 +236,8 @@ class DataSetsTest(tf.test.TestCase):
         for text in ("a {}\nphoto\n", "a {c}\n{} or {}\n"):
             path = self.write("templates.txt", text)
             entry, data = self.opened(templates=path)
-            with self.assertRaisesRegex(
-                ValueError, "`templates` must each have one slot.*number 2 of"
-            ):
+            with self.assertRaisesRegex(ValueError, "`templates` .*number 2"):
                 data_sets.read_templates(entry, data, ())
         path = self.write("templates.json", '["the {c}"]')
         entry, data = self.opened(templates=path)
         self.assertEqual(data_sets.read_templates(entry, data, ()), ("the {}",))
-
-    def test_imagenets_classes_are_paired_by_synset(self):
-        suite_files.write_classes(
-            self.folder / "data", {"n01443537": [1], "n01440764": [2]}
-        )
-        with self.assertRaisesRegex(ValueError, "pip install open_clip_torch"):
-            self.rows(classes="imagenet")
-        names = ["tench", "goldfish", *map(str, range(998))]
-        suite_files.write_open_clip(self.folder, names)
-        with mock.patch.object(sys, "path", [str(self.folder), *sys.path]):
-            names, rows = self.rows(classes="imagenet", classes_present=True)
-            entry, data = self.opened(templates="imagenet")
-            templates = data_sets.read_templates(entry, data, ())
-        # n01440764 is the first synset, the tench; subfolders are sorted.
-        self.assertEqual((names, rows), (("tench", "goldfish"), [0, 1]))
-        self.assertEqual(templates, ("a {}",))

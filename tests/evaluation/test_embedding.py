@@ -44,22 +44,6 @@ class EncoderTest(tf.test.TestCase):
         encoder._encode_image = counted
         return calls
 
-    def test_it_embeds_as_the_learner_does(self):
-        encoder = self.encoder()
-        pixels = np.stack(
-            [
-                tf.io.decode_png(one.image).numpy()
-                for one in self.store.read(range(20))
-            ]
-        )
-        self.assertAllClose(
-            encoder.images(self.store), self.learner.encode_image(pixels)
-        )
-        self.assertAllClose(
-            encoder.texts(["a b", b"c", "d"] * 3)[:3],
-            encoder.texts(["a b", "c", "d"]),
-        )
-
     def test_replicas_share_a_batch_and_find_what_one_finds(self):
         one = self.encoder()
         texts = ["a b", "c", "d e", "f", "g"]

@@ -61,24 +61,6 @@ class SuiteTest(tf.test.TestCase):
             },
         )
 
-    def test_data_may_lie_on_any_file_system(self):
-        # TensorFlow's own, in memory.
-        for name, gray in (("class 1/a", 1), ("class 2/b", 2), ("x/c", 1)):
-            folder = f"ram://suite/{name.rpartition('/')[0]}"
-            tf.io.gfile.makedirs(folder)
-            with tf.io.gfile.GFile(f"ram://suite/{name}.png", "wb") as file:
-                file.write(suite_files.picture(gray))
-        with tf.io.gfile.GFile("ram://suite/names.json", "w") as file:
-            file.write('{"class 1": "a 1", "class 2": "a 2", "x": "the 3"}')
-        found = self.outcomes(
-            'root = "ram://"\n[numbers]\ndata = "suite"\n'
-            'classes = "suite/names.json"\n'
-        )
-        # The last picture is a 1 and is said to be a 3.
-        self.assertAllClose(
-            found["numbers"][0].measures["zero_shot/accuracy@1"], 2 / 3
-        )
-
     def test_every_caption_of_a_picture_is_a_query_and_an_answer(self):
         # Picture 1: "9" is not found before "1"; picture 2 has two "2".
         path = suite_files.write_karpathy(
@@ -140,21 +122,6 @@ class SuiteTest(tf.test.TestCase):
         )
         self.assertIn("3_shots", results[0]["metrics"])
         self.assertIn("lp_acc1", results[1]["metrics"])
-
-    def test_names_of_measures_are_known_before_anything_is_embedded(self):
-        suite_files.write_classes(
-            self.folder / "data", {str(n): [n, n] for n in range(5)}
-        )
-        opened = evaluation.open_suite(
-            self.write(
-                "[numbers]\n"
-                'task = ["zero_shot", "few_shot", "linear_probe"]\n'
-                'data = "data"\ntrain = "data"\nshots = [2]\n'
-            )
-        )["numbers"]
-        opened.attach(evaluation.Encoder(Oracle(), number_of, 4))
-        measured = set(opened.measure()) - {"few_shot/2_shots_std"}
-        self.assertEqual(measured, set(opened.measures))
 
     def test_the_imagenets_are_found_as_they_are_unpacked(self):
         # Pictures of synsets 0 and 1; v2's folders are numbers.

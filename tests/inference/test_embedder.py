@@ -80,14 +80,6 @@ class EmbedImagesTest(tf.test.TestCase):
         for row in found[1:]:
             self.assertAllClose(row, found[0], 1e-6, 1e-6)
 
-    def test_grey_pixels_become_rgb(self):
-        grey = picture_files.smooth_picture()[..., 0]
-        rgb = np.stack([grey] * 3, axis=-1)
-        palette = Image.fromarray(grey).convert("P")
-        found = self.model.embed_images([grey, rgb, palette])
-        self.assertAllClose(found[0], found[1], 1e-6, 1e-6)
-        self.assertAllClose(found[0], found[2], 1e-6, 1e-6)
-
     def test_order_is_kept_over_batches(self):
         images = [picture_files.smooth_picture(seed) for seed in range(11)]
         whole = self.model.embed_images(images)
@@ -125,10 +117,7 @@ class EmbedImagesTest(tf.test.TestCase):
             (folder, r"Is a directory"),
             (good[:-30], rf"images\[1\], {len(good) - 30} bytes: damaged"),
             (np.zeros([4, 4, 3]), "a ndarray: pixels must be uint8 .* float64"),
-            (
-                np.zeros([4, 3, 2], np.uint8),
-                r"must be \[H, W, 3\], .*\[4, 3, 2",
-            ),
+            (np.zeros([4, 3, 2], np.uint8), r"be \[H, W, 3\], .*4, 3, 2"),
             (np.zeros([0, 3, 3], np.uint8), r"not \[0, 3, 3\]"),
         ):
             with self.assertRaisesRegex(ValueError, message):

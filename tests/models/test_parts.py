@@ -2,12 +2,11 @@
 
 import keras
 import numpy as np
-import presets
 import tensorflow as tf
 import tiny
 
 from jest_tf import config, models, training
-from jest_tf.models import parts, pretrained
+from jest_tf.models import parts
 
 BLOCKS = 3  # of a tower of the preset "tiny"
 
@@ -144,19 +143,6 @@ class RateFactorsTest(tf.test.TestCase):
                 expected[parent] = 0.125
             self.assertEqual(factor, expected.get(parent, 1.0), path)
 
-    def test_layer_decay_of_public_towers(self):
-        folder = presets.save(self.get_temp_dir(), "clip")  # of two blocks
-        learner = pretrained.load(f"keras_hub:{folder}").learner
-        for path, factor in factors_by_name(learner, layer_decay=0.5):
-            expected = 1.0
-            if "embedding" in path or "pre_layer_norm" in path:
-                expected = 0.125
-            elif "encoder_block_0" in path:
-                expected = 0.25
-            elif "encoder_block_1" in path:
-                expected = 0.5
-            self.assertEqual(factor, expected, path)
-
     def test_matching_factors_multiply(self):
         rules = (
             config.RateFactor("text_tower", 0.5),
@@ -172,13 +158,9 @@ class RateFactorsTest(tf.test.TestCase):
         )
 
     def test_what_does_not_fit_is_refused(self):
-        with self.assertRaisesRegex(
-            ValueError, "numbered transformer blocks.* a image_tower|an image"
-        ):
+        with self.assertRaisesRegex(ValueError, "numbered transformer blocks"):
             factors_by_name(tiny.learner(), layer_decay=0.5)
-        with self.assertRaisesRegex(
-            ValueError, "`optimizer.rate_factors` must match.*'head'"
-        ):
+        with self.assertRaisesRegex(ValueError, "rate_factors` must.*'head'"):
             factors_by_name(
                 tiny.learner(), rate_factors=(config.RateFactor("head", 0.5),)
             )

@@ -157,19 +157,12 @@ class PatchEmbeddingTest(tf.test.TestCase):
 
     def test_sizes_that_do_not_fit_are_refused(self):
         for value in (0, -1, 1.5, True):
-            with self.assertRaisesRegex(
-                ValueError, f"`patch_size` must be a positive integer.*{value}"
-            ):
+            with self.assertRaisesRegex(ValueError, f"`patch_size` .*{value}"):
                 patches.PatchEmbedding(value, 8)
         with self.assertRaisesRegex(ValueError, "`width` must be a pos"):
             patches.PatchEmbedding(4, 0)
         images = make_images()
-        with self.assertRaisesRegex(
-            ValueError,
-            r"`patch_size` must divide.*patch_size=5.*\(2, 24, 24, 3",
-        ):
+        with self.assertRaisesRegex(ValueError, "`patch_size` must divide.*=5"):
             patches.PatchEmbedding(5, 8)(images)
-        with self.assertRaisesRegex(
-            ValueError, "`patch_size` must divide.*patch_size=5.*24, 24, 3"
-        ):
+        with self.assertRaisesRegex(ValueError, "`patch_size` must divide.*=5"):
             make_layer(images)(images, patch_size=5)

@@ -35,9 +35,7 @@ class KerasHubTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         random = np.random.default_rng(0)
         cls.images = [
             random.integers(0, 256, (*size, 3), np.uint8)
@@ -298,9 +296,7 @@ class KerasHubTest(tf.test.TestCase):
             {token: number for number, token in enumerate(vocabulary)},
             ["a 0"],
         ).save_to_preset(path)
-        with self.assertRaisesRegex(
-            ValueError, "does not belong to its towers.*below 600.*: 904 tok"
-        ):
+        with self.assertRaisesRegex(ValueError, "does not belong .*: 904 tok"):
             pretrained.load(f"keras_hub:{path}")
 
 

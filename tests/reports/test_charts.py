@@ -30,14 +30,6 @@ class ChartsTest(tf.test.TestCase):
     def test_the_size_of_a_chart_does_not_grow_with_the_run(self):
         self.assertLess(len(self.draw(100_000)), 2 * len(self.draw(600)))
 
-    def test_what_is_thinned_is_spread_evenly(self):
-        for count, places in ((3, [0, 5, 10]), (1, [0]), (50, range(11))):
-            self.assertAllEqual(charts.evenly(11, count), places)
-
-    def test_lines_without_points_are_left_out(self):
-        empty = charts.Line("nothing", charts.KEPT, [], [])
-        self.assertNotIn("nothing", charts.draw("t", [empty]).svg)
-
     def test_histograms_count_outliers_in_the_last_bins(self):
         edges = np.linspace(0.0, 1.0, 3)
         values = np.array([-5.0, 0.1, 0.7, 9.0])

@@ -15,7 +15,7 @@ import subprocesses
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, models, selection
+from jest_tf import config, models
 from jest_tf.cli import dry_run
 from jest_tf.data import pipeline, sidecars, stores, tokenizers
 from jest_tf.data.sidecars import embed, recognition
@@ -43,9 +43,7 @@ class RunTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         tiny.write_shard(f"{cls.folder}/a.tfrecord", rows=60)
         tiny.write_shard(
             f"{cls.folder}/damaged.tfrecord", rows=8, seed=1, damaged=(2, 5)
@@ -141,17 +139,6 @@ class RunTest(tf.test.TestCase):
                 set(np.flatnonzero(rows)) - damaged,
             )
 
-    def test_each_renewal_embeds_other_rows_and_all_curated_ones(self):
-        first, second = (
-            bootstrap.embedded_rows(self.config, self.store, step)
-            for step in RENEW_AT
-        )
-        self.assertNotAllEqual(first[:68], second[:68])
-        for rows in (first, second):
-            self.assertTrue(rows[68:].all())
-            # Six standard deviations of 68 rows at 0.7.
-            self.assertAllClose(rows[:68].mean(), 0.7, atol=6 * 0.056)
-
     def test_a_learner_that_recognises_less_does_not_become_the_reference(self):
         done = bootstrap.renewals(self.config, self.unbroken)
         for one in done:
@@ -194,45 +181,6 @@ class RunTest(tf.test.TestCase):
         """Those of a renewal, kept or not."""
         folder = os.path.join(workdir, "references", f"step-{step:09d}")
         return sidecars.Sidecars(self.store, folder)
-
-    def test_every_pass_is_in_the_log(self):
-        rows = tiny.read_lines(self.unbroken, directory.METRICS_FILE)
-        by_step = {row["step"]: row for row in rows}
-        done = bootstrap.renewals(self.config, self.unbroken)
-        self.assertEqual([one.step for one in done], list(RENEW_AT))
-        embedded = np.cumsum([0, *(one.images for one in done)])
-        self.assertEqual(
-            [by_step[step]["examples/embedded"] for step in (8, 9, 16, 17)],
-            embedded[[0, 1, 1, 2]].tolist(),
-        )
-        last = by_step[STEPS]
-        self.assertEqual(last["flops/renewals"], done[0].flops + done[1].flops)
-        chosen = STEPS - RENEW_AT[0]  # steps
-        for name, count in (
-            ("offered", chosen * HYPER),
-            ("drawn", RENEW_AT[0] * BATCH + chosen * (8 + CURATED)),
-            ("scored", 0),
-            ("trained", STEPS * BATCH),
-        ):
-            self.assertEqual(last[f"examples/{name}"], count)
-        # The tiny learner's embeddings have six numbers.
-        a_step = selection.draw_flops(HYPER, 8, tiny.DIM)
-        self.assertEqual(last["flops/stored"], chosen * a_step)
-        self.assertEqual(by_step[RENEW_AT[0]]["flops/stored"], 0)
-        seconds = {
-            row["step"]: row["seconds"]
-            for row in tiny.read_lines(self.unbroken, directory.METRICS_FILE)
-        }
-        for renewal in done:
-            gap = seconds[renewal.step + 1] - seconds[renewal.step]
-            self.assertGreater(gap, renewal.seconds)
-        # Pictures and captions, one each, of the tiny learner: one product.
-        dim, tokens = tiny.DIM, tiny.TEXT_LENGTH
-        pixels = 3 * tiny.IMAGE_SIZE**2
-        self.assertIn(
-            done[0].flops / done[0].images,
-            [2 * dim * (pixels + tokens * dim)],
-        )
 
     def test_a_reference_that_a_checkpoint_needs_is_not_deleted(self):
         workdir = os.path.join(self.folder, "gone")
@@ -332,51 +280,6 @@ class SettingsTest(tf.test.TestCase):
             with context, contextlib.redirect_stderr(io.StringIO()):
                 inputs.open_sources(run, tf.distribute.get_strategy())
 
-    def test_after_two_rejections_in_succession_nothing_is_embedded(self):
-        recipe = config.TrainConfig(
-            steps=10,
-            selection=STORED,
-            bootstrap=config.BootstrapConfig(renew_at=(2, 4, 6, 8)),
-        )
-        store = mock.MagicMock(manifest=None)
-        run = mock.Mock(config=recipe)
-        # There are no checkpoints that would need sidecars.
-        self.enterContext(mock.patch.object(bootstrap, "_delete_old"))
-        for kept, embeds in (
-            ((True, False, False), False),
-            ((False, True, False), True),
-            ((False, False, True), True),
-        ):
-            workdir = tempfile.mkdtemp(dir=self.get_temp_dir())
-            for step, one in zip((2, 4, 6), kept, strict=True):
-                renewal = bootstrap.Renewal(step, 9, 9, 9, 1.0, 0.25, one)
-                directory.write(
-                    f"{workdir}/references/step-{step:09d}",
-                    directory.RENEWAL_FILE,
-                    renewal._asdict(),
-                )
-            with mock.patch.object(
-                bootstrap, "embed_records", side_effect=InterruptedError
-            ):
-                if embeds:
-                    with self.assertRaises(InterruptedError):
-                        bootstrap.renew(run, workdir, store, 8)
-                    continue
-                bootstrap.renew(run, workdir, store, 8)
-            self.assertEqual(
-                bootstrap.renewals(recipe, workdir)[-1],
-                bootstrap.Renewal(8, 0, 0, 0, 0.0, 0.25, False),
-            )
-            # Those after a renewal whose record was lost do not count.
-            os.remove(f"{workdir}/references/step-000000004/renewal.json")
-            with (
-                mock.patch.object(
-                    bootstrap, "embed_records", side_effect=InterruptedError
-                ),
-                self.assertRaises(InterruptedError),
-            ):
-                bootstrap.renew(run, workdir, store, 4)
-
     def test_embeddings_of_a_disk_that_was_away_are_not_kept(self):
         recipe = config.TrainConfig(data=config.DataConfig(max_fault_rate=0.01))
         run = mock.Mock(config=recipe)
@@ -407,26 +310,3 @@ class SettingsTest(tf.test.TestCase):
                     found = bootstrap.embed_records(run, store, folder, wanted)
                     self.assertEqual(found.images, images)
             self.assertEqual(path.exists(), not refused)
-
-    def test_each_checkpoint_keeps_its_reference(self):
-        recipe = config.TrainConfig(
-            steps=12,
-            selection=STORED,
-            bootstrap=config.BootstrapConfig(renew_at=(2, 4, 6, 8, 10)),
-        )
-        workdir = self.get_temp_dir()
-        names = {}
-        for step in recipe.bootstrap.renew_at:
-            folder = f"{workdir}/references/step-{step:09d}"
-            renewal = bootstrap.Renewal(step, 9, 9, 9, 1.0, 0.25, step != 6)
-            directory.write(folder, directory.RENEWAL_FILE, renewal._asdict())
-            names[step] = pathlib.Path(folder, f"a{sidecars.SUFFIX}")
-            names[step].touch()
-        # The one at 6 was rejected, so the checkpoint after 7 needs that of 4.
-        # A run that falls back to 9 uses that of 10 again.
-        with mock.patch.object(
-            checkpoints, "saved_steps", return_value=[5, 7, 9]
-        ):
-            bootstrap._delete_old(recipe, workdir)
-        left = [step for step, path in names.items() if path.exists()]
-        self.assertEqual(left, [4, 8, 10])

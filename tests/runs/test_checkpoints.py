@@ -421,11 +421,7 @@ class RestoreTest(CheckpointTestCase):
         for step in (9, 10, 10**10):
             model.learner.bias.assign(float(step))
             self.save(model, step)
-        for name in (
-            "step-000000011.partial",
-            "step-x",
-            "notes.txt",
-        ):
+        for name in ("step-000000011.partial", "step-x", "notes.txt"):
             self.write(os.path.join("checkpoints", name), "half-written")
         again = self.model()
         self.assertEqual(checkpoints.restore(again, self.workdir).step, 10**10)

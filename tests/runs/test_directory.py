@@ -11,11 +11,7 @@ from jest_tf import files
 from jest_tf.files import leases
 from jest_tf.runs import directory
 
-LOGS = (
-    directory.METRICS_FILE,
-    directory.DRAWS_FILE,
-    directory.EVALUATION_FILE,
-)
+LOGS = (directory.METRICS_FILE, directory.DRAWS_FILE, directory.EVALUATION_FILE)
 
 
 class DirectoryTest(tf.test.TestCase):

@@ -1,7 +1,6 @@
 """What is followed of the stages: values by group, repeats, clean shares."""
 
 import contextlib
-import glob
 import io
 import os
 import tempfile
@@ -12,7 +11,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tiny
-from tensorflow.core.util import event_pb2
 
 import jest_tf
 from jest_tf import config, training
@@ -144,35 +142,6 @@ class FunnelTest(tf.test.TestCase):
                         atol=1e-5,
                     )
 
-    def test_tensorboard_gets_histograms_of_all_values(self):
-        (path,) = glob.glob(os.path.join(self.workdir, "tensorboard", "*"))
-        found = {}
-        for payload in tf.data.TFRecordDataset(path).as_numpy_iterator():
-            event = event_pb2.Event.FromString(payload)
-            for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == "histograms":
-                    place = event.step, value.tag
-                    found[place] = tf.make_ndarray(value.tensor)
-        self.assertEqual(
-            set(found),
-            {
-                (step, f"stages/{stage}/{quantity}/{group}")
-                for step in (2, 4)
-                for stage, quantities in enumerate(
-                    (summary.QUANTITIES, ["learner_loss"])
-                )
-                for quantity in quantities
-                for group in summary.GROUPS
-            },
-        )
-        rows = self.reports[1].scored(0)
-        kept = rows["learner_loss"][rows["kept"]]
-        buckets = found[2, "stages/0/learner_loss/kept"]
-        self.assertEqual(buckets[:, 2].sum(), len(kept))
-        self.assertAllClose(
-            (buckets[0, 0], buckets[-1, 1]), (kept.min(), kept.max())
-        )
-
 
 class Rows:
     """A report of known draws of steps; `scored` are the rows of stages."""
@@ -248,17 +217,6 @@ class LinesTest(FollowTestCase):
         state = self.telemetry.state()
         self.follow(run, reports[2:], first=2, state=state)
         self.assertEqual([line["step"] for line in self.lines()], [3, 5])
-
-    def test_rows_without_ids_of_which_none_is_dropped(self):
-        stage = Stage(1, num_chunks=2, criterion="hard_learner")
-        rows = scored_rows(kept=12)
-        self.follow(settings(stage, steps=1), [Rows(scored={0: rows})])
-        (line,) = self.lines()
-        self.assertEqual(
-            line["highest"][0], {"row": 0, "score": 3.0, "kept": True}
-        )
-        self.assertNotIn("clean_in", line)
-        self.assertEqual(line["learner_loss"]["dropped"], {"count": 0})
 
     def test_a_stored_stage_is_told_by_its_summary(self):
         """Beside a live one, and by the number of its super-batch."""
@@ -361,25 +319,6 @@ class RepeatsTest(FollowTestCase):
             self.assertEqual(
                 [name in found[2] for name in self.NAMES], [True, is_there]
             )
-
-    def test_executions_of_several_steps_count_every_step(self):
-        run = settings(
-            *ONE,
-            steps=6,
-            checkpoint=config.CheckpointConfig(every_steps=6),
-            distribution=config.DistributionConfig(steps_per_execution=3),
-        )
-        found = self.follow(
-            run, self.reports[:2], per_execution=3, order=self.order()
-        )
-        repeats, seen = self.by_hand(self.draws)
-        self.assertEqual(
-            {step: one["train/repeat_rate"] for step, one in found.items()},
-            {3: sum(repeats[:3]) / 12, 6: sum(repeats[3:]) / 12},
-        )
-        self.assertAllClose(
-            found[6]["select/effective_filter_ratio"], 1 - len(seen) / 30
-        )
 
     def test_a_run_without_stages_repeats_its_records_by_epochs(self):
         run = settings(steps=5, batch_size=12)

@@ -161,10 +161,7 @@ class OpenDataTest(tf.test.TestCase):
         # Three pictures and their four captions; two classes of `concept`.
         chance = found.entries["other"].chance
         self.assertAllClose(
-            (
-                chance["image_to_text/recall@1"],
-                chance["few_shot/2_shots"],
-            ),
+            (chance["image_to_text/recall@1"], chance["few_shot/2_shots"]),
             (np.mean([2 / 4, 1 / 4, 1 / 4]), 1 / 2),
         )
         measures = found.measures
@@ -173,9 +170,7 @@ class OpenDataTest(tf.test.TestCase):
         self.assertIn("eval/other/text_to_image/mrr", measures)
         self.assertEqual(measures[-1], "eval/other/few_shot/2_shots")
         self.assertLen(os.listdir(indexes), 1)
-        with self.assertRaisesRegex(
-            ValueError, "different names.*some in both"
-        ):
+        with self.assertRaisesRegex(ValueError, "different .*some in both"):
             opened("some")
 
 
@@ -186,9 +181,7 @@ class DrawsTest(tf.test.TestCase):
         path = f"{self.folder}/data.tfrecord"
         # Ids are 100 to 104; the field `label` stands for noise.
         write_shard(path, ROWS)
-        settings = config.TrainConfig(
-            data=config.DataConfig(train=(path,)),
-        )
+        settings = config.TrainConfig(data=config.DataConfig(train=(path,)))
         config.save_config(settings, f"{self.folder}/config.json")
         self.entry = config.Entry(task=("selection",), clean="label")
 
@@ -248,23 +241,10 @@ class DrawsTest(tf.test.TestCase):
         self.assertAllClose(shares, [2 / 3, 1 / 4])
         self.assertEmpty(said)
 
-    def test_a_field_that_is_the_same_for_all_is_said(self):
-        for number, share, kind in ((0, 1.0, "clean"), (1, 0.0, "noise")):
-            shares, said = self.measure([number] * 2)
-            self.assertEqual(shares, [share, share])
-            self.assertIn(f"by 'noise' all 2 records are {kind}", said)
-
-    def test_a_field_that_no_record_has_is_said(self):
-        shares, said = self.measure(["", ""])
-        self.assertEqual(shares, [None, None])
-        self.assertIn("no record has a value in 'noise'", said)
-
     def test_a_run_without_draws_or_with_other_data_is_refused(self):
         other = config.Entry(task=("selection",))
         folder = os.path.join(self.folder, "nothing")
-        with self.assertRaisesRegex(
-            ValueError, "evaluation.log_ids=true.*nothing' without draws.jsonl"
-        ):
+        with self.assertRaisesRegex(ValueError, "log_ids=true.*without draws"):
             evaluations.draws(folder, other)
         self.log(2, [101, 999])
         with self.assertRaisesRegex(ValueError, "`data.train` must be the"):
@@ -274,21 +254,6 @@ class DrawsTest(tf.test.TestCase):
 class ResultsTest(tf.test.TestCase):
     def result(self, name):
         return {"dataset": name, "task": "retrieval", "language": "en"}
-
-    def test_the_files_of_earlier_results_go_and_others_stay(self):
-        folder = self.get_temp_dir()
-        for names in (("a/b", "c"), ("c", "d")):
-            found = [self.result(name) for name in names]
-            evaluations.write_results(folder, found)
-            self.assertEqual(
-                directory.read(folder, directory.RESULTS_FILE), found
-            )
-            # What is not of the command.
-            directory.write(f"{folder}/evaluation", "own.json", {})
-        self.assertCountEqual(
-            os.listdir(f"{folder}/evaluation"),
-            ["own.json", "c_retrieval_en.json", "d_retrieval_en.json"],
-        )
 
     def test_a_file_that_is_not_of_the_command_is_replaced(self):
         folder = self.get_temp_dir()

@@ -205,16 +205,6 @@ class SkippedTest(tf.test.TestCase):
             if len(skipped.numbers) == 3:
                 break
 
-    def test_leaving_out_changes_nothing_of_the_steps_before(self):
-        skipped = self.skipped()
-        for step in (4, 4, 9):
-            before = [skipped.at(earlier) for earlier in range(step)]
-            skipped.add({"super_batches": [skipped.at(step)]})
-            self.assertEqual(
-                [skipped.at(earlier) for earlier in range(step)], before
-            )
-        self.assertEqual(skipped.numbers, [4, 5, 11])
-
     def test_the_list_is_on_disk(self):
         self.skipped().add({"super_batches": [5, 6], "why": "x"})
         self.assertEqual(self.skipped().numbers, [5, 6])

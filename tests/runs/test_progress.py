@@ -48,12 +48,6 @@ class ProgressTest(tf.test.TestCase):
             "embedding: 1.00G of 2.00GB [00:20<00:20, 50.0MB/s]",
         )
 
-    def test_nothing_to_do_is_done(self):
-        self.assertEqual(
-            self.show([(0, 0, 0)]),
-            ["embedding: 0 of 0 records [00:00<?, ? records/s]"],
-        )
-
     def test_on_a_terminal_the_bar_overwrites_itself(self):
         with contextlib.redirect_stderr(Terminal()) as stream:
             shown = progress.Progress("embedding", "records")
@@ -66,11 +60,3 @@ class ProgressTest(tf.test.TestCase):
         self.assertIn("note", others[-1])
         self.assertEqual(stream.getvalue().count("\n"), 1)
         self.assertEndsWith(stream.getvalue(), "\n")
-
-    def test_a_line_is_written_above_the_bar(self):
-        with contextlib.redirect_stderr(Terminal()) as stream:
-            shown = progress.Progress("embedding", "records")
-            shown(3, 10)
-            progress.say("half of it")
-            shown.close()
-        self.assertIn("half of it\n", stream.getvalue())

@@ -1,7 +1,6 @@
 """Runs killed at any instant end as the unbroken run does, bit for bit."""
 
 import contextlib
-import io
 import os
 import random
 import shutil
@@ -19,16 +18,14 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import files
-from jest_tf.data import pictures, sidecars
+from jest_tf.data import sidecars
 from jest_tf.data.sidecars import file_format
 from jest_tf.files import remote
 from jest_tf.runs import (
     bootstrap,
     checkpoints,
     directory,
-    inputs,
     interruptions,
-    loading,
 )
 
 SEED = 1
@@ -41,9 +38,7 @@ class ResumeTestCase(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = folder.name
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         tiny.write_shard(os.path.join(cls.folder, "a.tfrecord"))
         tiny.write_shard(
             os.path.join(cls.folder, "damaged.tfrecord"),
@@ -325,7 +320,7 @@ def stage(number, **values):
 
 @pytest.mark.slow
 class FunnelResumeTest(ResumeTestCase):
-    """Funnels of every kind: killed, continued, and told by hand."""
+    """Funnels of every kind: killed and continued."""
 
     settings = None  # each test has its own
 
@@ -350,93 +345,13 @@ class FunnelResumeTest(ResumeTestCase):
         self.assert_ends_alike(workdir, *settings, unbroken=unbroken)
         return unbroken
 
-    def assert_told(self, workdir, stages):
-        """Checks the lines and columns of stages against the stream.
-
-        `stages` are those that score, by logged step.
-        """
-        recipe = directory.load_config(workdir)
-        with contextlib.redirect_stderr(io.StringIO()):
-            first = inputs.open_sources(recipe, tf.distribute.get_strategy())
-        tokenizer = loading.tokenizer_of(recipe, first.store, workdir, workdir)
-        form = pictures.Resizing(tiny.IMAGE_SIZE)
-        skipped = interruptions.Skipped(workdir)
-        rows, draws = (
-            {row["step"]: row for row in self.lines(workdir, name)}
-            for name in (directory.METRICS_FILE, directory.DRAWS_FILE)
-        )
-        lines = tiny.read_stages(workdir)
-        self.assertEqual(
-            [(line["step"], line["stage"]) for line in lines],
-            [(step, stage) for step in stages for stage in stages[step]],
-        )
-        for step, row in rows.items():
-            scored = {n.split("/")[1] for n in row if n.endswith("m_score")}
-            self.assertEqual(scored, {str(one) for one in stages.get(step, ())})
-        num_stored = len(recipe.selection.stored)
-        for line in lines:
-            step, stage = line["step"], line["stage"]
-            row, sources = (
-                rows[step],
-                inputs.at_step(recipe, first, workdir, step - 1),
-            )
-            # Ids of the rows into the funnel, into its live stages, and out.
-            curated = recipe.curated_rows(step - 1)
-            size = sources.selection.hyper_batch_size(curated)
-            order = inputs.order_of(recipe, sources)
-            positions = np.arange(size) + (step - 1) * size
-            stream = inputs.Stream(recipe, sources, tokenizer, form, skipped)
-            super_batch = stream.read(step - 1)["id"].numpy()
-            trained = draws[step]["ids"]
-            chosen = trained[: len(trained) - curated]
-            groups = [first.store.ids(order.rows(positions))]
-            groups += [super_batch] * (num_stored > 0)
-            groups += [chosen] * (num_stored < len(recipe.selection.stages))
-            ids = groups[stage : stage + 2]
-            self.assertEqual(
-                [line["rows_in"], line["rows_out"]], [len(one) for one in ids]
-            )
-            self.assertContainsSubset(
-                [one["id"] for one in line["highest"] if one["kept"]], ids[1]
-            )
-            for name, some in zip(("clean_in", "clean_out"), ids, strict=True):
-                share = np.mean((np.asarray(some) - 100) % 3 > 0)
-                self.assertAllClose(line[name], share)
-                self.assertEqual(row[f"stages/{stage}/{name}"], line[name])
-            if stage < num_stored:
-                score = row[f"stages/{stage}/score"]
-                self.assertEqual(score, line["score"])
-                self.assertAllClose(
-                    -line["reference_loss"]["kept"]["mean"], score, 1e-4
-                )
-        return rows
-
     def test_a_stored_stage_alone(self):
         stored = stage(0, candidates=3, embeddings="stored")
         unbroken = self.check("stored", *stored, kills=[11])
-        rows = self.assert_told(unbroken, dict.fromkeys((2, 4, 6, 8), [0]))
-        for step, row in rows.items():
-            self.assertEqual(row["examples/offered"], 12 * step)
+        for row in self.lines(unbroken, directory.METRICS_FILE):
+            self.assertEqual(row["examples/offered"], 12 * row["step"])
             self.assertEqual(row["examples/scored"], 0)
             self.assertGreater(row["flops/stored"], 0)
-        # Captions of noise are unlike their pictures.
-        clean_in, clean_out = (
-            [row[f"stages/0/{name}"] for row in rows.values()]
-            for name in ("clean_in", "clean_out")
-        )
-        self.assertGreater(np.mean(clean_out), np.mean(clean_in) + 0.1)
-        said = self.said_in(unbroken)
-        self.assertIn(
-            "stage 0, stored: 12 rows, the hyper-batch, -> 4, joint by "
-            "easy_reference\ntrained: 4 rows\n",
-            said,
-        )
-        self.assertRegex(
-            said,
-            r"stage 0, joint by easy_reference: 12 rows -> 4; in step 8 the "
-            rf"chosen rows score {rows[8]['stages/0/score']:.3g}, uniform ones "
-            rf"\S+; clean {clean_in[-1]:.0%} -> {clean_out[-1]:.0%}\n",
-        )
 
     def test_a_live_stage_alone_that_ends(self):
         live = stage(0, candidates=3, criterion="learnability", last_step=4)
@@ -458,10 +373,9 @@ class FunnelResumeTest(ResumeTestCase):
             *stage(1, candidates=3, criterion="learnability"),
         )
         unbroken = self.check("both", *stages, kills=[13])
-        rows = self.assert_told(unbroken, dict.fromkeys((2, 4, 6, 8), [0, 1]))
-        for step, row in rows.items():
-            self.assertEqual(row["examples/offered"], 24 * step)
-            self.assertEqual(row["examples/scored"], 12 * step)
+        for row in self.lines(unbroken, directory.METRICS_FILE):
+            self.assertEqual(row["examples/offered"], 24 * row["step"])
+            self.assertEqual(row["examples/scored"], 12 * row["step"])
 
     def test_a_clean_start_and_renewals(self):
         settings = (
@@ -472,10 +386,8 @@ class FunnelResumeTest(ResumeTestCase):
             "bootstrap.clean_start=true",
         )
         unbroken = self.check("renewed", *settings, kills=[8, 15])
-        scored = dict.fromkeys((4, 6, 8), [0, 1])
-        rows = self.assert_told(unbroken, scored)
         # Three steps of four curated rows; then 12 offered, 6 drawn.
-        last = rows[8]
+        last = self.lines(unbroken, directory.METRICS_FILE)[-1]
         for name, count in (
             ("drawn", 3 * 4 + 5 * (6 + 1)),
             ("scored", 5 * 6),

@@ -66,10 +66,7 @@ class DrawReportTest(tf.test.TestCase):
         models = random_embeddings.models(50)
         stage = config.Stage(1, num_chunks=2)
         found = draw(models, stage, batch_size=10)
-        expected = {
-            "score": found.score,
-            "uniform_score": found.uniform_score,
-        }
+        expected = {"score": found.score, "uniform_score": found.uniform_score}
         kept = found.kept.numpy()
         for model in methods.MODELS:
             rows = getattr(found, f"{model}_loss").numpy()

@@ -43,7 +43,7 @@ class EmbeddingsTest(tf.test.TestCase):
             ((None, reference), "hard_learner", "learner"),
         ):
             with self.assertRaisesRegex(
-                ValueError, f"`criterion` needs the {name}'s embeddings"
+                ValueError, f"`criterion` needs the {name}"
             ):
                 selection.select_jointly(
                     *models, criterion=criterion, **OPTIONS

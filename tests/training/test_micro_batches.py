@@ -6,7 +6,6 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import losses
-from jest_tf.embeddings import Embeddings
 from jest_tf.models import layers
 from jest_tf.training import micro_batches
 
@@ -134,22 +133,6 @@ class MicrobatchTest(tf.test.TestCase):
             _, _, found = gradients(regularized(), size, **eightfold)
             self.assert_equal(found, [8.0 * one for one in shared])
 
-    def test_embeddings_of_any_type_are_concatenated_in_float32(self):
-        def encode(part):
-            rows = tf.cast(tf.reshape(part["text"], [-1, 6]), tf.bfloat16)
-            one = tf.constant(1.0, tf.float16)
-            return Embeddings(rows, 2 * rows, one, one)
-
-        text = np.arange(24).reshape(4, 6)
-        parts = {"image": tf.zeros([4, 1]), "text": tf.constant(text)}
-        found = micro_batches.embed(encode, parts, 2)
-        self.assertEqual({value.dtype for value in found}, {tf.float32})
-        self.assertAllEqual(found.image, text)
-        self.assertAllEqual(found.text, 2 * text)
-        self.assertAllEqual([found.scale, found.bias], [1.0, 1.0])
-
     def test_a_micro_batch_that_does_not_divide_the_rows_is_refused(self):
-        with self.assertRaisesRegex(
-            ValueError, "`micro_batch_size` .* 5, b/R=12, R=2"
-        ):
+        with self.assertRaisesRegex(ValueError, "`micro_batch_size` .* 5, b/R"):
             gradients(tiny.learner(), 5, num_replicas=2)

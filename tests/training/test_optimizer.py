@@ -8,7 +8,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from jest_tf import config, models
+from jest_tf import config
 from jest_tf.training import optimizer as optimizer_lib
 
 
@@ -196,22 +196,3 @@ class OptimizerTest(tf.test.TestCase):
             value = (1 - 0.1 * 0.5) ** 3 if is_kernel else 1.0
             self.assertAllClose(variable, np.full(variable.shape, value))
         self.assertEqual(kernels, 2)
-
-    def test_a_preset_decays_its_matrices(self):
-        settings = config.TrainConfig(
-            data=config.DataConfig(image_size=8, text_length=3),
-            model=config.ModelConfig(preset="tiny"),
-        )
-        learner = models.build_learner(settings, 12)
-        optimizer = jest_tf.AdamW(0.1, weight_decay=0.5)
-        optimizer.build(learner.trainable_variables)
-        others = ("position", "table", "embedding", "probe")
-        for variable in learner.trainable_variables:
-            decays = optimizer._use_weight_decay(variable)
-            # Vectors of an encoder are stacked, so rank does not tell them.
-            if variable.name.endswith(("bias", "gamma", "beta", "temperature")):
-                self.assertFalse(decays, variable.path)
-            else:
-                is_matrix = not any(word in variable.path for word in others)
-                expected = is_matrix or variable.name == "kernel"
-                self.assertEqual(decays, expected, variable.path)

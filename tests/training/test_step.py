@@ -99,7 +99,7 @@ class SizesTest(tf.test.TestCase):
             with self.assertRaisesRegex(ValueError, message):
                 self.sizes(funnel(8, *stages), num_replicas, num_curated)
         with self.assertRaisesRegex(
-            ValueError, "out of every stage must be a mult.* 12, R=8"
+            ValueError, "out of every stage .* 12, R=8"
         ):
             self.sizes(funnel(12, two[0]), 8)
 

@@ -135,10 +135,7 @@ class ManifestTest(FolderTestCase):
         with open(path, encoding="utf-8") as file:
             good = json.load(file)
         for change, pattern in (
-            (
-                {"version": 1},
-                "must be of version 2. Received: 1; write it anew",
-            ),
+            ({"version": 1}, "must be of version 2. Received: 1"),
             ({"shards": None}, "damaged"),
             ({"shards": [{"shard": "0"}]}, "damaged"),
         ):
@@ -198,9 +195,7 @@ class ManifestTest(FolderTestCase):
         other = manifest.describe(
             self.store, 0, {**shard_files.MADE_BY, "share": 0.1}
         )
-        with self.assertRaisesRegex(
-            ValueError, "expected made_by.share=0.1. Received: 0.5; take anoth"
-        ):
+        with self.assertRaisesRegex(ValueError, "expected made_by.share=0.1"):
             manifest.is_there(path, other)
         same = manifest.describe(self.store, 0, shard_files.MADE_BY)
         self.assertTrue(manifest.is_there(path, same))
@@ -254,17 +249,6 @@ class WeightedOrderTest(tf.test.TestCase):
         error = 5 * np.sqrt(0.25 / 60000)
         self.assertAllClose(shares, self.WEIGHTS / 9, atol=error)
 
-    def test_the_expected_number_of_distinct_rows_is_that_of_many_streams(self):
-        for count in (3, 6, 8, 20):
-            found = [
-                len(np.unique(self.rows(0, count, seed=seed)))
-                for seed in range(150)
-            ]
-            order = stream.Order(10, 0, row_weights=self.WEIGHTS)
-            self.assertAllClose(
-                order.num_distinct(count), np.mean(found), atol=0.7
-            )
-
     def test_weights_have_a_say_within_a_part_of_a_mixture(self):
         weights = np.array([1, 0, 3, 0, 0, 0, 5, 5])
         mixture = stream.Mixture((3, 5), (1, 3), 4, row_weights=weights)
@@ -276,12 +260,6 @@ class WeightedOrderTest(tf.test.TestCase):
         # five standard deviations.
         atol = 5 * np.sqrt(2**13 / 4) / 2**16
         self.assertAllClose(shares, expected, atol=atol)
-
-    def test_a_weight_that_is_next_to_nothing_counts_as_none(self):
-        order = stream.Order(4, 0, row_weights=np.float32([1, 2, 1, 1e-30]))
-        rows = order.rows(np.arange(4000))
-        self.assertAllEqual(np.bincount(rows), [1000, 2000, 1000])
-        self.assertEqual(order.num_distinct(4000), 3)
 
     def test_weights_that_cannot_be_are_refused(self):
         for weights in ([1.0] * 3, [0.0] * 4, [-1, 1, 1, 1], [np.nan, 1, 1, 1]):
@@ -322,6 +300,6 @@ class StreamTest(stored_cases.StoredTestCase):
         self.assertAllGreater(self.WEIGHTS[rows], 0)
         drawn = int((self.WEIGHTS > 0).sum())
         with self.assertRaisesRegex(
-            ValueError, f"the records that are drawn from, {drawn}, .*: 51$"
+            ValueError, f"drawn from, {drawn}, .*: 51$"
         ):
             self.batches(1, batch_size=17, stages=(stage,))

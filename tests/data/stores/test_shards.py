@@ -20,9 +20,7 @@ class FilesTestCase(tf.test.TestCase):
 
     def setUp(self):
         super().setUp()
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = directory.name
+        self.directory = self.enterContext(tempfile.TemporaryDirectory())
         # Longer than a window and a gap, so that every path is taken.
         self.data = np.random.default_rng(0).bytes(5 * 10**6)
         self.path = self.write("a", self.data)
@@ -201,17 +199,6 @@ class StorageErrorTest(FilesTestCase):
             self.assertEqual(
                 sector.calls, [(100, 80), (2 * 10**6, 30)] + 2 * [(100, 80)]
             )
-
-    def test_waits_grow_and_failed_reads_share_them(self):
-        sector = shard_files.BadSector(0, 10**7, times=4)
-        with (
-            mock.patch.object(retries, "WAITS", (0.25, 1.5)),
-            mock.patch.object(retries.time, "sleep") as sleep,
-        ):
-            self.assertEqual(self.read_from(sector), self.payloads())
-        self.assertEqual(
-            [one.args for one in sleep.mock_calls], [(0.25,), (1.5,)]
-        )
 
     def test_a_bad_sector_costs_only_its_record(self):
         expected = self.payloads()

@@ -83,16 +83,6 @@ class StoreTest(shard_files.FolderTestCase):
         self.assertEqual(columns["id"][0], -3)
         self.assertAllEqual(columns["id"], store.ids(np.arange(3)))
 
-    def test_columns_span_several_batches(self):
-        count = 515
-        shard_files.write_shard(
-            self.path("d"), map(serialize_example, range(count))
-        )
-        store = stores.open_store(self.path("d"))
-        columns = store.columns(["id", "name"])
-        self.assertAllEqual(columns["id"], 1000 + np.arange(count))
-        self.assertEqual(columns["name"][-1], b"n%d" % (count - 1))
-
     def test_a_missing_shard_is_an_error_and_a_truncated_one_a_fault(self):
         os.truncate(self.path("b.tfrecord"), 13)
         found = self.store.read(np.array([8, 9]))
@@ -253,24 +243,3 @@ class OpenTest(shard_files.FolderTestCase):
         self.assertEqual(store.stamp(2), stores.open_store(tfrecord).stamp(0))
         with self.assertRaisesRegex(ValueError, "`data.train`"):
             stores.open_stores(config.DataConfig())
-
-    def test_data_settings_apply_to_every_store(self):
-        path = shard_files.write_shard(
-            self.path("b"),
-            [shard_files.serialize(image="x", big="y", caption="c", alt="d")],
-        )
-        folder = self.path("indexes")
-        store = stores.open_stores(
-            config.DataConfig(
-                train=(path,),
-                format="tfrecord",
-                image_field="big",
-                caption_fields=("alt", "caption"),
-                index_dir=folder,
-            )
-        )
-        self.assertEqual(
-            store.read(np.array([0])),
-            [stores.Record(b"y", (b"d", b"c"), {"image": b"x"})],
-        )
-        self.assertLen(os.listdir(folder), 1)

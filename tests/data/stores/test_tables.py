@@ -197,16 +197,6 @@ class DelimitedTest(TablesTestCase):
         self.assertEqual(ids[4], shards.stored_id(b"9" * 20))
         self.assertLen(set(ids), 5)
 
-    def test_usual_columns_are_found_and_others_named(self):
-        path = self.write("a.csv", b"filepath,title\nimages/0.jpg,x\n")
-        self.assertEqual(self.read(path)[0].captions, (b"x",))
-        path = self.write("b.csv", b"picture,words\nimages/0.jpg,x\n")
-        self.refuse("b.csv must have a column 'image' or.*'picture'", path)
-        self.refuse("a column 'title'.*'words'", path, image_field="picture",
-                    caption_fields=["title"])  # fmt: skip
-        found = self.read(path, image_field="picture", caption_fields=["words"])
-        self.assertEqual(found[0].captions, (b"x",))
-
     def test_an_empty_table_is_refused(self):
         self.refuse("c.csv is empty", self.write("c.csv", b""))
         self.refuse("d.csv is empty", self.write("d.csv", b"image,caption\n"))
@@ -266,26 +256,6 @@ class ParquetTest(TablesTestCase):
                 [one.image for one in found], [b"picture 2", b"picture 0"]
             )
 
-    def test_integers_and_booleans_are_kept_as_text_beside_numbers_of_their_own(
-        self,
-    ):
-        path = self.table(
-            image=[b"A", b"B"],
-            caption=["a", "b"],
-            id=[7, 8],
-            label=[3, 4],
-            noise=[True, False],
-            source=[0, None],
-            score=[0.5, 0.5],
-        )
-        self.assertEqual(
-            [one.metadata for one in self.read(path)],
-            [
-                {"noise": b"true", "source": b"0", "cls": b"3"},
-                {"noise": b"false", "cls": b"4"},
-            ],
-        )
-
     def test_captions_are_lists_or_several_columns(self):
         path = self.table(
             image=[b"A", b"B"],
@@ -303,22 +273,6 @@ class ParquetTest(TablesTestCase):
             ],
             [(b"z", b"x", b"y"), (b"w",)],
         )
-
-    def test_rows_of_any_order_are_read_from_their_groups(self):
-        count = 11
-        path = self.table(
-            image=[b"%d" % i for i in range(count)],
-            caption=[f"c{i}" for i in range(count)],
-            id=np.arange(count) * 10,
-            row_group_size=4,
-        )
-        store = stores.open_store(path)
-        rows = np.array([10, 0, 5, 5, 4, 3, 8])
-        self.assertEqual(
-            [one.image for one in store.read(rows)],
-            [b"%d" % row for row in rows],
-        )
-        self.assertAllEqual(store.ids(rows), rows * 10)
 
     def reading(self, read):
         """Replaces how PyArrow reads the row groups of a file."""
@@ -363,9 +317,7 @@ class ParquetTest(TablesTestCase):
         self.assertEqual([one.image for one in found[:2]], 2 * [b"A"])
         for fault in found[2:]:
             self.assertRegex(fault.reason, "^unreadable row group: .Errno 5. ")
-        with self.assertRaisesRegex(
-            ValueError, f"{path} cannot be .*Errno 2. "
-        ):
+        with self.assertRaisesRegex(ValueError, f"{path} cannot .*Errno 2. "):
             read([0], errno.ENOENT, 99)
 
     def test_a_row_without_a_picture_is_a_fault(self):

@@ -1,15 +1,12 @@
 """Tests of the WebDataset shards, against Python's own tar writer."""
 
-import json
 import os
 import tarfile
-from unittest import mock
 
 import numpy as np
 import shard_files
 
 from jest_tf.data import stores
-from jest_tf.data.stores import tars
 
 
 class TarsTestCase(shard_files.FolderTestCase):
@@ -67,18 +64,6 @@ class SamplesTest(TarsTestCase):
             ],
         )
 
-    def test_strings_integers_and_booleans_of_json_are_kept_as_text(self):
-        fields = {"caption": "x", "noise": 1, "ok": False, "score": 0.5}
-        (found,) = self.read(
-            [
-                ("a.jpg", b"A"),
-                ("a.json", json.dumps(fields).encode()),
-            ]
-        )
-        self.assertEqual(
-            found.metadata, {"key": b"a", "noise": b"1", "ok": b"false"}
-        )
-
     def test_files_of_no_sample_are_skipped(self):
         found = self.read(
             [
@@ -124,30 +109,6 @@ class SamplesTest(TarsTestCase):
                 )
             ],
         )
-
-    def test_each_picture_extension_has_a_separate_index(self):
-        members = []
-        for i in range(3):
-            members += shard_files.tar_sample(f"{i}", caption=f"{i}")
-            # A thumbnail alone is a sample for the second setting only.
-            members.append((f"{i}+.thumb", b"small"))
-        shard_files.write_tar(self.path, members)
-        scans = []
-        scan = tars.Tars.scan
-
-        def counting(form, path, advance):
-            scans.append(path)
-            return scan(form, path, advance)
-
-        for _ in range(3):
-            with mock.patch.object(tars.Tars, "scan", counting):
-                usual, thumbs = (
-                    stores.open_store(self.path, image_field=field)
-                    for field in ("", "thumb")
-                )
-            self.assertEqual((len(usual), len(thumbs)), (3, 6))
-            self.assertEqual(thumbs.read([1])[0].image, b"small")
-        self.assertLen(scans, 2)
 
     def test_long_names_of_every_tar_format_are_read(self):
         key = "d" * 80 + "/" + "ü" * 60 + "k" * 40
