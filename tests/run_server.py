@@ -7,8 +7,8 @@ is an object: `workdir`, `settings`, overrides like those of `--set`, and the
 of `CALLS`, or of `REMOTE_CALLS` with a remote `workdir`; with `touching` in
 those whose path has this part. With a remote `workdir`, `local` begins the
 names of local files, the temporary folder's among them, a dead run's lease
-expires in a second, a request is slow after one, and a SIGTERM ends the process
-after three. Its output is a line with the process's number, and one
+expires in a second, and a request is slow after one. A SIGTERM ends the process
+after `grace` seconds. Its output is a line with the process's number, and one
 with how it ended.
 """
 
@@ -25,9 +25,10 @@ import keras
 import tiny
 
 from jest_tf import config, models
+from jest_tf.cli import train as train_command
 from jest_tf.config import overrides as overrides_lib
 from jest_tf.files import leases, remote, retries
-from jest_tf.runs import checkpoints, interruptions
+from jest_tf.runs import checkpoints
 from trainers import train
 
 # What makes a run's state durable or deletes it; between two of them nothing
@@ -93,6 +94,7 @@ def run(
     number=signal.SIGKILL,
     local=None,
     touching="",
+    grace=train_command.GRACE,
 ):
     """As `python -m trainers.train`."""
     calls = 0
@@ -116,7 +118,7 @@ def run(
             tempfile.tempdir = f"{local}.tmp"
             os.makedirs(tempfile.tempdir, exist_ok=True)
             leases.BEAT, leases.EXPIRY, leases.PAUSE = 0.4, 1.0, 0.05
-            retries.SILENCE, interruptions.GRACE = 1.0, 3.0
+            retries.SILENCE, train_command.GRACE = 1.0, grace
             module, names = remote, REMOTE_CALLS
         else:
             module, names = checkpoints.os, CALLS

@@ -201,7 +201,7 @@ class PagesTest(DocsTestCase):
             ("steps=4", "optimizer.warmup_steps=1")
             + ("evaluation.every_steps=2", "evaluation.log_every_steps=1"),
         )
-        self.assertIn("1 sidecars written, 720 records", printed)
+        self.assertIn("1 sidecar written, 720 records", printed)
         self.assertIn("160 rows, the super-batch, -> 32, joint", printed)
         self.assertLen(namespace["hits"].names[0], 3)
         log = directory.read_rows("runs/photos", "metrics.jsonl")

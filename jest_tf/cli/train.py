@@ -12,11 +12,15 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import threading
 
 from jest_tf import config
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import checks, overrides
+
+# Seconds after SIGTERM in which a process may end by itself. A pod has 30.
+GRACE = 18.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,24 +93,57 @@ def _run(flags):
 
 @contextlib.contextmanager
 def _signals_answered():
-    """Ends the process at a SIGTERM before `runs.train` handles any."""
+    """Ends the process at a SIGTERM, whatever it is doing.
+
+    At once, unless `runs.train` handles it; and `GRACE` seconds later in any
+    case. Python calls a handler when the main thread is back from TensorFlow,
+    which may ask a bucket again for minutes, but a socket tells another thread
+    at once. It watches until the process ends, which waits for such requests.
+    """
 
     def stop(number, frame):
         # No exception, which may get lost while modules are imported.
-        os.write(2, b"stopped by SIGTERM; the same command begins again\n")
-        os._exit(75)
+        leave("stopped by SIGTERM; the same command goes on")
 
-    is_ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    )
-    if is_ours:
-        signal.signal(signal.SIGTERM, stop)
+    def watch():
+        with end:
+            while number := end.recv(1):
+                if number[0] == signal.SIGTERM and not over.wait(GRACE):
+                    leave(
+                        ""
+                        if is_ending
+                        else f"stopped by SIGTERM, after {GRACE:g} s in which "
+                        "what was under way has not ended; the same command "
+                        "goes on from the last checkpoint"
+                    )
+
+    def leave(text):
+        os.write(2, f"{text}\n".encode() if text else b"")
+        os._exit(75)  # as `runs/interruptions.py`, which loads TensorFlow
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    ):
+        yield
+        return
+    is_ending, over = False, threading.Event()
+    end, signaled = socket.socketpair()
+    signaled.setblocking(False)
+    signal.signal(signal.SIGTERM, stop)
+    before = signal.set_wakeup_fd(signaled.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
+    except SystemExit:
+        is_ending = True
+        raise
     finally:
-        if is_ours:
+        if not is_ending:
+            over.set()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.set_wakeup_fd(before)
+            signaled.close()
 
 
 def _out_of_memory(recipe, text):

@@ -201,12 +201,9 @@ def move_folder(source: str, target: str) -> None:
         shutil.rmtree(target, ignore_errors=True)
         os.replace(source, target)
         return
-    names, lease = tree(source), _leases().find(source)
+    names = tree(source)
     if not names:
         raise FileNotFoundError(source)
-    if lease is not None and lease.view is not None:
-        lease.move(source, target)
-        return
     with staged_folder(source) as local:
         _upload([(f"{local}/{name}", f"{target}/{name}") for name in names])
     remove_folder(source)

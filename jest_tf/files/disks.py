@@ -54,8 +54,8 @@ def temporary() -> Iterator[None]:
 def room_for(*paths: str) -> Iterator[None]:
     """Tells a full disk from other errors, of whatever library.
 
-    Of several local paths that are written to, the error names that with the
-    least room.
+    Where the error does not say what could not be written, the one that is
+    raised names that of the local paths with the least room.
 
     Raises:
         Full: the disk is full.
@@ -66,7 +66,7 @@ def room_for(*paths: str) -> Iterator[None]:
         found = _FULL.search(str(error))
         if isinstance(error, Full) or not found:
             raise
-        path = min(paths, key=_free)
+        path = getattr(error, "filename", None) or min(paths, key=_free)
         raise _full(found[0], path, "what is written to it") from error
 
 

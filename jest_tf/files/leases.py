@@ -14,8 +14,9 @@ number may be claimed. A process that finds a higher number than its own has
 lost its lease, and ends. Clocks decide only how long a newcomer waits.
 
 In a folder with views, a file is an object of another name, with the number of
-its writer and a count, `metrics.jsonl~000004-17`. A view, `.view/000004-18`,
-names the object of each file, and the last view of the highest number counts.
+its writer and a count, `metrics.jsonl~000004-17`. A view, an object of
+`.view/`, names the object of each file, and the last view of the highest number
+counts; a file that it does not name is the object of its own name, if any.
 A writer begins with what counts then, uploads objects, publishes a view, looks
 whether it still holds the lease, and deletes what the view does not name any
 more. What it sends after it has lost the lease is in no view that is read.
@@ -132,23 +133,15 @@ class Lease:
     def remove(self, paths: Sequence[str]) -> None:
         """Deletes files."""
         self.check()
-        view = dict(self.view or {})
-        plain = [one for one in paths if view.pop(self._name_of(one), "") == ""]
-        if len(plain) < len(paths):
-            self._publish(view)
-        for path in plain:
+        names = {self._name_of(path) for path in paths}
+        view = self.view or {}
+        if names & {*view}:
+            self._publish(
+                {name: one for name, one in view.items() if name not in names}
+            )
+        # What was there before there were views would appear again.
+        for path in paths:
             remote.remove(path)
-
-    def move(self, source: str, target: str) -> None:
-        """Renames a folder, and replaces `target`."""
-        self.check()
-        start, end = (f"{self._name_of(one)}/" for one in (source, target))
-        view = {
-            name.replace(start, end, 1) if name.startswith(start) else name: one
-            for name, one in self.view.items()
-            if not name.startswith(end)
-        }
-        self._publish(view)
 
     def local(self, path: str) -> str | None:
         """Returns the local copy of a file that is appended to, if any."""
@@ -201,12 +194,10 @@ class Lease:
         return True
 
     def release(self) -> None:
-        """Ends the beats, and gives the lease back if it is still held."""
+        """Ends the beats, and gives the lease back."""
         self._stop.set()
         self._thread.join()
-        # Whoever has taken it, or will take it after an outage, is not ours.
         with contextlib.suppress(OSError):
-            self.check()
             remote.upload(os.devnull, self._claim + _END)
 
     def _upload(self, pairs):
@@ -227,7 +218,9 @@ class Lease:
         """Makes a view the one that counts, and deletes what it leaves out."""
         old = {*self.view.values(), self._published} - {*view.values(), ""}
         self._count += 1
-        published = f"{files.VIEWS}/{self._name[:6]}-{self._count:08d}"
+        # With the token: a folder may be deleted, and its numbers begin anew.
+        number, _, token = self._name.partition("-")
+        published = f"{files.VIEWS}/{number}-{self._count:08d}-{token}"
         _write(self._path_of(published), json.dumps(view).encode())
         # From here on, whoever takes the lease begins with this view.
         self.check()

@@ -39,7 +39,7 @@ LASTING = (
 WAITS = (0.1, 1.0, 4.0)
 FILE_WAITS = (1.0, 4.0, 16.0, 60.0)
 # Seconds after which a request is said to take long; then after twice as many.
-SILENCE = 10.0
+SILENCE = 8.0
 # Simultaneous requests to remote storage in one call.
 _REMOTE_REQUESTS = 16
 

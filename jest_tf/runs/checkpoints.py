@@ -226,21 +226,17 @@ def restore(model: keras.Model, workdir: str) -> Restored:
 
 
 def begin_anew(workdir: str) -> None:
-    """Lets a run begin again whose checkpoints are all damaged. Hold its lock.
+    """Lets a run begin again whose checkpoints have all been found damaged.
 
-    Raises:
-        ValueError: there is a checkpoint that is not renamed as damaged.
+    Any other run stays as it is, so that a command with `--overwrite` goes on
+    when it is repeated. Hold the lock.
     """
-    saved = saved_steps(workdir)
-    if saved:
-        raise ValueError(
-            "`--overwrite` is for a run whose checkpoints are all damaged. "
-            f"Received: {workdir!r}, with checkpoints of steps {saved}; take "
-            "another directory for a new run"
-        )
+    damaged = _steps(workdir, _DAMAGED)
+    if saved_steps(workdir) or not damaged:
+        return
     files.remove(directory.path(workdir, directory.WEIGHTS_FILE))
     files.remove_folder(directory.path(workdir, directory.REFERENCES_FOLDER))
-    for step in _steps(workdir, _DAMAGED):
+    for step in damaged:
         files.remove_folder(_folder(workdir, step) + _DAMAGED)
 
 

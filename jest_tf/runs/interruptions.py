@@ -6,11 +6,8 @@ leave out the super-batches at fault, by a list in the run directory.
 """
 
 import contextlib
-import os
 import signal
-import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
@@ -21,8 +18,6 @@ from jest_tf.training import finite
 
 # EX_TEMPFAIL of sysexits.h: "try again later", here with the same command.
 EXIT_CODE = 75
-# Seconds after SIGTERM that a process has to end by itself. A pod has 30.
-GRACE = 18.0
 
 # Few batches break a step; several close together mean that the learner itself
 # has diverged.
@@ -43,8 +38,7 @@ class Signals(keras.callbacks.Callback):
     which belongs after those that log and save a step and before slow ones.
     Outside of steps and in the first one, which changes nothing worth saving,
     `Preempted` is raised at once. A second SIGINT kills. Ignored signals stay
-    ignored, and only the main thread handles any. A process that is still there
-    18 seconds after SIGTERM, as its storage does not answer, ends with 75, too.
+    ignored, and only the main thread handles any.
 
     Attributes:
         received: the name of the signal; None before there is one.
@@ -57,7 +51,6 @@ class Signals(keras.callbacks.Callback):
         self._at_once = True
         self._has_stepped = False
         self._any_worker = None
-        self._guard = None
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -67,15 +60,12 @@ class Signals(keras.callbacks.Callback):
                 if before not in (signal.SIG_IGN, None):
                     self._before[number] = before
             self._take()
-            self._guard = _Guard()
         return self
 
     def __exit__(self, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-        if self._guard is not None:
-            self._guard.close()
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -138,44 +128,6 @@ class Signals(keras.callbacks.Callback):
             signal.signal(number, signal.SIG_DFL)
         if self._at_once:
             self._raise_if_received()
-
-
-class _Guard:
-    """Ends the process some time after SIGTERM.
-
-    Python calls a handler when the main thread is back from TensorFlow, which
-    may ask a bucket again for minutes. A socket tells a thread at once.
-    """
-
-    def __init__(self):
-        self._end, self._signaled = socket.socketpair()
-        self._signaled.setblocking(False)
-        self._before = signal.set_wakeup_fd(
-            self._signaled.fileno(), warn_on_full_buffer=False
-        )
-        threading.Thread(target=self._wait, daemon=True).start()
-
-    def close(self):
-        signal.set_wakeup_fd(self._before)
-        self._signaled.close()
-
-    def _wait(self):
-        deadline = None
-        with self._end, contextlib.suppress(TimeoutError):
-            while number := self._end.recv(1):
-                if deadline is None and number[0] == signal.SIGTERM:
-                    deadline = time.monotonic() + GRACE
-                if deadline is not None:
-                    left = deadline - time.monotonic()
-                    self._end.settimeout(max(left, 0.001))
-            return
-        text = (
-            f"stopped by SIGTERM, after {GRACE:g} s in which what was under "
-            "way has not ended; the same command goes on from the last "
-            "checkpoint\n"
-        )
-        os.write(2, text.encode())
-        os._exit(EXIT_CODE)
 
 
 class FiniteCheck(steps.StepCallback):

@@ -3,8 +3,6 @@
 import os
 import signal
 import threading
-import time
-from unittest import mock
 
 import keras
 import numpy as np
@@ -168,23 +166,6 @@ class SignalsTest(tf.test.TestCase):
             signals.on_train_batch_begin(1)
             self.send(signal.SIGINT)  # waits for the step
             self.assertEqual(signal.getsignal(signal.SIGINT), signal.SIG_DFL)
-
-    def test_what_does_not_end_is_ended(self):
-        with (
-            mock.patch.object(interruptions, "GRACE", 0.1),
-            mock.patch.object(os, "_exit") as leave,
-            mock.patch.object(os, "write") as write,
-        ):
-            with interruptions.Signals():
-                pass  # which leaves no guard behind
-            with self.assertRaises(interruptions.Preempted):
-                with interruptions.Signals() as signals, signals.deferred():
-                    self.send()
-                    time.sleep(0.5)
-        leave.assert_called_once_with(75)
-        ((number, line), _) = write.call_args
-        self.assertEqual(number, 2)
-        self.assertRegex(line.decode(), "^stopped by SIGTERM, after 0.1 s.*\n$")
 
 
 class SkippedTest(tf.test.TestCase):

@@ -528,7 +528,7 @@ class BucketResumeTest(ResumeTestCase):
         workdir, local = self.place("outage")
         # In the first save.
         storage.fail("^b: POST .*checkpoints", hold=True)
-        process = machine.start(workdir, *self.remote, local=local)
+        process = machine.start(workdir, *self.remote, local=local, grace=3.0)
         self.wait_for(storage.held)
         storage.heal()
         storage.fail("^b: ", times=10**9)
@@ -559,8 +559,25 @@ class BucketResumeTest(ResumeTestCase):
         self.assertIn(f"the same command goes on from step {step}", said)
         # The lease was given back, so nobody waits for it.
         self.assertEndsWith(max(remote.names(f"{workdir}/.lock")), ".end")
+        self.make_plain(workdir)
         self.assertEqual(self.run_at(place), 0)
         self.assert_alike(workdir, has_config=False)
+
+    def make_plain(self, workdir):
+        """Gives each file an object of its own name, as version 0.2.0 did."""
+        found = {
+            name: files.read_whole(f"{workdir}/{name}")
+            for name in files.tree(workdir)
+        }
+        for name in remote.tree(workdir):
+            remote.remove(f"{workdir}/{name}")
+        with tempfile.NamedTemporaryFile() as file:
+            for name, content in found.items():
+                file.seek(0)
+                file.truncate()
+                file.write(content)
+                file.flush()
+                remote.upload(file.name, f"{workdir}/{name}")
 
     def sidecars(self, workdir, step):
         """The arrays of a renewal's sidecars, by name."""
