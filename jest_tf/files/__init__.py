@@ -205,6 +205,7 @@ def move_folder(source: str, target: str) -> None:
     if not names:
         raise FileNotFoundError(source)
     with staged_folder(source) as local:
+        remove_folder(target)
         _upload([(f"{local}/{name}", f"{target}/{name}") for name in names])
     remove_folder(source)
 

@@ -51,6 +51,7 @@ _RESOLUTION = 1.0
 # Equally long, because a cached size may cut an object that has grown.
 _SIZE = 512
 
+_NUMBER = re.compile(r"\d{6}-")
 _CLAIM = re.compile(r"\d{6}-[0-9a-f]{16}")
 _END = ".end"
 _OBJECT = re.compile(r".+~(\d{6})-\d+", re.DOTALL)
@@ -341,7 +342,7 @@ def _claim(path):
     while True:
         _wait_until_free(path)
         # A lock may have been deleted by hand; numbers are not used again.
-        used = {*_newest(path), *remote.names(views)}
+        used = filter(_NUMBER.match, [*_newest(path), *remote.names(views)])
         number = 1 + max((int(name[:6]) for name in used), default=0)
         name = f"{number:06d}-{secrets.token_hex(8)}"
         _sign(f"{path}/{name}", 0)
