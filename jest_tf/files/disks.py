@@ -7,6 +7,7 @@ import glob
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -66,7 +67,9 @@ def room_for(*paths: str) -> Iterator[None]:
         found = _FULL.search(str(error))
         if isinstance(error, Full) or not found:
             raise
-        path = getattr(error, "filename", None) or min(paths, key=_free)
+        path = getattr(error, "filename", None)
+        if not isinstance(path, str):
+            path = min(paths, key=_free)
         raise _full(found[0], path, "what is written to it") from error
 
 
@@ -100,4 +103,6 @@ def _full(reason, path, needed):
 def _free(path):
     while not os.path.exists(path):
         path = os.path.dirname(path) or "."
-    return shutil.disk_usage(path).free
+    usage = shutil.disk_usage(path)
+    # Some network disks tell nothing.
+    return usage.free if usage.total else sys.maxsize

@@ -332,13 +332,18 @@ class DisksTest(remote_files.Local, tf.test.TestCase):
             with self.assertRaises(kind) as raised, disks.room_for(path):
                 raise error
             self.assertEqual(raised.exception is error, not is_full)
+            if is_full:
+                place = getattr(error, "filename", None) or path
+                self.assertEqual(raised.exception.filename, place)
         with (
             mock.patch.object(shutil, "disk_usage") as usage,
             self.assertRaisesRegex(
                 disks.Full, "room for 3,000 bytes. Received: 2,999 bytes"
             ) as raised,
         ):
-            usage.return_value.free = 2999
+            usage.return_value = mock.Mock(total=0, free=0)
+            disks.check_room(path, 3000)
+            usage.return_value = mock.Mock(total=9999, free=2999)
             disks.check_room(path, 2999)
             disks.check_room(path, 3000)
         self.assertEqual(raised.exception.filename, path)
