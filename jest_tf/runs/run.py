@@ -82,9 +82,7 @@ def extend(workdir: str, steps: int) -> dict[str, float]:
     Raises:
         ValueError: as `train`; or the run has not finished.
     """
-    with interruptions.Signals():
-        config = provenance.extend(workdir, steps)
-    return train(config, workdir)
+    return train(provenance.extend(workdir, steps), workdir)
 
 
 def _train(config, workdir, signals, overwrite):
