@@ -420,6 +420,9 @@ def _at_its_place(path, call):
         try:
             return call(found)
         except FileNotFoundError:
+            lease = _leases().find(path) if is_remote(path) else None
+            if lease is not None:
+                lease.check()  # whoever has it now deletes what is not theirs
             if place(path) == found:
                 raise
 

@@ -304,6 +304,14 @@ class ViewsTest(remote_files.Ram, LeaseTestCase):
             self.assertEqual(files.tree(self.folder), ["other/data"])
             self.assertEqual(self.read("other/data"), b"0")
 
+    def test_who_reads_what_the_next_writer_has_deleted_has_lost(self):
+        with self.assertRaisesRegex(leases.Lost, "Received: 000002"):
+            with files.locked(self.lock):
+                self.write_files("file")
+                self.claim(2)
+                remote.remove(files.place(f"{self.folder}/file"))
+                self.read("file")
+
     def test_a_folder_that_was_deleted_begins_anew(self):
         for name in ("first", "second"):
             with files.locked(self.lock):
