@@ -15,13 +15,13 @@ ROOT = os.path.dirname(TESTS)
 class Server:
     """A process of `run_server.py`: runs come and go, TensorFlow stays."""
 
-    def __init__(self):
+    def __init__(self, **environment):
         self._process = subprocess.Popen(
             [sys.executable, os.path.join(TESTS, "run_server.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{TESTS}"},
+            env=os.environ | {"PYTHONPATH": f"{ROOT}:{TESTS}"} | environment,
         )
 
     def start(self, workdir, *overrides, **options):

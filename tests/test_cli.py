@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 import presets
@@ -355,6 +356,35 @@ class StartTest(tf.test.TestCase):
                 "assert not {'tensorflow', 'keras', 'numpy'} & {*sys.modules}"
             )
             self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_a_signal_is_answered_in_any_state(self):
+        taken = "signal.signal(15, lambda *_: None); "
+        for state, end, said in (
+            ("", "time.sleep(60)", "stopped by SIGTERM; .* goes on\n"),
+            # As `runs.train` takes it, which waits for a request, or whose
+            # process does after it has said so.
+            (taken, "time.sleep(60)", "stopped by SIGTERM, after 0.1 s .*\n"),
+            (
+                f"{taken}threading.Thread(target=time.sleep, args=[60]).start()"
+                "; ",
+                "sys.exit(75)",
+                "",
+            ),
+        ):
+            started = time.monotonic()
+            done = self.python(
+                "import os, signal, sys, threading, time\n"
+                "from jest_tf import cli, config\n"
+                "from jest_tf.cli import train\n"
+                "def load_config(*_):\n"
+                f"    {state}os.kill(os.getpid(), 15); {end}\n"
+                "config.load_config, train.GRACE = load_config, 0.1\n"
+                "sys.exit(cli.main(['train', '--config', 'a', '--workdir', "
+                "'a']))"
+            )
+            self.assertEqual(done.returncode, 75, done.stderr)
+            self.assertRegex(done.stderr, f"^{said}$")
+            self.assertLess(time.monotonic() - started, 60.0)
 
     def test_another_backend_is_refused_before_anything_is_read(self):
         recipe = f"{ROOT}/configs/quickstart_uniform.py"

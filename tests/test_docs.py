@@ -207,7 +207,7 @@ class PagesTest(DocsTestCase):
                 else ()
             ),
         )
-        self.assertIn("written, 720 records", printed)
+        self.assertIn("1 sidecar written, 720 records", printed)
         self.assertIn("96 rows, the hyper-batch, -> 32, joint", printed)
         self.assertLen(namespace["hits"].names[0], 3)
         log = directory.read_rows("runs/photos", "metrics.jsonl")

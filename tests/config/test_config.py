@@ -11,6 +11,7 @@ from unittest import mock
 import tensorflow as tf
 
 from jest_tf import config
+from jest_tf.config import overrides
 
 CONFIGS = os.path.join(os.path.dirname(__file__), "..", "..", "configs")
 Stage, View = config.Stage, config.View
@@ -454,6 +455,11 @@ class FilesTest(tf.test.TestCase):
 
     def load(self, *overrides):
         return config.load_config(self.path, overrides)
+
+    def test_defaults_are_listed_as_they_are_written(self):
+        lines = overrides.describe(config.TrainConfig).splitlines()
+        for line in ("selection.batch_size=<int>", "optimizer.ema=none"):
+            self.assertIn(f"  {line}", lines)
 
     def test_overrides_of_every_kind(self):
         self.assertEqual(self.load(), config.TrainConfig(steps=20))

@@ -30,7 +30,6 @@ from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
-from jest_tf.files import leases
 from jest_tf.reports import manifest_page
 from jest_tf.runs import directory
 from trainers import curate as command
@@ -305,8 +304,7 @@ class ResumeTest(ScoresTestCase):
                 self.curate(folder)
 
     def test_a_remote_manifest_equals_a_local_one(self):
-        with mock.patch.object(leases, "SETTLE", 0.0):
-            remote = self.curate("ram://curation/a")
+        remote = self.curate("ram://curation/a")
         self.assertEqual(remote.identity, self.curate(self.output()).identity)
 
     def test_models_that_do_not_fit_are_refused(self):

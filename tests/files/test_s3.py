@@ -62,3 +62,7 @@ class S3Test(S3, test_files.AnySchemeTest):
 
 class S3LeaseTest(S3, test_leases.LeaseTest):
     pass
+
+
+class S3ViewsTest(S3, test_leases.ViewsTest):
+    pass
