@@ -114,41 +114,6 @@ class MatrixFormTest(tf.test.TestCase):
 
 
 class SamplerTest(tf.test.TestCase):
-    def test_every_sampler_keeps_exactly_b_rows_without_repeats(self):
-        models = random_embeddings.models(77)
-        for method, batch, share in pairwise.cases(
-            config.METHODS, (1, 33, 77), (0.0, 0.4)
-        ):
-            stage = config.Stage(
-                1,
-                method=method,
-                num_chunks=min(batch, 7),
-                uniform_share=share,
-            )
-            rows = draw(*models, stage, batch_size=batch).indices
-            self.assertEqual(rows.dtype, tf.int32)
-            self.assertEqual(rows.shape, (batch,))
-            self.assertLen(set(rows.numpy()), batch, (method, batch, share))
-            self.assertAllInRange(rows, 0, 76)
-
-    def test_a_uniform_share_is_drawn_from_the_rows_that_scores_leave(self):
-        models = random_embeddings.models(50)
-        for share, count in ((0.3, 3), (0.85, 8), (0.04, 0)):
-            mixed = draw(
-                *models,
-                config.Stage(1, num_chunks=2, uniform_share=share),
-                batch_size=10,
-            )
-            by_score = draw(
-                *models, config.Stage(1, num_chunks=2), batch_size=10 - count
-            )
-            rest = np.setdiff1d(np.arange(50), by_score.indices)
-            salted = SEED[0] ^ hand_draws.UNIFORM_SALT, SEED[1]
-            noise = selection.gumbel_noise(salted, 1, 50)[0].numpy()
-            uniform = rest[np.argsort(-noise[rest])][:count]
-            self.assertAllEqual(mixed.indices, [*by_score.indices, *uniform])
-            self.assertAllEqual(mixed.own_score, by_score.own_score)
-
     def test_select_jointly_is_the_draw_of_a_stage(self):
         models = random_embeddings.models(40)
         stage = config.Stage(1, num_chunks=3, criterion="own_parts:doubt")
