@@ -3,6 +3,7 @@
 import itertools
 from unittest import mock
 
+import hand_draws
 import numpy as np
 import oracles
 import own_parts
@@ -46,6 +47,20 @@ class DrawReportTest(tf.test.TestCase):
                     )
                 means.append(expected[kept].mean())
             self.assertAllClose(found.score, means[0] - means[1], atol=1e-4)
+
+    def test_the_mean_of_kept_rows_is_the_loss_of_the_sub_batch(self):
+        models = random_embeddings.models(70)
+        for loss, (train, _) in LOSSES.items():
+            found = draw(
+                models, config.Stage(1, num_chunks=5), batch_size=20, loss=loss
+            )
+            rows = found.indices.numpy()
+            for name, parts in zip(methods.MODELS, models, strict=True):
+                sub_batch = hand_draws.take(parts, rows)
+                kept = getattr(found, f"{name}_loss")[found.kept]
+                self.assertAllClose(
+                    tf.reduce_mean(kept), train(sub_batch), rtol=1e-5
+                )
 
     def test_summary_averages_kept_and_dropped_rows(self):
         models = random_embeddings.models(50)

@@ -114,6 +114,41 @@ class MatrixFormTest(tf.test.TestCase):
 
 
 class SamplerTest(tf.test.TestCase):
+    def test_every_sampler_keeps_exactly_b_rows_without_repeats(self):
+        models = random_embeddings.models(77)
+        for method, batch, share in pairwise.cases(
+            config.METHODS, (1, 33, 77), (0.0, 0.4)
+        ):
+            stage = config.Stage(
+                1,
+                method=method,
+                num_chunks=min(batch, 7),
+                uniform_share=share,
+            )
+            rows = draw(*models, stage, batch_size=batch).indices
+            self.assertEqual(rows.dtype, tf.int32)
+            self.assertEqual(rows.shape, (batch,))
+            self.assertLen(set(rows.numpy()), batch, (method, batch, share))
+            self.assertAllInRange(rows, 0, 76)
+
+    def test_a_uniform_share_is_drawn_from_the_rows_that_scores_leave(self):
+        models = random_embeddings.models(50)
+        for share, count in ((0.3, 3), (0.85, 8), (0.04, 0)):
+            mixed = draw(
+                *models,
+                config.Stage(1, num_chunks=2, uniform_share=share),
+                batch_size=10,
+            )
+            by_score = draw(
+                *models, config.Stage(1, num_chunks=2), batch_size=10 - count
+            )
+            rest = np.setdiff1d(np.arange(50), by_score.indices)
+            salted = SEED[0] ^ hand_draws.UNIFORM_SALT, SEED[1]
+            noise = selection.gumbel_noise(salted, 1, 50)[0].numpy()
+            uniform = rest[np.argsort(-noise[rest])][:count]
+            self.assertAllEqual(mixed.indices, [*by_score.indices, *uniform])
+            self.assertAllEqual(mixed.own_score, by_score.own_score)
+
     def test_select_jointly_is_the_draw_of_a_stage(self):
         models = random_embeddings.models(40)
         stage = config.Stage(1, num_chunks=3, criterion="own_parts:doubt")
@@ -133,6 +168,29 @@ class SamplerTest(tf.test.TestCase):
             selection.select_jointly(*models, batch_size=20, seed=SEED).indices,
             draw(*models, config.Stage(9), batch_size=20).indices,
         )
+
+    def test_top_takes_the_highest_scores_in_order(self):
+        learner, reference = random_embeddings.models(64)
+        matrix = oracles.pair_losses(learner) - oracles.pair_losses(reference)
+        found = draw(
+            learner, reference, config.Stage(1, method="top"), batch_size=10
+        )
+        self.assertAllEqual(
+            found.indices, np.argsort(-np.diag(matrix), kind="stable")[:10]
+        )
+
+    def test_one_chunk_is_independent_selection(self):
+        models = random_embeddings.models(64)
+        by_pair, one_chunk = (
+            draw(*models, stage, batch_size=16)
+            for stage in (
+                config.Stage(1, method="independent"),
+                config.Stage(1, num_chunks=1),
+            )
+        )
+        self.assertAllEqual(one_chunk.indices, by_pair.indices)
+        rows = selection.independent_rows(by_pair.own_score, SEED, 16)
+        self.assertAllEqual(rows, by_pair.indices)
 
     def test_equal_models_and_zero_gain_draw_uniformly(self):
         learner, other = random_embeddings.models(40)
