@@ -36,13 +36,13 @@ def begin_command(names: Iterable[str], trust: bool) -> None:
     lies in a run directory that is not trusted.
     """
     global _trusts_all
-    _trusts_all = trust
+    names, _trusts_all = list(names), trust
     _runs.clear()
     for name in names:
         enter(name)
     if not {"", os.getcwd()} & {*sys.path}:
         sys.path.insert(0, os.getcwd())
-    sys.path[:] = [one for one in sys.path if not _run_of(one)]
+    sys.path[:] = [one for one in sys.path if not _is_of_run(one)]
 
 
 def enter(name: str, trust: bool | None = None) -> None:
@@ -63,7 +63,7 @@ def enter(name: str, trust: bool | None = None) -> None:
 def only_trusted(name: str, trust: bool) -> Iterator[None]:
     """Keeps Python from searching a run directory within the block."""
     enter(name, trust)
-    hidden = [one for one in sys.path if _run_of(one)]
+    hidden = [one for one in sys.path if _is_of_run(one)]
     sys.path[:] = [one for one in sys.path if one not in hidden]
     try:
         yield
@@ -89,7 +89,7 @@ def load_function(setting: str, name: str) -> Callable:
             f"one of Python's own library. Received: {name!r}"
         )
     for file in _files_of(module).values():
-        if _run_of(file):
+        if _is_of_run(file):
             raise ValueError(
                 f"`{setting}` names code in a run directory, which is data "
                 f"unless you trust it. Received: {name!r}, in {file}. Once you "
@@ -157,7 +157,7 @@ def _spec(whole, name, places):
     return None
 
 
-def _run_of(path):
+def _is_of_run(path):
     """Whether a path lies in a run directory that is not trusted."""
     folder, name = os.path.split(os.path.abspath(path))
     # The file itself, and what it is a link to.

@@ -249,8 +249,8 @@ def read(workdir: str, step: int) -> State:
     folder = _folder(workdir, step)
     with files.staged_folder(folder) as local:
         try:
-            # `tf.train.load_checkpoint` would follow a name in a folder so
-            # called.
+            # `tf.train.load_checkpoint` would follow a path that a folder of
+            # this name holds.
             reader = tf.compat.v1.train.NewCheckpointReader(
                 os.path.join(local, _STATE)
             )

@@ -184,7 +184,7 @@ def load_config(workdir: str) -> config_lib.TrainConfig:
             f"`workdir` must be a run directory, with {CONFIG_FILE}. "
             f"Received: {received(workdir)}"
         )
-    imports.enter(workdir)  # before settings are read that name code
+    imports.enter(workdir)
     config = config_lib.load_config(path(workdir, CONFIG_FILE))
     names = [name for _, name in config.functions]
     if has(workdir, tokenizers.FunctionTokenizer.FILE):

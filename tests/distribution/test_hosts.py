@@ -119,8 +119,9 @@ class HostsTest(tf.test.TestCase):
     def test_hosts_call_back_for_what_python_reads(self):
         found = self.pull(self.workers)
         self.assert_local(found)
-        # Encoded pictures pass the coordinator, decoded ones do not.
-        self.assertGreater(found["bytes"], 0.5 * self.encoded_bytes(found))
+        # Encoded pictures pass the coordinator, decoded ones do not. A slow
+        # machine has fetched some of them before bytes are counted.
+        self.assertGreater(found["bytes"], 0.2 * self.encoded_bytes(found))
 
     def test_what_ops_read_passes_no_coordinator(self):
         found = self.pull(self.workers, reader="ops")

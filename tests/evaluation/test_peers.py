@@ -50,16 +50,20 @@ def digits():
 
 
 def icons():
-    """Pixels of the icons, and of each caption words mixed with pixels."""
+    """Pixels of the icons, and of each caption words mixed with pixels.
+
+    Of equal icons the first alone is taken, as the peers break ties otherwise.
+    """
     store = stores.open_store(
         str(ROOT / "examples/icontext_mini/test-*.tfrecord"),
         index_dir=str(ROOT / ".pytest_cache"),
     )
-    records = store.read(range(len(store)))
-    small = [
-        pictures.resize_image(pictures.decode(one.image, 2**26), 8)
-        for one in records
-    ]
+    found = {}
+    for one in store.read(range(len(store))):
+        image = pictures.decode(one.image, 2**26)
+        small = pictures.resize_image(image, 8).numpy()
+        found.setdefault(small.tobytes(), (small, one))
+    small, records = zip(*found.values(), strict=True)
     images = np.float64(small).reshape(len(small), -1)
     images = unit(images - images.mean(axis=0))
     captions = [text for one in records for text in one.captions]

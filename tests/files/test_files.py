@@ -130,11 +130,15 @@ class AnySchemeTest(FilesTestCase):
             with self.assertRaisesRegex(ValueError, "a plain name, not a path"):
                 files.inside(folder, name)
         self.plant(folder)
-        before = os.listdir(tempfile.gettempdir())
-        with self.assertRaisesRegex(ValueError, "lead out|not a path"):
-            with files.staged_folder(folder):
-                self.fail("it is staged")
-        self.assertEqual(os.listdir(tempfile.gettempdir()), before)
+        above = self.enterContext(tempfile.TemporaryDirectory())
+        os.mkdir(f"{above}/inner")
+        with (
+            mock.patch.object(tempfile, "tempdir", f"{above}/inner"),
+            self.assertRaisesRegex(ValueError, "lead out|not a path"),
+            files.staged_folder(folder),
+        ):
+            self.fail("it is staged")
+        self.assertEqual([*os.walk(above)][1:], [(f"{above}/inner", [], [])])
 
     def plant(self, folder):
         """Puts something into a folder that lies outside of it."""
