@@ -8,6 +8,7 @@ import tempfile
 
 import numpy as np
 import oracles
+import pytest
 import tensorflow as tf
 
 from benchmarks import bench_selection, report
@@ -117,6 +118,7 @@ class ReportTest(tf.test.TestCase):
             report.write_block(self.readme, "one", "second", "make it")
         self.assertEqual(self.readme.read_text("utf-8"), text)
 
+    @pytest.mark.slow
     def test_the_figure_command_writes_its_block(self):
         self.readme.write_text("# By hand\n", "utf-8")
         printed = main("figure", "--small", "--out", str(self.readme))

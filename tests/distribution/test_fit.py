@@ -165,17 +165,6 @@ class KerasTest(tf.test.TestCase):
         stock.on_test_end()
         self.assertNotAllEqual(kernel, before, self.gone("exchange"))
 
-    def test_accumulated_gradients_are_refused(self):
-        settings = {"gradient_accumulation_steps": 2}
-        with self.assertRaisesRegex(
-            RuntimeError, "`merge_call` called", msg=self.gone("accumulation")
-        ):
-            fit_line(built(worker.StockLine), **settings)
-        with self.assertRaisesRegex(
-            ValueError, "`gradient_accumulation_steps`"
-        ):
-            fit_line(worker.Line, **settings)
-
 
 def built(kind):
     """`kind`, but built when made, so that it gets as far as the step."""
