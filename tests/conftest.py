@@ -1,4 +1,4 @@
-"""What has to be set before TensorFlow starts."""
+"""Settings that must be made before TensorFlow starts."""
 
 import gc
 import os

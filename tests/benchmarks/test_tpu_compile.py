@@ -110,7 +110,7 @@ class LifterTest(tf.test.TestCase):
 
 
 def handle_of(variable):
-    """What a graph captures of a Keras variable under a TPUStrategy."""
+    """The tensor of a Keras variable that a graph captures on a TPU."""
     packed = variable.value._packed_variable
     if packed is not None:
         return packed.packed_handle

@@ -105,7 +105,7 @@ class KnownTestCase(tf.test.TestCase):
         return os.path.join(cls.folder, f"{name}.tfrecord")
 
     def advise(self, *words, code=0, curated=None, reference=True):
-        """What the command prints, and the content of advice.json."""
+        """The command's output, the content of advice.json, and the page."""
         output = self.enterContext(tempfile.TemporaryDirectory())
         words = [*words, "--curated", curated or self.curated]
         if reference:

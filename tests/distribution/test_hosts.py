@@ -90,7 +90,7 @@ class HostsTest(tf.test.TestCase):
         return [f"127.0.0.1:{port}" for port in ports]
 
     def pull(self, hosts, **options):
-        """What arrives from the hosts, or the coordinator's errors."""
+        """The arrays that the hosts send, or the coordinator's errors."""
         output = os.path.join(self.folder, "arrived.npz")
         settings = {"hosts": hosts, "data": self.data, "steps": STEPS}
         settings |= {"options": options, "output": output}

@@ -1,4 +1,4 @@
-"""What TwoTower promises of any two towers, and the named sizes."""
+"""TwoTower's promises for any two towers, and the named sizes."""
 
 import dataclasses
 

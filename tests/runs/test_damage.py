@@ -91,7 +91,7 @@ class DamageTest(tf.test.TestCase):
         tempfile.tempdir = f"{self.folder}/temporary"
 
     def outside(self):
-        """What tells whether anything was written outside of the run."""
+        """A state that changes if anything is written outside of the run."""
         return os.path.lexists("/new"), {
             path: (os.lstat(path).st_size, os.lstat(path).st_mtime_ns)
             for root, _, names in os.walk(self.folder)
@@ -100,7 +100,7 @@ class DamageTest(tf.test.TestCase):
         }
 
     def write_rest(self):
-        """What a run has with other settings, or after an evaluation."""
+        """Writes the files of other settings and of an evaluation."""
         case = {"step": 3, "super_batches": [2], "ids": [[7]]}
         result = {"dataset": "pool", "task": "retrieval", "language": "en"}
         entry = {"task": ["retrieval"], "data": [self.pool]}
