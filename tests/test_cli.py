@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import numpy as np
 import presets
@@ -467,8 +468,9 @@ class EndToEndTest(tf.test.TestCase):
         command = [
             *("--runs", str(runs), "--figure", f"{folder}/search.png"),
             *("--queries", "a red heart", "sun", "--set", *SHRUNK),
+            f"data.train={DATA}/pool-*.tfrecord",
         ]
-        with quiet():
+        with quiet(), mock.patch.object(end_to_end, "DATA", DATA):
             end_to_end.main(command)
         resolved = config.load_config(runs / "learner/config.json")
         self.assertEqual(resolved.reference.model, f"keras_hub:{runs}/preset")

@@ -236,10 +236,7 @@ class WheelTest(tf.test.TestCase):
         self.assertTrue((package / "py.typed").exists())
 
     def test_it_trains_evaluates_and_writes_a_page_outside_of_a_clone(self):
-        train = ("train", "--config", "recipe.py", "--workdir", "run")
-        self.run_command(*train, "--dry-run")
-        self.assertFalse((self.work / "run").exists())
-        self.run_command(*train)
+        self.run_command("train", "--config", "recipe.py", "--workdir", "run")
         log = (self.work / "run" / "metrics.jsonl").read_text().splitlines()
         self.assertEqual([json.loads(line)["step"] for line in log], [1, 2])
         measured = json.loads(

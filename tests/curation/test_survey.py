@@ -16,7 +16,6 @@ import tempfile
 import html_elements
 import keras
 import numpy as np
-import pytest
 import shard_files
 import tensorflow as tf
 
@@ -284,19 +283,3 @@ class CommandTest(KnownTestCase):
         found = self.advise(*words, code=1, reference=False)
         self.assertIn("must not have been trained on the curated", found)
         self.assertIn(self.curated, found)
-
-    @pytest.mark.slow
-    def test_a_quick_reference_is_trained_on_the_shipped_pictures(self):
-        _, content, page = self.advise(
-            *("--config", f"{ROOT}/configs/quickstart_uniform.py"),
-            *("--pool", f"{MINI}/pool-*.tfrecord"),
-            *("--tests", f"{MINI}/val-*.tfrecord"),
-            *("--set", "sample=1000"),
-            curated=f"{MINI}/reference-*.tfrecord",
-            reference=False,
-        )
-        # Three tenths are clean; near-duplicates of clean pairs match, too.
-        self.assertBetween(content["matched"]["mean"], 0.2, 0.5)
-        self.assertLess(content["apart"], 2 / 3)
-        self.assertIn("stage", content["advice"])
-        html_elements.parse(page)
