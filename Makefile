@@ -60,7 +60,8 @@ test: $(INSTALLED) ## check the format, lint and run the tests
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
 
 test-slow: $(EXTRAS_INSTALLED) $(S3_INSTALLED) $(PEERS_INSTALLED) docs ## run the tests that take long: whole runs, kills, fuzzing, peers, Hugging Face, S3; build the site
-	@$(BIN)/python -m pytest -m slow --maxfail=3 $(PYTEST_WORKERS)
+	@$(BIN)/python -m pytest -m slow --maxfail=3 $(PYTEST_WORKERS) \
+	  --no-loadscope-reorder
 	@$(S3_BIN)/python -m pytest tests/files/test_s3.py
 
 test-oldest: $(OLDEST_INSTALLED) ## run the fast tests with the oldest versions that setup.cfg allows, and those of Beam

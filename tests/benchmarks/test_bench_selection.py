@@ -47,12 +47,6 @@ class FigureTest(tf.test.TestCase):
             bench_selection.uniform_learnability(scores, 3), np.mean(values)
         )
 
-    def test_gibbs_reports_the_learnability_of_the_rows_it_holds(self):
-        # With b = B there is one sub-batch, whoever leaves and comes back.
-        scores = random_scores(5)
-        trace = bench_selection.gibbs(scores, 5, 20, seed=0)
-        self.assertAllClose(trace, np.full(21, scores.sum() / 5))
-
     def test_gibbs_samples_the_distribution_that_it_is_said_to(self):
         scores = random_scores(7)
         totals = np.array(

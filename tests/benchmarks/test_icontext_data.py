@@ -242,17 +242,6 @@ LOGOS = [
 
 
 class NoiseTest(tf.test.TestCase):
-    def test_kinds_have_their_shares_and_the_pool_keeps_its_size(self):
-        found = noise.add(POOL, 0.7, LOGOS)
-        kinds = collections.Counter(one.noise for one in found)
-        self.assertEqual(len(found), 400)
-        self.assertEqual(kinds[""], 120)
-        for kind, share in noise.CRAWL.items():
-            expected = share * 280
-            # Four standard deviations of a binomial number.
-            spread = 4 * np.sqrt(expected * (1 - share))
-            self.assertNear(kinds[kind], expected, spread)
-
     def test_a_pair_without_noise_is_what_it_was(self):
         for before, after in zip(
             POOL, noise.add(POOL, 0.5, LOGOS), strict=True
@@ -475,13 +464,6 @@ class BuilderTest(tf.test.TestCase):
     def test_a_missing_package_is_named_with_its_remedy(self):
         with self.assertRaisesRegex(FileNotFoundError, "emojilib.*fetch"):
             packages.path(self.get_temp_dir(), packages.EMOJILIB)
-
-    def test_a_missing_tool_is_named(self):
-        with (
-            mock.patch.dict("os.environ", PATH=""),
-            self.assertRaisesRegex(RuntimeError, "`npm` is not installed"),
-        ):
-            packages.fetch(self.get_temp_dir())
 
     def test_a_written_record_reads_back(self):
         row = a_row(captions=("fox: animal", "fox"), concept="1F98A")

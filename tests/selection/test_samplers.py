@@ -169,16 +169,6 @@ class SamplerTest(tf.test.TestCase):
             draw(*models, config.Stage(9), batch_size=20).indices,
         )
 
-    def test_top_takes_the_highest_scores_in_order(self):
-        learner, reference = random_embeddings.models(64)
-        matrix = oracles.pair_losses(learner) - oracles.pair_losses(reference)
-        found = draw(
-            learner, reference, config.Stage(1, method="top"), batch_size=10
-        )
-        self.assertAllEqual(
-            found.indices, np.argsort(-np.diag(matrix), kind="stable")[:10]
-        )
-
     def test_one_chunk_is_independent_selection(self):
         models = random_embeddings.models(64)
         by_pair, one_chunk = (

@@ -60,21 +60,6 @@ class CountTest(tf.test.TestCase):
         ):
             self.assertEqual(products(function, *shapes), 2 * expected, shapes)
 
-    def test_tensorflows_profiler_agrees_where_nothing_is_nested(self):
-        def function(image, filters, weights):
-            features = tf.nn.conv2d(image, filters, 1, "VALID")
-            return tf.matmul(tf.reshape(features, [2, -1]), weights)
-
-        shapes = [2, 8, 8, 3], [3, 3, 3, 5], [180, 7]
-        concrete = tf.function(function).get_concrete_function(
-            *map(tf.TensorSpec, shapes)
-        )
-        options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
-        profile = tf.compat.v1.profiler.profile(
-            graph=concrete.graph, options=options | {"output": "none"}
-        )
-        self.assertEqual(products(function, *shapes), profile.total_float_ops)
-
     def test_nested_functions_and_loops_are_entered(self):
         @tf.function
         def inner(a):
