@@ -187,17 +187,20 @@ class DamageTest(tf.test.TestCase):
             with open(path, "rb") as file:
                 content = file.read()
             whole, before = read(), self.outside()
-            for number in range(math.ceil(weight * share)):
-                damaged = mutate(content, random)
-                with open(path, "wb") as file:
-                    file.write(damaged)
-                with self.subTest(name, number=number):
+            with self.subTest(name):
+                for number in range(math.ceil(weight * share)):
+                    damaged = mutate(content, random)
+                    with open(path, "wb") as file:
+                        file.write(damaged)
                     try:
                         found = read()
                     except (ValueError, OSError):
                         continue
                     if is_checked or damaged == content:
-                        tf.nest.map_structure(self.assertAllEqual, found, whole)
+                        equal = functools.partial(
+                            self.assertAllEqual, msg=f"damage {number}"
+                        )
+                        tf.nest.map_structure(equal, found, whole)
             with open(path, "wb") as file:
                 file.write(content)
             self.assertEqual(self.outside(), before, name)
