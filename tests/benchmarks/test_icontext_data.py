@@ -172,68 +172,6 @@ class ShippedDataTest(tf.test.TestCase):
             self.assertNear(kinds[kind], expected, spread)
 
 
-class SieveTest(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        generator = np.random.default_rng(0)
-        self.drawn = {
-            name: generator.integers(0, 240, [14, 14, 3], np.uint8)
-            for name in "abcdef"
-        }
-        # Correlation with "a" of 0.98 or so: a copy for an icon, not for
-        # emoji art.
-        noise = generator.integers(-24, 25, [14, 14, 3])
-        near = np.clip(self.drawn["a"] + noise, 0, 240).astype(np.uint8)
-        self.drawn["near a"] = near
-        patches = (
-            mock.patch.object(
-                pictures, "render", lambda name, size: self.drawn[name]
-            ),
-            mock.patch.object(pictures, "encode", lambda pixels: b""),
-        )
-        for patch in patches:
-            patch.start()
-            self.addCleanup(patch.stop)
-
-    def sieve(self, held_out=()):
-        return selection.Sieve(size=14, held_out=held_out)
-
-    def rows(self, *names, **changes):
-        return [
-            a_row(f"{i}", drawing=name, captions=(name,), **changes)
-            for i, name in enumerate(names)
-        ]
-
-    def test_copies_of_held_out_pictures_do_not_pass(self):
-        self.assertBetween(
-            pictures.shape_vector(self.drawn["a"])
-            @ pictures.shape_vector(self.drawn["near a"]),
-            0.975,
-            0.99,
-        )
-        first = self.sieve()
-        list(first.accept(self.rows("a"), "test_style"))
-        for kind, expected in (
-            (sources.MONO_ICON, {"b"}),
-            (sources.EMOJI, {"b", "near a"}),
-        ):
-            second = self.sieve(first.held_out)
-            rows = self.rows("a", "near a", "b", kind=kind)
-            found = second.accept(rows, "pool")
-            self.assertEqual({one.row.captions[0] for one in found}, expected)
-
-    def test_rows_together_are_treated_like_rows_one_by_one(self):
-        rows = self.rows("b", "near a", "c", "b", "a", "d", "c")
-        first = self.sieve()
-        list(first.accept(self.rows("a"), "val_concept"))
-        together, single = (self.sieve(first.held_out) for _ in range(2))
-        found = list(together.accept(rows, "pool", 100))
-        self.assertEqual(found, list(single.accept(rows, "pool")))
-        self.assertEqual(together.drops, single.drops)
-        # One copy, one leak of the very pixels, "b" and "c" twice.
-        self.assertEqual([one.row.name for one in found], ["0", "2", "5"])
-
-
 POOL = [a_record(number) for number in range(400)]
 LOGOS = [
     a_record(1000 + number, kind=sources.LOGO, style="logos")

@@ -25,8 +25,6 @@ from jest_tf.data import stores, tokenizers
 from jest_tf.models import reference as reference_lib
 from jest_tf.runs import directory, loading
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-MINI = f"{ROOT}/examples/icontext_mini"
 CODES, DIM, SIZE, LENGTH = 64, 32, 4, 2
 WORDS = [a + b for a, b in itertools.product("abcdefgh", "ijklmnop")]
 PICTURES = np.random.default_rng(0).integers(
