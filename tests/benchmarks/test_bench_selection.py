@@ -7,7 +7,6 @@ import pathlib
 import tempfile
 
 import numpy as np
-import oracles
 import pytest
 import tensorflow as tf
 
@@ -30,13 +29,6 @@ def random_scores(size, seed=0):
 
 
 class FigureTest(tf.test.TestCase):
-    def test_pair_scores_are_the_difference_of_the_models_pair_losses(self):
-        learner, teacher = bench_selection.synthetic("late", 12, 0)
-        self.assertAllClose(
-            bench_selection.pair_scores(learner, teacher),
-            oracles.pair_losses(learner) - oracles.pair_losses(teacher),
-        )
-
     def test_uniform_learnability_is_the_mean_over_all_sub_batches(self):
         scores = random_scores(7)
         values = [

@@ -42,19 +42,6 @@ class ResizeMatrixTest(tf.test.TestCase):
                         1e-5,
                     )
 
-    def test_resized_images_equal_the_numpy_twin(self):
-        images = make_images(12, 8)
-        for size in (3, 4, 8, 10, 12):
-            expected = [
-                oracles_towers.smoothed(np.float64(image), size, size)
-                for image in images
-            ]
-            self.assertAllClose(
-                patches.resize_images(images, size), expected, 1e-5, 1e-5
-            )
-        resized = patches.resize_images(tf.cast(images, tf.bfloat16), 4)
-        self.assertEqual(resized.dtype, tf.bfloat16)
-
 
 class KernelMatrixTest(tf.test.TestCase):
     def test_rows_then_columns_is_the_pseudo_inverse_of_both(self):

@@ -296,21 +296,6 @@ class TowersTest(tf.test.TestCase):
 
 
 class ColumnsTest(tf.test.TestCase):
-    def test_the_conventions_by_hand(self):
-        counts = dict.fromkeys(flops.PARTS, 0) | {
-            "score": 50,
-            "reference": 7,
-            "select": 4,
-            "forward": 10,
-            "backward": 21,
-        }
-        found = flops.columns(counts, reused=10)
-        # 3 * 10 + 50 + 7, and less 10 of the 50.
-        self.assertEqual(found["no_reuse"], 87)
-        self.assertEqual(found["reuse"], 77)
-        self.assertEqual(found["step"], 50 + 7 + 4 + 10 + 21)
-        self.assertEqual(found["loss"], 0)
-
     def test_rows_scored_in_a_view_that_is_trained_in_are_reused(self):
         fine, coarse = config_lib.View(), config_lib.View(8)
         for scored_in, trained_in, expected in (
