@@ -146,7 +146,7 @@ class DocsTestCase(tf.test.TestCase):
         line = ["jest-tf", "train", "--config"]
         line += [f"configs/quickstart_{recipe}.py"]
         line += ["--workdir", f"runs/{workdir or recipe}"]
-        self.run_command([*line, "--set", *settings], FEW)
+        self.run_command(line, (*FEW, *settings))
 
     def run_page(self, page, settings=FEW, skip=(), add=lambda words: ()):
         """Runs the blocks of a page from its top.
