@@ -36,7 +36,7 @@ class Server:
         return int(self._process.stdout.readline())
 
     def wait(self):
-        """How it ended: the exit code, or less the number of the signal."""
+        """The run's exit code, or minus the number of the signal."""
         return int(self._process.stdout.readline())
 
     def run(self, workdir, *overrides, **options):

@@ -1,8 +1,9 @@
 """Runs or checks the code, commands, links and names in README and docs.
 
 A page runs from its top: Python blocks in one namespace, and the `jest-tf`
-commands of the pages below, shrunk, in a folder with the example data. All
-other shell commands are checked word by word.
+commands of the pages below in the same process, in a folder with a part of the
+example data. `jest-tf train` is shrunk, and runs eagerly. All other shell
+commands are checked word by word.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import importlib.util
 import inspect
 import io
 import itertools
+import json
 import os
 import pathlib
 import pkgutil
@@ -21,8 +23,10 @@ import sys
 import tempfile
 from unittest import mock
 
+import html_elements
 import numpy as np
 import pytest
+import shard_files
 import tensorflow as tf
 import tiny
 
@@ -59,8 +63,11 @@ OTHERS = ("model.fit", "strategy.run")
 # Settings of training commands, which end in seconds by them.
 FEW = (
     *("steps=2", "optimizer.warmup_steps=1", "evaluation.data="),
-    *("data.vocabulary_size=64", "evaluation.log_every_steps=1"),
+    *("data.vocabulary_size=512", "evaluation.log_every_steps=1"),
+    "selection.batch_size=64",
 )
+# Examples of the shipped pictures that pages run on.
+FEW_PAIRS = {"reference": 800, "pool": 1000, "val": 200, "test": 400}
 
 
 def read(page):
@@ -136,9 +143,10 @@ class DocsTestCase(tf.test.TestCase):
 
     def train(self, recipe, *settings, workdir=None):
         """Trains a quickstart's recipe for two steps."""
-        words = ["train", "--config", f"configs/quickstart_{recipe}.py"]
-        words += ["--workdir", f"runs/{workdir or recipe}"]
-        self.assertEqual(cli.main([*words, "--set", *FEW, *settings]), 0)
+        line = ["jest-tf", "train", "--config"]
+        line += [f"configs/quickstart_{recipe}.py"]
+        line += ["--workdir", f"runs/{workdir or recipe}"]
+        self.run_command(line, (*FEW, *settings))
 
     def run_page(self, page, settings=FEW, skip=(), add=lambda words: ()):
         """Runs the blocks of a page from its top.
@@ -170,19 +178,28 @@ class DocsTestCase(tf.test.TestCase):
                         self.run_command(line, settings, skip, add)
         return namespace, printed.getvalue()
 
-    def run_command(self, line, settings, skip, add):
+    def run_command(self, line, settings, skip=(), add=lambda words: ()):
         program, *words = line
         text = shlex.join(line)
         if program != "jest-tf" or any(one in text for one in skip):
             return
-        if words[0] == "train" and settings:
-            words += ["--set", *settings]
-        with self.subTest(text):
+        with self.subTest(text), contextlib.ExitStack() as stack:
+            if words[0] == "train":
+                words += ["--set", *settings]
+                # Tracing takes longer than a few steps.
+                stack.enter_context(tiny.eagerly())
             self.assertEqual(cli.main([*words, *add(line)]), 0)
 
 
 @pytest.mark.slow
 class PagesTest(DocsTestCase):
+    def setUp(self):
+        super().setUp()
+        data = self.folder / "examples" / "icontext_mini"
+        for shard in data.glob("*.tfrecord"):
+            shard.unlink()
+        shard_files.write_shipped(data, **FEW_PAIRS)
+
     def preset(self):
         """Lets KerasHub find a tiny SigLIP 2 under every name."""
         import presets  # KerasHub takes a while
@@ -331,22 +348,22 @@ class PagesTest(DocsTestCase):
             self.assertRegex(printed, rf"(?m)^ *[\d.]+  eval/{name}$")
 
     def test_every_format_is_trained_on(self):
-        self.run_page("docs/data.md", ())
+        self.run_page("docs/data.md", ("steps=2", "optimizer.warmup_steps=1"))
         runs = [path.name for path in pathlib.Path("runs").iterdir()]
         self.assertCountEqual(runs, ["tars", "table", "tfrecords", "mixture"])
         for run in runs:
             log = directory.read_rows(f"runs/{run}", "metrics.jsonl")
-            self.assertEqual(log[-1]["step"], 20)
-            self.assertEqual(log[-1]["examples/trained"], 20 * 32)
+            self.assertEqual(log[-1]["step"], 2)
+            self.assertEqual(log[-1]["examples/trained"], 2 * 32)
 
     def test_the_funnel_chooses_by_stored_embeddings(self):
         self.train("reference")
         namespace, _ = self.run_page("docs/funnel.md")
         self.assertEqual(namespace["selection"].sizes(), (3840, 1280, 256))
         for run, name, count in (
-            ("cascade", "offered", 768),
-            ("cascade", "drawn", 256),
-            ("jest_cached", "scored", 2560),
+            ("cascade", "offered", 3 * 64),
+            ("cascade", "drawn", 64),
+            ("jest_cached", "scored", 10 * 64),
         ):
             log = directory.read_rows(f"runs/{run}", "metrics.jsonl")
             self.assertEqual(log[-1][f"examples/{name}"], 2 * count)
@@ -363,7 +380,7 @@ class PagesTest(DocsTestCase):
         (telemetry, *_) = directory.read_rows("runs/mine", "telemetry.jsonl")
         stage = telemetry["stages"][0]
         self.assertEqual(stage["criterion"], "my_scores:cautious")
-        self.assertEqual(stage["rows_out"], 256)
+        self.assertEqual(stage["rows_out"], 64)
 
     def test_curation_chooses_and_trains(self):
         def add(line):
@@ -371,23 +388,16 @@ class PagesTest(DocsTestCase):
             return ("near=1.1", "leak=1.1") if "--like" in line else ()
 
         _, printed = self.run_page(
-            "docs/curation.md",
-            (*FEW, "selection.batch_size=16"),
-            skip=("--beam",),
-            add=add,
+            "docs/curation.md", skip=("--beam",), add=add
         )
-        for name, count in (("easy", 18_000 // 4), ("like", 400)):
+        pool = FEW_PAIRS["pool"]
+        for name, count in (("easy", pool // 4), ("like", 400)):
             self.assertIn(
-                f"{count:,} of 18,000 records are drawn: manifests/{name}",
+                f"{count:,} of {pool:,} records are drawn: manifests/{name}",
                 printed,
             )
         log = directory.read_rows("runs/curated", "metrics.jsonl")
         self.assertEqual(log[-1]["step"], 2)
-
-    def test_advice_is_given(self):
-        _, printed = self.run_page("docs/advise.md")
-        self.assertIn("- Add `Stage(candidates=3", printed)
-        self.assertTrue(pathlib.Path("advice/advice.html").exists())
 
     def test_an_interruption_is_rehearsed(self):
         _, printed = self.run_page("docs/buckets.md", FEW)
@@ -398,6 +408,22 @@ class PagesTest(DocsTestCase):
             if page not in RUN:
                 with self.subTest(page):
                     self.run_page(page, skip=("jest-tf",))
+
+
+@pytest.mark.slow
+class AdviceTest(DocsTestCase):
+    """The quick reference needs all shipped pictures, and its graph."""
+
+    def test_advice_is_given(self):
+        _, printed = self.run_page(
+            "docs/advise.md", add=lambda words: ("--set", "sample=1000")
+        )
+        self.assertRegex(printed, r"- Add `Stage\(candidates=\d")
+        found = json.loads(pathlib.Path("advice/advice.json").read_text())
+        # Three tenths are clean; near-duplicates of clean pairs match, too.
+        self.assertBetween(found["matched"]["mean"], 0.2, 0.5)
+        self.assertLess(found["apart"], 2 / 3)
+        html_elements.parse(pathlib.Path("advice/advice.html").read_text())
 
 
 class CommandsTest(DocsTestCase):

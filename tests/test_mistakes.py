@@ -1,6 +1,6 @@
-"""What a user sees after a mistake: one line, the same for every command.
+"""A mistake is answered by one line, the same for every command.
 
-A line says which setting is wrong, what was expected, what came, and the way
+The line says which setting is wrong, what was expected, what came, and the way
 out. Mistakes that need longer runs are in the tests of what finds them.
 """
 

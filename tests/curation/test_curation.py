@@ -357,7 +357,7 @@ class ResumeTest(ScoresTestCase):
 
 
 class ReportTest(ScoresTestCase):
-    """What the page shows, against loops over everything."""
+    """The page's numbers, against loops over everything."""
 
     def test_nearest_others_are_those_of_a_matrix(self):
         rows = np.setdiff1d(np.arange(80), [4, 50, 61])

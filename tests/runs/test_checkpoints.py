@@ -22,7 +22,7 @@ DATA, INDEX = "state.data-00000-of-00001", "state.index"
 
 
 class OfUser(keras.optimizers.SGD):
-    """What a user would write."""
+    """An optimizer as a user would write it."""
 
 
 def one_layer(optimizer):

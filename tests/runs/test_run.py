@@ -474,7 +474,7 @@ class DirectoryTest(RunsTestCase):
 
 
 class InputsTest(RunsTestCase):
-    """What is checked and said before the first step."""
+    """Checks and messages before the first step."""
 
     BY_REFERENCE = "selection.stages.0.criterion=learnability"
     UNIFORM = "selection.stages=none"

@@ -114,7 +114,7 @@ class Sidecars:
 
     @property
     def is_remote(self) -> bool:
-        """Whether any is read from a bucket; what is read is kept a while."""
+        """True if any is read from a bucket; what is read is kept a while."""
         return any(map(files.is_remote, self._paths))
 
     @property
