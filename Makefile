@@ -100,7 +100,8 @@ icontext-runs: icontext-data ## the missing runs of the real-data benchmark
 icontext-report: .venv/installed-icontext ## its tables and figures, from the kept results
 	@$(BIN)/python -m benchmarks.icontext.report
 	@$(BIN)/python -m benchmarks.icontext.report \
-	  --figures benchmarks/icontext/results
+	  --figures benchmarks/icontext/results \
+	  --summary benchmarks/icontext/results/summary.json
 
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .venv-s3 .venv-oldest .venv-peers .venv-dist .venv-tpu build dist site *.egg-info \
