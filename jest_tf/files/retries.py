@@ -143,9 +143,9 @@ def _start_watch(process):
 
 
 def _watch():
-    said, wait = None, SILENCE
+    said, wait, pause = None, SILENCE, threading.Event()
     while True:
-        time.sleep(min(1.0, SILENCE / 4))
+        pause.wait(min(1.0, SILENCE / 4))
         now = time.monotonic()
         slow = [
             (since, what)
