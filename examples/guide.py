@@ -67,7 +67,7 @@ def load(split):
     return np.concatenate(images), np.array(captions), columns["noise"]
 
 
-curated, curated_captions, _ = load("reference")
+curated, curated_captions, _ = load("curated")
 pool, pool_captions, noise = load("pool")
 is_wrong = np.isin(noise, [b"moved", b"uninformative"])
 print(f"{len(curated):,} curated pairs, {len(pool):,} pairs in the pool")

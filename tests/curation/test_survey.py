@@ -292,7 +292,7 @@ class CommandTest(KnownTestCase):
             *("--pool", f"{MINI}/pool-*.tfrecord"),
             *("--tests", f"{MINI}/val-*.tfrecord"),
             *("--set", "sample=1000"),
-            curated=f"{MINI}/reference-*.tfrecord",
+            curated=f"{MINI}/curated-*.tfrecord",
             reference=False,
         )
         # Three tenths are clean; near-duplicates of clean pairs match, too.
