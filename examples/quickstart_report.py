@@ -3,24 +3,21 @@
 Everything is read from the run directories; nothing is typed by hand.
 """
 
-import os
 import pathlib
 import shutil
 import textwrap
 from collections.abc import Sequence
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import numpy as np
+import pandas as pd
+from matplotlib import figure as mpl_figure
 
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-from matplotlib import figure as mpl_figure  # noqa: E402
-
-import jest_tf  # noqa: E402
-from benchmarks import report as markdown  # noqa: E402
-from jest_tf import evaluation  # noqa: E402
-from jest_tf.data import stores as stores_lib  # noqa: E402
-from jest_tf.reports import run_page  # noqa: E402
-from jest_tf.runs import bootstrap, directory  # noqa: E402
+import jest_tf
+from benchmarks import report as markdown
+from jest_tf import evaluation
+from jest_tf.data import stores as stores_lib
+from jest_tf.reports import run_page
+from jest_tf.runs import bootstrap, directory
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = f"{ROOT}/examples/icontext_mini"
@@ -54,13 +51,19 @@ def write(
     run_page.write(jest, str(runs / "selection.html"))
     shown = summary(frame, given)
     versions = directory.read(jest, directory.VERSIONS_FILE)["versions"]
+    by_seed = [
+        (seed, *(f"{one.score:.1f}, {one.seconds:.0f} s" for one in some))
+        for seed, runs in frame.groupby("seed")
+        for some in [runs.itertuples()]
+    ]
     page = (
         "# The quickstart's result\n\n"
         f"This command makes it:\n\n```sh\n{COMMAND}\n```\n\n{shown}\n\n"
         "![Learning curves](figures/quickstart_curves.png)\n\n"
         "![What JEST chooses](figures/offered_and_chosen.png)\n\n"
         "Mean of both MRRs on the test, percent, and seconds of training, seed "
-        f"by seed:\n\n{by_seed(frame)}\n\n{markdown.processor()}; "
+        f"by seed:\n\n{markdown.table(('seed', *NAMES.values()), by_seed)}"
+        f"\n\n{markdown.processor()}; "
         f"{', '.join(f'{name} {one}' for name, one in versions.items())}.\n"
     )
     (runs / "report.md").write_text(page.replace("figures/", ""), "utf-8")
@@ -106,19 +109,6 @@ def summary(frame: pd.DataFrame, given: dict) -> str:
         "does: they pay where a reference exists, or serves many runs. *Clean "
         "pairs*: the share of the training examples that are not noise."
     )
-
-
-def by_seed(frame: pd.DataFrame) -> str:
-    """The table of scores and seconds, a row a seed."""
-    rows = [
-        (
-            seed,
-            *(f"{s:.1f}, {t:.0f} s" for s, t in zip(*columns, strict=True)),
-        )
-        for seed, runs in frame.groupby("seed")
-        for columns in [(runs["score"], runs["seconds"])]
-    ]
-    return markdown.table(("seed", *NAMES.values()), rows)
 
 
 def curves(frame: pd.DataFrame, path: pathlib.Path) -> None:
@@ -182,10 +172,11 @@ def pictures(run: str, path: pathlib.Path) -> None:
         "The least learnable ones": stage["lowest"],
     }
     figure = mpl_figure.Figure(figsize=(8, 4.6), layout="constrained")
-    parts = figure.subfigures(len(titles), 1)
-    for part, (title, rows) in zip(parts, titles.items(), strict=True):
+    for part, title in zip(figure.subfigures(3, 1), titles, strict=True):
         part.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=10)
-        for axes, row in zip(part.subplots(1, _COLUMNS), rows, strict=False):
+        for axes, row in zip(
+            part.subplots(1, _COLUMNS), titles[title], strict=False
+        ):
             axes.set_axis_off()
             axes.imshow(row["image"], interpolation="nearest")
             axes.set_title(
