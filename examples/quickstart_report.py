@@ -48,13 +48,11 @@ def write(
     jest = workdir(runs, "jest", seeds[0])
     curves(frame, runs / "quickstart_curves.png")
     pictures(jest, runs / "offered_and_chosen.png")
-    run_page.write(jest, str(runs / "selection.html"))
     shown = summary(frame, given)
     versions = directory.read(jest, directory.VERSIONS_FILE)["versions"]
     by_seed = [
-        (seed, *(f"{one.score:.1f}, {one.seconds:.0f} s" for one in some))
-        for seed, runs in frame.groupby("seed")
-        for some in [runs.itertuples()]
+        (seed, *some.apply("{score:.1f}, {seconds:.0f} s".format_map, axis=1))
+        for seed, some in frame.groupby("seed")
     ]
     page = (
         "# The quickstart's result\n\n"
@@ -226,7 +224,7 @@ def _results(runs, seeds, given):
             row["clean"] = np.mean([not kind for kind in noise])
             row["embedded"] = row["taught"] = 0.0
             if recipe != "uniform":
-                clean = [one["stages/0/clean_out"] for one in log[1:]]
+                clean = [one["stages/0/clean_out"] for one in log]
                 row["clean"] = np.mean(clean)
                 row |= {name: given[name] for name in ("embedded", "taught")}
             steps = row["flops/step"] + row.get("flops/stored", 0)
