@@ -14,7 +14,7 @@ DATA = "examples/icontext_mini"
 def config() -> config_lib.TrainConfig:
     """18,000 pairs, of which 5,400 are clean."""
     return config_lib.TrainConfig(
-        steps=1500,
+        steps=1250,
         data=config_lib.DataConfig(
             train=(f"{DATA}/pool-*.tfrecord",),
             noise_field="noise",
@@ -30,7 +30,7 @@ def config() -> config_lib.TrainConfig:
             loss="softmax",
             equal_captions="ignore",
         ),
-        # The best rate of 5e-4, 1e-3 and 2e-3 on validation, seed 0.
+        # Half the rate of chosen pairs, as the benchmark's validation chose.
         optimizer=config_lib.OptimizerConfig(
             learning_rate=1e-3,
             schedule="constant",
