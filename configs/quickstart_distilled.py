@@ -38,5 +38,5 @@ def config() -> config_lib.TrainConfig:
             256,
             stages=(config_lib.Stage(3, "stored", criterion="easy_reference"),),
         ),
-        evaluation=dataclasses.replace(uniform.evaluation, every_steps=186),
+        evaluation=dataclasses.replace(uniform.evaluation, every_steps=155),
     )

@@ -537,10 +537,7 @@ class MiniTest(tf.test.TestCase):
         for number, name in ((50, "GPL-3.0"), (52, ""), (53, "CC-BY-4.0")):
             pool += learners([number], license=name)
         # Two of the logos are drawn like held-out icons.
-        logos = [
-            a_record(number, kind="logo", name=f"logo {number}")
-            for number in (100, 101, 110, *range(300, 310))
-        ]
+        logos = learners((100, 101, 110, *range(300, 310)), kind="logo")
         whole = {
             "curated": learners(range(60, 80)) + [a_record(80)],
             "pool": pool,
