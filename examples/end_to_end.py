@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not vocabulary.exists():
         write_vocabulary(vocabulary)
     train(
-        *("reference", reference, f"data.vocabulary={vocabulary}"),
+        *("uniform", reference, f"data.train={DATA}/curated-*.tfrecord"),
+        *(f"data.vocabulary={vocabulary}", "steps=400"),
+        "optimizer.learning_rate=2e-3",
         *("model.towers=examples.end_to_end:towers", "model.loss=sigmoid"),
         *flags.set,
     )
@@ -121,7 +123,7 @@ def write_vocabulary(path: pathlib.Path) -> None:
 
     from jest_tf.data import stores
 
-    store = stores.open_store(f"{DATA}/reference-*.tfrecord")
+    store = stores.open_store(f"{DATA}/curated-*.tfrecord")
     captions = [
         caption.decode("utf-8", "replace").lower()
         for texts in store.columns(["caption"])["caption"]

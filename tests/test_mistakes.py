@@ -249,7 +249,7 @@ class CommandsTest(tf.test.TestCase):
         ]
         jest = [
             *("selection.batch_size=2", "selection.stages.0.candidates=2"),
-            "selection.stages.0.num_chunks=1",
+            *("selection.stages.0.num_chunks=1", "reference.sidecar_dir="),
         ]
         starts = {
             "": [],

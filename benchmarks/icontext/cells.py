@@ -139,7 +139,7 @@ def _given(method, steps, candidates, renewals, pool="pool70"):
 
 # A strong reference, trained on other families of icon sets than the learner's,
 # clean; validation chose its longest run, which stops improving there.
-_STRONG = "apart_reference_3000"
+STRONG = "apart_reference_3000"
 _APART = "data.curated={data}/apart-*.tfrecord data.curated_rows="
 _DISTILLED = "reference.distillation_weight=8"
 # A learner of half the reference's width.
@@ -152,7 +152,7 @@ _OTHERS = (1, 2, 3)
 
 def _part(method, lengths, settings="", **changes):
     """A cell on a part of the pool, chosen by the strong reference."""
-    options = {"pool": "part70", "reference": _STRONG}
+    options = {"pool": "part70", "reference": STRONG}
     return Cell(method, lengths, settings, **options | changes)
 
 

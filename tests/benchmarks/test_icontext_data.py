@@ -27,8 +27,8 @@ from benchmarks.icontext import (
 from jest_tf.data import stores
 
 FOLDER = pathlib.Path(__file__).parents[2] / "examples" / "icontext_mini"
-SPLITS = ("reference", "pool", "val", "test")
-TRAINING = ("reference", "pool")
+SPLITS = ("curated", "pool", "val", "test")
+TRAINING = ("curated", "pool")
 HELD_OUT = ("val", "test")
 ICONS = {"mono icon", "colour icon"}
 PERMISSIVE = {"MIT", "Apache-2.0", "ISC", "CC0-1.0", "CC-PDDC"}
@@ -158,7 +158,7 @@ class ShippedDataTest(tf.test.TestCase):
         self.assertEqual(is_copy.sum(), 0)
 
     def test_the_pool_has_its_noise_and_the_other_splits_have_none(self):
-        for split in ("reference", *HELD_OUT):
+        for split in ("curated", *HELD_OUT):
             self.assertEqual({one.noise for one in self.records[split]}, {""})
         pool = self.records["pool"]
         kinds = collections.Counter(record.noise for record in pool)
@@ -333,32 +333,32 @@ class WebTest(tf.test.TestCase):
 
 
 class MiniTest(tf.test.TestCase):
+    # By the hash of its family, "set" is of the reference's part.
     DESCRIPTIONS = {
+        "other": {"license": {"url": "https://example.com"}},
         "set": {"license": {"url": "https://example.com"}},
-        "nameless": {"license": {}},
+        "apart": {"license": {}},
     }
 
     def sampled(self):
-        pool = [a_record(number) for number in range(50)]
+        def learners(numbers, **changes):
+            return [a_record(n, style="other", **changes) for n in numbers]
+
+        pool = learners(range(50))
         # Each for a reason of its own.
-        pool += [
-            a_record(50, license="GPL-3.0"),
-            a_record(51, style="nameless"),
-        ]
-        pool += [a_record(52, license=""), a_record(53, license="CC-BY-4.0")]
+        pool += [a_record(51, style="apart"), a_record(54)]
+        for number, name in ((50, "GPL-3.0"), (52, ""), (53, "CC-BY-4.0")):
+            pool += learners([number], license=name)
         # Two of the logos are drawn like held-out icons.
-        logos = [
-            a_record(number, kind="logo", name=f"logo {number}")
-            for number in (100, 101, 110, *range(300, 310))
-        ]
+        logos = learners((100, 101, 110, *range(300, 310)), kind="logo")
         whole = {
-            "curated": [a_record(number) for number in range(60, 80)],
+            "curated": learners(range(60, 80)) + [a_record(80)],
             "pool": pool,
             "val_sets": [a_record(number) for number in range(100, 103)],
             "test_sets": [a_record(number) for number in range(110, 113)],
         }
         splits = {
-            "reference": ("curated", 7),
+            "curated": ("curated", 7),
             "pool": ("pool", 40),
             "val": ("val_sets", 9),
             "test": ("test_sets", 2),
@@ -381,7 +381,7 @@ class MiniTest(tf.test.TestCase):
         )
         for record in splits["pool"]:
             self.assertEqual(record.row.license, "MIT")
-            self.assertEqual(record.row.style, "set")
+            self.assertEqual(record.row.style, "other")
 
     def test_a_logo_like_a_held_out_icon_is_no_noise(self):
         with mock.patch.object(noise, "add", wraps=noise.add) as add:
