@@ -52,11 +52,11 @@ OFFERS = (
     ),
     (
         "a model of your domain, to choose only",
-        *("JEST", "same", "jest", "paper"),
+        *("JEST", "narrow", "jest", "paper"),
     ),
     (
         "the same, and little compute",
-        *("Flexi-JEST", "same", "flexi", "paper"),
+        *("Flexi-JEST", "narrow", "flexi", "paper"),
     ),
     (
         "no model, but a few thousand clean pairs",
