@@ -51,7 +51,7 @@ OFFERS = (
         *("narrow", "stored_3_distilled", "paper"),
     ),
     (
-        "a model of your domain, to choose only",
+        "a model of your domain, used for selection only",
         *("JEST", "narrow", "jest", "paper"),
     ),
     (
@@ -60,7 +60,7 @@ OFFERS = (
     ),
     (
         "no model, but a few thousand clean pairs",
-        "a stored stage that renews its reference",
+        "a stored stage whose reference the run renews",
         *("own", "bootstrapped", "all"),
     ),
 )
@@ -88,7 +88,7 @@ OVER_NOISE = (
 # of the own regime and of the given one.
 CLAIMS = (
     (
-        *("joint less independent selection", "significant"),
+        *("joint minus independent selection", "significant"),
         ("web_jest_f80_700", "web_independent_700"),
         ("part70_jest_700", "part70_independent_700"),
     ),
@@ -97,37 +97,37 @@ CLAIMS = (
         ("part70_joint_b1024_350", "part70_independent_b1024_350"),
     ),
     (
-        *("f = 0.8 less 0.5", "monotone"),
+        *("f = 0.8 minus 0.5", "monotone"),
         ("web_jest_f80_700", "web_jest_f50_700"),
         ("part70_jest_700", "part70_jest_f50_700"),
     ),
     (
-        *("f = 0.9 less 0.8", "monotone"),
+        *("f = 0.9 minus 0.8", "monotone"),
         ("web_jest_f90_700", "web_jest_f80_700"),
         ("part70_jest_f90_700", "part70_jest_700"),
     ),
     (
-        *("f = 0.95 less 0.9", "monotone"),
+        *("f = 0.95 minus 0.9", "monotone"),
         ("web_jest_f95_700", "web_jest_f90_700"),
         ("part70_jest_f95_700", "part70_jest_f90_700"),
     ),
     (
-        *("learnability less easy-reference", "scales better"),
+        *("learnability minus easy-reference", "scales better"),
         ("web_jest_f80_700", "web_easy_reference_700"),
         ("part70_jest_700", "part70_easy_reference_700"),
     ),
     (
-        *("learnability less hard-learner", "scales better"),
+        *("learnability minus hard-learner", "scales better"),
         ("web_jest_f80_700", "web_hard_learner_700"),
         ("part70_jest_700", "part70_hard_learner_700"),
     ),
     (
-        *("16 chunks less 32", "no worse"),
+        *("16 chunks minus 32", "no worse"),
         ("web_jest_f80_700", "web_chunks_32_700"),
         None,
     ),
     (
-        *("JEST less its reference", "on many tasks"),
+        *("JEST minus its reference", "better on many tasks"),
         ("web_jest_curated_1400", "web_curated_1000"),
         ("part70_jest_1400", "apart_reference_3000"),
     ),

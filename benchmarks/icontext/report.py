@@ -56,6 +56,10 @@ def main(arguments=None):
         raise SystemExit(f"error: {error}") from error
 
 
+# Ends of intervals of ratios in which one side misses the target.
+_WORDS = {("x", float("inf")): "?", ("x", 0.0): "missed"}
+
+
 class Found(NamedTuple):
     """`measures.Results` of both regimes.
 
@@ -85,7 +89,7 @@ def told(estimate, unit="", factor=1, sign="", digits=1):
     if estimate is None:
         return ""
     value, low, high = (
-        "?" if one == float("inf") else f"{factor * one:{sign}.{digits}f}"
+        _WORDS.get((unit, one), f"{factor * one:{sign}.{digits}f}")
         for one in estimate
     )
     return f"{value}{unit} [{low}, {high}]"
@@ -143,7 +147,7 @@ def readme(found, folder):
 def _given(results):
     yield (
         *("training", "steps", "seeds", "score", "fewer examples"),
-        *("fewer FLOPs", "reference shared by 4", "all counted"),
+        *("fewer FLOPs", "with 1/4 of the reference", "with all of it"),
     )
     for what, line in _rows(results, contents.GIVEN):
         yield (
@@ -179,7 +183,7 @@ def over_noise(found, folder):
 
 def claims(found, folder):
     """What the paper's claims ask of JEST, in points, in both regimes."""
-    yield "comparison", "paper", "strong reference", "of the curated set"
+    yield "comparison", "paper", "strong reference", "weak reference"
     for what, paper, own, given in contents.CLAIMS:
         shown = [
             told(results.difference(*names), factor=100, sign="+")
