@@ -6,7 +6,7 @@
     jest-tf train --config configs/quickstart_distilled.py \
         --workdir runs/distilled
 
-About a minute on 2 CPU cores. Result of three seeds: docs/quickstart.md.
+Result of three seeds: docs/quickstart.md.
 """
 
 import dataclasses

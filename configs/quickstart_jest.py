@@ -5,7 +5,7 @@
         --output runs/embeddings
     jest-tf train --config configs/quickstart_jest.py --workdir runs/jest
 
-About a minute on 2 CPU cores. Result of three seeds: docs/quickstart.md.
+Result of three seeds: docs/quickstart.md.
 """
 
 import dataclasses

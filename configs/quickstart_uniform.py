@@ -3,7 +3,7 @@
     jest-tf train --config configs/quickstart_uniform.py \
         --workdir runs/uniform
 
-About a minute on 2 CPU cores. Result of three seeds: docs/quickstart.md.
+Result of three seeds: docs/quickstart.md.
 """
 
 from jest_tf import config as config_lib
