@@ -707,7 +707,7 @@ class CommandTest(tf.test.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
-        counts = {"reference": 500, "val": 250, "test": 250}
+        counts = {"curated": 500, "val": 250, "test": 250}
         shard_files.write_shipped(cls.folder, **counts)
         for seed, name in enumerate(("reference", "learner")):
             cls.write_run(name, seed)
@@ -827,7 +827,7 @@ class CommandTest(tf.test.TestCase):
             *("--like", self.path("val-*.tfrecord")),
             *("--evaluation", self.path("test-*.tfrecord")),
             *("--set", "size=150", "near=1.1", "leak=1.1"),
-            data="reference",
+            data="curated",
         )
         self.assertRegex(printed, "150 of .* records are drawn")
         self.assertIn("  clusters", printed)
