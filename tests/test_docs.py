@@ -68,7 +68,7 @@ FEW = (
     *("selection.batch_size=64", "reference.sidecar_dir="),
 )
 # Examples of the shipped pictures that pages run on.
-FEW_PAIRS = {"reference": 800, "pool": 1000, "val": 200, "test": 400}
+FEW_PAIRS = {"curated": 800, "pool": 1000, "val": 200, "test": 400}
 
 
 def read(page):
