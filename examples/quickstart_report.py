@@ -98,7 +98,7 @@ def summary(frame: pd.DataFrame, given: dict) -> str:
     return (
         f"{markdown.table(header, rows)}\n\n"
         "At equal FLOPs by the paper's count (within "
-        f"{tflops.max() / tflops.min() - 1:.0%}; embedding and scoring count, "
+        f"{tflops.max() / tflops.min() - 1:.1%}; embedding and scoring count, "
         "the reference's training does not), the mean MRR is "
         f"{score['uniform']:.1f} % for uniform training, {score['jest']:.1f} % "
         f"for JEST, and {score['distilled']:.1f} % for a stored stage with "
