@@ -51,7 +51,7 @@ def write(
     shown = summary(frame, given)
     versions = directory.read(jest, directory.VERSIONS_FILE)["versions"]
     by_seed = [
-        (seed, *some.apply("{score:.1f}, {seconds:.0f} s".format_map, axis=1))
+        (seed, *some["score"].map("{:.1f}".format))
         for seed, some in frame.groupby("seed")
     ]
     page = (
@@ -59,8 +59,8 @@ def write(
         f"This command makes it:\n\n```sh\n{COMMAND}\n```\n\n{shown}\n\n"
         "![Learning curves](figures/quickstart_curves.png)\n\n"
         "![What JEST chooses](figures/offered_and_chosen.png)\n\n"
-        "Mean of both MRRs on the test, percent, and seconds of training, seed "
-        f"by seed:\n\n{markdown.table(('seed', *NAMES.values()), by_seed)}"
+        "Mean of both MRRs on the test, percent, seed by seed:\n\n"
+        f"{markdown.table(('seed', *NAMES.values()), by_seed)}"
         f"\n\n{markdown.processor()}; "
         f"{', '.join(f'{name} {one}' for name, one in versions.items())}.\n"
     )
