@@ -51,7 +51,7 @@ def write(
     shown = summary(frame, given)
     versions = directory.read(jest, directory.VERSIONS_FILE)["versions"]
     by_seed = [
-        (seed, *some.apply("{score:.1f}, {seconds:.0f} s".format_map, axis=1))
+        (seed, *some["score"].map("{:.1f}".format))
         for seed, some in frame.groupby("seed")
     ]
     page = (
@@ -59,8 +59,8 @@ def write(
         f"This command makes it:\n\n```sh\n{COMMAND}\n```\n\n{shown}\n\n"
         "![Learning curves](figures/quickstart_curves.png)\n\n"
         "![What JEST chooses](figures/offered_and_chosen.png)\n\n"
-        "Mean of both MRRs on the test, percent, and seconds of training, seed "
-        f"by seed:\n\n{markdown.table(('seed', *NAMES.values()), by_seed)}"
+        "Mean of both MRRs on the test, percent, seed by seed:\n\n"
+        f"{markdown.table(('seed', *NAMES.values()), by_seed)}"
         f"\n\n{markdown.processor()}; "
         f"{', '.join(f'{name} {one}' for name, one in versions.items())}.\n"
     )
@@ -98,7 +98,7 @@ def summary(frame: pd.DataFrame, given: dict) -> str:
     return (
         f"{markdown.table(header, rows)}\n\n"
         "At equal FLOPs by the paper's count (within "
-        f"{tflops.max() / tflops.min() - 1:.0%}; embedding and scoring count, "
+        f"{tflops.max() / tflops.min() - 1:.1%}; embedding and scoring count, "
         "the reference's training does not), the mean MRR is "
         f"{score['uniform']:.1f} % for uniform training, {score['jest']:.1f} % "
         f"for JEST, and {score['distilled']:.1f} % for a stored stage with "
