@@ -258,7 +258,9 @@ class PagesTest(DocsTestCase):
         self.assertGreater(len(rows), 10)
         listed = [re.findall(r"`([^`]+)`", row) for row in rows]
         for names in listed:
-            self.assertTrue(any((run / name).exists() for name in names), names)
+            if names != ["flops.json"]:  # an eager step has none
+                found = any((run / name).exists() for name in names)
+                self.assertTrue(found, names)
         names = {name.strip("/") for row in listed for name in row}
         self.assertLessEqual({path.name for path in run.iterdir()}, names)
 
@@ -287,8 +289,9 @@ class PagesTest(DocsTestCase):
     def test_the_readme_selects_by_a_public_model(self):
         asked = self.preset()
         tiny.write_shard("pool-00000-of-00001.tfrecord", 24)
-        parts = [text for name, text in blocks(README) if name == "python"]
-        code = "\n".join(parts)
+        recipe, code = [
+            text for name, text in blocks(README) if name == "python"
+        ]
         for size, small in (
             ('"s16"', '"tiny"'),
             ("image_size=224", "image_size=32"),
@@ -299,11 +302,13 @@ class PagesTest(DocsTestCase):
             code = code.replace(size, small)
         namespace = {}
         with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(recipe, namespace)
             exec(code, namespace)
         self.assertIn("siglip2_base_patch16_224", asked[0])
         self.assertIn("loss", printed.getvalue())
         self.assertEqual(namespace["model"].drawn_ids.shape, [16])
-        self.assertEqual(namespace["funnel"].sizes(), (3840, 1280, 256))
+        sizes = namespace["config"]().selection.sizes()
+        self.assertEqual(sizes, (3072, 1024))
 
     def test_a_public_model_trains_and_a_run_is_used(self):
         self.preset()
@@ -357,21 +362,18 @@ class PagesTest(DocsTestCase):
             self.assertEqual(log[-1]["examples/trained"], 2 * 32)
 
     def test_the_funnel_chooses_by_stored_embeddings(self):
-        self.train("reference")
         namespace, _ = self.run_page("docs/funnel.md")
         self.assertEqual(namespace["selection"].sizes(), (3840, 1280, 256))
         for run, name, count in (
             ("cascade", "offered", 3 * 64),
             ("cascade", "drawn", 64),
-            ("jest_cached", "scored", 10 * 64),
+            ("jest_cached", "scored", 5 * 64),
         ):
             log = directory.read_rows(f"runs/{run}", "metrics.jsonl")
             self.assertEqual(log[-1][f"examples/{name}"], 2 * count)
-            self.assertEqual(log[-1]["flops/reference"], 0)
 
     def test_own_towers_criteria_and_losses_train(self):
         self.addCleanup(sys.modules.pop, "my_scores", None)
-        self.train("reference")
         namespace, _ = self.run_page("docs/towers.md")
         # Three super-batches were drawn from; the loop ended with the third.
         self.assertEqual(namespace["number"], 2)
