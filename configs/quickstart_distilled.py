@@ -25,7 +25,7 @@ def config() -> config_lib.TrainConfig:
     return dataclasses.replace(
         uniform,
         steps=930,
-        # Distillation, whose loss has no noise, allows a still higher one.
+        # The better of 2e-3 and 4e-3 on validation, seed 0.
         optimizer=dataclasses.replace(uniform.optimizer, learning_rate=4e-3),
         reference=config_lib.ReferenceConfig(
             model=f"{DATA}/reference",

@@ -24,8 +24,8 @@ def config() -> config_lib.TrainConfig:
     return dataclasses.replace(
         uniform,
         steps=370,
-        # Chosen pairs, with less noise, allow a higher rate.
-        optimizer=dataclasses.replace(uniform.optimizer, learning_rate=2e-3),
+        # The better of 2e-3 and 4e-3 on validation, seed 0.
+        optimizer=dataclasses.replace(uniform.optimizer, learning_rate=4e-3),
         reference=config_lib.ReferenceConfig(
             model=f"{DATA}/reference", sidecar_dir="runs/embeddings"
         ),
