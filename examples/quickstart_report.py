@@ -61,7 +61,8 @@ def write(
         "![What JEST chooses](figures/offered_and_chosen.png)\n\n"
         "Mean of both MRRs on the test, percent, seed by seed:\n\n"
         f"{markdown.table(('seed', *NAMES.values()), by_seed)}"
-        f"\n\n{markdown.processor()}; "
+        "\n\nValidation of seed 0 chose the rates, after test scores at other "
+        f"rates had been seen.\n\n{markdown.processor()}; "
         f"{', '.join(f'{name} {one}' for name, one in versions.items())}.\n"
     )
     (runs / "report.md").write_text(page.replace("figures/", ""), "utf-8")
