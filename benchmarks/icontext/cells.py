@@ -167,7 +167,10 @@ def _by(steps):
         yield _part(f"{method}_by_{steps}", (700,), settings, reference=name)
 
 
-_REFERENCES = Cell("reference", (350, 800, 1600, 3000), pool="apart")
+_REFERENCES = (
+    Cell("reference", (350, 800, 1600, 3000), pool="apart"),
+    Cell("sigmoid_reference", (3000,), "model.loss=sigmoid", pool="apart"),
+)
 _LEARNERS_OF_GIVEN = (
     # Rates by validation.
     *(
@@ -227,6 +230,7 @@ _LEARNERS_OF_GIVEN = (
             *(f"{method}_b1024", (350,)),
             f"selection.batch_size=1024 model.loss=sigmoid {_live(5)} "
             f"{_STAGE}.method={method}",
+            reference="apart_sigmoid_reference_3000",
         )
         for method in ("joint", "independent")
     ),
@@ -353,7 +357,7 @@ CELLS = (
             ("hard_learner", f"5 {_STAGE}.criterion=hard_learner"),
         )
     ),
-    _REFERENCES,
+    *_REFERENCES,
     *(cell._replace(seeds=_OTHERS) for cell in _LEARNERS_OF_GIVEN),
 )
 

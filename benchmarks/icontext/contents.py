@@ -55,10 +55,6 @@ OFFERS = (
         *("JEST", "narrow", "jest", "paper"),
     ),
     (
-        "the same, and little compute",
-        *("Flexi-JEST", "narrow", "flexi", "paper"),
-    ),
-    (
         "no model, but a few thousand clean pairs",
         "a stored stage whose reference the run renews",
         *("own", "bootstrapped", "all"),

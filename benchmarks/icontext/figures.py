@@ -73,30 +73,37 @@ def _scores(found):
 
 def _map(found):
     """Score ratios over noise, and over the strength of the reference."""
-    figure = mpl_figure.Figure(figsize=(10, 4.2), layout="tight")
-    by_noise, by_strength = figure.subplots(1, 2)
-    for results, methods, steps in (
-        (found.same, _GIVEN, _GIVEN_STEPS),
-        (found.own, _OWN, _OWN_STEPS),
+    by_strength = {
+        method: strength(found.same, method)
+        for method in ("jest", "easy_reference", "distilled")
+    }
+    # A single strength is no axis.
+    count = 1 + any(len(lines) > 1 for _, lines in by_strength.values())
+    figure = mpl_figure.Figure(figsize=(5 * count, 4.2), layout="tight")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for results, methods, steps, shown in (
+        (found.same, _GIVEN, _GIVEN_STEPS, ("jest", "stored_3_distilled")),
+        (found.own, _OWN, _OWN_STEPS, ("bootstrapped",)),
     ):
-        for method in ("jest", "stored_3_distilled", "bootstrapped"):
+        for method in shown:
             lines = [
                 line
                 for level in results.levels
                 if (line := results.line(method, level, steps))
             ]
-            if lines:
-                places = [100 * line.noise for line in lines]
-                _ratios(by_noise, results, places, lines, methods[method])
-    for method in ("jest", "easy_reference", "distilled"):
-        strengths, lines = strength(found.same, method)
-        _ratios(by_strength, found.same, strengths, lines, _GIVEN[method])
-    for axis, title, words in (
-        (by_noise, "Noise", "noise in the pool, %"),
+            places = [100 * line.noise for line in lines]
+            _ratios(axes[0], results, places, lines, methods[method])
+    if count > 1:
+        for method, (strengths, lines) in by_strength.items():
+            _ratios(axes[1], found.same, strengths, lines, _GIVEN[method])
+    for axis, title, words in zip(
+        axes,
+        ("Noise", "The reference's strength"),
         (
-            *(by_strength, "The reference's strength"),
+            "noise in the pool, %",
             "reference's score / learner's target, at 70 % noise",
         ),
+        strict=False,
     ):
         axis.set_title(title, loc="left")
         axis.set(xlabel=words, ylabel="score / uniform's, equal FLOPs")
@@ -128,10 +135,10 @@ def strength(results, method):
 
 def _ratios(axis, results, places, lines, marks):
     """Score ratios at equal FLOPs in the paper's count, with their band."""
-    label, color, style, marker = marks
     ratios = [results.over_uniform(line, "paper") for line in lines]
     points = [(x, *one) for x, one in zip(places, ratios, strict=True) if one]
     if points:
+        label, color, style, marker = marks
         places, values, low, high = zip(*points, strict=True)
         options = {"color": color, "ls": style, "marker": marker}
         axis.plot(places, values, **options, lw=1.8, ms=5, label=label)
