@@ -239,12 +239,13 @@ _LEARNERS_OF_GIVEN = (
     Cell("narrow_clean", _SHORT, _NARROW, pool="part_clean70"),
     Cell(
         "narrow_mixed_4",
-        (2250, 4500),
+        (2250, 4500, 9000, 18_000),
         f"{_NARROW}{_SLOW} {_APART}64",
         pool="part70",
     ),
     _part("narrow_jest", _SHORT, _NARROW + _live(5)),
     _part("narrow_flexi", _SHORT, _NARROW, recipe="icontext_web_flexi"),
+    _part("narrow_stored_3", _SHORT, _NARROW + _stored(3)),
     _part("narrow_stored_5", _SHORT, _NARROW + _stored(5)),
     _part("narrow_distilled", _SHORT, _NARROW + _PROJECTED),
     _part(
