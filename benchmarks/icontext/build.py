@@ -3,7 +3,7 @@
     python -m benchmarks.icontext.build fetch --work icontext-work
     python -m benchmarks.icontext.build full --work icontext-work
     python -m benchmarks.icontext.build web --work icontext-work
-    python -m benchmarks.icontext.run --cells apart_reference_3000
+    python -m benchmarks.icontext.run --cells apart_permissive_reference_3000
     python -m benchmarks.icontext.build mini --work icontext-work \
         --out examples/icontext_mini
 
@@ -19,7 +19,7 @@ import os
 import pathlib
 import sys
 
-from benchmarks.icontext import full, mini, packages, web
+from benchmarks.icontext import full, mini, packages, sources, web
 
 
 def main(arguments=None):
@@ -46,7 +46,7 @@ def main(arguments=None):
         elif options.command == "full":
             full.build(cache, data, options.jobs)
         elif options.command == "web":
-            web.build(data, work / "web")
+            web.build(data, work / "web", sources.load_collections(cache))
         else:
             mini.build(work, options.out or work / "mini")
     except (ImportError, OSError, RuntimeError) as error:

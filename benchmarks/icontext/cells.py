@@ -78,7 +78,7 @@ def regime_of(name):
     return GIVEN if name.startswith(("part", "apart")) else OWN
 
 
-CLEAN_SETS = ("curated", "apart")
+CLEAN_SETS = ("curated", "apart", "apart_permissive")
 GIVEN, OWN = "given", "own"
 # Learners but the usual one; their methods' names begin with these.
 LEARNERS = ("narrow_",)
@@ -140,6 +140,8 @@ def _given(method, steps, candidates, renewals, pool="pool70"):
 # A strong reference, trained on other families of icon sets than the learner's,
 # clean; validation chose its longest run, which stops improving there.
 STRONG = "apart_reference_3000"
+# The same of permissive licences, which ships with the examples.
+SHIPPED = "apart_permissive_reference_3000"
 _APART = "data.curated={data}/apart-*.tfrecord data.curated_rows="
 _DISTILLED = "reference.distillation_weight=8"
 # A learner of half the reference's width.
@@ -169,6 +171,7 @@ def _by(steps):
 
 _REFERENCES = (
     Cell("reference", (350, 800, 1600, 3000), pool="apart"),
+    Cell("reference", (3000,), pool="apart_permissive"),
     Cell("sigmoid_reference", (3000,), "model.loss=sigmoid", pool="apart"),
 )
 _LEARNERS_OF_GIVEN = (

@@ -76,16 +76,16 @@ def build(work, out):
 
 
 def copy_reference(work, out):
-    """Copies the strong reference's run, without what its folder is called.
+    """Copies the shipped reference's run, without what its folder is called.
 
     Raises:
         FileNotFoundError: it has not finished.
     """
-    run = work / "runs" / f"{cells.STRONG}-0"
+    run = work / "runs" / f"{cells.SHIPPED}-0"
     if not (run / _MODEL_FILES[-1]).exists():
         raise FileNotFoundError(
             f"{str(run)!r} is no finished run. Train it with "
-            f"`python -m benchmarks.icontext.run --cells {cells.STRONG}`"
+            f"`python -m benchmarks.icontext.run --cells {cells.SHIPPED}`"
         )
     out.mkdir(parents=True, exist_ok=True)
     for name in _MODEL_FILES:
@@ -113,7 +113,7 @@ def sampled(whole, foreign, descriptions):
     def permissive(records):
         found = []
         for record in records:
-            reason = _objection(record.row, descriptions)
+            reason = sources.objection(record.row, descriptions)
             if reason:
                 left_out[reason] += 1
             else:
@@ -136,12 +136,3 @@ def sampled(whole, foreign, descriptions):
     ]
     splits["pool"] = noise.add(splits["pool"], NOISE_LEVEL, foreign)
     return splits, left_out
-
-
-def _objection(row, descriptions):
-    """Why the licence of a row is not permissive enough, or ""."""
-    if row.license not in sources.PERMISSIVE_LICENSES:
-        return row.license or "none"
-    # Emoji in 3D and clip art come with a notice of their own.
-    terms = descriptions.get(row.style, {"license": {"url": "its package"}})
-    return "" if terms["license"].get("url") else "no address of the licence"

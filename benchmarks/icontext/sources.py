@@ -162,6 +162,15 @@ def icon_rows(cache, style):
         )
 
 
+def objection(row, descriptions):
+    """Why the licence of a row is not permissive enough, or ""."""
+    if row.license not in PERMISSIVE_LICENSES:
+        return row.license or "none"
+    # Emoji in 3D and clip art come with a notice of their own.
+    terms = descriptions.get(row.style, {"license": {"url": "its package"}})
+    return "" if terms["license"].get("url") else "no address of the licence"
+
+
 def kind_of_set(description):
     """Kind of the icons of a set, from iconify's description of it."""
     if description.get("category") == "Logos":

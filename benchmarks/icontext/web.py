@@ -9,6 +9,7 @@ Made of the whole data set (`full.py`), whose pool is cut by icon set:
 | part00 to part90 | seven tenths of these sets, at four levels of noise |
 | part_clean30 to part_clean90 | these without their noise |
 | apart | the other sets, clean, for a reference; no picture is in the part |
+| apart_permissive | of these, pairs whose licence asks for no more than a notice |
 | curated | 4,000 clean pairs of the pool's icons, no longer in the pool |
 | curated1000, curated250 | the first of these |
 | val_sets, test_sets | captions of icon sets that nobody trains on |
@@ -54,12 +55,13 @@ NUM_SHARDS = 16
 _BLOCK_SIZE = 4_096  # pictures compared with all held-out ones at a time
 
 
-def build(data, out):
+def build(data, out, descriptions):
     """Writes all splits, the vocabulary and, last, stats.json.
 
     Args:
         data: folder of the whole data set.
         out: folder to write to; left alone if it has the data.
+        descriptions: iconify's description of each set.
     """
     if (out / "stats.json").exists():
         return
@@ -67,6 +69,11 @@ def build(data, out):
     out.mkdir(parents=True, exist_ok=True)
     pool = splits.pop("pool")
     part, splits["apart"] = apart(pool)
+    splits["apart_permissive"] = [
+        record
+        for record in splits["apart"]
+        if not sources.objection(record.row, descriptions)
+    ]
     full.write_vocabulary(out, (*pool, *splits["curated"]))
     sizes = {name: len(records) for name, records in splits.items()}
     for name, records in splits.items():
