@@ -9,7 +9,7 @@ Made of the whole data set (`full.py`), whose pool is cut by icon set:
 | part00 to part90 | seven tenths of these sets, at four levels of noise |
 | part_clean30 to part_clean90 | these without their noise |
 | apart | the other sets, clean, for a reference; no picture is in the part |
-| apart_permissive | of these, pairs whose licence asks for no more than a notice |
+| apart_permissive | of these, what has a permissive licence |
 | curated | 4,000 clean pairs of the pool's icons, no longer in the pool |
 | curated1000, curated250 | the first of these |
 | val_sets, test_sets | captions of icon sets that nobody trains on |

@@ -244,6 +244,7 @@ class WebTest(tf.test.TestCase):
                 4000 + number,
                 style="mono" if number < 9 else "delta",
                 seed=4000 + number % 17,
+                license="MIT" if number % 2 else "GPL-3.0",
             )
             for number in range(18)
         ]
@@ -264,7 +265,7 @@ class WebTest(tf.test.TestCase):
             NUM_HELD_OUT={"test_sets": 25, "val_sets": 10},
             FAMILY_SIZES=range(20, 41),
         ):
-            web.build(data, cls.out)
+            web.build(data, cls.out, {})
         cls.stats = json.loads((cls.out / "stats.json").read_text())
 
     def read(self, pattern):
@@ -305,6 +306,10 @@ class WebTest(tf.test.TestCase):
         self.assertNotEmpty(apart)
         self.assertEmpty(families[0] & families[1])
         self.assertEmpty({one.png for one in part} & {one.png for one in apart})
+        self.assertEqual(
+            [one.identifier for one in self.read("apart_permissive-*")],
+            [one.identifier for one in apart if one.row.license == "MIT"],
+        )
         pool = {one.identifier for one in self.read("pool00/*")}
         self.assertContainsSubset({one.identifier for one in part}, pool)
         dropped = [
