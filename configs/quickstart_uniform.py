@@ -14,7 +14,7 @@ DATA = "examples/icontext_mini"
 def config() -> config_lib.TrainConfig:
     """18,000 pairs, of which 5,400 are clean."""
     return config_lib.TrainConfig(
-        steps=1250,
+        steps=1000,
         data=config_lib.DataConfig(
             train=(f"{DATA}/pool-*.tfrecord",),
             noise_field="noise",
@@ -40,6 +40,6 @@ def config() -> config_lib.TrainConfig:
         ),
         evaluation=config_lib.EvaluationConfig(
             data=(f"{DATA}/val-*.tfrecord", f"{DATA}/test-*.tfrecord"),
-            every_steps=250,
+            every_steps=200,
         ),
     )
