@@ -114,7 +114,7 @@ def check(name: str, value: Any, rule: Rule) -> None:
         return
     hint = ""
     if isinstance(value, str):
-        names = (one for one in getattr(holds, "names", ()) if one)
+        names = (name for name in getattr(holds, "names", ()) if name)
         hint = did_you_mean(value, names)
     raise ValueError(f"`{name}` must be {expected}. Received: {value!r}{hint}")
 

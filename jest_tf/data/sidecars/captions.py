@@ -1,7 +1,7 @@
-"""The captions of a sidecar's rows: by number among nonblank ones, or the best.
+"""The captions of a sidecar's rows: by number among the nonblank, or the best.
 
-Captions of all rows stand in one array; `starts` and `ends`, int64 [k], say
-where a row's begin and end.
+Captions of all rows stand in a single array; `starts` and `ends`, int64 [k],
+say where a row's begin and end.
 """
 
 import numpy as np
