@@ -81,7 +81,7 @@ def nearest(
 ) -> np.ndarray:
     """Returns the nearest class of each image, int64 [N].
 
-    Of equal ones the lower row is taken. Arguments as in `zero_shot_measures`.
+    Of equals the lower row is taken. Arguments as in `zero_shot_measures`.
     """
     images = ranking.check_vectors("image_embeddings", image_embeddings)
     classes = ranking.check_vectors("class_embeddings", class_embeddings)
