@@ -124,7 +124,7 @@ class TrainConfig(Checked):
                 self.bootstrap.renew_at,
             ),
             (
-                "`selection.stages` must begin at a multiple, and end a step "
+                "`selection.stages` must begin at a multiple, and end one step "
                 "before a multiple,",
                 self.selection.turns,
             ),
