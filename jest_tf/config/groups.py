@@ -82,7 +82,7 @@ class DataConfig(Checked, path="data"):
             captions. Empty takes the format's default.
         noise_field: feature, extension or column that is empty, 0 or false in
             clean records. The log and the page then show the clean share of
-            what each stage chooses. Empty does not look.
+            the rows that each stage chooses. Empty reports no share.
         index_dir: folder of the index files. Empty puts each beside its shard.
         reader: "numpy", or "ops" to read TFRecords by TensorFlow's ops alone:
             the same stream, on hosts of a TPU slice without Python
@@ -182,7 +182,7 @@ class ModelConfig(Checked, path="model"):
         init_from: the model that the learner starts as, by name, as in
             `reference.model`: its towers, weights, temperature, bias, tokenizer
             and resizing of pictures. `preset` and `patch_size` then have no
-            effect. Positions of pictures are resized to `data.image_size`.
+            effect. Learned positions are resized to `data.image_size`.
         init_tower: "image_tower" or "text_tower" takes this tower alone from
             `init_from`, with its tokenizer or its pictures' form. The other
             tower is new, built from `preset` with the same embedding width;

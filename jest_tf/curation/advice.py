@@ -30,8 +30,8 @@ class Facts(NamedTuple):
             of the pairs most similar for the reference, one in so many.
         apart: share of the curated pictures that are nearer to others of their
             set than to as many of the pool.
-        covered: the same of the tests' pictures; None without tests.
-        num_tests: these pictures.
+        covered: the same share of the tests' pictures; None without tests.
+        num_tests: number of these pictures.
         breadth: effective clusters of the curated pictures, over the pool's.
         reference: name of the reference.
         is_given: whether the user named it; else it was trained quickly.

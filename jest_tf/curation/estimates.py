@@ -242,7 +242,7 @@ class Duplicates(NamedTuple):
         share: of the sample's pictures with a near-duplicate in the sample.
         copies: expected number of near-duplicates of a picture in the pool.
         pairs: int64 [k, 2], places of the nearest pairs, nearest first.
-        cosines: float32 [k], of these.
+        cosines: float32 [k], of these pairs.
     """
 
     share: float
@@ -297,10 +297,10 @@ def breadth(groups: Sequence[np.ndarray], seed: int = 0) -> list[float]:
     among which it is spread evenly.
 
     Args:
-        groups: float32 [n, D] each, of unit length; the pool first. Of each
-            equally many are taken, at random, because few pictures cannot be
-            spread among many clusters.
-        seed: of these.
+        groups: float32 [n, D] each, of unit length; the pool first. Equally
+            many pictures of each are taken, at random, because few pictures
+            cannot be spread among many clusters.
+        seed: of the random choices.
 
     Returns:
         The number of each group, of about sqrt(1,024) clusters.
@@ -331,8 +331,8 @@ def nearer(
 ) -> float:
     """Measures the share of pictures that are nearer to the first of two sets.
 
-    Of the larger set as many are taken at random as the smaller has, so that
-    0.5 says that both sets are equally like the queries.
+    The larger set is cut, at random, to the size of the smaller. 0.5 then says
+    that both sets are equally like the queries.
 
     Args:
         queries: float32 [k, D], of unit length.

@@ -37,7 +37,7 @@ _REMOTE_READS, _LOCAL_READS = 64, 1
 _SHARDS_AT_A_TIME = 64
 # Records whose tokens are compared with the tokenizer's.
 _PROBES = 16
-# What TensorFlow does not read, or not as Pillow does.
+# Pictures that TensorFlow does not read, or reads otherwise than Pillow.
 _NEEDS_PILLOW = (
     "a GIF, a BMP, or an animated or transparent WebP"
     if pictures.READS_WEBP

@@ -290,7 +290,7 @@ def at_positions(
         embedded=options.embedded,
     )
     chunk = reader.read(positions)
-    # It decodes those that it keeps, too.
+    # `repair` decodes the pictures that it keeps, too.
     images = reader.repair(positions, chunk, np.arange(len(positions)))
     with tf.device("CPU:0"):
         images = [pictures.form_of(image_size)(picture) for picture in images]

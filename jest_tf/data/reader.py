@@ -328,7 +328,7 @@ class Ahead:
         future = self._pool.submit(self._read, positions.copy())
         with self._lock:
             self._found[positions.tobytes()] = future
-            # Those that nobody asked for, as an iterator was given up.
+            # Nobody asked for these, because an iterator was given up.
             while len(self._found) > 2 * self._depth:
                 self._found.popitem(last=False)[1].cancel()
 

@@ -214,7 +214,8 @@ def check_placed(name: str, model, strategy: tf.distribute.Strategy) -> None:
 def _collected(outputs, strategy):
     """The result of a step on the local replicas.
 
-    A nest of values is equal on all; of a pair of nests, the second has rows.
+    A nest has values that are equal on all replicas. In a pair of nests, the
+    second has each replica's rows, which are joined.
     """
 
     def first(value):

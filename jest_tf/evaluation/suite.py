@@ -134,7 +134,7 @@ class EntryEvaluation:
     def measure(self) -> dict[str, float]:
         """Returns all measures by name.
 
-        Those of several languages are prefixed, and their means are not.
+        Measures of several languages are prefixed; their means are not.
         """
         return flattened(self.outcomes())
 

@@ -36,8 +36,8 @@ def zero_shot_measures(
 
     Returns:
         `MEASURES`: shares of images whose class is among the k best, and the
-        mean over classes, of those that have images, of the share for k = 1. A
-        tie counts as its mean over all orders.
+        mean of the share for k = 1 over the classes that have images. A tie
+        counts as its mean over all orders.
 
     Raises:
         ValueError: shapes do not fit, an embedding is not finite, or a class is

@@ -34,10 +34,10 @@ def absolute(path: str) -> str:
 
 
 def inside(folder: str, name: str) -> str:
-    """Returns the path of what a file or a listing names within a folder.
+    """Returns the path of a name that a file or a listing gives in a folder.
 
     Raises:
-        ValueError: it is no single name, or a link that leads out.
+        ValueError: it is not a plain name, or is a link that leads out.
     """
     if not name or name in (".", "..") or {"/", "\0"} & {*name}:
         raise ValueError(
@@ -415,7 +415,7 @@ def checked(folder: str, names: Iterable[str]) -> list[str]:
 
 
 def _at_its_place(path, call):
-    """Calls with the place of a file, and again if it has another by then."""
+    """Calls `call` with a file's place, and again if the file has moved."""
     while True:
         found = place(path)
         try:

@@ -83,7 +83,7 @@ def _towers(
     seed,
     embedding_dim=None,
 ):
-    """The image and the text tower of a preset; arguments as there."""
+    """The towers of a preset; arguments as of `build_two_tower`."""
     checks.check("preset", preset, checks.one_of(*sorted(config_lib.PRESETS)))
     sizes = config_lib.PRESETS[preset]
     shared = {

@@ -228,8 +228,8 @@ def restore(model: keras.Model, workdir: str) -> Restored:
 def begin_anew(workdir: str) -> None:
     """Lets a run begin again whose checkpoints have all been found damaged.
 
-    Any other run stays as it is, so that a command with `--overwrite` goes on
-    when it is repeated. Hold the lock.
+    Any other run stays as it is, so that a command with `--overwrite` can be
+    repeated to go on. Hold the lock.
     """
     damaged = _steps(workdir, _DAMAGED)
     if saved_steps(workdir) or not damaged:

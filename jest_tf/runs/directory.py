@@ -73,7 +73,7 @@ def read(workdir: str, name: str):
     """Reads a JSON file of a run directory.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the file is not JSON.
     """
     with as_written(workdir, name):
         return json.loads(files.read_whole(path(workdir, name)))
@@ -207,7 +207,7 @@ def load_config(workdir: str) -> config_lib.TrainConfig:
 
 @functools.lru_cache
 def _say_modules(workdir, *names):
-    """Once in a process."""
+    """Says it once in a process."""
     progress.say(f"{workdir} names code of {imports.describe(names)}")
 
 

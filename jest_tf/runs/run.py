@@ -103,7 +103,7 @@ def _train(config, workdir, signals, overwrite):
     checkpoints_lib.check_keep_best(
         config.checkpoint.keep_best, opened.measures
     )
-    # After what may be refused, whose message stands alone.
+    # After all checks, so that the message of a refusal stands alone.
     progress.say(
         f"{workdir}: strategy {config.distribution.strategy} on "
         f"{distribution.describe(strategy)}"

@@ -36,7 +36,7 @@ def best(text, starts, ends, pictures):
     )
     similarity[~captions.any(1)] = -np.inf
     choices = np.full(len(counts), -1)
-    # Of each row in turn, the most similar first; the sort is stable.
+    # Row by row, the most similar caption first; the sort is stable.
     order = np.lexsort((-similarity, owners))
     has_some = counts > 0
     best = order[firsts[has_some]]

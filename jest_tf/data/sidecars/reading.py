@@ -329,7 +329,7 @@ class Sidecars:
         ).arrays
 
     def _excerpts(self, rows):
-        """The places of rows of a shard, arrays that have them, and where."""
+        """Yields places in `rows`, arrays with these rows, and rows in them."""
         pieces = self._by_shard(rows)
         if self.is_remote:
             yield from retries.map_parallel(
@@ -452,7 +452,7 @@ def check_header(
 
 
 def _find(store, directory, shard):
-    """The path of a shard's sidecar, its header, and what tells its content."""
+    """The path of a shard's sidecar, its header, and its checksums."""
     path = sidecar_path(store, shard, directory)
     if files.is_file(path):
         header, found = file_format.read(path)
