@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def execute(program, arguments, variables):
     """Runs a program on the CPU: its results, and all variables after.
 
-    What TPUs exchange, which has no kernel here, a single one gives itself.
+    What TPUs exchange, which has no kernel here, a single TPU gives itself.
     """
     return compiled(program)(arguments, variables)
 
