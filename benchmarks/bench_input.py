@@ -153,7 +153,7 @@ class Link(local.LocalFileSystem):
 
 
 def distance(small: bool) -> str:
-    """Compares reads at a distance with local ones; returns Markdown."""
+    """Compares reads at a distance with local reads; returns Markdown."""
     num_records, copies, batch_size, steps, latencies = (
         (256, 1, 64, 1, (0.02,)) if small else (2048, 24, 1024, 8, _LATENCIES)
     )

@@ -197,7 +197,7 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Every setting of a recipe, with its type, default, rule and meaning.",
-        "`--set data.image_size=64` overrides it on the command line. In the",
+        "`--set data.image_size=64` overrides a setting. In the",
         "name of a setting in a list, `0` is a place: the number after the",
         "last adds an entry, and `selection.stages=none` empties a list.",
         "`jest-tf train --help` prints the same list.",
