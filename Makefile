@@ -76,7 +76,7 @@ bench-peers: $(PEERS_INSTALLED) ## time a step beside open_clip's, on this machi
 	@echo "bench-peers: some minutes; close what else runs"
 	@$(BIN)/python -m benchmarks.bench_peers
 
-tpu-compile: $(TPU_INSTALLED) ## compile the training step for TPUs, without one
+tpu-compile: $(TPU_INSTALLED) ## compile the training step for TPUs, without a TPU
 	@echo "tpu-compile: about a minute a case; what is done is skipped"
 	@$(TPU_BIN)/python -m benchmarks.tpu_compile
 

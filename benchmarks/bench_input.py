@@ -130,7 +130,7 @@ class Link(local.LocalFileSystem):
         return super()._strip_protocol(path.removeprefix("far://"))
 
     def info(self, path, **options):
-        """Looks up a file, in one request."""
+        """Looks up a file, in a single request."""
         time.sleep(self.latency)
         return super().info(path, **options)
 
@@ -153,7 +153,7 @@ class Link(local.LocalFileSystem):
 
 
 def distance(small: bool) -> str:
-    """Compares reads at a distance with local ones; returns Markdown."""
+    """Compares reads at a distance with local reads; returns Markdown."""
     num_records, copies, batch_size, steps, latencies = (
         (256, 1, 64, 1, (0.02,)) if small else (2048, 24, 1024, 8, _LATENCIES)
     )
@@ -192,7 +192,7 @@ def distance(small: bool) -> str:
             rows.append([block, *cells, f"{fetched:,.0f}"])
     header = [
         *("`shuffle_block_size`", "local"),
-        *(f"{1000 * one:.0f} ms" for one in latencies),
+        *(f"{1000 * seconds:.0f} ms" for seconds in latencies),
         "kB fetched a record",
     ]
     return f"""## What distance costs
@@ -208,7 +208,7 @@ of {_PADDED // 1000} kB in {copies} shards; a picture of 8 pixels a side, and
 zeros. At a distance local files are read through a link of 1 Gbit/s, shared by
 all requests. Each of these, lookups included, has the latency and brings at
 least {_READAHEAD / 2**20:.0f} MB, as those of `gs://` under `jest-tf`. A stream
-that decodes no faster than its records come is as fast as a local one.
+that decodes no faster than its records come is as fast as a local stream.
 
 {report.environment()}"""
 
@@ -310,7 +310,7 @@ def _bare_rate(dataset, super_batch_size, steps):
     """Pictures a second of the bare loop, as warm as the stream."""
     iterator = iter(dataset)
 
-    # A loop in the graph: one in Python would cost more.
+    # A loop in the graph; a loop in Python would cost more.
     @tf.function(reduce_retracing=True)
     def take(count):
         total = 0.0

@@ -35,7 +35,7 @@ _RATE = 1e-3
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs both sides in turn and writes the block, or one side alone."""
+    """Runs both sides in turn and writes the block, or a single side."""
     parser = argparse.ArgumentParser(prog=_COMMAND, description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="runs a side")
     parser.add_argument("--steps", type=int, default=8, help="steps a run")
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _text(runs, options, report):
-    """The block: one row a side, then the ratios of the paired rounds."""
+    """The block: a row a side, then the ratios of the paired rounds."""
     rows = []
     for side, of_side in runs.items():
         rows.append(

@@ -70,13 +70,15 @@ def traffic_table(small: bool = False) -> str:
         ("held, MB", traffic.memory, "MB", 1e6),
     ):
         counts = [count(setup) for setup in columns]
-        names = list(dict.fromkeys(name for one in counts for name in one))
+        names = list(
+            dict.fromkeys(name for column in counts for name in column)
+        )
         rows = [
-            [name, *(_number(one.get(name, 0), scale) for one in counts)]
+            [name, *(_number(column.get(name, 0), scale) for column in counts)]
             for name in names
         ]
         if count is not traffic.memory:  # not all of it lives at once
-            sums = (_number(sum(one.values()), scale) for one in counts)
+            sums = (_number(sum(column.values()), scale) for column in counts)
             rows.append(["in all", *sums])
         header = [
             f"a chip, {unit}: {title.split(',')[0]}",

@@ -54,7 +54,7 @@ class FigureSizes:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One process of `speed`.
+    """A process of `speed`.
 
     Attributes:
         super_batch_size: B.
@@ -109,12 +109,12 @@ def main(argv: list[str] | None = None) -> None:
 def synthetic(regime: str, num_rows: int, seed: int) -> tuple:
     """Clustered embeddings in 64 dimensions: a learner's and a reference's.
 
-    An embedding is a direction that the rows of a cluster share, plus one that
-    the image and the text of a row share, plus noise of each tower, normalised;
-    every fifth text belongs to another row. The reference sees both parts
-    clearly. A "late" learner sees the clusters but the row itself less well,
-    and is about as sharp; an "early" one sees little, and still has the
-    temperature and bias that SigLIP starts from.
+    An embedding is a direction that the rows of a cluster share, plus a
+    direction that the image and the text of a row share, plus noise of each
+    tower, normalised; every fifth text belongs to another row. The reference
+    sees both parts clearly. A "late" learner sees the clusters but the row
+    itself less well, and is about as sharp; an "early" learner sees little, and
+    still has the temperature and bias that SigLIP starts from.
 
     Returns:
         Two `Embeddings` of NumPy arrays.
@@ -171,7 +171,7 @@ def gibbs(
 ) -> np.ndarray:
     """Samples sub-batches with p proportional to exp(sum of their pairs).
 
-    Starts from a uniform draw. One iteration takes a member at random out and
+    Starts from a uniform draw. An iteration takes a member at random out and
     draws its successor, which may be itself, from the conditional distribution
     given the other b - 1: exp(what a row adds to the sum over pairs). The
     iteration costs O(B) with the matrix at hand.
@@ -203,7 +203,7 @@ def gibbs(
 
 
 def measure_figure(embeddings: tuple, sizes: FigureSizes, seed: int) -> dict:
-    """One super-batch's values, normalised as in the paper's figure.
+    """A super-batch's values, normalised as in the paper's figure.
 
     0 is the expectation of a uniform draw and 1 the Gibbs sampler's plateau,
     both at filter ratio 0.5. A filter ratio f draws the same b rows from the
@@ -303,7 +303,7 @@ mean over {sizes.num_seeds} seeds and in brackets the lowest and the highest.
 b = {sizes.batch_size} rows always, from b / (1 - f) at filter ratio f, as in
 the paper, whose b is 32,768. The paper's numbers are read off its figure 2,
 +-0.01. Synthetic: 64 clusters in 64 dimensions, a fifth of the texts belong to
-other rows; the late learner sees the clusters, the early one hardly.
+other rows; the late learner sees the clusters, the early learner hardly.
 One iteration of the sampler takes a member at random out of the sub-batch and
 draws its successor given all others; the paper doesn't say what its iteration
 is. It samples and does not maximise, so more than 1 is possible.

@@ -5,7 +5,7 @@ Uniform, JEST and Flexi-JEST steps side by side.
     python -m benchmarks.bench_step
 
 Writes the block `step` of README.md or of the file `--out`, in about three
-minutes on 2 quiet cores; with `--small` it takes one, says nothing, and writes
+minutes on 2 quiet cores; `--small` takes a minute, says nothing, and writes
 only to `--out`.
 """
 
@@ -56,7 +56,7 @@ _COARSE_VIEW = config_lib.View(patch_size=32)
 def main(argv: list[str] | None = None) -> None:
     """Measures and writes the block."""
     options = report.parser(_COMMAND, "Times training steps.").parse_args(argv)
-    # It takes the steps, which are of one name, for one that is traced anew.
+    # It takes the steps, which share a name, for a step that is traced anew.
     tf.get_logger().setLevel("ERROR")
     text = "\n\n".join(
         [
@@ -88,7 +88,10 @@ def measure_kinds(small: bool) -> str:
     counts = [step.flops() for step in steps.values()]
     rows = []
     for kind, own, count in zip(steps, seconds, counts, strict=True):
-        ratios = [one / two for one, two in zip(own, seconds[0], strict=True)]
+        ratios = [
+            ours / uniform
+            for ours, uniform in zip(own, seconds[0], strict=True)
+        ]
         rows.append(
             [
                 kind,

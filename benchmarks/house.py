@@ -2,7 +2,7 @@
 
     python -m benchmarks.house docs/figures/house.png
 
-Imports are read from the source. `tests/test_house.py` fails when one of them
+Imports are read from the source. `tests/test_house.py` fails when an import
 goes up, and when the picture is out of date.
 """
 
@@ -35,7 +35,7 @@ def imports() -> dict[tuple[str, str], set[tuple[str, str]]]:
     """The imports between rooms.
 
     Returns:
-        For a room and one that it imports the pairs of modules that do.
+        For a room and a room that it imports, the pairs of modules that do.
     """
     found = collections.defaultdict(set)
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -90,9 +90,11 @@ def draw(edges, path: str) -> None:
     }
     floors, implied = {}, {}
     for room in filter(_size, ROOMS):
-        floors[room] = 1 + max((floors[one] for one in below[room]), default=-1)
+        floors[room] = 1 + max(
+            (floors[lower] for lower in below[room]), default=-1
+        )
         implied[room] = set().union(
-            *(below[one] | implied[one] for one in below[room])
+            *(below[lower] | implied[lower] for lower in below[room])
         )
     places = {}
     for floor in set(floors.values()):

@@ -46,7 +46,7 @@ def page(
 def publish(
     path: pathlib.Path | None, name: str, text: str, command: str
 ) -> None:
-    """Prints a block and replaces it in a page, if there is one."""
+    """Prints a block and replaces it in a page, if there is a page."""
     print(text)
     if path:
         write_block(path, name, text, command)
@@ -95,7 +95,7 @@ def command(
 
 
 def environment() -> str:
-    """The processor and the versions in one line."""
+    """The processor and the versions in a line."""
     # Imported late: most reports need no TensorFlow.
     import tensorflow as tf
 

@@ -31,7 +31,7 @@ class Setup(NamedTuple):
         quota: "global" or "per_replica".
         loss: "sigmoid" or "softmax", of the scores and of the training.
         loss_block_size: rows of the loss's logits held at a time; None is b/R.
-        rows: by name shape and dtype of one row of the batch's tensors.
+        rows: by name shape and dtype of a row of the batch's tensors.
     """
 
     num_replicas: int
@@ -111,7 +111,7 @@ class Collective(NamedTuple):
 
 
 class Echo:
-    """One of R replicas, replica 0, all of which hold the same.
+    """Replica 0 of R replicas, all of which hold the same.
 
     It has the methods of `distribution.Replicas`, for shapes and memory alone.
     """

@@ -1,4 +1,4 @@
-"""A small SigLIP from a large public one: a stored stage and distillation.
+"""A small SigLIP from a large public SigLIP: a stored stage and distillation.
 
     jest-tf train --config configs/distil_s16.py \
         --workdir runs/distil_s16 --set 'data.train=data/pool-*.tfrecord'
@@ -10,9 +10,10 @@ pair, so ten million pairs take 6 hours on one A100 that reaches 40 % of its 312
 TFLOP/s. `siglip2_base_patch16_224` takes 46 GFLOPs a pair, 1 hour, and is 768
 wide. Training never runs the reference.
 
-The stored stage passes the best-matching third: take one over the share of your
-pool that matches, which `jest-tf advise` estimates. Distillation fades out over
-the run, so that the learner is not held to its reference at the end.
+The stored stage passes the best-matching third. Set its `candidates` to 1 over
+the share of your pool that matches, which `jest-tf advise` estimates.
+Distillation fades out over the run, so that the learner is not held to its
+reference at the end.
 
 Hardware: one GPU with 80 GB. Time: a few hours; a step trains 1,024 examples in
 three passes of a ViT-S/16, and scores none. NOT RUN BY US at this size: on

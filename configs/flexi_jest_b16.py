@@ -3,8 +3,8 @@
     jest-tf train --config configs/flexi_jest_b16.py \
         --workdir runs/flexi_jest_b16 --set 'data.train=data/pool-*.tfrecord'
 
-Scores at patches of 32 pixels, and trains on one half of the sub-batch at 16
-and on the other at 32, so that the tower knows both (Evans et al. 2024, arXiv
+Scores at patches of 32 pixels, and trains on a half of the sub-batch at 16 and
+on the other at 32, so that the tower knows both (Evans et al. 2024, arXiv
 2406.17711, table 1: 110 % of a uniform step's FLOPs; by the count of
 docs/logs.md, the text tower's included, 134 % with this recipe's 64 tokens).
 Before that, as for configs/jest_b16.py.

@@ -25,14 +25,13 @@ DATA = "icontext-work/data"
 def config() -> config_lib.TrainConfig:
     """A stored stage chooses 256 of 6,400; the reference is distilled.
 
-    Nothing is scored by the learner: a step has 5 % more FLOPs than a uniform
-    one.
+    The learner scores nothing: a step has 5 % more FLOPs than a uniform step.
     """
     return config_lib.TrainConfig(
         steps=380,  # a thirteenth of the uniform learner's
         data=config_lib.DataConfig(
             train=(f"{DATA}/pool-*.tfrecord",),
-            # One vocabulary for all runs: they differ in the method only.
+            # The same vocabulary for all runs: they differ in the method only.
             vocabulary=f"{DATA}/vocab.txt",
             image_size=32,
             text_length=16,

@@ -4,7 +4,7 @@
         --workdir icontext-work/runs/web
 
 First build the data with `make icontext-data`. The pool has 70 % of noise, the
-validation pairs are of icon sets that nobody trains on. The rate is the one of
+validation pairs are of icon sets that nobody trains on. The rate is that of
 chosen or curated pairs. Validation chose half of it for uniform training on
 this pool: `--set optimizer.learning_rate=1e-3`.
 """

@@ -1,4 +1,4 @@
-"""IconText's web-like benchmark: one run that makes its own reference.
+"""IconText's web-like benchmark: a run that makes its own reference.
 
     jest-tf train --config configs/icontext_web_bootstrap.py \
         --workdir icontext-work/runs/web-bootstrap

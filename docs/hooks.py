@@ -108,7 +108,7 @@ def path_of(place: str) -> str:
 
 
 def shown(path: str) -> str | None:
-    """Returns the page that shows a path; None for one that is copied."""
+    """Returns the page that shows a path; None for a path that is copied."""
     file = ROOT / path
     if file.is_dir():
         entries = sorted(entry.name for entry in file.iterdir())
@@ -197,7 +197,7 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Every setting of a recipe, with its type, default, rule and meaning.",
-        "`--set data.image_size=64` overrides one on the command line. In the",
+        "`--set data.image_size=64` overrides a setting. In the",
         "name of a setting in a list, `0` is a place: the number after the",
         "last adds an entry, and `selection.stages=none` empties a list.",
         "`jest-tf train --help` prints the same list.",
@@ -245,7 +245,7 @@ def _group(kind, members):
     parts = [
         part for part, group in LISTED.items() if f"{group}." == kind._prefix
     ]
-    rules = [rule for one in (kind, *parts) for rule in _rules_between(one)]
+    rules = [rule for owner in (kind, *parts) for rule in _rules_between(owner)]
     if rules:
         lines += ["**Rules between settings**", ""]
         lines += [f"- {rule}." for rule in rules]
@@ -394,13 +394,13 @@ def python_page() -> str:
         lines += [f"## `jest_tf.{home}`", ""]
         if home == "config":
             lines += _dataclasses(names)
-        for one in names:
-            if not dataclasses.is_dataclass(getattr(config, one, None)):
+        for name in names:
+            if not dataclasses.is_dataclass(getattr(config, name, None)):
                 lines += [
-                    f"::: jest_tf.{_defined(home, one)}",
+                    f"::: jest_tf.{_defined(home, name)}",
                     "    options:",
-                    f"      heading: jest_tf.{one}",
-                    f"      toc_label: {one}",
+                    f"      heading: jest_tf.{name}",
+                    f"      toc_label: {name}",
                     "",
                 ]
     return "\n".join(lines)

@@ -4,7 +4,7 @@
     jest-tf train --config configs/quickstart_uniform.py \\
         --workdir runs/convnet --set model.towers=examples.custom_towers:build
 
-Any two Keras layers or models that map to embeddings of one width will do.
+Any two Keras layers or models that map to embeddings of equal width will do.
 The first command is a Keras program: a reference is trained on a small curated
 set; then a learner of the same make is trained on the noisy pool, on the most
 learnable fifth of each super-batch. The second gives `build` to a recipe.

@@ -46,7 +46,7 @@ class Energy(keras.callbacks.Callback):
         self._tracker.start_task()
 
     def on_evaluation(self, step, measures):
-        """Writes a row, except after the last step, which has one already."""
+        """Writes a row, except after the last step, which already has a row."""
         if self._trains:
             self._write(step)
             self._tracker.start_task()

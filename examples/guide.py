@@ -265,17 +265,17 @@ def show(figure, title, ids):
     """Draws 20 random pairs with their captions."""
     figure.suptitle(title)
     shown = random.choice(ids, 20, replace=False)
-    for axes, one in zip(figure.subplots(5, 4).flat, shown, strict=True):
-        colour = "crimson" if is_wrong[one] else "black"
-        caption = pool_captions[one].decode()[:14]
-        axes.imshow(pool[one], interpolation="nearest")
+    for axes, row in zip(figure.subplots(5, 4).flat, shown, strict=True):
+        colour = "crimson" if is_wrong[row] else "black"
+        caption = pool_captions[row].decode()[:14]
+        axes.imshow(pool[row], interpolation="nearest")
         axes.set_title(
-            f"× {caption}" if is_wrong[one] else caption,
+            f"× {caption}" if is_wrong[row] else caption,
             fontsize=7,
             color=colour,
         )
         axes.set(xticks=[], yticks=[])
-        axes.spines[:].set(color=colour, linewidth=2 if is_wrong[one] else 0.5)
+        axes.spines[:].set(color=colour, linewidth=2 if is_wrong[row] else 0.5)
 
 
 figure = plt.figure(figsize=(8, 5.4), layout="constrained")
@@ -290,7 +290,7 @@ plt.show()
 ## Watch the choice over time
 
 The next picture follows the share of wrong captions through the training. The
-upper line is what the steps were offered, the lower one what they chose. The
+upper line is what the steps were offered, the lower line what they chose. The
 gap is the work of the selection. It narrows late: once the learner knows the
 easy pairs, more of those that it finds hard are wrong.
 """
@@ -346,7 +346,7 @@ for name, towers in (
 
 # %% [markdown]
 """
-After as many steps, the learner that chose finds more captions than the one
+After as many steps, the learner that chose finds more captions than the learner
 that did not. The reference saw right captions only, and few of them.
 
 Selection is not free. Each JEST step embeds 640 pairs with both models to train

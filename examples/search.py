@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = model.embed_texts(tf.constant(flags.queries))["embeddings"]
     cosines = texts @ embed(model, paths).T
     scores, rows = tf.math.top_k(cosines, min(HITS, len(paths)))
-    hits = [[paths[row] for row in one] for one in rows.numpy()]
+    hits = [[paths[row] for row in found] for found in rows.numpy()]
     for query, best, files in zip(flags.queries, scores, hits, strict=True):
         names = " ".join(file.name for file in files[:3])
         print(f"{query:20} {best[0]:.2f}  {names}")

@@ -21,14 +21,16 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the longest classes first, so that no process ends alone with one.
+    """Puts the longest classes first, so that no process ends alone with them.
 
     A method of `tf.test.TestCase` is left out: bases then set up nothing.
     """
     order = {name: place for place, name in enumerate(LONGEST)}
     items[:] = sorted(
-        (one for one in items if one.name != "test_session"),
-        key=lambda one: order.get(getattr(one.cls, "__name__", ""), len(order)),
+        (item for item in items if item.name != "test_session"),
+        key=lambda item: order.get(
+            getattr(item.cls, "__name__", ""), len(order)
+        ),
     )
 
 

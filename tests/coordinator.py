@@ -49,7 +49,7 @@ class _Extended(tf.distribute.StrategyExtended):
         return input_util.get_distributed_datasets_from_function(
             dataset_fn,
             input_lib.InputWorkers(
-                [(one, (one,)) for one in self.worker_devices]
+                [(device, (device,)) for device in self.worker_devices]
             ),
             [tf.distribute.InputContext(count, i, count) for i in range(count)],
             self._container_strategy(),
@@ -84,8 +84,8 @@ def socket_bytes():
         try:
             if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
                 continue
-            with socket.socket(fileno=os.dup(int(name))) as one:
-                info = one.getsockopt(
+            with socket.socket(fileno=os.dup(int(name))) as connection:
+                info = connection.getsockopt(
                     socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_BYTES.size
                 )
         except OSError:  # closed by now, or not of TCP
@@ -113,7 +113,7 @@ def main(settings):
         if step == 0:  # the graphs have been sent
             before = socket_bytes()
     found = {"bytes": socket_bytes() - before}
-    found["devices"] = [one.device for one in arrived[0]["image"]]
+    found["devices"] = [tensor.device for tensor in arrived[0]["image"]]
     for name in arrived[0]:
         found[f"batch/{name}"] = np.stack(
             [np.concatenate(batch[name]) for batch in arrived]

@@ -6,7 +6,7 @@ import tensorflow as tf
 class Oracle:
     """A learner that knows the picture's gray and the caption's number.
 
-    Pictures and captions of one number are alike, and embeddings of different
+    Pictures and captions of a number are alike, and embeddings of different
     numbers differ.
     """
 

@@ -1,6 +1,6 @@
 """A Google Cloud Storage on loopback, for TensorFlow's own `gs://`.
 
-TensorFlow's libcurl goes through the proxy that `https_proxy` names. This one
+TensorFlow's libcurl goes through the proxy that `https_proxy` names. This proxy
 answers CONNECT itself, with certificates of its own authority, and plays
 Google's hosts. It runs in a process of its own, because some of TensorFlow's
 calls hold Python's lock while they wait for an answer:
@@ -180,17 +180,17 @@ class _Storage(http.server.ThreadingHTTPServer):
 
     def fault(self, line):
         with self.lock:
-            for one in self.faults:
-                if one["times"] > 0 and re.search(one["match"], line):
-                    one["times"] -= 1
-                    return one
+            for fault in self.faults:
+                if fault["times"] > 0 and re.search(fault["match"], line):
+                    fault["times"] -= 1
+                    return fault
         return {}
 
     def hold(self, fault):
         """Waits until the fault is healed."""
         with self.lock:
             self.held += 1
-        while any(one is fault for one in self.faults):
+        while any(left is fault for left in self.faults):
             time.sleep(0.02)
         with self.lock:
             self.held -= 1
@@ -340,7 +340,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             entries[name if end < 0 else name[: end + 1]] = end < 0
         after = query.get("pageToken", "")
         limit = int(query.get("maxResults", 1000))
-        entries = {key: one for key, one in entries.items() if key > after}
+        entries = {
+            key: is_object for key, is_object in entries.items() if key > after
+        }
         page = list(entries.items())[:limit]
         found = {
             "items": [{"name": name} for name, is_object in page if is_object],

@@ -71,7 +71,7 @@ def through(models, stages, seed, num_replicas=1):
         if not stage.scores:
             stage = dataclasses.replace(stage, uniform_share=0.0)
         drawn = rows(
-            *(take(one, numbers) for one in models),
+            *(take(model, numbers) for model in models),
             stage,
             batch_size=len(numbers) // stage.candidates,
             seed=later_seed(place, seed),

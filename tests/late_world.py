@@ -1,7 +1,7 @@
 """A bucket, its processes and their clock, in one thread at a time.
 
 A `World` makes a history from a seed: a thread is left at each of its requests
-and waits, and the next one is taken at random. Requests and answers may be
+and waits, and the next is taken at random. Requests and answers may be
 late or lost, be carried out long after they were given up, and processes may be
 cut off, stopped for a while, or die.
 """
@@ -40,7 +40,7 @@ class Process:
     def __init__(self, name, chances):
         self.name, self.chances = name, chances
         self.held = {}  # as `leases._held`
-        self.number = 0  # the last one that it claimed
+        self.number = 0  # the last that it claimed
         self.stopped_until = self.cut_off_until = 0.0
         self.is_dead = False
 
@@ -130,13 +130,13 @@ class World:
         """Lets all threads come to their ends, and all requests arrive."""
         while self._threads or self._in_flight:
             due = [
-                (max(one.wakes, one.process.stopped_until), one)
-                for one in self._threads
+                (max(thread.wakes, thread.process.stopped_until), thread)
+                for thread in self._threads
             ]
-            due += [(one[0], one) for one in self._in_flight]
+            due += [(request[0], request) for request in self._in_flight]
             self.now = max(self.now, min(time for time, _ in due))
             chosen = self.random.choice(
-                [one for time, one in due if time <= self.now]
+                [item for time, item in due if time <= self.now]
             )
             if isinstance(chosen, tuple):
                 self._in_flight.remove(chosen)
@@ -146,7 +146,9 @@ class World:
             with mock.patch.object(leases, "_held", chosen.process.held):
                 chosen.turn.release()
                 self._back.acquire()
-            self._threads = [one for one in self._threads if not one.is_done]
+            self._threads = [
+                thread for thread in self._threads if not thread.is_done
+            ]
 
     def sleep(self, seconds):
         """Lets the others go on for so long."""
@@ -196,12 +198,12 @@ class World:
         with ask, mock.patch.object(leases, "_held", {}):
             view = leases._last_view(FOLDER)
         return {
-            name: self.objects.get(f"{FOLDER}/{one}", "lost")
-            for name, one in view.items()
+            name: self.objects.get(f"{FOLDER}/{target}", "lost")
+            for name, target in view.items()
         }
 
     def _change(self, process, call):
-        views = [one for one in self.objects if f"{FOLDER}/.view/" in one]
+        views = [path for path in self.objects if f"{FOLDER}/.view/" in path]
         last = max(views, default="/000000").rpartition("/")[2]
         before = self.seen()
         call()

@@ -1,4 +1,4 @@
-"""Replicas without a strategy: one thread each, collectives over a barrier.
+"""Replicas without a strategy: a thread each, collectives over a barrier.
 
 Code runs on them eagerly, on any number of replicas in milliseconds, and every
 collective is recorded as it happens, also inside loops. Tests that need a graph
@@ -15,7 +15,7 @@ DEVICES = 8  # as many as any test takes
 
 
 class Call(NamedTuple):
-    """One collective, seen by one replica."""
+    """A collective, seen by a replica."""
 
     kind: str
     shape: tuple[int, ...]  # of this replica's tensor
@@ -87,7 +87,7 @@ def run(num_replicas, function, *, in_loops=True):
         try:
             results[number] = function(Replicas(group, number, in_loops))
         except threading.BrokenBarrierError:
-            pass  # another replica's error is the one to raise
+            pass  # another replica's error is raised
         except Exception as error:
             errors.append(error)
             group.barrier.abort()
@@ -109,7 +109,8 @@ def mirrored(num_replicas):
     """A strategy over virtual CPUs.
 
     Tensors meet on one device and not in TensorFlow's collectives, because a
-    process has one group of these: a second strategy of another size fails.
+    process has a single group of these: a second strategy of another size
+    fails.
     """
     return tf.distribute.MirroredStrategy(
         [f"CPU:{number}" for number in range(num_replicas)],

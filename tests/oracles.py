@@ -55,8 +55,8 @@ def softmax_loss(embeddings, ids=None, equal_ids="negative"):
 def feature_distillation(learner, reference):
     total = 0.0
     for ours, theirs in zip(learner[:2], reference[:2], strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            total += np.sum((np.float64(one) - np.float64(other)) ** 2)
+        for row, other in zip(ours, theirs, strict=True):
+            total += np.sum((np.float64(row) - np.float64(other)) ** 2)
     return total / len(learner[0])
 
 
@@ -80,7 +80,7 @@ def chunk_sizes(batch_size, num_chunks):
 
 
 def pick(scores, noise, taken, size):
-    """The rows that `scores + noise` puts first, the taken ones left out."""
+    """The rows that `scores + noise` puts first, the taken rows left out."""
     keys = scores + np.float64(noise)
     keys[taken] = -np.inf
     return list(np.argsort(-keys, kind="stable")[:size])
@@ -131,7 +131,7 @@ def select_jointly(
 
 
 def _conditional(combine, loss, learner, reference):
-    """The scores of all rows, as a function of the chosen ones."""
+    """The scores of all rows, as a function of the chosen rows."""
 
     def by_pairs(embeddings, chosen):
         matrix = _pairs(loss, embeddings)
@@ -246,7 +246,7 @@ def position_hash(seed, position, salt):
 
 
 def row_at(num_records, seed, position):
-    """The row at one position in Python integers, a value at a time."""
+    """The row at a position in Python integers, a value at a time."""
     epoch, value = divmod(position, num_records)
     key = position_hash(seed, epoch, int.from_bytes(b"order", "big"))
     half = 1
@@ -269,7 +269,7 @@ def average_ranks(values):
     """1 for the smallest; equal values get the mean of their places."""
     return np.array(
         [
-            1 + np.sum(values < one) + (np.sum(values == one) - 1) / 2
-            for one in values
+            1 + np.sum(values < value) + (np.sum(values == value) - 1) / 2
+            for value in values
         ]
     )

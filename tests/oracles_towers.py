@@ -15,8 +15,11 @@ def weight(variable):
 
 
 def parameters(layer, index=...):
-    """The weights of a transformer layer, or of one block, by name."""
-    return {name: weight(one)[index] for name, one in layer.parameters.items()}
+    """The weights of a transformer layer, or of a block, by name."""
+    return {
+        name: weight(stacked)[index]
+        for name, stacked in layer.parameters.items()
+    }
 
 
 def dense(layer, values):
@@ -48,7 +51,7 @@ def mlp(weights, tokens):
 
 
 def attention(query, key, value, num_heads):
-    """One example: [S, width], [T, width] twice -> [S, width]."""
+    """An example: [S, width], [T, width] twice -> [S, width]."""
     depth = query.shape[-1] // num_heads
     parts = []
     for head in range(num_heads):

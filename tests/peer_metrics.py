@@ -82,7 +82,7 @@ def retrieve(given, name):
         (
             torch.tensor(images[start : start + _BATCH]),
             [
-                [texts[one] for one in some]
+                [texts[place] for place in some]
                 for some in of[start : start + _BATCH]
             ],
         )

@@ -7,9 +7,9 @@ is an object: `workdir`, `settings`, overrides like those of `--set`, and the
 of `CALLS`, or of `REMOTE_CALLS` with a remote `workdir`; with `touching` in
 those whose path has this part. With a remote `workdir`, `local` begins the
 names of local files, the temporary folder's among them, a dead run's lease
-expires in a second, and a request is slow after one. A SIGTERM ends the process
-after `grace` seconds. Its output is a line with the process's number, and one
-with how it ended.
+expires in a second, and a request is slow after a second. A SIGTERM ends the
+process after `grace` seconds. Its output is a line with the process's number,
+and another with how it ended.
 """
 
 import glob
@@ -102,7 +102,7 @@ def run(
     def counted(function):
         def call(*arguments, **options):
             nonlocal calls
-            calls += any(touching in str(one) for one in arguments)
+            calls += any(touching in str(argument) for argument in arguments)
             if calls - 1 == at:
                 _tear(arguments, number)
                 os.kill(os.getpid(), number)

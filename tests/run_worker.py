@@ -23,7 +23,7 @@ from trainers import train
 
 
 def build_learner(config, vocabulary_size):
-    """A tiny one, without dropout or means over the rows of a replica."""
+    """A tiny learner, without dropout or means over the rows of a replica."""
     return tiny.learner(config.seed)
 
 

@@ -50,7 +50,7 @@ def write_shipped(folder, **counts):
 
 
 def flip(path, position):
-    """Flips all bits of one byte of a file."""
+    """Flips all bits of a byte of a file."""
     with open(path, "r+b") as file:
         file.seek(position)
         (octet,) = file.read(1)
@@ -86,7 +86,7 @@ def write_tar(path, members, format=tarfile.USTAR_FORMAT):
 
 
 def tar_sample(key, *, image=b"picture", caption=None, **fields):
-    """The members of one tar_sample, as img2dataset writes them."""
+    """The members of a sample in a tar, as img2dataset writes them."""
     members = [(f"{key}.jpg", image)]
     if caption is not None:
         members.append((f"{key}.txt", caption.encode()))

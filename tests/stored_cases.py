@@ -21,7 +21,7 @@ TOKENIZER = tokenizers.WordPieceTokenizer(
 )
 # The records that the sidecars have no embedding of.
 INVALID = (5, 36, 71)
-# One that has no caption but blank ones.
+# A record that has only blank captions.
 BLANK = 50
 # Records that cannot be had.
 BAD = (*INVALID, BLANK)
@@ -54,7 +54,11 @@ def write_store(folder):
     counts = [len(captions_of(row)) for row in range(80)]
     image = sidecar_files.unit_rows(80, 1, DIM)
     blank = np.array(
-        [not one.strip() for row in range(80) for one in captions_of(row)]
+        [
+            not caption.strip()
+            for row in range(80)
+            for caption in captions_of(row)
+        ]
     )
     # Captions of some like their picture, of others not.
     text = np.repeat(image, counts, 0)

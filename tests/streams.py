@@ -23,7 +23,7 @@ def super_batches(store, *, batch_size, stages=(), loss=None, **settings):
 
 
 def joined(batches):
-    """Batches, of hosts or of steps, as one."""
+    """Batches, of hosts or of steps, joined."""
     return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
 
 
@@ -31,9 +31,9 @@ class StreamTestCase(tf.test.TestCase):
     def assert_equal_batches(self, ours, theirs):
         """Equal names, dtypes and values, of curated rows as well."""
         self.assertEqual(len(ours), len(theirs))
-        for one, other in zip(ours, theirs, strict=True):
-            self.assertCountEqual(one, other)
-            for name, value in one.items():
+        for our_batch, other in zip(ours, theirs, strict=True):
+            self.assertCountEqual(our_batch, other)
+            for name, value in our_batch.items():
                 if name == "curated":
                     self.assert_equal_batches([value], [other[name]])
                     continue

@@ -51,9 +51,9 @@ def weight_arrays(path):
     """Every array of a weights file, by name."""
     found = {}
 
-    def take(name, one):
-        if isinstance(one, h5py.Dataset):
-            found[name] = one[()]
+    def take(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()]
 
     with h5py.File(path, "r") as file:
         file.visititems(take)
@@ -73,12 +73,12 @@ def environment(**more):
 
 
 def free_ports(count):
-    """Ports that nobody listens on, as far as one can know."""
+    """Ports that nobody listens on, as far as can be known."""
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]
     finally:
-        for one in sockets:
-            one.close()
+        for listener in sockets:
+            listener.close()

@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def picture(gray, ending="png"):
-    """An encoded picture of one gray."""
+    """An encoded picture of a single gray."""
     content = io.BytesIO()
     Image.fromarray(np.full([4, 4, 3], gray, np.uint8)).save(content, ending)
     return content.getvalue()
@@ -83,7 +83,7 @@ def write_crossmodal(folder, images):
 
 
 def write_open_clip(folder, names):
-    """A package `open_clip` of class names and one template, "a {}"."""
+    """A package `open_clip` of class names and a template, "a {}"."""
     package = pathlib.Path(folder) / "open_clip"
     package.mkdir()
     (package / "__init__.py").write_text("raise ImportError")

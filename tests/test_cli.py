@@ -60,7 +60,7 @@ clean = "style"
 
 
 def setUpModule():
-    # Tests of other modules may come between those of this one.
+    # Tests of other modules may come between those of this module.
     os.makedirs(DATA, exist_ok=True)
     counts = {"curated": 200, "pool": 400, "val": 250, "test": 250}
     shard_files.write_shipped(DATA, **counts)
@@ -187,7 +187,7 @@ class TrainersTest(tf.test.TestCase):
         found = json.loads(printed.getvalue())
         results = directory.read(self.learner, "evaluation.json")
         self.assertEqual(
-            [(one["dataset"], one["task"]) for one in results],
+            [(result["dataset"], result["task"]) for result in results],
             [
                 ("icons", "zeroshot_classification"),
                 ("icons", "zeroshot_retrieval"),
@@ -462,7 +462,7 @@ class ErrorsTest(tf.test.TestCase):
             shard,
             [
                 shard_files.serialize(
-                    # Every second one is cut in the middle.
+                    # Every second picture is cut in the middle.
                     image=record.image[: len(record.image) // (1 + row % 2)],
                     caption=record.captions[0],
                 )
@@ -589,7 +589,7 @@ class QuickstartTest(tf.test.TestCase):
 
 @pytest.mark.slow
 class TransferTest(tf.test.TestCase):
-    """Recipes that begin with public models, with tiny ones in their place."""
+    """Recipes that begin with public models, here with tiny models."""
 
     SMALL = (
         *SHRUNK,

@@ -76,7 +76,7 @@ def read(page):
 
 
 def any_has(modules, path):
-    """True if one of the modules has the attribute at a dotted path."""
+    """True if any of the modules has the attribute at a dotted path."""
     for module in modules:
         value = importlib.import_module(module)
         try:
@@ -182,7 +182,7 @@ class DocsTestCase(tf.test.TestCase):
     def run_command(self, line, settings, skip=(), add=lambda words: ()):
         program, *words = line
         text = shlex.join(line)
-        if program != "jest-tf" or any(one in text for one in skip):
+        if program != "jest-tf" or any(part in text for part in skip):
             return
         with self.subTest(text), contextlib.ExitStack() as stack:
             if words[0] == "train":
@@ -240,7 +240,7 @@ class PagesTest(DocsTestCase):
         """The page on logs has every column."""
         text = re.sub(r"```.*?```", "", read("docs/logs.md"), flags=re.DOTALL)
         listed = {*re.findall(r"`([^`]+)`", text)}
-        stages = [one for row in telemetry for one in row["stages"]]
+        stages = [stage for row in telemetry for stage in row["stages"]]
         names = {name for row in (*log, *telemetry, *stages) for name in row}
         names = {re.sub(r"^stages/\d+", "stages/N", name) for name in names}
         self.assertEmpty(names - listed)
@@ -475,13 +475,13 @@ class CommandsTest(DocsTestCase):
         """The program's help shows every flag, and a recipe takes settings."""
         main = importlib.import_module(module).main
         command = list(
-            itertools.takewhile(lambda one: one[0] != "-", arguments)
+            itertools.takewhile(lambda word: word[0] != "-", arguments)
         )
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             with self.assertRaises(SystemExit) as ended:
                 main([*command, "--help"])
         self.assertEqual(ended.exception.code, 0)
-        for flag in (one for one in arguments if one.startswith("--")):
+        for flag in (flag for flag in arguments if flag.startswith("--")):
             self.assertRegex(printed.getvalue(), rf"{flag}\b")
         if "--config" in arguments:
             path = arguments[arguments.index("--config") + 1]
@@ -518,7 +518,8 @@ class ReferencesTest(tf.test.TestCase):
 
     def test_every_named_function_and_setting_exists(self):
         settings = {
-            one.path for one in overrides.settings(config_lib.TrainConfig)
+            setting.path
+            for setting in overrides.settings(config_lib.TrainConfig)
         }
         groups = {path.partition(".")[0] for path in settings if "." in path}
         count = 0
@@ -534,7 +535,7 @@ class ReferencesTest(tf.test.TestCase):
                 name = f"{module}.{path}"
                 is_file = re.search(r"\.(py|jsonl?|html|toml|md|csv|h5)$", name)
                 is_setting = any(
-                    f"{one}.".startswith(f"{name}.") for one in settings
+                    f"{setting}.".startswith(f"{name}.") for setting in settings
                 )
                 is_known = module in {*MODULES, *groups}
                 if is_file or is_setting or not is_known or name in OTHERS:
@@ -561,7 +562,9 @@ class ReferencesTest(tf.test.TestCase):
 
     def test_every_public_name_is_in_the_changelog(self):
         changelog = read("CHANGELOG.md")
-        names = [one for one in jest_tf.__all__ if f"`{one}`" not in changelog]
+        names = [
+            name for name in jest_tf.__all__ if f"`{name}`" not in changelog
+        ]
         self.assertEmpty(names)
 
 
@@ -644,7 +647,8 @@ class MakefileTest(tf.test.TestCase):
         chosen = re.findall(r'-m pytest -m "?([a-z ]+)', read("Makefile"))
         # Those of `make test`, `make test-slow` and `make test-oldest`.
         self.assertEqual(
-            [one.strip() for one in chosen], ["not slow", "slow", "not slow"]
+            [marks.strip() for marks in chosen],
+            ["not slow", "slow", "not slow"],
         )
 
 

@@ -111,7 +111,7 @@ class GuideTest(tf.test.TestCase):
     @pytest.mark.slow
     def test_a_new_kernel_runs_it_and_selection_drops_wrong_captions(self):
         notebook = made()
-        (setup,) = (one for one in code(notebook) if "STEPS =" in one.source)
+        (setup,) = (cell for cell in code(notebook) if "STEPS =" in cell.source)
         # The written notebook is of all steps.
         setup.source = setup.source.replace("400, 800", "400, 200")
         self.assertIn("REFERENCE_STEPS, STEPS = 400, 200", setup.source)

@@ -1,4 +1,4 @@
-"""A mistake is answered by one line, the same for every command.
+"""A mistake is answered by a single line, the same for every command.
 
 The line says which setting is wrong, what was expected, what came, and the way
 out. Mistakes that need longer runs are in the tests of what finds them.
@@ -197,7 +197,7 @@ DATA = (
     (
         "TRAIN data.vocabulary=$/vocab.json",
         # The second without KerasHub, which would read it.
-        "(A vocabulary that ends in .json must be one that|needs KerasHub)",
+        "(A vocabulary that ends in .json must be written by|needs KerasHub)",
     ),
     ("embed --model $/run --data $/nowhere/*", "`--data` must match files"),
     (

@@ -141,7 +141,7 @@ class DeclaredTest(tf.test.TestCase):
 class WheelTest(tf.test.TestCase):
     """Builds an sdist, a wheel from it, and installs that in a bare venv.
 
-    The environment sees the packages of this one, so nothing is downloaded.
+    The venv sees the packages of the tests, so nothing is downloaded.
     """
 
     @classmethod

@@ -91,7 +91,7 @@ def super_batches(count=1, rows=12, seed=0):
             "image": np.uint8(random.integers(0, 256, image_shape)),
             "text": np.int32(random.integers(0, VOCABULARY_SIZE, text_shape)),
             "id": np.int64(random.permutation(1000)[:rows] + 2**40),
-            # Four captions, so that some rows share one.
+            # Four captions, so that some rows share a caption.
             "caption_id": np.int64(random.integers(0, 4, rows)),
         }
         for _ in range(count)
@@ -99,7 +99,7 @@ def super_batches(count=1, rows=12, seed=0):
 
 
 def dataset(batches):
-    """A dataset with one element a super-batch."""
+    """A dataset with an element a super-batch."""
     stacked = tf.nest.map_structure(lambda *parts: np.stack(parts), *batches)
     return tf.data.Dataset.from_tensor_slices(stacked)
 
@@ -107,7 +107,7 @@ def dataset(batches):
 def write_shard(path, rows=20, seed=0, damaged=(), noisy=()):
     """A shard of PNG noise with captions of three words; ids from 100 on.
 
-    The pictures of the rows in `damaged` are cut off, every other one so that
+    The pictures of the rows in `damaged` are cut off, every other so that
     only decoding finds it out. The rows in `noisy`, if any, have a "noise".
     """
     random = np.random.default_rng(seed)

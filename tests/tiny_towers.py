@@ -40,7 +40,7 @@ def randomise(layer, seed=0, scale=0.5):
     random = np.random.default_rng(seed)
     layer.set_weights(
         [
-            np.float32(random.normal(scale=scale, size=one.shape))
-            for one in layer.get_weights()
+            np.float32(random.normal(scale=scale, size=weight.shape))
+            for weight in layer.get_weights()
         ]
     )

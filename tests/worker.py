@@ -1,4 +1,4 @@
-"""One of several workers that train together: see test_distribution.
+"""A worker of several that train together: see test_distribution.
 
     TF_CONFIG=... python tests/worker.py FILE
 
@@ -106,20 +106,20 @@ def train(strategy, steps_per_execution):
     told = {
         **model.rows.scored(0),
         **{
-            f"uniform_{name}": one
-            for name, one in model.rows.uniform(0).items()
+            f"uniform_{name}": values
+            for name, values in model.rows.uniform(0).items()
         },
         **{
             f"draw_{step}": model.rows.drawn(step)
             for step in range(STEPS - steps_per_execution, STEPS)
         },
     }
-    history |= {f"rows/{name}": one for name, one in told.items()}
+    history |= {f"rows/{name}": values for name, values in told.items()}
     return np.array(drawn.steps), history, model.learner.get_weights()
 
 
 def main(path):
-    """Trains as one of the workers of TF_CONFIG."""
+    """Trains as a worker of TF_CONFIG."""
     strategy = distribution.build_strategy(
         config.DistributionConfig("multi_worker_mirrored")
     )

@@ -9,8 +9,8 @@
 
 `fetch` needs npm, apt-get and dpkg-deb, and continues where it stopped. The
 others need resvg-py (`pip install --editable '.[icontext]'`) and no network;
-each is made of what the one before it built. The same versions give the same
-bytes, except for letters in clip art, which are drawn in the fonts of the
+each is made of what the command before it built. The same versions give the
+same bytes, except for letters in clip art, which are drawn in the fonts of the
 machine.
 """
 
@@ -23,7 +23,7 @@ from benchmarks.icontext import full, mini, packages, sources, web
 
 
 def main(arguments=None):
-    """Run one command; see the module's docstring."""
+    """Run a command; see the module's docstring."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Run(NamedTuple):
-    """One length and one seed of a cell."""
+    """A length and a seed of a cell."""
 
     cell: "Cell"
     steps: int
@@ -23,13 +23,13 @@ class Run(NamedTuple):
 
     @property
     def shorter(self):
-        """The run that this one extends; None for the shortest."""
+        """The run that this run extends; None for the shortest."""
         lengths = [steps for steps in self.cell.lengths if steps < self.steps]
         return self._replace(steps=max(lengths)) if lengths else None
 
 
 class Cell(NamedTuple):
-    """One line of `CELLS`.
+    """A line of `CELLS`.
 
     Attributes:
         method: as the tables call it.
@@ -80,7 +80,7 @@ def regime_of(name):
 
 CLEAN_SETS = ("curated", "apart", "apart_permissive")
 GIVEN, OWN = "given", "own"
-# Learners but the usual one; their methods' names begin with these.
+# Learners other than the usual; their methods' names begin with these.
 LEARNERS = ("narrow_",)
 _GIVEN = "web_curated_1000"  # the reference of the curated set
 _THREE = (0, 1, 2)
@@ -227,7 +227,7 @@ _LEARNERS_OF_GIVEN = (
         f"{_stored(3)} {_DISTILLED} reference.distillation_steps=700",
     ),
     *(cell for steps in (350, 800, 1600) for cell in _by(steps)),
-    # In-batch negatives, of which a sigmoid loss has one term each.
+    # In-batch negatives; a sigmoid loss has a term for each of them.
     *(
         _part(
             *(f"{method}_b1024", (350,)),

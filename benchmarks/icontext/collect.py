@@ -81,7 +81,7 @@ def collect(run, workdir, data):
 
 
 def add(folder, row, curve, pairs):
-    """Adds one run to the tables in a folder, runs.csv last."""
+    """Adds a run to the tables in a folder, runs.csv last."""
     folder.mkdir(parents=True, exist_ok=True)
     line = {name: row[name] for name in _KEY} | {"scores": pairs}
     for name, new in (
@@ -107,7 +107,7 @@ def families(data):
     store = stores.open_store(f"{data}/{_TESTS[0]}-*.tfrecord")
     styles = store.columns(["style"])["style"]
     return pd.DataFrame(
-        {"family": [web.family(one.decode()) for one in styles]}
+        {"family": [web.family(style.decode()) for style in styles]}
     )
 
 
@@ -143,7 +143,7 @@ def _score(model, pattern):
     ranks = evaluation.ranks(
         found.images, found.texts, found.image_groups, found.text_groups
     )
-    images, texts = (1 / np.rint(ranks[one]) for one in _DIRECTIONS)
+    images, texts = (1 / np.rint(ranks[direction]) for direction in _DIRECTIONS)
     by_group = pd.Series(
         texts, index=pd.Index(found.text_groups, tupleize_cols=False)
     )
@@ -163,7 +163,7 @@ def _curve(workdir, metrics):
     table = pd.DataFrame(rows)
     found = table[["step"]].copy()
     for split in WATCHED:
-        sides = [f"eval/{split}/{one}/mrr" for one in _DIRECTIONS]
+        sides = [f"eval/{split}/{direction}/mrr" for direction in _DIRECTIONS]
         found[split] = table[sides].mean(axis=1).round(5)
     steps = [row["step"] for row in metrics]
     after = np.searchsorted(steps, found["step"]).clip(max=len(steps) - 1)

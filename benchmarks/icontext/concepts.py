@@ -1,9 +1,9 @@
 """The emoji concepts: their keys, texts and split.
 
-A concept is one emoji without skin tone. It is the unit that is held out:
+A concept is an emoji without skin tone. It is the unit that is held out:
 every picture of a held-out concept, in whatever art style, stays out of the
 training splits. Concepts that differ only in gender, age, hair or direction
-share a group, and a whole group falls on one side of the split, so that
+share a group, and a whole group falls on a single side of the split, so that
 "woman surfing" cannot teach what "man surfing" tests.
 
 Names and keywords come from CLDR and emojilib. Pictures are in `sources.py` and
@@ -17,7 +17,7 @@ import unicodedata
 from typing import NamedTuple
 
 SKIN_TONES = frozenset(f"1F3F{digit}" for digit in "BCDEF")
-# Salt and percentages of the split. They never change: a model trained on one
+# Salt and percentages of the split. They never change: a model trained on any
 # build is then held out from the same concepts in every other build.
 SPLIT_SALT = "icontext-1"
 TEST_PERCENT = 20
@@ -65,7 +65,7 @@ _STYLE_WORDS = frozenset(
 
 
 class Concept(NamedTuple):
-    """One emoji without skin tone."""
+    """An emoji without skin tone."""
 
     # Code points in hexadecimal, joined by "-", without variation selectors.
     key: str
@@ -98,7 +98,7 @@ def has_skin_tone(key):
 
 
 def group_of(key):
-    """Name of the group of concepts that is split as one."""
+    """Name of the group of concepts that is split as a whole."""
     ignored = {_JOINER, *_GENDERS} | SKIN_TONES
     codes = [code for code in key.split("-") if code not in ignored]
     if not codes:  # the bare signs of gender are emoji too
@@ -169,7 +169,7 @@ def icon_captions(name, tags=(), *, num_tags=8):
 
 
 def tidy_captions(captions):
-    """Returns distinct, non-empty captions, in order, on one line each."""
+    """Returns distinct, non-empty captions, in order, each on a single line."""
     printable = (
         "".join(
             " " if unicodedata.category(character)[0] in "CZ" else character

@@ -81,7 +81,7 @@ OVER_NOISE = (
     ("the clean pairs of the pool alone", "clean", 1400, "all"),
 )
 # Differences in points that the paper's claims ask for: what it says, and cells
-# of the own regime and of the given one.
+# of the own regime and of the given regime.
 CLAIMS = (
     (
         *("joint minus independent selection", "significant"),

@@ -130,13 +130,15 @@ def strength(results, method):
         )
         if line:
             found.append((results.end(reference)[0] / target, line))
-    return [one for one, _ in found], [line for _, line in found]
+    return [place for place, _ in found], [line for _, line in found]
 
 
 def _ratios(axis, results, places, lines, marks):
     """Score ratios at equal FLOPs in the paper's count, with their band."""
     ratios = [results.over_uniform(line, "paper") for line in lines]
-    points = [(x, *one) for x, one in zip(places, ratios, strict=True) if one]
+    points = [
+        (x, *ratio) for x, ratio in zip(places, ratios, strict=True) if ratio
+    ]
     if points:
         label, color, style, marker = marks
         places, values, low, high = zip(*points, strict=True)

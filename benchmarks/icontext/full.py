@@ -40,7 +40,7 @@ TEST_STYLE = "fxemoji"
 NUM_POOL_SHARDS = 16
 VOCABULARY_SIZE = 8192
 
-_BLOCK_SIZE = 512  # rows that the sieve compares with held-out ones at a time
+_BLOCK_SIZE = 512  # rows that the sieve compares at a time
 
 
 def build(cache, out, jobs=1):

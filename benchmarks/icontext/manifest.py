@@ -20,7 +20,7 @@ def write(out, splits, settings, drops, left_out, num_pool_shards=1):
         settings: as stats.json lists them; `seed` is that of the order.
         drops: counts of pictures turned away, by reason.
         left_out: counts of icons left out, by licence.
-        num_pool_shards: files of the pool; the other splits have one each.
+        num_pool_shards: files of the pool; the other splits have a file each.
 
     Returns:
         The contents of stats.json.
@@ -76,7 +76,7 @@ def statistics(splits, sizes):
         values = collections.Counter(map(name, records))
         return dict(sorted(values.items()))
 
-    everything = [one for records in splits.values() for one in records]
+    everything = [record for records in splits.values() for record in records]
     return {
         "splits": {
             split: {

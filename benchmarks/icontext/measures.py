@@ -4,9 +4,9 @@ Everything is computed from the tables in a folder: `runs.csv` has a line for
 each run, `pairs.csv` the score of each test pair, of the runs whose score gets
 an interval, and `families.csv` the family of icon sets of each test pair.
 
-- A *line* is a method at one length and one level of noise, with its seeds.
+- A *line* is a method at a length and a level of noise, with its seeds.
 - An *interval* covers 95 % of resamples of the test's families and of the
-  seeds: pairs of one family are alike, so they are drawn together. Runs are
+  seeds: pairs of a family are alike, so they are drawn together. Runs are
   compared on the same resamples. One or two seeds get the usual spread between
   seeds: that of the cells with three and at least half of the steps.
 - *Uniform training at a cost* is interpolated between the ends of full
@@ -49,7 +49,7 @@ class Estimate(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A method at one length and one level of noise.
+    """A method at a length and a level of noise.
 
     Attributes:
         noise: share of the pool.
@@ -191,7 +191,7 @@ def steps_to_end(lengths, ends, target):
 
 
 class Results:
-    """The runs of a folder that compare: one regime, one learner.
+    """The runs of a folder that compare: of one regime and one learner.
 
     Args:
         folder: with runs.csv, pairs.csv and families.csv.
@@ -315,7 +315,9 @@ class Results:
             seeds: those wanted, if any of them was run; all without.
         """
         seeds = [seed for seed in line.seeds if seed in seeds] or line.seeds
-        scores = over_seeds([self._resampled(line.cell, one) for one in seeds])
+        scores = over_seeds(
+            [self._resampled(line.cell, seed) for seed in seeds]
+        )
         if len(seeds) < LEAST_SEEDS:
             # Draws of the line's own, the same in each comparison.
             key = zlib.crc32(repr(tuple(line[:3])).encode())
@@ -335,20 +337,20 @@ class Results:
         """
         first, second = (self.runs.loc[name].index for name in names)
         shared = sorted({*first} & {*second})
-        one, two = (
+        left, right = (
             over_seeds([self._resampled(name, seed) for seed in shared or own])
             for name, own in zip(names, (first, second), strict=True)
         )
-        return estimate(one - two)
+        return estimate(left - right)
 
     def target(self, noise):
         """The line of uniform training that ends best on validation."""
         ladder = self.ladder(UNIFORM, noise)
         # A length with fewer seeds than others is no target yet.
-        most = min(max(len(one.seeds) for one in ladder), LEAST_SEEDS)
+        most = min(max(len(rung.seeds) for rung in ladder), LEAST_SEEDS)
         return max(
-            (one for one in ladder if len(one.seeds) >= most),
-            key=lambda one: self.mean(one, _VALIDATION),
+            (rung for rung in ladder if len(rung.seeds) >= most),
+            key=lambda rung: self.mean(rung, _VALIDATION),
         )
 
     def _needed(self, ladder, target, seeds=()):
@@ -363,7 +365,7 @@ class Results:
         """
         ladder = self.ladder(UNIFORM, line.noise)
         ends = self.ends(ladder, line.seeds)
-        lengths = [one.steps for one in ladder]
+        lengths = [rung.steps for rung in ladder]
         uniform = end_at(lengths, ends, line.steps)
         return estimate(self.end(line, line.seeds) - uniform)
 
@@ -375,7 +377,7 @@ class Results:
         ladder = self.ladder(CLEAN, line.noise)
         if not ladder:
             return None
-        lengths = [one.steps for one in ladder]
+        lengths = [rung.steps for rung in ladder]
         clean = end_at(lengths, self.ends(ladder, line.seeds), line.steps)
         return estimate(self.end(line, line.seeds) / clean)
 
@@ -385,12 +387,12 @@ class Results:
         end = self.end(target, line.seeds)
         ladder = self.ladder(line.method, line.noise, line.steps)
         ours = self._needed(ladder, end, line.seeds)
-        lengths = [one.steps for one in ladder]
+        lengths = [rung.steps for rung in ladder]
         uniform = self.ladder(UNIFORM, line.noise)
         theirs = self._needed(uniform, end, line.seeds)
         flops = {}
         for kind in COSTS:
-            bills = [self.flops(one, kind, line.seeds) for one in ladder]
+            bills = [self.flops(rung, kind, line.seeds) for rung in ladder]
             spent = np.interp(ours, lengths, bills)
             spent = np.where(np.isinf(ours), np.inf, spent)
             flops[kind] = ratio(self._a_step(target) * theirs, spent)
@@ -419,14 +421,14 @@ class Results:
         )
         if score[0] < ends[0, 0]:
             return [None] * (1 + len(costs))
-        lengths = np.array([one.steps for one in ladder])
+        lengths = np.array([rung.steps for rung in ladder])
         needed = steps_to_end(lengths, ends, score)
         # Below the shortest schedule the cost is not known: 0 is the least.
         needed = np.where(score < ends[0], 0.0, needed)
-        spent = [self.flops(line, one) for one in costs]
+        spent = [self.flops(line, cost) for cost in costs]
         return [
             ratio(needed, np.float64(line.steps)),
-            *(ratio(self._a_step(target) * needed, one) for one in spent),
+            *(ratio(self._a_step(target) * needed, flops) for flops in spent),
         ]
 
     def over_uniform(self, line, cost="all"):
@@ -437,7 +439,7 @@ class Results:
         """
         ladder = self.ladder(UNIFORM, line.noise)
         highest = np.maximum.accumulate(self.ends(ladder, line.seeds))
-        lengths = [one.steps for one in ladder]
+        lengths = [rung.steps for rung in ladder]
         best = end_at(lengths, highest, self.bill(line, cost))
         return estimate(self.end(line, line.seeds) / best)
 
@@ -449,7 +451,7 @@ class Results:
         return self.flops(line, "all") / line.steps
 
     def flops(self, line, cost, seeds=()):
-        """Mean FLOPs of the runs of a line, counted as one of `COSTS`."""
+        """Mean FLOPs of the runs of a line, counted as any of `COSTS`."""
         seeds = [seed for seed in line.seeds if seed in seeds] or line.seeds
         spent = [self._flops(line.cell, seed, cost) for seed in seeds]
         return float(np.mean(spent))

@@ -8,7 +8,7 @@ The web-like data (`web.py`), small: what has a permissive licence, sampled.
 | curated | clean pairs of the same icon sets, no longer in the pool |
 | val, test | captions of icon sets that nobody trains on |
 
-One shard per split, at most 16 MB. The reference is a run of the benchmark,
+A split is a shard of at most 16 MB. The reference is a run of the benchmark,
 trained on the other part: it has seen no icon set of any split.
 """
 

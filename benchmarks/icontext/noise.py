@@ -44,7 +44,7 @@ def add(records, level, foreign):
 
     Returns:
         Records in the order of `records`, with `noise` where it is some. A
-        higher level keeps the noisy pairs of a lower one noisy.
+        higher level keeps the noisy pairs of a lower level noisy.
 
     Raises:
         ValueError: there are too few foreign records.

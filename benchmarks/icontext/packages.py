@@ -79,7 +79,7 @@ def _fetch_npm(spec, part):
     _run("npm", "pack", "--loglevel=error", "--ignore-scripts", spec, cwd=part)
     (archive,) = part.glob("*.tgz")
     (part / "package").mkdir()
-    # An archive of npm holds one folder, by custom called "package".
+    # An archive of npm holds a single folder, by custom called "package".
     _run(
         *("tar", "-xzf", archive.name, "-C", "package"),
         *("--strip-components=1", "--no-same-owner", "--no-same-permissions"),

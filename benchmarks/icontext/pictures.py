@@ -72,7 +72,7 @@ def shape_vector(pixels):
         pixels: uint8 [height, width, 3].
 
     Returns:
-        float32 [588], of unit length unless the picture has one colour only.
+        float32 [588], of unit length unless the picture has a single colour.
     """
     inked = (pixels < _WHITE_FROM).any(axis=-1)
     rows = np.flatnonzero(inked.any(axis=1))
@@ -103,7 +103,7 @@ def _svg_arguments(drawing, size):
         with open(drawing.data, encoding="utf-8", errors="replace") as file:
             text = file.read()
         # Clip art is measured in millimetres or points as often as in pixels,
-        # which needs a resolution. Twice the size leaves room for a tall one.
+        # which needs a resolution. Twice the size leaves room for tall art.
         return {"svg_string": text, "width": 2 * size, "dpi": 96.0}
     width, height = re.search(
         r'viewBox="\S+ \S+ (\S+) (\S+)"', drawing.data

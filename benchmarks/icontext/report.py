@@ -56,7 +56,7 @@ def main(arguments=None):
         raise SystemExit(f"error: {error}") from error
 
 
-# Ends of intervals of ratios in which one side misses the target.
+# Ends of intervals of ratios in which a side misses the target.
 _WORDS = {("x", float("inf")): "?", ("x", 0.0): "missed"}
 
 
@@ -89,8 +89,8 @@ def told(estimate, unit="", factor=1, sign="", digits=1):
     if estimate is None:
         return ""
     value, low, high = (
-        _WORDS.get((unit, one), f"{factor * one:{sign}.{digits}f}")
-        for one in estimate
+        _WORDS.get((unit, number), f"{factor * number:{sign}.{digits}f}")
+        for number in estimate
     )
     return f"{value}{unit} [{low}, {high}]"
 
@@ -197,7 +197,10 @@ def claims(found, folder):
 def given_noise(found, folder):
     """Score ratios at equal FLOPs over levels of noise, a given reference."""
     results = found.same
-    yield ("training", *(f"{100 * one:.0f} % noise" for one in results.levels))
+    yield (
+        "training",
+        *(f"{100 * level:.0f} % noise" for level in results.levels),
+    )
     for what, method in (
         ("JEST, f = 0.8", "jest"),
         ("distillation alone", "distilled"),
@@ -222,14 +225,16 @@ def strengths(found, folder):
         places, of_method = figures.strength(results, method)
         lines[method] = dict(zip(places, of_method, strict=True))
     yield "reference / target", "JEST", "easy-reference", "distillation alone"
-    for place in sorted({place for one in lines.values() for place in one}):
+    for place in sorted(
+        {place for by_place in lines.values() for place in by_place}
+    ):
         yield (
             f"{place:.2f}",
             *(
-                told(results.over_uniform(one[place], "paper"))
-                if place in one
+                told(results.over_uniform(by_place[place], "paper"))
+                if place in by_place
                 else ""
-                for one in lines.values()
+                for by_place in lines.values()
             ),
         )
 
@@ -252,7 +257,7 @@ def emoji(found, folder):
         scores = 100 * rows[["test_concept", "test_style"]].mean()
         yield (
             *(what, f"{rows['steps'].iloc[0]:,}", str(len(rows))),
-            *(f"{one:.1f}" for one in (scores.mean(), *scores)),
+            *(f"{score:.1f}" for score in (scores.mean(), *scores)),
         )
 
 
@@ -275,7 +280,7 @@ def summary(found):
     """The rows of summary.json: each method of both regimes, at 70 % noise."""
 
     def rounded(estimate):
-        return estimate and [round(one, 4) for one in estimate]
+        return estimate and [round(number, 4) for number in estimate]
 
     rows = []
     for regime, learner, results, methods in (
@@ -297,7 +302,8 @@ def summary(found):
                     "validation": round(results.mean(line, "val_sets"), 4),
                     "examples_ratio": rounded(ratios.examples),
                     "flops_ratio": {
-                        cost: rounded(one) for cost, one in ratios.flops.items()
+                        cost: rounded(ratio)
+                        for cost, ratio in ratios.flops.items()
                     },
                     "is_lower_bound": ratios.is_bound,
                 }
@@ -319,20 +325,22 @@ def _fewer(found, line, costs):
     if (line.method, line.steps) == contents.LONGER:
         return ["as above"] * (1 + len(costs))
     ratios = found.to_target(line)
-    estimates = [ratios.examples, *(ratios.flops[one] for one in costs)]
+    estimates = [ratios.examples, *(ratios.flops[cost] for cost in costs)]
     if ratios.examples is None:
         estimates = found.to_own_end(line, costs)
         return [
-            f"{told(one, 'x')} to its own end" if one else "not reached"
-            for one in estimates
+            f"{told(estimate, 'x')} to its own end"
+            if estimate
+            else "not reached"
+            for estimate in estimates
         ]
     if ratios.is_bound:
-        return [f"at least {one.value:.1f}x" for one in estimates]
-    return [told(one, "x") for one in estimates]
+        return [f"at least {estimate.value:.1f}x" for estimate in estimates]
+    return [told(estimate, "x") for estimate in estimates]
 
 
 def _ratio(found, method, noise, steps, cost="all"):
-    """Score ratio of a method at one length, empty if it was not run."""
+    """Score ratio of a method at a length, empty if it was not run."""
     line = found.line(method, noise, steps)
     if not line:
         return ""

@@ -5,9 +5,10 @@
     python -m benchmarks.icontext.run --cells 'web_uniform_*' --seeds 0
 
 `make icontext-data` makes the data first. References and sidecars that a cell
-needs are made before it. A run extends the one of its cell's length before, as
-if it had been longer from the start. A run that was stopped continues when the
-command is given again; only one command may work in a folder.
+needs are made before it. A run extends the run of its cell's next shorter
+length, as if that had been longer from the start. A run that was stopped
+continues when the command is given again; only one command may work in a
+folder.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import pandas as pd
 from benchmarks import report
 from benchmarks.icontext import cells, collect
 
-# One process per core: more threads would slow each other down.
+# A process per core: more threads would slow each other down.
 _ONE_THREAD = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
@@ -58,9 +59,9 @@ def main(arguments=None):
     found = cells.runs()
     wanted = [
         (name, seed)
-        # The shortest first, so that few wait for one that they extend.
-        for name, seed in sorted(found, key=lambda one: found[one].steps)
-        if any(fnmatch.fnmatch(name, one) for one in options.cells)
+        # The shortest first, so that few wait for a run that they extend.
+        for name, seed in sorted(found, key=lambda run: found[run].steps)
+        if any(fnmatch.fnmatch(name, pattern) for pattern in options.cells)
         and (options.seeds is None or seed in options.seeds)
         and (name, seed) not in finished(results)
     ]
@@ -78,7 +79,7 @@ def main(arguments=None):
 
 
 def _steps_of(workdir):
-    """The length of the run in a folder; infinite without one."""
+    """The length of the run in a folder; infinite if there is none."""
     path = workdir / "config.json"
     if not path.exists():
         return float("inf")
@@ -116,11 +117,11 @@ class Runner:
         Args:
             wanted: `(name, seed)` of each run.
         """
-        futures = {one: self._trained(*one) for one in wanted}
+        futures = {run: self._trained(*run) for run in wanted}
         failed = 0
         with self._pool:
-            for number, (one, future) in enumerate(futures.items(), start=1):
-                words = f"[{number}/{len(wanted)}] {one[0]}, seed {one[1]}"
+            for number, (run, future) in enumerate(futures.items(), start=1):
+                words = f"[{number}/{len(wanted)}] {run[0]}, seed {run[1]}"
                 try:
                     future.result()
                 except (OSError, RuntimeError, ValueError) as error:

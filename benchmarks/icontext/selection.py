@@ -1,8 +1,8 @@
 """Rows to records: sampling, duplicates and leaks.
 
 `Sieve` sees every candidate once, held-out splits first, and yields a record or
-counts why there is none. Sampling is by hash, so that the draw from one set
-does not depend on any other.
+counts why there is none. Sampling is by hash, so that the draw from a set does
+not depend on any other.
 """
 
 import collections
@@ -71,7 +71,7 @@ class Sieve:
         rows = iter(rows)
         while block := list(itertools.islice(rows, block_size)):
             rendered = [self._render(row, is_held_out) for row in block]
-            rendered = [one for one in rendered if one is not None]
+            rendered = [result for result in rendered if result is not None]
             closest = np.zeros(len(rendered))
             if held_out.size and rendered and not is_held_out:
                 # [rows, 588] x [588, pictures] -> [rows]
@@ -81,7 +81,7 @@ class Sieve:
                 rendered, closest, strict=True
             ):
                 pair = digest, row.captions[0]
-                if pair in self._pairs:  # within one block
+                if pair in self._pairs:  # within a block
                     self._drop("duplicate pair")
                     continue
                 if value > COPY_ABOVE[row.kind]:

@@ -1,6 +1,6 @@
 """Rows of the packages: a drawing, its texts and its origin.
 
-There are three families: emoji art (one row for a concept in a style), icon
+There are three families: emoji art (a row for a concept in a style), icon
 sets (logos among them) and Open Clip Art. Rows are lazy and have no pixels;
 splits are made elsewhere.
 """
@@ -51,14 +51,14 @@ class Drawing(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One drawing with its texts."""
+    """A drawing with its texts."""
 
-    kind: str  # one of the five kinds named in this module
+    kind: str  # of the five kinds named in this module
     style: str  # icon set or art style
     source: str  # package@version
     license: str  # SPDX identifier
     name: str  # upstream's name, unique in the style
-    captions: tuple[str, ...]  # distinct texts, the primary one first
+    captions: tuple[str, ...]  # distinct texts, the primary text first
     drawing: Drawing | None  # None once it is rendered
     concept: str = ""  # concept key of emoji art
     label: str = ""  # concept name of emoji art
@@ -205,7 +205,9 @@ def _read_json(cache, spec, *parts):
 
 
 def _by_key(entries):
-    return {concepts.key_of_text(text): one for text, one in entries.items()}
+    return {
+        concepts.key_of_text(text): entry for text, entry in entries.items()
+    }
 
 
 def _fluent_3d(cache):
@@ -217,7 +219,7 @@ def _fluent_3d(cache):
 
 
 def _emoji_icons(cache, table, style):
-    """The same of an iconify set, one icon for each concept."""
+    """The same of an iconify set, an icon for each concept."""
     icons = _read_json(cache, packages.ICONIFY, "json", f"{style}.json")
     keys = _keys_by_icon_name(cache, icons, table)
     seen = set()

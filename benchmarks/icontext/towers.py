@@ -112,7 +112,10 @@ class ConvolutionalTower(_ImageTower, layers.Configured):
 
     def build(self, input_shape):
         channels = input_shape[-1]
-        for layer in (self.stem, *(one for two in self.stages for one in two)):
+        for layer in (
+            self.stem,
+            *(layer for stage in self.stages for layer in stage),
+        ):
             layer.build((None, None, None, channels))
             channels = layer.width
         self.normalisation.build((None, channels))

@@ -4,7 +4,7 @@ Made of the whole data set (`full.py`), whose pool is cut by icon set:
 
 | split | pairs |
 | --- | --- |
-| pool00 to pool90 | all sets but the held-out ones, at six levels of noise |
+| pool00 to pool90 | all sets but those held out, at six levels of noise |
 | clean15 to clean90 | these without their noise |
 | part00 to part90 | seven tenths of these sets, at four levels of noise |
 | part_clean30 to part_clean90 | these without their noise |
@@ -18,7 +18,7 @@ Made of the whole data set (`full.py`), whose pool is cut by icon set:
 
 A part consists of whole families of icon sets. Settings are chosen on the `val`
 splits. Logos are in no pool: they are the noise of another domain (`noise.py`).
-Pictures of the pool that copy a held-out one are dropped.
+Pictures of the pool that copy a held-out picture are dropped.
 """
 
 import collections
@@ -52,7 +52,7 @@ FAMILY_SIZES = range(300, 4_001)
 _MAX_WORDS = 6
 _ICONS = (sources.MONO_ICON, sources.COLOUR_ICON)
 NUM_SHARDS = 16
-_BLOCK_SIZE = 4_096  # pictures compared with all held-out ones at a time
+_BLOCK_SIZE = 4_096  # pictures compared at a time with all that are held out
 
 
 def build(data, out, descriptions):
@@ -90,7 +90,7 @@ def build(data, out, descriptions):
                 shards.write(out / name, "pool", some, NUM_SHARDS)
             counts = collections.Counter(record.noise for record in noisy)
             sizes[f"{kind}{level:02d}"] = {
-                one or "pairs": counts[one] for one in sorted(counts)
+                label or "pairs": counts[label] for label in sorted(counts)
             }
     stats = {
         "seed": SEED,
@@ -181,7 +181,7 @@ def apart(pool):
 def families(records):
     """Icon sets to hold out, `{split: list of styles}`, whole families.
 
-    Sets of one family, such as fa6-solid and fa6-brands, share their drawings.
+    Sets of a family, such as fa6-solid and fa6-brands, share their drawings.
     """
     sizes = collections.Counter(
         record.row.style for record in records if record.row.kind in _ICONS
@@ -208,7 +208,7 @@ def families(records):
 
 
 def copies(records, held_out):
-    """Whether each picture copies a held-out one, bool [records]."""
+    """Whether each picture copies a held-out picture, bool [records]."""
     # [held-out, 588]
     others = np.stack([_shape(record) for record in held_out])
     found = np.zeros(len(records), bool)

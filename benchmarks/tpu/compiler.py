@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from benchmarks.tpu import lifter
 
-# Larger than the memory of any TPU, to learn how much one has.
+# Larger than the memory of any TPU, to learn how much a TPU has.
 _TOO_MUCH = 2**42
 
 

@@ -1,8 +1,8 @@
 """A TPUStrategy without TPUs, under which steps are traced but can't run.
 
 It is TensorFlow's own class, told of a system of R cores that isn't there: the
-graph of `strategy.run` is the one that a TPU would be given. Variables lie on
-virtual CPUs, one a replica.
+graph of `strategy.run` is what a TPU would be given. Variables lie on virtual
+CPUs, a CPU a replica.
 """
 
 import collections
@@ -16,10 +16,10 @@ _Device = collections.namedtuple("_Device", ["name", "device_type"])
 
 
 def build_strategy(num_replicas: int) -> tf.distribute.TPUStrategy:
-    """A strategy of that many replicas on one host.
+    """A strategy of that many replicas on a host.
 
-    More than one take as many virtual CPUs: call it before TensorFlow has run
-    anything, or when there are enough of them.
+    Several replicas take as many virtual CPUs: call it before TensorFlow has
+    run anything, or when there are enough of them.
 
     Raises:
         RuntimeError: TensorFlow's, if it has.

@@ -53,7 +53,7 @@ class Instruction(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """Collectives of one kind.
+    """Collectives of a kind.
 
     Attributes:
         count: outside of loops.
@@ -74,16 +74,18 @@ def collectives(text: str) -> dict[str, Traffic]:
     looped = _in_loops(computations)
     found = collections.defaultdict(lambda: [0, 0, 0, 0])
     for name, instructions in computations.items():
-        types = {one.name: one.type for one in instructions}
-        for one in instructions:
-            kind = one.operation.removesuffix("-start")
+        types = {
+            instruction.name: instruction.type for instruction in instructions
+        }
+        for instruction in instructions:
+            kind = instruction.operation.removesuffix("-start")
             if kind in COLLECTIVES:
                 entry = found[kind]
                 first = 2 if name in looped else 0
                 entry[first] += 1
                 entry[first + 1] += sum(
                     num_bytes(types.get(operand, ""))
-                    for operand in one.operands
+                    for operand in instruction.operands
                 )
     return {kind: Traffic(*found[kind]) for kind in sorted(found)}
 
@@ -105,11 +107,11 @@ def wide_numbers(text: str) -> dict[str, dict[str, int]]:
     """
     found = collections.defaultdict(dict)
     for instructions in _computations(text).values():
-        for one in instructions:
-            for dtype, shape in _ARRAY.findall(one.type):
+        for instruction in instructions:
+            for dtype, shape in _ARRAY.findall(instruction.type):
                 if dtype not in ("f64", "s64", "u64"):
                     continue
-                source = re.search(r'op_type="([^"]*)"', one.line)
+                source = re.search(r'op_type="([^"]*)"', instruction.line)
                 source = source[1] if source else ""
                 largest = found[dtype].get(source, 0)
                 found[dtype][source] = max(largest, _elements(shape))
@@ -124,15 +126,15 @@ def dynamic_shapes(text: str) -> list[str]:
     found = set()
     for instructions in _computations(text).values():
         constants = {o.name for o in instructions if o.operation == "constant"}
-        for one in instructions:
-            shapes = [shape for _, shape in _ARRAY.findall(one.type)]
-            resized = one.operation == "set-dimension-size"
+        for instruction in instructions:
+            shapes = [shape for _, shape in _ARRAY.findall(instruction.type)]
+            resized = instruction.operation == "set-dimension-size"
             if (
                 "<=" in "".join(shapes)
-                or _target(one) in _DYNAMIC_CALLS
-                or (resized and one.operands[1] not in constants)
+                or _target(instruction) in _DYNAMIC_CALLS
+                or (resized and instruction.operands[1] not in constants)
             ):
-                found.add(_target(one) or one.operation)
+                found.add(_target(instruction) or instruction.operation)
     return sorted(found)
 
 
@@ -140,11 +142,11 @@ def host_operations(text: str) -> list[str]:
     """Operations that would wait for the host."""
     found = set()
     for instructions in _computations(text).values():
-        for one in instructions:
-            if one.operation in HOST_OPERATIONS:
-                found.add(one.operation)
-            elif _HOST_CALLS.search(_target(one)):
-                found.add(_target(one))
+        for instruction in instructions:
+            if instruction.operation in HOST_OPERATIONS:
+                found.add(instruction.operation)
+            elif _HOST_CALLS.search(_target(instruction)):
+                found.add(_target(instruction))
     return sorted(found)
 
 
@@ -183,7 +185,7 @@ def _split_type(text):
 
 
 def _to_closing(text):
-    """The text before the parenthesis that closes an opened one."""
+    """The text before the parenthesis that closes an opened parenthesis."""
     depth = 1
     for place, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -197,13 +199,13 @@ def _in_loops(computations):
     called, looped = {}, set()
     for name, instructions in computations.items():
         called[name] = set()
-        for one in instructions:
-            for _, single, several in _CALLED.findall(one.line):
+        for instruction in instructions:
+            for _, single, several in _CALLED.findall(instruction.line):
                 names = (
                     [single] if single else re.findall(r"%([\w.\-]+)", several)
                 )
                 called[name].update(names)
-                if one.operation == "while":
+                if instruction.operation == "while":
                     looped.update(names)
     waiting = list(looped)
     while waiting:

@@ -1,4 +1,4 @@
-"""One replica's program, taken out of a function traced under TPUStrategy.
+"""A replica's program, taken out of a function traced under TPUStrategy.
 
 `strategy.run` leaves in the traced graph a *cluster*, the operations that are
 to run on every TPU core; around it stands what the host does. When such a
@@ -33,7 +33,7 @@ class Program:
     that it assigns.
 
     Args:
-        function: a concrete function that holds one `strategy.run`, itself or
+        function: a concrete function that holds a `strategy.run`, itself or
             in functions and loops that it calls.
 
     Attributes:
@@ -166,8 +166,10 @@ def _graphs(graph, origin) -> Iterator:
             yield from _graphs(
                 inner,
                 {
-                    id(one): origin.get(id(tensor), tensor)
-                    for one, tensor in zip(inner.inputs, given, strict=False)
+                    id(placeholder): origin.get(id(tensor), tensor)
+                    for placeholder, tensor in zip(
+                        inner.inputs, given, strict=False
+                    )
                 },
             )
 

@@ -1,4 +1,4 @@
-"""Runs all unfinished cases on their topologies, one process a case."""
+"""Runs all unfinished cases on their topologies, a process a case."""
 
 import json
 import os
@@ -29,8 +29,8 @@ def run(
 
     A line of the results is whole once it is there, and the last of a case and
     a topology counts. It is done as long as code, settings and replicas are
-    those that it was compiled with; older ones stay in the table, marked, until
-    they are compiled again. Lines of cases that are no more stay out.
+    those that it was compiled with; older lines stay in the table, marked,
+    until they are compiled again. Lines of dropped cases stay out.
 
     Args:
         topologies: such as "v5e:2x2"; the first is for all cases, the others

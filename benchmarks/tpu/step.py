@@ -18,7 +18,7 @@ def build_model(
 
     Args:
         config: the run; a `reference.model` of any name is a learner of the
-            same size, with its first weights. Without one the reference's
+            same size, with its first weights. Without a model the reference's
             embeddings come with the batch.
         strategy: that it is to run under.
     """

@@ -321,7 +321,7 @@ def _names(line):
     variant = line["variant"]
     more = [value for name, value in variant.items() if name not in _HEAD]
     return [
-        ", ".join(line["recipes"]) + "".join(f" ({one})" for one in more),
+        ", ".join(line["recipes"]) + "".join(f" ({value})" for value in more),
         *(variant.get(name, "-") for name in ("loss", "quota", "reference")),
     ]
 

@@ -130,7 +130,7 @@ def full_size(
     """A recipe on the batches of that many of its slice's chips.
 
     Args:
-        recipe: one with a SentencePiece vocabulary.
+        recipe: a recipe with a SentencePiece vocabulary.
         num_replicas: R, of the `CHIPS` that the recipe is written for.
     """
     data = dataclasses.replace(recipe.data, vocabulary_size=_VOCABULARY_SIZE)
@@ -290,7 +290,7 @@ def _staged(config):
 
 
 def _small_view(recipe, view):
-    """A view of the recipe's tower as one of the twin's."""
+    """A view of the recipe's tower, as a view of the twin's."""
     if view.patch_size is None:
         return view
     own = (

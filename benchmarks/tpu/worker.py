@@ -1,11 +1,11 @@
-"""Compiles one case for several topologies, in a process of its own.
+"""Compiles a case for several topologies, in a process of its own.
 
     python -m benchmarks.tpu.worker --case "siglip_b16 siglip_l16 sigmoid" \
         --replicas 4 --topologies v5e:2x2 --out lines.jsonl
     python -m benchmarks.tpu.worker --code
 
-A compiler that aborts or fills the memory then takes one case with it. What is
-found goes to a file, a JSON object a line. Run by matrix.py, in the environment
+A compiler that aborts or fills the memory then takes a single case with it. The
+results go to a file, a JSON object a line. Run by matrix.py, in the environment
 of `tpu_compile.ENVIRONMENT`.
 """
 

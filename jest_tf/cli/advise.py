@@ -1,9 +1,10 @@
 """Measure a pool, and advise whether and how to select from it.
 
 Embeds samples of the pool and of curated pairs by a reference, and estimates,
-without labels, the share of pairs that match, that of what a stage would
-choose, near-duplicates and breadth. Without `--reference` a small one is
-trained on three quarters of the curated set first, in a minute or two on a CPU.
+without labels, the share of pairs that match, in the pool and in what a stage
+would choose, near-duplicates and breadth. Without `--reference` a small model
+is trained on three quarters of the curated set first, in a minute or two on a
+CPU.
 Prints the numbers and a few sentences of advice, and writes advice.json and
 advice.html, with pictures of what the reference calls noise and of what it
 would choose (docs/advise.md). Rerun the command to resume. `--set` takes fields
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="NAME",
         help="a run directory or a public model (docs/models.md), which must "
-        "not have been trained on the curated pairs (default: a quick one)",
+        "not have been trained on the curated pairs (default: train quickly)",
     )
     add("--output", required=True, metavar="DIR", help="folder of the advice")
     add("--set", **several, default=[], metavar="A=B", help="settings")

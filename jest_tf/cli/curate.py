@@ -112,7 +112,7 @@ def _check(flags):
         # A step of 0 counts as given.
         if flags.like and values[name] not in (None, False):
             raise ValueError(
-                "`--like` chooses by a reference alone, on one machine. "
+                "`--like` chooses by a reference alone, on a single machine. "
                 f"Received: `{flags_lib.name(name)}` with it"
             )
     for name, other in (

@@ -20,9 +20,9 @@ from jest_tf.runs import (
 def report(config: config_lib.TrainConfig, workdir: str) -> str:
     """Describes a run, after all checks that need no training.
 
-    Opens the data, the reference and its sidecars, of which local ones are read
-    whole to compare their checksums, and builds the learner.
-    Writes only indexes that are missing, as the run would.
+    Opens the data, the reference and its sidecars, and builds the learner.
+    Local sidecars are read whole, to compare their checksums. Writes only
+    indexes that are missing, as the run would.
 
     Raises:
         ValueError: `jest-tf train` would refuse the run.
@@ -46,11 +46,14 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
         sidecars.verify()
         yield "sidecars", f"all fit, embeddings of {sidecars.dim}"
     evaluated = evaluations.open_data(config)
-    for name, one in evaluated.stores.items():
-        yield "evaluation", f"{len(one):,} records, {name}"
-    for name, one in evaluated.entries.items():
-        tasks = ", ".join(one.entry.task)
-        yield "evaluation", f"{len(one.data.store):,} records, {name}: {tasks}"
+    for name, store in evaluated.stores.items():
+        yield "evaluation", f"{len(store):,} records, {name}"
+    for name, entry in evaluated.entries.items():
+        tasks = ", ".join(entry.entry.task)
+        yield (
+            "evaluation",
+            f"{len(entry.data.store):,} records, {name}: {tasks}",
+        )
     if start.tokenizer is not None:
         loading.warn_of_cut_captions(store, start.tokenizer)
         vocabulary = start.tokenizer.vocabulary_size

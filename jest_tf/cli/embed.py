@@ -1,14 +1,13 @@
-"""Embed a data set into sidecars, or a folder of pictures into one file.
+"""Embed a data set into sidecars, or a folder of pictures into a file.
 
-A sidecar holds the reference's embeddings of one shard. Stored stages choose by
-them, and live ones read them in place of running the reference
-(docs/funnel.md). Existing sidecars are kept, and an interrupted one is
-continued by the same command. If another process is writing some of them, the
-command exits with code 75, "try again later". On several hosts give each its
-`--host` and `--num-hosts`. The format flags must equal `data` in the training
-recipe.
+A sidecar holds the reference's embeddings of a shard. Stored stages choose by
+them, and live stages read them in place of running the reference
+(docs/funnel.md). Existing sidecars are kept, and an interrupted command is
+continued by the same command. If another process writes some of them, it exits
+with code 75, "try again later". On several hosts give each its `--host` and
+`--num-hosts`. The format flags must equal `data` in the training recipe.
 
-With `--folder` all pictures under a folder become one file, which
+With `--folder` all pictures under a folder become a single file, which
 `jest_tf.load(...).search` takes. Pictures that cannot be read are listed and
 left out.
 """

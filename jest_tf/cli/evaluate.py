@@ -44,8 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         **flags_lib.SEVERAL,
         metavar="GLOB",
-        help="shards or tables, each a data set; shards of one set, as the "
-        "shell lists them, are joined (default: the run's `evaluation.data`)",
+        help="shards or tables, each a data set; shards of the same set, as "
+        "the shell lists them, are joined (default: the run's "
+        "`evaluation.data`)",
     )
     parser.add_argument(
         "--suite",
@@ -201,11 +202,14 @@ def evaluate_suite(
     if index_dir is None:
         index_dir = about.index_dir
     opened = evaluation.open_suite(suite, about.prompts, index_dir)
-    for one in opened.values():
-        one.attach(about.encoder)
+    for entry_evaluation in opened.values():
+        entry_evaluation.attach(about.encoder)
     folder = directory.path(output, directory.EMBEDDINGS_FOLDER)
     with about.encoder.fixed(folder, keep=True):
-        outcomes = {name: one.outcomes() for name, one in opened.items()}
+        outcomes = {
+            name: entry_evaluation.outcomes()
+            for name, entry_evaluation in opened.items()
+        }
         for name, entry in config.load_suite(suite).items():
             if "selection" in entry.task:
                 drawn = evaluations.draws(model.name, entry)
@@ -228,8 +232,8 @@ def evaluate_suite(
 def together(patterns: Sequence[str]) -> list[str | list[str]]:
     """Joins the shards of a data set that a shell has listed.
 
-    Paths that differ only in the first number of `-00000-of-00002` are one
-    list, at the first of them.
+    Paths that differ only in the first number of `-00000-of-00002` form a list,
+    in the place of the first of them.
     """
     sets: dict[str, list[str]] = {}
     for pattern in patterns:

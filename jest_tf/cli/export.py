@@ -3,8 +3,8 @@
 A `saved_model` takes encoded pictures and strings, and runs with TensorFlow and
 TensorFlow Text. `onnx` has both towers, which take pixels and tokens. A
 `keras_hub` preset can be named wherever a model is asked for, if the towers are
-KerasHub's. `weights` is one safetensors file of NumPy arrays.
-docs/models.md loads each.
+KerasHub's. `weights` is a safetensors file of NumPy arrays. docs/models.md
+shows how to load each.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Write a page that shows what a run selects.
 
-One HTML file that needs no server and no network: the examples with the highest
-and the lowest scores over time, and charts of the selection. It is made from
-the run directory and the run's data. The run may still be training: `--watch`
-then writes the page again until the run has finished.
+The page is an HTML file that needs no server and no network: the examples with
+the highest and the lowest scores over time, and charts of the selection. It is
+made from the run directory and the run's data. The run may still be training:
+`--watch` then writes the page again until the run has finished.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Serve a host of a TPU slice to the process that trains.
 
-Run it on every host of a slice of several, then `jest-tf train` on one of them,
-with `distribution.tpu=grpc://HOST:PORT,grpc://HOST:PORT` (docs/tpu.md). It is
-TensorFlow's server with the ops of TensorFlow Text, and runs until it is
+Run it on every host of a slice of several hosts, then `jest-tf train` on one of
+them, with `distribution.tpu=grpc://HOST:PORT,grpc://HOST:PORT` (docs/tpu.md).
+It is TensorFlow's server with the ops of TensorFlow Text, and runs until it is
 stopped. Whoever reaches the port may run any code of TensorFlow's: keep it
 within the slice's network.
 """

@@ -114,7 +114,7 @@ def check(name: str, value: Any, rule: Rule) -> None:
         return
     hint = ""
     if isinstance(value, str):
-        names = (one for one in getattr(holds, "names", ()) if one)
+        names = (name for name in getattr(holds, "names", ()) if name)
         hint = did_you_mean(value, names)
     raise ValueError(f"`{name}` must be {expected}. Received: {value!r}{hint}")
 
@@ -131,8 +131,8 @@ def name_or_function(*names: str) -> Rule:
 class Checked:
     """A settings dataclass that checks its fields by their annotations.
 
-    None passes the rules of a field whose type allows it. `path` is that of the
-    group in a recipe, such as "data".
+    None passes the rules of a field whose type allows it. `path` is the group's
+    path in a recipe, such as "data".
 
     Raises:
         ValueError: if a value has the wrong type, is not finite or breaks a
@@ -151,7 +151,7 @@ class Checked:
     def _expect(self, holds: bool, message: str, **received: Any) -> None:
         """Raises ValueError unless `holds`.
 
-        The error has the values of the settings that `message` names in
+        The error shows the values of the settings that `message` names in
         backticks, and those in `received`.
         """
         if holds:
@@ -201,7 +201,7 @@ def rules_of(kind: type) -> dict[str, list[Rule]]:
 
 @functools.cache
 def _all_rules_of(kind) -> dict[str, list[Rule]]:
-    """As `rules_of`, after the rule of the type and that it is finite."""
+    """As `rules_of`, after the rules of type and finiteness."""
     own = rules_of(kind)
     return {
         name: [_of_type(hint), _FINITE, *own[name]]

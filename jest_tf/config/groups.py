@@ -64,7 +64,7 @@ class DataConfig(Checked, path="data"):
 
     Attributes:
         train: paths or globs of shards, tables or prepared TFDS directories,
-            one store each (docs/data.md).
+            a store each (docs/data.md).
         weights: share of each store of `train` in the stream. If empty, a
             store's share follows its size.
         curated: further shards, of the curated set. They are trained on as they
@@ -82,7 +82,7 @@ class DataConfig(Checked, path="data"):
             captions. Empty takes the format's default.
         noise_field: feature, extension or column that is empty, 0 or false in
             clean records. The log and the page then show the clean share of
-            what each stage chooses. Empty does not look.
+            the rows that each stage chooses. Empty reports no share.
         index_dir: folder of the index files. Empty puts each beside its shard.
         reader: "numpy", or "ops" to read TFRecords by TensorFlow's ops alone:
             the same stream, on hosts of a TPU slice without Python
@@ -182,7 +182,7 @@ class ModelConfig(Checked, path="model"):
         init_from: the model that the learner starts as, by name, as in
             `reference.model`: its towers, weights, temperature, bias, tokenizer
             and resizing of pictures. `preset` and `patch_size` then have no
-            effect. Positions of pictures are resized to `data.image_size`.
+            effect. Learned positions are resized to `data.image_size`.
         init_tower: "image_tower" or "text_tower" takes this tower alone from
             `init_from`, with its tokenizer or its pictures' form. The other
             tower is new, built from `preset` with the same embedding width;
@@ -230,7 +230,7 @@ class ModelConfig(Checked, path="model"):
         self._expect(
             not self.towers or not self.init_from,
             "`model.init_from` and `model.towers` both say what the learner "
-            "is: set one of them",
+            "is: set only one of them",
         )
         self._expect(
             self.init_from or not self.init_tower,
@@ -260,9 +260,9 @@ class ReferenceConfig(Checked, path="reference"):
             and learner must have the same embedding width, unless there is a
             `projection`.
         projection: the width of the reference's embeddings, where it is not the
-            learner's: learned linear maps take the learner's embeddings there
-            for distillation. They are in checkpoints, not in the learner. None
-            uses none.
+            learner's: for distillation, learned linear maps project the
+            learner's embeddings to it. They are in checkpoints, not in the
+            learner. None uses no projection.
         distillation_steps: steps over which `distillation_weight` falls
             linearly to 0, for a learner that should surpass its reference.
             None keeps the weight.
@@ -292,8 +292,8 @@ class RateFactor(Checked, path="optimizer.rate_factors"):
     """A factor of the learning rate of some variables.
 
     Attributes:
-        pattern: of the variables' names, as in `ModelConfig.frozen`.
-        factor: of their learning rate, and so of their weight decay.
+        pattern: matches the variables' names, as in `ModelConfig.frozen`.
+        factor: scales their learning rate, and so their weight decay.
     """
 
     pattern: str = "*"
@@ -327,11 +327,11 @@ class OptimizerConfig(Checked, path="optimizer"):
         rate_factors: factors of the learning rate by variable. Those of all
             patterns that match a variable are multiplied.
         layer_decay: factor of the learning rate from each transformer block to
-            the one before it, in both towers, as in BEiT. None trains all
-            blocks at one rate.
+            the block before it, in both towers, as in BEiT. None trains all
+            blocks at the same rate.
         ema: decay per step of an exponential moving average of the trained
-            weights, which then is what evaluations measure and what the run
-            ends with. It begins with the weights after the first step. None
+            weights. Evaluations then measure the average, and the run ends
+            with it. It begins with the weights after the first step. None
             keeps no average.
     """
 
@@ -364,7 +364,7 @@ class EvaluationConfig(Checked, path="evaluation"):
             none.
         every_steps: steps between evaluations. None evaluates only at the end.
         batch_size: examples per forward pass.
-        prompts: zero-shot templates, with one "{}" each for the class name.
+        prompts: zero-shot templates, each with one "{}" for the class name.
         log_every_steps: steps averaged in a line of the log.
         log_ids: also log the ids of the draws, in `draws.jsonl`.
     """

@@ -1,6 +1,6 @@
 """Code that settings name, as "module:function".
 
-A run directory is data: a module that lies in one is imported only if its user
+A run directory is data: a module that lies in it is imported only if its user
 trusts it. Modules of packages are imported, and those of the working directory,
 unless it lies in a run directory itself.
 """
@@ -42,7 +42,7 @@ def begin_command(names: Iterable[str], trust: bool) -> None:
         enter(name)
     if not {"", os.getcwd()} & {*sys.path}:
         sys.path.insert(0, os.getcwd())
-    sys.path[:] = [one for one in sys.path if not _is_of_run(one)]
+    sys.path[:] = [path for path in sys.path if not _is_of_run(path)]
 
 
 def enter(name: str, trust: bool | None = None) -> None:
@@ -63,8 +63,8 @@ def enter(name: str, trust: bool | None = None) -> None:
 def only_trusted(name: str, trust: bool) -> Iterator[None]:
     """Keeps Python from searching a run directory within the block."""
     enter(name, trust)
-    hidden = [one for one in sys.path if _is_of_run(one)]
-    sys.path[:] = [one for one in sys.path if one not in hidden]
+    hidden = [path for path in sys.path if _is_of_run(path)]
+    sys.path[:] = [path for path in sys.path if path not in hidden]
     try:
         yield
     finally:
@@ -82,7 +82,7 @@ def load_function(setting: str, name: str) -> Callable:
     rule = expected, lambda name: name and is_function(name)
     checks.check(setting, name, rule)
     module, function = name.split(":")
-    # Such as `os:abort`, or what runs files of the working directory.
+    # `os:abort`, for instance, or a module that runs local files.
     if module.partition(".")[0] in sys.stdlib_module_names:
         raise ValueError(
             f"`{setting}` must name a function of yours or of a package, not "
@@ -117,7 +117,7 @@ def load_function(setting: str, name: str) -> Callable:
 
 
 def describe(names: Iterable[str]) -> str:
-    """Returns the modules of some "module:function", with their files."""
+    """Lists the modules of some "module:function", with their files."""
     modules = dict.fromkeys(name.partition(":")[0] for name in names)
     return ", ".join(
         f"{module} ({_files_of(module).get(module, 'not found')})"
@@ -165,7 +165,7 @@ def _is_of_run(path):
         os.path.join(os.path.realpath(folder), name),
         os.path.realpath(path),
     ):
-        if any(_lies_in(place, one) for one in _PACKAGES):
+        if any(_lies_in(place, package) for package in _PACKAGES):
             continue
         if any(
             _lies_in(place, run) for run, trust in _runs.items() if not trust

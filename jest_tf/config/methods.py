@@ -68,7 +68,7 @@ class Method(NamedTuple):
 
     Attributes:
         scores: whether it reads scores; without, every row is as likely.
-        in_chunks: whether later chunks are scored given the earlier ones.
+        in_chunks: whether chunks are scored given the chunks before them.
         adds_noise: whether rows are drawn at random by their scores, or the
             rows with the highest scores are taken.
     """

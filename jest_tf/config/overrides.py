@@ -97,7 +97,7 @@ def _part_kind(kind):
 def build(kind: Any, values: Any, path: str = "") -> Any:
     """Builds a dataclass `kind` from nested dicts.
 
-    `path` is that of the values in errors, such as "data".
+    `path` names the values in errors, such as "data".
 
     Raises:
         ValueError: if a field does not exist or `kind` refuses a value.

@@ -66,9 +66,9 @@ def _similar(path):
     for place in (os.path.join(folder, "configs"), folder):
         if os.path.isdir(place or "."):
             found |= {
-                one: os.path.join(place, one)
-                for one in os.listdir(place or ".")
-                if one.endswith((".py", ".json"))
+                file: os.path.join(place, file)
+                for file in os.listdir(place or ".")
+                if file.endswith((".py", ".json"))
             }
     close = checks.nearest(os.path.splitext(name)[0] + ".py", found)
     return f". Did you mean {found[close]!r}?" if close else ""

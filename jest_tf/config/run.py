@@ -235,7 +235,11 @@ class TrainConfig(Checked):
             *(("callbacks", name) for name in self.callbacks),
         ]
         is_function = checks.FUNCTION[1]
-        return [one for one in named if ":" in one[1] and is_function(one[1])]
+        return [
+            setting
+            for setting in named
+            if ":" in setting[1] and is_function(setting[1])
+        ]
 
     @property
     def schedules(self) -> list[tuple[int, int]]:

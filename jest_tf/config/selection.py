@@ -1,4 +1,4 @@
-"""Settings of the funnel: its stages, and the views of live ones."""
+"""Settings of the funnel: its stages, and the views of live stages."""
 
 import dataclasses
 import math
@@ -131,7 +131,7 @@ class Stage(Checked, path="selection.stages"):
         return methods.criterion(self.criterion).needs if self.scores else ()
 
     def num_uniform(self, size: int) -> int:
-        """Counts the uniformly drawn ones of `size` rows that pass."""
+        """Counts the rows drawn uniformly, of `size` rows that pass."""
         return round(self.uniform_share * size)
 
     def is_active(self, step: int) -> bool:
@@ -151,7 +151,7 @@ class SelectionConfig(Checked, path="selection"):
 
     Attributes:
         batch_size: b, examples trained on per step.
-        stages: from the first that rows pass to the last. Stored ones come
+        stages: from the first that rows pass to the last. Stored stages come
             first. () trains on every row.
         loss: pair loss of the scores: "sigmoid", "softmax" or a
             "module:function", as `model.loss`, which None takes.
@@ -182,7 +182,7 @@ class SelectionConfig(Checked, path="selection"):
         self._expect(
             kinds == sorted(kinds, reverse=True),
             "`selection.stages` with stored embeddings must come before live "
-            "ones, as records are read between them",
+            "stages, as records are read between them",
         )
         for number, stage in enumerate(self.stages):
             self._expect(
@@ -207,7 +207,7 @@ class SelectionConfig(Checked, path="selection"):
         return tuple(stage for stage in self.stages if not stage.is_stored)
 
     def sizes(self, curated_rows: int = 0) -> tuple[int, ...]:
-        """Rows into each stage in turn, and out of the last one.
+        """Rows into each stage in turn, and out of the last.
 
         `curated_rows`, c, of the b rows are not chosen.
 
@@ -247,11 +247,11 @@ class SelectionConfig(Checked, path="selection"):
         return tuple(reversed(sizes))
 
     def super_batch_size(self, curated_rows: int = 0) -> int:
-        """B, rows into the first live stage, without the curated ones."""
+        """B, rows into the first live stage, without the curated rows."""
         return self.sizes(curated_rows)[len(self.stored)]
 
     def hyper_batch_size(self, curated_rows: int = 0) -> int:
-        """Rows into the first stored stage; B without one."""
+        """Rows into the first stored stage; B if there is none."""
         return self.sizes(curated_rows)[0]
 
     def describe(self, curated_rows: int = 0) -> list[str]:
@@ -337,13 +337,13 @@ class BootstrapConfig(Checked, path="bootstrap"):
         renew_at: steps, ascending, after which the learner embeds the records
             of `data.train` and is the reference of the steps that follow; with
             `optimizer.ema`, by its averaged weights. Empty keeps the first
-            reference, of `reference`. Without one, stages that need a
+            reference, of `reference`. If there is none, stages that need a
             reference begin to score with the first renewal.
         shares: share of the records that each renewal embeds, chosen anew
             each time; only these are drawn until the next renewal. A single
             share holds for all renewals. A small share costs little, and
             still offers each step other records; late renewals, which serve
-            more steps by a better learner, are worth a larger one.
+            more steps by a better learner, are worth a larger share.
         clean_start: train on `data.curated` alone before the first renewal,
             when nothing is chosen yet.
     """
@@ -356,7 +356,7 @@ class BootstrapConfig(Checked, path="bootstrap"):
         super().__post_init__()
         self._expect(
             len(self.shares) in (1, len(self.renew_at)),
-            "`bootstrap.shares` must be a single share, or one for each of "
+            "`bootstrap.shares` must be a single share, or a share for each of "
             f"the {len(self.renew_at)} steps of `bootstrap.renew_at`",
         )
         self._expect(
@@ -384,5 +384,5 @@ class BootstrapConfig(Checked, path="bootstrap"):
         return sum(renewal <= step for renewal in self.renew_at)
 
     def renewed_at(self, step: int) -> int:
-        """Returns the last entry of `renew_at` up to `step`; 0 without one."""
+        """Returns the last entry of `renew_at` up to `step`; 0 if none."""
         return (0, *self.renew_at)[self.num_renewals(step)]

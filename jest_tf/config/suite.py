@@ -101,11 +101,11 @@ class Entry(Checked):
             object of names by label. "imagenet" is OpenAI's names, from
             open_clip. Empty takes the data's own.
         classes_present: choose only among the classes that `data` has.
-        templates: file of templates, one a line, or a JSON list. "imagenet" is
+        templates: file of templates, a line each, or a JSON list. "imagenet" is
             OpenAI's 80, from open_clip. Empty takes `prompts`, the data's own
             or `evaluation.prompts`.
         prompts: templates, each with one "{}" for the class name.
-        max_captions: captions of a picture, the first ones; None takes all.
+        max_captions: take the first captions of a picture; None takes all.
         languages: those of Crossmodal-3600's captions to evaluate; empty takes
             all. For other data, the language to report.
         shots: labelled pictures of a class, for "few_shot".
@@ -144,7 +144,8 @@ class Entry(Checked):
             check("prompts", self.prompts, PROMPTS)
         self._expect(
             not self.prompts or not self.templates,
-            "`prompts` and `templates` are two ways to say the same: set one",
+            "`prompts` and `templates` are two ways to say the same: set only "
+            "one of them",
         )
         probes = {"few_shot", "linear_probe"} & {*self.task}
         self._expect(
@@ -162,9 +163,9 @@ class Entry(Checked):
 def load_suite(path: str) -> dict[str, Entry]:
     """Reads a suite: the entries by name, with absolute paths.
 
-    The file is TOML or JSON, a table an entry. A string may stand for a list of
-    one. `root`, beside the tables, is the folder that paths start from; it is
-    the file's own folder unless given.
+    The file is TOML or JSON, a table an entry. A string may stand for a list
+    with a single item. `root`, beside the tables, is the folder that paths
+    start from; it is the file's own folder unless given.
 
     Raises:
         ValueError: there is no such file, or an entry does not fit.
@@ -183,7 +184,7 @@ def load_suite(path: str) -> dict[str, Entry]:
     if not entries:
         raise ValueError(
             f"`evaluation.suite` must have an entry, such as [imagenet]. "
-            f"Received: {path}, without one"
+            f"Received: {path}, which has none"
         )
     return entries
 

@@ -3,7 +3,7 @@
 `by_score` chooses by a model's scores, on one machine or, `with_beam`, on many;
 `by_similarity` chooses records like examples of tasks, balanced over their
 `concepts`; `models` are the models to choose by. The result is a pure function
-of settings, models and shards; the same call continues an interrupted one.
+of settings, models and shards; the same call continues an interrupted call.
 """
 
 from jest_tf.curation.by_score import (

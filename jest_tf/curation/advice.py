@@ -27,14 +27,14 @@ class Facts(NamedTuple):
     Attributes:
         matched: share of the pool's pairs that match.
         precision: by number of candidates, the matched share that is expected
-            of the pairs most similar for the reference, one of so many.
+            of the pairs most similar for the reference, one in so many.
         apart: share of the curated pictures that are nearer to others of their
             set than to as many of the pool.
-        covered: the same of the tests' pictures; None without tests.
-        num_tests: these pictures.
+        covered: the same share of the tests' pictures; None without tests.
+        num_tests: number of these pictures.
         breadth: effective clusters of the curated pictures, over the pool's.
         reference: name of the reference.
-        is_given: whether the user named it; else it is a quick one.
+        is_given: whether the user named it; else it was trained quickly.
         knows_pool: whether the reference was trained on the pool.
     """
 
@@ -50,7 +50,7 @@ class Facts(NamedTuple):
 
     @property
     def candidates(self) -> int:
-        """Returns as many candidates as hold one matched pair, from 2 to 10."""
+        """Returns as many candidates as hold a matched pair, from 2 to 10."""
         wanted = round(1.0 / max(self.matched.mean, 1e-9))
         return min(max(wanted, CANDIDATES[0]), CANDIDATES[-1])
 
@@ -122,10 +122,10 @@ def _is_weak(facts):
 
 
 def _needs_stage(facts):
-    """True of noise that the reference tells from the rest.
+    """True if the pool has noise that the reference tells from the rest.
 
-    Where the tests are like the curated set, curated rows do as well as a
-    choice by a quick reference.
+    If the tests are like the curated set, curated rows do as well as a choice
+    by a quick reference.
     """
     is_replaced = facts.is_covered and not facts.is_given
     return not (_is_clean(facts) or _is_weak(facts) or is_replaced)
@@ -148,7 +148,7 @@ RULES = (
         _is_weak,
         lambda facts: (
             f"The reference `{facts.reference}` hardly tells matched pairs "
-            "from mismatched ones, so do not choose by it: of "
+            "from mismatched pairs, so do not choose by it: of "
             f"{facts.candidates} candidates it would choose "
             f"{facts.chosen:.0%} matched pairs, a perfect choice "
             f"{facts.perfect:.0%}. Name another with `--reference`"

@@ -1,8 +1,8 @@
 """Curation by score: a stored stage over a whole data set, before training.
 
 Each shard's records are dealt at random into windows, and each window passes
-the stage. Embeddings come from sidecars; missing ones are written first. Unlike
-in a run, the stage may score by the learnability between a finished learner and
+the stage. Embeddings come from sidecars; missing files are written first.
+Unlike in a run, the stage may score by the learnability between a learner and
 a reference. Shards are independent, so they may be done in any order or on many
 machines (`curation/with_beam.py`).
 """
@@ -39,8 +39,8 @@ class Choice(checks.Checked):
     """Settings of a choice by scores.
 
     Attributes:
-        stage: that every window passes, a stored one. Its share of the records
-            with embeddings is exact in each shard to within one record,
+        stage: a stored stage, which every window passes. Its share of the
+            records with embeddings is exact in each shard to within a record,
             rounded up or down at random.
         window: approximate number of records chosen from jointly; a shard's
             windows are of equal size.
@@ -85,19 +85,20 @@ def curate(
         store: the records.
         directory: of the manifest, local.
         chosen_by: the settings.
-        models: the reference, and the learner if the criterion needs one.
+        models: the reference, and the learner if the criterion needs it.
         overwrite: write all files anew.
         embedding: called with the records embedded so far and in all.
         scoring: called with the records scored so far and in all.
 
     Raises:
         ValueError: models and settings do not fit, embeddings are missing, two
-            shards are one, or the folder holds another manifest or is in use.
+            shards are the same, or the folder holds another manifest or is in
+            use.
     """
     chosen_by = for_models(chosen_by, models)
     manifest.check_distinct(store)
     sidecars = [model.sidecars(store, embedding) for model in models]
-    made_by = describe(chosen_by, [one.description for one in sidecars])
+    made_by = describe(chosen_by, [sidecar.description for sidecar in sidecars])
     with claimed(directory):
         for shard, done in enumerate(np.cumsum(store.shards.lengths).tolist()):
             write_shard(
@@ -128,7 +129,7 @@ def write_shard(
 def choose(
     store: stores.Store, chosen_by: Choice, models: Sequence[models_lib.Model]
 ) -> manifest.Part:
-    """Returns the weights and scores of a one-shard store.
+    """Returns the weights and scores of a store of a single shard.
 
     Records that are unreadable or have no caption are not scored.
 
@@ -149,7 +150,7 @@ def choose(
     windows = np.array_split(np.arange(len(rows)), num_windows)
     counts = _counts(
         Fraction(1, chosen_by.stage.candidates),
-        [len(one) for one in windows] * chosen_by.passes,
+        [len(places) for places in windows] * chosen_by.passes,
         key,
     )
     for turn in range(chosen_by.passes):
@@ -179,9 +180,11 @@ def usable(
     found = []
     for start in range(0, len(store), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(store)))
-        for one in sidecars:
+        for sidecar in sidecars:
             numbers = np.zeros(len(rows), np.int64)
-            captions, _, _ = one.read_numbered(rows, numbers, store.ids(rows))
+            captions, _, _ = sidecar.read_numbered(
+                rows, numbers, store.ids(rows)
+            )
             rows = rows[captions >= 0]
         found.append(rows)
     return np.concatenate(found)
@@ -193,12 +196,14 @@ def describe(
     """Returns the `made_by` of a manifest."""
     settings = dataclasses.asdict(chosen_by)
     made_by = {"choice": "score", **settings.pop("stage"), **settings}
-    # Those of live stages and of steps say nothing here.
+    # Settings of live stages and of steps say nothing here.
     for name in ("embeddings", "view", "scoring_batch_size"):
         del made_by[name]
     del made_by["first_step"], made_by["last_step"]
-    for name, one in zip(("reference", "learner"), descriptions, strict=False):
-        made_by[name] = one._asdict()
+    for name, about in zip(
+        ("reference", "learner"), descriptions, strict=False
+    ):
+        made_by[name] = about._asdict()
     return made_by
 
 
@@ -228,15 +233,15 @@ def for_models(chosen_by: Choice, models: Sequence[models_lib.Model]) -> Choice:
     found = {model.loss() for model in models}
     if len(found) > 1 or None in found:
         names = [
-            f"{one.loss()!r} of {one.workdir!r}"
-            if one.workdir
+            f"{model.loss()!r} of {model.workdir!r}"
+            if model.workdir
             else "sidecars without a run"
-            for one in models
+            for model in models
         ]
         raise ValueError(
             "`loss` must be the pair loss by which what scores was "
-            "trained, unless it is a run, or two of one loss. Received: none, "
-            f"with {' and '.join(names)}; `--set loss=sigmoid` sets it"
+            "trained, unless it is a run, or two of the same loss. Received: "
+            f"none, with {' and '.join(names)}; `--set loss=sigmoid` sets it"
         )
     return dataclasses.replace(chosen_by, loss=found.pop())
 
@@ -269,7 +274,7 @@ def _key(store, seed):
 def _embedded(sidecars, rows, numbers, ids):
     """Reads `Embeddings` of rows by each model, with the same captions.
 
-    Without `numbers`, these are the best ones by the first model.
+    Without `numbers`, these are the best captions by the first model.
     """
     # Sorted rows are read fastest.
     order = np.argsort(rows)
@@ -280,22 +285,22 @@ def _embedded(sidecars, rows, numbers, ids):
     else:
         captions, *found = sidecars[0].read_numbered(rows, numbers[order], ids)
     every = [found]
-    every += [one.read(rows, captions, ids) for one in sidecars[1:]]
+    every += [sidecar.read(rows, captions, ids) for sidecar in sidecars[1:]]
     return [
         Embeddings(
             tf.constant(image[back], tf.float32),
             tf.constant(text[back], tf.float32),
-            tf.constant(one.scale, tf.float32),
-            tf.constant(one.bias, tf.float32),
+            tf.constant(sidecar.scale, tf.float32),
+            tf.constant(sidecar.bias, tf.float32),
         )
-        for one, (image, text) in zip(sidecars, every, strict=True)
+        for sidecar, (image, text) in zip(sidecars, every, strict=True)
     ]
 
 
 def _counts(share, sizes, key):
     """Numbers of records chosen from each window.
 
-    Systematic rounding: cumulative counts stay within one of the share. The
+    Systematic rounding: cumulative counts stay within 1 of the share. The
     random start gives many small shards their share on average.
     """
     # In fractions: a sum of floats may come out below a whole number.

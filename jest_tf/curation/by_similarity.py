@@ -1,7 +1,7 @@
 """Curation by similarity: reference sets inferred from tasks.
 
 Finds the records of a pool nearest to a few hundred task examples in a model's
-embedding space: exactly, block by block, with one score a record in memory. The
+embedding space: exactly, block by block, with a score a record in memory. The
 tasks' concepts choose in turns, so that each gets as many records as the pool
 has; duplicates and items of the tasks' evaluation are passed over. The result
 is a manifest. Evans et al. (2024, arXiv 2406.17711, section 6) leave this as
@@ -52,7 +52,7 @@ class Settings(checks.Checked):
         num_clusters: clusters in place of `concept` and `label`; None is the
             root of the number of examples, if they have neither field.
         near: pictures of at least this cosine are near-duplicates; only the
-            first is chosen. Depends on the model: a weak one has all cosines
+            first is chosen. Depends on the model: a weak model has all cosines
             near 1.
         leak: a picture of at least this cosine with an evaluation picture is
             that picture.
@@ -93,7 +93,7 @@ class Embedded(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A store and its sidecars, of one model for all sources."""
+    """A store and its sidecars, of the same model for all sources."""
 
     store: stores.Store
     sidecars: sidecars_lib.Sidecars
@@ -125,7 +125,7 @@ def infer(
 
     Raises:
         ValueError: tasks and evaluation share items, an example has no concept,
-            nothing is found, two shards of the pool are one, or the folder
+            nothing is found, two shards of the pool are the same, or the folder
             holds another manifest.
     """
     sources = [pool, tasks, *([evaluation] if evaluation else [])]
@@ -183,9 +183,9 @@ def infer(
         weights[chosen] = 1.0
         ids = pool.store.ids(np.arange(len(pool.store)))
         ends = np.cumsum(pool.store.shards.lengths)[:-1]
-        columns = (np.split(one, ends) for one in (ids, weights, scores))
-        # All of them: the choice spans the pool, so a file left from another
-        # run would mix two.
+        columns = (np.split(column, ends) for column in (ids, weights, scores))
+        # Every file: the choice spans the pool, so a file left from another
+        # run would mix two choices.
         for (path, header), *part in zip(
             headers.items(), *columns, strict=True
         ):
@@ -298,7 +298,7 @@ def _items(evaluation):
 
 
 def _digests(store, rows):
-    """Hashes of encoded pictures; string [k], "" without one."""
+    """Hashes of encoded pictures; string [k], "" if there is none."""
     out = []
     for start in range(0, len(rows), _READ):
         for record in store.read(rows[start : start + _READ]):
@@ -385,7 +385,7 @@ def _take_turns(nearest, found, good, chosen_by):
     )
 
     def is_new(place):
-        """True if a record may join; counts a refused one only once."""
+        """True if a record may join; counts a refused record only once."""
         if place in passed:
             return False
         passed.add(place)
@@ -417,7 +417,7 @@ def _take_turns(nearest, found, good, chosen_by):
 def _describe(pool, tasks, evaluation, chosen_by, concepts):
     def stamps(source):
         store = source.store
-        return [store.stamp(one) for one in range(len(store.shards.paths))]
+        return [store.stamp(shard) for shard in range(len(store.shards.paths))]
 
     return {
         "choice": "like",

@@ -43,7 +43,7 @@ def concepts_of(
         num_clusters: clusters without a `field`; None is the root of k.
 
     Raises:
-        ValueError: an example lacks the requested field, or one that others
+        ValueError: an example lacks the requested field, or a field that others
             have.
     """
     wanted = field
@@ -63,8 +63,8 @@ def concepts_of(
             raise ValueError(
                 f"{which} must be a field of every example. Received: "
                 f"{missing} of {len(values)} examples without it, the first "
-                f"{store.describe(row)}; set `concept_field` to one that all "
-                "have, or `num_clusters` alone to have clusters instead"
+                f"{store.describe(row)}; set `concept_field` to a field that "
+                "all have, or `num_clusters` alone to have clusters instead"
             )
     labels = cluster(points, num_clusters or round(len(rows) ** 0.5))
     names = [f"cluster {number}" for number in range(labels.max() + 1)]
@@ -86,7 +86,7 @@ def cluster(points: np.ndarray, count: int) -> np.ndarray:
 
     count = min(count, len(np.unique(points, axis=0)))
     means = sklearn.cluster.KMeans(count, n_init=10, random_state=0)
-    # One thread: threads add in any order, which may change the last bits.
+    # A single thread: threads add in any order, which may change the last bits.
     with threadpoolctl.threadpool_limits(1):
         labels = means.fit_predict(points)
     return np.unique(labels, return_inverse=True)[1].reshape(-1)

@@ -3,7 +3,7 @@
 A pool is a mixture: some of its pairs match, and are as similar as curated
 pairs that the reference has not seen; the others are as similar as a picture
 and the caption of another. With m the mean similarity of the pool's pairs, m1
-that of unseen curated pairs and m0 that of mismatched ones, the share of the
+that of unseen curated pairs and m0 that of mismatched pairs, the share of the
 pairs that match is (m - m0) / (m1 - m0).
 
 Similarities are standardised among mismatched pairs of the same picture and of
@@ -33,7 +33,7 @@ class Estimate(NamedTuple):
 
 
 class Similarities(NamedTuple):
-    """Standardised similarities of n pairs; mismatched ones have a mean of 0.
+    """Standardised similarities of n pairs; mismatched pairs have a mean of 0.
 
     Attributes:
         matched: float32 [n], of each picture with its own caption.
@@ -62,7 +62,7 @@ def similarities(image: np.ndarray, text: np.ndarray) -> Similarities:
     _check_count(n)
     of_image, of_text = _moments(image, text, are_pairs=True)
     places = np.arange(n)
-    # Records of one picture are often neighbours.
+    # Records of the same picture are often neighbours.
     others = np.roll(places, n // 2)
     return Similarities(
         _standardised(image, text, of_image, of_text),
@@ -110,9 +110,9 @@ def _check_count(count):
 
 def _standardised(image, text, of_image, of_text):
     cosines = np.einsum("nd,nd->n", image, text)
-    one = (cosines - of_image[0]) / of_image[1]
-    other = (cosines - of_text[0]) / of_text[1]
-    return ((one + other) / 2).astype(np.float32)
+    by_image = (cosines - of_image[0]) / of_image[1]
+    by_text = (cosines - of_text[0]) / of_text[1]
+    return ((by_image + by_text) / 2).astype(np.float32)
 
 
 def _moments(first, second, are_pairs=False):
@@ -131,7 +131,9 @@ def _moments(first, second, are_pairs=False):
             sums[0][power - 1, block] = (cosines**power).sum(1)
             sums[1][power - 1] += (cosines**power).sum(0)
     counts = len(second) - are_pairs, len(first) - are_pairs
-    return [_mean_and_deviation(*one) for one in zip(sums, counts, strict=True)]
+    return [
+        _mean_and_deviation(*side) for side in zip(sums, counts, strict=True)
+    ]
 
 
 def _mean_and_deviation(sums, count):
@@ -153,18 +155,18 @@ def matched_share(
 
     Returns:
         A share in [0, 1]. Matched pairs that are harder for the reference than
-        the curated ones count in part.
+        the curated pairs count in part.
 
     Raises:
         ValueError: the reference finds the curated pairs no more similar than
-            mismatched ones, so it can say nothing of the pool.
+            mismatched pairs, so it can say nothing of the pool.
     """
     random = np.random.default_rng(seed)
     error = curated.std() / len(curated) ** 0.5
     if curated.mean() <= 2.0 * error:
         raise ValueError(
             "The reference must find unseen curated pairs more similar than "
-            f"mismatched ones. Received: {curated.mean():.3f} standard "
+            f"mismatched pairs. Received: {curated.mean():.3f} standard "
             f"deviations more, with a standard error of {error:.3f}; take a "
             "reference that was trained for longer, or a public model, or "
             "more curated pairs"
@@ -221,7 +223,7 @@ def posterior(
 def precision(
     similarity: np.ndarray, probability: np.ndarray, candidates: int
 ) -> float:
-    """Expects the share of matched pairs among the most similar ones.
+    """Expects the share of matched pairs among the most similar.
 
     Args:
         similarity: float [n], by which pairs are chosen.
@@ -240,7 +242,7 @@ class Duplicates(NamedTuple):
         share: of the sample's pictures with a near-duplicate in the sample.
         copies: expected number of near-duplicates of a picture in the pool.
         pairs: int64 [k, 2], places of the nearest pairs, nearest first.
-        cosines: float32 [k], of these.
+        cosines: float32 [k], of these pairs.
     """
 
     share: float
@@ -295,10 +297,10 @@ def breadth(groups: Sequence[np.ndarray], seed: int = 0) -> list[float]:
     among which it is spread evenly.
 
     Args:
-        groups: float32 [n, D] each, of unit length; the pool first. Of each
-            equally many are taken, at random, because few pictures cannot be
-            spread among many clusters.
-        seed: of these.
+        groups: float32 [n, D] each, of unit length; the pool first. Equally
+            many pictures of each are taken, at random, because few pictures
+            cannot be spread among many clusters.
+        seed: of the random choices.
 
     Returns:
         The number of each group, of about sqrt(1,024) clusters.
@@ -310,7 +312,7 @@ def breadth(groups: Sequence[np.ndarray], seed: int = 0) -> list[float]:
     basis = shuffled[0][:count]
     labels = concepts.cluster(basis, max(1, round(count**0.5)))
     centres = np.stack(
-        [basis[labels == one].mean(0) for one in range(labels.max() + 1)]
+        [basis[labels == label].mean(0) for label in range(labels.max() + 1)]
     )
     shuffled[0] = shuffled[0][count:]
     size = min(map(len, shuffled))
@@ -329,8 +331,8 @@ def nearer(
 ) -> float:
     """Measures the share of pictures that are nearer to the first of two sets.
 
-    Of the larger set as many are taken at random as the smaller has, so that
-    0.5 says that both sets are equally like the queries.
+    The larger set is cut, at random, to the size of the smaller. 0.5 then says
+    that both sets are equally like the queries.
 
     Args:
         queries: float32 [k, D], of unit length.

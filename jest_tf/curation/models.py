@@ -31,7 +31,7 @@ class Model(NamedTuple):
         """Returns the description of its embeddings.
 
         Raises:
-            ValueError: there is no such run, or no sidecars without one.
+            ValueError: there is no such run, or no run and no sidecars.
         """
         if self.workdir:
             return self._load()[1]
@@ -52,7 +52,7 @@ class Model(NamedTuple):
         store: stores.Store,
         progress: Callable[[int, int], None] | None = None,
     ) -> sidecars_lib.Sidecars:
-        """Opens the sidecars of a store, writing missing ones.
+        """Opens the sidecars of a store, writing those that are missing.
 
         Raises:
             ValueError: as `embed.write` and `sidecars.Sidecars`.
@@ -75,7 +75,7 @@ class Model(NamedTuple):
 
     def _load(self):
         path = directory_lib.path(self.workdir, directory_lib.WEIGHTS_FILE)
-        # The time a run was written tells it from a later one.
+        # The time a run was written tells it from a later run.
         written = files.stat(path)[1] if files.is_file(path) else 0
         return _loaded(self.workdir, self.step, written)
 

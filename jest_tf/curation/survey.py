@@ -1,8 +1,8 @@
 """Surveys a pool: embeds samples of it, and measures them for advice.
 
-The reference is a model by name, or a quick one, trained here on three quarters
-of the curated set: the other quarter is then pairs that match and that it has
-not seen.
+The reference is a model by name, or a quick reference, trained here on three
+quarters of the curated set. The other quarter then holds pairs that match and
+that it has not seen.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _SAMPLE_SALT = 0x73616D706C65
 _BATCH = 256
 _LEAST_CURATED = 64
 _LEAST_BREADTH = 64
-# Records of one picture are often neighbours: parts of a set are of blocks.
+# Records of the same picture are often neighbours, so a set is cut in blocks.
 _BLOCK = 8
 
 
@@ -67,7 +67,7 @@ class Survey(NamedTuple):
 
     Attributes:
         facts: the numbers of the advice.
-        sizes: records of the pool, of the curated set, and sampled ones.
+        sizes: records of the pool, of the curated set, and of the sample.
         duplicates: near-duplicates in the sample.
         breadth: effective clusters of the pool, the curated set and the tests,
             by name.
@@ -131,7 +131,7 @@ def quick_reference(
                 restarts=(),
                 ema=None,
             ),
-            # Parts of a batch might not divide so small a one.
+            # Parts of a batch might not divide so small a batch.
             model=dataclasses.replace(
                 recipe.model, views=(), micro_batch_size=None
             ),
@@ -284,7 +284,7 @@ def _write_manifest(store, drawn, folder):
     ids = store.ids(np.arange(len(store)))
     ends = np.cumsum(store.shards.lengths)[:-1]
     columns = (ids, drawn.astype(np.float32), np.full(len(store), np.nan))
-    parts = zip(*(np.split(one, ends) for one in columns), strict=True)
+    parts = zip(*(np.split(column, ends) for column in columns), strict=True)
     for shard, part in enumerate(parts):
         manifest.write_part(
             manifest.part_path(store, shard, folder),

@@ -28,7 +28,7 @@ def curate_with_beam(
         data: settings of the store.
         directory: of the manifest; may be remote.
         chosen_by: how records are chosen.
-        models: the reference, and the learner if the criterion needs one.
+        models: the reference, and the learner if the criterion needs it.
         options: Beam's flags, such as `--runner=DataflowRunner`.
         overwrite: write all files anew.
 

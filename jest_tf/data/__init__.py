@@ -1,6 +1,6 @@
 """Data: from files to super-batches.
 
-`stores` reads every format as one array of records, `stream` orders its rows,
+`stores` reads every format as an array of records, `stream` orders its rows,
 `reader` replaces unreadable records, `pictures` and `tokenizers` decode, and
 `pipeline` makes the training dataset. `stored_stages` choose what `loading`
 reads, by the reference's embeddings in `sidecars`. To add a format, add a

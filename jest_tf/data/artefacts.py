@@ -58,7 +58,7 @@ class RemoteArray:
         """Reads ascending rows, int64 [k], none twice.
 
         Raises:
-            ValueError: another file has taken the place of this one.
+            ValueError: another file has taken the place of this file.
         """
         if not len(rows):
             return np.empty([0, *self.shape[1:]], self.dtype)
@@ -109,7 +109,7 @@ def written(
             None rows: as many as are appended.
 
     Raises:
-        ValueError: an array has other rows than its shape says.
+        ValueError: an array has another number of rows than its shape says.
     """
     metadata = {"kind": kind, "version": _VERSION, **metadata}
     rows, checksums = dict.fromkeys(arrays, 0), dict.fromkeys(arrays, 0)
@@ -123,7 +123,8 @@ def written(
     room = _LENGTH.size + len(longest) + len(str(2**32 - 1))
     start = -(-room // _ALIGNMENT) * _ALIGNMENT
     places = {
-        name: start + one["data_offsets"][0] for name, one in layout(0).items()
+        name: start + entry["data_offsets"][0]
+        for name, entry in layout(0).items()
     }
 
     def append(name, values):
@@ -169,7 +170,7 @@ def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
     """Maps an artefact.
 
     To `verify` is to compare the checksums, which reads all arrays; a remote
-    file is copied to a temporary one before. Otherwise it is read by range.
+    file is copied to a local file first. Otherwise it is read by range.
 
     Raises:
         OSError: the file cannot be read.
@@ -187,7 +188,7 @@ def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
 
 @contextlib.contextmanager
 def read_as(path: str, kind: str) -> Iterator[None]:
-    """Raises ValueError where the content of a file is not that of a kind."""
+    """Raises ValueError if the content of a file is not of a kind."""
     try:
         yield
     except (
@@ -236,7 +237,7 @@ def _layout(arrays, rows):
 
 def _head(metadata, layout, checksums):
     metadata = metadata | {"crc32": json.dumps(checksums)}
-    shapes = {name: one["shape"] for name, one in layout.items()}
+    shapes = {name: entry["shape"] for name, entry in layout.items()}
     metadata["checksum"] = _checksum(metadata, shapes)
     return json.dumps({"__metadata__": metadata, **layout}).encode()
 
@@ -257,9 +258,9 @@ def _map(path):
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 break
     arrays, place = {}, len(data)
-    for name, one in reversed(slices.items()):
-        dtype = np.dtype(_DTYPES[one.get_dtype()]).newbyteorder("<")
-        shape = one.get_shape()
+    for name, array in reversed(slices.items()):
+        dtype = np.dtype(_DTYPES[array.get_dtype()]).newbyteorder("<")
+        shape = array.get_shape()
         count = math.prod(shape)
         place -= dtype.itemsize * count
         values = np.frombuffer(data, dtype, count, place)
@@ -280,14 +281,14 @@ def _open_remote(path):
     entries = json.loads(head[_LENGTH.size : start])
     metadata = entries.pop("__metadata__", {})
     arrays, end = {}, 0
-    for name, one in sorted(
+    for name, entry in sorted(
         entries.items(), key=lambda item: item[1]["data_offsets"]
     ):
-        dtype = np.dtype(_DTYPES[one["dtype"]]).newbyteorder("<")
-        shape = tuple(one["shape"])
+        dtype = np.dtype(_DTYPES[entry["dtype"]]).newbyteorder("<")
+        shape = tuple(entry["shape"])
         place = end
         end += dtype.itemsize * math.prod(shape)
-        if one["data_offsets"] != [place, end]:
+        if entry["data_offsets"] != [place, end]:
             raise ValueError(f"a wrong place of `{name}`")
         arrays[name] = RemoteArray(file, start + place, dtype, shape)
     if start + end != size:

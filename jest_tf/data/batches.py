@@ -18,7 +18,7 @@ from jest_tf.data import pictures, reader, stores, tokenizers
 # A tokenizer maps string [k] to int32 [k, length].
 Tokenizer = Callable[[tf.Tensor], tf.Tensor]
 
-# One batch on the device and one in preparation.
+# A batch on the device and a batch in preparation.
 _PREFETCH = 2
 
 # An assertion of a dataset's ops.
@@ -51,8 +51,8 @@ def examples(
 
     Raises:
         ValueError: an argument is out of range. Iteration raises
-            `tf.errors.InvalidArgumentError`, naming the record, if one has no
-            caption or no decodable picture; see `plain_errors`.
+            `tf.errors.InvalidArgumentError`, naming the record, if a record has
+            no caption or no decodable picture; see `plain_errors`.
     """
     checks.check("batch_size", batch_size, checks.at_least(1))
     form = pictures.form_of(image_size)
@@ -102,7 +102,9 @@ def read(
         without a fault, [m, *form.shape].
     """
     found = store.read(rows)
-    good = [i for i, one in enumerate(found) if isinstance(one, stores.Record)]
+    good = [
+        i for i, record in enumerate(found) if isinstance(record, stores.Record)
+    ]
     faults, images = decode(
         [found[i].image for i in good], store.max_image_pixels, form
     )
@@ -120,8 +122,8 @@ def decode(
         The fault of each picture, or None; and the m pictures without a fault,
         [m, *form.shape].
     """
-    found = [pictures.prepare(one, max_pixels) for one in encoded]
-    good = [i for i, one in enumerate(found) if isinstance(one, bytes)]
+    found = [pictures.prepare(picture, max_pixels) for picture in encoded]
+    good = [i for i, result in enumerate(found) if isinstance(result, bytes)]
     with tf.device("CPU:0"):
         kept, images = _decoder(form)(
             [found[i] for i in good] or [b""]  # which is dropped
@@ -129,13 +131,15 @@ def decode(
     for place in np.setdiff1d(np.arange(len(good)), kept):
         i = good[place]
         found[i] = pictures.decode(found[i], max_pixels)
-    faults = [one if isinstance(one, stores.Fault) else None for one in found]
+    faults = [
+        result if isinstance(result, stores.Fault) else None for result in found
+    ]
     return faults, images.numpy()
 
 
 @functools.cache
 def _decoder(form):
-    """A compiled `pictures.decode_batch` of one form."""
+    """A compiled `pictures.decode_batch` of a form."""
 
     def decode(encoded):
         kept, images = pictures.decode_batch(encoded, {"image": form})

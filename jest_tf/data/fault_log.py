@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from jest_tf import files
 
 # Until this many positions are drawn, the limit is a share of this number, so
-# that one early fault does not exceed it.
+# that a single early fault does not exceed it.
 MIN_DRAWN = 1024
 # Distinct reasons counted.
 _MAX_REASONS = 1000

@@ -43,7 +43,7 @@ class Options:
             pass their first rows without.
         embeddings: add the sidecars' `reference_image` and `reference_text`.
         rows: bool [n], the rows of the store that are drawn; None draws all.
-        num_curated: parts of the store, its last ones, that are the curated
+        num_curated: the number of the store's last parts that are the curated
             set; not drawn without `curated_rows`.
         curated_rows: c of the b rows trained on come from the curated set, in
             an order of its own. If c is b, nothing is drawn from the pool.
@@ -236,12 +236,12 @@ def _is_distant(store, options):
 def _blocks(store, options, is_chosen):
     """Whole blocks of a store on a bucket; None elsewhere or without blocks.
 
-    Of rows that are chosen some of a block are never asked for.
+    Where rows are chosen, some rows of a block are never asked for.
     """
     if not (options.shuffle_block_size and store.is_remote):
         return None
     pool = len(store.parts) - options.num_curated
-    # Without weights the pool is one order; the curated set always is.
+    # Without weights the pool is a single order, as the curated set always is.
     firsts = [*range(pool if options.weights else 1)]
     if options.num_curated:
         firsts.append(pool)
@@ -301,8 +301,8 @@ def _read_chunk(reader, ahead, positions, forms):
             image[kept] = some
             # Always on the CPU: no wait for an accelerator, same rounding.
             with tf.device("CPU:0"):
-                for i, one in zip(missing, replacements, strict=True):
-                    image[i] = form(one)
+                for i, picture in zip(missing, replacements, strict=True):
+                    image[i] = form(picture)
             whole.append(image)
         return *chunk, *whole
 

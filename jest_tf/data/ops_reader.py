@@ -6,7 +6,7 @@ Its rows, captions, pictures and replacements are those of `data/reader.py`.
 
 TensorFlow's own reader of TFRecords, started at an offset of the index, checks
 a frame's checksums. A graph cannot catch an error, but a dataset can drop the
-element that raised one: so every fault is an error here, and what is missing
+element that raised it: so every fault is an error here, and what is missing
 then is replaced in a further round.
 """
 
@@ -37,7 +37,7 @@ _REMOTE_READS, _LOCAL_READS = 64, 1
 _SHARDS_AT_A_TIME = 64
 # Records whose tokens are compared with the tokenizer's.
 _PROBES = 16
-# What TensorFlow does not read, or not as Pillow does.
+# Pictures that TensorFlow does not read, or reads otherwise than Pillow.
 _NEEDS_PILLOW = (
     "a GIF, a BMP, or an animated or transparent WebP"
     if pictures.READS_WEBP
@@ -170,7 +170,7 @@ class OpsReader:
         text = tf.strings.join(
             [
                 f"{reader_lib.MAX_ATTEMPTS} records of `data.train` in a row "
-                "cannot be read in place of one at position ",
+                "cannot be read in place of the record at position ",
                 tf.strings.reduce_join(some),
             ]
         )
@@ -286,7 +286,7 @@ class OpsReader:
         return ops_records.required(tf.size(found) == 1, found)[0]
 
     def _refuse(self, rows):
-        """Raises if a row is one that NumPy's reader can read."""
+        """Raises if NumPy's reader can read any of the rows."""
 
         def reason(row):
             features = ops_records.features(self.payload(row))
@@ -368,8 +368,8 @@ def check(store: stores.Store) -> None:
             "`data.reader` 'ops' reads TFRecords. Received: shards of format "
             f"{', '.join(names)}"
         )
-    for path, one in zip(store.shards.paths, store.indexes, strict=True):
-        if not one.path:
+    for path, index in zip(store.shards.paths, store.indexes, strict=True):
+        if not index.path:
             raise ValueError(
                 "`data.reader` 'ops' needs indexes in files: set "
                 "`data.index_dir` to a folder that can be written and that "

@@ -40,25 +40,25 @@ def _field(message, name, data, dtype=tf.string):
 
 
 def _join(values):
-    """Strings [..., 0 or 1] without their last axis; "" for a missing one."""
+    """Strings [..., 0 or 1] without their last axis; "" if it is empty."""
     return tf.strings.reduce_join(values, axis=-1)
 
 
 def _value(features, name):
-    """A feature's serialized value, of several the last; "" without one."""
+    """A feature's serialized value, of several the last; "" if none."""
     keys, values = features
     found = tf.where(keys == name)[:, 0]
     return _join(tf.gather(values, found[-1:]))
 
 
 def strings(features, name):
-    """Values of a feature of bytes; none of a missing one."""
+    """Values of a feature of bytes; none if it is missing."""
     found = _join(_field("Feature", "bytes_list", _value(features, name)))
     return _field("BytesList", "value", found)
 
 
 def integers(features, name):
-    """Values of a feature of integers, int64; none of a missing one."""
+    """Values of a feature of integers, int64; none if it is missing."""
     found = _join(_field("Feature", "int64_list", _value(features, name)))
     return _field("Int64List", "value", found, tf.int64)
 
@@ -70,9 +70,9 @@ def first(features, names):
 
 
 def captions(features, names):
-    """Captions in the features of the given names, or in the usual one."""
+    """Captions in the features of the given names, or in the usual feature."""
     if names:
-        return tf.concat([strings(features, one) for one in names], 0)
+        return tf.concat([strings(features, name) for name in names], 0)
     return strings(features, first(features, tfrecords.CAPTION_FIELDS))
 
 
@@ -111,7 +111,7 @@ def is_decodable(encoded, max_pixels):
 
 def needs_pillow(encoded):
     """True if TensorFlow cannot read a picture, or not as Pillow does."""
-    is_kind = [_starts(encoded, one) for one in (b"GIF8", b"BM", b"RIFF")]
+    is_kind = [_starts(encoded, magic) for magic in (b"GIF8", b"BM", b"RIFF")]
     return tf.reduce_any(is_kind) & ~pictures.decodes_alike(encoded)
 
 

@@ -28,7 +28,7 @@ class Sidecars:
         paths, *places = zip(*layouts, strict=True)
         self._paths = tf.constant([files.absolute(path) for path in paths])
         starts, self._images, self._texts, self._sizes = (
-            tf.constant(one, tf.int64) for one in places
+            tf.constant(numbers, tf.int64) for numbers in places
         )
         self._ends = ends
         lengths = tf.constant(store.shards.lengths)
@@ -75,7 +75,7 @@ class Sidecars:
 def _read_spans(paths, starts, sizes, lengths):
     """Ids, first captions and ends of captions, of all shards; int64 [n]."""
     data = tf.map_fn(
-        lambda one: _read_range(*one[:2], 16 * one[3] + 8, one[2]),
+        lambda shard: _read_range(*shard[:2], 16 * shard[3] + 8, shard[2]),
         (paths, starts, sizes, lengths),
         fn_output_signature=tf.string,
         parallel_iterations=_SHARDS_AT_A_TIME,

@@ -4,8 +4,8 @@
 or of an unknown format. JPEG, PNG and, with a TensorFlow that reads it, plain
 WebP pass through. Pillow converts GIF, BMP and other WebP to PNG, first frame
 only: `tf.io.decode_image` decodes some of these to wrong pixels or
-uninitialized memory. `decode` then gives the
-pixels of one picture, `decode_batch` those of many, in a graph.
+uninitialized memory. `decode` then gives the pixels of a single picture,
+`decode_batch` those of many, in a graph.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ class Resizing:
     """Resizes decoded pictures to a square, as a model expects them.
 
     The defaults are SigLIP's (Zhai et al., 2023): the aspect is ignored. Other
-    values do what `keras.layers.Resizing` does to 8-bit pictures. In a graph
-    that layer itself does not round.
+    values do what `keras.layers.Resizing` does to 8-bit pictures outside of a
+    graph; in a graph that layer does not round.
 
     Attributes:
         size: S, pixels a side.
@@ -137,7 +137,7 @@ def prepare(encoded: bytes, max_pixels: int) -> bytes | shards.Fault:
 
 
 def decode(encoded: bytes, max_pixels: int) -> np.ndarray | shards.Fault:
-    """Decodes one stored picture eagerly to uint8 [H, W, 3], or a fault."""
+    """Decodes a stored picture eagerly to uint8 [H, W, 3], or a fault."""
     prepared = prepare(encoded, max_pixels)
     if isinstance(prepared, shards.Fault):
         return prepared
@@ -167,8 +167,8 @@ def decode_all(encoded: tf.Tensor, form: Form) -> tf.Tensor:
 
     For graphs that leave this package. JPEG, PNG and, if this TensorFlow reads
     it, still, opaque WebP have the pixels that `prepare` and `decode_batch`
-    give. All else, which `prepare`
-    converts or refuses, raises `tf.errors.InvalidArgumentError`.
+    give. Other pictures, which `prepare` converts or refuses, raise
+    `tf.errors.InvalidArgumentError`.
     """
 
     def decode_one(encoded):
@@ -214,7 +214,7 @@ def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
 def decode_batch(
     encoded: tf.Tensor, forms: Mapping[str, Form]
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """Decodes many pictures, dropping damaged ones.
+    """Decodes many pictures, dropping damaged pictures.
 
     Args:
         encoded: string [k], from `prepare`.
@@ -230,7 +230,7 @@ def decode_batch(
         return place, {name: form(image) for name, form in forms.items()}
 
     # A graph cannot catch an error, but a dataset can drop the element that
-    # raised one. The empty batch covers the case that it drops all of them.
+    # raised it. The empty batch covers the case that it drops all of them.
     nothing = tf.data.Dataset.from_tensors(
         (
             tf.zeros([0], tf.int64),
@@ -274,7 +274,7 @@ def _prepare(encoded, max_pixels):
         )
     if image is None:
         return encoded
-    # TensorFlow decodes a WebP of one frame without alpha.
+    # TensorFlow decodes a WebP of a single frame without alpha.
     animated = encoded[12:16] == b"VP8X" and encoded[20] & 0x02
     plain = image.format == "WEBP" and image.mode == "RGB" and not animated
     if plain and READS_WEBP:

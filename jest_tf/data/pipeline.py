@@ -3,7 +3,7 @@
 A super-batch is a pure function of (seed, step), so resuming needs only a start
 step: there is no shuffle buffer and no iterator state. A counter numbers chunks
 of positions, the reader (`data/reader.py`) reads each chunk's records in the
-stream's order (`data/stream.py`), and one graph decodes and tokenises it.
+stream's order (`data/stream.py`), and a graph decodes and tokenises it.
 Chunks run in parallel and are joined in order. Stored stages
 (`data/stored_stages.py`) first choose the positions. Curated rows come from a
 stream of their own. Live stages and augmentation follow on the device.
@@ -51,7 +51,7 @@ def super_batches(
     Super-batch s comes from the H positions [s H, (s + 1) H) of `stream.Order`,
     or of `stream.Mixture` with weights: the stored stages of the selection
     choose B of them, or all if there are none. A hash of (seed, position)
-    chooses one of a record's nonblank captions, and the replacement of an
+    chooses among a record's nonblank captions, and the replacement of an
     unreadable record.
 
     Args:
@@ -219,7 +219,7 @@ def order(
 
 
 def _parts(store, options):
-    """Numbers of records of the pool's parts, and of the curated ones."""
+    """Numbers of records of the pool's parts, and of the curated parts."""
     pool = store.parts[: len(store.parts) - options.num_curated]
     return pool, store.parts[len(pool) :]
 
@@ -290,12 +290,12 @@ def at_positions(
         embedded=options.embedded,
     )
     chunk = reader.read(positions)
-    # It decodes those that it keeps, too.
+    # `repair` decodes the pictures that it keeps, too.
     images = reader.repair(positions, chunk, np.arange(len(positions)))
     with tf.device("CPU:0"):
-        images = [pictures.form_of(image_size)(one) for one in images]
+        images = [pictures.form_of(image_size)(picture) for picture in images]
     return Examples(
         np.stack(images),
-        [one.decode("utf-8", "replace") for one in chunk.captions],
+        [caption.decode("utf-8", "replace") for caption in chunk.captions],
         store.ids(chunk.rows),
     )

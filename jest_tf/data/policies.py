@@ -40,9 +40,9 @@ class Policy(checks.Checked):
     """Distorts each picture by random operations; keeps size and type.
 
     Args:
-        name: "randaugment" takes `num_layers` operations at one magnitude,
-            "trivialaugment" one at a random magnitude, "autoaugment" one of the
-            pairs of Model Garden's policy "v0".
+        name: "randaugment" takes `num_layers` operations at a set magnitude,
+            "trivialaugment" a single operation at a random magnitude,
+            "autoaugment" a pair of Model Garden's policy "v0".
         num_layers: operations of RandAugment.
         magnitude: of RandAugment's operations, in [0, 10].
 
@@ -71,7 +71,7 @@ class Policy(checks.Checked):
         uniform = tf.gather(uniform, places, axis=1)
         choice, level, sign, chance = tf.split(uniform, 4)  # [count, b]
         if self.name == "autoaugment":
-            # Both operations of a picture are of one pair.
+            # Both operations of a picture are of the same pair.
             table = _pairs()
             pair = tf.cast(choice[0] * len(table), tf.int32)
             number, share, level = tf.unstack(
@@ -89,10 +89,10 @@ class Policy(checks.Checked):
         def distort(inputs):
             image, *choices = inputs
             for layer in range(count):
-                image = apply(image, *(one[layer] for one in choices))
+                image = apply(image, *(choice[layer] for choice in choices))
             return image
 
-        chosen = (tf.transpose(one) for one in (number, level, sign))
+        chosen = (tf.transpose(values) for values in (number, level, sign))
         distorted = tf.map_fn(
             distort,
             (images, *chosen),
@@ -117,7 +117,7 @@ def apply(
 
     Args:
         image: the picture.
-        number: index in `OPERATIONS`; one more changes nothing.
+        number: index in `OPERATIONS`; an index past its end changes nothing.
         level: strength, in [0, 1]; 1 is Model Garden's magnitude 10.
         sign: -1 or 1, the direction of shears, shifts and rotations.
     """

@@ -97,7 +97,7 @@ class Reader:
     setting: str = "data.train"
 
     def read(self, positions: np.ndarray) -> Chunk:
-        """Reads records at positions, int64 [k], replacing unreadable ones.
+        """Reads records at positions, int64 [k], replacing the unreadable.
 
         Pictures are not decoded; `repair` replaces those that turn out damaged.
 
@@ -196,7 +196,7 @@ class Reader:
             if attempt > MAX_ATTEMPTS:
                 raise ValueError(
                     f"{MAX_ATTEMPTS} records in a row cannot be read in place "
-                    f"of one at position {position}, the last "
+                    f"of the record at position {position}, the last "
                     f"{self.store.describe(row)}: {fault.reason}"
                 )
             rows = self.order.substitutes(np.array([position]), attempt)
@@ -218,8 +218,8 @@ class Blocks:
         starts: int64 [p], ascending, the first row of each part of the store;
             blocks are counted from there.
         kept: number of blocks.
-        once: whether records are dropped as they are returned. Asked for again,
-            as in the next epoch, one brings its whole block.
+        once: whether records are dropped as they are returned. A record that
+            is asked for again, as in the next epoch, brings its whole block.
     """
 
     def __init__(
@@ -328,7 +328,7 @@ class Ahead:
         future = self._pool.submit(self._read, positions.copy())
         with self._lock:
             self._found[positions.tobytes()] = future
-            # Those that nobody asked for, as an iterator was given up.
+            # Nobody asked for these, because an iterator was given up.
             while len(self._found) > 2 * self._depth:
                 self._found.popitem(last=False)[1].cancel()
 
@@ -342,7 +342,7 @@ class Ahead:
 def caption_numbers(seed: int, positions: np.ndarray) -> np.ndarray:
     """Hashes positions to nonnegative numbers, int64 [k], to choose captions.
 
-    The caption chosen is this number modulo the count of nonblank ones.
+    The chosen caption is this number modulo the count of nonblank captions.
     """
     values = stream.uniform_hash(seed, positions, CAPTION_SALT)
     return (values >> np.uint64(1)).astype(np.int64)

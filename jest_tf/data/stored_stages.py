@@ -2,9 +2,9 @@
 
 The reference's part of a score needs only its embeddings, which sidecars hold.
 A step takes a *hyper-batch*, the next H positions of the stream, and reads
-their sidecar rows. Each stored stage passes some of them; those that the last
-one passes are the super-batch. Captions and replacements are those of a stream
-without stages (`data/reader.py`).
+their sidecar rows. Each stored stage passes some of them; the rows that the
+last stage passes are the super-batch. Captions and replacements are those of a
+stream without stages (`data/reader.py`).
 
 The choice is a pure function of (settings, seed, step, sidecars), so hosts need
 not communicate. Large hyper-batches are cut into groups; each host draws only
@@ -27,13 +27,13 @@ from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.embeddings import Embeddings
 from jest_tf.selection import summary
 
-# Separates the noise of stored stages from that of live ones, which have the
+# Separates the noise of stored stages from that of live stages, which have the
 # seed (run seed, step); later stages take its multiples.
 _SALT = 0x57A6E0
 # Most rows into the first stage of a group. Work grows with the rows times the
 # rows that pass in their group (benchmarks/README.md).
 MOST_ROWS = 2**14
-# Groups in flight: rows of one are read while another is drawn.
+# Groups in flight: a group's rows are read while another is drawn.
 _GROUPS_AHEAD = 2
 # Steps whose summaries are kept for the log: streams run ahead of steps.
 _SUMMARIES = 1024
@@ -111,7 +111,7 @@ class StoredStages:
         return num_groups(self.settings.stored, self.sizes)
 
     def positions(self, start_step: int, rows: slice) -> tf.data.Dataset:
-        """Returns the endless dataset of chosen positions, one element a step.
+        """Returns the endless dataset of chosen positions, an element a step.
 
         Args:
             start_step: the first step.
@@ -147,7 +147,7 @@ class StoredStages:
         return chosen.batch(number, drop_remainder=True).map(own)
 
     def choose(self, step: int, group: int) -> np.ndarray:
-        """Returns the positions that one group of a step passes.
+        """Returns the positions that a group of a step passes.
 
         int64 [B / G], ascending, which spreads the best rows evenly over
         replicas.
@@ -222,7 +222,7 @@ def num_groups(stages: Sequence[config_lib.Stage], sizes: Sequence[int]) -> int:
     these rows where there is none.
 
     Args:
-        stages: the stored ones.
+        stages: the stored stages.
         sizes: rows into each, and out of the last.
     """
     found = 1
@@ -249,7 +249,7 @@ def flops(
 
     Args:
         settings: the funnel; stages that do not score are uniform.
-        dim: width of the reference's embeddings; 0 without one.
+        dim: width of the reference's embeddings; 0 if there is none.
         curated_rows: c, rows that are not chosen.
     """
     stages = settings.stored
@@ -302,7 +302,7 @@ def load_rows(
         store: the records.
         order: of the stream.
         seed: the run's seed.
-        is_best: read each record's best caption, not the drawn one.
+        is_best: read each record's best caption, not the drawn caption.
 
     Returns:
         The positions, int64 [k], sorted by row, which reads fastest; and in
@@ -337,7 +337,7 @@ def load_rows(
     if len(missing):
         raise ValueError(
             f"{reader.MAX_ATTEMPTS} records in a row have no embedding in "
-            f"place of one at position {positions[missing[0]]}, the last "
-            f"{store.describe(int(rows[captions < 0][0]))}"
+            f"place of the record at position {positions[missing[0]]}, the "
+            f"last {store.describe(int(rows[captions < 0][0]))}"
         )
     return positions, image, text

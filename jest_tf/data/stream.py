@@ -12,7 +12,7 @@ stores in fixed shares.
 
 With row weights, an epoch has as many slots as weighted rows and permutes the
 slots. Systematic sampling assigns rows to slots: a row of k times the mean
-weight is drawn k times an epoch, give or take one, and exactly k on average.
+weight is drawn k times an epoch, to within 1, and exactly k on average.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ import numpy as np
 # `stream_ops.py` has the order in TensorFlow's ops, with these constants.
 
 # In theory four rounds of a good function suffice for large domains; the halves
-# of small ones have so few values that we take three times as many.
+# of small domains have so few values that we take three times as many.
 _ROUNDS = 12
 
-# Separate the uses of one run seed.
+# Separate the uses of a run's seed.
 ORDER_SALT = 0x6F72646572
 WINDOW_SALT = 0x77696E646F77
 TAIL_SALT = 0x7461696C
@@ -106,7 +106,7 @@ class Order:
         if self._blocks is not None:
             rows = self._blocks.rows(epochs, offsets.astype(np.int64))
         else:
-            # One key a position and round; epochs differ within a batch.
+            # A key a position and round; epochs differ within a batch.
             keys = uniform_hash(self.seed, epochs, ORDER_SALT)
             rows = _permute(offsets, self.num_drawn, keys)
         if self.weighted is not None:
@@ -120,7 +120,7 @@ class Order:
         return min(num_positions, self.num_records)
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
-        """Returns random rows, int64 [k], to replace unreadable ones.
+        """Returns random rows, int64 [k], to replace unreadable rows.
 
         Args:
             positions: int64 [k], not negative.
@@ -143,7 +143,7 @@ class Mixture:
 
     Args:
         lengths: rows of each part, in order.
-        weights: positive, one for each part; only their ratios matter.
+        weights: positive, a weight for each part; only their ratios matter.
         seed, block_size: as in `Order`, of every part.
         row_weights: of the rows of all parts, as in `Order`; they act within a
             part and do not change its share.
@@ -271,7 +271,7 @@ AnyOrder = Order | Mixture | Part
 class _Blocks:
     """An order that permutes blocks, and records within windows of blocks.
 
-    The short block, if any, is at a random place between the full ones. The
+    The short block, if any, is at a random place between the full blocks. The
     last window takes the remainder, so that none is small.
     """
 
@@ -362,7 +362,7 @@ class _Weighted:
         epochs, rest = divmod(num_positions, len(self.drawn))
         whole, part = np.divmod(self._lengths, 1 << SLOT_BITS)
         part = part / (1 << SLOT_BITS)
-        # A row has `whole` slots of an epoch, and one more with this chance;
+        # A row has `whole` slots of an epoch, and another with this chance;
         # the positions of a partial epoch are a uniform draw of slots.
         share = rest / len(self.drawn)
         missed = np.where(whole > 0, 0.0, 1.0 - part) ** epochs

@@ -30,8 +30,8 @@ class Order:
         self._weighted = None
         if order.weighted is not None:
             self._weighted = [
-                tf.constant(one, tf.int64)
-                for one in (order.weighted.drawn, order.weighted.ends)
+                tf.constant(numbers, tf.int64)
+                for numbers in (order.weighted.drawn, order.weighted.ends)
             ]
 
     def rows(self, positions: tf.Tensor) -> tf.Tensor:
@@ -117,10 +117,15 @@ class Mixture:
     """The twin of a `stream.Mixture`."""
 
     def __init__(self, order: stream.Mixture):
-        self._orders = [Order(one) for one in order.orders]
+        self._orders = [Order(part) for part in order.orders]
         self._starts, self._counts, self._parts, self._turns = (
-            tf.constant(one, tf.int64)
-            for one in (order.starts, order.counts, order.parts, order.turns)
+            tf.constant(numbers, tf.int64)
+            for numbers in (
+                order.starts,
+                order.counts,
+                order.parts,
+                order.turns,
+            )
         )
 
     def rows(self, positions: tf.Tensor) -> tf.Tensor:
@@ -129,13 +134,15 @@ class Mixture:
         parts = tf.gather(self._parts, places)
         counts = tf.gather(self._counts, parts)
         turns = periods * counts + tf.gather(self._turns, places)
-        return self._by_part(parts, [one.rows(turns) for one in self._orders])
+        return self._by_part(
+            parts, [order.rows(turns) for order in self._orders]
+        )
 
     def substitutes(self, positions: tf.Tensor, attempt: tf.Tensor):
         """Returns random rows of the same part."""
         return self._by_part(
             tf.gather(self._parts, positions % stream.PERIOD),
-            [one.substitutes(positions, attempt) for one in self._orders],
+            [order.substitutes(positions, attempt) for order in self._orders],
         )
 
     def _by_part(self, parts, rows):

@@ -42,7 +42,7 @@ def sanitize_captions(captions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 class Tokenizer:
-    """A tokenizer of one file; two are equal if their files and lengths are.
+    """A tokenizer in a file; two are equal if their files and lengths are.
 
     Attributes:
         length: L, tokens of a row.
@@ -70,7 +70,7 @@ class Tokenizer:
         return self._graph(captions)
 
     def save(self, directory: str) -> None:
-        """Writes its one file into an existing directory."""
+        """Writes its file into an existing directory."""
         files.write_whole(files.inside(directory, self.FILE), self._content)
 
 
@@ -123,7 +123,7 @@ class WordPieceTokenizer(_TextTokenizer):
         ValueError: the vocabulary or the length is unusable.
     """
 
-    FILE = "vocab.txt"  # one token a line
+    FILE = "vocab.txt"  # a line a token
 
     def __init__(self, vocabulary: Sequence[str], length: int):
         self.vocabulary = tuple(vocabulary)
@@ -204,7 +204,7 @@ class KerasHubTokenizer(Tokenizer):
 
     @classmethod
     def of(cls, preprocessor: keras.layers.Layer, length: int):
-        """Returns that of a preprocessor, from `prompts` to `token_ids`."""
+        """Makes that of a preprocessor, from `prompts` to `token_ids`."""
         config = keras.saving.serialize_keras_object(preprocessor)
         config["config"].pop("image_converter", None)
         for part in (config, config["config"]["tokenizer"]):
@@ -248,7 +248,7 @@ class KerasHubTokenizer(Tokenizer):
             )
             return (
                 np.array(list(itertools.chain(*found)), np.int32),
-                np.array([len(one) for one in found], np.int64),
+                np.array([len(ids) for ids in found], np.int64),
             )
 
         if getattr(preprocessor, "to_lower", False):
@@ -285,15 +285,15 @@ class KerasHubTokenizer(Tokenizer):
             RecursionError,
         ) as error:
             raise ValueError(
-                "A vocabulary that ends in .json must be one that a run with "
-                "a model of KerasHub has written. Received: another file "
+                "A vocabulary that ends in .json must be written by a run with "
+                "a model of KerasHub. Received: another file "
                 f"({type(error).__name__}: {error})"
             ) from error
         return preprocessor
 
 
 class FunctionTokenizer(Tokenizer):
-    """A tokenizer of one's own, by "module:function".
+    """A tokenizer of the user's, by "module:function".
 
     Args:
         name: of a function that takes L and returns a callable, from valid
@@ -373,8 +373,8 @@ def read_tokenizer(path: str, length: int) -> Tokenizer:
     """Reads a tokenizer of any kind, for rows of L = `length` tokens.
 
     It is a SentencePiece model if `path` ends in `.model`, KerasHub's
-    preprocessor if it ends in `.json`, else a WordPiece vocabulary, one token a
-    line. "module:function" is a tokenizer of one's own.
+    preprocessor if it ends in `.json`, else a WordPiece vocabulary, a token a
+    line. "module:function" is a tokenizer of the user's.
 
     Raises:
         ValueError: there is no such file, or it is unusable.
@@ -407,9 +407,8 @@ def load_tokenizer(directory: str, length: int) -> Tokenizer:
     """Reads a tokenizer written by `save`, for rows of L = `length` tokens.
 
     Raises:
-        ValueError: the directory does not hold one of `vocab.txt`,
-            `tokenizer.model`, `preprocessor.json` and `tokenizer.function`, and
-            one only.
+        ValueError: the directory does not hold exactly one of `vocab.txt`,
+            `tokenizer.model`, `preprocessor.json` and `tokenizer.function`.
     """
     found = _tokenizer_files(directory)
     if len(found) != 1:

@@ -26,7 +26,7 @@ def build_wordpiece_vocabulary(
     """Learns a WordPiece vocabulary; the order of captions does not matter.
 
     Args:
-        captions: texts; bytes are read as UTF-8, bad ones as U+FFFD.
+        captions: texts; bytes are read as UTF-8, invalid bytes as U+FFFD.
         size: limit on the tokens. The learner cuts at a count, so many words
             of equal count may leave far fewer.
 
@@ -57,8 +57,8 @@ def build_wordpiece_vocabulary(
         slack_ratio=_SLACK,
         max_token_length=_LONGEST,
     )
-    # Of small sets all pieces fit, where the search for the least count that a
-    # piece needs would end after a dozen trials.
+    # All pieces of a small set fit; the search for the least count that a piece
+    # needs would end after a dozen trials.
     learned = learn(upper_thresh=1)
     if len(learned) > size:
         learned = learn(upper_thresh=_highest_threshold(counts, size))
@@ -69,7 +69,7 @@ def _highest_threshold(counts, size):
     """The upper end that the learner's search has after its hopeless trials.
 
     The learner searches for the least count of a piece by bisection. Each trial
-    counts all pieces of all words, and the first ones find far too few. A
+    counts all pieces of all words, and the first trials find far too few. A
     piece never counts for more than its occurrences in the words, so these
     bound the number of pieces and tell the same without a trial.
     """

@@ -16,10 +16,10 @@ _GATHERED = (tf.float32, tf.float64, tf.int32, tf.int64)
 
 
 class Replicas:
-    """The collectives of one step, created in replica context by `current`.
+    """The collectives of a step, created in replica context by `current`.
 
-    Every replica must call the same ones in the same order. Each method takes
-    a tensor or a nest of tensors, sent in one call where possible. Unless
+    Every replica must call the same collectives in the same order. Each method
+    takes a tensor or a nest of tensors, sent in one call where possible. Unless
     `in_loops`, collectives must stay out of `tf.while_loop` and `tf.cond`: the
     mirrored strategies synchronise only outside control flow.
 
@@ -66,13 +66,15 @@ class Replicas:
         All devices can sum float16, bfloat16, float32 and float64, or int32,
         but not both in one call: integers live on the host.
         """
-        flat = [tf.convert_to_tensor(one) for one in tf.nest.flatten(tensors)]
+        flat = [
+            tf.convert_to_tensor(tensor) for tensor in tf.nest.flatten(tensors)
+        ]
         totals = self._context.all_reduce(
             tf.distribute.ReduceOp.SUM, placed(self._context, flat)
         )
         totals = [
-            tf.ensure_shape(total, one.shape)
-            for total, one in zip(totals, flat, strict=True)
+            tf.ensure_shape(total, tensor.shape)
+            for total, tensor in zip(totals, flat, strict=True)
         ]
         return tf.nest.pack_sequence_as(tensors, totals)
 
@@ -87,13 +89,13 @@ class Replicas:
             # TPU device numbers differ from replica numbers; map them.
             at = _exchange_on_tpu(tf.fill([self.num_replicas], self.replica_id))
             places = tf.math.invert_permutation(at)
-            sent = [_exchange_on_tpu(tf.gather(one, at)) for one in flat]
-            received = [tf.gather(one, places) for one in sent]
+            sent = [_exchange_on_tpu(tf.gather(rows, at)) for rows in flat]
+            received = [tf.gather(rows, places) for rows in sent]
         else:
-            everything = self.all_gather([one[tf.newaxis] for one in flat])
+            everything = self.all_gather([rows[tf.newaxis] for rows in flat])
             # [source, destination, m, ...] -> [source, m, ...]
             received = [
-                tf.gather(one, self.replica_id, axis=1) for one in everything
+                tf.gather(rows, self.replica_id, axis=1) for rows in everything
             ]
         return tf.nest.pack_sequence_as(tensors, received)
 
@@ -121,7 +123,7 @@ def replica_id() -> tf.Tensor:
 
 
 def placed(context: tf.distribute.ReplicaContext, tensors):
-    """Places tensors on the replica's device, if it has a single one.
+    """Places tensors on the replica's device, if it has a single device.
 
     Collectives need the device, which a worker with one device does not set.
     """
@@ -138,7 +140,7 @@ def any_worker(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
     """Returns `wish -> bool`, true if `wish` is true on any worker.
 
     All workers must call it between the same steps of `fit`. They get the same
-    answer, from an all-reduce of one integer.
+    answer, from an all-reduce of an integer.
     """
     if not strategy_lib.has_workers(strategy):
         return bool

@@ -21,7 +21,7 @@ class TrainerHooks:
     Put it before `keras.Model`, and create the model in the strategy's scope.
     Unlike Keras 3.15, it
 
-    - runs all steps of an execution as one graph with a loop on the host;
+    - runs all steps of an execution as a single graph with a loop on the host;
       Keras nests graphs, whose collectives then lack their keys;
     - builds model and optimizer from the shapes of the data. On several
       replicas Keras averages a batch over them, which consumes the batch and
@@ -73,7 +73,10 @@ class TrainerHooks:
         metrics = self.metrics
         sums = collectives.Replicas(context).all_reduce(
             [
-                [tf.convert_to_tensor(one) for one in metric.variables]
+                [
+                    tf.convert_to_tensor(variable)
+                    for variable in metric.variables
+                ]
                 for metric in metrics
             ]
         )
@@ -86,8 +89,8 @@ class TrainerHooks:
     def averaged(self) -> Iterator[None]:
         """Context manager that gives the model its averaged weights.
 
-        The average is the optimizer's, with `use_ema=True`; without one, or
-        before the first step, nothing changes. Average and weights are
+        The average is the optimizer's, with `use_ema=True`. If there is none,
+        or before the first step, nothing changes. Average and weights are
         exchanged, and exchanged back to the same bits, so neither train nor
         save a checkpoint in between. Other variables, such as statistics of
         batch normalisation, are not averaged.
@@ -158,7 +161,8 @@ class TrainerHooks:
         if iterator is not None:
             spec = iterator._get_iterator().element_spec
             data_batch = tf.nest.map_structure(
-                lambda one: getattr(one, "_value_specs", (one,))[0], spec
+                lambda values: getattr(values, "_value_specs", (values,))[0],
+                spec,
             )
         with strategy.scope():
             self._symbolic_build(data_batch=data_batch)
@@ -192,11 +196,11 @@ def check_placed(name: str, model, strategy: tf.distribute.Strategy) -> None:
     if not _needs_hooks(strategy):
         return
     variables = [
-        one.value if isinstance(one, keras.Variable) else one
-        for one in getattr(model, "variables", ())
+        variable.value if isinstance(variable, keras.Variable) else variable
+        for variable in getattr(model, "variables", ())
     ]
     is_inside = strategy.extended.variable_created_in_scope
-    outside = sum(not is_inside(one) for one in variables)
+    outside = sum(not is_inside(variable) for variable in variables)
     if outside:
         raise ValueError(
             f"`{name}` must be created in the scope of the strategy it runs "
@@ -210,7 +214,8 @@ def check_placed(name: str, model, strategy: tf.distribute.Strategy) -> None:
 def _collected(outputs, strategy):
     """The result of a step on the local replicas.
 
-    A nest of values is equal on all; of a pair of nests, the second has rows.
+    A nest has values that are equal on all replicas. In a pair of nests, the
+    second has each replica's rows, which are joined.
     """
 
     def first(value):
@@ -229,7 +234,7 @@ def _collected(outputs, strategy):
 
 
 def _last_of(num_steps, one_step):
-    """Returns the result of the last of several steps, run in one loop.
+    """Returns the result of the last of several steps, run in a loop.
 
     A loop needs the types of its state before any step is traced, and a first
     step outside would be a second program on a TPU. So the loop carries an
@@ -251,8 +256,8 @@ def _last_of(num_steps, one_step):
     flat = tf.nest.flatten(traced["outputs"])
     values = tf.raw_ops.OptionalGetValue(
         optional=last,
-        output_types=[one.dtype for one in flat],
-        output_shapes=[one.shape for one in flat],
+        output_types=[value.dtype for value in flat],
+        output_shapes=[value.shape for value in flat],
     )
     return tf.nest.pack_sequence_as(traced["outputs"], values)
 

@@ -3,8 +3,8 @@
 Forms, beside those of `evaluation.data`: a folder with a subfolder a class;
 CLIP_benchmark's tars, with `classnames.txt` and
 `zeroshot_classification_templates.txt` beside them; Karpathy's JSON; and
-Crossmodal-3600's JSON lines. A record has one label: hierarchies and several
-labels are not read.
+Crossmodal-3600's JSON lines. A record has a single label: hierarchies and
+several labels are not read.
 """
 
 import collections
@@ -38,7 +38,7 @@ class DataSet(NamedTuple):
         store: the records.
         captions: bytes, of each record a list; by language.
         labels: bytes [n] each, by kind: `name`, or `number` of the class.
-        classes, templates: files that came with the data; "" without.
+        classes, templates: files that came with the data; "" if none.
     """
 
     store: stores_lib.Store | stores_lib.Listed
@@ -95,7 +95,7 @@ def labels_of(data: DataSet, classes: Classes, field: str) -> np.ndarray:
     A record's label is the label, the name or the number, from 0, of a class.
 
     Raises:
-        ValueError: a record has no label, or one of no class.
+        ValueError: a record has no label, or a label of no class.
     """
     rows = {str(number): number for number in range(len(classes.names))}
     by_number = dict(rows)
@@ -147,7 +147,9 @@ def read_classes(entry: config_lib.Entry, data: DataSet) -> Classes:
         else:
             classes = Classes(tuple(found), tuple(found))
     else:
-        labels = {one.decode("utf-8", "replace") for one in data.labels["name"]}
+        labels = {
+            name.decode("utf-8", "replace") for name in data.labels["name"]
+        }
         labels = tuple(sorted(labels - {""}))
         if not labels:
             raise ValueError(
@@ -225,7 +227,7 @@ def _find(path):
     if files.is_file(path) or files.is_folder(path):
         return path
     found = files.find(base)
-    folders = [one for one in found if files.is_folder(one)]
+    folders = [match for match in found if files.is_folder(match)]
     if folders:
         return folders[-1] + colon + split  # the newest version
     return path if found and not colon else None
@@ -246,7 +248,7 @@ def _stored(path, entry, index_dir):
 
 
 def _with_files(data, folder):
-    """Adds the files that lie beside CLIP_benchmark's tars, or one above."""
+    """Adds the files beside CLIP_benchmark's tars, or in the folder above."""
 
     def beside(name):
         for place in (folder, os.path.dirname(folder)):
@@ -282,9 +284,9 @@ def _folder(path):
     loose = [name for name in names if os.sep not in name]
     if loose:
         raise ValueError(
-            "a folder of classes must have its pictures in subfolders, one a "
-            f"class, named by its label. Received: {path}, with {loose[0]!r} "
-            "in no class"
+            "a folder of classes must have its pictures in a subfolder for "
+            f"each class, named by its label. Received: {path}, with "
+            f"{loose[0]!r} in no class"
         )
     return _listed(
         [os.path.join(path, name) for name in names],
@@ -300,8 +302,8 @@ def _karpathy(path, entry):
         raise ValueError(
             f"a JSON must be Karpathy's, with `images`. Received: {path}"
         )
-    splits = collections.Counter(one.get("split") for one in images)
-    images = [one for one in images if one.get("split") == entry.split]
+    splits = collections.Counter(image.get("split") for image in images)
+    images = [image for image in images if image.get("split") == entry.split]
     if not images:
         raise ValueError(
             f"`split` must be one of {path}: "
@@ -309,12 +311,12 @@ def _karpathy(path, entry):
         )
     folder = entry.images or os.path.dirname(path)
     places = [
-        os.path.join(folder, one.get("filepath", ""), one["filename"])
-        for one in images
+        os.path.join(folder, image.get("filepath", ""), image["filename"])
+        for image in images
     ]
     captions = [
-        [sentence["raw"].encode() for sentence in one.get("sentences", ())]
-        for one in images
+        [sentence["raw"].encode() for sentence in image.get("sentences", ())]
+        for image in images
     ]
     _check_pictures(places, path)
     language = (*entry.languages, "")[0]
@@ -322,8 +324,10 @@ def _karpathy(path, entry):
 
 
 def _crossmodal(path, entry):
-    lines = [json.loads(one) for one in _text(path).splitlines() if one.strip()]
-    if not lines or not all("image/key" in one for one in lines):
+    lines = [
+        json.loads(line) for line in _text(path).splitlines() if line.strip()
+    ]
+    if not lines or not all("image/key" in line for line in lines):
         raise ValueError(
             "JSON lines must be Crossmodal-3600's, an object a picture with "
             f"`image/key`. Received: {path}"
@@ -341,12 +345,17 @@ def _crossmodal(path, entry):
             f"Received: {', '.join(missing)}"
         )
     folder = entry.images or os.path.dirname(path)
-    places = [os.path.join(folder, f"{one['image/key']}.jpg") for one in lines]
+    places = [
+        os.path.join(folder, f"{line['image/key']}.jpg") for line in lines
+    ]
     _check_pictures(places, path)
     captions = {
         language: [
-            [text.encode() for text in one.get(language, {}).get("caption", ())]
-            for one in lines
+            [
+                text.encode()
+                for text in line.get(language, {}).get("caption", ())
+            ]
+            for line in lines
         ]
         for language in wanted
     }
@@ -386,9 +395,11 @@ def _read_list(setting, path):
         lines = _text(path).rstrip().splitlines()
         found = values = [line.strip() for line in lines]
     # A line is the number of a class, so none may be blank.
-    if not values or not all(one and isinstance(one, str) for one in values):
+    if not values or not all(
+        value and isinstance(value, str) for value in values
+    ):
         raise ValueError(
-            f"`{setting}` must be a file of texts, one a line and none blank, "
+            f"`{setting}` must be a file of texts, a line each and none blank, "
             f"or of JSON. Received: {path}"
         )
     return found

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# A noise field with one of these values marks a clean record.
+# A noise field with any of these values marks a clean record.
 _CLEAN = {b"", b"0", b"0.0", b"false"}
 
 
@@ -23,7 +23,7 @@ def draw_measures(
     draws with as much variance.
 
     Args:
-        counts: integers [n], how often each record was drawn; one at least.
+        counts: integers [n], how often each record was drawn; not all 0.
         clean: bool [n]; None if it is not known.
         concepts: bytes [n], b"" where a record has none; ignored if none has.
 

@@ -20,7 +20,7 @@ class Encoder:
     """Embeds stores and texts, in padded batches.
 
     Within `fixed` the weights don't change: what was embedded is not embedded
-    again, in this process or, with a folder, in the next one.
+    again, in this process or, with a folder, in the next.
 
     Args:
         learner: a built two-tower model.
@@ -95,7 +95,7 @@ class Encoder:
             raise ValueError(
                 "Texts need the model's tokenizer: put vocab.txt or "
                 "tokenizer.model beside the .keras file. Received: a model "
-                "without one"
+                "without a tokenizer"
             )
         texts = [
             text.encode() if isinstance(text, str) else text for text in texts

@@ -25,7 +25,7 @@ MEASURES = (
 _CONSTANT = 100.0
 # Added to the deviations that features are divided by.
 _EPSILON = 1e-5
-# The grid of inverse regularisations, and the held-out share that chooses one.
+# The inverse regularisations to try, and the held-out share that chooses.
 _GRID = np.logspace(-6, 6, 13)
 _HELD_OUT = 5
 _MAX_ITERATIONS = 1000
@@ -71,8 +71,8 @@ def few_shot_measures(
     for seed in range(num_seeds):
         generator = np.random.default_rng(seed)
         orders = [
-            generator.permutation(np.flatnonzero(train_labels == one))
-            for one in range(num_classes)
+            generator.permutation(np.flatnonzero(train_labels == label))
+            for label in range(num_classes)
         ]
         for count, found in accuracies.items():
             rows = np.concatenate([order[:count] for order in orders])
@@ -152,10 +152,10 @@ def linear_probe_measures(
     best = 1.0
     if len(np.unique(train_labels[kept])) > 1:
         scores = [
-            _logistic(train[kept], train_labels[kept], one).score(
+            _logistic(train[kept], train_labels[kept], inverse).score(
                 train[held], train_labels[held]
             )
-            for one in _GRID
+            for inverse in _GRID
         ]
         best = _GRID[int(np.argmax(scores))]
     model = _logistic(train, train_labels, best)

@@ -1,7 +1,7 @@
 """Ranks of queries among candidates, exact and with ties.
 
-Ties are broken at random in expectation, so a model that maps everything to one
-point scores exactly chance. Scores are formed on the host, block by block.
+Ties are broken at random in expectation, so a model that maps everything to the
+same point scores exactly chance. Scores are formed on the host, in blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,7 +56,7 @@ def places(
     if missing.any():
         raise ValueError(
             f"`{name}`: every query must have a match. Received: "
-            f"{missing.sum()} of {len(queries)} without one, the first in row "
+            f"{missing.sum()} of {len(queries)} without any, the first in row "
             f"{np.argmax(missing)}"
         )
     order = np.argsort(groups, kind="stable")
@@ -141,7 +141,7 @@ def check_rows(name: str, values: Sequence, num_rows: int) -> None:
 
 
 def _places_of_block(queries, query_groups, candidates, groups, matches):
-    """Places of a few queries; `matches` are the rows of any one's group."""
+    """Places of a few queries; `matches` are the rows of all their groups."""
     best = np.full(len(queries), -np.inf, np.float32)
     matching = np.zeros(len(queries), np.int64)
     for rows in _tiles(matches):

@@ -57,7 +57,7 @@ def retrieval_measures(
 
 
 def chance(image_groups: Sequence, text_groups: Sequence) -> dict[str, float]:
-    """Returns the measures of a model that maps everything to one point.
+    """Returns the measures of a model that maps everything to the same point.
 
     Groups as in `retrieval_measures`; every query has a match.
     """

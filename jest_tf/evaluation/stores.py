@@ -23,7 +23,7 @@ class StoreEmbeddings(NamedTuple):
 
     Attributes:
         images: float32 [N, D], of every record.
-        image_groups: [N], the concept of each image or, without one, its id.
+        image_groups: [N], the concept of each image or, if none, its id.
         texts: float32 [M, D], of the distinct first captions.
         text_groups: [M], of the same kind.
         labels: bytes [N], b"" where an image has none.
@@ -44,10 +44,10 @@ class StoreEvaluation:
     """Evaluates a learner on a store repeatedly; reads and traces once.
 
     Retrieval is between all images and the distinct first captions; a group is
-    the records of one `concept`, or a record without one. Zero-shot is over the
-    distinct labels, if any, and the images that have one. Forward passes have
-    `batch_size` examples, shared by the replicas of `strategy`; `prompts` are
-    templates for the labels.
+    the records of a `concept`, or a record without a concept. Zero-shot is over
+    the distinct labels, if any, and the images that have a label. Forward
+    passes have `batch_size` examples, shared by the replicas of `strategy`;
+    `prompts` are templates for the labels.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ def open_stores(
     data: config_lib.DataConfig | None = None,
     setting: str = "evaluation.data",
 ) -> dict[str, stores_lib.Store]:
-    """Opens one store for every pattern, named after its first file.
+    """Opens a store for every pattern, named after its first file.
 
     Args:
         patterns: paths or globs of shards or tables, or lists of them.

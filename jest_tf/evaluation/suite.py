@@ -1,7 +1,7 @@
 """Evaluation of a learner on the entries of a suite.
 
-Names of results are CLIP_benchmark's, so that its tools read the file: one
-object a data set, task and language.
+Names of results are CLIP_benchmark's, so that its tools read the file: an
+object for each data set, task and language.
 """
 
 import functools
@@ -134,7 +134,7 @@ class EntryEvaluation:
     def measure(self) -> dict[str, float]:
         """Returns all measures by name.
 
-        Those of several languages are prefixed, and their means are not.
+        Measures of several languages are prefixed; their means are not.
         """
         return flattened(self.outcomes())
 
@@ -270,16 +270,18 @@ def open_suite(
 
 def flattened(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Joins outcomes to measures by name, see `EntryEvaluation.measure`."""
-    several = len({one.language for one in outcomes if one.language}) > 1
+    several = (
+        len({outcome.language for outcome in outcomes if outcome.language}) > 1
+    )
     found: dict = {}
-    for one in outcomes:
-        for name, value in one.measures.items():
+    for outcome in outcomes:
+        for name, value in outcome.measures.items():
             found.setdefault(name, []).append(value)
     results = {name: float(np.mean(values)) for name, values in found.items()}
-    for one in outcomes if several else ():
-        for name, value in one.measures.items():
-            if one.language:
-                results[f"{one.language}/{name}"] = value
+    for outcome in outcomes if several else ():
+        for name, value in outcome.measures.items():
+            if outcome.language:
+                results[f"{outcome.language}/{name}"] = value
     return results
 
 
@@ -292,13 +294,13 @@ def results(
             "dataset": name,
             "model": model,
             "pretrained": pretrained,
-            "task": _TASKS.get(one.task, one.task),
+            "task": _TASKS.get(outcome.task, outcome.task),
             "metrics": {
                 _MEASURES.get(measure, measure.partition("/")[2]): value
-                for measure, value in one.measures.items()
+                for measure, value in outcome.measures.items()
             },
-            "language": one.language or "en",
+            "language": outcome.language or "en",
         }
         for name, of_entry in outcomes.items()
-        for one in of_entry
+        for outcome in of_entry
     ]

@@ -36,8 +36,8 @@ def zero_shot_measures(
 
     Returns:
         `MEASURES`: shares of images whose class is among the k best, and the
-        mean over classes, of those that have images, of the share for k = 1. A
-        tie counts as its mean over all orders.
+        mean of the share for k = 1 over the classes that have images. A tie
+        counts as its mean over all orders.
 
     Raises:
         ValueError: shapes do not fit, an embedding is not finite, or a class is
@@ -81,7 +81,7 @@ def nearest(
 ) -> np.ndarray:
     """Returns the nearest class of each image, int64 [N].
 
-    Of equal ones the lower row is taken. Arguments as in `zero_shot_measures`.
+    Of equals the lower row is taken. Arguments as in `zero_shot_measures`.
     """
     images = ranking.check_vectors("image_embeddings", image_embeddings)
     classes = ranking.check_vectors("class_embeddings", class_embeddings)

@@ -29,15 +29,15 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """Returns the path without relative parts; a remote one as it is."""
+    """Returns the path without relative parts; a remote path as it is."""
     return path if is_remote(path) else os.path.abspath(path)
 
 
 def inside(folder: str, name: str) -> str:
-    """Returns the path of what a file or a listing names within a folder.
+    """Returns the path of a name that a file or a listing gives in a folder.
 
     Raises:
-        ValueError: it is no single name, or a link that leads out.
+        ValueError: it is not a plain name, or is a link that leads out.
     """
     if not name or name in (".", "..") or {"/", "\0"} & {*name}:
         raise ValueError(
@@ -175,8 +175,8 @@ def remove(path: str) -> None:
 def remove_folder(path: str) -> None:
     """Deletes a folder, if it is there, and what is in it.
 
-    Of a remote folder without a lock the files go in the reverse order of their
-    names, which is that in which `written_folder` writes them.
+    The files of a remote folder without a lock go in the reverse order of their
+    names; `written_folder` writes them in the order of their names.
     """
     if not is_remote(path):
         # Renamed first, so that a kill leaves no half of it.
@@ -256,10 +256,11 @@ def write_whole(path: str, *parts) -> None:
 def written_folder(path: str) -> Iterator[str]:
     """Yields a new local folder; on success it becomes the folder `path`.
 
-    A local `path` appears whole, and so does a remote one in a folder that is
-    locked and has views. To others the files are uploaded in the order of their
-    names. An error deletes the folder; a killed process leaves it behind, as
-    `path` with the ending `PARTIAL`, or as a remote folder that is not whole.
+    A local `path` appears whole, and so does a remote `path` in a folder that
+    is locked and has views. To other remote folders, files are uploaded in the
+    order of their names. An error deletes the folder; a killed process leaves
+    it behind, as `path` with the ending `PARTIAL`, or as a remote folder that
+    is not whole.
 
     Raises:
         OSError: the folder cannot be written, or a local `path` exists.
@@ -330,8 +331,8 @@ def staged_folder(path: str) -> Iterator[str]:
 def appendable(path: str) -> str:
     """Returns a local name of a file, or folder, whose files are appended to.
 
-    That of a remote one is a copy, kept while its folder is `locked` and
-    uploaded by `sync`.
+    The local name of a remote path is that of a copy, kept while its folder is
+    `locked` and uploaded by `sync`.
     """
     if not is_remote(path):
         return path
@@ -365,8 +366,8 @@ def delete_partial(path: str) -> None:
 def locked(path: str) -> Iterator[None]:
     """Holds a lock file, created and deleted here, until the block ends.
 
-    A remote one is a lease (`files/leases.py`) on the folder it lies in, which
-    is checked before each write there.
+    A remote lock is a lease (`files/leases.py`) on the folder it lies in. It is
+    checked before each write there.
 
     Raises:
         BlockingIOError: another process holds the lock.
@@ -402,10 +403,10 @@ def keep_views(lock: str) -> None:
 
 
 def checked(folder: str, names: Iterable[str]) -> list[str]:
-    """Sorts names within a remote folder; objects may be called anything.
+    """Sorts names within a remote folder, where objects may have any name.
 
     Raises:
-        ValueError: a name is none of a file in the folder.
+        ValueError: a name is not that of a file in the folder.
     """
     for name in names:
         for part in name.split("/"):
@@ -414,7 +415,7 @@ def checked(folder: str, names: Iterable[str]) -> list[str]:
 
 
 def _at_its_place(path, call):
-    """Calls with the place of a file, and again if it has another by then."""
+    """Calls `call` with a file's place, and again if the file has moved."""
     while True:
         found = place(path)
         try:
@@ -422,13 +423,13 @@ def _at_its_place(path, call):
         except FileNotFoundError:
             lease = _leases().find(path) if is_remote(path) else None
             if lease is not None:
-                lease.check()  # whoever has it now deletes what is not theirs
+                lease.check()  # its new holder deletes what others wrote
             if place(path) == found:
                 raise
 
 
 def _upload(pairs):
-    """Uploads pairs of a local file and a path, all to one folder."""
+    """Uploads pairs of a local file and a path, all to the same folder."""
     lease = _leases().find(pairs[0][1]) if pairs else None
     if lease is not None:
         lease.write(pairs)

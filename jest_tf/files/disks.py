@@ -24,13 +24,13 @@ class Full(OSError):
 def temporary() -> Iterator[None]:
     """Gives a process a temporary folder of its own, for the time of the block.
 
-    Those that killed processes have left are deleted. TensorFlow, too, puts
-    there what it would delete at the end.
+    Folders that killed processes have left are deleted. TensorFlow, too, puts
+    its temporary files there.
     """
     before = tempfile.tempdir, os.environ.get("TMPDIR")
     above = tempfile.gettempdir()
     for old in glob.glob(os.path.join(glob.escape(above), f"{_TEMPORARY}*")):
-        # One that is in use is locked.
+        # A folder that is in use is locked.
         with contextlib.suppress(OSError), _lock_of(old):
             shutil.rmtree(old)
     new = tempfile.mkdtemp(prefix=f".{_TEMPORARY}")
@@ -55,8 +55,8 @@ def temporary() -> Iterator[None]:
 def room_for(*paths: str) -> Iterator[None]:
     """Tells a full disk from other errors, of whatever library.
 
-    Where the error does not say what could not be written, the one that is
-    raised names that of the local paths with the least room.
+    If an error does not name the file that could not be written, `Full` names
+    the local path with the least room.
 
     Raises:
         Full: the disk is full.
@@ -74,7 +74,7 @@ def room_for(*paths: str) -> Iterator[None]:
 
 
 def check_room(path: str, size: int) -> None:
-    """Raises `Full` if a disk lacks room for so many bytes in a folder."""
+    """Raises `Full` if the disk of a folder lacks room for `size` bytes."""
     if size > _free(path):
         raise _full(os.strerror(errno.ENOSPC), path, f"{size:,} bytes")
 

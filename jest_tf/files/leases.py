@@ -1,25 +1,26 @@
-"""Leases: one writer at a time in a remote folder, whatever is late.
+"""Leases: one writer at a time in a remote folder, however late requests are.
 
 Object stores have neither `flock` nor, by TensorFlow, writes on condition, and
 a request may be carried out long after its sender was given up. So nothing that
-counts is ever written twice under one name.
+counts is ever written twice under the same name.
 
 To write in a folder, a process claims the next number: it writes an object of
-its own, `.lock/000004-TOKEN`, and then looks for another with this number. If
-there is one, it takes its claim back and tries again; a process that is alone
-has the number, as whoever claims it later finds the claim. A claim is rewritten
-every ten seconds. One that is a minute old by the storage's own clock, or that
-does not change for a minute of waiting, belongs to a dead process, and the next
-number may be claimed. A process that finds a higher number than its own has
-lost its lease, and ends. Clocks decide only how long a newcomer waits.
+its own, `.lock/000004-TOKEN`, and then looks for another claim to this number.
+If another is there, it takes its own back and tries again; a process that is
+alone has the number, as later claimants find its claim. A claim is rewritten
+every ten seconds. A claim that is a minute old by the storage's own clock, or
+that does not change for a minute of waiting, belongs to a dead process, and the
+next number may be claimed. A process that finds a higher number than its own
+has lost its lease, and ends. Clocks decide only how long a newcomer waits.
 
 In a folder with views, a file is an object of another name, with the number of
 its writer and a count, `metrics.jsonl~000004-17`. A view, an object of
 `.view/`, names the object of each file, and the last view of the highest number
 counts; a file that it does not name is the object of its own name, if any.
-A writer begins with what counts then, uploads objects, publishes a view, looks
-whether it still holds the lease, and deletes what the view does not name any
-more. What it sends after it has lost the lease is in no view that is read.
+A writer begins with the files that count then. It uploads objects, publishes a
+view, checks that it still holds the lease, and deletes the objects that the
+view no longer names. Objects that it sends after it has lost the lease are in
+no view that is read.
 
 Listings must show what has been written, as those of Cloud Storage and S3 do.
 """
@@ -69,10 +70,10 @@ class Lease:
 
     Args:
         claim: path of its claim.
-        folder: a local one, for copies of what is appended to.
+        folder: a local folder, for copies of the logs appended to.
 
     Attributes:
-        path: of the lock.
+        path: path of the lock.
         view: objects by file, relative to the folder; None without views.
     """
 
@@ -101,7 +102,7 @@ class Lease:
             raise Lost(
                 f"The lease {self.path} was lost: expected this process as its "
                 f"holder, number {self._name[:6]}. Received: {holder}, after "
-                f"{EXPIRY:.0f} seconds without a sign of this one. What it "
+                f"{EXPIRY:.0f} seconds without a sign of it. What it "
                 "writes does not count any more"
             )
 
@@ -125,7 +126,7 @@ class Lease:
         """Uploads local files to paths, where they appear together."""
         self._upload(pairs)
         for _, path in pairs:
-            # A log that was written anew is no longer the one appended to.
+            # A log that was written anew is no longer the copy appended to.
             local = self._staged.pop(path, None)
             if local is not None and os.path.exists(local):
                 os.remove(local)
@@ -138,9 +139,13 @@ class Lease:
         view = self.view or {}
         if names & {*view}:
             self._publish(
-                {name: one for name, one in view.items() if name not in names}
+                {
+                    name: target
+                    for name, target in view.items()
+                    if name not in names
+                }
             )
-        # What was there before there were views would appear again.
+        # Files from before there were views would appear again.
         for path in paths:
             remote.remove(path)
 
@@ -216,7 +221,7 @@ class Lease:
             self._publish(view)
 
     def _publish(self, view):
-        """Makes a view the one that counts, and deletes what it leaves out."""
+        """Makes a view count, and deletes the objects that it leaves out."""
         old = {*self.view.values(), self._published} - {*view.values(), ""}
         self._count += 1
         # With the token: a folder may be deleted, and its numbers begin anew.
@@ -237,7 +242,7 @@ class Lease:
 
     def _keep(self):
         while not self._stop.wait(BEAT):
-            # A beat that fails is missed; before the next write all is told.
+            # A failed beat is skipped; the check before a write reports it.
             with contextlib.suppress(OSError):
                 if not self.beat():
                     return
@@ -391,7 +396,7 @@ def _newest(path):
 
 def _root(path):
     """The folder with views that a path lies in; None if it lies in none."""
-    inside = (one for one in _locks if path.startswith(f"{one}/"))
+    inside = (root for root in _locks if path.startswith(f"{root}/"))
     return min(inside, key=len, default=None)
 
 
@@ -405,7 +410,7 @@ def _last_view(root):
         names = remote.names(f"{root}/{files.VIEWS}")
         if not names:
             return {}
-        # It is deleted when the next one has been published.
+        # A view is deleted when the next has been published.
         with contextlib.suppress(FileNotFoundError):
             return _read_view(f"{root}/{files.VIEWS}/{max(names)}")
 

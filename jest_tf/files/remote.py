@@ -25,9 +25,9 @@ _WHOLE = ("gs://",)
 READAHEAD = "GCS_READAHEAD_BUFFER_SIZE_BYTES"
 _FETCHED = int(os.environ.get(READAHEAD, 2**26))
 # A read skips to its start by reading the byte before it, and goes on by so
-# many bytes. A byte more than was fetched is fetched by a further request.
+# many bytes. Each byte beyond those fetched costs a further request.
 _STRIDE = 2**19
-# Bytes that one request brings.
+# Bytes that a request brings.
 PIECE = (_FETCHED - 1) // _STRIDE * _STRIDE or _FETCHED - 1
 # Bytes of a page, which is kept, and of all pages.
 _PAGE = 2**20
@@ -111,15 +111,15 @@ def download(path: str, local: str) -> None:
 
 
 def read_ranges(path: str, ranges: np.ndarray, gap: int = 2**19) -> bytes:
-    """Reads byte ranges, neighbouring ones together, several at a time.
+    """Reads byte ranges, neighbours together, several requests at a time.
 
     Args:
         path: the file.
         ranges: int64 [k, 2], starts and ends, ascending, none overlapping.
-        gap: ranges at most this many bytes apart are read by one request.
+        gap: ranges at most this many bytes apart are read by a single request.
 
     Returns:
-        The bytes of all ranges, one after another.
+        The bytes of all ranges, concatenated.
     """
     starts, ends = ranges.T
     is_new = starts[1:] - ends[:-1] > gap
@@ -131,7 +131,9 @@ def read_ranges(path: str, ranges: np.ndarray, gap: int = 2**19) -> bytes:
         for place in range(start, end, PIECE)
     ]
     joint = b"".join(
-        retries.map_parallel(lambda one: _read_range(path, *one), pieces, True)
+        retries.map_parallel(
+            lambda span: _read_range(path, *span), pieces, True
+        )
     )
     if len(pieces) == 1 and len(joint) == int((ends - starts).sum()):
         return joint
@@ -149,7 +151,7 @@ def read_ranges(path: str, ranges: np.ndarray, gap: int = 2**19) -> bytes:
 class Pages:
     """Reads byte ranges of remote files by pages, the latest of which are kept.
 
-    What lies near is read together, once, however many threads ask for it.
+    Neighbours are read together, once, however many threads ask for them.
     Thread-safe.
     """
 
@@ -181,11 +183,11 @@ class Pages:
         if missing:
             self._fetch(file, missing, found)
         parts = []
-        for (start, end), one, other in zip(
+        for (start, end), low, other in zip(
             ranges.tolist(), first.tolist(), last.tolist(), strict=True
         ):
-            joint = b"".join(found[n].result() for n in range(one, other + 1))
-            begin = one * self._page
+            joint = b"".join(found[n].result() for n in range(low, other + 1))
+            begin = low * self._page
             parts.append(joint[start - begin : end - begin])
         return b"".join(parts)
 
@@ -229,16 +231,16 @@ class PagedFile:
         """Reads byte ranges, int64 [k, 2], none of them empty.
 
         Returns:
-            The bytes of all ranges, one after another.
+            The bytes of all ranges, concatenated.
 
         Raises:
             OSError: they cannot be read.
-            ValueError: another file has taken the place of this one.
+            ValueError: another file has taken the place of this file.
         """
         return PAGES.read(self, ranges)
 
     def check_unchanged(self) -> None:
-        """Raises ValueError if another file has taken the place of this one."""
+        """Raises ValueError if another file has taken this file's place."""
         if stat(self.path) != self._state:
             raise ValueError(
                 f"{self.path} was replaced by another file since it was "
@@ -278,7 +280,7 @@ class _TensorFlow:
         return False
 
     def remove_empty(self, path):
-        # On object stores a folder without files is none.
+        # Object stores have no folders without files.
         if not path.startswith(_WHOLE):
             tf.io.gfile.rmtree(path)
 
@@ -310,13 +312,13 @@ class _TensorFlow:
 
 
 class _Fsspec:
-    """A file system of fsspec, which calls remove the scheme for."""
+    """A file system of fsspec; its calls get paths without the scheme."""
 
     def __init__(self, system):
         self._system = system
 
     def open(self, path, mode):
-        # Callers read ranges, which nothing need read ahead of.
+        # Callers read ranges, so nothing need be read ahead.
         with _naming(path):
             return self._system.open(path, mode, cache_type="none")
 

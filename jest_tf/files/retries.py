@@ -1,9 +1,9 @@
 """Retries: most errors of storage pass within seconds.
 
 NFS mounts and clients of object stores sit out longer outages, without a word,
-so a request that takes long is logged. What they give up on is tried again
-here, with growing waits, which are logged. After the last try,
-`data/stores/shards.py` makes a fault of a record; anything else ends the
+so a request that takes long is logged. A request that they give up on is tried
+again here, with growing waits, which are logged. After the last try,
+`data/stores/shards.py` makes a fault of a record; any other failure ends the
 command.
 """
 
@@ -40,7 +40,7 @@ WAITS = (0.1, 1.0, 4.0)
 FILE_WAITS = (1.0, 4.0, 16.0, 60.0)
 # Seconds after which a request is said to take long; then after twice as many.
 SILENCE = 8.0
-# Simultaneous requests to remote storage in one call.
+# Simultaneous requests to remote storage in a call.
 _REMOTE_REQUESTS = 16
 
 # What is asked for, and since when, by request in progress.
@@ -63,8 +63,8 @@ def call_all(
         items: its arguments.
         remote: whether to call it on several items at a time, and to log what
             takes long.
-        tries: limit on calls of one item.
-        patience: seconds after which none is called again.
+        tries: limit on calls of an item.
+        patience: seconds after which no item is called again.
 
     Returns:
         The result of each item, or its last error.
@@ -107,8 +107,8 @@ def persist(what: str, function: Callable):
     `what` names the action in the log: "upload gs://bucket/file".
 
     Raises:
-        OSError: the last error, of Python's kind for a missing file, one that
-            may not be touched, or one that exists.
+        OSError: the last error, of Python's kind for a file that is missing,
+            may not be touched, or exists.
     """
     for wait in (*FILE_WAITS, None):
         try:
@@ -126,7 +126,7 @@ def persist(what: str, function: Callable):
 
 @contextlib.contextmanager
 def watched(what: str) -> Iterator[None]:
-    """Logs that the block, which does `what` in a library, takes long."""
+    """Logs if the block, which does `what` in a library, takes long."""
     _start_watch(os.getpid())
     key = object()
     _requests[key] = what, time.monotonic()
@@ -201,7 +201,7 @@ def python_error(error: Exception) -> OSError:
 
 
 def _is_expired_token(error):
-    # The next request asks for a new one.
+    # The next request asks for a new token.
     return isinstance(
         error, tf.errors.PermissionDeniedError | tf.errors.UnauthenticatedError
     ) and ("response code 401" in error.message)

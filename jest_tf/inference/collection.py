@@ -1,4 +1,4 @@
-"""Collections: the embedded pictures of a folder, in one file.
+"""Collections: the embedded pictures of a folder, in a single file.
 
 A Parquet file has a row a picture, `name` and `embedding`, and the model in its
 metadata. An .npy file has the embeddings, and a .json file beside it the model

@@ -64,7 +64,7 @@ class Embedder:
         picture: the form of its pictures; None resizes them as in training.
         batch_size: pictures or texts of a forward pass.
         max_image_pixels: larger pictures are refused.
-        config: settings of the run that trained the learner; None without one.
+        config: settings of the run that trained the learner, if any.
 
     Raises:
         ValueError: `picture` is None, and the learner does not take square
@@ -159,7 +159,7 @@ class Embedder:
 
         Yields:
             The fault of each picture, or None, for at most `batch_size`
-            pictures; and float32 [m, D] of the m of them without one.
+            pictures; and float32 [m, D] of the m pictures without a fault.
         """
         workers = os.cpu_count() or 1
         starts = range(0, len(images), self.batch_size)
@@ -170,8 +170,8 @@ class Embedder:
                 waiting.append(pool.submit(self._read, part))
                 if len(waiting) > workers:
                     yield self._embed_read(waiting.popleft().result())
-            for one in waiting:
-                yield self._embed_read(one.result())
+            for reading in waiting:
+                yield self._embed_read(reading.result())
 
     def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
         """Embeds m texts to unit norm, float32 [m, D].
@@ -182,7 +182,7 @@ class Embedder:
         if self.tokenizer is None:
             raise ValueError(
                 "`embed_texts` needs a tokenizer, and the model was loaded "
-                "without one: load a run directory, or put vocab.txt or "
+                "without it: load a run directory, or put vocab.txt or "
                 "tokenizer.model beside the .keras file."
             )
         texts = _list("texts", texts)
@@ -204,9 +204,9 @@ class Embedder:
     ) -> Classification:
         """Classifies pictures by the texts of their labels.
 
-        Probabilities are softmax(scale cosine) over the labels: exactly one of
-        them is taken to be right. A label's embedding is the mean over prompts,
-        at unit norm, as in `evaluation.class_embeddings`.
+        Probabilities are softmax(scale cosine) over the labels: exactly one
+        label is taken to be right. A label's embedding is the mean over
+        prompts, at unit norm, as in `evaluation.class_embeddings`.
 
         Args:
             images: as of `embed_images`, or embeddings, float [n, D].
@@ -266,9 +266,11 @@ class Embedder:
                 queries, range(_QUERIES, len(queries), _QUERIES)
             )
         ]
-        scores, rows = (np.concatenate(one) for one in zip(*found, strict=True))
+        scores, rows = (
+            np.concatenate(parts) for parts in zip(*found, strict=True)
+        )
         if names is not None:
-            names = [[names[row] for row in one] for one in rows]
+            names = [[names[row] for row in hits] for hits in rows]
         return Hits(rows.astype(np.int64), scores, names)
 
     @functools.cached_property
@@ -281,22 +283,22 @@ class Embedder:
 
     def _read(self, images):
         """Returns faults, and the rest, [m, *picture.shape]."""
-        images = [_read(one) for one in images]
-        encoded = [one for one in images if isinstance(one, bytes)]
+        images = [_read(picture) for picture in images]
+        encoded = [picture for picture in images if isinstance(picture, bytes)]
         faults, decoded = map(
             iter, batches.decode(encoded, self.max_image_pixels, self.picture)
         )
         found, rows = [], []
-        for one in images:
-            fault = one if isinstance(one, stores.Fault) else None
-            if isinstance(one, bytes):
+        for picture in images:
+            fault = picture if isinstance(picture, stores.Fault) else None
+            if isinstance(picture, bytes):
                 fault = next(faults)
             found.append(fault)
-            if fault is None and isinstance(one, bytes):
+            if fault is None and isinstance(picture, bytes):
                 rows.append(next(decoded))
             elif fault is None:
                 with tf.device("CPU:0"):
-                    rows.append(self.picture(tf.constant(one)).numpy())
+                    rows.append(self.picture(tf.constant(picture)).numpy())
         return found, rows
 
     def _embed_read(self, read):
@@ -326,9 +328,8 @@ def load(
 
     Args:
         name: a run's directory, a public model by name (docs/models.md), or a
-            `.keras` file of a `TwoTower` or `JESTModel`. The tokenizer of a
-            `.keras` file is the one beside it, if there is one, as a run
-            directory has it.
+            `.keras` file of a `TwoTower` or `JESTModel`. A `.keras` file has
+            its tokenizer beside it, if it has any, as a run directory does.
         step: of a checkpoint of the run; None takes the weights of a finished
             run.
         batch_size: pictures or texts of a forward pass.
@@ -417,7 +418,7 @@ def _are_embeddings(values):
 def _list(name, values):
     if isinstance(values, (str, bytes, os.PathLike, Image.Image)):
         raise ValueError(
-            f"`{name}` must be a list; write [x] for one. Received: "
+            f"`{name}` must be a list; write [x] for a single x. Received: "
             f"{_name(values)}"
         )
     return list(values)

@@ -132,7 +132,7 @@ def keras_hub(embedder: embedder_lib.Embedder, path: str) -> None:
 
 
 def weights(embedder: embedder_lib.Embedder, path: str) -> None:
-    """Writes all weights as one safetensors file of NumPy arrays.
+    """Writes all weights as a safetensors file of NumPy arrays.
 
     `safetensors.numpy.load_file` reads it. Names are paths in the learner, such
     as `image_tower/encoder/attention_qkv_kernel`. The metadata has `picture`,
@@ -168,10 +168,12 @@ class _Module(tf.Module):
         variables = checkpoints.named(learner.variables)
         self.stored = [
             tf.Variable(
-                tf.cast(one.value, dtype) if _is_float(one) else one.value,
+                tf.cast(variable.value, dtype)
+                if _is_float(variable)
+                else variable.value,
                 name=name,
             )
-            for name, one in variables.items()
+            for name, variable in variables.items()
         ]
         self.scale = tf.Variable(embedder.scale, name="scale")
         self.bias = tf.Variable(embedder.bias, name="bias")
@@ -218,8 +220,8 @@ def _in_graph(tokenizer):
     )
     graph = function.get_concrete_function().graph.as_graph_def()
     nodes = [*graph.node]
-    for one in graph.library.function:
-        nodes += one.node_def
+    for called in graph.library.function:
+        nodes += called.node_def
     return None if any("PyFunc" in node.op for node in nodes) else function
 
 
@@ -256,11 +258,11 @@ def _erfc(graph, node, name, arguments):
         "dtypes": [graph.get_dtype(output)],
     }
     erf = graph.make_node("Erf", node.input, **form)
-    one = graph.make_const(f"{name}/one", np.float32(1.0))
+    unit = graph.make_const(f"{name}/one", np.float32(1.0))
     graph.remove_node(node.name)
     graph.make_node(
         "Sub",
-        [one.output[0], erf.output[0]],
+        [unit.output[0], erf.output[0]],
         outputs=[output],
         name=name,
         **form,
@@ -290,9 +292,9 @@ def _with_float32(config):
     if isinstance(config, dict):
         if config.get("class_name") == "DTypePolicy":
             return {**config, "config": {"name": "float32"}}
-        return {name: _with_float32(one) for name, one in config.items()}
+        return {name: _with_float32(value) for name, value in config.items()}
     if isinstance(config, (list, tuple)):
-        return type(config)(_with_float32(one) for one in config)
+        return type(config)(_with_float32(value) for value in config)
     return config
 
 

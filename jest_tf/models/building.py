@@ -83,7 +83,7 @@ def _towers(
     seed,
     embedding_dim=None,
 ):
-    """The image and the text tower of a preset; arguments as there."""
+    """The towers of a preset; arguments as of `build_two_tower`."""
     checks.check("preset", preset, checks.one_of(*sorted(config_lib.PRESETS)))
     sizes = config_lib.PRESETS[preset]
     shared = {
@@ -176,7 +176,7 @@ def start_from(
     dtype policy of `config.model`, for pictures of `data.image_size`. The
     learned positions of patches are resized to it, bilinearly. With
     `model.init_tower` only that tower comes from `initial`. The other tower
-    is a new one of the preset, and temperature and bias are those of
+    is new, of the preset, and temperature and bias are those of
     `config.model`. A new text tower has `vocabulary_size` token ids.
 
     Raises:
@@ -191,11 +191,11 @@ def start_from(
     if size != before:
         _set_image_size(settings, before, size)
     learner = from_json(json.dumps(settings))
-    for one, new in zip(initial.variables, learner.variables, strict=True):
-        if one.shape == new.shape:
-            new.assign(one.numpy())
+    for old, new in zip(initial.variables, learner.variables, strict=True):
+        if old.shape == new.shape:
+            new.assign(old.numpy())
         elif not new.path.endswith("position_ids"):  # which are counted
-            new.assign(_resized(one.numpy(), new, before, size))
+            new.assign(_resized(old.numpy(), new, before, size))
     if config.model.init_tower:
         learner = _with_new_tower(learner, config, vocabulary_size)
     parts.freeze(learner, config.model.frozen)
@@ -203,7 +203,7 @@ def start_from(
 
 
 def _with_new_tower(learner, config, vocabulary_size):
-    """Keeps the tower `init_tower`; the other is a new one of the preset."""
+    """Keeps the tower `init_tower`; the other is new, of the preset."""
     settings, data = config.model, config.data
     towers = dict(
         zip(
@@ -286,7 +286,7 @@ def _set_image_size(settings, before, size):
 
 
 def _resized(positions, variable, before, size):
-    """Resizes learned positions [n, D] from one square to another.
+    """Resizes learned positions [n, D] from a square to another.
 
     Positions before those of the patches, as of a class token, stay.
     """

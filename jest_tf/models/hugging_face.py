@@ -164,7 +164,7 @@ class TwoTower:
 
     Attributes:
         log_temperature: float32 scalar.
-        bias: float32 scalar, 0 for a model without one.
+        bias: float32 scalar, 0 for a model without a bias.
         weights: for a fingerprint.
     """
 

@@ -82,8 +82,10 @@ def rate_factors(
     for rule in settings.rate_factors:
         where = "optimizer.rate_factors"
         for number in _matches(where, rule.pattern, names):
-            factors[number] = [rule.factor * one for one in factors[number]]
-    trained = {id(one) for one in learner.trainable_variables}
+            factors[number] = [
+                rule.factor * factor for factor in factors[number]
+            ]
+    trained = {id(variable) for variable in learner.trainable_variables}
     return [
         factor if len(factor) > 1 else factor[0]
         for variable, factor in zip(learner.variables, factors, strict=True)
@@ -148,16 +150,20 @@ def _by_depth(learner, names, decay):
             elif found:
                 blocks[number] = range(int(found[1]), int(found[1]) + 1)
         if not blocks:
-            if all(not learner.variables[one].trainable for one in inside):
+            if all(
+                not learner.variables[number].trainable for number in inside
+            ):
                 continue
-            known = dict.fromkeys(names[one].split("/")[1] for one in inside)
+            known = dict.fromkeys(
+                names[number].split("/")[1] for number in inside
+            )
             raise ValueError(
                 "`optimizer.layer_decay` needs towers of numbered transformer "
                 "blocks, such as `encoder_block_0`, or the package's own. "
                 f"Received: a {role} of {', '.join(known)}; set "
                 "`optimizer.rate_factors` by name"
             )
-        depth = 1 + max(max(one) for one in blocks.values())
+        depth = 1 + max(max(numbers) for numbers in blocks.values())
         first = min(blocks)
         for number in inside:
             if number in blocks:

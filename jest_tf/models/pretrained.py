@@ -55,8 +55,8 @@ def check(name: str, setting: str = "model") -> None:
     if separator and scheme not in _schemes():
         raise ValueError(
             f"`{setting}` must name a preset of KerasHub by a name, a local "
-            f"folder or a path of {', '.join(_schemes())}: copy the preset to "
-            f"one. Received: {name!r}"
+            f"folder or a path of {', '.join(_schemes())}: copy the preset "
+            f"there. Received: {name!r}"
         )
     hub = tokenizers.import_keras_hub(name)
     if separator or os.path.isdir(preset):
@@ -121,7 +121,7 @@ def load(name: str) -> reference.Pretrained:
     # A folder changes as files are added, a file as it is written.
     places = (path, os.path.dirname(path) or ".")
     stamp = tuple(
-        os.stat(one).st_mtime_ns for one in places if os.path.exists(one)
+        os.stat(place).st_mtime_ns for place in places if os.path.exists(place)
     )
     if files.is_remote(name):
         stamp = files.stat(name)
@@ -130,7 +130,7 @@ def load(name: str) -> reference.Pretrained:
 
 @functools.lru_cache(maxsize=2)
 def _load(name, stamp, strategy):
-    del stamp, strategy  # They tell a model from a later one.
+    del stamp, strategy  # They tell a model from a later model.
     if name.endswith(KERAS):
         return _of_keras_file(name)
     if name.startswith(hugging_face.PREFIX):

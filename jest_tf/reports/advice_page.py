@@ -37,7 +37,7 @@ def write(
 
     def cards(places, numbers):
         columns = found.rows[places], numbers, is_chosen[places]
-        rows = zip(*(one.tolist() for one in columns), strict=True)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
         return rendering.cards(store, list(rows))
 
     def likely(places):

@@ -170,7 +170,7 @@ def _add(axes, line):
     width = 2.2 if line.colour == KEPT else 1.3
     axes.plot(x, y, dashed, label=line.label, linewidth=width, **style)
     if line.band is not None:
-        lower, upper = (np.asarray(one)[places] for one in line.band)
+        lower, upper = (np.asarray(bound)[places] for bound in line.band)
         around = np.concatenate([lower, upper[::-1]])
         axes.fill(np.concatenate([x, x[::-1]]), around, alpha=0.15, **style)
 

@@ -29,11 +29,11 @@ def write(
             retrieval tasks get a section.
     """
     sections = []
-    for title, one in opened.items():
-        if "zero_shot" in one.entry.task:
-            sections.append({"title": title, **_confusions(one)})
-        if "retrieval" in one.entry.task:
-            sections.append({"title": title, **_retrieved(one)})
+    for title, evaluated in opened.items():
+        if "zero_shot" in evaluated.entry.task:
+            sections.append({"title": title, **_confusions(evaluated)})
+        if "retrieval" in evaluated.entry.task:
+            sections.append({"title": title, **_retrieved(evaluated)})
     page = rendering.render(
         "evaluation.html",
         name=name,
@@ -46,19 +46,19 @@ def write(
 def _tables(results):
     """Rows by task: data set, language, and the task's measures."""
     tables: dict = {}
-    for one in results:
-        table = tables.setdefault(one["task"], {"columns": [], "rows": []})
+    for result in results:
+        table = tables.setdefault(result["task"], {"columns": [], "rows": []})
         table["columns"] += [
             column
-            for column in one["metrics"]
+            for column in result["metrics"]
             if column not in table["columns"]
         ]
-        table["rows"].append(one)
+        table["rows"].append(result)
     return tables
 
 
-def _confusions(one):
-    found = one.labelled()
+def _confusions(evaluated):
+    found = evaluated.labelled()
     nearest = zero_shot.nearest(found.images, found.classes)
     totals = np.bincount(found.targets, minlength=len(found.names))
     pairs, counts = np.unique(
@@ -92,19 +92,19 @@ def _confusions(one):
         "kind": "zero_shot",
         "confusion": _matrix(pairs, counts / totals[pairs[:, 0]], len(totals)),
         "pairs": hardest,
-        "cards": _cards(one, rows, margins[rows], texts),
+        "cards": _cards(evaluated, rows, margins[rows], texts),
     }
 
 
-def _retrieved(one):
-    found = one.captioned()
+def _retrieved(evaluated):
+    found = evaluated.captioned()
     ranks = evaluation.ranks(
         found.images, found.texts, range(len(found.images)), found.rows
     )
     from_image, from_text = ranks["image_to_text"], ranks["text_to_image"]
 
     def card(rows, values, texts):
-        return _cards(one, rows, values, texts)
+        return _cards(evaluated, rows, values, texts)
 
     by_row = {}
     for place, row in enumerate(found.rows.tolist()):
@@ -127,7 +127,7 @@ def _retrieved(one):
 
 
 def _worst(values, is_wrong):
-    """Rows with the highest values among the wrong ones, as a list."""
+    """The wrong rows with the highest values, as a list."""
     order = np.argsort(-values, kind="stable")
     return [row for row in order.tolist() if is_wrong[row]][:_CARDS]
 
@@ -142,8 +142,8 @@ def _matrix(pairs, shares, num_classes):
     return np.uint8(np.round(255 * colours))
 
 
-def _cards(one, rows, values, texts):
-    store = one.data.store
+def _cards(evaluated, rows, values, texts):
+    store = evaluated.data.store
     return [
         {
             **rendering.thumbnail(record, store.max_image_pixels),

@@ -47,8 +47,8 @@ def write(
         store: the records.
         curated: their manifest.
         sidecars: for near-duplicates; None leaves them out.
-        source_fields: metadata fields that name a record's origin; missing ones
-            are left out.
+        source_fields: metadata fields that name a record's origin; missing
+            fields are left out.
 
     Raises:
         ValueError: the store cannot be read, or the sidecars do not fit.

@@ -138,7 +138,7 @@ def add_pictures(
 
 
 def _add_examples(workdir, config, sources, number, rows):
-    """Adds the examples of rows of one super-batch, by position or row."""
+    """Adds the examples of rows of a super-batch, by position or row."""
     if any("position" not in row for row in rows):
         super_batch = _positions(config, sources, number)
     positions = [
@@ -206,7 +206,7 @@ def _check_any(workdir, lines):
 def _moments(workdir, lines, count, sources=None):
     """Up to `count` lines with pictures, newest first.
 
-    The newest one has some of the rows offered to its first stage.
+    The newest has some of the rows offered to its first stage.
     """
     places = charts.evenly(len(lines), count) if lines else ()
     # Lines without pictures are kept.
@@ -267,9 +267,10 @@ def _evaluated(rows):
     """The headline measures of the last evaluation, a line a store."""
     if not rows:
         return []
+    last = rows[-1]
     return [
-        f"Step {rows[-1]['step']:,}, {evaluations_lib.describe(one, rows[-1])}"
-        for one in _stores(rows)
+        f"Step {last['step']:,}, {evaluations_lib.describe(store, last)}"
+        for store in _stores(rows)
     ]
 
 

@@ -48,8 +48,8 @@ class Renewal(NamedTuple):
         recognised: share of the pairs that the learner recognises, see
             `recognition.recognised_share`.
         kept: whether the learner became the reference.
-        agreement: `recognition.agreement` with the renewal before it that was
-            kept; None without one.
+        agreement: `recognition.agreement` with the last renewal that was kept
+            before it; None if there is none.
     """
 
     step: int
@@ -97,7 +97,7 @@ def stored_flops(
     Args:
         config: the run.
         renewals: so far.
-        first: width of the first reference; 0 without one.
+        first: width of the first reference; 0 if there is none.
         learner: width of the learner.
         step: number of steps.
     """
@@ -106,7 +106,9 @@ def stored_flops(
         piece.num_steps
         * stored_stages.flops(
             piece.selection,
-            learner if any(one <= piece.first for one in kept) else first,
+            learner
+            if any(kept_step <= piece.first for kept_step in kept)
+            else first,
             piece.curated_rows,
         )
         for piece in config.pieces(step)
@@ -132,7 +134,7 @@ def renew(
         workdir: its directory.
         store: the records of the pool and of the curated set.
         step: steps done.
-        first: the reference before all renewals, if there is one.
+        first: the reference before all renewals, if any.
     """
     config = run.config
     if step not in config.bootstrap.renew_at:
@@ -141,9 +143,11 @@ def renew(
     if directory.has(folder, directory.RENEWAL_FILE):
         _delete_old(config, workdir)  # a kill may have left some of them
         return
-    last = [one for one in renewals(config, workdir) if one.step < step]
+    last = [
+        renewal for renewal in renewals(config, workdir) if renewal.step < step
+    ]
     last = last[-_REJECTIONS:]
-    if len(last) == _REJECTIONS and not any(one.kept for one in last):
+    if len(last) == _REJECTIONS and not any(renewal.kept for renewal in last):
         progress.say(
             f"step {step:,}: the last {_REJECTIONS} renewals were rejected; "
             "the reference stays and nothing is embedded"
@@ -178,7 +182,7 @@ def renew(
     outcome = (
         "it is the reference now" if renewal.kept else "the reference stays"
     )
-    compared = f", the one before {least:.1%}" if least else ""
+    compared = f", the reference before {least:.1%}" if least else ""
     if agreement is not None:
         compared += f", rank correlation {agreement:.2f}"
     progress.say(
@@ -287,7 +291,7 @@ def _agreement(config, store, workdir, before, sidecars, rows):
     """`recognition.agreement` on the pool; None if `before` is deleted."""
     folder = _folder(workdir, before.step)
     rows = _of_pool(config, store, rows)
-    # Of a run that goes on from a renewal whose record was lost.
+    # The run may go on from a renewal whose record was lost.
     with contextlib.suppress(ValueError):
         earlier = sidecars_lib.Sidecars(store, folder)
         return recognition.agreement(
@@ -352,7 +356,7 @@ def drawn_rows(store: stores_lib.Store) -> np.ndarray | None:
 
 
 def _num_pool(config, store):
-    """Records of `data.train`, which stand before the curated ones."""
+    """Records of `data.train`, which stand before the curated records."""
     return sum(store.parts[: len(config.data.train)])
 
 
@@ -403,7 +407,7 @@ def _delete_old(config, workdir):
     saved = checkpoints.saved_steps(workdir)
     needed = [_last_kept(config, workdir, step) for step in saved]
     for renewal in renewals(config, workdir):
-        # A run that falls back to an earlier checkpoint reuses later ones.
+        # A run that falls back to an earlier checkpoint reuses later renewals.
         if renewal.step <= max(saved) and renewal not in needed:
             _delete_sidecars(_folder(workdir, renewal.step))
 

@@ -1,11 +1,11 @@
 """Checkpoints: the state of a run on disk, written whole and found again.
 
-A checkpoint is a folder `step-000000100` with one TensorFlow checkpoint
+A checkpoint is a folder `step-000000100` with a TensorFlow checkpoint
 (`tf.train.load_checkpoint` reads it). It names every array of the state: the
 variables of the model, random seeds included, and of the optimizer by their
 paths, and the arrays of callbacks. The names are the same for every version of
 Keras. Everything else is a function of (seed, step). If the newest fails
-TensorFlow's checksums, an earlier one is used.
+TensorFlow's checksums, an earlier checkpoint is used.
 """
 
 import collections
@@ -194,7 +194,7 @@ def save(
 def restore(model: keras.Model, workdir: str) -> Restored:
     """Builds a compiled model, and loads the newest intact checkpoint if any.
 
-    Damaged ones are renamed, with a line on standard error.
+    Damaged checkpoints are renamed, with a line on standard error.
 
     Raises:
         ValueError: all checkpoints are damaged, now or when they were renamed,
@@ -218,9 +218,9 @@ def restore(model: keras.Model, workdir: str) -> Restored:
     if damaged:
         raise ValueError(
             f"All checkpoints of {workdir!r} are damaged; expected one that is "
-            f"whole. Received: damaged ones of steps {damaged}; put one in its "
-            "place from a backup, or add `--overwrite` to begin again from "
-            "step 0"
+            f"whole. Received: damaged checkpoints of steps {damaged}; put a "
+            "whole one in its place from a backup, or add `--overwrite` to "
+            "begin again from step 0"
         )
     return Restored(0, {})
 
@@ -228,8 +228,8 @@ def restore(model: keras.Model, workdir: str) -> Restored:
 def begin_anew(workdir: str) -> None:
     """Lets a run begin again whose checkpoints have all been found damaged.
 
-    Any other run stays as it is, so that a command with `--overwrite` goes on
-    when it is repeated. Hold the lock.
+    Any other run stays as it is, so that a command with `--overwrite` can be
+    repeated to go on. Hold the lock.
     """
     damaged = _steps(workdir, _DAMAGED)
     if saved_steps(workdir) or not damaged:
@@ -350,9 +350,9 @@ def newest_step(workdir: str) -> int:
 def best_step(
     workdir: str, measure: str, among: Collection[int] | None = None
 ) -> int | None:
-    """Returns the step with the highest measure, the first of equal ones.
+    """Returns the step with the highest measure, of equals the first.
 
-    Considers the steps `among`, or all evaluated ones; None without any.
+    Considers the steps `among`, or all evaluated steps; None without any.
     """
     values = {}
     for row in directory.read_rows(workdir, directory.EVALUATION_FILE):
@@ -405,7 +405,8 @@ def _optimizer_paths(optimizer):
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # loss scaling
     kinds = {
-        one.name: _snake_case(type(one).__name__) for one in (optimizer, inner)
+        part.name: _snake_case(type(part).__name__)
+        for part in (optimizer, inner)
     }
     return [
         "/".join(kinds.get(part, part) for part in variable.path.split("/"))

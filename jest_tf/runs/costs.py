@@ -58,7 +58,9 @@ class StepFlops:
             with directory.as_written(workdir, directory.FLOPS_FILE):
                 found = directory.read(workdir, directory.FLOPS_FILE)
                 self._columns = {
-                    int(first): {name: int(one) for name, one in row.items()}
+                    int(first): {
+                        name: int(count) for name, count in row.items()
+                    }
                     for first, row in found.items()
                 }
 
@@ -66,9 +68,9 @@ class StepFlops:
         """Stores the result of `JESTModel.step_flops`."""
         stop = min(
             (
-                one
-                for one in self._config.bootstrap.renew_at
-                if one > self._start
+                step
+                for step in self._config.bootstrap.renew_at
+                if step > self._start
             ),
             default=self._config.steps,
         )

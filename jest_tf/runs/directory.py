@@ -73,7 +73,7 @@ def read(workdir: str, name: str):
     """Reads a JSON file of a run directory.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the file is not JSON.
     """
     with as_written(workdir, name):
         return json.loads(files.read_whole(path(workdir, name)))
@@ -83,10 +83,10 @@ def read(workdir: str, name: str):
 def as_written(workdir: str, name: str, errors=ValueError) -> Iterator[None]:
     """Names a file of a run directory as the cause of errors in its content.
 
-    They are those that an unexpected value leads to, and `errors`.
+    These are the errors that an unexpected value leads to, and `errors`.
 
     Raises:
-        ValueError: instead of them.
+        ValueError: in place of these errors.
     """
     try:
         yield
@@ -121,8 +121,8 @@ def read_rows(workdir: str, name: str) -> list[dict]:
 class Tail:
     """The rows of a JSON-lines file that may be growing, in bounded memory.
 
-    Above `most` rows, an even number, pairs of rows are merged into one: it has
-    the values of the later row, and of the earlier one those that the later
+    Above `most` rows, an even number, pairs of rows are merged. A merged row
+    has the values of the later row, and those of the earlier row that the later
     lacks. Memory and the time of a `read` therefore don't grow with the file.
     """
 
@@ -207,7 +207,7 @@ def load_config(workdir: str) -> config_lib.TrainConfig:
 
 @functools.lru_cache
 def _say_modules(workdir, *names):
-    """Once in a process."""
+    """Says it once in a process."""
     progress.say(f"{workdir} names code of {imports.describe(names)}")
 
 
@@ -225,30 +225,33 @@ def received(workdir: str) -> str:
     else:
         what = "which does not exist"
         near = [
-            one
-            for one in _runs_in(above or ".")
-            if checks.nearest(name, [os.path.basename(one)])
+            run
+            for run in _runs_in(above or ".")
+            if checks.nearest(name, [os.path.basename(run)])
         ]
     outer = (above, os.path.dirname(above))
-    near = [one for one in outer if one and has(one, CONFIG_FILE)] + near
+    near = [
+        folder for folder in outer if folder and has(folder, CONFIG_FILE)
+    ] + near
     hint = f". Did you mean {near[0]!r}?" if near else ""
     return f"{workdir!r}, {what}{hint}"
 
 
 def _runs_in(folder):
     inner = (
-        os.path.normpath(os.path.join(folder, one))
-        for one in files.list_folder(folder)
+        os.path.normpath(os.path.join(folder, name))
+        for name in files.list_folder(folder)
     )
     return [
-        one for one in inner if files.is_file(os.path.join(one, CONFIG_FILE))
+        run for run in inner if files.is_file(os.path.join(run, CONFIG_FILE))
     ]
 
 
 def check_room(workdir: str, arrays: Iterable) -> None:
     """Raises `disks.Full` if there is no room to write arrays or variables."""
     size = sum(
-        math.prod(one.shape) * tf.as_dtype(one.dtype).size for one in arrays
+        math.prod(array.shape) * tf.as_dtype(array.dtype).size
+        for array in arrays
     )
     # To a bucket, files are uploaded from a temporary folder.
     place = tempfile.gettempdir() if files.is_remote(workdir) else workdir

@@ -80,7 +80,7 @@ class Telemetry:
         order: of the stream; None omits counts by record.
         super_batch_at: maps the steps done before a step to the number of its
             super-batch; None is the same number.
-        summaries: of what stored stages chose; None without.
+        summaries: of what stored stages chose; None if there are none.
         clean: maps ids to whether the records are clean; None if not known.
         state: of the checkpoint that the run continues from.
     """
@@ -191,13 +191,15 @@ class Telemetry:
         line = {
             "step": step,
             "super_batch": self._super_batch_at(step - 1),
-            "stages": [{"stage": stage} | one for stage, one in found.items()],
+            "stages": [
+                {"stage": stage} | details for stage, details in found.items()
+            ],
         }
         directory.append(self._workdir, directory.TELEMETRY_FILE, line)
         return {
             f"stages/{stage}/{name}": value
-            for stage, one in found.items()
-            for name, value in _scalars(one).items()
+            for stage, details in found.items()
+            for name, value in _scalars(details).items()
         }
 
 
@@ -223,7 +225,7 @@ class StageRow(NamedTuple):
         rows_in: rows into it in a step.
         rows_out: rows that pass.
         step: last logged step with its scores, to which the others belong;
-            None without one.
+            None if there is none.
         score: of the rows that passed.
         uniform_score: of a uniform draw.
         clean_in: clean share of the rows into it; None if it is not known.
@@ -250,7 +252,7 @@ class StageRow(NamedTuple):
             return f"{text}, unscored"
         text += (
             f"; in step {self.step:,} the chosen rows score {self.score:.3g}, "
-            f"uniform ones {self.uniform_score:.3g}"
+            f"uniform rows {self.uniform_score:.3g}"
         )
         if self.clean_in is None:
             return text
@@ -290,12 +292,12 @@ def _write_histograms(number, rows, uniform, step, writer):
     with writer.as_default(step=step):
         for name, some in values.items():
             groups = some[kept], some[~kept], others[name]
-            for group, one in zip(summary.GROUPS, groups, strict=True):
-                if not len(one):
+            for group, members in zip(summary.GROUPS, groups, strict=True):
+                if not len(members):
                     continue
                 # Ten times as fast as `tf.summary.histogram`.
                 histogram = histogram_summary.histogram_pb(
-                    f"stages/{number}/{name}/{group}", one
+                    f"stages/{number}/{name}/{group}", members
                 )
                 tf.summary.experimental.write_raw_pb(
                     histogram.SerializeToString()

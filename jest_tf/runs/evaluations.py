@@ -39,7 +39,7 @@ class Opened(NamedTuple):
     def measures(self) -> list[str]:
         """Names of the measures, as in `evaluation.jsonl`."""
         by_name = dict.fromkeys(self.stores, evaluation.MEASURES) | {
-            name: one.measures for name, one in self.entries.items()
+            name: entry.measures for name, entry in self.entries.items()
         }
         return [
             f"eval/{name}/{measure}"
@@ -72,8 +72,8 @@ def open_data(config: config_lib.TrainConfig) -> Opened:
 def keep_suite(workdir: str, opened: Opened) -> None:
     """Writes the entries to `suite.json`, if there are any."""
     entries = {
-        name: dataclasses.asdict(one.entry)
-        for name, one in opened.entries.items()
+        name: dataclasses.asdict(entry.entry)
+        for name, entry in opened.entries.items()
     }
     if entries:
         directory.write(workdir, directory.SUITE_FILE, entries)
@@ -130,8 +130,8 @@ class Evaluations:
         with self._fixed(folder):
             return {
                 f"eval/{name}/{measure}": value
-                for name, one in self.by_name.items()
-                for measure, value in one.measure().items()
+                for name, evaluated in self.by_name.items()
+                for measure, value in evaluated.measure().items()
             }
 
 
@@ -179,11 +179,11 @@ def write_results(output: str, found: Sequence[Mapping]) -> None:
     if directory.has(output, directory.RESULTS_FILE):
         # A file that is not of this command lists nothing to delete.
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            for one in directory.read(output, directory.RESULTS_FILE):
-                files.remove(files.inside(folder, _file_of(one)))
+            for result in directory.read(output, directory.RESULTS_FILE):
+                files.remove(files.inside(folder, _file_of(result)))
     directory.write(output, directory.RESULTS_FILE, found)
-    for one in found:
-        directory.write(folder, _file_of(one), one)
+    for result in found:
+        directory.write(folder, _file_of(result), result)
 
 
 def _file_of(result):
@@ -253,8 +253,8 @@ class Evaluation(steps.StepCallback):
         report: called with the step and the measures.
         weights: a context manager that gives the learner the weights to
             measure.
-        follows: whether `start_step` was the last of a `fit` before this one,
-            whose evaluation a killed process may still owe.
+        follows: whether `start_step` was the last of an earlier `fit`, whose
+            evaluation a killed process may still owe.
     """
 
     def __init__(
@@ -313,8 +313,8 @@ class Evaluation(steps.StepCallback):
         self.seconds += spent
         row = {"step": step, **results, **self._costs(step)}
         directory.append(self._workdir, directory.EVALUATION_FILE, row)
-        for name, one in self._evaluations.by_name.items():
-            found = describe(name, results, one.chance)
+        for name, evaluated in self._evaluations.by_name.items():
+            found = describe(name, results, evaluated.chance)
             progress.say(f"step {step:,}  {found}")
         share = self.seconds / (time.monotonic() - self._started)
         progress.say(
@@ -330,7 +330,7 @@ def describe(
     results: Mapping[str, float],
     chance: Mapping[str, float] = types.MappingProxyType({}),
 ) -> str:
-    """Formats the headline measures of a store on one line.
+    """Formats the headline measures of a store on a line.
 
     `chance` are those of a model that sees nothing, as far as they are known.
     """

@@ -34,7 +34,7 @@ class Sources(NamedTuple):
 
     Attributes:
         store: the records.
-        teacher: the reference; None without one, or if it is known by its
+        teacher: the reference; None if there is none, or if it is known by its
             sidecars alone.
         sidecars: the reference's embeddings; None if it runs in the step.
         selection: the funnel, `config.segment_selection`.
@@ -62,7 +62,7 @@ class Sources(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the reference; "" without one."""
+        """Identifies the reference; "" if there is none."""
         if self.sidecars is not None:
             return self.sidecars.fingerprint
         if self.teacher is None:
@@ -127,7 +127,7 @@ def _open_sidecars(config, store, teacher):
         sidecars = sidecars_lib.Sidecars(
             store, config.reference.sidecar_dir, expected
         )
-        # Zeros in one look like records that could not be read.
+        # Zeros in a sidecar look like records that could not be read.
         sidecars.verify(_VERIFIED)
         return sidecars
     except ValueError as error:
@@ -170,8 +170,8 @@ def _with_loss(config, selection):
 def _check_renewals(config, store):
     """Refuses renewals that embed too little to draw from.
 
-    A part of the pool with a weight needs a record, a hyper-batch as many as it
-    offers.
+    A part of the pool with a weight needs a record. A hyper-batch needs as many
+    records as it offers.
     """
     lengths = store.parts[: len(config.data.train)]
     num_pool = sum(lengths)
@@ -280,7 +280,7 @@ def order_of(
 def stored_stages_of(
     config: config_lib.TrainConfig, sources: Sources
 ) -> stored_stages.StoredStages | None:
-    """Returns the stored stages of a run, None without.
+    """Returns the stored stages of a run, None if it has none.
 
     Raises:
         ValueError: as `pipeline.stored_stages_of`.
@@ -295,7 +295,7 @@ def stored_stages_of(
 
 
 class Stream:
-    """The super-batches of a run, except the skipped ones.
+    """The super-batches of a run, except those skipped.
 
     Attributes:
         summaries: of what stored stages chose.
@@ -380,7 +380,7 @@ class Stream:
         )
 
     def read(self, number: int) -> dict[str, tf.Tensor]:
-        """Reads one super-batch by number, apart from the stream of `fit`."""
+        """Reads a super-batch by number, apart from the stream of `fit`."""
         uncounted = pipeline.FaultLog(None, 1.0)
         return next(iter(self.super_batches(number, uncounted).take(1)))
 
@@ -414,8 +414,8 @@ def _warn_of_seen_records(config, teacher):
         progress.say(
             f"warning: the reference, {config.reference.model}, was trained on "
             f"{len(seen):,} of the {len(own):,} shards of `data.train`, on "
-            "every record: what is wrong in them it may have learned, too; "
-            "one of curated records alone has not (docs/bootstrap.md)"
+            "every record: what is wrong in them it may have learned, too; a "
+            "reference of curated records alone has not (docs/bootstrap.md)"
         )
 
 
@@ -437,7 +437,7 @@ def shards_of(patterns: Sequence[str]) -> set[str]:
     found = set()
     for pattern in patterns:
         try:
-            found |= {files.absolute(one) for one in shards.expand(pattern)}
+            found |= {files.absolute(path) for path in shards.expand(pattern)}
         except ValueError:  # such as a data set of TFDS, or shards now gone
             found.add(pattern)
     return found

@@ -34,14 +34,14 @@ class Preempted(SystemExit):
 class Signals(keras.callbacks.Callback):
     """Turns SIGTERM and the first SIGINT into `Preempted` at the end of a step.
 
-    A context manager, which restores the handlers, and a callback of `fit`,
-    which belongs after those that log and save a step and before slow ones.
-    Outside of steps and in the first one, which changes nothing worth saving,
-    `Preempted` is raised at once. A second SIGINT kills. Ignored signals stay
-    ignored, and only the main thread handles any.
+    It is a context manager, which restores the handlers, and a callback of
+    `fit`, which belongs after the callbacks that log and save a step, and
+    before slow callbacks. Outside of steps and in the first step, which changes
+    nothing worth saving, `Preempted` is raised at once. A second SIGINT kills.
+    Ignored signals stay ignored, and only the main thread handles any.
 
     Attributes:
-        received: the name of the signal; None before there is one.
+        received: the name of the signal; None before any.
     """
 
     def __init__(self):
@@ -134,7 +134,7 @@ class FiniteCheck(steps.StepCallback):
     """Ends `fit` at a nonfinite loss, score or weight.
 
     Belongs before the callbacks that log and save. A nonfinite gradient leaves
-    its step's loss finite, so weights are checked: one pass over them, where
+    its step's loss finite, so weights are checked: a pass over them, where
     AdamW makes about seven. On TPUs only scalars are checked, as weights would
     move to the host; `optimizer.clip_norm` spreads nonfinite gradients to all.
 
@@ -147,7 +147,9 @@ class FiniteCheck(steps.StepCallback):
         variables = self.model.trainable_variables
         strategy = self.model.distribute_strategy
         if isinstance(strategy, tf.distribute.TPUStrategy):
-            variables = [one for one in variables if not one.shape]
+            variables = [
+                variable for variable in variables if not variable.shape
+            ]
         self._find = finite.finder(variables)
 
     def on_train_batch_end(self, batch, logs=None):
@@ -196,7 +198,7 @@ def case_of(
 class Skipped:
     """The super-batches that a run leaves out, a list in its directory.
 
-    Of several workers one `writes` the list.
+    Of several workers, a single worker `writes` the list.
     """
 
     def __init__(self, workdir: str, *, writes: bool = True):
@@ -218,7 +220,7 @@ class Skipped:
     def at(self, step: int) -> int:
         """Returns the super-batch number of the step after `step` steps.
 
-        Leaving one out changes nothing of the steps before it.
+        Leaving a super-batch out changes nothing of the steps before it.
         """
         number = step
         for skipped in self.numbers:

@@ -1,4 +1,4 @@
-"""Loading models by name: the learner of a run, or a pretrained one.
+"""Loading models by name: the learner of a run, or a pretrained model.
 
 Also the start of a run: its learner and its tokenizer.
 """
@@ -30,7 +30,7 @@ _LOOKED_AT = 64
 def load(
     name: str, step: int | None = None, *, trust: bool = False
 ) -> reference.Run | reference.Pretrained:
-    """Loads a model by name: the learner of a run, or a pretrained one.
+    """Loads a model by name: the learner of a run, or a pretrained model.
 
     Args:
         name: a run directory, the only thing that is then read, or a name that
@@ -160,7 +160,7 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
         picture = dataclasses.replace(initial.picture, size=data.image_size)
     if taken != "text_tower" and picture != initial.picture:
         old, new = (
-            f"{one.size} x {one.size}" for one in (initial.picture, picture)
+            f"{form.size} x {form.size}" for form in (initial.picture, picture)
         )
         progress.say(
             f"{name}: positions of pictures are resized, from {old} to {new}"
@@ -181,9 +181,9 @@ def _check_reference(config, workdir):
         if config.reference.distillation_weight:
             unused += " reference.distillation_weight=0"
         raise ValueError(
-            "`reference.model` must be another run than the one in "
-            f"`--workdir`. To train the reference itself, add `--set {unused}`."
-            f" Received: {name!r} for both"
+            "`reference.model` must be another run than that of `--workdir`. "
+            f"To train the reference itself, add `--set {unused}`. Received: "
+            f"{name!r} for both"
         )
 
 
@@ -197,7 +197,7 @@ def tokenizer_of(
     """Returns the run's tokenizer.
 
     It comes from the run directory, is `initial`, that of a model or a file, or
-    is built from the store's captions. A new one is saved in `output`.
+    is built from the store's captions. A new tokenizer is saved in `output`.
     """
     length = config.data.text_length
     if tokenizers.has_tokenizer(workdir):
@@ -224,12 +224,14 @@ def warn_of_cut_captions(store: stores_lib.Store, tokenizer: Callable) -> None:
     rows = np.linspace(0, len(store) - 1, _LOOKED_AT).astype(np.int64)
     texts = [
         re.sub(r"\W+$", "", caption.decode("utf-8", "replace"))
-        for one in store.read(np.unique(rows))
-        for caption in getattr(one, "captions", ())
+        for record in store.read(np.unique(rows))
+        for caption in getattr(record, "captions", ())
     ]
     texts = [text for text in texts if text]
     # Where the last word is beyond the last token, it makes no difference.
-    heads = [one.rpartition(" ")[0] or one[: len(one) // 2] for one in texts]
+    heads = [
+        text.rpartition(" ")[0] or text[: len(text) // 2] for text in texts
+    ]
     if not texts:
         return
     whole, less = (tokenizer(tf.constant(part)) for part in (texts, heads))

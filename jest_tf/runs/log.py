@@ -53,7 +53,7 @@ def doubt(row: dict[str, float], stage: int) -> str:
     if score - uniform < _LEAST_LIFT * abs(loss):
         return (
             f"the rows that stage {stage} chooses score {score:.3g} and "
-            f"uniform ones {uniform:.3g}, so the choice is nearly uniform: is "
+            f"uniform rows {uniform:.3g}, so the choice is nearly uniform: is "
             "the reference trained, and on pairs like these?"
         )
     learner = found.get("learner_loss_kept")
@@ -224,10 +224,14 @@ class Ledger(steps.StepCallback):
         if flops and self._config.selection.stored:
             flops["flops/stored"] = self._stored_flops(step)
         if self._config.bootstrap.renew_at:
-            past = [one for one in self._renewals if one.step < step]
-            counts["examples/embedded"] = sum(one.images for one in past)
+            past = [
+                renewal for renewal in self._renewals if renewal.step < step
+            ]
+            counts["examples/embedded"] = sum(
+                renewal.images for renewal in past
+            )
             if flops:
-                flops["flops/renewals"] = sum(one.flops for one in past)
+                flops["flops/renewals"] = sum(renewal.flops for renewal in past)
             if past:
                 counts["bootstrap/recognised"] = past[-1].recognised
                 if past[-1].agreement is not None:
@@ -262,7 +266,7 @@ class Ledger(steps.StepCallback):
         }
         if self._config.bootstrap.renew_at:
             spent["time/renewal_seconds"] = sum(
-                one.seconds for one in self._renewals
+                renewal.seconds for renewal in self._renewals
             )
         return spent
 

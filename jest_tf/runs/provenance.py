@@ -58,7 +58,7 @@ def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
 
 
 def extend(workdir: str, steps: int) -> config_lib.TrainConfig:
-    """Makes a finished run an unfinished one of `steps` more.
+    """Makes a finished run unfinished, with `steps` more to train.
 
     Returns:
         Its settings.
@@ -122,9 +122,9 @@ def check_data(workdir: str, sources: inputs.Sources) -> None:
         shards = [
             [
                 f"shard {name} of version {stamp}"
-                for name, stamp in one["shards"]
+                for name, stamp in side["shards"]
             ]
-            for one in (before, now)
+            for side in (before, now)
         ]
     for was, is_now in itertools.zip_longest(*shards):
         _check_same("`data.train`", workdir, was, is_now)

@@ -1,7 +1,7 @@
 """A run: from settings to final weights, in a resumable directory.
 
-A process may be killed at any instant; the next one with the same settings goes
-on from the newest checkpoint to the same end, bit for bit on the same hardware.
+A process may be killed at any instant. The next with the same settings goes on
+from the newest checkpoint to the same end, bit for bit on the same hardware.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from jest_tf.training import finite
 def train(
     config: config_lib.TrainConfig, workdir: str, *, overwrite: bool = False
 ) -> dict[str, float]:
-    """Runs `config` in `workdir`, from its newest checkpoint if it has one.
+    """Runs `config` in `workdir`, from its newest checkpoint if any.
 
     With `overwrite`, a run whose checkpoints are all damaged begins again.
 
@@ -76,7 +76,7 @@ def extend(workdir: str, steps: int) -> dict[str, float]:
     """Trains a finished run for further `steps`, as `train`.
 
     A constant learning rate goes on. Any other schedule begins anew, with its
-    warm-up: a step of `optimizer.restarts`. The run equals one that had these
+    warm-up: a step of `optimizer.restarts`. The run equals a run that had these
     settings from its first step.
 
     Raises:
@@ -103,7 +103,7 @@ def _train(config, workdir, signals, overwrite):
     checkpoints_lib.check_keep_best(
         config.checkpoint.keep_best, opened.measures
     )
-    # After what may be refused, whose message stands alone.
+    # After all checks, so that the message of a refusal stands alone.
     progress.say(
         f"{workdir}: strategy {config.distribution.strategy} on "
         f"{distribution.describe(strategy)}"
@@ -148,8 +148,8 @@ def _warn_of_one_cpu(config, strategy):
 class _Run:
     """Parts of a run that are opened once and outlive a rollback.
 
-    Of several workers, one has the run directory as `output`, the others a
-    temporary folder.
+    Of several workers, the first has the run directory as `output`, the others
+    a temporary folder.
     """
 
     config: config_lib.TrainConfig
@@ -237,7 +237,7 @@ class _Run:
                 raise
         if stop < config.steps:
             return None
-        checkpoints.delete_old()  # a kill may have left one
+        checkpoints.delete_old()  # a kill may have left some
         faults.close(self.skipped.at(config.steps))
         if faults.num_replaced:
             progress.say(
@@ -359,9 +359,9 @@ class _Run:
         def report(step, measures):
             log.log_scalars(step, measures)
             checkpoints.on_evaluation(step, measures)
-            for one in self.own_callbacks:
-                if hasattr(one, "on_evaluation"):
-                    one.on_evaluation(step, measures)
+            for callback in self.own_callbacks:
+                if hasattr(callback, "on_evaluation"):
+                    callback.on_evaluation(step, measures)
 
         evaluate = evaluations.Evaluation(
             self.evaluations,
@@ -425,7 +425,7 @@ class _Run:
                     f"{newest:,}; its ids are in {directory.SKIPPED_FILE}"
                 )
                 return
-            way_out = "leaving out the ones before did not help"
+            way_out = "leaving out earlier super-batches did not help"
         else:
             way_out = (
                 "with checkpoint.on_non_finite=rollback the same command goes "
@@ -456,7 +456,7 @@ def _fit(model, dataset, callbacks, faults, last_step):
         if not distribution.has_workers(model.distribute_strategy):
             raise
         raise ValueError(
-            "All workers must go on together, but another one has ended, or "
+            "All workers must go on together, but another has ended, or "
             "can't be reached: what it said last tells why. Received: "
             f"{type(error).__name__} in the step after {check.step}"
         ) from error

@@ -43,11 +43,11 @@ def named_callbacks(
     """
     found = []
     for name in config.callbacks:
-        one = imports.load_function("callbacks", name)(config, workdir)
-        if not isinstance(one, keras.callbacks.Callback):
+        callback = imports.load_function("callbacks", name)(config, workdir)
+        if not isinstance(callback, keras.callbacks.Callback):
             raise ValueError(
                 "`callbacks` must name functions that return a Keras callback. "
-                f"Received: {one!r}, of {name}"
+                f"Received: {callback!r}, of {name}"
             )
-        found.append(one)
+        found.append(callback)
     return found

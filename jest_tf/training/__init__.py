@@ -1,6 +1,6 @@
 """The training step and its Keras model.
 
-`step.train_step` is Algorithm 1 on one page; the functions of `step` serve
+`step.train_step` is Algorithm 1 on a page; the functions of `step` serve
 custom loops. `JESTModel` adapts it to Keras; `build_model` makes a run's model.
 """
 

@@ -1,4 +1,4 @@
-"""FLOPs of a training step, from one traced forward pass of each model.
+"""FLOPs of a training step, from a traced forward pass of each model.
 
 Only matrix products and convolutions count; a multiply-add is two FLOPs. A
 forward pass is counted in a model's traced graph, at the size of a micro-batch;
@@ -156,7 +156,7 @@ def num_reused(
 
 
 def count(function: Callable, *specs) -> tuple[int, int]:
-    """FLOPs of one call of a function, and the last dimension of its result.
+    """FLOPs of a call of a function, and the last dimension of its result.
 
     Args:
         function: maps tensors to tensors; it is traced.
@@ -211,7 +211,7 @@ def _multiplications(graph):
                 raise ValueError(
                     "FLOPs are counted from shapes that are known when the "
                     f"function is traced. Received: {op.type} {op.name!r} of "
-                    f"{', '.join(str(one.shape) for one in op.inputs)}"
+                    f"{', '.join(str(operand.shape) for operand in op.inputs)}"
                 )
             total += number
         elif _REFUSED.fullmatch(op.type):
@@ -226,8 +226,8 @@ def _multiplications(graph):
 def _iterations(op):
     """The constant `maximum_iterations` of a `tf.while_loop`.
 
-    It is the loop's second input, or -1 there. A loop may end earlier, which
-    those of models do not.
+    It is the loop's second input, or -1 there. A loop may end earlier, but the
+    loops of models do not.
     """
     number = tf.get_static_value(op.inputs[1])
     if number is None or number.shape or number < 0:
@@ -258,7 +258,7 @@ def _matmul(op):
 
 
 def _einsum(op):
-    """One loop over all axes; a single input needs no multiplication."""
+    """A single loop over all axes; one input needs no multiplication."""
     if len(op.inputs) == 1:
         return 0
     terms = op.get_attr("equation").decode().split("->")[0].split(",")

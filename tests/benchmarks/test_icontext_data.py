@@ -66,7 +66,7 @@ class ShippedDataTest(tf.test.TestCase):
             for split in SPLITS
         }
         cls.records = {
-            split: [one for file in files for one in shards.read(file)]
+            split: [record for file in files for record in shards.read(file)]
             for split, files in cls.files.items()
         }
 
@@ -75,7 +75,9 @@ class ShippedDataTest(tf.test.TestCase):
 
     def styles(self, *splits):
         return {
-            one.row.style for split in splits for one in self.records[split]
+            record.row.style
+            for split in splits
+            for record in self.records[split]
         }
 
     def test_statistics_are_those_of_the_shards_which_fit_in_16_megabytes(self):
@@ -104,7 +106,7 @@ class ShippedDataTest(tf.test.TestCase):
             rows += self.stats[name].items()
         for name, *numbers in rows:
             name = "none" if name == "pairs" else name
-            cells = [f"{one:,}" if one else "" for one in numbers]
+            cells = [f"{number:,}" if number else "" for number in numbers]
             self.assertIn(f"| {' | '.join([name, *cells])} |", readme)
 
     def test_every_picture_decodes_to_32_pixels_and_its_id_is_a_hash(self):
@@ -151,7 +153,7 @@ class ShippedDataTest(tf.test.TestCase):
     def test_no_training_picture_draws_the_same_as_a_held_out_one(self):
         some = slice(None, None, 4)  # all of them take four times as long
         held_out, training = (
-            [one for split in splits for one in self.records[split]]
+            [record for split in splits for record in self.records[split]]
             for splits in (HELD_OUT, TRAINING)
         )
         is_copy = web.copies(training[some], held_out)
@@ -159,7 +161,9 @@ class ShippedDataTest(tf.test.TestCase):
 
     def test_the_pool_has_its_noise_and_the_other_splits_have_none(self):
         for split in ("curated", *HELD_OUT):
-            self.assertEqual({one.noise for one in self.records[split]}, {""})
+            self.assertEqual(
+                {record.noise for record in self.records[split]}, {""}
+            )
         pool = self.records["pool"]
         kinds = collections.Counter(record.noise for record in pool)
         self.assertEqual(kinds[""], round((1 - 0.7) * len(pool)))
@@ -190,7 +194,7 @@ class NoiseTest(tf.test.TestCase):
         by_kind = collections.defaultdict(list)
         for before, after in zip(POOL, found, strict=True):
             by_kind[after.noise].append((before, after))
-        captions = {one.row.captions for one in POOL}
+        captions = {record.row.captions for record in POOL}
         for before, after in by_kind[noise.MOVED]:
             self.assertEqual(after.png, before.png)
             self.assertNotEqual(after.row.captions, before.row.captions)
@@ -200,7 +204,7 @@ class NoiseTest(tf.test.TestCase):
             self.assertNotIn(after.row.captions, captions)
         for _, after in by_kind[noise.WRONG_DOMAIN]:
             self.assertEqual(after.row.kind, sources.LOGO)
-        by_caption = {one.row.captions: one for one in POOL}
+        by_caption = {record.row.captions: record for record in POOL}
         for _, after in by_kind[noise.NEAR_DUPLICATE]:
             pixels = pictures.decode(after.png)
             source = pictures.decode(by_caption[after.row.captions].png)
@@ -253,8 +257,8 @@ class WebTest(tf.test.TestCase):
         for place, split in enumerate(
             ("val_concept", "test_concept", "test_style")
         ):
-            one = a_record(3100 + place, kind=sources.EMOJI, style=split)
-            shards.write(data, split, [one], 1)
+            record = a_record(3100 + place, kind=sources.EMOJI, style=split)
+            shards.write(data, split, [record], 1)
         (data / "stats.json").write_text("{}")
         with mock.patch.multiple(
             web,
@@ -270,9 +274,9 @@ class WebTest(tf.test.TestCase):
 
     def read(self, pattern):
         return [
-            one
+            record
             for file in sorted(self.out.glob(pattern))
-            for one in shards.read(file)
+            for record in shards.read(file)
         ]
 
     def test_held_out_families_are_in_no_training_split(self):
@@ -282,41 +286,47 @@ class WebTest(tf.test.TestCase):
         # A family is held out as a whole.
         self.assertEqual("beta" in held_out, "beta6-solid" in held_out)
         trained = self.read("pool00/*") + self.read("curated-*")
-        styles = {one.row.style for one in trained}
+        styles = {record.row.style for record in trained}
         self.assertEmpty(styles & held_out)
         self.assertNotIn(web.VAL_STYLE, styles)
         self.assertNotIn("logos", styles)
 
     def test_the_curated_set_is_apart_from_the_pool(self):
-        curated = {one.identifier for one in self.read("curated-*")}
-        pool = {one.identifier for one in self.read("pool00/*")}
+        curated = {record.identifier for record in self.read("curated-*")}
+        pool = {record.identifier for record in self.read("pool00/*")}
         self.assertLen(curated, 30)
         self.assertEmpty(curated & pool)
-        fewer = {one.identifier for one in self.read("curated10-*")}
+        fewer = {record.identifier for record in self.read("curated10-*")}
         self.assertLen(fewer, 10)
         self.assertContainsSubset(fewer, curated)
 
     def test_a_part_and_what_is_apart_share_no_family_and_no_picture(self):
         part, apart = self.read("part00/*"), self.read("apart-*")
         families = [
-            {web.family(one.row.style) for one in some}
+            {web.family(record.row.style) for record in some}
             for some in (part, apart)
         ]
         self.assertNotEmpty(part)
         self.assertNotEmpty(apart)
         self.assertEmpty(families[0] & families[1])
-        self.assertEmpty({one.png for one in part} & {one.png for one in apart})
-        self.assertEqual(
-            [one.identifier for one in self.read("apart_permissive-*")],
-            [one.identifier for one in apart if one.row.license == "MIT"],
+        self.assertEmpty(
+            {record.png for record in part} & {record.png for record in apart}
         )
-        pool = {one.identifier for one in self.read("pool00/*")}
-        self.assertContainsSubset({one.identifier for one in part}, pool)
+        self.assertEqual(
+            [record.identifier for record in self.read("apart_permissive-*")],
+            [
+                record.identifier
+                for record in apart
+                if record.row.license == "MIT"
+            ],
+        )
+        pool = {record.identifier for record in self.read("pool00/*")}
+        self.assertContainsSubset({record.identifier for record in part}, pool)
         dropped = [
-            one
-            for one in self.read("pool00/*")
-            if web.family(one.row.style) in families[1]
-            and one.png in {other.png for other in part}
+            record
+            for record in self.read("pool00/*")
+            if web.family(record.row.style) in families[1]
+            and record.png in {other.png for other in part}
         ]
         self.assertLen(pool, len(part) + len(apart) + len(dropped))
 

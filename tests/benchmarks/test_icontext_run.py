@@ -44,7 +44,7 @@ class RunnerTest(tf.test.TestCase):
             folder = pathlib.Path(words[words.index("--workdir") + 1])
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "final.weights.h5").touch()
-            given = dict(one.split("=") for one in words if "=" in str(one))
+            given = dict(word.split("=") for word in words if "=" in str(word))
             steps = int(given.get("steps", 0))
             if "--extend" in words:
                 steps = int(words[-1]) + run._steps_of(folder)
@@ -53,9 +53,9 @@ class RunnerTest(tf.test.TestCase):
         return 7.0
 
     def run_all(self, wanted, jobs=2):
-        def found(one, workdir, data):
-            row = {"cell": one.name, "seed": one.seed}
-            curve = pd.DataFrame([row | {"step": one.steps}])
+        def found(job, workdir, data):
+            row = {"cell": job.name, "seed": job.seed}
+            curve = pd.DataFrame([row | {"step": job.steps}])
             return dict(row), curve, "1 2 3"
 
         results = self.work / "results" / "web"
@@ -129,7 +129,7 @@ class RunnerTest(tf.test.TestCase):
             )
         names = [line.split()[0] for line in shown.getvalue().splitlines()]
         steps = ("1400", "2700", "4500")
-        self.assertEqual(names, [f"web_clean_{one}" for one in steps])
+        self.assertEqual(names, [f"web_clean_{number}" for number in steps])
 
     def test_a_failure_stops_what_needs_it_and_nothing_else(self):
         self.failing = ("web_curated_1000-0",)
@@ -146,21 +146,22 @@ class RunnerTest(tf.test.TestCase):
 
     def test_every_cell_has_settings_that_its_recipe_takes(self):
         runner = run.Runner(self.work, self.work, 1)
-        for (name, seed), one in cells.runs().items():
+        for (name, seed), job in cells.runs().items():
             if seed:
                 continue
             with self.subTest(name):
                 recipe = config_lib.load_config(
-                    f"{ROOT}/configs/{one.cell.recipe}.py", runner.settings(one)
+                    f"{ROOT}/configs/{job.cell.recipe}.py",
+                    runner.settings(job),
                 )
-                self.assertEqual(recipe.steps, one.steps)
+                self.assertEqual(recipe.steps, job.steps)
                 self.assertEqual(recipe.selection.batch_size, 256)
                 stored = [
                     stage
                     for stage in recipe.selection.stages
                     if stage.embeddings == "stored"
                 ]
-                if recipe.bootstrap.renew_at or one.cell.method == "second":
+                if recipe.bootstrap.renew_at or job.cell.method == "second":
                     self.assertLen(stored, 1)
 
 
@@ -243,15 +244,15 @@ class CollectTest(tf.test.TestCase):
         return workdir
 
     def test_a_run_becomes_a_line_of_each_table(self):
-        one = cells.runs()["web_uniform_700", 2]
+        wanted = cells.runs()["web_uniform_700", 2]
         with mock.patch.object(jest_tf, "load", lambda _: self.model):
             row, curve, pairs = collect.collect(
-                one, self.write_run(), self.data
+                wanted, self.write_run(), self.data
             )
         # Ranks of the matches by the product of all embeddings.
         store = stores.open_store(f"{self.data}/test_sets-*.tfrecord")
         records = store.read(range(5))
-        images = self.model.embed_images([one.image for one in records])
+        images = self.model.embed_images([record.image for record in records])
         texts = self.model.embed_texts([f"word{n}" for n in range(5)])
         scores = images @ texts.T
         matches = np.diag(scores)

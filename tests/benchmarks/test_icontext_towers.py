@@ -56,12 +56,12 @@ class TowersTest(tf.test.TestCase):
 
     def test_a_bag_ignores_unknown_words_and_the_order_of_tokens(self):
         model = build()
-        one, same, other = (
+        first, same, other = (
             model.encode_text(tf.constant([tokens]))
             for tokens in ([4, 5, 6, 0, 0], [6, 4, 5, 0, 0], [4, 5, 7, 0, 0])
         )
-        self.assertAllClose(one, same, atol=1e-6)
-        self.assertNotAllClose(one, other)
+        self.assertAllClose(first, same, atol=1e-6)
+        self.assertNotAllClose(first, other)
         # The mean is of the tokens that are there.
         self.assertAllClose(
             model.encode_text(tf.constant([[4, 5, 4, 5, 0]])),
@@ -82,7 +82,7 @@ class TowersTest(tf.test.TestCase):
         path = os.path.join(self.get_temp_dir(), "towers.keras")
         model.save(path)
         batch = {"image": self.images, "text": tf.ones([3, 5], tf.int32)}
-        for one, same in zip(
+        for value, same in zip(
             model(batch), keras.models.load_model(path)(batch), strict=True
         ):
-            self.assertAllEqual(one, same)
+            self.assertAllEqual(value, same)

@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def execute(program, arguments, variables):
     """Runs a program on the CPU: its results, and all variables after.
 
-    What TPUs exchange, which has no kernel here, a single one gives itself.
+    What TPUs exchange, which has no kernel here, a single TPU gives itself.
     """
     return compiled(program)(arguments, variables)
 
@@ -81,18 +81,25 @@ class LifterTest(tf.test.TestCase):
         variables = [
             *traced.variables,
             *traced.optimizer.variables,
-            *(one for metric in traced.metrics for one in metric.variables),
+            *(
+                variable
+                for metric in traced.metrics
+                for variable in metric.variables
+            ),
         ]
-        by_handle = {id(handle_of(one)): one for one in variables}
+        by_handle = {
+            id(handle_of(variable)): variable for variable in variables
+        }
         order = [by_handle[id(handle)] for handle in program.handles]
-        values = [one.value.values[0].read_value() for one in order]
+        values = [variable.value.values[0].read_value() for variable in order]
         for batch in dataset:
             # Ids come in halves.
             batch["id"] = tf.bitcast(batch["id"], tf.int32)
             arguments = [batch[name] for name in names]
             _, values = execute(program, arguments, values)
         values = {
-            id(one): value for one, value in zip(order, values, strict=True)
+            id(variable): value
+            for variable, value in zip(order, values, strict=True)
         }
         for mine, its in zip(
             expected.trainable_variables,

@@ -85,16 +85,20 @@ class TPUStepTest(tf.test.TestCase):
 
     def check_exchange(self, model, operations, quota):
         sums, exchanges = (
-            [one.inputs[0] for one in operations if one.type == kind]
+            [
+                operation.inputs[0]
+                for operation in operations
+                if operation.type == kind
+            ]
             for kind in ("CrossReplicaSum", "AllToAll")
         )
-        # One row for each replica is the most that one of 4 can owe another,
+        # A row for each replica is the most that one of 4 can owe another,
         # of a sub-batch of 8 and 4 rows a replica. Pictures move so, or not.
-        pictures = [one for one in exchanges if one.dtype == tf.uint8]
+        pictures = [tensor for tensor in exchanges if tensor.dtype == tf.uint8]
         moved = [[4, 1, 4, 4, 3]] if quota == "global" else []
-        self.assertEqual([one.shape for one in pictures], moved)
+        self.assertEqual([tensor.shape for tensor in pictures], moved)
         # The optimizer sums each gradient once.
-        shapes = [tuple(one.shape) for one in sums]
+        shapes = [tuple(tensor.shape) for tensor in sums]
         for variable in model.trainable_variables:
             if len(variable.shape) == 2:
                 self.assertEqual(shapes.count(tuple(variable.shape)), 1)
@@ -104,7 +108,7 @@ class TPUStepTest(tf.test.TestCase):
             self.assertLessEqual(np.prod(shape), BATCH_SIZE * DIM, shape)
 
     def check_types(self, operations):
-        self.assertEmpty({one.type for one in operations} & HOST)
+        self.assertEmpty({operation.type for operation in operations} & HOST)
         for operation in operations:
             for tensor in operation.outputs:
                 self.assertNotIn(
@@ -134,9 +138,11 @@ class TPUStepTest(tf.test.TestCase):
         program = lifter.Program(function)  # refuses two
         self.assertEqual(program.host_operations, ["IteratorGetNext"])
         types = {}
-        for one in operations:
-            if one.outputs:
-                types.setdefault(one.type, set()).add(one.outputs[0].dtype)
+        for operation in operations:
+            if operation.outputs:
+                types.setdefault(operation.type, set()).add(
+                    operation.outputs[0].dtype
+                )
         self.assertIn(tf.bfloat16, types["MatMul"])
         # Scores, losses and draws are float32 whatever the towers are.
         for kind in ("Softplus", "Log", "TopKV2", "CrossReplicaSum"):

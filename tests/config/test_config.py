@@ -75,7 +75,7 @@ REFUSED = [
     ("view", {"patch_size": 0}, "must be at least 1.*: 0"),
     ("bootstrap", {"renew_at": (0, 3)}, r"ascending steps from 1.*\(0, 3\)"),
     ("bootstrap", {"shares": (0.5, 0.0)}, r"shares in \(0, 1\].*\(0.5, 0.0\)"),
-    ("bootstrap", {"shares": (0.5, 1.0)}, "a single share, or one for each"),
+    ("bootstrap", {"shares": (0.5, 1.0)}, "single share, or a share for"),
     ("bootstrap", {"clean_start": True}, "ends with the first of .*: set both"),
     ("optimizer", {"warmup_steps": -1}, "must be at least 0. Received: -1"),
     ("optimizer", {"clip_norm": 0.0}, "must be > 0. Received: 0.0"),

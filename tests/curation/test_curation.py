@@ -184,7 +184,7 @@ class ChoiceTest(ScoresTestCase):
                 if count == 2:
                     own += oracles.row_losses(learner, drawn, chosen_by.loss)
                 scores[rows] += own
-            # Exact in every shard, to within one record.
+            # Exact in every shard, to within a record.
             start = sum(stored_cases.LENGTHS[:shard])
             good = {*range(start, start + stored_cases.LENGTHS[shard])} - {*BAD}
             share = chosen_by.passes * len(good) / stage.candidates
@@ -419,7 +419,7 @@ class ReportTest(ScoresTestCase):
 
 
 def write_set(folder, name, images, captions, ids, **metadata):
-    """A shard of one picture of noise a number, and a few captions."""
+    """A shard of a picture of noise a number, and a few captions."""
     payloads = []
     for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
         pixels = np.random.default_rng(image).integers(0, 256, (4, 4, 3))
@@ -485,11 +485,11 @@ class LikeTest(tf.test.TestCase):
         near = self.directions[labels]
         noise = self.random.normal(size=(2, *near.shape))
         # Cosines of about 0.9 with the direction.
-        found = [self.unit(near + 0.12 * one) for one in noise]
+        found = [self.unit(near + 0.12 * part) for part in noise]
         if image is not None:
             found[0] = image
         # As the sidecar of a blank caption has it.
-        found[1][[one == " " for one in captions]] = 0.0
+        found[1][[caption == " " for caption in captions]] = 0.0
         embed.write_arrays(
             store,
             *found,
@@ -516,8 +516,8 @@ class LikeTest(tf.test.TestCase):
             source.sidecars.read_shard(0) for source in (self.pool, self.tasks)
         )
         pool, tasks = (
-            np.concatenate([one.image, one.text], 1).astype(np.float64)
-            for one in (pool, tasks)
+            np.concatenate([rows.image, rows.text], 1).astype(np.float64)
+            for rows in (pool, tasks)
         )
         return pool @ tasks.T / 2
 
@@ -565,7 +565,7 @@ class LikeTest(tf.test.TestCase):
             "copies", np.arange(300) % 12, range(2000, 2300), image=image
         )
         found = self.infer(size=100, near=0.999)
-        # One picture for each direction of which there are candidates.
+        # A picture for each direction of which there are candidates.
         rows = np.flatnonzero(found.weights)
         self.assertLen(rows, len(np.unique(rows % 12)))
         self.assertEqual(found.counts["asked for"], 100)
@@ -619,7 +619,7 @@ class LikeTest(tf.test.TestCase):
             )
 
     def test_tasks_that_share_items_with_the_evaluation_are_refused(self):
-        # Two of the examples are of one item.
+        # Two of the examples are of the same item.
         self.tasks = self.source(
             "tasks", self.labels, [0, 1, 2, 3, 4, 5, 6, 3, 8, 9]
         )
@@ -724,7 +724,7 @@ class CommandTest(tf.test.TestCase):
         config.save_config(recipe, os.path.join(workdir, directory.CONFIG_FILE))
         letters = "abcdefghijklmnopqrstuvwxyz"
         tokenizer = tokenizers.WordPieceTokenizer(
-            ["[UNK]", "[EOS]", *letters, *(f"##{one}" for one in letters)], 16
+            ["[UNK]", "[EOS]", *letters, *(f"##{a}" for a in letters)], 16
         )
         tokenizer.save(workdir)
         learner = models.build_learner(recipe, tokenizer.vocabulary_size)

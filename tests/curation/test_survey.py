@@ -1,7 +1,7 @@
 """Surveys and the command `jest-tf advise`, on pools whose shares are known.
 
 Pictures and words have one of 64 codes; the reference gives a picture and the
-word of its code one embedding. A pair matches if its codes are equal.
+word of its code the same embedding. A pair matches if its codes are equal.
 """
 
 import contextlib

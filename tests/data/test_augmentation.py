@@ -12,7 +12,7 @@ def random_images(*shape, seed=0):
 
 
 def augment_slowly(images, uniform, flip, min_area):
-    """`augment` for one picture and pixel at a time, in float64."""
+    """`augment` for a picture and pixel at a time, in float64."""
     height, width = images.shape[1:3]
     views = np.zeros(images.shape)
     for n, (area, aspect, top, left, mirror) in enumerate(uniform.T):

@@ -43,7 +43,7 @@ PNG = KINDS["png"]
 def example(picture=PNG, captions=(b"a",), **more):
     features = {"image": picture, "caption": list(captions), **more}
     return shard_files.serialize(
-        **{name: one for name, one in features.items() if one is not None}
+        **{name: value for name, value in features.items() if value is not None}
     )
 
 
@@ -53,7 +53,7 @@ def comb(scans):
     return whole + b"\xff\xda" * (scans - whole.count(b"\xff\xda"))
 
 
-# Each in a record; all that can be wrong with one, and all that only looks so.
+# Each in a record: all that can be wrong with it, and all that only looks so.
 CAPTIONS = {
     "several": [b"a", b"b", b"c"],
     "some blank": [b" ", b"", b"d", b"\t\n", "\u3000\u00a0".encode(), b"e"],
@@ -81,8 +81,8 @@ PICTURES = {
 if not pictures.READS_WEBP:
     del PICTURES["a cut webp"], PICTURES["a large webp"]
 PAYLOADS = {
-    **{kind: example(captions=one) for kind, one in CAPTIONS.items()},
-    **{kind: example(one) for kind, one in PICTURES.items()},
+    **{kind: example(captions=captions) for kind, captions in CAPTIONS.items()},
+    **{kind: example(picture) for kind, picture in PICTURES.items()},
     "no feature": b"",
     "no example": b"\xff" * 40,
     "no picture's feature": example(None),
@@ -140,13 +140,13 @@ class OpsReaderTest(shard_files.FolderTestCase, streams.StreamTestCase):
         # A length, its checksum, a payload, its checksum.
         for row, place in enumerate((-12, -2, 30), first):
             self.damage(store, row, place)
-        self.damage(store, first + 4, -13)  # the checksum of the one before
+        self.damage(store, first + 4, -13)  # the previous record's checksum
         num_rows = len(store)
         found = self.assert_equal_streams(store, 2 * num_rows // 6)
-        replaced = sum(one["record_replaced"].sum() for one in found)
+        replaced = sum(batch["record_replaced"].sum() for batch in found)
         # Of two epochs; "the head" and its kin are all there.
         self.assertGreater(replaced, 2 * 20)
-        self.assertIn(-3, np.concatenate([one["id"] for one in found]))
+        self.assertIn(-3, np.concatenate([batch["id"] for batch in found]))
 
     @pytest.mark.slow
     def test_a_torn_shard_has_a_record_that_is_replaced(self):
@@ -208,8 +208,10 @@ class OpsReaderTest(shard_files.FolderTestCase, streams.StreamTestCase):
     def test_tokens_made_beforehand_are_those_of_the_caption(self):
         captions = [[b"a", b"", b"%c" % letter] for letter in b"bcdefghijkl"]
         payloads = [
-            example(captions=one, ids=TOKENIZER(one).numpy().ravel().tolist())
-            for one in captions
+            example(
+                captions=texts, ids=TOKENIZER(texts).numpy().ravel().tolist()
+            )
+            for texts in captions
         ]
         store = self.open(payloads)
         ops_reader.check_tokens(store, TOKENIZER, "ids")
@@ -242,7 +244,7 @@ class OpsReaderTest(shard_files.FolderTestCase, streams.StreamTestCase):
         sidecars = sidecars_lib.Sidecars(store)
         settings = {"sidecars": sidecars, "embeddings": True}
         found = self.assert_equal_streams(store, 5, **settings)
-        self.assertNotIn(54, np.concatenate([one["id"] for one in found]))
+        self.assertNotIn(54, np.concatenate([batch["id"] for batch in found]))
         # Another store of as many records.
         others = [example(id=row) for row in range(14)]
         wrapped = mock.Mock(wraps=sidecars)
@@ -327,7 +329,7 @@ class OpsReaderTest(shard_files.FolderTestCase, streams.StreamTestCase):
         ]
         self.assertIn("503", {status for status, _ in answers})
         self.assertIn(("206", "100"), answers)
-        replaced = sum(one["record_replaced"].sum() for one in ops)
+        replaced = sum(batch["record_replaced"].sum() for batch in ops)
         self.assertEqual(replaced, 2 * 3)
 
     def test_no_op_is_of_python_or_of_tensorflow_text(self):

@@ -116,7 +116,7 @@ class SuperBatchesTest(PipelineTestCase):
             [b"\xff" in c or b"\xfe" in c for c in captions],
         )
         self.assertNotIn(True, values["record_replaced"])
-        # Every caption of every record was used but for blank ones, and ids of
+        # Every caption of every record was used but for the blank, and ids of
         # captions are equal exactly where the captions are.
         used = {c for cs in CAPTIONS for c in cs}
         self.assertEqual(set(captions), used - set(CAPTIONS[3]) | {b"d"})
@@ -150,11 +150,11 @@ class SuperBatchesTest(PipelineTestCase):
         self.assert_equal_batches(found["sector"], found["damage"])
         # 20 positions are five epochs of the four records.
         self.assertGreaterEqual(len(lines["sector"]), 5)
-        for one, other in zip(lines["sector"], lines["damage"], strict=True):
-            self.assertEqual(one["place"], f"record 2 of {path}")
-            self.assertRegex(one.pop("reason"), "^unreadable: .*Input/output")
+        for line, other in zip(lines["sector"], lines["damage"], strict=True):
+            self.assertEqual(line["place"], f"record 2 of {path}")
+            self.assertRegex(line.pop("reason"), "^unreadable: .*Input/output")
             self.assertRegex(other.pop("reason"), "fail their checksum$")
-            self.assertEqual(one, other)
+            self.assertEqual(line, other)
 
     def test_resuming_at_any_step_continues_the_stream_exactly(self):
         # Of several epochs, in a chunk and in two.
@@ -314,7 +314,7 @@ class CuratedTest(PipelineTestCase):
             self.chosen(row, position, self.seed)
             for position, row in enumerate(rows)
         ]
-        valid = [one.decode("utf-8", "replace") for one in chosen]
+        valid = [caption.decode("utf-8", "replace") for caption in chosen]
         self.assertAllEqual(
             np.concatenate([batch["text"] for batch in curated]),
             self.tokenizer(tf.constant(valid)),
@@ -383,7 +383,10 @@ class CuratedTest(PipelineTestCase):
                         (row,) = order.substitutes([position], attempt)
         found = lines(8, 0)
         self.assertEqual(
-            [(one["step"], one["setting"], one["position"]) for one in found],
+            [
+                (line["step"], line["setting"], line["position"])
+                for line in found
+            ],
             list(dict.fromkeys(expected)),  # of equal substitutes, the first
         )
         self.assertLen({setting for _, setting, _ in expected}, 2)

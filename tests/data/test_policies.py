@@ -21,7 +21,7 @@ def pictures(count=6, side=16):
 
 
 def constant(config):
-    """An augmentation of one's own: white pictures."""
+    """An augmentation of the user's: white pictures."""
     return lambda images, seed, places, batch_size: tf.fill(
         images.shape, tf.constant(255, tf.uint8)
     )
@@ -40,7 +40,7 @@ class PoliciesTest(tf.test.TestCase):
                     if name in augment.REPLACE_FUNCS:
                         given = (*given, [128] * 3)
                     operation = augment.NAME_TO_FUNC[name]
-                    if name == "Contrast":  # another one before 2.20
+                    if name == "Contrast":  # another operation before 2.20
                         operation = tf.image.adjust_contrast
                     expected = operation(image, *given)
                     found = policies.apply(

@@ -52,8 +52,8 @@ class ListStore:
 
     def read_unparsed(self, rows):
         return [
-            one if row % 2 else (lambda one=one: one)
-            for row, one in zip(rows, self.read(rows), strict=True)
+            record if row % 2 else (lambda record=record: record)
+            for row, record in zip(rows, self.read(rows), strict=True)
         ]
 
     def ids(self, rows):
@@ -90,7 +90,7 @@ def good_record(row):
 
 
 def bad_records():
-    """A record in every way that one can be bad, by its reason."""
+    """A record in every way that it can be bad, by its reason."""
     good = good_record(0)
     png, jpeg = good.image, picture_files.every_kind()["jpeg"]
     return {
@@ -337,7 +337,7 @@ class FarTest(ReadingTestCase):
         with self.assertRaisesRegex(ValueError, "too many"):
             ahead.read(chunks[3])
         self.assertCountEqual(asked, chunks.tolist())
-        # One that was not started, or was given up, is read.
+        # A chunk that was not started, or was given up, is read.
         self.assertAllEqual(ahead.read(chunks[0]), chunks[0] + 1)
 
     def test_a_stream_read_ahead_equals_one_that_is_not(self):
@@ -385,7 +385,7 @@ class LimitTest(ReadingTestCase):
 
 class FuzzTest(ReadingTestCase):
     def mutate(self, encoded, rng):
-        """One of the ways in which files go bad."""
+        """Any of the ways in which files go bad."""
         data = bytearray(encoded)
         kind = rng.integers(6)
         place = int(rng.integers(len(data)))
@@ -428,8 +428,8 @@ class FuzzTest(ReadingTestCase):
                 value[rows % 2 == 1], intact[name][rows % 2 == 1]
             )
         faults = [
-            isinstance(pictures.decode(one.image, 2**16), stores.Fault)
-            for one in found
+            isinstance(pictures.decode(record.image, 2**16), stores.Fault)
+            for record in found
         ]
         self.assertAllEqual(first["record_replaced"], np.take(faults, rows))
         # Some mutations do no harm, most do.

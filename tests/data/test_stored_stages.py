@@ -173,35 +173,37 @@ class ChoiceTest(stored_cases.StoredTestCase):
         self.assertEqual(chosen.summaries.take(1), {})  # taken
         _, draws = self.by_hand(stages, 1)
         for number, (drawn, rows) in draws.items():
-            one, reference = found[number], rows["reference"]
+            entry, reference = found[number], rows["reference"]
             kept = drawn.indices.numpy()
             size, passed = len(rows["position"]), len(kept)
-            self.assertEqual((one["rows_in"], one["rows_out"]), (size, passed))
-            self.assertEqual(one["criterion"], "easy_reference")
+            self.assertEqual(
+                (entry["rows_in"], entry["rows_out"]), (size, passed)
+            )
+            self.assertEqual(entry["criterion"], "easy_reference")
             part = self.part(reference, kept)
-            self.assertAllClose(one["score"], -oracles.sigmoid_loss(part))
+            self.assertAllClose(entry["score"], -oracles.sigmoid_loss(part))
             # As many rows by other noise.
             seed = noise_seed(number, 1) ^ np.array([0x5EED, 0])
             keys = selection.gumbel_noise(seed, 1, size)[0]
             uniform = np.argsort(-keys)[:passed]
             part = self.part(reference, uniform)
             self.assertAllClose(
-                one["uniform_score"], -oracles.sigmoid_loss(part)
+                entry["uniform_score"], -oracles.sigmoid_loss(part)
             )
             store_rows = self.order.rows(rows["position"])
-            self.assertAllClose(one["clean_in"], clean[store_rows].mean())
+            self.assertAllClose(entry["clean_in"], clean[store_rows].mean())
             self.assertAllClose(
-                one["clean_out"], clean[store_rows[kept]].mean()
+                entry["clean_out"], clean[store_rows[kept]].mean()
             )
             losses = oracles.row_losses(reference, kept, "sigmoid")
             is_kept = np.isin(np.arange(size), kept)
             for name, some in (("kept", is_kept), ("dropped", ~is_kept)):
-                about = one["reference_loss"][name]
+                about = entry["reference_loss"][name]
                 self.assertEqual(about["count"], some.sum())
                 self.assertAllClose(about["mean"], losses[some].mean(), 1e-4)
             for name, line in (("highest", losses), ("lowest", -losses)):
                 place = np.argmin(line)
-                first = one[name][0]
+                first = entry[name][0]
                 self.assertEqual(first["position"], rows["position"][place])
                 self.assertEqual(first["id"], 1000 + store_rows[place])
                 self.assertAllClose(first["score"], -losses[place], 1e-4)
@@ -218,7 +220,7 @@ class ChoiceTest(stored_cases.StoredTestCase):
 class StreamTest(stored_cases.StoredTestCase):
     def test_what_stands_at_a_position_is_what_it_was(self):
         """Its picture, caption, embeddings and replacement."""
-        # Two stored stages and a live one.
+        # Two stored stages and a live stage.
         stages = (EASY(2), EASY(2), config.Stage(3, num_chunks=1))
         chosen = stored_stages.StoredStages(
             config.SelectionConfig(5, stages),
@@ -227,12 +229,12 @@ class StreamTest(stored_cases.StoredTestCase):
         self.assertEqual(chosen.sizes, (60, 30, 15))
         ours = self.batches(4, embeddings=True, batch_size=5, stages=stages)
         plain = self.batches(4, embeddings=True, batch_size=60)
-        for step, (one, other) in enumerate(zip(ours, plain, strict=True)):
+        for step, (batch, other) in enumerate(zip(ours, plain, strict=True)):
             places = chosen.choose(step, 0) - 60 * step
             self.assertLen(places, 15)
             expected = {name: all_[places] for name, all_ in other.items()}
-            self.assert_equal_batches([one], [expected])
-        self.assertTrue(any(one["record_replaced"].any() for one in ours))
+            self.assert_equal_batches([batch], [expected])
+        self.assertTrue(any(batch["record_replaced"].any() for batch in ours))
 
     def test_any_step_begins_it_and_hosts_share_it(self):
         settings = {"batch_size": 12, "stages": FUNNELS["best captions"]}
@@ -257,17 +259,17 @@ class StreamTest(stored_cases.StoredTestCase):
             funnel, self.sidecars, store, order, SEED, curated_rows=2
         )
         ours = self.batches(3, batch_size=8, stages=stages, **curated)
-        # Without stages 30 rows of the pool come beside the curated ones.
+        # Without stages 30 rows of the pool come beside the curated rows.
         plain = self.batches(3, batch_size=32, **curated)
-        for step, (one, other) in enumerate(zip(ours, plain, strict=True)):
+        for step, (batch, other) in enumerate(zip(ours, plain, strict=True)):
             places = chosen.choose(step, 0) - 30 * step
             expected = {
                 name: value if name == "curated" else value[places]
                 for name, value in other.items()
             }
-            self.assert_equal_batches([one], [expected])
-            self.assertAllInRange(one["id"] - 1000, 0, 39)
-            self.assertAllInRange(one["curated"]["id"] - 1000, 40, 79)
+            self.assert_equal_batches([batch], [expected])
+            self.assertAllInRange(batch["id"] - 1000, 0, 39)
+            self.assertAllInRange(batch["curated"]["id"] - 1000, 40, 79)
         # A hyper-batch is of the pool's 40 records.
         with self.assertRaisesRegex(ValueError, "drawn from, 40.*: 45$"):
             self.batches(1, batch_size=11, stages=stages, **curated)
@@ -355,7 +357,7 @@ class GroupsTest(tf.test.TestCase):
             (2, (chunks(1000),), (most + 64, 64)),
             # 4 is the next divisor after 3.
             (4, (chunks(1000),), (3 * most, 64)),
-            # 16 rows of every group pass, one for each chunk.
+            # 16 rows of every group pass, a row for each chunk.
             (4, (chunks(1000),), (9 * most, 64)),
             (2, (chunks(1000, uniform_share=0.5),), (9 * most, 64)),
             (16, (chunks(1000, method="top"),), (9 * most, 64)),
@@ -445,7 +447,7 @@ class RefusalsTest(stored_cases.StoredTestCase):
         with self.assertRaisesRegex(
             ValueError,
             f"{reader.MAX_ATTEMPTS} records in a row have no embedding in place"
-            f" of one at position {first}, the last record",
+            f" of the record at position {first}, the last record",
         ):
             self.load(np.arange(30, 60), sidecars=Nothing())
 

@@ -59,7 +59,7 @@ class OrderTest(tf.test.TestCase):
             )
 
     def test_small_permutations_are_all_equally_likely(self):
-        # Over epochs of one seed; for n = 5 and 6 a Feistel network without
+        # Over epochs of a seed; for n = 5 and 6 a Feistel network without
         # the extra swap prefers even permutations.
         for n in (2, 3, 4, 5, 6):
             epochs = 60 * math.factorial(n)
@@ -90,8 +90,8 @@ class OrderTest(tf.test.TestCase):
         ):
             positions = np.arange(2000)
             rows = [order.substitutes(positions, a) for a in (1, 2)]
-            for one in rows:
-                self.assert_uniform(np.bincount(one, minlength=20))
+            for found in rows:
+                self.assert_uniform(np.bincount(found, minlength=20))
             pairs = np.bincount(rows[0] * 20 + rows[1], minlength=400)
             self.assertEqual(pairs.shape, (400,))
             self.assertLess((rows[0] == rows[1]).mean(), 0.1)
@@ -143,8 +143,8 @@ class BlockOrderTest(tf.test.TestCase):
         self.assertEmpty(order.rows(positions[:0]))
 
     def test_windows_hold_whole_blocks(self):
-        # 64 blocks of 8 are a window of 512; the last one takes the rest, and
-        # with it up to 127 blocks.
+        # 64 blocks of 8 are a window of 512; the last window takes the rest,
+        # and with it up to 127 blocks.
         rows = self.epoch(8 * 64 * 3, 8)
         for window in rows.reshape(3, 512):
             self.assertAllEqual(
@@ -172,7 +172,7 @@ class MixtureTest(tf.test.TestCase):
                 counts = np.bincount(self.parts_of(rows, lengths), minlength=3)
                 self.assertEqual(counts.sum(), self.PERIOD)
                 self.assertTrue((np.abs(counts - quotas) < 1).all())
-                # No part that was rounded down had more left than one that
+                # No part that was rounded down had more left than a part that
                 # was rounded up.
                 up, left = counts > quotas, quotas % 1
                 if up.any():

@@ -27,7 +27,7 @@ class StreamOpsTest(tf.test.TestCase):
     def test_orders_are_equal_for_sizes_and_blocks_of_every_kind(self):
         for size, block_size in (
             *((2, None), (10**9 + 7, None)),
-            # One block; several windows, and a short block.
+            # A single block; several windows, and a short block.
             *((3, 5), (1001, 7)),
         ):
             with self.subTest(size=size, block_size=block_size):

@@ -315,18 +315,18 @@ def fit(model, batches):
 
 class TrainingTest(tf.test.TestCase):
     def assert_same(self, ours, theirs, **tolerance):
-        for one, other in zip(
+        for value, other in zip(
             ours.get_weights(), theirs.get_weights(), strict=True
         ):
-            self.assertAllClose(one, other, **TOLERANCE | tolerance)
+            self.assertAllClose(value, other, **TOLERANCE | tolerance)
 
     def assert_replicas_train_as_one(
         self, counts, settings, batches=None, **more
     ):
         """Checks R replicas, with their steps of an execution, against one."""
         batches = batches or batches_of(20)
-        one = build(1, settings, **more)
-        history, drawn = fit(one, batches)
+        single = build(1, settings, **more)
+        history, drawn = fit(single, batches)
         for num_replicas, steps in counts.items():
             model = build(
                 num_replicas, settings, steps_per_execution=steps, **more
@@ -336,10 +336,10 @@ class TrainingTest(tf.test.TestCase):
             self.assertCountEqual(same, history)
             for name, value in history.items():
                 self.assertAllClose(same[name], value, msg=name, **TOLERANCE)
-            self.assert_same(model.learner, one.learner)
-            self.assert_same_flops(model, one)
+            self.assert_same(model.learner, single.learner)
+            self.assert_same_flops(model, single)
             for stage in range(len(settings.stages) if settings else 0):
-                self.assert_same_rows(model.rows, one.rows, stage)
+                self.assert_same_rows(model.rows, single.rows, stage)
             for number in range(len(batches) - steps, len(batches)):
                 rows = model.rows.drawn(number)
                 if rows is not None:
@@ -452,7 +452,7 @@ class TrainingTest(tf.test.TestCase):
             twin = build(1, None, augment=None)
             history, drawn = fit(model, batches)
             for batch, ids in zip(batches, drawn, strict=True):
-                rows = [list(batch["id"]).index(one) for one in ids]
+                rows = [list(batch["id"]).index(number) for number in ids]
                 self.assertLen(set(rows), 8)
                 # Four of each replica's sixteen.
                 self.assertEqual(sum(row < 16 for row in rows), 4)

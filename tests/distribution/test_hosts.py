@@ -68,11 +68,12 @@ class HostsTest(tf.test.TestCase):
 
     @classmethod
     def stop(cls):
-        for one in cls.servers:
+        for server in cls.servers:
             # A plain server that has served does not end at SIGTERM.
-            (one.terminate if "trainers.worker" in one.args else one.kill)()
-        for one in cls.servers:
-            one.wait(10)
+            is_worker = "trainers.worker" in server.args
+            (server.terminate if is_worker else server.kill)()
+        for server in cls.servers:
+            server.wait(10)
 
     @classmethod
     def serve(cls, *command, **environment):
@@ -103,7 +104,7 @@ class HostsTest(tf.test.TestCase):
         if isinstance(found, str):
             self.fail(found[-4000:])
         self.assertEqual(
-            [one.split("/")[-2] for one in found["devices"]],
+            [device.split("/")[-2] for device in found["devices"]],
             ["task:0", "task:1"],
         )
         local = coordinator.super_batches(self.data)
@@ -119,7 +120,7 @@ class HostsTest(tf.test.TestCase):
     def test_hosts_call_back_for_what_python_reads(self):
         found = self.pull(self.workers)
         self.assert_local(found)
-        # Encoded pictures pass the coordinator, decoded ones do not. A slow
+        # Encoded pictures pass the coordinator, decoded pictures do not. A slow
         # machine has fetched some of them before bytes are counted.
         self.assertGreater(found["bytes"], 0.2 * self.encoded_bytes(found))
 

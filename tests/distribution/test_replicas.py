@@ -27,7 +27,7 @@ SEED = (1, 2)
 
 
 def draw(models, stage, batch_size, loss=None, quota="global", replicas=None):
-    """The `Draw` on one replica, or on this one of several."""
+    """The `Draw` on one replica, or on this of several."""
     return selection.draw(
         *models,
         stage,
@@ -80,12 +80,12 @@ class SharedLossTest(tf.test.TestCase):
         for value, _ in results:
             self.assertAllClose(value, expected, 1e-6, 0.0)
         *rows, scale, bias = zip(*(own for _, own in results), strict=True)
-        for ours, one in zip(rows, gradients[:2], strict=True):
-            bound = 1e-6 * np.abs(one).max()
-            self.assertAllClose(np.concatenate(ours, 0), one, 0.0, bound)
+        for ours, gradient in zip(rows, gradients[:2], strict=True):
+            bound = 1e-6 * np.abs(gradient).max()
+            self.assertAllClose(np.concatenate(ours, 0), gradient, 0.0, bound)
         self.assertAllClose(sum(scale), gradients[2], 1e-6, 0.0)
-        # Positive pairs and negative ones nearly cancel in the bias: relative
-        # to what they are by themselves.
+        # Positive and negative pairs nearly cancel in the bias: relative to
+        # what they are by themselves.
         slopes = 1.0 / (1.0 + np.exp(-oracles.logits(parts)))
         slopes -= oracles.pair_matrices(ids, mode, len(ids))[0]
         bound = 1e-6 * np.abs(slopes).sum() / len(ids)
@@ -180,23 +180,23 @@ class SharedLossTest(tf.test.TestCase):
 
 class GlobalQuotaTest(tf.test.TestCase):
     def check(self, models, num_replicas, stage, batch_size, loss=None):
-        one = draw(models, stage, batch_size, loss)
+        single = draw(models, stage, batch_size, loss)
         draws = draw_on_replicas(models, num_replicas, stage, batch_size, loss)
         # Relative to the logits and losses whose difference a score is.
         size = sum(model.scale for model in models)
         names = [f"{name}_loss" for name in methods.MODELS]
-        size += sum(np.abs(getattr(one, name)).max() for name in names)
+        size += sum(np.abs(getattr(single, name)).max() for name in names)
         for found in draws:
-            self.assertAllEqual(found.indices, one.indices)
+            self.assertAllEqual(found.indices, single.indices)
             self.assertEqual(found.indices.dtype, tf.int32)
             for name in ("score", "uniform_score"):
                 self.assertAllClose(
-                    getattr(found, name), getattr(one, name), 0, 1e-6 * size
+                    getattr(found, name), getattr(single, name), 0, 1e-6 * size
                 )
         for name in ("kept", *names):
             self.assertAllClose(
                 np.concatenate([getattr(found, name) for found in draws]),
-                getattr(one, name),
+                getattr(single, name),
                 *(0, 1e-6 * size),
             )
 
@@ -228,8 +228,8 @@ class GlobalQuotaTest(tf.test.TestCase):
                 self.check(models, num_replicas, stage, batch, loss)
 
     def test_ties_go_to_the_lower_row_of_all(self):
-        # Five rows, over and over, so that equal ones lie on every replica; 16
-        # and more rows on each, as processors treat the odd ones apart.
+        # Five rows, over and over, so that equal rows lie on every replica; 16
+        # and more rows on each, as processors treat the odd rows apart.
         some = random_embeddings.unrelated(5, 4, seed=0)
         repeated = hand_draws.take(some, np.arange(128) % 5)
         other = repeated._replace(scale=np.float32(3.0))
@@ -325,7 +325,7 @@ class PerReplicaQuotaTest(tf.test.TestCase):
 
 class DealTest(tf.test.TestCase):
     def draws(self, size, batch, num_replicas):
-        """Draws at random, and those that lie all to one side."""
+        """Draws at random, and draws that lie all to one side."""
         rng = np.random.default_rng(size + batch)
         own = size // num_replicas
         for _ in range(2):
@@ -381,7 +381,7 @@ class DealTest(tf.test.TestCase):
         self.assertEqual(kinds, ["all_to_all"] * len(batches))
 
     def test_rows_of_a_quota_of_ones_own_stay_in_the_order_drawn(self):
-        # Two replicas of six rows; two chunks, of two rows and one a replica.
+        # Two replicas of six rows; two chunks, of two rows and a row a replica.
         indices = tf.constant([3, 1, 9, 6, 0, 11])
 
         def on_replica(own, replicas):

@@ -46,8 +46,8 @@ class DataSetsTest(tf.test.TestCase):
         self.assertEqual(self.rows(classes=names), (("bee", "ant"), [1, 1, 0]))
         _, data = self.opened()
         pixels = [
-            int(tf.io.decode_png(one.image)[0, 0, 0])
-            for one in data.store.read([2, 0])
+            int(tf.io.decode_png(record.image)[0, 0, 0])
+            for record in data.store.read([2, 0])
         ]
         self.assertEqual(pixels, [1, 2])
 

@@ -45,7 +45,7 @@ class EncoderTest(tf.test.TestCase):
         return calls
 
     def test_replicas_share_a_batch_and_find_what_one_finds(self):
-        one = self.encoder()
+        alone = self.encoder()
         texts = ["a b", "c", "d e", "f", "g"]
         for count in (2, 3):
             strategy = lockstep.mirrored(count)
@@ -62,10 +62,10 @@ class EncoderTest(tf.test.TestCase):
             self.assertAllEqual(spread(tf.range(6)), tf.range(6))
             self.assertEqual({rows for rows, _ in seen}, {6 // count})
             self.assertAllClose(
-                encoder.images(self.store), one.images(self.store), atol=1e-6
+                encoder.images(self.store), alone.images(self.store), atol=1e-6
             )
             self.assertAllClose(
-                encoder.texts(texts), one.texts(texts), atol=1e-6
+                encoder.texts(texts), alone.texts(texts), atol=1e-6
             )
 
     def test_nothing_is_embedded_twice_with_fixed_weights(self):

@@ -39,7 +39,7 @@ def digits():
     """Pixels, labels, and embeddings of the prompts of each class."""
     images, labels = datasets.load_digits(return_X_y=True)
     random = np.random.default_rng(0)
-    means = [images[:500][labels[:500] == one].mean(0) for one in range(10)]
+    means = [images[:500][labels[:500] == digit].mean(0) for digit in range(10)]
     prompts = np.repeat(means, len(TEMPLATES), axis=0)
     prompts += random.normal(0, 3, prompts.shape)
     return {
@@ -59,16 +59,16 @@ def icons():
         index_dir=str(ROOT / ".pytest_cache"),
     )
     found = {}
-    for one in store.read(range(len(store))):
-        image = pictures.decode(one.image, 2**26)
+    for record in store.read(range(len(store))):
+        image = pictures.decode(record.image, 2**26)
         small = pictures.resize_image(image, 8).numpy()
-        found.setdefault(small.tobytes(), (small, one))
+        found.setdefault(small.tobytes(), (small, record))
     small, records = zip(*found.values(), strict=True)
     images = np.float64(small).reshape(len(small), -1)
     images = unit(images - images.mean(axis=0))
-    captions = [text for one in records for text in one.captions]
+    captions = [text for record in records for text in record.captions]
     rows = np.repeat(
-        np.arange(len(records)), [len(one.captions) for one in records]
+        np.arange(len(records)), [len(record.captions) for record in records]
     )
     words = text_features.HashingVectorizer(
         analyzer="char", ngram_range=(2, 4), n_features=images.shape[1]

@@ -50,8 +50,8 @@ class FewShotTest(tf.test.TestCase):
         for seed in range(2):
             random = np.random.default_rng(seed)
             orders = [
-                random.permutation(np.where(labels == one)[0])
-                for one in range(10)
+                random.permutation(np.where(labels == digit)[0])
+                for digit in range(10)
             ]
             for shots, shares in expected.items():
                 rows = np.concatenate([order[:shots] for order in orders])
@@ -69,7 +69,7 @@ class FewShotTest(tf.test.TestCase):
             self.assertAllClose(
                 found[f"few_shot/{shots}_shots_std"], np.std(shares)
             )
-        # Ten pictures of a digit tell more than one does.
+        # Ten pictures of a digit tell more than a single picture does.
         self.assertGreater(
             found["few_shot/10_shots"], found["few_shot/1_shots"] + 0.1
         )
@@ -90,7 +90,8 @@ class LinearProbeTest(tf.test.TestCase):
 
         grid = np.logspace(-6, 6, 13)
         scores = [
-            fit(kept, one).score(train[held], labels[held]) for one in grid
+            fit(kept, inverse).score(train[held], labels[held])
+            for inverse in grid
         ]
         model = fit(np.arange(60), grid[np.argmax(scores)])
         chosen = model.predict(test[:60])

@@ -113,7 +113,7 @@ class RetrievalTest(tf.test.TestCase):
             )
 
     def test_the_rank_of_a_tie_is_the_mean_over_its_orders(self):
-        # The score 1 is above the match; of the four tied ones two match, so
+        # The score 1 is above the match; of the four that tie two match, so
         # the two others come before both, between or after in 6 orders: 2
         # misses first once, 1 miss first twice, none thrice: mean 2 / 3.
         texts = [[1.0], [0.5], [0.5], [0.5], [0.5], [0.1]]
@@ -160,15 +160,21 @@ class RetrievalTest(tf.test.TestCase):
             self.assertEqual(blocks, whole)
 
     def test_what_does_not_fit_is_refused(self):
-        one, two = unit_vectors(2, 3, 0), unit_vectors(2, 3, 1)
+        images, texts = unit_vectors(2, 3, 0), unit_vectors(2, 3, 1)
         for message, arguments in (
-            ("`image_to_text`: every .*1 of 2", (one, two, "ab", "aa")),
-            ("`text_to_image`: every query", (one, two, "aa", "ab")),
-            ("`text_groups` must have.*2 emb.*: 1", (one, two, "ab", "a")),
-            ("`image_groups` must have", (one, two, "abc", "ab")),
-            (r"`text_embeddings` must be \[rows", (one, two[0], "ab", "ab")),
-            (r"`image_embeddings` must be \[", (one[:0], two, "", "ab")),
-            ("`image_emb.*1 of 2", (one * [[1], [np.nan]], two, "ab", "ab")),
+            ("`image_to_text`: every .*1 of 2", (images, texts, "ab", "aa")),
+            ("`text_to_image`: every query", (images, texts, "aa", "ab")),
+            ("`text_groups` must have.*2 emb.*: 1", (images, texts, "ab", "a")),
+            ("`image_groups` must have", (images, texts, "abc", "ab")),
+            (
+                r"`text_embeddings` must be \[rows",
+                (images, texts[0], "ab", "ab"),
+            ),
+            (r"`image_embeddings` must be \[", (images[:0], texts, "", "ab")),
+            (
+                "`image_emb.*1 of 2",
+                (images * [[1], [np.nan]], texts, "ab", "ab"),
+            ),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 evaluation.retrieval_measures(*arguments)

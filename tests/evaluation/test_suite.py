@@ -26,9 +26,9 @@ class SuiteTest(tf.test.TestCase):
     def outcomes(self, text, prompts=("{}",)):
         opened = evaluation.open_suite(self.write(text), prompts)
         encoder = evaluation.Encoder(Oracle(), number_of, 4)
-        for one in opened.values():
-            one.attach(encoder)
-        return {name: one.outcomes() for name, one in opened.items()}
+        for entry in opened.values():
+            entry.attach(encoder)
+        return {name: entry.outcomes() for name, entry in opened.items()}
 
     def test_zero_shot_by_hand(self):
         # Oracle sees the gray and reads the last number. Of class 1 two of
@@ -96,7 +96,9 @@ class SuiteTest(tf.test.TestCase):
         )
         found = self.outcomes(f'[xm]\ntask = "retrieval"\ndata = "{path}"\n')
         results = evaluation.results(found, "tiny", "")
-        self.assertEqual([one["language"] for one in results], ["de", "fr"])
+        self.assertEqual(
+            [result["language"] for result in results], ["de", "fr"]
+        )
         flat = evaluation.flattened(found["xm"])
         for name, share in (("", 0.5), ("de/", 1.0), ("fr/", 0.0)):
             self.assertAllClose(flat[f"{name}image_to_text/recall@1"], share)
@@ -118,7 +120,7 @@ class SuiteTest(tf.test.TestCase):
         self.assertAllClose(linear.measures["linear_probe/accuracy@1"], 5 / 6)
         results = evaluation.results(found, "tiny", "")
         self.assertEqual(
-            [one["task"] for one in results], ["few_shot", "linear_probe"]
+            [result["task"] for result in results], ["few_shot", "linear_probe"]
         )
         self.assertIn("3_shots", results[0]["metrics"])
         self.assertIn("lp_acc1", results[1]["metrics"])
@@ -135,21 +137,21 @@ class SuiteTest(tf.test.TestCase):
         names = [f"class {number}" for number in range(1, 1001)]
         suite_files.write_open_clip(self.folder, names)
         entries = ["imagenet"]
-        entries += [f"imagenet_{one}" for one in ("v2", "a", "r", "sketch")]
+        entries += [f"imagenet_{name}" for name in ("v2", "a", "r", "sketch")]
         with mock.patch.object(sys, "path", [str(self.folder), *sys.path]):
             opened = evaluation.open_suite(
-                self.write("".join(f"[{one}]\n" for one in entries))
+                self.write("".join(f"[{name}]\n" for name in entries))
             )
         self.assertEqual([*opened], entries)
         encoder = evaluation.Encoder(Oracle(), number_of, 4)
-        for name, one in opened.items():
-            one.attach(encoder)
+        for name, entry in opened.items():
+            entry.attach(encoder)
             # Oracle tells sixteen numbers apart, and no others.
-            self.assertEqual(one.labelled().targets.tolist(), [0, 1], name)
+            self.assertEqual(entry.labelled().targets.tolist(), [0, 1], name)
             count = 2 if name in ("imagenet_a", "imagenet_r") else 1000
-            self.assertLen(one.labelled().names, count)
+            self.assertLen(entry.labelled().names, count)
             self.assertAllClose(
-                one.measure()["zero_shot/accuracy@1"], 1.0, msg=name
+                entry.measure()["zero_shot/accuracy@1"], 1.0, msg=name
             )
 
     def test_errors_name_the_entry(self):

@@ -152,13 +152,13 @@ class AnySchemeTest(FilesTestCase):
         files.inside(folder, "harmless")
 
     def test_a_folder_is_written_moved_and_deleted(self):
-        one, other = f"{self.folder}/one", f"{self.folder}/other"
-        with files.written_folder(one) as local:
+        first, other = f"{self.folder}/one", f"{self.folder}/other"
+        with files.written_folder(first) as local:
             for name in ("data", "index"):
                 with open(os.path.join(local, name), "w") as file:
                     file.write(name)
-        self.assertEqual(files.tree(one), ["data", "index"])
-        files.move_folder(one, other)
+        self.assertEqual(files.tree(first), ["data", "index"])
+        files.move_folder(first, other)
         self.assertEqual(files.list_folder(self.folder), ["other"])
         with files.staged_folder(other) as local:
             self.assertEqual(files.tree(local), ["data", "index"])
@@ -166,9 +166,9 @@ class AnySchemeTest(FilesTestCase):
         self.assertEqual(files.list_folder(self.folder), [])
         files.remove_folder(other)
         with self.assertRaises(FileNotFoundError):
-            files.move_folder(one, other)
+            files.move_folder(first, other)
         with self.assertRaises(KeyboardInterrupt):
-            with files.written_folder(one):
+            with files.written_folder(first):
                 raise KeyboardInterrupt
         self.assertEqual(files.list_folder(self.folder), [])
 
@@ -375,7 +375,7 @@ class PagesTest(remote_files.Ram, tf.test.TestCase):
         read = remote.read_ranges
 
         def read_ranges(path, ranges, gap):
-            self.fetched += [tuple(one) for one in ranges.tolist()]
+            self.fetched += [tuple(span) for span in ranges.tolist()]
             return read(path, ranges, gap)
 
         self.enterContext(mock.patch.object(remote, "read_ranges", read_ranges))

@@ -1,4 +1,4 @@
-"""A remote folder has one writer, and a dead one is followed by the next."""
+"""A remote folder has one writer, and a dead writer is followed by the next."""
 
 import json
 import os
@@ -151,7 +151,7 @@ class LeaseTest(remote_files.Ram, LeaseTestCase):
         def upload_and_be_met(local, path):
             upload(local, path)
             if re.fullmatch(".*/000001-[0-9a-f]{16}", path):
-                # One that gives up, too, and one that has begun and ended.
+                # A rival that gives up, too, and another that begins and ends.
                 rival = next(rivals)
                 self.write(rival, b"{}")
                 if rival[-1] == "a":
@@ -270,7 +270,7 @@ class ViewsTest(remote_files.Ram, LeaseTestCase):
         self.assertEqual(files.list_folder(f"{self.folder}/deep"), ["kept"])
 
     def test_a_folder_appears_whole_and_is_moved(self):
-        one, other = f"{self.folder}/one", f"{self.folder}/other"
+        first, other = f"{self.folder}/one", f"{self.folder}/other"
 
         def names(folder):
             with mock.patch.object(leases, "_held", {}):  # to another process
@@ -278,19 +278,19 @@ class ViewsTest(remote_files.Ram, LeaseTestCase):
 
         def upload_and_look(local, path):
             if "one/" in path:
-                self.assertEqual(names(one), [])
+                self.assertEqual(names(first), [])
             upload(local, path)
 
         with files.locked(self.lock):
             with mock.patch.object(remote, "upload", upload_and_look):
-                with files.written_folder(one) as local:
+                with files.written_folder(first) as local:
                     for name in ("data", "index"):
                         with open(os.path.join(local, name), "w") as file:
                             file.write(name)
-            self.assertEqual(names(one), ["data", "index"])
+            self.assertEqual(names(first), ["data", "index"])
             self.write_files("other/old")
-            files.move_folder(one, other)
-            self.assertEqual(names(one), [])
+            files.move_folder(first, other)
+            self.assertEqual(names(first), [])
             self.assertEqual(names(other), ["data", "index"])
             self.assertEqual(self.read("other/index"), b"index")
             files.remove_folder(other)
@@ -317,8 +317,8 @@ class ViewsTest(remote_files.Ram, LeaseTestCase):
             with files.locked(self.lock):
                 self.write_files(name, "both")
             self.assertEqual(files.tree(self.folder), ["both", name])
-            for one in remote.tree(self.folder):
-                remote.remove(f"{self.folder}/{one}")
+            for left in remote.tree(self.folder):
+                remote.remove(f"{self.folder}/{left}")
 
     def test_copies_have_the_name_of_the_file(self):
         with files.locked(self.lock):

@@ -102,7 +102,7 @@ class EmbedImagesTest(tf.test.TestCase):
             batch_size=size,
         ).embed()
         records = store.read(np.arange(size))
-        images = self.model.embed_images([one.image for one in records])
+        images = self.model.embed_images([record.image for record in records])
         self.assertAllEqual(images, evaluated.images[:size])
 
     def test_errors_name_the_picture(self):

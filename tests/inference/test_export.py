@@ -36,7 +36,7 @@ import tensorflow as tf
 import tensorflow_text
 
 inputs = dict(np.load("inputs.npz", allow_pickle=True))
-images, texts = (tf.constant(list(inputs[one])) for one in ("images", "texts"))
+images, texts = (tf.constant(list(inputs[n])) for n in ("images", "texts"))
 found = {}
 for name in ("float32", "float16", "sentencepiece"):
     loaded = tf.saved_model.load(name)
@@ -154,7 +154,9 @@ class ElsewhereTest(tf.test.TestCase):
             )
             for dtype in ("float16", "float32")
         )
-        weights = sum(one.numpy().nbytes for one in self.model.learner.weights)
+        weights = sum(
+            weight.numpy().nbytes for weight in self.model.learner.weights
+        )
         self.assertGreater(size32 - size16, 0.45 * weights)
 
     def test_onnx_towers_embed_pixels_and_tokens(self):

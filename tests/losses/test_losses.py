@@ -113,8 +113,10 @@ class BlockwiseTest(tf.test.TestCase):
                 )
                 with self.subTest(loss=name, mode=mode, block=size, jit=jit):
                     self.assertAllClose(value, dense[0], rtol=1e-6)
-                    for one, other in zip(gradients, dense[1], strict=True):
-                        self.assertAllClose(one, other, atol=2e-6)
+                    for gradient, other in zip(
+                        gradients, dense[1], strict=True
+                    ):
+                        self.assertAllClose(gradient, other, atol=2e-6)
 
     def test_gradients_equal_finite_differences_of_the_oracle(self):
         rounded = random_embeddings.unrelated(6, 3, scale=4.0)
@@ -160,7 +162,7 @@ class FeatureDistillationTest(tf.test.TestCase):
     def test_two_pairs_by_hand(self):
         image, text = [[0.0, 1.0], [0.0, 1.0]], [[1.0, 0.0], [-0.6, -0.8]]
         reference = tensors((image, text, 9.0, 3.0))
-        # Images: 2 and 0; texts: 0 and 4, opposite ones.
+        # Images: 2 and 0; texts: 0 and 4, which are opposite.
         value = losses.feature_distillation(PAIRS, reference)
         self.assertAllClose(value, 6.0 / 2)
 

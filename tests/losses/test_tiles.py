@@ -16,16 +16,16 @@ class TileTest(tf.test.TestCase):
                 logits = random.uniform(low, high, size=(7, columns))
                 logits = logits.astype(np.float32)
                 exact = np.float64(logits)
-                one, none = tf.constant(1.0), tf.constant(0.0)
+                scale, bias = tf.constant(1.0), tf.constant(0.0)
                 with self.subTest(columns=columns, low=low):
                     self.assertAllClose(
-                        tiles.sum_softplus(tf.constant(logits), one, none),
+                        tiles.sum_softplus(tf.constant(logits), scale, bias),
                         oracles.softplus(exact).sum(1),
                         rtol=1e-6,
                         atol=1e-34,
                     )
                     self.assertAllClose(
-                        tiles.log_sum_exp(tf.constant(logits), one),
+                        tiles.log_sum_exp(tf.constant(logits), scale),
                         np.logaddexp.reduce(exact, 1),
                         rtol=3e-7,
                         atol=3e-7,

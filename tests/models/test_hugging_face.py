@@ -138,10 +138,10 @@ class HuggingFaceTest(tf.test.TestCase):
             )
             inputs["pixel_values"] = torch.cat(
                 [
-                    processor.image_processor(one, return_tensors="pt")[
+                    processor.image_processor(image, return_tensors="pt")[
                         "pixel_values"
                     ]
-                    for one in self.images
+                    for image in self.images
                 ]
             )
             with torch.no_grad():
@@ -151,7 +151,9 @@ class HuggingFaceTest(tf.test.TestCase):
                 tokens = next(iter(data.map(model.tokenizer)))
                 ids = np.where(tokens < 0, -1 - tokens, tokens)
                 self.assertAllEqual(ids, inputs["input_ids"])
-                images = tf.stack([model.picture(one) for one in self.images])
+                images = tf.stack(
+                    [model.picture(image) for image in self.images]
+                )
                 self.assertAllEqual(images, inputs["pixel_values"])
                 ours = model.learner({"image": images, "text": tokens})
                 # MetaCLIP 2 computes the norm by other operations.

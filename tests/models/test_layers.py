@@ -34,8 +34,8 @@ def randomise(layer, seed=0):
     random = np.random.default_rng(seed)
     layer.set_weights(
         [
-            np.float32(random.normal(scale=0.5, size=one.shape))
-            for one in layer.get_weights()
+            np.float32(random.normal(scale=0.5, size=weight.shape))
+            for weight in layer.get_weights()
         ]
     )
 
@@ -127,16 +127,16 @@ class SeedTest(tf.test.TestCase):
             encoder.build((None, 5, 8))
         inputs, unseeded = tokens(), layers.Encoder(2, 2)
         self.assertNotAllClose(unseeded(inputs), layers.Encoder(2, 2)(inputs))
-        for one, same, new in zip(
+        for weight, same, new in zip(
             first.get_weights(),
             again.get_weights(),
             other.get_weights(),
             strict=True,
         ):
-            self.assertAllEqual(one, same)
-            if one.ndim == 3:  # Biases and norms start at constants.
-                self.assertNotAllClose(one, new)
-                self.assertNotAllClose(*one)  # nor are two blocks equal
+            self.assertAllEqual(weight, same)
+            if weight.ndim == 3:  # Biases and norms start at constants.
+                self.assertNotAllClose(weight, new)
+                self.assertNotAllClose(*weight)  # nor are two blocks equal
 
     def test_a_fused_projection_starts_like_its_parts_alone(self):
         # Glorot for a square [W, W]: uniform in +-sqrt(6 / 2W), so the

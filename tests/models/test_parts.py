@@ -58,7 +58,7 @@ def numbered_learner():
 def factors_by_name(learner, **settings):
     """The factors of trainable variables, under paths without numbers."""
     factors = parts.rate_factors(learner, config.OptimizerConfig(**settings))
-    trained = [one.path for one in learner.trainable_variables]
+    trained = [variable.path for variable in learner.trainable_variables]
     return list(zip(trained, factors, strict=True))
 
 
@@ -107,13 +107,13 @@ class FreezeTest(tf.test.TestCase):
         before = learner.get_weights()
         model.fit(tiny.dataset([batch]), verbose=0)
         moved = {
-            one.path
-            for one, old in zip(learner.weights, before, strict=True)
-            if np.any(one != old)
+            weight.path
+            for weight, old in zip(learner.weights, before, strict=True)
+            if np.any(weight != old)
         }
-        trained = {one.path for one in learner.trainable_variables}
+        trained = {variable.path for variable in learner.trainable_variables}
         self.assertEqual(moved, trained)
-        self.assertFalse(any("image_tower" in one for one in moved))
+        self.assertFalse(any("image_tower" in path for path in moved))
         # Two moments a variable, the iteration.
         self.assertLen(model.optimizer.variables, 2 * len(trained) + 1)
         tape = training.micro_batches.gradients(

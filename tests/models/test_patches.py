@@ -73,7 +73,7 @@ class PatchEmbeddingTest(tf.test.TestCase):
         for dtype in ("float32", "mixed_bfloat16"):
             layer = make_layer(images, dtype=dtype)
             kernel, bias, positions = (
-                tf.cast(one, layer.compute_dtype) for one in layer.weights
+                tf.cast(weight, layer.compute_dtype) for weight in layer.weights
             )
             inputs = tf.cast(images, layer.compute_dtype)
             cut = tf.reshape(inputs, [2, 6, 4, 6, 4, 3])

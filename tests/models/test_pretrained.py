@@ -65,7 +65,7 @@ class KerasHubTest(tf.test.TestCase):
             for image, caption in zip(self.images, CAPTIONS, strict=True)
         ]
         inputs = {
-            name: tf.concat([one[name] for one in inputs], 0)
+            name: tf.concat([part[name] for part in inputs], 0)
             for name in ("images", "token_ids")
         }
         return inputs, backbone
@@ -77,7 +77,9 @@ class KerasHubTest(tf.test.TestCase):
             with self.subTest(family):
                 tokens = model.tokenizer(tf.constant(CAPTIONS))
                 self.assertAllEqual(tokens, inputs["token_ids"])
-                images = tf.stack([model.picture(one) for one in self.images])
+                images = tf.stack(
+                    [model.picture(image) for image in self.images]
+                )
                 self.assertEqual(images.dtype, tf.uint8)
                 scale, offset = model.learner.pixels
                 pixels = tf.cast(images, tf.float32) * scale + offset
@@ -103,16 +105,16 @@ class KerasHubTest(tf.test.TestCase):
 
     def test_the_description_has_the_name_and_depends_on_the_weights(self):
         path = presets.save(f"{self.folder}/seed1", "siglip", seed=1)
-        one = reference.describe(self.load("siglip"))
-        two = reference.describe(pretrained.load(f"keras_hub:{path}"))
-        self.assertEqual(one.name, self.names["siglip"])
-        self.assertNotEqual(one.fingerprint, two.fingerprint)
+        first = reference.describe(self.load("siglip"))
+        second = reference.describe(pretrained.load(f"keras_hub:{path}"))
+        self.assertEqual(first.name, self.names["siglip"])
+        self.assertNotEqual(first.fingerprint, second.fingerprint)
         self.assertEqual(
-            one.preprocessing,
+            first.preprocessing,
             "RGB, squashed to 32 x 32, bicubic with antialiasing",
         )
-        self.assertAllClose(one.scale, 30.0)
-        self.assertEqual((one.bias, one.dim), (-5.5, presets.WIDTH))
+        self.assertAllClose(first.scale, 30.0)
+        self.assertEqual((first.bias, first.dim), (-5.5, presets.WIDTH))
 
     def test_softmax_models_have_no_bias(self):
         model = self.load("clip")
@@ -135,15 +137,17 @@ class KerasHubTest(tf.test.TestCase):
             path = os.path.join(folder, "learner.keras")
             model.learner.save(path)
             batch = {
-                "image": np.stack([model.picture(one) for one in self.images]),
+                "image": np.stack(
+                    [model.picture(image) for image in self.images]
+                ),
                 "text": again(texts),
             }
-            for one, same in zip(
+            for part, same in zip(
                 keras.saving.load_model(path)(batch),
                 model.learner(batch),
                 strict=True,
             ):
-                self.assertAllEqual(one, same)
+                self.assertAllEqual(part, same)
 
     def test_keras_hub_loads_what_was_saved_with_length_and_pixels(self):
         siglip, clip = (
@@ -152,7 +156,7 @@ class KerasHubTest(tf.test.TestCase):
         pieces = presets.sentence_piece(
             "unigram", unk_id=0, eos_id=1, bos_id=-1
         )
-        # A vocabulary of one's own, and a shorter length than the tower's.
+        # A vocabulary of the run's own, and a shorter length than the tower's.
         own = tokenizers.SentencePieceTokenizer(pieces, 10)
         cases = (clip, siglip._replace(tokenizer=own))
         for number, model in enumerate(cases):
@@ -162,7 +166,7 @@ class KerasHubTest(tf.test.TestCase):
             length = model.tokenizer.length
             self.assertEqual(found.sequence_length, length)
             self.assertEqual(found.image_converter.image_size, (32, 32))
-            # BPE has Python's results there for one text alone.
+            # BPE has Python's results there for a single text.
             image = self.images[0][np.newaxis]
             tokens = found({"images": image, "prompts": CAPTIONS[:1]})
             self.assertAllEqual(

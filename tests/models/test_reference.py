@@ -1,4 +1,4 @@
-"""References of any make, and finished runs that serve as one."""
+"""References of any make, and finished runs that serve as a reference."""
 
 import os
 import tempfile
@@ -22,8 +22,8 @@ class FrozenTest(tf.test.TestCase):
         model = tiny.learner(0, extra=[keras.layers.Dropout(0.9)])
         embeddings = reference.frozen(model)(batch)
         self.assertIsInstance(embeddings, Embeddings)
-        for one, same in zip(embeddings, plain(batch), strict=True):
-            self.assertAllEqual(one, same)
+        for part, same in zip(embeddings, plain(batch), strict=True):
+            self.assertAllEqual(part, same)
 
     def test_what_was_made_for_the_reference_takes_the_place_of_the_rest(self):
         batch = {"image": 1, "text": 2, "id": 3, "text_for_reference": 4}
@@ -90,12 +90,12 @@ class LoadRunTest(tf.test.TestCase):
         tokens = self.tokenizer(texts)
         self.assertAllEqual(run.tokenizer(texts), tokens)
         batch = {"image": tf.ones([3, 8, 8, 3]), "text": tokens}
-        for one, same in zip(
+        for part, same in zip(
             reference.frozen(run.learner)(batch),
             self.learner(batch),
             strict=True,
         ):
-            self.assertAllEqual(one, same)
+            self.assertAllEqual(part, same)
 
     def test_an_encoder_does_what_the_learner_does_in_batches_of_one_shape(
         self,

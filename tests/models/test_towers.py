@@ -161,7 +161,7 @@ class CostTest(tf.test.TestCase):
         tower = flexible_tower()
         for view, num_tokens, patch_size, resizing in (
             (config.View(), 36, 4, 0),
-            # A matrix for rows and one for columns, of kernel and positions.
+            # A matrix for rows, another for columns, of kernel and positions.
             (config.View(8), 9, 8, resizes((4, 8), 24) + resizes((6, 3), 8)),
             (config.View(2), 144, 2, resizes((4, 2), 24) + resizes((6, 12), 8)),
             (
@@ -201,7 +201,7 @@ def flexible_tower(**settings):
 
 
 def tower_products(num_tokens, patch_size, width, depth, num_heads=None):
-    """Multiplications in the matrix products of one image, without the head."""
+    """Multiplications in the matrix products of an image, without the head."""
     attention = 4 * num_tokens * width**2 + 2 * num_tokens**2 * width
     mlp = 8 * num_tokens * width**2
     pool = 2 * num_tokens * width**2 + 2 * num_tokens * width + 9 * width**2

@@ -119,8 +119,8 @@ class TwoTowerTest(tf.test.TestCase):
         )
         self.assertAllClose(mixed(batch).bias, -10.01, 1e-7)
         self.assertEqual(mixed.log_temperature.dtype, "float32")
-        # One that is not learned is not trainable.
-        paths = [one.path for one in plain.trainable_variables]
+        # A bias that is not learned is not trainable.
+        paths = [variable.path for variable in plain.trainable_variables]
         self.assertNotIn(plain.bias.path, paths)
         self.assertIn(plain.log_temperature.path, paths)
 
@@ -242,8 +242,8 @@ class ViewsTest(tf.test.TestCase):
                 found.image, oracles_towers.unit_norm(expected), 1e-4, 1e-4
             )
             self.assertNotAllClose(found.image, full.image)
-            for one, same in zip(found[1:], full[1:], strict=True):
-                self.assertAllEqual(one, same)
+            for part, same in zip(found[1:], full[1:], strict=True):
+                self.assertAllEqual(part, same)
 
     def test_several_views_split_the_rows_into_parts(self):
         fine, few = config.View(), config.View(image_size=2)
@@ -334,10 +334,10 @@ class SavingTest(tf.test.TestCase):
             self.assertEqual(again.temperature, 3.0)
             for view in (None, config.View(patch_size=4)):
                 found, expected = (
-                    one(batch, view=view) for one in (again, model)
+                    tower(batch, view=view) for tower in (again, model)
                 )
-                for one, same in zip(found, expected, strict=True):
-                    self.assertAllEqual(one, same)
+                for part, same in zip(found, expected, strict=True):
+                    self.assertAllEqual(part, same)
 
 
 class BuildTwoTowerTest(tf.test.TestCase):
@@ -348,13 +348,13 @@ class BuildTwoTowerTest(tf.test.TestCase):
     def test_a_seed_fixes_every_weight(self):
         first, again, other = (self.build(seed=seed) for seed in (0, 0, 1))
         kernels = 0
-        for one, same, new in zip(
+        for weight, same, new in zip(
             first.weights, again.weights, other.weights, strict=True
         ):
-            self.assertAllEqual(one, same)
-            if one.name.endswith(("kernel", "positions", "table", "probe")):
+            self.assertAllEqual(weight, same)
+            if weight.name.endswith(("kernel", "positions", "table", "probe")):
                 kernels += 1
-                self.assertNotAllClose(one, new)
+                self.assertNotAllClose(weight, new)
         # Nor are the towers' weights equal.
         self.assertNotAllClose(
             first.image_tower.encoder.parameters["mlp_expand_kernel"],
@@ -366,8 +366,8 @@ class BuildTwoTowerTest(tf.test.TestCase):
 
     def test_patch_sizes_make_a_flexible_tower_with_the_same_weights(self):
         fixed, model = self.build(seed=0), self.build(seed=0, patch_sizes=(16,))
-        for one, same in zip(fixed.weights, model.weights, strict=True):
-            self.assertAllEqual(one, same)
+        for weight, same in zip(fixed.weights, model.weights, strict=True):
+            self.assertAllEqual(weight, same)
         images = tf.zeros([1, 32, 32, 3], tf.uint8)
         view = config.View(patch_size=16)
         self.assertEqual(model.encode_image(images, view=view).shape, (1, 64))
@@ -390,8 +390,8 @@ class BuildTwoTowerTest(tf.test.TestCase):
             )
             for seed in (1, 1, 2)
         )
-        for one, again in zip(learner.weights, same.weights, strict=True):
-            self.assertAllEqual(one, again)
+        for weight, again in zip(learner.weights, same.weights, strict=True):
+            self.assertAllEqual(weight, again)
         self.assertNotAllClose(learner.weights[2], other.weights[2])
         images, texts = tf.ones([2, 32, 32, 3]), tf.ones([2, 4], tf.int32)
         embeddings = learner({"image": images, "text": texts})
@@ -421,7 +421,9 @@ class BuildTwoTowerTest(tf.test.TestCase):
             for tower in (model.image_tower, model.text_tower):
                 for layer in tower.layers:
                     self.assertEqual(layer.compute_dtype, expected)
-            self.assertEqual({one.dtype for one in model.weights}, {"float32"})
+            self.assertEqual(
+                {weight.dtype for weight in model.weights}, {"float32"}
+            )
             embeddings = model(batch)
             self.assertEqual(embeddings.image.dtype, tf.float32)
             self.assertEqual(embeddings.text.dtype, tf.float32)

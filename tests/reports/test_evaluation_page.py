@@ -29,9 +29,9 @@ class PageTest(tf.test.TestCase):
         )
         opened = evaluation.open_suite(str(suite))
         encoder = evaluation.Encoder(Oracle(), number_of, 4)
-        for one in opened.values():
-            one.attach(encoder)
-        outcomes = {name: one.outcomes() for name, one in opened.items()}
+        for entry in opened.values():
+            entry.attach(encoder)
+        outcomes = {name: entry.outcomes() for name, entry in opened.items()}
         page = folder / "evaluation.html"
         evaluation_page.write(
             str(page), "tiny", evaluation.results(outcomes, "tiny", ""), opened

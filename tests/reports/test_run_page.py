@@ -254,16 +254,18 @@ class PageTest(tf.test.TestCase):
         with mock.patch.object(
             run_page.stores, "open_stores", wraps=stores.open_stores
         ) as opened:
-            none, waiting, one, two, cut, three, same, last = self.watch(
-                begin, first, second, cut_back, third, nothing, self.finish
+            none, waiting, first_page, second_page, cut, three, same, last = (
+                self.watch(
+                    begin, first, second, cut_back, third, nothing, self.finish
+                )
             )
         opened.assert_called_once()
         self.assertEqual(none, "")
         self.assertIn("Waiting for the first logged step", waiting)
         self.assertIn("0 of 6", waiting)
         for page, step, loss, left in (
-            (one, 2, "0.5", None),
-            (two, 4, "0.25", "00:30"),
+            (first_page, 2, "0.5", None),
+            (second_page, 4, "0.25", "00:30"),
             (cut, 2, "0.5", None),
             (three, 6, "0.1667", None),
         ):
@@ -275,10 +277,10 @@ class PageTest(tf.test.TestCase):
             else:
                 self.assertIn(f"<dd>{left}</dd>", page)
         refresh = '<meta http-equiv="refresh" content="7">'
-        for page in (waiting, one, two, cut, three):
+        for page in (waiting, first_page, second_page, cut, three):
             self.assertIn(refresh, page)
         # While it is watched the newest draw alone, in the end all.
-        self.assertEqual(one.count('class="card kept"'), 2)
+        self.assertEqual(first_page.count('class="card kept"'), 2)
         self.assertEqual(three.count('class="card kept"'), 2)
         self.assertIn("in step 3<", three)
         self.assertEqual(same, three)

@@ -99,7 +99,7 @@ class RunTest(tf.test.TestCase):
             for step, batch in enumerate(stream.take(stop - start), start + 1):
                 ids = [*batch["id"].numpy()]
                 ids += [*batch.get("curated", {"id": ids[:0]})["id"]]
-                self.assertEqual(drawn[step], [int(one) for one in ids])
+                self.assertEqual(drawn[step], [int(id_) for id_ in ids])
 
     def test_a_dry_run_counts_what_the_run_does(self):
         with mock.patch.object(
@@ -141,22 +141,27 @@ class RunTest(tf.test.TestCase):
 
     def test_a_learner_that_recognises_less_does_not_become_the_reference(self):
         done = bootstrap.renewals(self.config, self.unbroken)
-        for one in done:
-            rows = bootstrap.embedded_rows(self.config, self.store, one.step)
-            rows[68:] = False  # the curated ones
+        for renewal in done:
+            rows = bootstrap.embedded_rows(
+                self.config, self.store, renewal.step
+            )
+            rows[68:] = False  # the curated rows
             share = recognition.recognised_share(
-                self.sidecars_of(self.unbroken, one.step),
+                self.sidecars_of(self.unbroken, renewal.step),
                 self.store,
                 rows,
                 self.config.seed,
             )
-            self.assertAllClose(one.recognised, share, atol=1e-5)
+            self.assertAllClose(renewal.recognised, share, atol=1e-5)
         first, second = done
         self.assertIsNone(first.agreement)
         rows = bootstrap.embedded_rows(self.config, self.store, second.step)
         rows[68:] = False
         agreement = recognition.agreement(
-            *(self.sidecars_of(self.unbroken, one.step) for one in done),
+            *(
+                self.sidecars_of(self.unbroken, renewal.step)
+                for renewal in done
+            ),
             self.store,
             rows,
             self.config.seed,
@@ -198,7 +203,7 @@ class RunTest(tf.test.TestCase):
             [len(first), len(second)], [0, 3] if last.kept else [3, 0]
         )
 
-        # One that is needed and gone is named.
+        # A record that is needed and gone is named.
         os.remove(
             os.path.join(
                 workdir, "references/step-000000016", directory.RENEWAL_FILE
@@ -248,7 +253,9 @@ class SettingsTest(tf.test.TestCase):
                 15 * both(first) + 5 * second(first) + 5 * second(learner),
             ),
         ):
-            done = [renewal(10 * (n + 1), one) for n, one in enumerate(kept)]
+            done = [
+                renewal(10 * (n + 1), is_kept) for n, is_kept in enumerate(kept)
+            ]
             found = bootstrap.stored_flops(recipe, done, first, learner, step)
             self.assertEqual(found, expected)
         # Without a first reference nothing is scored before the renewal.

@@ -125,14 +125,14 @@ class SavingTest(CheckpointTestCase):
             callback.on_train_batch_end(1)
         again = self.model(seed=3)
         self.assertEqual(checkpoints.restore(again, self.workdir).step, 1)
-        for one, same in zip(again.weights, model.weights, strict=True):
-            self.assertAllEqual(one, same)
+        for variable, same in zip(again.weights, model.weights, strict=True):
+            self.assertAllEqual(variable, same)
 
     def test_room_for_the_next_one_is_looked_for_when_no_step_is_lost(self):
         model = self.model()
         size = 2**20 + sum(
-            one.numpy().nbytes
-            for one in (*model.variables, *model.optimizer.variables)
+            variable.numpy().nbytes
+            for variable in (*model.variables, *model.optimizer.variables)
         )
         callback = self.callback(model, every_steps=3)
         with mock.patch.object(shutil, "disk_usage") as usage:
@@ -211,7 +211,7 @@ class SavingTest(CheckpointTestCase):
                 callback.on_evaluation(step, {"m": values[step]})
                 seen.append(self.steps())
         # An evaluated step that isn't due is saved if it is the best; of two
-        # equal ones the first is.
+        # equal steps the first is.
         self.assertEqual(seen, [[2], [4], [4], [4, 8]])
         self.assertEqual(checkpoints.best_step(self.workdir, "m"), 4)
         self.assertEqual(checkpoints.best_step(self.workdir, "m", [2, 8]), 2)
@@ -262,7 +262,7 @@ class SavingTest(CheckpointTestCase):
                     self.assertEqual(self.steps(), [2])
                     break
         # Two files and their folder synced, renamed, the folder above synced,
-        # the old one renamed.
+        # the old folder renamed.
         self.assertEqual(crash_at, 6)
 
 
@@ -481,10 +481,10 @@ class RestoreTest(CheckpointTestCase):
             (scaled, "sgd", "SGD", "sgd"),
             (OfUser, "of_user", "SGD", "of_user"),
         ):
-            for one, other in (names, reversed(names)):
-                with self.subTest(part=part, one=one):
+            for name, other in (names, reversed(names)):
+                with self.subTest(part=part, name=name):
                     shutil.rmtree(self.folder, ignore_errors=True)
-                    saved = one_layer(kind(name=one))
+                    saved = one_layer(kind(name=name))
                     variables = saved.optimizer.variables
                     for place, variable in enumerate(variables):
                         value = tf.fill(variable.shape, place)

@@ -96,7 +96,7 @@ class DamageTest(tf.test.TestCase):
             path: (os.lstat(path).st_size, os.lstat(path).st_mtime_ns)
             for root, _, names in os.walk(self.folder)
             if not root.startswith(self.workdir)
-            for path in (root, *(os.path.join(root, one) for one in names))
+            for path in (root, *(os.path.join(root, name) for name in names))
         }
 
     def write_rest(self):
@@ -128,10 +128,15 @@ class DamageTest(tf.test.TestCase):
 
         def learner():
             found, picture = loading._read_learner(run)
-            return [tuple(one.shape) for one in found.variables], picture
+            return [
+                tuple(variable.shape) for variable in found.variables
+            ], picture
 
         def weights():
-            return [one.numpy() for one in loading.load(run).learner.variables]
+            return [
+                variable.numpy()
+                for variable in loading.load(run).learner.variables
+            ]
 
         def artefact(path, kind):
             def read():
@@ -176,9 +181,9 @@ class DamageTest(tf.test.TestCase):
         """Damages each file in turn; returns the names of the files."""
         random = np.random.default_rng(0)
         jobs = [
-            one
-            for one in self.readers()
-            if os.path.exists(f"{self.workdir}/{one[0]}")
+            job
+            for job in self.readers()
+            if os.path.exists(f"{self.workdir}/{job[0]}")
         ]
         share = total / sum(weight for _, _, weight, _ in jobs)
         start = self.memory()

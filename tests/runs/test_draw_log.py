@@ -219,7 +219,7 @@ class LinesTest(FollowTestCase):
         self.assertEqual([line["step"] for line in self.lines()], [3, 5])
 
     def test_a_stored_stage_is_told_by_its_summary(self):
-        """Beside a live one, and by the number of its super-batch."""
+        """Beside a live stage, and by the number of its super-batch."""
         stored = Stage(2, "stored", num_chunks=2, criterion="easy_reference")
         run = settings(stored, self.hard, steps=2)
         summaries = stored_stages.Summaries()
@@ -304,7 +304,7 @@ class RepeatsTest(FollowTestCase):
         # They go on from a checkpoint, also between two rows.
         seen = self.telemetry.state()["seen"]
         self.follow(run, self.reports[:3], order=self.order())
-        state = {n: one.copy() for n, one in self.telemetry.state().items()}
+        state = {n: array.copy() for n, array in self.telemetry.state().items()}
         again = self.follow(
             run, self.reports[3:], first=3, order=self.order(), state=state
         )

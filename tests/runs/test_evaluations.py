@@ -64,7 +64,7 @@ class EvaluationTest(tf.test.TestCase):
             ({"every_steps": 2}, (3, 2), [2, 4, 6]),  # over epochs
             ({}, (5,), [5]),
             # A continued run counts on, and makes up for the step it starts
-            # at, or for the last one of the `fit` before.
+            # at, or for the last step of the `fit` before.
             ({"every_steps": 4, "start_step": 5}, (5,), [8, 10]),
             ({"every_steps": 4, "start_step": 4}, (2,), [4, 6]),
             ({"start_step": 3, "follows": True}, (2,), [3, 5]),
@@ -122,9 +122,9 @@ class EvaluationTest(tf.test.TestCase):
         self.assertGreater(callback.seconds, 0.0)
         # Costs are no measures, neither now nor when they are read back.
         again = self.make(costs=costs)
-        for one in (callback.run(3), again.run(3), self.logged[3]):
-            self.assertNotIn("flops/step", one)
-            self.assertLen(one, 11)
+        for row in (callback.run(3), again.run(3), self.logged[3]):
+            self.assertNotIn("flops/step", row)
+            self.assertLen(row, 11)
 
     def test_no_stores_measure_nothing(self):
         self.stores = {}

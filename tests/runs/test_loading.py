@@ -159,10 +159,10 @@ class ReferenceByNameTest(tf.test.TestCase):
             self.assertEqual(learner.embedding_dim, width)
             self.assertAllClose(learner.log_temperature, np.log(10.0))
             found, expected = (
-                one.encode_image(images)
+                model.encode_image(images)
                 if taken == "image_tower"
-                else one.encode_text(tokens)
-                for one in (learner, initial)
+                else model.encode_text(tokens)
+                for model in (learner, initial)
             )
             self.assertAllClose(found, expected)
             self.assertEmpty(getattr(learner, taken).trainable_variables)
@@ -200,11 +200,11 @@ class ReferenceByNameTest(tf.test.TestCase):
         self.assertAllClose(
             run.learner.log_temperature, initial.learner.log_temperature
         )
-        for one, new in zip(
+        for old, new in zip(
             initial.learner.variables, run.learner.variables, strict=True
         ):
-            if one.shape == new.shape and "position" not in new.path:
-                self.assertAllClose(one, new)
+            if old.shape == new.shape and "position" not in new.path:
+                self.assertAllClose(old, new)
         code, printed = self.command(
             *("embed", "--model", self.path("tuned")),
             *("--data", self.path("pool.tfrecord")),
@@ -232,10 +232,10 @@ class ReferenceByNameTest(tf.test.TestCase):
         whole, killed = (
             loading.load(self.path(name)) for name in ("whole", "killed")
         )
-        for one, same in zip(
+        for variable, same in zip(
             whole.learner.variables, killed.learner.variables, strict=True
         ):
-            self.assertAllEqual(one, same)
+            self.assertAllEqual(variable, same)
         tower = whole.learner.image_tower
         self.assertEqual(tower.layers[-1].compute_dtype, "bfloat16")
         self.assertEqual(

@@ -94,11 +94,11 @@ class Model:
         return dict(self._kinds)
 
     def get_metrics_result(self):
-        return {one.name: one.result() for one in self.metrics}
+        return {metric.name: metric.result() for metric in self.metrics}
 
     def reset_metrics(self):
-        for one in self.metrics:
-            one.reset_state()
+        for metric in self.metrics:
+            metric.reset_state()
 
 
 class LedgerTestCase(tf.test.TestCase):
@@ -171,8 +171,8 @@ class RowsTest(LedgerTestCase):
                     *("step", "select/digest"),
                     *(f"flops/{name}" for name in COLUMNS),
                     *(
-                        f"examples/{one}"
-                        for one in ("drawn", "scored", "trained")
+                        f"examples/{kind}"
+                        for kind in ("drawn", "scored", "trained")
                     ),
                     *(n if "/" in n else f"train/{n}" for n in every[0]),
                 ],
@@ -207,7 +207,7 @@ class RowsTest(LedgerTestCase):
             rows = self.train(run, model=Model(run.selection, flops=flops))
             self.assertEqual(
                 [row.get("time/step_seconds") for row in rows],
-                [SECONDS if one else None for one in timed],
+                [SECONDS if is_timed else None for is_timed in timed],
             )
             self.assertNotIn("time/input_wait_share", rows[-1])
             scores = run.selection.stages[0].is_active
@@ -309,7 +309,7 @@ class RowsTest(LedgerTestCase):
     def test_a_ledger_takes_over_the_clock_of_the_one_before(self):
         """As at a renewal, before which the run evaluates and saves."""
         before = None
-        # The first writes no row, and the second one of two steps.
+        # The first writes no row, and the second a row of two steps.
         for steps in (range(1, 2), range(2, 4), range(4, 6)):
             opened = self.now
             self.train(
@@ -392,7 +392,7 @@ class StepFlopsTest(tf.test.TestCase):
         chunks = {"num_chunks": 2}
         curated = {"curated": ("c",), "curated_rows": 2}
         for data, selection, renewals, steps, expected in (
-            # One stage of 3 x 4 rows.
+            # A stage of 3 x 4 rows.
             ({}, JOINT, {}, 5, (60, 60, 20)),
             ({}, funnel(Stage(3, method="uniform")), {}, 5, (60, 0, 20)),
             # The second live stage scores the four rows that pass the first.
@@ -494,7 +494,7 @@ class DoubtTest(LedgerTestCase):
 
 class InputWaitTest(tf.test.TestCase):
     def slow(self, seconds):
-        """The numbers 0 to 9, one every `seconds`."""
+        """The numbers 0 to 9, a number every `seconds`."""
 
         def wait(number):
             time.sleep(seconds)

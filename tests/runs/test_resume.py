@@ -72,7 +72,7 @@ class ResumeTestCase(tf.test.TestCase):
             time.sleep(0.002)
 
     def assert_ends_alike(self, workdir, *overrides, unbroken=None):
-        """Lets the run end; it then equals the unbroken one."""
+        """Lets the run end; it then equals the unbroken run."""
         self.assertEqual(
             self.server.run(workdir, *overrides), 0, self.said_in(workdir)
         )
@@ -81,11 +81,11 @@ class ResumeTestCase(tf.test.TestCase):
     def assert_alike(self, workdir, unbroken=None, has_config=True):
         unbroken = unbroken or self.unbroken
         for name in ("config.json", "vocab.txt")[not has_config :]:
-            one, other = (
+            ours, other = (
                 files.read_whole(directory.path(folder, name))
                 for folder in (workdir, unbroken)
             )
-            self.assertEqual(one, other)
+            self.assertEqual(ours, other)
         for name in (
             directory.METRICS_FILE,
             directory.DRAWS_FILE,
@@ -111,9 +111,9 @@ class ResumeTestCase(tf.test.TestCase):
         self.assertEmpty([name for name in found if "partial" in name])
 
     def assert_equal_arrays(self, both):
-        one, other = both
-        self.assertEqual(set(one), set(other))
-        for key, value in one.items():
+        ours, other = both
+        self.assertEqual(set(ours), set(other))
+        for key, value in ours.items():
             np.testing.assert_array_equal(value, other[key], key)
 
     def lines(self, workdir, name):
@@ -179,7 +179,7 @@ class ResumeTest(ResumeTestCase):
         workdir = self.workdir("writing")
         places = random.Random(SEED)
         # Counted in its writes, a run is killed here and there: as it makes
-        # the directory, at checkpoints, and, from later ones on, at its end.
+        # the directory, at checkpoints, and, once it has some, at its end.
         for place in (2, *(places.randrange(5, 40) for _ in range(4))):
             self.assertIn(
                 self.server.run(workdir, at=place), (-signal.SIGKILL, 0)
@@ -333,7 +333,7 @@ class FunnelResumeTest(ResumeTestCase):
         cls.curated = tiny.write_shard(f"{cls.folder}/c", 6, seed=4, noisy=[1])
 
     def check(self, name, *settings, kills):
-        """Kills a run at writes; returns the unbroken one's directory."""
+        """Kills a run at writes; returns the unbroken run's directory."""
         settings = (*FUNNEL, f"data.train={self.pool}", *settings)
         workdir, unbroken = self.workdir(f"{name} killed"), self.workdir(name)
         self.assertEqual(
@@ -407,7 +407,7 @@ class BucketResumeTest(ResumeTestCase):
     """A run that renews its reference, on a bucket with all of its data.
 
     Killed, it ends as the unbroken local run. Every process is on another
-    machine: it has nothing of the one before but the bucket.
+    machine: it has nothing of the last machine but the bucket.
     """
 
     settings = (
@@ -430,7 +430,7 @@ class BucketResumeTest(ResumeTestCase):
                 files.write_whole(f"{cls.bucket}/{name}", shard.read())
         cls.remote = (
             *cls.settings,
-            "data.train=" + ",".join(f"{cls.bucket}/{one}" for one in names),
+            "data.train=" + ",".join(f"{cls.bucket}/{name}" for name in names),
             f"evaluation.data={cls.bucket}/{names[0]}",
         )
 
@@ -596,18 +596,18 @@ class BucketResumeTest(ResumeTestCase):
     def test_killed_while_it_renews(self):
         workdir, local = self.place("renewed")
         first, second = "step-000000002", "step-000000004"
-        # The unbroken run has deleted the sidecars of one of them.
+        # The unbroken run has deleted the sidecars of a renewal.
         (doomed,) = (
             step for step in (2, 4) if not self.sidecars(self.unbroken, step)
         )
         for number, touching in enumerate(
             (
-                # One sidecar is there, and then both.
+                # A sidecar is there, and then both.
                 f"{first}/damaged.tfrecord",
                 f"{first}/{directory.RENEWAL_FILE}",
                 # In the steps that choose by it: half a checkpoint.
                 f"checkpoints/{second}/state.index",
-                # None is, in the next renewal; then one was deleted.
+                # None is, in the next renewal; then a sidecar was deleted.
                 f"{second}/a.tfrecord",
                 f"step-{doomed:09d}/damaged.tfrecord",
             )
@@ -620,7 +620,7 @@ class BucketResumeTest(ResumeTestCase):
         self.assert_alike(workdir, has_config=False)
         for step in (2, 4):
             found, expected = (
-                self.sidecars(one, step) for one in (workdir, self.unbroken)
+                self.sidecars(place, step) for place in (workdir, self.unbroken)
             )
             self.assertEqual(list(found), list(expected))
             for name, arrays in expected.items():
@@ -628,8 +628,8 @@ class BucketResumeTest(ResumeTestCase):
         recipe = directory.load_config(workdir)
         found, expected = (
             [
-                one._replace(seconds=0.0)
-                for one in bootstrap.renewals(recipe, folder)
+                renewal._replace(seconds=0.0)
+                for renewal in bootstrap.renewals(recipe, folder)
             ]
             for folder in (workdir, self.unbroken)
         )

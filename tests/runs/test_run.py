@@ -182,9 +182,9 @@ class DivergenceTest(RunsTestCase):
             rolled, never = (
                 [
                     {k: v for k, v in row.items() if "train" in k or k == "ids"}
-                    for row in tiny.read_lines(self.workdir(one), name)
+                    for row in tiny.read_lines(self.workdir(run), name)
                 ]
-                for one in ("rolled", "never")
+                for run in ("rolled", "never")
             )
             self.assertEqual(rolled, never)
             self.assertLen(rolled, 3)
@@ -203,7 +203,7 @@ class DivergenceTest(RunsTestCase):
             )
         cases = self.read("diverged", directory.SKIPPED_FILE)
         self.assertEqual(
-            [one["super_batches"] for one in cases], [[0], [1], [2]]
+            [case["super_batches"] for case in cases], [[0], [1], [2]]
         )
 
 
@@ -299,7 +299,7 @@ class DirectoryTest(RunsTestCase):
         )
         shutil.rmtree(folder)
         self.copy("refused")
-        # One that has begun keeps its settings, whatever it is refused for.
+        # A run that has begun keeps its settings, whatever it is refused for.
         with self.assertRaisesRegex(ValueError, "other settings"):
             self.train("refused", bad)
         with self.assertRaisesRegex(ValueError, "steps=7; .*--extend 3`$"):
@@ -331,10 +331,10 @@ class DirectoryTest(RunsTestCase):
         os.remove(os.path.join(workdir, directory.WEIGHTS_FILE))
         self.train("average")
         for again in (load(), load(4)):
-            for one, other in zip(
+            for weight, other in zip(
                 again.get_weights(), final.get_weights(), strict=True
             ):
-                self.assertAllEqual(one, other)
+                self.assertAllEqual(weight, other)
 
     def test_weights_that_towers_draw_by_tensorflow_follow_the_seed(self):
         drawn = []
@@ -346,9 +346,9 @@ class DirectoryTest(RunsTestCase):
         for seed in (3, 3, 4):
             with self.assertRaisesRegex(ValueError, "enough"):
                 self.train("drawn", f"seed={seed}", build=build)
-        one, same, other = drawn
-        self.assertAllEqual(one, same)
-        self.assertNotAllClose(one, other)
+        first, same, other = drawn
+        self.assertAllEqual(first, same)
+        self.assertNotAllClose(first, other)
 
     def test_a_stored_and_a_live_stage_interrupted_end_as_unbroken(self):
         """Runs that are killed are in test_resume.py."""
@@ -368,7 +368,7 @@ class DirectoryTest(RunsTestCase):
             ]
         folders = self.workdir("unbroken"), self.workdir("broken")
         self.train("unbroken", *settings)
-        # As one leaves it that is killed after step 6 and before its save.
+        # As a run leaves it that is killed after step 6 and before its save.
         shutil.copytree(*folders)
         shutil.rmtree(f"{folders[1]}/checkpoints/step-000000006")
         os.remove(f"{folders[1]}/{directory.WEIGHTS_FILE}")
@@ -378,17 +378,17 @@ class DirectoryTest(RunsTestCase):
             *(directory.METRICS_FILE, directory.TELEMETRY_FILE),
             *(directory.DRAWS_FILE, directory.EVALUATION_FILE),
         ):
-            one, other = (
+            unbroken, other = (
                 tiny.read_unmeasured(folder, name) for folder in folders
             )
-            self.assertNotEmpty(one)
-            self.assertEqual(one, other)
-        one, other = (
+            self.assertNotEmpty(unbroken)
+            self.assertEqual(unbroken, other)
+        unbroken, other = (
             subprocesses.weight_arrays(f"{folder}/{directory.WEIGHTS_FILE}")
             for folder in folders
         )
-        self.assertEqual({*one}, {*other})
-        for name, value in one.items():
+        self.assertEqual({*unbroken}, {*other})
+        for name, value in unbroken.items():
             self.assertAllEqual(value, other[name])
 
     @pytest.mark.slow
@@ -457,11 +457,11 @@ class DirectoryTest(RunsTestCase):
                 "model.loss=test_run:twice_the_loss",
                 "callbacks=examples.callbacks:weights_and_biases",
             )
-        steps = [one for one in logged if "loss" in one]
+        steps = [row for row in logged if "loss" in row]
         self.assertLen(steps, 4)
-        self.assertAllGreater([one["loss"] for one in steps], 0.0)
+        self.assertAllGreater([row["loss"] for row in steps], 0.0)
         (row,) = tiny.read_lines(self.workdir("hooks"), "evaluation.jsonl")
-        found = [one[MRR] for one in logged if MRR in one]
+        found = [row[MRR] for row in logged if MRR in row]
         self.assertEqual(found, [row[MRR]])
         hooked, plain = (
             tiny.read_lines(self.workdir(name), "metrics.jsonl")[0]

@@ -250,7 +250,7 @@ class PlacesTest(StrangersTestCase):
             with contextlib.redirect_stdout(io.StringIO()):
                 self.assertEqual(cli.main(words), 0)
             found = {*os.listdir(self.folder)} - {*before}
-            found = {one.rpartition(".")[2] for one in found}
+            found = {name.rpartition(".")[2] for name in found}
             self.assertEqual(found, {*new}, flags)
 
     def test_a_checkpoint_that_claims_more_than_it_has_is_damaged(self):

@@ -1,4 +1,4 @@
-"""Two writers of one run: whatever is late, the last one's work stands."""
+"""Two writers of a run: whatever is late, the last writer's work stands."""
 
 import json
 import os

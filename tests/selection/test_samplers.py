@@ -161,8 +161,8 @@ class SamplerTest(tf.test.TestCase):
             criterion="own_parts:doubt",
             loss="softmax",
         )
-        for one, other in zip(found, expected, strict=True):
-            self.assertAllEqual(one, other)
+        for value, other in zip(found, expected, strict=True):
+            self.assertAllEqual(value, other)
         # By default 16 chunks of learnability, and the sigmoid loss.
         self.assertAllEqual(
             selection.select_jointly(*models, batch_size=20, seed=SEED).indices,
@@ -203,7 +203,7 @@ class SamplerTest(tf.test.TestCase):
     def test_rows_that_have_changed_places_are_drawn_all_the_same(self):
         models = random_embeddings.models(48)
         order = np.random.default_rng(0).permutation(48)
-        moved = [hand_draws.take(one, order) for one in models]
+        moved = [hand_draws.take(model, order) for model in models]
         seed = selection.Placed(SEED, tf.constant(order))
         for method in config.METHODS:
             stage = config.Stage(
@@ -227,7 +227,7 @@ class PurityTest(tf.test.TestCase):
     def test_eager_graph_and_xla_draw_the_same_rows(self):
         models = random_embeddings.models(150)
         for loss in config.LOSSES:
-            # All in one graph, which compiles sooner than one each.
+            # All in a single graph, which compiles sooner than a graph each.
             def draws(seed, loss=loss):
                 return {
                     method: draw(
@@ -302,7 +302,7 @@ class CostTest(tf.test.TestCase):
         self.assertEqual(
             selection.draw_flops(6, 2, width=5), 2 * 5 * (6 * 5 + 2 * 2 * 2)
         )
-        # In two groups of three rows one passes.
+        # In each of two groups of three rows a row passes.
         self.assertEqual(
             selection.draw_flops(6, 2, width=5, num_groups=2),
             2 * selection.draw_flops(3, 1, width=5),

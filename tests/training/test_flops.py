@@ -48,7 +48,7 @@ class CountTest(tf.test.TestCase):
             # Batches are broadcast.
             (matmul(), ([3, 1, 4, 5], [7, 5, 6]), 3 * 7 * 4 * 5 * 6),
             (matmul(), ([3, 7, 4, 5], [3, 7, 5, 6]), 3 * 7 * 4 * 5 * 6),
-            # An einsum is one loop over its axes.
+            # An einsum is a single loop over its axes.
             (einsum("ab,bc->ac"), ([4, 5], [5, 6]), 4 * 5 * 6),
             (einsum("...ab,...bc->...ac"), ([3, 4, 5], [5, 6]), 3 * 4 * 5 * 6),
             (einsum("xab,abd->xd"), ([3, 4, 5], [4, 5, 6]), 3 * 4 * 5 * 6),
@@ -110,7 +110,7 @@ class CountTest(tf.test.TestCase):
 
 
 def block_products(tokens, width, ratio=4):
-    """FLOPs of a transformer block for one example."""
+    """FLOPs of a transformer block for an example."""
     attention = tokens * width * 4 * width + 2 * tokens**2 * width
     return 2 * (attention + 2 * tokens * width * ratio * width)
 
@@ -119,7 +119,7 @@ def image_products(tokens, patch, width, depth, ratio=4):
     """FLOPs of an image tower: for each example, and once for a batch."""
     pooling = (
         tokens * width * 2 * width  # keys and values
-        + 2 * tokens * width  # attention of one probe
+        + 2 * tokens * width  # attention of a probe
         + width * width
         + 2 * width * ratio * width
     )
@@ -184,7 +184,7 @@ class TowersTest(tf.test.TestCase):
     def check(self, *stages, rows=ROWS, curated=0, replicas=1, **options):
         """Compares the FLOPs of a step; two rows pass the stages.
 
-        The expected ones are among the options, by their names.
+        The expected FLOPs are among the options, by their names.
         """
         expected = {
             name: options.pop(name)
@@ -401,5 +401,5 @@ class PaperTest(tf.test.TestCase):
             columns["no_reuse"] - columns["reuse"], columns["score"] // 10
         )
         self.assertAllClose(shares["step"], shares["no_reuse"], rtol=0.01)
-        # The scoring pass of a coarse example, 28 % of a fine one's.
+        # The scoring pass of a coarse example, 28 % of a fine example's.
         self.assertAllClose(columns["score"] / 5 / forward, 0.28, atol=0.005)

@@ -10,7 +10,7 @@ from jest_tf.training import metrics as metrics_lib
 
 
 def results(metrics):
-    return {one.name: float(one.result()) for one in metrics.shown}
+    return {metric.name: float(metric.result()) for metric in metrics.shown}
 
 
 class StepMetricsTest(tf.test.TestCase):
@@ -44,13 +44,13 @@ class StepMetricsTest(tf.test.TestCase):
         replicas = types.SimpleNamespace(num_replicas=4)
         for value in (1.0, 2.5):
             alone.update({"loss": value})
-            for one in shares:
-                one.update({"loss": value}, replicas)
+            for share in shares:
+                share.update({"loss": value}, replicas)
         # Two steps, of which the mean is 3.5 / 2.
         self.assertEqual(alone.result("loss"), 1.75)
-        (loss,) = (one for one in alone.shown if one.name == "loss")
+        (loss,) = (metric for metric in alone.shown if metric.name == "loss")
         self.assertAllEqual(loss.variables, [3.5, 2.0])
-        totals = sum(np.array(one.shown[0].variables) for one in shares)
+        totals = sum(np.array(share.shown[0].variables) for share in shares)
         self.assertAllEqual(totals, [3.5, 2.0])
 
     def test_replaced_rows_are_counted_if_the_batch_marks_them(self):

@@ -30,7 +30,7 @@ def gradients(learner, size, loss=losses.sigmoid_loss, **more):
 
 def dense(tape, target, learner):
     found = tape.gradient(target, learner.trainable_variables)
-    return [tf.convert_to_tensor(one) for one in found]
+    return [tf.convert_to_tensor(gradient) for gradient in found]
 
 
 def regularized():
@@ -55,9 +55,9 @@ class MicrobatchTest(tf.test.TestCase):
     def assert_equal(self, found, expected, tolerance=1e-6):
         """Each gradient, relative to its largest entry."""
         self.assertEqual(len(found), len(expected))
-        for one, other in zip(found, expected, strict=True):
+        for ours, other in zip(found, expected, strict=True):
             scale = np.abs(other).max() or 1.0
-            self.assertAllClose(one / scale, other / scale, 0, tolerance)
+            self.assertAllClose(ours / scale, other / scale, 0, tolerance)
 
     def test_the_gradient_is_that_of_the_whole_batch(self):
         for loss in (losses.sigmoid_loss, losses.softmax_loss):
@@ -72,8 +72,8 @@ class MicrobatchTest(tf.test.TestCase):
             for size in (1, 4):
                 again, same, found = gradients(learner, size, loss)
                 self.assertAllClose(again, value, 1e-6)
-                for one, other in zip(same, embeddings, strict=True):
-                    self.assertAllClose(one, other, 1e-6, 1e-6)
+                for ours, other in zip(same, embeddings, strict=True):
+                    self.assertAllClose(ours, other, 1e-6, 1e-6)
                 self.assert_equal(found, expected)
 
     def test_xla_finds_what_eager_mode_finds(self):
@@ -113,12 +113,12 @@ class MicrobatchTest(tf.test.TestCase):
         for start in (0, 4, 8):
             twin(batch(slice(start, start + 4)), training=True)
         states = learner.non_trainable_variables, twin.non_trainable_variables
-        for one, other in zip(*states, strict=True):
-            self.assertAllClose(one, other)
+        for ours, other in zip(*states, strict=True):
+            self.assertAllClose(ours, other)
 
     def test_an_unused_variable_gets_no_gradient(self):
         learner = tiny.learner(0, extra=[Idle()])
-        names = [one.name for one in learner.trainable_variables]
+        names = [variable.name for variable in learner.trainable_variables]
         for size in (None, 4):
             _, _, found = gradients(learner, size)
             for name, gradient in zip(names, found, strict=True):
@@ -131,7 +131,7 @@ class MicrobatchTest(tf.test.TestCase):
         eightfold = {"scale_loss": lambda loss: 8.0 * loss, "num_replicas": 4}
         for size in (None, 4):
             _, _, found = gradients(regularized(), size, **eightfold)
-            self.assert_equal(found, [8.0 * one for one in shared])
+            self.assert_equal(found, [8.0 * gradient for gradient in shared])
 
     def test_a_micro_batch_that_does_not_divide_the_rows_is_refused(self):
         with self.assertRaisesRegex(ValueError, "`micro_batch_size` .* 5, b/R"):

@@ -44,7 +44,7 @@ def build(learner=None, reference="learner", selection=JOINT, **settings):
     """A compiled model with plain SGD, and a reference if it selects."""
     if reference == "learner":
         reference = tiny.learner(5) if selection else None
-    # A graph takes longer than a few steps; some tests ask for one.
+    # A graph takes longer than a few steps; some tests ask for it.
     compiled = {
         "optimizer": keras.optimizers.SGD(RATE),
         "jit_compile": False,
@@ -78,7 +78,9 @@ class DrawnIds(keras.callbacks.Callback):
         self.steps.append(self.model.drawn_ids.numpy())
         done = int(self.model.optimizer.iterations.numpy())
         first = done - self.model.steps_per_execution
-        self.rows += [self.model.rows.drawn(one) for one in range(first, done)]
+        self.rows += [
+            self.model.rows.drawn(step) for step in range(first, done)
+        ]
 
 
 def fit_and_remember(model, batches, **options):
@@ -107,7 +109,7 @@ def embed(learner, batch):
 
 
 def draw(model, batch, step=0):
-    """The `Draw` of a step of one stage, of which `fit` keeps the rows."""
+    """The `Draw` of a step of a single stage, of which `fit` keeps the rows."""
     (stage,) = model.selection.stages
     here = dataclasses.replace(model.step, seed=(SEED, step))
     models = step_lib.score(here, stage, batch)
@@ -119,9 +121,9 @@ def rows_of(batch, rows):
 
 
 def drawn_by_hand(learner, reference, batch, step=0, settings=JOINT, **loss):
-    """The rows of the draw of a step of one stage, in order."""
+    """The rows of the draw of a step of a single stage, in order."""
     return hand_draws.rows(
-        *(one and embed(one, batch) for one in (learner, reference)),
+        *(model and embed(model, batch) for model in (learner, reference)),
         settings.stages[0],
         batch_size=4,
         seed=(SEED, step),
@@ -130,7 +132,7 @@ def drawn_by_hand(learner, reference, batch, step=0, settings=JOINT, **loss):
 
 
 def step_by_hand(learner, batch, loss=losses.sigmoid_loss, call=None):
-    """One step of gradient descent; the loss before it."""
+    """A step of gradient descent; the loss before it."""
     with tf.GradientTape() as tape:
         value = loss((call or learner)(batch, training=True))
     variables = learner.trainable_variables
@@ -143,11 +145,11 @@ def step_by_hand(learner, batch, loss=losses.sigmoid_loss, call=None):
 class TrainingTestCase(tf.test.TestCase):
     def assert_same_weights(self, ours, theirs, **tolerance):
         self.assertEqual(len(ours.weights), len(theirs.weights))
-        for one, other in zip(ours.weights, theirs.weights, strict=True):
+        for weight, other in zip(ours.weights, theirs.weights, strict=True):
             if tolerance:
-                self.assertAllClose(one, other, **tolerance)
+                self.assertAllClose(weight, other, **tolerance)
             else:
-                self.assertAllEqual(one, other)
+                self.assertAllEqual(weight, other)
 
 
 class StepTest(TrainingTestCase):
@@ -209,7 +211,7 @@ class StepTest(TrainingTestCase):
         self.assertCountEqual(history, expected)
         for name, value in expected.items():
             self.assertAllClose(history[name], [value], msg=name)
-        # Of a uniform draw of its own, which the joint one should beat.
+        # Of a uniform draw of its own, which the joint draw should beat.
         self.assertLess(uniform[0], expected["stages/0/score"])
 
     def test_the_ids_of_equal_captions_follow_the_draw(self):
@@ -245,9 +247,9 @@ class ScoringTest(TrainingTestCase):
         model = build(learner)
         for _ in range(3):  # a dropped unit would change it
             self.assertAllEqual(draw(model, batch).indices, rows)
-        states = (one.non_trainable_variables for one in (learner, twin))
-        for one, other in zip(*states, strict=True):
-            self.assertAllEqual(one, other)
+        states = (model.non_trainable_variables for model in (learner, twin))
+        for state, other in zip(*states, strict=True):
+            self.assertAllEqual(state, other)
 
     def test_scores_that_are_not_finite_stop_training(self):
         batches = tiny.super_batches(2)
@@ -298,7 +300,7 @@ class ViewsTest(TrainingTestCase):
         def in_views(halves, training):
             parts = twin(halves[0]), twin(halves[1], view=COARSE)
             image, text = (
-                tf.concat([one[k] for one in parts], 0) for k in range(2)
+                tf.concat([part[k] for part in parts], 0) for k in range(2)
             )
             return parts[0]._replace(image=image, text=text)
 
@@ -373,8 +375,8 @@ class ReferenceTest(TrainingTestCase):
             def function(batch, reference=reference):
                 return tuple(reference(batch, training=False))
 
-            for one in (reference, function):
-                drawn = fit_and_remember(build(reference=one), [batch])
+            for kind in (reference, function):
+                drawn = fit_and_remember(build(reference=kind), [batch])
                 self.assertAllEqual(drawn[0], batch["id"][rows])
 
     def test_a_reference_is_neither_trained_nor_listed(self):
@@ -404,8 +406,10 @@ class DistillationTest(TrainingTestCase):
             moved = found
             if projection is not None:
                 image, text = (
-                    tf.math.l2_normalize(tf.matmul(one, kernel), -1)
-                    for one, kernel in zip(found[:2], projection, strict=True)
+                    tf.math.l2_normalize(tf.matmul(values, kernel), -1)
+                    for values, kernel in zip(
+                        found[:2], projection, strict=True
+                    )
                 )
                 moved = found._replace(image=image, text=text)
             distance = losses.feature_distillation(moved, target)
@@ -481,7 +485,7 @@ class DistillationTest(TrainingTestCase):
             )
             for size in (None, 2)
         ]
-        own = [tf.Variable(one) for one in models[0].projection.kernels]
+        own = [tf.Variable(kernel) for kernel in models[0].projection.kernels]
         loss = self.loss_to(reference, batch, projection=own)
         with tf.GradientTape() as tape:
             value = loss(twin(batch, training=True))
@@ -607,8 +611,8 @@ class FitTest(TrainingTestCase):
             unknown.fit(data, verbose=0)
         self.assertEqual(int(unknown.optimizer.iterations.numpy()), 3)
         self.assert_same_weights(unknown, known)
-        for one, other in zip(unknown.metrics, known.metrics, strict=True):
-            self.assertAllEqual(one.variables, other.variables)
+        for metric, other in zip(unknown.metrics, known.metrics, strict=True):
+            self.assertAllEqual(metric.variables, other.variables)
 
     def test_a_learner_in_bfloat16_trains(self):
         batches = tiny.super_batches(2)
@@ -630,7 +634,9 @@ class FitTest(TrainingTestCase):
         batches = tiny.super_batches(3)
         (held_out,) = tiny.super_batches(1, rows=5, seed=9)
         learner = tiny.learner(0, extra=[keras.layers.Dropout(0.5)])
-        values = [oracles.sigmoid_loss(embed(learner, one)) for one in batches]
+        values = [
+            oracles.sigmoid_loss(embed(learner, batch)) for batch in batches
+        ]
         model = build(learner)
         result = model.evaluate(
             tiny.dataset(batches), verbose=0, return_dict=True
@@ -647,15 +653,15 @@ class FitTest(TrainingTestCase):
         batches = tiny.super_batches(2)
         model = build()
         expected = [embed(model.learner, batch) for batch in batches]
-        for one, same in zip(model(batches[0]), expected[0], strict=True):
-            self.assertAllEqual(one, same)
+        for part, same in zip(model(batches[0]), expected[0], strict=True):
+            self.assertAllEqual(part, same)
         predicted = model.predict(tiny.dataset(batches), verbose=0)
         for name in ("image", "text"):
             self.assertAllClose(
                 getattr(predicted, name),
                 np.concatenate([getattr(part, name) for part in expected]),
             )
-        self.assertAllClose(predicted.scale, [4.0, 4.0])  # one a batch
+        self.assertAllClose(predicted.scale, [4.0, 4.0])  # a value a batch
         self.assertAllClose(predicted.bias, [-2.0, -2.0])
 
 
@@ -679,13 +685,15 @@ class SavingTest(TrainingTestCase):
             fit(again, batches)
         again.attach_reference(reference)
         self.assertEqual(again.optimizer.iterations, 2)
-        histories = [fit(one, batches[2:]).history for one in (model, again)]
+        histories = [
+            fit(trained, batches[2:]).history for trained in (model, again)
+        ]
         self.assertEqual(*histories)
         self.assertAllEqual(again.drawn_ids, model.drawn_ids)
         self.assert_same_weights(again, model)
-        states = (one.optimizer.variables for one in (model, again))
-        for one, same in zip(*states, strict=True):
-            self.assertAllEqual(one, same)
+        states = (trained.optimizer.variables for trained in (model, again))
+        for variable, same in zip(*states, strict=True):
+            self.assertAllEqual(variable, same)
 
     def test_a_loaded_model_has_all_settings(self):
         path = os.path.join(self.get_temp_dir(), "model.keras")
@@ -717,7 +725,7 @@ class SavingTest(TrainingTestCase):
         again = keras.saving.load_model(path)
         self.assertEqual(again.selection, model.selection)
         self.assertEqual(again.step.loss, "softmax")
-        ours, theirs = (vars(one.step.options) for one in (again, model))
+        ours, theirs = (vars(each.step.options) for each in (again, model))
         self.assertEqual(
             ours.pop("augment").get_config(), {"flip": True, "min_area": 0.5}
         )
@@ -807,8 +815,8 @@ class RecipeTest(TrainingTestCase):
         self.assertEqual(model.steps_per_execution, 2)
         self.assertFalse(model.jit_compile)
         configs = [
-            one.get_config() | {"name": ""}
-            for one in (
+            optimizer.get_config() | {"name": ""}
+            for optimizer in (
                 model.optimizer,
                 jest_tf.build_optimizer(settings.optimizer, 4),
             )

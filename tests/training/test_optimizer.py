@@ -135,11 +135,11 @@ class OptimizerTest(tf.test.TestCase):
         random = np.random.default_rng(0)
         for _ in range(3):
             gradients = [
-                tf.constant(random.normal(size=one.shape), tf.float32)
-                for one in variables
+                tf.constant(random.normal(size=variable.shape), tf.float32)
+                for variable in variables
             ]
             optimizer.apply(gradients, variables)
-            now = [one.numpy() for one in variables]
+            now = [variable.numpy() for variable in variables]
             expected = [
                 0.75 * average + 0.25 * weight
                 for average, weight in zip(expected or now, now, strict=True)
@@ -160,7 +160,10 @@ class OptimizerTest(tf.test.TestCase):
             self.assertEqual(again.get_config(), config)
             for step in range(3):
                 optimizer.apply(
-                    [tf.fill(one.shape, 1.0 + step) for one in variables],
+                    [
+                        tf.fill(variable.shape, 1.0 + step)
+                        for variable in variables
+                    ],
                     variables,
                 )
             return variables

@@ -89,19 +89,19 @@ class SizesTest(tf.test.TestCase):
                 self.assertEqual(found, expected)
 
     def test_other_batches_name_b_c_and_the_candidates(self):
-        one = config.Stage(5, num_chunks=1)
-        two = config.Stage(2, method="uniform"), one
+        joint = config.Stage(5, num_chunks=1)
+        both = config.Stage(2, method="uniform"), joint
         for stages, num_replicas, num_curated, message in (
-            (two, 1, 0, r"80 rows .* 24 rows, b=8, c=0, candidates=\[2, 5\]"),
-            (two, 1, 3, r"50 rows .* 24 rows, b=8, c=3, candidates=\[2, 5\]"),
-            ((one,), 2, 0, r"40 rows .* 24 rows, b=8, c=0, candidates=\[5\]"),
+            (both, 1, 0, r"80 rows .* 24 rows, b=8, c=0, candidates=\[2, 5\]"),
+            (both, 1, 3, r"50 rows .* 24 rows, b=8, c=3, candidates=\[2, 5\]"),
+            ((joint,), 2, 0, r"40 rows .* 24 rows, b=8, c=0, candidates=\[5\]"),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 self.sizes(funnel(8, *stages), num_replicas, num_curated)
         with self.assertRaisesRegex(
             ValueError, "out of every stage .* 12, R=8"
         ):
-            self.sizes(funnel(12, two[0]), 8)
+            self.sizes(funnel(12, both[0]), 8)
 
 
 class ScoreTest(tf.test.TestCase):
@@ -123,14 +123,16 @@ class ScoreTest(tf.test.TestCase):
             for size in (None, 3):
                 stage = config.Stage(3, "live", "joint", criterion)
                 stage = dataclasses.replace(stage, scoring_batch_size=size)
-                for one, hand, is_needed in zip(
+                for embedded, hand, is_needed in zip(
                     step_lib.score(step, stage, batch),
                     expected,
                     needed,
                     strict=True,
                 ):
-                    self.assertEqual(one is not None, is_needed)
-                    for value, by_hand in zip(one or (), hand, strict=False):
+                    self.assertEqual(embedded is not None, is_needed)
+                    for value, by_hand in zip(
+                        embedded or (), hand, strict=False
+                    ):
                         self.assertAllClose(value, by_hand, 1e-6, 1e-6)
         uniform = config.Stage(3, method="uniform", scoring_batch_size=5)
         self.assertEqual(
@@ -275,7 +277,7 @@ class WholeStepTest(tf.test.TestCase):
         both = tf.nest.map_structure(
             lambda *parts: np.concatenate(parts), cls.batch, cls.curated
         )
-        # The last four rows are the curated ones.
+        # The last four rows are the curated rows.
         cls.models = [
             Embeddings(*(part.numpy() for part in model(both, training=False)))
             for model in (cls.learner, cls.teacher.model)
@@ -312,26 +314,28 @@ class WholeStepTest(tf.test.TestCase):
     def by_hand(self, settings, num_replicas):
         """For each stage the rows of the super-batch that it draws."""
         return hand_draws.through(
-            [hand_draws.take(one, np.arange(48)) for one in self.models],
+            [hand_draws.take(model, np.arange(48)) for model in self.models],
             settings.live,
             SEED,
             num_replicas if settings.quota == "per_replica" else 1,
         )
 
     def assert_trains_on(self, outputs, drawn, curated=()):
-        """Checks rows, ids and loss of a step on rows and the curated ones."""
+        """Checks rows, ids and loss of a step on rows and the curated rows."""
         rows = np.concatenate([drawn, curated]).astype(int)
-        parts = [hand_draws.take(one, rows) for one in self.models]
+        parts = [hand_draws.take(model, rows) for model in self.models]
         trained = {}
-        for one in outputs:
-            self.assertAllEqual(one.drawn, drawn)
+        for output in outputs:
+            self.assertAllEqual(output.drawn, drawn)
             distance = 0.0
-            if "distillation" in one.metrics:
+            if "distillation" in output.metrics:
                 distance = oracles.feature_distillation(*parts)
-                self.assertAllClose(one.metrics["distillation"], distance, 1e-5)
+                self.assertAllClose(
+                    output.metrics["distillation"], distance, 1e-5
+                )
             loss = oracles.sigmoid_loss(parts[0]) + distance
-            self.assertAllClose(one.metrics["loss"], loss, 1e-5)
-            found = one.rows["trained"]
+            self.assertAllClose(output.metrics["loss"], loss, 1e-5)
+            found = output.rows["trained"]
             places, ids = found["place"].numpy(), found["id"].numpy()
             trained.update(zip(places, ids, strict=True))
         self.assertAllEqual(
@@ -342,7 +346,7 @@ class WholeStepTest(tf.test.TestCase):
         """Checks what a step tells of the rows that its stages scored."""
         before = np.arange(48)
         for number, drawn in enumerate(draws, 1):
-            groups = [one.rows[f"stages/{number}"] for one in outputs]
+            groups = [output.rows[f"stages/{number}"] for output in outputs]
             row, kept, places, ids, learner_loss = (
                 np.concatenate([group[name] for group in groups])
                 for name in ("row", "kept", "number", "id", "learner_loss")
@@ -352,18 +356,21 @@ class WholeStepTest(tf.test.TestCase):
             self.assertAllEqual(ids, self.ids[row])
             self.assertAllEqual(np.sort(places), np.arange(len(before)))
             losses = [
-                oracles.row_losses(one, drawn, "sigmoid") for one in self.models
+                oracles.row_losses(model, drawn, "sigmoid")
+                for model in self.models
             ]
             self.assertAllClose(learner_loss, losses[0][row], 1e-4, 1e-4)
-            learner, teacher = (one[drawn].mean() for one in losses)
+            learner, teacher = (
+                row_losses[drawn].mean() for row_losses in losses
+            )
             dropped = losses[1][np.setdiff1d(before, drawn)].mean()
-            for one in outputs:
+            for output in outputs:
                 for name, value in (
                     ("score", learner - teacher),
                     ("learner_loss_kept", learner),
                     ("reference_loss_dropped", dropped),
                 ):
-                    found = one.metrics[f"stages/{number}/{name}"]
+                    found = output.metrics[f"stages/{number}/{name}"]
                     self.assertAllClose(found, value, 1e-4, 1e-4)
             before = drawn
 

@@ -1,7 +1,7 @@
-"""The captions of a sidecar's rows: by number among nonblank ones, or the best.
+"""The captions of a sidecar's rows: by number among the nonblank, or the best.
 
-Captions of all rows stand in one array; `starts` and `ends`, int64 [k], say
-where a row's begin and end.
+Captions of all rows stand in a single array; `starts` and `ends`, int64 [k],
+say where a row's begin and end.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ def best(text, starts, ends, pictures):
     )
     similarity[~captions.any(1)] = -np.inf
     choices = np.full(len(counts), -1)
-    # Of each row in turn, the most similar first; the sort is stable.
+    # Row by row, the most similar caption first; the sort is stable.
     order = np.lexsort((-similarity, owners))
     has_some = counts > 0
     best = order[firsts[has_some]]

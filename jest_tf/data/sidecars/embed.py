@@ -25,7 +25,7 @@ from jest_tf.data.sidecars import reading as reading_lib
 
 # Rows that `write_arrays` copies at a time.
 _COPY_ROWS = 2**16
-# Decoded batches waiting for the model, beside one in each thread.
+# Decoded batches waiting for the model, beside a batch in each thread.
 _AHEAD = 2
 
 
@@ -52,7 +52,7 @@ class Output:
 
 
 class Summary(NamedTuple):
-    """The work of one call of `write` or `write_arrays`.
+    """The work of a call of `write` or `write_arrays`.
 
     Attributes:
         written: sidecars written.
@@ -104,8 +104,8 @@ def write(
 ) -> Summary:
     """Writes the sidecars of a store with any model.
 
-    Finished sidecars are kept, so a further call continues an interrupted one.
-    Several processes may write the sidecars of one store at once.
+    Finished sidecars are kept, so a further call continues an interrupted call.
+    Several processes may write the sidecars of a store at once.
 
     Args:
         store: the records, from `stores.open_store`.
@@ -199,10 +199,10 @@ def write_arrays(
         store: the n records, from `stores.open_store`.
         image: float [n, D], row for row, of unit length; may be mapped.
         text: float [m, D], of unit length, all records' captions in order;
-            zero where one is blank.
+            zero where a caption is blank.
         description: of the model.
         output: see `Output`.
-        captions: int64 [n], the number of captions of each record; None is one
+        captions: int64 [n], the number of captions of each record; None is 1
             each.
         valid: bool [n], false where there is no embedding; None is true.
 
@@ -280,7 +280,7 @@ def load(store: stores.Store, rows: np.ndarray, form: pictures.Form) -> Batch:
     return Batch(
         ids=store.ids(rows),
         valid=np.array(
-            [not isinstance(one, stores.Fault) for one in found], bool
+            [not isinstance(record, stores.Fault) for record in found], bool
         ),
         images=images,
         texts=[text.decode("utf-8", "replace") for text in texts.numpy()],
@@ -313,7 +313,7 @@ def _write(store, description, output, parts):
         with contextlib.ExitStack() as stack:
             folder, name = os.path.split(path)
             try:
-                # To a bucket two may write one: the same, and each whole.
+                # To a bucket two may write the same sidecar, each whole.
                 if not files.is_remote(path):
                     lock = files.inside(folder, f".{name}.lock")
                     stack.enter_context(files.locked(lock))

@@ -1,4 +1,4 @@
-"""The file format of a sidecar: a reference's embeddings of one shard.
+"""The file format of a sidecar: a reference's embeddings of a shard.
 
 A sidecar is an artefact (`data/artefacts.py`) with four arrays:
 
@@ -76,9 +76,10 @@ def written(path: str, header: Header) -> Iterator[Append]:
     """Yields `append(ids, image, text, captions, valid)` of a new sidecar.
 
     It adds k rows: ids int64 [k]; image [k, D] and text [m, D] of unit length,
-    the captions of the rows in order, zero where one is blank; captions int64
-    [k], their numbers; valid bool [k], false for unreadable records, which have
-    no captions and any picture. The sidecar appears as the block ends.
+    the captions of the rows in order, zero where a caption is blank; captions
+    int64 [k], their numbers; valid bool [k], false for unreadable records,
+    which have no captions and any picture. The sidecar appears as the block
+    ends.
 
     Raises:
         ValueError: a field of the header is invalid, rows are missing, or an

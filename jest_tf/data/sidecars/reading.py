@@ -2,7 +2,7 @@
 
 Joint scores need pairs, so a reference's embeddings are stored, with the scale
 and bias of its logits, and not its scores. `data/sidecars/file_format.py`
-describes one file.
+describes a file.
 """
 
 import concurrent.futures
@@ -31,7 +31,7 @@ _THREADS = 16
 
 
 class Rows(NamedTuple):
-    """The rows of one shard's sidecar, as views of the file.
+    """The rows of a shard's sidecar, as views of the file.
 
     Attributes:
         ids: int64 [k].
@@ -50,9 +50,9 @@ class Rows(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where the arrays of one shard's sidecar begin in its file, in bytes.
+    """Where the arrays of a shard's sidecar begin in its file, in bytes.
 
-    `ids` and `offsets` follow one another from `start`.
+    `ids` is at `start`, and `offsets` follows it.
     """
 
     path: str
@@ -63,7 +63,7 @@ class Layout(NamedTuple):
 
 
 class Sidecars:
-    """The sidecars of a store, as one array of rows; thread-safe.
+    """The sidecars of a store, as a single array of rows; thread-safe.
 
     All heads are checked on opening; a file is mapped when it is first read.
 
@@ -135,7 +135,7 @@ class Sidecars:
         """Reads the embeddings of records, in any order, repeats allowed.
 
         Args:
-            rows: int64 [k], rows of the store; sorted ones are read fastest.
+            rows: int64 [k], rows of the store; sorted rows are read fastest.
             captions: int64 [k], the index of a caption of each record.
             ids: int64 [k], the records' ids.
 
@@ -201,8 +201,8 @@ class Sidecars:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Reads the embeddings of records and of their best captions.
 
-        The best caption of a record is the one most similar to its picture, the
-        first of equal ones.
+        The best caption of a record is the most similar to its picture, of
+        equals the first.
 
         Args:
             rows: as in `read`, like `ids`.
@@ -329,16 +329,19 @@ class Sidecars:
         ).arrays
 
     def _excerpts(self, rows):
-        """The places of rows of a shard, arrays that have them, and where."""
+        """Yields places in `rows`, arrays with these rows, and rows in them."""
         pieces = self._by_shard(rows)
         if self.is_remote:
             yield from retries.map_parallel(
-                lambda one: (one[1], *self._excerpt(one[0], rows[one[1]])),
+                lambda piece: (
+                    piece[1],
+                    *self._excerpt(piece[0], rows[piece[1]]),
+                ),
                 list(pieces),
                 True,
             )
             return
-        for shard, places in pieces:  # one mapped at a time
+        for shard, places in pieces:  # a single file mapped at a time
             yield places, self._part(shard), rows[places] - self._starts[shard]
 
     def _excerpt(self, shard, rows):
@@ -349,7 +352,7 @@ class Sidecars:
         found, places = np.unique(local, return_inverse=True)
         edges = np.unique([found, found + 1])
         ids, edge, image = retries.map_parallel(
-            lambda one: part[one[0]][one[1]],
+            lambda job: part[job[0]][job[1]],
             [("ids", found), ("offsets", edges), ("image", found)],
             True,
         )
@@ -438,8 +441,8 @@ def check_header(
             continue
         what = "stamp of the present shard" if name == "stamp" else name
         writers = [
-            f" of {one.description.name}" if one.description.name else ""
-            for one in (expected, header)
+            f" of {side.description.name}" if side.description.name else ""
+            for side in (expected, header)
         ]
         raise ValueError(
             f"Sidecar {path} does not fit: expected the {what}{writers[0]}, "
@@ -449,7 +452,7 @@ def check_header(
 
 
 def _find(store, directory, shard):
-    """The path of a shard's sidecar, its header, and what tells its content."""
+    """The path of a shard's sidecar, its header, and its checksums."""
     path = sidecar_path(store, shard, directory)
     if files.is_file(path):
         header, found = file_format.read(path)

@@ -2,7 +2,7 @@
 
 A reference that knows nothing gives a pair and a mismatched pair the same
 similarity. The better it is, the more pairs stand out, up to the share of the
-pairs that match; so the number compares references of one pool, and bounds the
+pairs that match; so the number compares references of a pool, and bounds the
 pool's clean share from below.
 """
 
@@ -26,7 +26,7 @@ def recognised_share(
     rows: np.ndarray | None = None,
     seed: int = 0,
 ) -> float:
-    """Estimates the share of pairs that a reference tells from mismatched ones.
+    """Estimates the share of pairs that a reference tells from mismatches.
 
     A pair stands out if its cosine similarity is above that of 90 % of the
     mismatched pairs. With p the share that does, (p - 0.1) / 0.9 of the pairs
@@ -73,8 +73,8 @@ def agreement(
     """Measures how alike two references rank the pairs of a pool.
 
     Args:
-        before: sidecars of the one.
-        after: of the other.
+        before: sidecars of the first reference.
+        after: sidecars of the second.
         store: the records.
         rows: bool [n], of the records considered; None takes all.
         seed: of the pairs read, at most twice `NUM_PAIRS`.
@@ -82,7 +82,7 @@ def agreement(
     Returns:
         Spearman's correlation of the cosine similarities of the pairs that
         both have embedded, in [-1, 1]; None for fewer than three pairs, or
-        where one reference finds all equally similar.
+        if a reference finds all equally similar.
     """
     _, found = _sample(store, rows, seed)
     numbers, ids = reader.caption_numbers(seed, found), store.ids(found)
@@ -98,7 +98,7 @@ def agreement(
     both = np.flatnonzero((captions[0] >= 0) & (captions[1] >= 0))
     if len(both) < 3:
         return None
-    value = spearman(*(one[both] for one in similar))
+    value = spearman(*(similarity[both] for similarity in similar))
     return value if np.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""Stores: records in shards of any format, read as one array."""
+"""Stores: records in shards of any format, read as a single array."""
 
 from jest_tf.data.stores.index import in_memory as indexes_in_memory
 from jest_tf.data.stores.listed import Listed, find_pictures

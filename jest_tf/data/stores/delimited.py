@@ -2,7 +2,7 @@
 
 The first row names the columns. Quoting follows RFC 4180: a quoted field may
 hold the delimiter, line breaks and doubled quotation marks. A quotation mark
-that is left open swallows the rows up to the next one: these bytes are marked.
+that is left open swallows the rows up to the next: these bytes are marked.
 Rows are located by byte offset, so no table is held in memory.
 """
 
@@ -75,7 +75,7 @@ class Delimited:
     def _rows(self, file):
         """Yields offset, size and fields of every row that is not blank.
 
-        None are the fields of lines that quotation marks join wrongly.
+        The fields of lines that quotation marks join wrongly are None.
         """
         mark = file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
         end = file.seek(len(_BYTE_ORDER_MARK) if mark else 0)
@@ -96,11 +96,11 @@ class Delimited:
     def _swallows(self, columns, values):
         """True if a field has a line that is a row: its mark was left open."""
         image = columns.position(columns.image)
-        for line in (one for text in values for one in text.splitlines()[1:]):
+        for line in (line for text in values for line in text.splitlines()[1:]):
             row = next(csv.reader([line], delimiter=self._delimiter), [])
             if len(row) == len(values) == len(columns.names):
                 endings = {
-                    os.path.splitext(one[image])[1] for one in (row, values)
+                    os.path.splitext(cells[image])[1] for cells in (row, values)
                 }
                 if len(endings) == 1 and endings != {""}:
                     return True

@@ -2,7 +2,7 @@
 
 A format's `scan` builds the index of a shard once. It is an artefact beside
 the shard, `<shard>.index`, or in a folder of indexes; its name holds a hash of
-any format setting that records depend on. Its one array, `records`, int64
+any format setting that records depend on. Its only array, `records`, int64
 [n, 3], has two numbers that locate a record, and its id. It is mapped, not
 loaded. An index that is damaged or does not fit its shard (size, time of
 change, hash of head and tail) is rebuilt.
@@ -48,7 +48,7 @@ _are_written = True
 
 
 class Index(NamedTuple):
-    """The records of one shard.
+    """The records of a shard.
 
     Attributes:
         num_records: number of records.
@@ -56,9 +56,9 @@ class Index(NamedTuple):
         records: returns int64 [n, 3], spans and ids.
         path: of its file; "" if it could not be written.
         damage: int64 [m, 2], place and size of parts that hold no records.
-        num_lost: records that were in them, about.
-        is_cut: whether one of them is the shard's end, so that more may have
-            come.
+        num_lost: an estimate of the records that were in them.
+        is_cut: whether a damaged part is the shard's end, so that more records
+            may have followed.
     """
 
     num_records: int
@@ -80,14 +80,14 @@ def open_indexes(
     index_dir: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Index]:
-    """Loads the index of every shard, building missing or stale ones.
+    """Loads the index of every shard, building those missing or stale.
 
     Args:
         paths: the shards.
         formats: the format of each, see `data/stores/shards.py`.
         index_dir: folder of the indexes; "" is beside each shard.
-        progress: called with the bytes indexed so far and in all, by one thread
-            at a time; not called if nothing has to be built.
+        progress: called with the bytes indexed so far and in all, by a single
+            thread at a time; not called if nothing has to be built.
 
     Returns:
         An index for each shard.
@@ -166,24 +166,24 @@ def in_memory() -> Iterator[None]:
 
 def _warn_of_damage(paths, formats, indexes):
     damaged = [
-        (path, form, one)
-        for path, form, one in zip(paths, formats, indexes, strict=True)
-        if len(one.damage)
+        (path, form, index)
+        for path, form, index in zip(paths, formats, indexes, strict=True)
+        if len(index.damage)
     ]
-    for path, form, one in damaged[:_NAMED]:
-        several = len(one.damage) > 1
+    for path, form, index in damaged[:_NAMED]:
+        several = len(index.damage) > 1
         logging.warning(
             "Shard %s %s: %s bytes hold no records, %sfrom byte %s on. Lost: "
             "about %s of %s records%s.",
-            *(path, form.damage, f"{one.damage[:, 1].sum():,}"),
-            f"in {len(one.damage):,} places, the first " * several,
-            f"{one.damage[0, 0]:,}",
-            f"{one.num_lost:,}",
-            f"{one.num_lost + one.num_records - len(one.damage):,}",
-            ", and any behind its end" * one.is_cut,
+            *(path, form.damage, f"{index.damage[:, 1].sum():,}"),
+            f"in {len(index.damage):,} places, the first " * several,
+            f"{index.damage[0, 0]:,}",
+            f"{index.num_lost:,}",
+            f"{index.num_lost + index.num_records - len(index.damage):,}",
+            ", and any behind its end" * index.is_cut,
         )
     if len(damaged) > _NAMED:
-        lost = sum(one.num_lost for _, _, one in damaged)
+        lost = sum(index.num_lost for _, _, index in damaged)
         logging.warning(
             "%s shards are damaged so. Lost in all: about %s records.",
             *(f"{len(damaged):,}", f"{lost:,}"),
@@ -272,7 +272,7 @@ def _index(origin, form, records, checksum, again):
     if sound.all():
         return found
     damage = records[~sound, :2] * [1, -1]
-    # A record takes the bytes up to the next one.
+    # A record takes the bytes up to the next.
     sizes = np.append(np.diff(records[:, 0]), records[-1, 1])[sound]
     mean = sizes.mean() if len(sizes) else np.inf
     return found._replace(

@@ -40,10 +40,10 @@ class Listed:
         rows = np.asarray(rows, np.int64).tolist()
         found = shards.read_files([self._records[row].image for row in rows])
         return [
-            one
-            if isinstance(one, shards.Fault)
-            else self._records[row]._replace(image=one)
-            for row, one in zip(rows, found, strict=True)
+            content
+            if isinstance(content, shards.Fault)
+            else self._records[row]._replace(image=content)
+            for row, content in zip(rows, found, strict=True)
         ]
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
@@ -57,10 +57,15 @@ class Listed:
             if name == "id":
                 columns[name] = np.arange(len(self))
             elif name == "caption":
-                columns[name] = [list(one.captions) for one in self._records]
+                columns[name] = [
+                    list(record.captions) for record in self._records
+                ]
             else:
                 columns[name] = np.array(
-                    [one.metadata.get(name, b"") for one in self._records],
+                    [
+                        record.metadata.get(name, b"")
+                        for record in self._records
+                    ],
                     object,
                 )
         return columns
@@ -69,12 +74,12 @@ class Listed:
     def fingerprint(self) -> str:
         """Identifies the files by path, size and time of change."""
         digest = hashlib.blake2b(digest_size=16)
-        for one in self._records:
+        for record in self._records:
             try:
-                about = files.stat(one.image)
+                about = files.stat(record.image)
             except OSError:
                 about = ()
-            digest.update(repr((one.image, about)).encode())
+            digest.update(repr((record.image, about)).encode())
         return digest.hexdigest()
 
     def describe(self, row: int) -> str:
@@ -85,8 +90,8 @@ class Listed:
 def find_pictures(folder: str) -> list[str]:
     """Returns the paths of all pictures under a folder, relative and sorted.
 
-    Pictures are told by their extension, one of `PICTURES` in any case; hidden
-    files and folders are left out.
+    A picture has an extension of `PICTURES`, in any case; hidden files and
+    folders are left out.
 
     Raises:
         ValueError: there is none.

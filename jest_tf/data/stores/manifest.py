@@ -1,6 +1,6 @@
 """Manifests: which records of a store are drawn, and how often.
 
-A manifest is a folder that belongs to one version of one store. It holds an
+A manifest is a folder that belongs to a certain version of a store. It holds an
 artefact (`data/artefacts.py`) for every shard, row for row,
 
     ids        int64 [n]
@@ -9,7 +9,7 @@ artefact (`data/artefacts.py`) for every shard, row for row,
 
 and `manifest.json`, written last, with the shards' versions and checksums and
 the manifest's origin. Curation makes manifests, `stores.open_stores` attaches
-one to a store, and `stream.py` draws by its weights.
+the manifest of a store, and `stream.py` draws by its weights.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class Header(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The rows of one shard.
+    """The rows of a shard.
 
     Attributes:
         ids: int64 [n].
@@ -94,8 +94,8 @@ class Manifest:
         try:
             self.made_by, self.counts = values["made_by"], values["counts"]
             listed = {
-                (one["shard"], one["stamp"]): one["checksum"]
-                for one in values["shards"]
+                (shard["shard"], shard["stamp"]): shard["checksum"]
+                for shard in values["shards"]
             }
         except (KeyError, TypeError) as error:
             raise ValueError(f"Manifest {path} is damaged: {error}") from error
@@ -121,7 +121,7 @@ def part_path(store: "store_lib.Store", shard: int, directory: str) -> str:
 
 
 def check_distinct(store: "store_lib.Store") -> None:
-    """Refuses a store with two shards of one name and version.
+    """Refuses a store with two shards of the same name and version.
 
     Raises:
         ValueError: two shards would share a file.
@@ -132,9 +132,9 @@ def check_distinct(store: "store_lib.Store") -> None:
         if first != shard:
             raise ValueError(
                 "The shards of a manifest must differ in name or version, or "
-                "one would be counted twice. Received: two of version "
+                "a shard would be counted twice. Received: two of version "
                 f"{store.stamp(shard)}, {store.shards.paths[first]} and "
-                f"{path}; leave one out"
+                f"{path}; leave out either"
             )
 
 
@@ -220,7 +220,7 @@ def finish(
                 "checksum": checksum,
             }
         )
-    drawn = sum(one["drawn"] for one in listed)
+    drawn = sum(shard["drawn"] for shard in listed)
     if not drawn:
         raise ValueError(
             "A manifest must have a record that is drawn. Received: weights of "

@@ -38,8 +38,10 @@ class Parquet:
                 stored = columns.position("id") is not None
                 for group, count in enumerate(_lengths(path, file.metadata)):
                     ids = _ids(file, group) if stored else []
-                    for number, one in itertools.zip_longest(range(count), ids):
-                        yield group, number, one
+                    for number, stored_id in itertools.zip_longest(
+                        range(count), ids
+                    ):
+                        yield group, number, stored_id
         except (*_corrupt(), OSError) as error:
             raise ValueError(
                 f"Shard {path} is not a Parquet file, or cannot be read: "
@@ -109,7 +111,7 @@ class _Groups:
         with self._lock:
             entry = self._entries.setdefault(key, [threading.Lock(), None])
             self._entries.move_to_end(key)
-        # One thread decodes; others that want the same group wait for it.
+        # A single thread decodes a group; others that want it wait.
         with entry[0]:
             entry[1] = entry[1] or load()
         with self._lock:
@@ -142,9 +144,9 @@ def _class_names(metadata):
         about = json.loads((metadata or {}).get(b"huggingface", b"{}"))
         features = about.get("info", {}).get("features", {})
         return {
-            name: one["names"]
-            for name, one in features.items()
-            if one.get("_type") == "ClassLabel"
+            name: feature["names"]
+            for name, feature in features.items()
+            if feature.get("_type") == "ClassLabel"
         }
     except (AttributeError, LookupError, ValueError):
         return {}

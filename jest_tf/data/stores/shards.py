@@ -1,6 +1,6 @@
 """Shards: the interface of a format, records and faults, reads of byte ranges.
 
-A shard is one file. A format is an object with two methods
+A shard is a file. A format is an object with two methods
 
     scan(path, advance)  # yields (place, size, stored id or None) of records
     read(path, spans)    # returns a Record or Fault for each place and size,
@@ -9,8 +9,8 @@ A shard is one file. A format is an object with two methods
 and the attributes `name`; `fields`; `index_key`, everything that an index
 depends on; and `index_variant`, the part of it that is a setting. `advance`
 takes the bytes read since the last call. In byte sequences the place is the
-offset, and a negative size marks bytes that hold no records. Their formats say
-in `damage` what has happened to such a shard.
+offset, and a negative size marks bytes that hold no records. Such formats have
+an attribute `damage`, which says in words what has happened to such a shard.
 """
 
 import concurrent.futures
@@ -49,7 +49,7 @@ _COMPRESSIONS = {
 }
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
 
-# Bytes of one read in a scan.
+# Bytes of a read in a scan.
 _WINDOW = 2**22
 # Ranges no farther apart are read together. An object-storage request takes as
 # long as about a megabyte; a local read takes next to nothing.
@@ -57,14 +57,14 @@ _LOCAL_GAP = 2**12
 _REMOTE_GAP = 2**19
 # Limit on a joint read, to bound memory.
 _MAX_READ = 2**24
-# Seconds for a remote picture, if its bucket or host has never answered. One
-# that has is worth the waits of its library.
+# Seconds for a remote picture, if its bucket or host has never answered. A host
+# that has answered is worth the waits of its library.
 _PATIENCE = 5.0
 _answered: set[str] = set()
 
 
 class Record(NamedTuple):
-    """One example as stored.
+    """An example as stored.
 
     Attributes:
         image: the encoded picture.
@@ -78,13 +78,13 @@ class Record(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """An unreadable record; `reason` is one line, without the location."""
+    """An unreadable record; `reason` is a single line, without the location."""
 
     reason: str
 
 
 class Fields(NamedTuple):
-    """The fields that hold a record; empty ones are the format's usual ones.
+    """The fields that hold a record; an empty field is the format's usual.
 
     Attributes:
         image: feature, extension or column of the picture.
@@ -176,7 +176,9 @@ def _unmatched(pattern):
     if not os.path.isdir(folder):
         return f"which matches none: there is no folder {folder!r}"
     held = [
-        one for one in files.list_folder(folder) if not one.endswith(NO_SHARDS)
+        name
+        for name in files.list_folder(folder)
+        if not name.endswith(NO_SHARDS)
     ]
     shown = ", ".join(held[:3]) + ", ..." * (len(held) > 3)
     return f"which matches none: the folder holds {shown or 'nothing'}"
@@ -207,7 +209,7 @@ def read_records(
     tail: int = 0,
     later: bool = False,
 ) -> list[Record | Fault | Callable[[], Record | Fault]]:
-    """Reads byte ranges of one file, neighbouring ones together.
+    """Reads byte ranges of a file, neighbours together.
 
     Args:
         path: the file.
@@ -297,7 +299,7 @@ def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
 
 
 def one_line(text) -> str:
-    """Cuts foreign text, such as an error, to one short line."""
+    """Cuts foreign text, such as an error, to a short line."""
     return " ".join(str(text).split())[:200]
 
 

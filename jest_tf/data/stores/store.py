@@ -1,6 +1,6 @@
-"""A store: records in shards of any format, read as one array.
+"""A store: records in shards of any format, read as a single array.
 
-Every shard is indexed once (`data/stores/index.py`), so any row is one
+Every shard is indexed once (`data/stores/index.py`), so any row is a single
 positioned read, without a shuffle buffer or iterator state.
 """
 
@@ -31,7 +31,7 @@ Fault = shards.Fault
 NoFiles = shards.NoFiles
 MAX_IMAGE_PIXELS = config_lib.DataConfig.max_image_pixels
 
-# Records of one read in a sequential pass.
+# Records of a read in a sequential pass.
 _BATCH = 256
 # Records checked when a store is opened, evenly spread.
 _PROBES = 16
@@ -63,7 +63,7 @@ class Store:
     Args:
         opened: path, format and index of each shard.
         max_image_pixels: limit on width times height of a picture.
-        parts: number of records of each joined store; None is one part.
+        parts: number of records of each joined store; None is a single part.
 
     Attributes:
         shards: the files and their numbers of records.
@@ -80,7 +80,9 @@ class Store:
         parts: Sequence[int] | None = None,
     ):
         paths, self.formats, self.indexes = zip(*opened, strict=True)
-        lengths = np.array([one.num_records for one in self.indexes], np.int64)
+        lengths = np.array(
+            [shard.num_records for shard in self.indexes], np.int64
+        )
         self.shards = Shards(paths, lengths)
         self.parts = tuple(parts or (int(lengths.sum()),))
         self.max_image_pixels = max_image_pixels
@@ -93,13 +95,13 @@ class Store:
 
     @property
     def num_lost(self) -> int:
-        """Number of records, about, that damaged parts of shards have lost."""
-        return sum(one.num_lost for one in self.indexes)
+        """An estimate of the records that damaged parts of shards have lost."""
+        return sum(shard.num_lost for shard in self.indexes)
 
     @property
     def lost_share(self) -> float:
-        """Share of them in the records that there were."""
-        there = len(self) - sum(len(one.damage) for one in self.indexes)
+        """The share of `num_lost` in the records that there were."""
+        there = len(self) - sum(len(shard.damage) for shard in self.indexes)
         return self.num_lost / (self.num_lost + there)
 
     @property
@@ -117,15 +119,15 @@ class Store:
             IndexError: a row is out of range.
             ValueError: a shard is gone.
         """
-        return [parsed(one) for one in self.read_unparsed(rows)]
+        return [parsed(record) for record in self.read_unparsed(rows)]
 
     def read_unparsed(
         self, rows: np.ndarray
     ) -> list[Record | Fault | Callable[[], Record | Fault]]:
         """Reads records as `read`, but leaves it to `parsed` to parse them.
 
-        Parsing, with checksums, costs more than reading, and who reads whole
-        blocks may not need every record.
+        Parsing, with checksums, costs more than reading, and a caller that
+        reads whole blocks may not need every record.
         """
         out: list = [None] * len(rows)
         jobs = list(self._by_shard(rows))
@@ -169,15 +171,17 @@ class Store:
         """
         columns: dict = {name: [] for name in names}
         for rows, found in self._batches():
-            captions = [list(getattr(one, "captions", ())) for one in found]
-            metadata = [getattr(one, "metadata", {}) for one in found]
+            captions = [
+                list(getattr(record, "captions", ())) for record in found
+            ]
+            metadata = [getattr(record, "metadata", {}) for record in found]
             for name, column in columns.items():
                 if name == "id":
                     column += self.ids(rows).tolist()
                 elif name == "caption":
                     column += captions
                 else:
-                    column += [one.get(name, b"") for one in metadata]
+                    column += [fields.get(name, b"") for fields in metadata]
         for name in columns.keys() - {"caption"}:
             dtype = np.int64 if name == "id" else object
             columns[name] = np.array(columns[name], dtype)
@@ -231,10 +235,10 @@ class Store:
 
 
 def parsed(
-    one: Record | Fault | Callable[[], Record | Fault],
+    unparsed: Record | Fault | Callable[[], Record | Fault],
 ) -> Record | Fault:
     """Returns what `Store.read` would for an item of `Store.read_unparsed`."""
-    return one() if callable(one) else one
+    return unparsed() if callable(unparsed) else unparsed
 
 
 def open_store(
@@ -257,12 +261,12 @@ def open_store(
         format: "tfrecord", "webdataset", "tfds", "table", or "auto", by file
             name; a file of an unknown name is a TFRecord.
         image_field: feature, extension or column of the picture; "" is the
-            format's usual one.
+            format's default.
         caption_fields: features, extensions, `json` fields or columns of the
-            captions; () are the format's usual ones.
+            captions; () are the format's defaults.
         index_dir: folder of the index files; "" is beside each shard.
-        max_image_pixels: limit on width times height of a picture; larger ones
-            are never decoded.
+        max_image_pixels: limit on width times height of a picture; larger
+            pictures are never decoded.
         progress: called with the bytes indexed so far and in all.
         setting: name of the patterns in errors.
 
@@ -289,9 +293,9 @@ def open_stores(
     progress: Callable[[int, int], None] | None = None,
     setting: str = "data.train",
 ) -> Store:
-    """Opens all stores of a `DataConfig` as one array of rows.
+    """Opens all stores of a `DataConfig` as a single array of rows.
 
-    Errors call `data.train` the `setting`.
+    Errors name `setting` in place of `data.train`.
 
     Returns:
         A store whose rows follow the order of `data.train` and `data.curated`,
@@ -301,8 +305,8 @@ def open_stores(
         ValueError: as `open_store`.
     """
     named = [
-        *((setting, [one]) for one in config.train),
-        *(("data.curated", [one]) for one in config.curated),
+        *((setting, [pattern]) for pattern in config.train),
+        *(("data.curated", [pattern]) for pattern in config.curated),
     ]
     store = _open(named, config, progress)
     if config.manifest:
@@ -311,9 +315,9 @@ def open_stores(
 
 
 def join(stores: Sequence[Store]) -> Store:
-    """Joins stores into one with `parts`."""
+    """Joins stores into a single store with `parts`."""
     return Store(
-        [one for store in stores for one in store._opened],
+        [shard for store in stores for shard in store._opened],
         min(store.max_image_pixels for store in stores),
         [len(store) for store in stores],
     )
@@ -323,7 +327,7 @@ def check_captions(store: Store) -> None:
     """Refuses a training store whose records have no captions.
 
     Raises:
-        ValueError: none of a few records, spread over a part, has one.
+        ValueError: a few records, spread over a part, all lack captions.
     """
     end = 0
     for part in store.parts:
@@ -354,9 +358,9 @@ def _open(groups, settings, progress):
         found = {}
         for pattern in patterns:
             found |= _find(pattern, settings.format, fields, setting)
-        located.append(sorted(found.items(), key=lambda one: one[0]))
+        located.append(sorted(found.items(), key=lambda item: item[0]))
     paths, formats = zip(
-        *(one for part in located for one in part), strict=True
+        *(item for part in located for item in part), strict=True
     )
     for path, form in zip(paths, formats, strict=True):
         if isinstance(form, tfds.ArrayRecords):
@@ -420,7 +424,7 @@ def _kind(path, form):
 def _check_readable(store, caption_fields):
     rows = _spread(0, len(store))
     found = store.read(rows)
-    if all(isinstance(one, Fault) for one in found):
+    if all(isinstance(record, Fault) for record in found):
         raise ValueError(
             f"A store must hold records. Received: faults in all {len(rows)} "
             f"of its {len(store)} records that were checked, the first in "
@@ -428,7 +432,7 @@ def _check_readable(store, caption_fields):
             + _way_out(found[0].reason)
         )
     if caption_fields and not any(
-        getattr(one, "captions", ()) for one in found
+        getattr(record, "captions", ()) for record in found
     ):
         raise ValueError(
             f"`data.caption_fields` must name captions. Received: "
@@ -447,9 +451,9 @@ def _way_out(reason):
 
 
 def _texts(found, names=()):
-    """Says which fields records have, as one may hold the captions."""
+    """Says which fields records have; any of them may hold the captions."""
     known = sorted(
-        {name for one in found for name in getattr(one, "metadata", {})}
+        {name for record in found for name in getattr(record, "metadata", {})}
     )
     close = names and checks.nearest(names[0], known)
     if close:

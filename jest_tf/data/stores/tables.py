@@ -2,8 +2,8 @@
 
 A row holds a picture and captions. The picture's column holds paths, relative
 to the table's folder, or, in Parquet, encoded pictures (plain, or structs of
-`bytes` and `path` as in Hugging Face data sets). Captions are one or several
-columns, in Parquet also lists of strings; a table with a column `label` or
+`bytes` and `path` as in Hugging Face data sets). Captions are in a column or
+several, in Parquet also lists of strings; a table with a column `label` or
 `cls` may have none. An `id` column holds the stored id.
 """
 
@@ -23,7 +23,7 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title")
 class Columns:
     """The role of each column of a table.
 
-    The usual picture's column is the first of `IMAGE_COLUMNS`, the usual
+    By default the picture's column is the first of `IMAGE_COLUMNS`, and the
     caption's the first of `CAPTION_COLUMNS`, which labelled pictures may lack.
     `classes` are the names of numbered classes, by column.
 
@@ -72,9 +72,9 @@ class Columns:
         captions = []
         for name in self._captions:
             value = values[name]
-            for one in value if isinstance(value, list) else [value]:
-                if isinstance(one, str | bytes):
-                    captions.append(encode(one))
+            for caption in value if isinstance(value, list) else [value]:
+                if isinstance(caption, str | bytes):
+                    captions.append(encode(caption))
         metadata = {
             name: encode(value)
             for name, value in shards.texts(values).items()

@@ -4,8 +4,8 @@ A sample is a run of files with equal names up to the first dot of the base
 name: `000000012.jpg`, `000000012.txt`, `000000012.json`. The rest is the
 extension. The picture is the file with a picture's extension; captions come
 from `.txt` or a field of `.json`; `.cls`, the number of a class, is metadata.
-Other members are skipped. A sample is read as one byte range. A damaged header
-costs its sample, and garbage between samples is marked.
+Other members are skipped. A sample is read as a single byte range. A damaged
+header costs its sample, and garbage between samples is marked.
 """
 
 import io
@@ -25,7 +25,7 @@ JSON_FIELDS = ("caption", "captions", "text", "txt")
 
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 # Zeros that may stand between two members, if archives were joined: the usual
-# writers end one by at least two blocks, and fill up the last record.
+# writers end an archive by at least two blocks, and fill up the last record.
 _PADDING = tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE
 # Everything that `tarfile` raises on damaged headers.
 _DAMAGE = (
@@ -70,7 +70,9 @@ class Tars:
                     yield place, -sample[0].lost, None
                 start, end = sample[0].start, sample[-1].end
                 torn = end > file.raw.size
-                found = [self._is_picture(one.extension) for one in sample]
+                found = [
+                    self._is_picture(member.extension) for member in sample
+                ]
                 pictures += any(found)
                 # Independent of the captions' fields, so that rows are too.
                 if torn or any(found) or any(map(_is_caption, sample)):
@@ -159,7 +161,7 @@ class _Member(NamedTuple):
 
 
 def _members(file) -> Iterator[_Member]:
-    """Yields the files of samples, and one without a key for a lost end."""
+    """Yields the files of samples, and a file without a key for a lost end."""
     size, place, lost = file.seek(0, io.SEEK_END), 0, None
     file.seek(0)
     try:

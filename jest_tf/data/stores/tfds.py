@@ -17,7 +17,7 @@ from jest_tf import files
 from jest_tf.data.stores import shards, tfrecords
 
 _INFO = "dataset_info.json"
-# ArrayRecord records of one read in a scan.
+# ArrayRecord records of a read in a scan.
 _BATCH = 256
 
 
@@ -30,7 +30,7 @@ def find(
 
     Args:
         pattern: the folder of a version, or "<folder>:<split>"; the default
-            split is "train", or the only one.
+            split is "train", or the only split.
         fields: names of features. If no usual name of a picture exists, the
             only picture feature is taken.
 
@@ -87,12 +87,12 @@ class ArrayRecords:
             numbers = range(reader.num_records())
             for start in range(0, len(numbers), _BATCH):
                 batch = numbers[start : start + _BATCH]
-                for number, one in zip(
+                for number, payload in zip(
                     batch, _read(reader, list(batch)), strict=True
                 ):
                     stored = None
-                    if isinstance(one, bytes):
-                        stored = tfrecords.stored_id(one)
+                    if isinstance(payload, bytes):
+                        stored = tfrecords.stored_id(payload)
                     yield number, 0, stored
 
     def read(self, path: str, spans: np.ndarray) -> list:
@@ -100,8 +100,10 @@ class ArrayRecords:
         with _open(path) as reader:
             payloads = _read(reader, spans[:, 0].tolist())
         return [
-            one if isinstance(one, shards.Fault) else self._parse(one)
-            for one in payloads
+            payload
+            if isinstance(payload, shards.Fault)
+            else self._parse(payload)
+            for payload in payloads
         ]
 
 
@@ -143,12 +145,12 @@ def _read(reader, numbers):
 
 
 def _split_paths(folder, info, split, kind):
-    splits = {one["name"]: one for one in info.get("splits", ())}
+    splits = {entry["name"]: entry for entry in info.get("splits", ())}
     if not split:
         split = "train" if len(splits) != 1 else next(iter(splits))
     if split not in splits:
         raise ValueError(
-            f"{folder} must have a split {split!r}; name one as "
+            f"{folder} must have a split {split!r}; name a split as "
             f"'{folder}:<split>'. Received: {', '.join(splits) or 'none'}"
         )
     # The usual template; others differ only before the split.

@@ -4,8 +4,8 @@ Two schemas are known: ours (`image`, `caption`, `id` and string features) and
 img2dataset's (`jpg`, `txt`, `key` and more). A shard is a sequence of frames,
 all integers little-endian: length (8 bytes), masked CRC-32C of those 8 bytes
 (4), payload, masked CRC-32C of the payload (4). Indexing checks lengths, every
-read its whole frame. A damaged length, or one beyond the end, ends the shard.
-Compressed files have no random access and are refused.
+read its whole frame. A length that is damaged or reaches beyond the end ends
+the shard. Compressed files have no random access and are refused.
 """
 
 import functools

@@ -249,11 +249,11 @@ class RowsTest(StoreTestCase):
         self.assertAllEqual(some.valid(np.arange(9)), wanted)
         rows = np.flatnonzero(wanted)
         ours, theirs = (
-            one.read_numbered(rows, 0 * rows, self.store.ids(rows))
-            for one in (some, every)
+            sidecars.read_numbered(rows, 0 * rows, self.store.ids(rows))
+            for sidecars in (some, every)
         )
-        for one, other in zip(ours, theirs, strict=True):
-            self.assertAllEqual(one, other)
+        for part, other in zip(ours, theirs, strict=True):
+            self.assertAllEqual(part, other)
         self.folder += "-last"
         self.write(rows=np.arange(9) > 4)  # none of the first shard
         last = sidecars_lib.Sidecars(self.store, self.folder)

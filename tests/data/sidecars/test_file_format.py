@@ -1,4 +1,4 @@
-"""One sidecar: what is written is read, and what does not fit is refused."""
+"""A sidecar: what is written is read, and what does not fit is refused."""
 
 import os
 import tempfile

@@ -68,13 +68,13 @@ class AgreementTest(tf.test.TestCase):
     def agreement(self, before, after, valid=(), rows=None):
         count = len(before[0])
         both = [np.ones(count, bool), np.ones(count, bool)]
-        for one, changes in zip(both, valid, strict=False):
-            one[changes] = False
+        for is_valid, changes in zip(both, valid, strict=False):
+            is_valid[changes] = False
         store = mock.MagicMock(ids=lambda rows: rows + 7)
         store.__len__.return_value = count
         sidecars = [
-            self.sidecars(*pair, one)
-            for pair, one in zip((before, after), both, strict=True)
+            self.sidecars(*pair, is_valid)
+            for pair, is_valid in zip((before, after), both, strict=True)
         ]
         return recognition.agreement(*sidecars, store, rows)
 

@@ -36,11 +36,11 @@ class FuzzTest(shard_files.FolderTestCase):
             return []
         rows = np.arange(len(store))
         found = store.read(rows)
-        for one in found:
-            self.assertIsInstance(one, stores.Record | stores.Fault)
-            if isinstance(one, stores.Fault):
-                self.assertNotIn("\n", one.reason)
-                self.assertLess(len(one.reason), 1000)
+        for record in found:
+            self.assertIsInstance(record, stores.Record | stores.Fault)
+            if isinstance(record, stores.Fault):
+                self.assertNotIn("\n", record.reason)
+                self.assertLess(len(record.reason), 1000)
         self.assertEqual(store.ids(rows).shape, rows.shape)
         return found
 
@@ -66,8 +66,10 @@ class FuzzTest(shard_files.FolderTestCase):
             # Not assertEqual, which would print the pictures.
             self.assertTrue(found[:kept] == whole[:kept], f"damage at {start}")
             if checked:
-                for one in found:
-                    is_known = isinstance(one, stores.Fault) or one in whole
+                for record in found:
+                    is_known = (
+                        isinstance(record, stores.Fault) or record in whole
+                    )
                     self.assertTrue(is_known, f"damage at {start}")
 
     def test_tfrecords(self):
@@ -83,7 +85,7 @@ class FuzzTest(shard_files.FolderTestCase):
                 f"{i:04}", image=image, caption=f"{i}", number=str(i)
             )
             blocks = sum(1 + -(-len(data) // 512) for _, data in members)
-            # Damage of the next sample's first header costs this one, too.
+            # Damage of the next sample's first header costs this sample, too.
             ends.append(blocks * 512 + 512)
         self.fuzz(shard_files.write_tar(self.path("a.tar"), members), ends)
 

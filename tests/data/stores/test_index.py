@@ -186,7 +186,7 @@ class LossesTest(shard_files.FolderTestCase):
                 file.write(b"picture")
         with open(self.path("a.csv"), "wb") as file:
             file.writelines(lines)
-        return self.path("a.csv"), np.cumsum([len(one) for one in lines])
+        return self.path("a.csv"), np.cumsum([len(line) for line in lines])
 
     def check(self, path, lost, *parts):
         """Opens a shard twice, to build its index and to read it.
@@ -214,7 +214,11 @@ class LossesTest(shard_files.FolderTestCase):
             self.assertEqual(store.lost_share, lost / (lost + there))
         found = store.read(np.arange(len(store)))
         self.assertCountEqual(
-            [one.reason for one in found if isinstance(one, stores.Fault)],
+            [
+                record.reason
+                for record in found
+                if isinstance(record, stores.Fault)
+            ],
             [f"damaged: {size} bytes that are no record" for _, size in parts],
         )
         return store

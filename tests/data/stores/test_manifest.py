@@ -82,13 +82,13 @@ class ManifestTest(FolderTestCase):
         self.assertEqual(found.counts, counts)
 
     def test_nothing_in_it_but_weights_and_the_like_changes_its_identity(self):
-        one = self.write().identity
-        self.assertEqual(self.write().identity, one)
-        self.assertNotEqual(self.write(np.ones(40)).identity, one)
+        identity = self.write().identity
+        self.assertEqual(self.write().identity, identity)
+        self.assertNotEqual(self.write(np.ones(40)).identity, identity)
         scores = np.zeros(40)
-        self.assertNotEqual(self.write(scores=scores).identity, one)
+        self.assertNotEqual(self.write(scores=scores).identity, identity)
         made_by = {**shard_files.MADE_BY, "share": 0.25}
-        self.assertNotEqual(self.write(made_by=made_by).identity, one)
+        self.assertNotEqual(self.write(made_by=made_by).identity, identity)
 
     def test_a_manifest_of_other_shards_is_refused_by_name_and_version(self):
         self.write()
@@ -152,7 +152,7 @@ class ManifestTest(FolderTestCase):
         os.mkdir(os.path.dirname(copy))
         shutil.copy(self.shard(1), copy)
         store = stores.join([self.store, stores.open_store(copy)])
-        pattern = f"two of version .*, {self.shard(1)} and {copy}; leave one"
+        pattern = f"two of version .*, {self.shard(1)} and {copy}; leave out"
         with self.assertRaisesRegex(ValueError, pattern):
             manifest.check_distinct(store)
         # Another version has room beside it.
@@ -226,7 +226,7 @@ class WeightedOrderTest(tf.test.TestCase):
                 self.assertAllInRange(counts - mean, -1 + 1e-5, 1 - 1e-5)
                 totals += counts
         # Shifts of 800 epochs: a mean of 0 to 1 of them is off by at most
-        # 0.5 / sqrt(400) for those of one order, and five times that never.
+        # 0.5 / sqrt(400) for those of an order, and five times that never.
         self.assertAllClose(totals / 800, mean, atol=5 * 0.5 / 20)
 
     def test_equal_weights_are_a_permutation_of_the_rows_that_have_them(self):

@@ -16,7 +16,7 @@ from jest_tf.files import retries
 
 
 class FilesTestCase(tf.test.TestCase):
-    """Runs on a local folder; `RemoteTest` on one of `tf.io.gfile`."""
+    """Runs on a local folder; `RemoteTest` on a folder of `tf.io.gfile`."""
 
     def setUp(self):
         super().setUp()
@@ -195,7 +195,7 @@ class StorageErrorTest(FilesTestCase):
         for number in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN):
             sector = shard_files.BadSector(140, 141, number, times=2)
             self.assertEqual(self.read_from(sector), self.payloads())
-            # The first three ranges are one read, and only it is repeated.
+            # The first three ranges are a single read, and only it is repeated.
             self.assertEqual(
                 sector.calls, [(100, 80), (2 * 10**6, 30)] + 2 * [(100, 80)]
             )

@@ -235,7 +235,7 @@ class OpenTest(shard_files.FolderTestCase):
         )
         self.assertEqual(store.parts, (2, 1, 3))
         self.assertEqual(
-            [one.image for one in store.read(np.arange(6))],
+            [record.image for record in store.read(np.arange(6))],
             [b"A", b"B", b"picture", b"image 0", b"image 1", b"image 2"],
         )
         self.assertEqual(store.describe(5), f"record 2 of {tfrecord}")

@@ -77,7 +77,7 @@ class DelimitedTest(TablesTestCase):
                     writer.writerow(["images/0.jpg", *row[1:]])
             found = self.read(path, caption_fields=["text", "caption"])
             self.assertEqual(
-                [one.captions for one in found],
+                [record.captions for record in found],
                 [(row[2].encode(), row[1].encode()) for row in rows],
             )
 
@@ -88,7 +88,7 @@ class DelimitedTest(TablesTestCase):
             b"images/2.jpg,y",
         )
         self.assertEqual(
-            [(one.image, one.captions) for one in self.read(path)],
+            [(record.image, record.captions) for record in self.read(path)],
             [(b"picture 1", (b"x",)), (b"picture 2", (b"y",))],
         )
 
@@ -129,7 +129,9 @@ class DelimitedTest(TablesTestCase):
         )
         found = self.read(path)
         self.assertStartsWith(found[1].reason, "damaged: 10")
-        self.assertTrue(all(one.captions == (b"good",) for one in found[2:]))
+        self.assertTrue(
+            all(record.captions == (b"good",) for record in found[2:])
+        )
         lost = count - (len(found) - 2)
         self.assertBetween(lost * len(good), 2**20 - 100, 2**20 + 100)
         # Up to the end of the file, if that is closer.
@@ -156,7 +158,7 @@ class DelimitedTest(TablesTestCase):
         started = time.monotonic()
         found = self.read(path)
         self.assertEqual(
-            [one.image for one in found[:2]], [b"picture 0", b"remote"]
+            [record.image for record in found[:2]], [b"picture 0", b"remote"]
         )
         for fault, reason in zip(
             found[2:],
@@ -253,7 +255,7 @@ class ParquetTest(TablesTestCase):
         ):
             found = self.read(self.table(image=image, caption=["a", "b"]))
             self.assertEqual(
-                [one.image for one in found], [b"picture 2", b"picture 0"]
+                [record.image for record in found], [b"picture 2", b"picture 0"]
             )
 
     def test_captions_are_lists_or_several_columns(self):
@@ -264,12 +266,12 @@ class ParquetTest(TablesTestCase):
             size=[1, 2],
         )
         self.assertEqual(
-            [one.captions for one in self.read(path)], [(b"x", b"y"), ()]
+            [record.captions for record in self.read(path)], [(b"x", b"y"), ()]
         )
         self.assertEqual(
             [
-                one.captions
-                for one in self.read(path, caption_fields=["alt", "caption"])
+                record.captions
+                for record in self.read(path, caption_fields=["alt", "caption"])
             ],
             [(b"z", b"x", b"y"), (b"w",)],
         )
@@ -312,9 +314,9 @@ class ParquetTest(TablesTestCase):
                 return stores.open_store(path).read(rows)
 
         found = read([0, 3], errno.EIO, 2)
-        self.assertEqual([one.image for one in found], 2 * [b"A"])
+        self.assertEqual([record.image for record in found], 2 * [b"A"])
         found = read(np.arange(4), errno.EIO, 99, groups=(1,))
-        self.assertEqual([one.image for one in found[:2]], 2 * [b"A"])
+        self.assertEqual([record.image for record in found[:2]], 2 * [b"A"])
         for fault in found[2:]:
             self.assertRegex(fault.reason, "^unreadable row group: .Errno 5. ")
         with self.assertRaisesRegex(ValueError, f"{path} cannot .*Errno 2. "):

@@ -56,7 +56,10 @@ class SamplesTest(TarsTestCase):
             ]
         )
         self.assertEqual(
-            [(one.image, one.captions, one.metadata["key"]) for one in found],
+            [
+                (record.image, record.captions, record.metadata["key"])
+                for record in found
+            ],
             [
                 (b"left", (b"of a",), b"v1.0/a"),
                 (b"b", (), b"v1.0/b"),
@@ -87,7 +90,7 @@ class SamplesTest(TarsTestCase):
             + [("d.jpg", b""), ("d.json", b'{"caption": null}')]
         )
         self.assertEqual(
-            [one.captions for one in found],
+            [record.captions for record in found],
             [(b"text",), (b"json",), (b"x", b"y"), ()],
         )
 
@@ -119,7 +122,7 @@ class SamplesTest(TarsTestCase):
                 tar_format=tar_format,
             )
             self.assertEqual(
-                [(one.metadata["key"], one.captions) for one in found],
+                [(record.metadata["key"], record.captions) for record in found],
                 [(key.encode(), (b"long",)), (b"b", (b"short",))],
             )
         # USTAR keeps up to 155 bytes of the folder apart.
@@ -141,7 +144,9 @@ class SamplesTest(TarsTestCase):
         with open(self.path, "ab") as out, open(other, "rb") as file:
             out.write(file.read())
         found = self.everything(stores.open_store(self.path))
-        self.assertEqual([one.captions for one in found], [(b"x",), (b"y",)])
+        self.assertEqual(
+            [record.captions for record in found], [(b"x",), (b"y",)]
+        )
 
     def test_a_size_in_base_256_is_read(self):
         shard_files.write_tar(
@@ -235,7 +240,8 @@ class DamageTest(TarsTestCase):
                 found = self.everything(stores.open_store(self.path))
             self.assertRegex(logs.output[0], f"{self.path} is damaged")
             self.assertEqual(
-                [one.captions for one in found[:2]], [(b"of a",), (b"of b",)]
+                [record.captions for record in found[:2]],
+                [(b"of a",), (b"of b",)],
             )
 
     def test_files_that_are_not_tars_of_pictures_are_refused(self):

@@ -246,14 +246,14 @@ class WrittenByTFDSTest(PreparedTestCase):
             )
             found = self.read(str(builder.data_path))
             self.assertLen(found, 6)
-            for one, example in zip(found, source, strict=True):
+            for record, example in zip(found, source, strict=True):
                 self.assertAllEqual(
-                    tf.io.decode_image(one.image), example["image"]
+                    tf.io.decode_image(record.image), example["image"]
                 )
                 self.assertEqual(
-                    list(one.captions), list(example["captions"]["text"])
+                    list(record.captions), list(example["captions"]["text"])
                 )
                 self.assertEqual(
-                    one.metadata["label"].decode(),
+                    record.metadata["label"].decode(),
                     ["cat", "dog"][example["label"]],
                 )

@@ -185,7 +185,7 @@ class SchemaTest(tf.test.TestCase):
 class ChecksumTest(tf.test.TestCase):
     def test_the_masked_checksum_equals_the_bitwise_definition(self):
         # CRC-32C of b"123456789" is 0xE3069283. Its upper 17 bits, 0x1C60D,
-        # become the lower ones, its lower 15, 0x1283, the upper ones:
+        # become the lower bits, its lower 15, 0x1283, the upper bits:
         # 0x1283 << 17 | 0x1C60D = 0x2507C60D.
         self.assertEqual(
             tfrecords.masked_crc32c(b"123456789"), 0x2507C60D + 0xA282EAD8
