@@ -166,9 +166,9 @@ def pictures(run: str, path: pathlib.Path) -> None:
     titles = {
         f"Some of the {size:,} pairs that a step draws, "
         f"{stage['clean_in']:.0%} of them clean": line["offered"],
-        f"The most learnable ones; JEST trains on {stage['rows_out']}, "
+        f"The most learnable pairs; JEST trains on {stage['rows_out']}, "
         f"{stage['clean_out']:.0%} of them clean": stage["highest"],
-        "The least learnable ones": stage["lowest"],
+        "The least learnable pairs": stage["lowest"],
     }
     figure = mpl_figure.Figure(figsize=(8, 4.6), layout="constrained")
     for part, title in zip(figure.subfigures(3, 1), titles, strict=True):
