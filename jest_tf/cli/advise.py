@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="NAME",
         help="a run directory or a public model (docs/models.md), which must "
-        "not have been trained on the curated pairs (default: train quickly)",
+        "not have been trained on the curated pairs (default: a new model)",
     )
     add("--output", required=True, metavar="DIR", help="folder of the advice")
     add("--set", **several, default=[], metavar="A=B", help="settings")

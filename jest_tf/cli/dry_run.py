@@ -46,14 +46,11 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
         sidecars.verify()
         yield "sidecars", f"all fit, embeddings of {sidecars.dim}"
     evaluated = evaluations.open_data(config)
-    for name, store in evaluated.stores.items():
-        yield "evaluation", f"{len(store):,} records, {name}"
+    for name, held_out in evaluated.stores.items():
+        yield "evaluation", f"{len(held_out):,} records, {name}"
     for name, entry in evaluated.entries.items():
-        tasks = ", ".join(entry.entry.task)
-        yield (
-            "evaluation",
-            f"{len(entry.data.store):,} records, {name}: {tasks}",
-        )
+        size, tasks = len(entry.data.store), ", ".join(entry.entry.task)
+        yield "evaluation", f"{size:,} records, {name}: {tasks}"
     if start.tokenizer is not None:
         loading.warn_of_cut_captions(store, start.tokenizer)
         vocabulary = start.tokenizer.vocabulary_size

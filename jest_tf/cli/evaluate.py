@@ -202,14 +202,11 @@ def evaluate_suite(
     if index_dir is None:
         index_dir = about.index_dir
     opened = evaluation.open_suite(suite, about.prompts, index_dir)
-    for entry_evaluation in opened.values():
-        entry_evaluation.attach(about.encoder)
+    for entry in opened.values():
+        entry.attach(about.encoder)
     folder = directory.path(output, directory.EMBEDDINGS_FOLDER)
     with about.encoder.fixed(folder, keep=True):
-        outcomes = {
-            name: entry_evaluation.outcomes()
-            for name, entry_evaluation in opened.items()
-        }
+        outcomes = {name: entry.outcomes() for name, entry in opened.items()}
         for name, entry in config.load_suite(suite).items():
             if "selection" in entry.task:
                 drawn = evaluations.draws(model.name, entry)

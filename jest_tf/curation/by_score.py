@@ -182,9 +182,7 @@ def usable(
         rows = np.arange(start, min(start + _ROWS, len(store)))
         for sidecar in sidecars:
             numbers = np.zeros(len(rows), np.int64)
-            captions, _, _ = sidecar.read_numbered(
-                rows, numbers, store.ids(rows)
-            )
+            captions = sidecar.read_numbered(rows, numbers, store.ids(rows))[0]
             rows = rows[captions >= 0]
         found.append(rows)
     return np.concatenate(found)
@@ -200,9 +198,8 @@ def describe(
     for name in ("embeddings", "view", "scoring_batch_size"):
         del made_by[name]
     del made_by["first_step"], made_by["last_step"]
-    for name, about in zip(
-        ("reference", "learner"), descriptions, strict=False
-    ):
+    roles = ("reference", "learner")
+    for name, about in zip(roles, descriptions, strict=False):
         made_by[name] = about._asdict()
     return made_by
 

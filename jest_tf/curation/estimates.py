@@ -131,9 +131,7 @@ def _moments(first, second, are_pairs=False):
             sums[0][power - 1, block] = (cosines**power).sum(1)
             sums[1][power - 1] += (cosines**power).sum(0)
     counts = len(second) - are_pairs, len(first) - are_pairs
-    return [
-        _mean_and_deviation(*side) for side in zip(sums, counts, strict=True)
-    ]
+    return list(map(_mean_and_deviation, sums, counts))
 
 
 def _mean_and_deviation(sums, count):

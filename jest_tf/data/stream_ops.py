@@ -119,13 +119,8 @@ class Mixture:
     def __init__(self, order: stream.Mixture):
         self._orders = [Order(part) for part in order.orders]
         self._starts, self._counts, self._parts, self._turns = (
-            tf.constant(numbers, tf.int64)
-            for numbers in (
-                order.starts,
-                order.counts,
-                order.parts,
-                order.turns,
-            )
+            tf.constant(table, tf.int64)
+            for table in (order.starts, order.counts, order.parts, order.turns)
         )
 
     def rows(self, positions: tf.Tensor) -> tf.Tensor:

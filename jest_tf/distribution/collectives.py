@@ -66,9 +66,7 @@ class Replicas:
         All devices can sum float16, bfloat16, float32 and float64, or int32,
         but not both in one call: integers live on the host.
         """
-        flat = [
-            tf.convert_to_tensor(tensor) for tensor in tf.nest.flatten(tensors)
-        ]
+        flat = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(tensors)]
         totals = self._context.all_reduce(
             tf.distribute.ReduceOp.SUM, placed(self._context, flat)
         )

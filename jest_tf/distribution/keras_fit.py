@@ -73,10 +73,7 @@ class TrainerHooks:
         metrics = self.metrics
         sums = collectives.Replicas(context).all_reduce(
             [
-                [
-                    tf.convert_to_tensor(variable)
-                    for variable in metric.variables
-                ]
+                [tf.convert_to_tensor(value) for value in metric.variables]
                 for metric in metrics
             ]
         )
@@ -161,8 +158,7 @@ class TrainerHooks:
         if iterator is not None:
             spec = iterator._get_iterator().element_spec
             data_batch = tf.nest.map_structure(
-                lambda values: getattr(values, "_value_specs", (values,))[0],
-                spec,
+                lambda leaf: getattr(leaf, "_value_specs", (leaf,))[0], spec
             )
         with strategy.scope():
             self._symbolic_build(data_batch=data_batch)

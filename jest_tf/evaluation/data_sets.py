@@ -324,10 +324,8 @@ def _karpathy(path, entry):
 
 
 def _crossmodal(path, entry):
-    lines = [
-        json.loads(line) for line in _text(path).splitlines() if line.strip()
-    ]
-    if not lines or not all("image/key" in line for line in lines):
+    lines = [json.loads(row) for row in _text(path).splitlines() if row.strip()]
+    if not lines or not all("image/key" in row for row in lines):
         raise ValueError(
             "JSON lines must be Crossmodal-3600's, an object a picture with "
             f"`image/key`. Received: {path}"
@@ -345,17 +343,12 @@ def _crossmodal(path, entry):
             f"Received: {', '.join(missing)}"
         )
     folder = entry.images or os.path.dirname(path)
-    places = [
-        os.path.join(folder, f"{line['image/key']}.jpg") for line in lines
-    ]
+    places = [os.path.join(folder, f"{row['image/key']}.jpg") for row in lines]
     _check_pictures(places, path)
     captions = {
         language: [
-            [
-                text.encode()
-                for text in line.get(language, {}).get("caption", ())
-            ]
-            for line in lines
+            [text.encode() for text in row.get(language, {}).get("caption", ())]
+            for row in lines
         ]
         for language in wanted
     }
@@ -395,9 +388,7 @@ def _read_list(setting, path):
         lines = _text(path).rstrip().splitlines()
         found = values = [line.strip() for line in lines]
     # A line is the number of a class, so none may be blank.
-    if not values or not all(
-        value and isinstance(value, str) for value in values
-    ):
+    if not values or not all(text and isinstance(text, str) for text in values):
         raise ValueError(
             f"`{setting}` must be a file of texts, a line each and none blank, "
             f"or of JSON. Received: {path}"

@@ -270,9 +270,7 @@ def open_suite(
 
 def flattened(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Joins outcomes to measures by name, see `EntryEvaluation.measure`."""
-    several = (
-        len({outcome.language for outcome in outcomes if outcome.language}) > 1
-    )
+    several = len({outcome.language for outcome in outcomes} - {""}) > 1
     found: dict = {}
     for outcome in outcomes:
         for name, value in outcome.measures.items():

@@ -139,11 +139,7 @@ class Lease:
         view = self.view or {}
         if names & {*view}:
             self._publish(
-                {
-                    name: target
-                    for name, target in view.items()
-                    if name not in names
-                }
+                {name: item for name, item in view.items() if name not in names}
             )
         # Files from before there were views would appear again.
         for path in paths:

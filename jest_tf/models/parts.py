@@ -82,9 +82,7 @@ def rate_factors(
     for rule in settings.rate_factors:
         where = "optimizer.rate_factors"
         for number in _matches(where, rule.pattern, names):
-            factors[number] = [
-                rule.factor * factor for factor in factors[number]
-            ]
+            factors[number] = [rule.factor * rate for rate in factors[number]]
     trained = {id(variable) for variable in learner.trainable_variables}
     return [
         factor if len(factor) > 1 else factor[0]
@@ -150,13 +148,9 @@ def _by_depth(learner, names, decay):
             elif found:
                 blocks[number] = range(int(found[1]), int(found[1]) + 1)
         if not blocks:
-            if all(
-                not learner.variables[number].trainable for number in inside
-            ):
+            if all(not learner.variables[i].trainable for i in inside):
                 continue
-            known = dict.fromkeys(
-                names[number].split("/")[1] for number in inside
-            )
+            known = dict.fromkeys(names[i].split("/")[1] for i in inside)
             raise ValueError(
                 "`optimizer.layer_decay` needs towers of numbered transformer "
                 "blocks, such as `encoder_block_0`, or the package's own. "

@@ -106,9 +106,7 @@ def stored_flops(
         piece.num_steps
         * stored_stages.flops(
             piece.selection,
-            learner
-            if any(kept_step <= piece.first for kept_step in kept)
-            else first,
+            learner if any(turn <= piece.first for turn in kept) else first,
             piece.curated_rows,
         )
         for piece in config.pieces(step)

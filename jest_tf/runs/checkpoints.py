@@ -219,8 +219,8 @@ def restore(model: keras.Model, workdir: str) -> Restored:
         raise ValueError(
             f"All checkpoints of {workdir!r} are damaged; expected one that is "
             f"whole. Received: damaged checkpoints of steps {damaged}; put a "
-            "whole one in its place from a backup, or add `--overwrite` to "
-            "begin again from step 0"
+            "checkpoint back from a backup, or add `--overwrite` to begin "
+            "again from step 0"
         )
     return Restored(0, {})
 

@@ -58,9 +58,7 @@ class StepFlops:
             with directory.as_written(workdir, directory.FLOPS_FILE):
                 found = directory.read(workdir, directory.FLOPS_FILE)
                 self._columns = {
-                    int(first): {
-                        name: int(count) for name, count in row.items()
-                    }
+                    int(first): {name: int(n) for name, n in row.items()}
                     for first, row in found.items()
                 }
 

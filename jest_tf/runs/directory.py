@@ -230,9 +230,7 @@ def received(workdir: str) -> str:
             if checks.nearest(name, [os.path.basename(run)])
         ]
     outer = (above, os.path.dirname(above))
-    near = [
-        folder for folder in outer if folder and has(folder, CONFIG_FILE)
-    ] + near
+    near = [root for root in outer if root and has(root, CONFIG_FILE)] + near
     hint = f". Did you mean {near[0]!r}?" if near else ""
     return f"{workdir!r}, {what}{hint}"
 

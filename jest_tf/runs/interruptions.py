@@ -147,9 +147,7 @@ class FiniteCheck(steps.StepCallback):
         variables = self.model.trainable_variables
         strategy = self.model.distribute_strategy
         if isinstance(strategy, tf.distribute.TPUStrategy):
-            variables = [
-                variable for variable in variables if not variable.shape
-            ]
+            variables = [weight for weight in variables if not weight.shape]
         self._find = finite.finder(variables)
 
     def on_train_batch_end(self, batch, logs=None):

@@ -333,10 +333,7 @@ class Sidecars:
         pieces = self._by_shard(rows)
         if self.is_remote:
             yield from retries.map_parallel(
-                lambda piece: (
-                    piece[1],
-                    *self._excerpt(piece[0], rows[piece[1]]),
-                ),
+                lambda job: (job[1], *self._excerpt(job[0], rows[job[1]])),
                 list(pieces),
                 True,
             )

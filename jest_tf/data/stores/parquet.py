@@ -38,10 +38,8 @@ class Parquet:
                 stored = columns.position("id") is not None
                 for group, count in enumerate(_lengths(path, file.metadata)):
                     ids = _ids(file, group) if stored else []
-                    for number, stored_id in itertools.zip_longest(
-                        range(count), ids
-                    ):
-                        yield group, number, stored_id
+                    for number, key in itertools.zip_longest(range(count), ids):
+                        yield group, number, key
         except (*_corrupt(), OSError) as error:
             raise ValueError(
                 f"Shard {path} is not a Parquet file, or cannot be read: "

@@ -70,9 +70,7 @@ class Tars:
                     yield place, -sample[0].lost, None
                 start, end = sample[0].start, sample[-1].end
                 torn = end > file.raw.size
-                found = [
-                    self._is_picture(member.extension) for member in sample
-                ]
+                found = [self._is_picture(part.extension) for part in sample]
                 pictures += any(found)
                 # Independent of the captions' fields, so that rows are too.
                 if torn or any(found) or any(map(_is_caption, sample)):

@@ -100,10 +100,8 @@ class ArrayRecords:
         with _open(path) as reader:
             payloads = _read(reader, spans[:, 0].tolist())
         return [
-            payload
-            if isinstance(payload, shards.Fault)
-            else self._parse(payload)
-            for payload in payloads
+            data if isinstance(data, shards.Fault) else self._parse(data)
+            for data in payloads
         ]
 
 
