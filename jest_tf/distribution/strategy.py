@@ -100,7 +100,7 @@ def distribute(
 
     def on_host(host, num_hosts):
         dataset = super_batches(host, num_hosts)
-        return dataset.map(_in_halves) if is_tpu(strategy) else dataset
+        return in_halves(dataset) if is_tpu(strategy) else dataset
 
     if replicas == 1:
         return on_host(0, 1)
@@ -214,10 +214,17 @@ def _by_replica(dataset, count):
     ).unbatch()
 
 
-def _in_halves(batch):
+def in_halves(data):
+    """Replaces int64 `[n]` by int32 `[n, 2]`, in a batch or a dataset."""
+    if isinstance(data, tf.data.Dataset):
+        return data.map(in_halves)
     return tf.nest.map_structure(
-        lambda one: tf.bitcast(one, tf.int32) if one.dtype == tf.int64 else one,
-        batch,
+        lambda one: (
+            tf.bitcast(one, tf.int32)
+            if getattr(one, "dtype", None) == tf.int64
+            else one
+        ),
+        data,
     )
 
 
