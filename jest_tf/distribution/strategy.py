@@ -5,10 +5,12 @@ import os
 import socket
 from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf.distribution import placement
+from jest_tf.embeddings import ON_TENSORFLOW
 
 
 def build_strategy(
@@ -22,8 +24,14 @@ def build_strategy(
 
     Raises:
         ValueError: if there is no such TPU, TF_CONFIG is missing or invalid, or
-            TensorFlow is already running.
+            TensorFlow is already running; or Keras runs on another backend.
     """
+    if not ON_TENSORFLOW:
+        raise ValueError(
+            "Runs need Keras on TensorFlow, `KERAS_BACKEND=tensorflow`; on JAX "
+            "train by `JESTModel.fit`. Received: "
+            f"backend {keras.backend.backend()!r}"
+        )
     name, parts = settings.strategy, settings.virtual_devices
     if parts and name in ("multi_worker_mirrored", "tpu"):
         raise ValueError(
