@@ -61,8 +61,9 @@ test: $(INSTALLED) ## check the format, lint and run the tests
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
 
-test-slow: $(EXTRAS_INSTALLED) $(S3_INSTALLED) docs ## run the tests that take long: whole runs, kills, fuzzing, Hugging Face, S3; build the site
-	@$(BIN)/python -m pytest -m slow --maxfail=3 $(PYTEST_WORKERS)
+test-slow: $(EXTRAS_INSTALLED) $(S3_INSTALLED) $(PEERS_INSTALLED) docs ## run the tests that take long: whole runs, kills, fuzzing, peers, Hugging Face, S3; build the site
+	@$(BIN)/python -m pytest -m slow --maxfail=3 $(PYTEST_WORKERS) \
+	  --no-loadscope-reorder
 	@$(S3_BIN)/python -m pytest tests/files/test_s3.py
 
 test-oldest: $(OLDEST_INSTALLED) ## run the fast tests with the oldest versions that setup.cfg allows, and those of Beam
@@ -71,12 +72,12 @@ test-oldest: $(OLDEST_INSTALLED) ## run the fast tests with the oldest versions 
 	@$(OLDEST_BIN)/python -m pytest -k beam tests/curation
 
 test-jax: $(JAX_INSTALLED) ## run the tests of what also runs on Keras' JAX backend
-	@KERAS_BACKEND=jax $(JAX_BIN)/python -m pytest tests/jax
+	@KERAS_BACKEND=jax $(JAX_BIN)/python -m pytest tests/on_jax
 
-test-peers: $(INSTALLED) $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and open_clip's
+test-peers: $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and open_clip's
 	@$(BIN)/python -m pytest tests/evaluation/test_peers.py
 
-bench-peers: $(INSTALLED) $(PEERS_INSTALLED) ## time a step beside open_clip's, on this machine
+bench-peers: $(PEERS_INSTALLED) ## time a step beside open_clip's, on this machine
 	@echo "bench-peers: some minutes; close what else runs"
 	@$(BIN)/python -m benchmarks.bench_peers
 
@@ -104,10 +105,12 @@ icontext-runs: icontext-data ## the missing runs of the real-data benchmark
 icontext-report: .venv/installed-icontext ## its tables and figures, from the kept results
 	@$(BIN)/python -m benchmarks.icontext.report
 	@$(BIN)/python -m benchmarks.icontext.report \
-	  --figures benchmarks/icontext/results
+	  --figures benchmarks/icontext/results \
+	  --summary benchmarks/icontext/results/summary.json
 
 clean: ## remove the environment and the caches; runs/ stays
-	rm -rf .venv .venv-s3 .venv-jax .venv-oldest .venv-peers .venv-dist .venv-tpu build dist site *.egg-info \
+	rm -rf .venv .venv-s3 .venv-jax .venv-oldest .venv-peers .venv-dist .venv-tpu \
+	  build dist site *.egg-info \
 	  .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -171,14 +174,14 @@ $(DIST_INSTALLED):
 	@$(DIST_BIN)/python $(PIP) build twine
 	@touch $@
 
-# PyTorch and TensorFlow need not share an environment. CLIP_benchmark imports
-# requests without asking for it, and fails with NumPy 2.4.
-$(PEERS_INSTALLED):
-	@echo "install: PyTorch, open_clip and CLIP_benchmark into" \
-	  ".venv-peers, once"
+# CLIP_benchmark fails with NumPy 2.4. PyTorch and the rest are read from .venv.
+$(PEERS_INSTALLED): $(EXTRAS_INSTALLED)
+	@echo "install: open_clip and CLIP_benchmark into .venv-peers, once"
 	@test -x $(PEERS_BIN)/python || $(PYTHON) -m venv .venv-peers
-	@$(PEERS_BIN)/python $(PIP) torch==2.13.* open_clip_torch==3.3.* \
-	  clip_benchmark==1.6.* requests 'numpy<2.4'
+	@$(BIN)/python $(PURELIB) > \
+	  "$$($(PEERS_BIN)/python $(PURELIB))/packages_of_venv.pth"
+	@$(PEERS_BIN)/python $(PIP) open_clip_torch==3.3.* clip_benchmark==1.6.* \
+	  'numpy<2.4'
 	@touch $@
 	@echo "install: done"
 

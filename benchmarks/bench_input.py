@@ -1,12 +1,12 @@
-"""Benchmarks the example stream: its speed, its mixing, and distance.
+"""Benchmarks the example stream: its speed, near and at a distance.
 
     python -m benchmarks.bench_input all
 
 `speed` alternates the training stream, by both of its readers, with a bare loop
-that decodes and resizes the same pictures. `mixing` compares orders of several
-block sizes. `distance` reads as from a bucket, with latency and bandwidth put
-in. Each part replaces its block of README.md, or of the file `--out`. `--small`
-makes the parts small, and writes only to `--out`.
+that decodes and resizes the same pictures. `distance` reads as from a bucket,
+with latency and bandwidth put in. Each part replaces its block of README.md, or
+of the file `--out`. With `--small` the parts are small, and write only to
+`--out`.
 """
 
 import gc
@@ -24,7 +24,7 @@ from fsspec.implementations import local
 
 from benchmarks import report
 from jest_tf import config as config_lib
-from jest_tf.data import pictures, pipeline, stores, stream, tokenizers
+from jest_tf.data import pictures, pipeline, stores, tokenizers
 from jest_tf.files import remote
 
 _COMMAND = "python -m benchmarks.bench_input"
@@ -40,7 +40,7 @@ _PADDED = 44_000  # bytes of a picture that decodes at once
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the requested parts and writes their blocks."""
-    parts = {"speed": speed, "mixing": mixing, "distance": distance}
+    parts = {"speed": speed, "distance": distance}
     description = "Benchmarks the example stream."
     options = report.parser(_COMMAND, description, parts).parse_args(argv)
     for name, run in parts.items():
@@ -97,83 +97,6 @@ pictures are patchworks of `examples/icontext_mini`, 256 pixels high and 256 to
 352 wide, as JPEG of quality {_JPEG_QUALITY}, resized to {size} x {size}.
 
 {report.environment()}"""
-
-
-def mixing(small: bool) -> str:
-    """Measures how orders of several block sizes mix; returns Markdown."""
-    num_records, shard_size = (20_000, 1000) if small else (1_000_000, 10_000)
-    rows = []
-    for block_size in (None, 16, 64, 256, 1024, shard_size):
-        order = stream.Order(num_records, _SEED, block_size=block_size)
-        for size in (1280, 32_768)[: 1 if small else 2]:
-            found = mix(order, size, block_size or 1, shard_size)
-            rows.append(
-                [
-                    block_size or "free",
-                    f"{size:,}",
-                    f"{found['places']:,.0f}",
-                    f"{found['shards']:.0f}",
-                    f"{found['correlation']:.3f}",
-                    f"{found['effective']:,.0f}",
-                ]
-            )
-    header = ["block", "B", "places", "shards", "correlation", "worth"]
-    return f"""## How well blocks mix
-
-    {_COMMAND} mixing
-
-{report.table(header, rows)}
-
-{num_records:,} records in shards of {shard_size:,}, means over one epoch.
-Places are the blocks that a super-batch touches (records, where the shuffle is
-free), shards the files. The other two take the worst case, a data set in which
-all records of a shard are alike: the correlation of neighbouring positions, and
-how many freely shuffled records a super-batch of B is worth, by the variance of
-its mean. Shards whose records were shuffled before they were written lose
-nothing by any block size."""
-
-
-def mix(
-    order: stream.Order, super_batch_size: int, block_size: int, shard_size: int
-) -> dict[str, float]:
-    """Measures how well an order mixes the shards, on average over an epoch.
-
-    Let v be a random number of variance 1 for each shard. The mean of v over a
-    super-batch has the variance sum_s (c_s / B)^2, where c_s of its rows are in
-    shard s. The part 1 / S, the variance of the mean over all shards, does not
-    depend on the order.
-
-    Args:
-        order: of n records.
-        super_batch_size: B.
-        block_size: rows of a place.
-        shard_size: rows of a shard; must divide n.
-
-    Returns:
-        `places` and `shards` that a super-batch touches; the `correlation` of v
-        between neighbouring positions; `effective`, the number of freely
-        shuffled records whose mean varies as much.
-    """
-    n = order.num_records
-    num_shards = n // shard_size
-    rows = order.rows(np.arange(n - n % super_batch_size))
-    batches = rows.reshape(-1, super_batch_size)
-    shares = np.stack(
-        [
-            np.bincount(batch // shard_size, minlength=num_shards)
-            / super_batch_size
-            for batch in batches
-        ]
-    )  # [steps, shards]
-    excess = (shares**2).sum(1).mean() - 1 / num_shards
-    same = (rows[1:] // shard_size == rows[:-1] // shard_size).mean()
-    return {
-        "places": np.mean([len(np.unique(b // block_size)) for b in batches]),
-        "shards": (shares > 0).sum(1).mean(),
-        "correlation": (same - 1 / num_shards) / (1 - 1 / num_shards),
-        # Rows dealt out evenly have no excess but rounding.
-        "effective": (1 - 1 / num_shards) / max(excess, 1e-12),
-    }
 
 
 class _FarFile(io.FileIO):

@@ -3,9 +3,12 @@
     jest-tf train --config configs/jest_b16.py \
         --workdir runs/jest_b16 --set 'data.train=data/pool-*.tfrecord'
 
-First, configs/siglip_b16.py trains a reference on a small curated set (set its
-`data.train`), and `jest-tf embed` writes its embeddings of the pool beside the
-shards.
+First, `pip install '.[keras-hub]'`, and `jest-tf embed --model
+keras_hub:siglip2_so400m_patch14_224 --data 'data/pool-*.tfrecord'` writes the
+reference's embeddings beside the shards: 273 GFLOPs a pair, for a billion pairs
+a seventh of the run's FLOPs. On icons, a reference as strong as the learner
+becomes is what makes JEST pay (docs/results.md); the paper's is trained with
+configs/siglip_b16.py on a curated part of the pool.
 
 Hardware: 256 chips of TPU v5p, 640 examples scored and 128 trained on each.
 Time: 11 hours, if a chip reaches 40 % of its 459 TFLOP/s: 1.8e21 FLOPs, eight

@@ -72,7 +72,7 @@ def main(argv=None):
     keras.utils.set_random_seed(0)
     curated, pool, held_out = (
         stores.open_store(f"{DATA}/{name}-*.tfrecord")
-        for name in ("reference", "pool", "test")
+        for name in ("curated", "pool", "test")
     )
     captions = [
         caption

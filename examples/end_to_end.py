@@ -14,6 +14,7 @@ shows the best hits of each query.
 """
 
 import argparse
+import contextlib
 import io
 import os
 import pathlib
@@ -22,8 +23,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from jest_tf import cli
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-DATA = "examples/icontext_mini"
+DATA = f"{ROOT}/examples/icontext_mini"
 QUERIES = (
     *("arrow left", "heart", "clock", "shopping cart"),
     *("user", "calendar"),
@@ -55,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not vocabulary.exists():
         write_vocabulary(vocabulary)
     train(
-        *("reference", reference, f"data.vocabulary={vocabulary}"),
+        *("uniform", reference, f"data.train={DATA}/curated-*.tfrecord"),
+        *(f"data.vocabulary={vocabulary}", "steps=400"),
+        "optimizer.learning_rate=2e-3",
         *("model.towers=examples.end_to_end:towers", "model.loss=sigmoid"),
         *flags.set,
     )
@@ -118,7 +123,7 @@ def write_vocabulary(path: pathlib.Path) -> None:
 
     from jest_tf.data import stores
 
-    store = stores.open_store(f"{ROOT}/{DATA}/reference-*.tfrecord")
+    store = stores.open_store(f"{DATA}/curated-*.tfrecord")
     captions = [
         caption.decode("utf-8", "replace").lower()
         for texts in store.columns(["caption"])["caption"]
@@ -144,7 +149,7 @@ def write_pictures(folder: pathlib.Path) -> None:
     """Writes the pool's pictures as files, as a user has them."""
     from jest_tf.data import stores
 
-    store = stores.open_store(f"{ROOT}/{DATA}/pool-*.tfrecord")
+    store = stores.open_store(f"{DATA}/pool-*.tfrecord")
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -168,10 +173,10 @@ def export(kind: str, workdir: pathlib.Path, output: pathlib.Path) -> None:
 
 def jest_tf(command: str, *arguments) -> None:
     """Runs a command of `jest-tf`; exits if it fails."""
-    words = [sys.executable, "-m", f"trainers.{command}", *arguments]
-    done = subprocess.run([os.fspath(word) for word in words], cwd=ROOT)
-    if done.returncode:
-        sys.exit(f"error: {command} failed")
+    words = [command, *map(os.fspath, arguments)]
+    with contextlib.chdir(ROOT):
+        if cli.main(words):
+            sys.exit(f"error: {command} failed")
 
 
 if __name__ == "__main__":

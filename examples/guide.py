@@ -49,7 +49,7 @@ JEST needs two sets of pairs:
 - a *pool*, large and noisy, to train on;
 - a *curated set*, small and clean, which says what a good pair looks like.
 
-Here the curated set is 2,000 icons with their names. The pool is 18,000 others.
+Here the curated set is 1,908 icons with their names. The pool is 18,000 others.
 Three in five of its captions are wrong: they belong to another picture, or are
 a file name. The array `is_wrong` records which. Only the pictures below use it;
 no model sees it.
@@ -67,7 +67,7 @@ def load(split):
     return np.concatenate(images), np.array(captions), columns["noise"]
 
 
-curated, curated_captions, _ = load("reference")
+curated, curated_captions, _ = load("curated")
 pool, pool_captions, noise = load("pool")
 is_wrong = np.isin(noise, [b"moved", b"uninformative"])
 print(f"{len(curated):,} curated pairs, {len(pool):,} pairs in the pool")

@@ -1,4 +1,4 @@
-"""What has to be set before TensorFlow starts."""
+"""Settings that must be made before TensorFlow starts."""
 
 import gc
 import os
@@ -17,10 +17,24 @@ else:
 
 import lockstep  # noqa: E402, F401  Splits the CPU, for tests of replicas.
 
+# Classes of slow tests that take minutes, the longest first.
+LONGEST = (
+    *("PagesTest", "RunsTest", "QuickstartTest", "BucketResumeTest"),
+    *("BucketTest", "AdviceTest", "WorkersTest", "HostsTest", "ResumeTest"),
+    *("EndToEndTest", "GuideTest", "TransferTest", "FunnelResumeTest"),
+)
+
 
 def pytest_collection_modifyitems(items):
-    """Leaves out a method of `tf.test.TestCase`: bases then set up nothing."""
-    items[:] = [one for one in items if one.name != "test_session"]
+    """Puts the longest classes first, so that no process ends alone with one.
+
+    A method of `tf.test.TestCase` is left out: bases then set up nothing.
+    """
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items[:] = sorted(
+        (one for one in items if one.name != "test_session"),
+        key=lambda one: order.get(getattr(one.cls, "__name__", ""), len(order)),
+    )
 
 
 def pytest_collection_finish():

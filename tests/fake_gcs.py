@@ -11,6 +11,7 @@ calls hold Python's lock while they wait for an answer:
 or, in a test, `fake_gcs.start()`, which sets the environment of this process.
 """
 
+import base64
 import http.server
 import json
 import os
@@ -64,16 +65,17 @@ class Server:
         self._folder.cleanup()
 
     def fail(self, match, **fault):
-        """Fails requests; their "METHOD host/path" is searched for `match`.
+        """Fails requests; `match` is searched in "CLIENT: METHOD host/path".
 
         `times` is how many (1), `status` what they are answered (503), `cut`
-        the bytes of the answer after which the connection ends.
+        the bytes of the answer after which the connection ends. With `hold`
+        they wait for `heal`, and are then carried out.
         """
         self._call("fail", match=match, **fault)
 
     def set(self, **settings):
-        """Sets `latency` of an answer's first byte and `lag` of listings, in
-        seconds, and `bandwidth`, bytes a second; 0 has none.
+        """Sets the `latency` of an answer's first byte, in seconds, and the
+        `bandwidth`, bytes a second; 0 has none.
         """
         self._call("set", **settings)
 
@@ -87,6 +89,15 @@ class Server:
 
     def names(self):
         return self._call("names")
+
+    def held(self):
+        """How many requests wait."""
+        return self._call("held")
+
+    def environment_of(self, client):
+        """The environment of a process that `fail` knows by a name."""
+        proxy = f"http://{client}:@127.0.0.1:{self.port}"
+        return self.environment | {"https_proxy": proxy}
 
     def _call(self, action, **values):
         request = urllib.request.Request(
@@ -139,10 +150,10 @@ class _Storage(http.server.ThreadingHTTPServer):
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.tls.load_cert_chain(f"{folder}/server.pem", f"{folder}/key")
         self.objects = {}  # name: (bytes, generation, seconds)
-        self.listed = {}  # name: when the listing shows it, or hides it
         self.uploads = {}  # id: [name, bytearray]
         self.faults, self.log = [], []
-        self.settings = {"latency": 0.0, "bandwidth": 0.0, "lag": 0.0}
+        self.settings = {"latency": 0.0, "bandwidth": 0.0}
+        self.held = 0
         self.lock = threading.RLock()
         self.generation = 0
 
@@ -153,17 +164,8 @@ class _Storage(http.server.ThreadingHTTPServer):
         with self.lock:
             self.generation += 1
             now = time.time()
-            if name not in self.objects:
-                self.listed[name] = now + self.settings["lag"]
             self.objects[name] = bytes(data), self.generation, now
             return self.describe(name)
-
-    def delete(self, name):
-        with self.lock:
-            del self.objects[name]
-            del self.listed[name]
-            if self.settings["lag"]:
-                self.listed[name] = -(time.time() + self.settings["lag"])
 
     def describe(self, name):
         data, generation, seconds = self.objects[name]
@@ -176,18 +178,6 @@ class _Storage(http.server.ThreadingHTTPServer):
             "updated": f"{stamp}.{int(seconds % 1 * 1000):03d}Z",
         }
 
-    def visible(self):
-        now = time.time()
-        with self.lock:
-            for name, until in list(self.listed.items()):
-                if until < 0 and name not in self.objects and -until < now:
-                    del self.listed[name]
-            return sorted(
-                name
-                for name, until in self.listed.items()
-                if (until < now if until > 0 else True)
-            )
-
     def fault(self, line):
         with self.lock:
             for one in self.faults:
@@ -196,6 +186,15 @@ class _Storage(http.server.ThreadingHTTPServer):
                     return one
         return {}
 
+    def hold(self, fault):
+        """Waits until the fault is healed."""
+        with self.lock:
+            self.held += 1
+        while any(one is fault for one in self.faults):
+            time.sleep(0.02)
+        with self.lock:
+            self.held -= 1
+
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -203,12 +202,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     # An answer is written in two parts; the second would wait 40 ms.
     disable_nagle_algorithm = True
     host = None  # Google's host that is being played, after CONNECT
+    client = ""
 
     def log_message(self, *_):
         pass
 
     def do_CONNECT(self):
         host = self.path.partition(":")[0]
+        client = self.headers.get("Proxy-Authorization", "Basic ").split()[1:]
+        self.client = base64.b64decode("".join(client)).decode()[:-1]
         self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
         try:
             self.connection = self.request = self.server.tls.wrap_socket(
@@ -228,7 +230,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.host is None:
             return self._control(url.path.strip("/"), json.loads(body))
         line = f"{self.command} {self.host}{self.path}"
-        self._fault = self.server.fault(line)
+        self._fault = self.server.fault(f"{self.client}: {line}")
+        if "hold" in self._fault:
+            self.server.hold(self._fault)
+            self._fault = {}
         time.sleep(self.server.settings["latency"])
         self._status, self._sent = 0, 0
         try:
@@ -260,7 +265,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         server, answer = self.server, {}
         with server.lock:
             if action == "fail":
-                if "cut" not in values:
+                if not {"cut", "hold"} & {*values}:
                     values.setdefault("status", 503)
                 server.faults.append({"times": 1, **values})
             elif action == "set":
@@ -272,6 +277,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 answer, server.log = server.log, []
             elif action == "names":
                 answer = sorted(server.objects)
+            elif action == "held":
+                answer = server.held
         self._fault, self._status, self._sent = {}, 0, 0
         self._send(200, json.dumps(answer).encode(), {})
 
@@ -296,7 +303,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if parts[5] not in self.server.objects:
             return 404, b"{}"
         if self.command == "DELETE":
-            self.server.delete(parts[5])
+            del self.server.objects[parts[5]]
             return 204, b""
         if "rewriteTo" in parts:
             data = self.server.objects[parts[5]][0]
@@ -326,7 +333,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _list(self, query):
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         entries = {}
-        for name in self.server.visible():
+        for name in sorted(self.server.objects):
             if not name.startswith(prefix):
                 continue
             end = name.find(delimiter, len(prefix)) if delimiter else -1

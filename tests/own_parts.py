@@ -29,7 +29,7 @@ def square_pairs(embeddings):
 
 
 def nothing():
-    """What is neither."""
+    """A function that is no part of any kind."""
 
 
 def _square(logits, target=0.0):

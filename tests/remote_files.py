@@ -56,7 +56,7 @@ def hurry(test):
     for module, name, value in (
         (leases, "BEAT", 0.2),
         (leases, "EXPIRY", 1.0),
-        (leases, "SETTLE", 0.0),
+        (leases, "PAUSE", 0.1),
         (retries, "WAITS", (0.0, 0.0, 0.0)),
         (retries, "FILE_WAITS", (0.0, 0.0)),
     ):

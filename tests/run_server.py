@@ -6,8 +6,9 @@ is an object: `workdir`, `settings`, overrides like those of `--set`, and the
 `number` of a signal that the run is to get `at` a place, counted in the calls
 of `CALLS`, or of `REMOTE_CALLS` with a remote `workdir`; with `touching` in
 those whose path has this part. With a remote `workdir`, `local` begins the
-names of local files, the temporary folder's among them, and a dead run's lease
-expires in a second. Its output is a line with the process's number, and one
+names of local files, the temporary folder's among them, a dead run's lease
+expires in a second, and a request is slow after one. A SIGTERM ends the process
+after `grace` seconds. Its output is a line with the process's number, and one
 with how it ended.
 """
 
@@ -24,8 +25,9 @@ import keras
 import tiny
 
 from jest_tf import config, models
+from jest_tf.cli import train as train_command
 from jest_tf.config import overrides as overrides_lib
-from jest_tf.files import leases, remote
+from jest_tf.files import leases, remote, retries
 from jest_tf.runs import checkpoints
 from trainers import train
 
@@ -92,6 +94,7 @@ def run(
     number=signal.SIGKILL,
     local=None,
     touching="",
+    grace=train_command.GRACE,
 ):
     """As `python -m trainers.train`."""
     calls = 0
@@ -114,7 +117,8 @@ def run(
         if local:
             tempfile.tempdir = f"{local}.tmp"
             os.makedirs(tempfile.tempdir, exist_ok=True)
-            leases.BEAT, leases.EXPIRY, leases.SETTLE = 0.4, 1.0, 0.05
+            leases.BEAT, leases.EXPIRY, leases.PAUSE = 0.4, 1.0, 0.05
+            retries.SILENCE, train_command.GRACE = 1.0, grace
             module, names = remote, REMOTE_CALLS
         else:
             module, names = checkpoints.os, CALLS

@@ -15,13 +15,13 @@ ROOT = os.path.dirname(TESTS)
 class Server:
     """A process of `run_server.py`: runs come and go, TensorFlow stays."""
 
-    def __init__(self):
+    def __init__(self, **environment):
         self._process = subprocess.Popen(
             [sys.executable, os.path.join(TESTS, "run_server.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{TESTS}"},
+            env=os.environ | {"PYTHONPATH": f"{ROOT}:{TESTS}"} | environment,
         )
 
     def start(self, workdir, *overrides, **options):
@@ -36,7 +36,7 @@ class Server:
         return int(self._process.stdout.readline())
 
     def wait(self):
-        """How it ended: the exit code, or less the number of the signal."""
+        """The run's exit code, or minus the number of the signal."""
         return int(self._process.stdout.readline())
 
     def run(self, workdir, *overrides, **options):

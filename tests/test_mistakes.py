@@ -1,6 +1,6 @@
-"""What a user sees after a mistake: one line, the same for every command.
+"""A mistake is answered by one line, the same for every command.
 
-A line says which setting is wrong, what was expected, what came, and the way
+The line says which setting is wrong, what was expected, what came, and the way
 out. Mistakes that need longer runs are in the tests of what finds them.
 """
 
@@ -249,7 +249,7 @@ class CommandsTest(tf.test.TestCase):
         ]
         jest = [
             *("selection.batch_size=2", "selection.stages.0.candidates=2"),
-            "selection.stages.0.num_chunks=1",
+            *("selection.stages.0.num_chunks=1", "reference.sidecar_dir="),
         ]
         starts = {
             "": [],

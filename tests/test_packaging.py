@@ -136,14 +136,6 @@ class DeclaredTest(tf.test.TestCase):
             needed - {"tensorflow"}, required(text) | apart
         )
 
-    def test_versions_of_the_package_and_its_metadata_agree(self):
-        text = (ROOT / "jest_tf" / "__init__.py").read_text()
-        version = re.search(r'^__version__ = "(.*)"$', text, re.M)[1]
-        self.assertIn(
-            settings()["metadata"]["version"],
-            (version, "attr: jest_tf.__version__"),
-        )
-
 
 @pytest.mark.slow
 class WheelTest(tf.test.TestCase):
@@ -236,10 +228,7 @@ class WheelTest(tf.test.TestCase):
         self.assertTrue((package / "py.typed").exists())
 
     def test_it_trains_evaluates_and_writes_a_page_outside_of_a_clone(self):
-        train = ("train", "--config", "recipe.py", "--workdir", "run")
-        self.run_command(*train, "--dry-run")
-        self.assertFalse((self.work / "run").exists())
-        self.run_command(*train)
+        self.run_command("train", "--config", "recipe.py", "--workdir", "run")
         log = (self.work / "run" / "metrics.jsonl").read_text().splitlines()
         self.assertEqual([json.loads(line)["step"] for line in log], [1, 2])
         measured = json.loads(

@@ -1,4 +1,4 @@
-"""What several tests train: a learner of a few layers, batches, a shard."""
+"""A learner of a few layers, batches and a shard, for several tests."""
 
 import json
 import os
@@ -144,7 +144,7 @@ def write_sidecars(path, noisy=(), output=embed.Output()):  # noqa: B008
 
 
 def from_clock(name):
-    """Whether a number of the log is measured."""
+    """True if a number of the log is measured."""
     return name == "seconds" or name.startswith(("time/", "memory/"))
 
 
@@ -166,7 +166,7 @@ def read_unmeasured(workdir, name):
 
 
 def read_stages(workdir):
-    """What `telemetry.jsonl` says of stages, a dict for each of every line."""
+    """The stages of `telemetry.jsonl`, a dict for each stage of each line."""
     return [
         {"step": line["step"], "super_batch": line["super_batch"]} | stage
         for line in read_lines(workdir, "telemetry.jsonl")

@@ -22,7 +22,7 @@ STEPS, ROWS = 20, 16
 
 
 class SGD(keras_fit.AggregateThenClip, keras.optimizers.SGD):
-    """What a user would write."""
+    """An optimizer as a user would write it."""
 
 
 class StockLine(keras.Model):

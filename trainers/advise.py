@@ -1,7 +1,7 @@
 """The command `jest-tf advise` as a module.
 
     python -m trainers.advise --pool 'examples/icontext_mini/pool-*.tfrecord' \
-        --curated 'examples/icontext_mini/reference-*.tfrecord' \
+        --curated 'examples/icontext_mini/curated-*.tfrecord' \
         --output advice
 
 `--help` explains the flags; `jest_tf.cli.advise` runs the command.

@@ -1,6 +1,6 @@
 """The command `jest-tf curate` as a module.
 
-    python -m trainers.curate --workdir runs/reference \
+    python -m trainers.curate --workdir examples/icontext_mini/reference \
         --data 'examples/icontext_mini/pool-*.tfrecord' \
         --output manifests/easy --set share=0.2 window=2048
 

@@ -1,6 +1,6 @@
 """The command `jest-tf embed` as a module.
 
-    python -m trainers.embed --workdir runs/reference \
+    python -m trainers.embed --workdir examples/icontext_mini/reference \
         --data 'examples/icontext_mini/pool-*.tfrecord'
 
 `--help` explains the flags; `jest_tf.cli.embed` runs the command.

@@ -1,7 +1,7 @@
 """The command `jest-tf train` as a module.
 
-    python -m trainers.train --config configs/quickstart_reference.py \
-        --workdir runs/reference
+    python -m trainers.train --config configs/quickstart_uniform.py \
+        --workdir runs/uniform
 
 `--help` explains the flags; `jest_tf.cli.train` runs the command.
 """

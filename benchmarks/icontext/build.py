@@ -3,6 +3,7 @@
     python -m benchmarks.icontext.build fetch --work icontext-work
     python -m benchmarks.icontext.build full --work icontext-work
     python -m benchmarks.icontext.build web --work icontext-work
+    python -m benchmarks.icontext.run --cells apart_reference_3000
     python -m benchmarks.icontext.build mini --work icontext-work \
         --out examples/icontext_mini
 
@@ -47,7 +48,7 @@ def main(arguments=None):
         elif options.command == "web":
             web.build(data, work / "web")
         else:
-            mini.build(cache, data, options.out or work / "mini")
+            mini.build(work, options.out or work / "mini")
     except (ImportError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"{options.command}: done, in {work}", file=sys.stderr)

@@ -139,23 +139,39 @@ def _given(method, steps, candidates, renewals, pool="pool70"):
 
 # A strong reference, trained on other families of icon sets than the learner's,
 # clean; validation chose its longest run, which stops improving there.
-_STRONG = "apart_reference_3000"
+STRONG = "apart_reference_3000"
 _APART = "data.curated={data}/apart-*.tfrecord data.curated_rows="
 _DISTILLED = "reference.distillation_weight=8"
 # A learner of half the reference's width.
 _NARROW = "model.towers=benchmarks.icontext.towers:build_narrow "
 _PROJECTED = f"{_DISTILLED} reference.projection=128"
 _SHORT = (350, 700, 1400)
+# Learners of a given reference begin with other weights than it did.
+_OTHERS = (1, 2, 3)
 
 
 def _part(method, lengths, settings="", **changes):
     """A cell on a part of the pool, chosen by the strong reference."""
-    options = {"pool": "part70", "reference": _STRONG}
+    options = {"pool": "part70", "reference": STRONG}
     return Cell(method, lengths, settings, **options | changes)
 
 
-_GIVEN_CELLS = (
+def _by(steps):
+    """Cells by a weaker reference, of fewer steps."""
+    name = f"apart_reference_{steps}"
+    for method, settings in (
+        ("jest", _live(5)),
+        ("easy_reference", f"{_live(5)} {_STAGE}.criterion=easy_reference"),
+        ("distilled", _DISTILLED),
+    ):
+        yield _part(f"{method}_by_{steps}", (700,), settings, reference=name)
+
+
+_REFERENCES = (
     Cell("reference", (350, 800, 1600, 3000), pool="apart"),
+    Cell("sigmoid_reference", (3000,), "model.loss=sigmoid", pool="apart"),
+)
+_LEARNERS_OF_GIVEN = (
     # Rates by validation.
     *(
         Cell(f"uniform{name}", (2250, 4500), rate, pool="part70")
@@ -207,21 +223,57 @@ _GIVEN_CELLS = (
         *("distilled_then_stored", (1400, 2800)),
         f"{_stored(3)} {_DISTILLED} reference.distillation_steps=700",
     ),
+    *(cell for steps in (350, 800, 1600) for cell in _by(steps)),
+    # In-batch negatives, of which a sigmoid loss has one term each.
+    *(
+        _part(
+            *(f"{method}_b1024", (350,)),
+            f"selection.batch_size=1024 model.loss=sigmoid {_live(5)} "
+            f"{_STAGE}.method={method}",
+            reference="apart_sigmoid_reference_3000",
+        )
+        for method in ("joint", "independent")
+    ),
     # The learner of half the width.
-    Cell("narrow_uniform", _UNIFORM[1:5], _NARROW + _SLOW, pool="part70"),
+    Cell("narrow_uniform", _UNIFORM[1:], _NARROW + _SLOW, pool="part70"),
     Cell("narrow_clean", _SHORT, _NARROW, pool="part_clean70"),
     Cell(
         "narrow_mixed_4",
-        (2250, 4500),
+        (2250, 4500, 9000, 18_000),
         f"{_NARROW}{_SLOW} {_APART}64",
         pool="part70",
     ),
     _part("narrow_jest", _SHORT, _NARROW + _live(5)),
+    _part("narrow_flexi", _SHORT, _NARROW, recipe="icontext_web_flexi"),
+    _part("narrow_stored_3", _SHORT, _NARROW + _stored(3)),
     _part("narrow_stored_5", _SHORT, _NARROW + _stored(5)),
     _part("narrow_distilled", _SHORT, _NARROW + _PROJECTED),
     _part(
         *("narrow_stored_3_distilled", _SHORT),
         f"{_NARROW}{_stored(3)} {_PROJECTED}",
+    ),
+    _part(
+        *("narrow_stored_3_distilled_fast", (350, 700)),
+        f"{_NARROW}{_stored(3)} {_PROJECTED} optimizer.learning_rate=4e-3",
+    ),
+    # Other levels of noise.
+    *(
+        cell
+        for noise in ("00", "30", "90")
+        for cell in (
+            Cell(
+                *("uniform", (1125, 2250, 4500)),
+                _SLOW * (noise == "90"),
+                pool=f"part{noise}",
+            ),
+            _part("jest", (350, 700), _live(5), pool=f"part{noise}"),
+            _part("distilled", (700,), _DISTILLED, pool=f"part{noise}"),
+            _part(
+                *("stored_3_distilled", (700,)),
+                f"{_stored(3)} {_DISTILLED}",
+                pool=f"part{noise}",
+            ),
+        )
     ),
 )
 
@@ -306,7 +358,8 @@ CELLS = (
             ("hard_learner", f"5 {_STAGE}.criterion=hard_learner"),
         )
     ),
-    *_GIVEN_CELLS,
+    *_REFERENCES,
+    *(cell._replace(seeds=_OTHERS) for cell in _LEARNERS_OF_GIVEN),
 )
 
 

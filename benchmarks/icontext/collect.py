@@ -5,6 +5,7 @@
 | runs.csv | run | final scores, costs, what was selected, machine |
 | curves.csv | run and evaluation | validation scores, FLOPs so far |
 | pairs.csv | run | the score of each pair of the test, x 10,000 |
+| families.csv | pair of the test | its family of icon sets |
 
 A score is the mean reciprocal rank of retrieval in both directions. The tests
 are looked at here alone, once, with the final weights.
@@ -15,6 +16,7 @@ import pandas as pd
 
 import jest_tf
 from benchmarks import report
+from benchmarks.icontext import web
 from jest_tf import evaluation
 from jest_tf.data import stores
 from jest_tf.runs import bootstrap, directory
@@ -98,6 +100,15 @@ def add(folder, row, curve, pairs):
         whole = path.with_suffix(".part")
         new.to_csv(whole, index=False)
         whole.replace(path)
+
+
+def families(data):
+    """The family of icon sets of each pair of the test, a DataFrame."""
+    store = stores.open_store(f"{data}/{_TESTS[0]}-*.tfrecord")
+    styles = store.columns(["style"])["style"]
+    return pd.DataFrame(
+        {"family": [web.family(one.decode()) for one in styles]}
+    )
 
 
 def embedding_flops(workdir, shards, sidecars):

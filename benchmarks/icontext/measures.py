@@ -1,13 +1,14 @@
 """Scores of the web-like data, ratios to uniform training, and their intervals.
 
 Everything is computed from the tables in a folder: `runs.csv` has a line for
-each run, and `pairs.csv` the score of each test pair, of the runs whose score
-gets an interval.
+each run, `pairs.csv` the score of each test pair, of the runs whose score gets
+an interval, and `families.csv` the family of icon sets of each test pair.
 
 - A *line* is a method at one length and one level of noise, with its seeds.
-- An *interval* covers 95 % of resamples of the test pairs and of the seeds.
-  Runs are compared on the same resamples. One or two seeds get the usual spread
-  between seeds: that of the cells with three and at least half of the steps.
+- An *interval* covers 95 % of resamples of the test's families and of the
+  seeds: pairs of one family are alike, so they are drawn together. Runs are
+  compared on the same resamples. One or two seeds get the usual spread between
+  seeds: that of the cells with three and at least half of the steps.
 - *Uniform training at a cost* is interpolated between the ends of full
   schedules, linearly in the logarithm of the steps.
 - The *target* is uniform training's best end, at the length that validation
@@ -28,12 +29,10 @@ FOLDER = pathlib.Path(__file__).parent / "results" / "web"
 RESAMPLES = 2000
 LEAST_SEEDS = 3  # for an interval that has their spread
 UNIFORM, CLEAN = "uniform", "clean"
-# Ways to count FLOPs: those of the steps; with the training of the references;
-# with all embeddings. The last leaves out what references cost before the run.
-COSTS = ("scores", "reference", "all", "given reference")
-# Of a given reference: not counted, as of a public model and in the paper; a
-# quarter of its training, which four learners share; all. Embedding counts.
-GIVEN_COSTS = ("given reference", "shared", "all")
+# Ways to count FLOPs. Training, scoring and embedding count in all of them; of
+# the references' training nothing does, as in the paper or of a public model; a
+# quarter, for four learners that share it; or all.
+COSTS = ("paper", "shared", "all")
 _SHARED = 4
 _SCORE, _VALIDATION = "test_sets", "val_sets"
 _SCALE = 10_000  # of the scores in pairs.csv
@@ -73,7 +72,7 @@ class Ratios(NamedTuple):
     Attributes:
         examples: `Estimate`, as each of the others; None if the line misses the
             target.
-        flops: by `Results.costs`.
+        flops: by the names of `COSTS`.
         is_bound: whether the method's shortest length is at the target, so that
             the ratios are lower bounds.
     """
@@ -85,9 +84,9 @@ class Ratios(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def weights(count):
-    """How often each of `count` pairs is drawn, [1 + RESAMPLES, count].
+    """How often each of `count` families is drawn, [1 + RESAMPLES, count].
 
-    The first row is the pairs as they are.
+    The first row is the families as they are.
     """
     generator = np.random.default_rng([_SEED, 0])
     drawn = generator.multinomial(
@@ -96,16 +95,19 @@ def weights(count):
     return np.concatenate([np.ones([1, count]), drawn])
 
 
-def resample(scores):
-    """The mean of the scores of pairs, then of each resample of them.
+def resample(scores, families):
+    """The mean of the scores of pairs, then of resamples of their families.
 
     Args:
         scores: float [pairs].
+        families: int [pairs], the family of each, from 0.
 
     Returns:
         float64 [1 + RESAMPLES].
     """
-    return weights(len(scores)) @ scores / len(scores)
+    sizes, sums = np.bincount(families), np.bincount(families, scores)
+    drawn = weights(len(sizes))
+    return drawn @ sums / (drawn @ sizes)
 
 
 def over_seeds(scores):
@@ -192,7 +194,7 @@ class Results:
     """The runs of a folder that compare: one regime, one learner.
 
     Args:
-        folder: with runs.csv and pairs.csv.
+        folder: with runs.csv, pairs.csv and families.csv.
         regime: of the references, `cells.OWN` or `cells.GIVEN`.
         learner: the start of the names of its methods, such as "narrow".
 
@@ -204,7 +206,6 @@ class Results:
     def __init__(self, folder=FOLDER, regime=cells.OWN, learner=""):
         key = ["cell", "seed"]
         rows = pd.read_csv(folder / "runs.csv").set_index(key).sort_index()
-        self.costs = COSTS[:3] if regime == cells.OWN else GIVEN_COSTS
         names = rows.index.get_level_values("cell")
         rows = rows[names.map(cells.regime_of) == regime]
         if regime == cells.GIVEN:
@@ -216,9 +217,11 @@ class Results:
             )
             rows = rows[is_own]
             rows["method"] = rows["method"].str.removeprefix(start)
-        self.runs = rows
+        self.runs, self._folder = rows, folder
         pairs = pd.read_csv(folder / "pairs.csv").set_index(key)["scores"]
         self._pairs = pairs.to_dict()
+        families = pd.read_csv(folder / "families.csv")["family"]
+        self._families = pd.factorize(families)[0]
         self.levels = sorted(
             map(float, self._tested["noise"].dropna().unique())
         )
@@ -279,7 +282,8 @@ class Results:
                 f"`pairs.csv` must have the scores of {cell!r}, seed {seed}, "
                 "for an interval. Received: none"
             )
-        return resample(np.array(found.split(), np.float64) / _SCALE)
+        scores = np.array(found.split(), np.float64) / _SCALE
+        return resample(scores, self._families)
 
     @functools.cache  # noqa: B019
     def spread(self, steps):
@@ -292,6 +296,8 @@ class Results:
         for cell, rows in self._tested.groupby(level="cell"):
             if len(rows) >= LEAST_SEEDS:
                 found[cell] = rows["steps"].iloc[0], rows[_SCORE].to_numpy()
+        if not found:  # of no cell yet
+            return Results(self._folder).spread(steps)
         long = [ends for length, ends in found.values() if 2 * length >= steps]
         ends = np.stack(long or [ends for _, ends in found.values()])
         relative = ends / ends.mean(axis=1, keepdims=True) - 1
@@ -322,14 +328,16 @@ class Results:
         """`end` of each line, [lines, 1 + RESAMPLES]."""
         return np.stack([self.end(line, seeds) for line in ladder])
 
-    def difference(self, cell, other):
-        """`Estimate` of the score of a cell less another's, paired by seed."""
-        seeds = sorted(
-            {*self.runs.loc[cell].index} & {*self.runs.loc[other].index}
-        )
+    def difference(self, *names):
+        """`Estimate` of the score of a cell less another's.
+
+        By the seeds that both have; by all if they share none.
+        """
+        first, second = (self.runs.loc[name].index for name in names)
+        shared = sorted({*first} & {*second})
         one, two = (
-            over_seeds([self._resampled(name, seed) for seed in seeds])
-            for name in (cell, other)
+            over_seeds([self._resampled(name, seed) for seed in shared or own])
+            for name, own in zip(names, (first, second), strict=True)
         )
         return estimate(one - two)
 
@@ -381,7 +389,7 @@ class Results:
         uniform = self.ladder(UNIFORM, line.noise)
         theirs = self._needed(uniform, end, line.seeds)
         flops = {}
-        for kind in self.costs:
+        for kind in COSTS:
             bills = [self.flops(one, kind, line.seeds) for one in ladder]
             spent = np.interp(ours, lengths, bills)
             spent = np.where(np.isinf(ours), np.inf, spent)
@@ -389,10 +397,14 @@ class Results:
         is_bound = line.method != UNIFORM and bool(ours[0] <= lengths[0])
         return Ratios(ratio(theirs, ours), flops, is_bound)
 
-    def to_own_end(self, line):
-        """`(examples, all FLOPs)`: the ratios to the line's own last score.
+    def to_own_end(self, line, costs=("all",)):
+        """Ratios of examples, then of FLOPs, to the line's own last score.
 
         The target takes its place where that is lower.
+
+        Args:
+            line: `Line`.
+            costs: of `COSTS`, a ratio for each.
 
         Returns:
             `Estimate`s; Nones below uniform training's shortest schedule.
@@ -406,16 +418,16 @@ class Results:
             self.end(line, line.seeds), self.end(target, line.seeds)
         )
         if score[0] < ends[0, 0]:
-            return None, None
+            return [None] * (1 + len(costs))
         lengths = np.array([one.steps for one in ladder])
         needed = steps_to_end(lengths, ends, score)
         # Below the shortest schedule the cost is not known: 0 is the least.
         needed = np.where(score < ends[0], 0.0, needed)
-        spent = self.flops(line, "all")
-        return (
+        spent = [self.flops(line, one) for one in costs]
+        return [
             ratio(needed, np.float64(line.steps)),
-            ratio(self._a_step(target) * needed, np.float64(spent)),
-        )
+            *(ratio(self._a_step(target) * needed, one) for one in spent),
+        ]
 
     def over_uniform(self, line, cost="all"):
         """`Estimate` of the score over uniform training's best at that cost.
@@ -443,19 +455,15 @@ class Results:
         return float(np.mean(spent))
 
     def _flops(self, cell, seed, cost):
-        row = self.runs.loc[cell, seed].fillna(0)
-        own = [row["flops_step"] + row["flops_stored"]]
-        if cost not in ("scores", "reference"):
-            own.append(row["flops_renewals"] + row["flops_embedded"])
-        if cost in ("scores", "given reference"):
-            return sum(own)
-        kind = "scores" if cost == "reference" else "all"
-        learners = _SHARED if cost == "shared" else 1
-        own += [
-            self._flops(name, self.runs.loc[name].index[0], kind) / learners
+        counts = ["flops_step", "flops_stored"]
+        counts += ["flops_renewals", "flops_embedded"]
+        own = self.runs.loc[cell, seed].fillna(0)[counts].sum()
+        references = sum(
+            self._flops(name, self.runs.loc[name].index[0], "paper")
             for name in self._references(cell)
-        ]
-        return sum(own)
+        )
+        shares = {"paper": 0, "shared": 1 / _SHARED, "all": 1}
+        return own + shares[cost] * references
 
     def _references(self, cell):
         """The cells of all models that chose for a run, or for those models."""

@@ -201,6 +201,9 @@ class Runner:
             # A run that was stopped took more than its last process.
             row["processor_seconds"] = seconds if is_new else None
             collect.add(self._results, row, curve, pairs)
+            path = self._results / "families.csv"
+            if not path.exists():
+                collect.families(self._data).to_csv(path, index=False)
 
     def _copy(self, run, workdir):
         """Copies a finished run, if it is there, to be extended."""

@@ -163,7 +163,7 @@ def apart(pool):
     """
     parts = {True: [], False: []}
     for record in pool:
-        name = f"{SEED}|apart|{_family(record.row.style)}"
+        name = f"{SEED}|apart|{family(record.row.style)}"
         share = hashlib.sha256(name.encode()).digest()[0] / 256
         parts[share < PART].append(record)
     known = {record.png for record in parts[True]}
@@ -181,7 +181,7 @@ def families(records):
     )
     of_family = collections.defaultdict(list)
     for style in sizes:
-        of_family[_family(style)].append(style)
+        of_family[family(style)].append(style)
     fitting = sorted(
         (
             name
@@ -214,7 +214,8 @@ def copies(records, held_out):
     return found
 
 
-def _family(style):
+def family(style):
+    """The family of an icon set: what its name begins with."""
     return re.sub(r"\d+$", "", style.split("-")[0])
 
 

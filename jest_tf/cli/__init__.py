@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from jest_tf import files
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import checks, imports, overrides
+from jest_tf.files import disks
 
 COMMANDS = (
     *("train", "embed", "evaluate", "curate", "advise", "page", "export"),
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-@files.temporary()
+@disks.temporary()
 def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     """Runs a command as `main` does, but exits unless it succeeds.
 

@@ -134,7 +134,6 @@ def _recipe(flags):
     if flags.config:
         recipe = config.load_config(flags.config)
     else:
-        # That of configs/quickstart_reference.py.
         recipe = config.TrainConfig(
             steps=1000,
             data=config.DataConfig(train=tuple(flags.pool), min_crop_area=0.6),

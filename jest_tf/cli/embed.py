@@ -158,8 +158,8 @@ def _check(flags):
 
 def _report(summary):
     print(
-        f"{summary.written} sidecars written, {summary.rows:,} records; "
-        f"{summary.skipped} were there"
+        f"{summary.written} sidecar{'s' * (summary.written != 1)} written, "
+        f"{summary.rows:,} records; {summary.skipped} were there"
     )
     for path in summary.busy:
         print(f"another process is writing {path}")

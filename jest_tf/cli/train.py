@@ -8,11 +8,19 @@ with code 75; the same command continues. A second Ctrl-C kills.
 """
 
 import argparse
+import contextlib
+import os
 import re
+import signal
+import socket
+import threading
 
-from jest_tf import config, files
+from jest_tf import config
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import checks, overrides
+
+# Seconds after SIGTERM in which a process may end by itself. A pod has 30.
+GRACE = 18.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the schedule of the learning rate begun anew",
     )
     flags_lib.add_trust(parser)
+    add(
+        "--overwrite",
+        action="store_true",
+        help="begin again from step 0 if all checkpoints are damaged",
+    )
     parser.set_defaults(settings=config.TrainConfig)
     parser.epilog = (
         f"{parser.epilog}\nsettings and their defaults:\n"
@@ -53,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Trains, or prints what would be done."""
+    with _signals_answered():
+        _run(flags)
+
+
+def _run(flags):
     if flags.extend is not None:
         _extend(flags)
         return
@@ -65,12 +83,67 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf import runs
 
     try:
-        runs.train(recipe, flags.workdir)
+        runs.train(recipe, flags.workdir, overwrite=flags.overwrite)
     except Exception as error:
         # TensorFlow's, which may be of any device and step.
         if type(error).__name__ != "ResourceExhaustedError":
             raise
         raise ValueError(_out_of_memory(recipe, str(error))) from error
+
+
+@contextlib.contextmanager
+def _signals_answered():
+    """Ends the process at a SIGTERM, whatever it is doing.
+
+    At once, unless `runs.train` handles it; and `GRACE` seconds later in any
+    case. Python calls a handler when the main thread is back from TensorFlow,
+    which may ask a bucket again for minutes, but a socket tells another thread
+    at once. It watches until the process ends, which waits for such requests.
+    """
+
+    def stop(number, frame):
+        # No exception, which may get lost while modules are imported.
+        leave("stopped by SIGTERM; the same command goes on")
+
+    def watch():
+        with end:
+            while number := end.recv(1):
+                if number[0] == signal.SIGTERM and not over.wait(GRACE):
+                    leave(
+                        ""
+                        if is_ending
+                        else f"stopped by SIGTERM, after {GRACE:g} s in which "
+                        "what was under way has not ended; the same command "
+                        "goes on from the last checkpoint"
+                    )
+
+    def leave(text):
+        os.write(2, f"{text}\n".encode() if text else b"")
+        os._exit(75)  # as `runs/interruptions.py`, which loads TensorFlow
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    ):
+        yield
+        return
+    is_ending, over = False, threading.Event()
+    end, signaled = socket.socketpair()
+    signaled.setblocking(False)
+    signal.signal(signal.SIGTERM, stop)
+    before = signal.set_wakeup_fd(signaled.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    except SystemExit:
+        is_ending = True
+        raise
+    finally:
+        if not is_ending:
+            over.set()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.set_wakeup_fd(before)
+            signaled.close()
 
 
 def _out_of_memory(recipe, text):
@@ -88,18 +161,19 @@ def _out_of_memory(recipe, text):
 
 
 def _settings(flags):
-    path = files.inside(flags.workdir, "config.json")
-    if not files.is_file(path):
+    from jest_tf.runs import directory
+
+    if not directory.has(flags.workdir, directory.CONFIG_FILE):
         raise ValueError(
             "`--config` must name a recipe, unless `--workdir` holds a run "
             f"to continue. Received: no recipe, {flags.workdir!r}"
         )
-    return path
+    return directory.path(flags.workdir, directory.CONFIG_FILE)
 
 
 def _extend(flags):
     checks.check("--extend", flags.extend, checks.at_least(1))
-    others = ("config", "set", "dry_run")
+    others = ("config", "set", "dry_run", "overwrite")
     given = [flags_lib.name(one) for one in others if getattr(flags, one)]
     if given:
         raise ValueError(

@@ -44,7 +44,7 @@ def one_of(*allowed: Any) -> Rule:
 
 
 class _OneOf:
-    """Whether a value is among the `names`, or one of the `others`."""
+    """A check that a value is in `names`, or that `others` accepts it."""
 
     def __init__(self, names, others=lambda value: False):
         self.names, self._others = names, others

@@ -158,7 +158,7 @@ def _spec(whole, name, places):
 
 
 def _is_of_run(path):
-    """Whether a path lies in a run directory that is not trusted."""
+    """True if a path lies in a run directory that is not trusted."""
     folder, name = os.path.split(os.path.abspath(path))
     # The file itself, and what it is a link to.
     for place in (

@@ -176,11 +176,17 @@ def similar(kind: type, path: str, prefix: str = "") -> str:
 def describe(kind: type) -> str:
     """Lists the settings of a dataclass, a line "a.b=default" per setting.
 
+    A setting that must be set has its type there, as "<int>".
+
     Below each is its meaning.
     """
     lines = []
     for setting in settings(kind):
-        lines.append(f"  {setting.path}={text_of(setting.default)}")
+        default = text_of(setting.default)
+        if setting.default is None:
+            is_optional = "None" in setting.type
+            default = "none" if is_optional else f"<{setting.type}>"
+        lines.append(f"  {setting.path}={default}")
         lines.append(
             textwrap.fill(
                 setting.meaning,

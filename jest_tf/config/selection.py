@@ -135,7 +135,7 @@ class Stage(Checked, path="selection.stages"):
         return round(self.uniform_share * size)
 
     def is_active(self, step: int) -> bool:
-        """Whether the stage scores in a step, counted from 0."""
+        """True if the stage scores in a step, counted from 0."""
         last = math.inf if self.last_step is None else self.last_step
         return self.first_step <= step <= last
 

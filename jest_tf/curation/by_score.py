@@ -36,7 +36,7 @@ _ROWS = 2**16
 
 @dataclass(frozen=True)
 class Choice(checks.Checked):
-    """How records are chosen.
+    """Settings of a choice by scores.
 
     Attributes:
         stage: that every window passes, a stored one. Its share of the records

@@ -42,7 +42,7 @@ _COSINE = "a cosine, or more than 1 for none", lambda value: value > -1
 
 @dataclass(frozen=True)
 class Settings(checks.Checked):
-    """How records similar to tasks are chosen.
+    """Settings of the choice of records that are similar to tasks.
 
     Attributes:
         size: records to choose; fewer if the pool has fewer.

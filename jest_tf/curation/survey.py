@@ -36,7 +36,7 @@ _BLOCK = 8
 
 @dataclasses.dataclass(frozen=True)
 class Settings(checks.Checked):
-    """What is surveyed.
+    """Sizes of the samples of a survey, and its thresholds.
 
     Attributes:
         sample: records of the pool that are embedded, at random.
@@ -63,7 +63,7 @@ class Data(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What was measured.
+    """Measurements of a survey.
 
     Attributes:
         facts: the numbers of the advice.

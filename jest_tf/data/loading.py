@@ -228,7 +228,7 @@ def _chunk_size(super_batch_size):
 
 
 def _is_distant(store, options):
-    """Whether a stream reads anything from a bucket."""
+    """True if a stream reads anything from a bucket."""
     sidecars = options.sidecars
     return store.is_remote or bool(sidecars and sidecars.is_remote)
 

@@ -1,4 +1,4 @@
-"""What a record holds, by TensorFlow's ops alone; see `ops_reader.py`."""
+"""The contents of a record, by TensorFlow's ops alone; see `ops_reader.py`."""
 
 import tensorflow as tf
 
@@ -83,7 +83,7 @@ def is_blank(texts):
 
 
 def is_decodable(encoded, max_pixels):
-    """Whether `pictures.prepare` would pass a picture on as it is."""
+    """True if `pictures.prepare` would pass a picture on as it is."""
 
     def of_jpeg():
         size = tf.image.extract_jpeg_shape(encoded, tf.int64)[:2]
@@ -110,7 +110,7 @@ def is_decodable(encoded, max_pixels):
 
 
 def needs_pillow(encoded):
-    """Whether TensorFlow does not read a picture, or not as Pillow does."""
+    """True if TensorFlow cannot read a picture, or not as Pillow does."""
     is_kind = [_starts(encoded, one) for one in (b"GIF8", b"BM", b"RIFF")]
     return tf.reduce_any(is_kind) & ~pictures.decodes_alike(encoded)
 

@@ -44,7 +44,7 @@ class Sidecars:
             )
 
     def num_captions(self, row):
-        """How many captions of a row have embeddings."""
+        """The number of captions of a row that have embeddings."""
         return self._last[row] - self._first[row]
 
     def read(self, row, choice):

@@ -285,7 +285,7 @@ def _prepare(encoded, max_pixels):
 
 
 def decodes_alike(encoded):
-    """Whether `_prepare` passes a picture through, as a tensor."""
+    """A boolean tensor: true if `_prepare` passes a picture through."""
     head = tf.io.decode_raw(
         tf.strings.substr(tf.strings.join([encoded, "\0" * 25]), 0, 25),
         tf.uint8,

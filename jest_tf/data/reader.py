@@ -278,7 +278,7 @@ class Blocks:
         return out
 
     def _lacks(self, first, rows):
-        """Whether a block must be read for these of its rows."""
+        """True if a block must be read for these of its rows."""
         if first not in self._found:
             return True
         future = self._found[first]

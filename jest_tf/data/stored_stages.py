@@ -40,7 +40,7 @@ _SUMMARIES = 1024
 
 
 class Summaries:
-    """What stored stages chose, by step, for the logs; thread-safe."""
+    """The choices of stored stages by step, for the logs; thread-safe."""
 
     def __init__(self):
         self._lock = threading.Lock()

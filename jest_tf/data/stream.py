@@ -38,7 +38,7 @@ MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 ROUND_KEYS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * GOLDEN
 
 # Blocks of a window. More blocks mix better but touch more places at a time;
-# see benchmarks/README.md.
+# see docs/data.md.
 WINDOW_BLOCKS = 64
 
 # Positions after which the shares of a mixture are exact.

@@ -4,7 +4,8 @@ Python opens local paths. A path with a scheme goes to the library that opens
 it (`files/remote.py`): `gs://` and `ram://` to TensorFlow, others, such as
 `s3://`, to fsspec. Object stores can't append, modify or rename, so a remote
 file is written at once, from a local copy; a log is appended to locally and
-uploaded by `sync`.
+uploaded by `sync`. Where `keep_views` says so, a remote file is an object of
+another name (`files/leases.py`), which callers never see.
 """
 
 import contextlib
@@ -16,8 +17,10 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 
+from jest_tf.files import disks
+
 PARTIAL = ".partial"
-_TEMPORARY = "jest-tf-"
+VIEWS = ".view"  # a folder, see `keep_views`
 
 
 def is_remote(path: str) -> bool:
@@ -62,10 +65,15 @@ def check_links(paths: Iterable[str], folder: str) -> None:
 
 def open_file(path: str, mode: str = "rb"):
     """Opens a local or remote file for reading."""
-    path = _current(path)
+    path = place(path)
     return (
         _remote().open_file(path, mode) if is_remote(path) else open(path, mode)
     )
+
+
+def place(path: str) -> str:
+    """Returns the name by which other libraries find a file."""
+    return _leases().place(path) if is_remote(path) else path
 
 
 def read_whole(path: str) -> bytes:
@@ -74,21 +82,24 @@ def read_whole(path: str) -> bytes:
     Raises:
         FileNotFoundError, PermissionError, OSError: it cannot be read.
     """
-    path = _current(path)
-    if is_remote(path):
-        return _remote().read(path)
-    with open(path, "rb") as file:
-        return file.read()
+
+    def read(found):
+        if is_remote(found):
+            return _remote().read(found)
+        with open(found, "rb") as file:
+            return file.read()
+
+    return _at_its_place(path, read)
 
 
 def read_ranges(path: str, ranges) -> bytes:
     """Reads byte ranges of a remote file; see `remote.read_ranges`."""
-    return _remote().read_ranges(path, ranges)
+    return _remote().read_ranges(place(path), ranges)
 
 
 def open_pages(path: str):
     """Opens a remote file to be read by pages; see `remote.PagedFile`."""
-    return _remote().PagedFile(path)
+    return _at_its_place(path, _remote().PagedFile)
 
 
 def stat(path: str) -> tuple[int, int]:
@@ -97,17 +108,22 @@ def stat(path: str) -> tuple[int, int]:
     Raises:
         FileNotFoundError, PermissionError, OSError: it cannot be found out.
     """
-    path = _current(path)
-    if is_remote(path):
-        return _remote().stat(path)
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+
+    def find(found):
+        if is_remote(found):
+            return _remote().stat(found)
+        state = os.stat(found)
+        return state.st_size, state.st_mtime_ns
+
+    return _at_its_place(path, find)
 
 
 def is_file(path: str) -> bool:
     """Returns whether a path is a file."""
-    path = _current(path)
-    return _remote().is_file(path) if is_remote(path) else os.path.isfile(path)
+    found = place(path)
+    if not is_remote(found):
+        return os.path.isfile(found)
+    return found != path or _remote().is_file(path)
 
 
 def is_folder(path: str) -> bool:
@@ -118,14 +134,15 @@ def is_folder(path: str) -> bool:
 def list_folder(path: str) -> list[str]:
     """Returns the sorted names in a folder; none if there is no folder."""
     if is_remote(path):
-        return _checked(path, _remote().names(path))
+        found = _leases().listed(path, _remote().names(path))
+        return checked(path, {name.split("/")[0] for name in found})
     return sorted(os.listdir(path)) if os.path.isdir(path) else []
 
 
 def tree(path: str) -> list[str]:
     """Returns the files under a folder, relative to it and sorted."""
     if is_remote(path):
-        return _checked(path, _remote().tree(path))
+        return checked(path, _leases().listed(path, _remote().tree(path)))
     return sorted(
         os.path.relpath(os.path.join(root, name), path)
         for root, _, names in os.walk(path)
@@ -149,8 +166,7 @@ def make_folder(path: str) -> None:
 def remove(path: str) -> None:
     """Deletes a file, if it is there."""
     if is_remote(path):
-        _check_lease(path)
-        _remote().remove(path)
+        _remove_remote([path])
         return
     with contextlib.suppress(FileNotFoundError):
         os.remove(path)
@@ -159,8 +175,8 @@ def remove(path: str) -> None:
 def remove_folder(path: str) -> None:
     """Deletes a folder, if it is there, and what is in it.
 
-    Of a remote folder the files go in the reverse order of their names, which
-    is the reverse of the order in which `written_folder` writes them.
+    Of a remote folder without a lock the files go in the reverse order of their
+    names, which is that in which `written_folder` writes them.
     """
     if not is_remote(path):
         # Renamed first, so that a kill leaves no half of it.
@@ -170,8 +186,7 @@ def remove_folder(path: str) -> None:
             os.replace(path, doomed)
             shutil.rmtree(doomed)
         return
-    for name in reversed(tree(path)):
-        remove(f"{path}/{name}")
+    _remove_remote([f"{path}/{name}" for name in reversed(tree(path))])
     _remote().remove_empty(path)
 
 
@@ -190,8 +205,8 @@ def move_folder(source: str, target: str) -> None:
     if not names:
         raise FileNotFoundError(source)
     with staged_folder(source) as local:
-        for name in names:
-            _upload(os.path.join(local, name), f"{target}/{name}")
+        remove_folder(target)
+        _upload([(f"{local}/{name}", f"{target}/{name}") for name in names])
     remove_folder(source)
 
 
@@ -212,18 +227,18 @@ def written_whole(path: str, suffix: str = "") -> Iterator[str]:
     # processes may write the same file.
     name = f".{name}.{secrets.token_hex(8)}{PARTIAL}{suffix}"
     if is_remote(path):
-        with tempfile.TemporaryDirectory() as local:
+        with tempfile.TemporaryDirectory() as local, disks.room_for(local):
             yield os.path.join(local, name)
-            _upload(os.path.join(local, name), path)
-        _forget(path)
+            _upload([(os.path.join(local, name), path)])
         return
-    os.makedirs(folder or ".", exist_ok=True)
     partial = os.path.join(folder, name)
     try:
-        yield partial
-        sync(partial)
-        os.replace(partial, path)
-        sync(folder or ".")
+        with disks.room_for(partial):
+            os.makedirs(folder or ".", exist_ok=True)
+            yield partial
+            sync(partial)
+            os.replace(partial, path)
+            sync(folder or ".")
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.remove(partial)
@@ -241,31 +256,32 @@ def write_whole(path: str, *parts) -> None:
 def written_folder(path: str) -> Iterator[str]:
     """Yields a new local folder; on success it becomes the folder `path`.
 
-    A local `path` appears whole. To a remote one the files are uploaded in the
-    order of their names, so it is whole when it has the last one. An error
-    deletes the folder; a killed process leaves it behind, as `path` with the
-    ending `PARTIAL`, or as a remote folder that is not whole.
+    A local `path` appears whole, and so does a remote one in a folder that is
+    locked and has views. To others the files are uploaded in the order of their
+    names. An error deletes the folder; a killed process leaves it behind, as
+    `path` with the ending `PARTIAL`, or as a remote folder that is not whole.
 
     Raises:
         OSError: the folder cannot be written, or a local `path` exists.
     """
     if is_remote(path):
-        with tempfile.TemporaryDirectory() as local:
+        with tempfile.TemporaryDirectory() as local, disks.room_for(local):
             yield local
-            for name in tree(local):
-                _upload(os.path.join(local, name), f"{path}/{name}")
+            names = tree(local)
+            _upload([(f"{local}/{name}", f"{path}/{name}") for name in names])
         return
     path = path.rstrip(os.sep)
     partial = path + PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
     try:
-        yield partial
-        for root, _, names in os.walk(partial):
-            for name in names:
-                sync(os.path.join(root, name))
-            sync(root)
-        os.replace(partial, path)
+        with disks.room_for(partial):
+            os.makedirs(partial)
+            yield partial
+            for root, _, names in os.walk(partial):
+                for name in names:
+                    sync(os.path.join(root, name))
+                sync(root)
+            os.replace(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -279,13 +295,13 @@ def staged(path: str) -> Iterator[str]:
     Raises:
         FileNotFoundError, PermissionError, OSError: it cannot be copied.
     """
-    path = _current(path)
-    if not is_remote(path):
-        yield path
+    found = place(path)
+    if not is_remote(found):
+        yield found
         return
     with tempfile.TemporaryDirectory() as folder:
         local = os.path.join(folder, os.path.basename(path))
-        _remote().download(path, local)
+        _at_its_place(path, lambda found: _remote().download(found, local))
         yield local
 
 
@@ -302,9 +318,12 @@ def staged_folder(path: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as local:
         for name in tree(path):
-            place = os.path.join(local, name)
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            _remote().download(f"{path}/{name}", place)
+            copy = os.path.join(local, name)
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            _at_its_place(
+                f"{path}/{name}",
+                lambda found, copy=copy: _remote().download(found, copy),
+            )
         yield local
 
 
@@ -319,16 +338,17 @@ def appendable(path: str) -> str:
     return _leases().of(path).stage(path)
 
 
-def sync(path: str) -> None:
-    """Flushes a local file or folder to disk, or uploads what was appended."""
-    if is_remote(path):
-        _leases().of(path).upload(path, _upload)
+def sync(*paths: str) -> None:
+    """Flushes local files or folders, or uploads what was appended to them."""
+    if paths and is_remote(paths[0]):
+        _leases().of(paths[0]).sync(paths)
         return
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+    for path in paths:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def delete_partial(path: str) -> None:
@@ -342,47 +362,6 @@ def delete_partial(path: str) -> None:
 
 
 @contextlib.contextmanager
-def temporary() -> Iterator[None]:
-    """Gives a process a temporary folder of its own, for the time of the block.
-
-    Those that killed processes have left are deleted. TensorFlow, too, puts
-    there what it would delete at the end.
-    """
-    before = tempfile.tempdir, os.environ.get("TMPDIR")
-    above = tempfile.gettempdir()
-    for old in glob.glob(os.path.join(glob.escape(above), f"{_TEMPORARY}*")):
-        # One that is in use is locked.
-        with contextlib.suppress(OSError), _lock_of(old):
-            shutil.rmtree(old)
-    new = tempfile.mkdtemp(prefix=f".{_TEMPORARY}")
-    folder = os.path.join(above, os.path.basename(new)[1:])
-    with contextlib.ExitStack() as stack:
-        # Some network disks have no locks on folders, and nothing is swept up.
-        with contextlib.suppress(OSError):
-            stack.enter_context(_lock_of(new))
-        os.rename(new, folder)  # locked before it can be found
-        tempfile.tempdir = os.environ["TMPDIR"] = folder
-        try:
-            yield
-        finally:
-            tempfile.tempdir = before[0]
-            os.environ.pop("TMPDIR")
-            if before[1] is not None:
-                os.environ["TMPDIR"] = before[1]
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _lock_of(folder):
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(file)
-
-
-@contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
     """Holds a lock file, created and deleted here, until the block ends.
 
@@ -393,7 +372,7 @@ def locked(path: str) -> Iterator[None]:
         BlockingIOError: another process holds the lock.
     """
     if is_remote(path):
-        with _leases().held(path, _upload):
+        with _leases().held(path):
             yield
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -412,36 +391,59 @@ def locked(path: str) -> Iterator[None]:
                 os.remove(path)
 
 
-def _checked(folder, names):
-    """Names of a remote listing, sorted; objects may be called anything."""
+def keep_views(lock: str) -> None:
+    """Declares that the remote folder of a lock has views.
+
+    What a process sends after it has lost the lock is then never read. This is
+    for the calls of this process: each that reads the folder must say so.
+    """
+    if is_remote(lock):
+        _leases().keep_views(lock)
+
+
+def checked(folder: str, names: Iterable[str]) -> list[str]:
+    """Sorts names within a remote folder; objects may be called anything.
+
+    Raises:
+        ValueError: a name is none of a file in the folder.
+    """
     for name in names:
         for part in name.split("/"):
             inside(folder, part)
     return sorted(names)
 
 
-def _upload(local, path):
-    _check_lease(path)
-    _remote().upload(local, path)
+def _at_its_place(path, call):
+    """Calls with the place of a file, and again if it has another by then."""
+    while True:
+        found = place(path)
+        try:
+            return call(found)
+        except FileNotFoundError:
+            lease = _leases().find(path) if is_remote(path) else None
+            if lease is not None:
+                lease.check()  # whoever has it now deletes what is not theirs
+            if place(path) == found:
+                raise
 
 
-def _check_lease(path):
-    lease = _leases().find(path)
+def _upload(pairs):
+    """Uploads pairs of a local file and a path, all to one folder."""
+    lease = _leases().find(pairs[0][1]) if pairs else None
     if lease is not None:
-        lease.check()
+        lease.write(pairs)
+        return
+    for local, path in pairs:
+        _remote().upload(local, path)
 
 
-def _current(path):
-    """The local copy of a remote file that is appended to, or `path`."""
-    lease = _leases().find(path) if is_remote(path) else None
-    return path if lease is None else lease.local(path)
-
-
-def _forget(path):
-    """A log that was written anew is no longer the one appended to."""
-    lease = _leases().find(path)
+def _remove_remote(paths):
+    lease = _leases().find(paths[0]) if paths else None
     if lease is not None:
-        lease.forget(path)
+        lease.remove(paths)
+        return
+    for path in paths:
+        _remote().remove(path)
 
 
 # Both load TensorFlow, which only remote files need.

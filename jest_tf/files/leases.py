@@ -1,41 +1,63 @@
-"""Leases: locks on remote folders, which have neither `flock` nor append.
+"""Leases: one writer at a time in a remote folder, whatever is late.
 
-A lease is one object that its holder rewrites every ten seconds. An object that
-is a minute old by the storage's own clock, or that does not change for a minute
-of waiting, belongs to a dead process, and may be taken. No clock of a machine
-is compared with another's.
+Object stores have neither `flock` nor, by TensorFlow, writes on condition, and
+a request may be carried out long after its sender was given up. So nothing that
+counts is ever written twice under one name.
 
-Object stores are asked for no more than reads and writes of one object, so a
-newcomer writes its name, waits, and holds the lease if its name is still there
-(Fischer's mutual exclusion); the name is read again before each write to the
-folder. A process that was stopped for a minute therefore finds that it has lost
-its lease, and writes nothing any more.
+To write in a folder, a process claims the next number: it writes an object of
+its own, `.lock/000004-TOKEN`, and then looks for another with this number. If
+there is one, it takes its claim back and tries again; a process that is alone
+has the number, as whoever claims it later finds the claim. A claim is rewritten
+every ten seconds. One that is a minute old by the storage's own clock, or that
+does not change for a minute of waiting, belongs to a dead process, and the next
+number may be claimed. A process that finds a higher number than its own has
+lost its lease, and ends. Clocks decide only how long a newcomer waits.
+
+In a folder with views, a file is an object of another name, with the number of
+its writer and a count, `metrics.jsonl~000004-17`. A view, an object of
+`.view/`, names the object of each file, and the last view of the highest number
+counts; a file that it does not name is the object of its own name, if any.
+A writer begins with what counts then, uploads objects, publishes a view, looks
+whether it still holds the lease, and deletes what the view does not name any
+more. What it sends after it has lost the lease is in no view that is read.
+
+Listings must show what has been written, as those of Cloud Storage and S3 do.
 """
 
 import contextlib
+import functools
 import json
 import os
+import random
+import re
 import secrets
 import socket
 import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
-from jest_tf.files import remote
+from jest_tf import files
+from jest_tf.files import remote, retries
 
 # Seconds between two beats of a holder, and after which it counts as dead.
 BEAT = 10.0
 EXPIRY = 60.0
-# Seconds that a newcomer waits to see that no other came at the same time.
-SETTLE = 1.0
+# Most seconds that newcomers with the same number wait before the next try.
+PAUSE = 2.0
 # Some storages tell times of change in whole seconds only.
 _RESOLUTION = 1.0
 # Equally long, because a cached size may cut an object that has grown.
 _SIZE = 512
 
+_NUMBER = re.compile(r"\d{6}-")
+_CLAIM = re.compile(r"\d{6}-[0-9a-f]{16}")
+_END = ".end"
+_OBJECT = re.compile(r".+~(\d{6})-\d+", re.DOTALL)
+
 _held: dict[str, "Lease"] = {}
+_locks: dict[str, str] = {}  # of folders with views
 
 
 class Lost(OSError):
@@ -46,37 +68,85 @@ class Lease:
     """A lease that this process holds, and the logs that wait for upload.
 
     Args:
-        path: of the object, in the folder that is leased.
-        token: of this holder.
+        claim: path of its claim.
         folder: a local one, for copies of what is appended to.
+
+    Attributes:
+        path: of the lock.
+        view: objects by file, relative to the folder; None without views.
     """
 
-    def __init__(self, path: str, token: str, folder: str):
-        self.path = path
-        self._token = token
+    def __init__(self, claim: str, folder: str):
+        self.path, self._name = os.path.split(claim)
+        self.view: dict[str, str] | None = None
+        self._claim = claim
+        self._count = 0  # of what was written
+        self._published = ""
         self._folder = folder
         self._staged: dict[str, str] = {}
         self._uploaded: dict[str, tuple] = {}
         self._stop = threading.Event()
         self._beats = 0
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
 
     def check(self) -> None:
         """Raises `Lost` unless this process still holds the lease."""
-        found = _read(self.path)
-        if found.get("token") != self._token:
-            holder = found.get("holder", "none")
+        claims = _newest(self.path)
+        if self._name not in claims:
+            holder = "nobody"
+            for name in claims:
+                found = _read(f"{self.path}/{name}").get("holder", "unknown")
+                holder = f"{name[:6]}, {found}"
             raise Lost(
                 f"The lease {self.path} was lost: expected this process as its "
-                f"holder. Received: {holder}, who has taken it after "
-                f"{EXPIRY:.0f} seconds without a sign of this one. Nothing "
-                "more is written"
+                f"holder, number {self._name[:6]}. Received: {holder}, after "
+                f"{EXPIRY:.0f} seconds without a sign of this one. What it "
+                "writes does not count any more"
             )
 
-    def local(self, path: str) -> str:
-        """Returns the local copy of a file that is appended to, or `path`."""
-        return self._staged.get(path, path)
+    def begin(self) -> None:
+        """Starts from the files that count, and clears away all others."""
+        root = os.path.dirname(self.path)
+        self.view = dict(_last_view(root))
+        self._publish(self.view)
+        kept, old = {*self.view.values()}, []
+        for name in remote.tree(root):
+            folder, _, number = name.rpartition("/")
+            if match := _OBJECT.fullmatch(name):
+                number = match[1]
+            elif folder not in (files.VIEWS, os.path.basename(self.path)):
+                continue
+            if name not in kept and number[:6] < self._name[:6]:
+                old.append(f"{root}/{name}")
+        retries.map_parallel(remote.remove, old, True)
+
+    def write(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Uploads local files to paths, where they appear together."""
+        self._upload(pairs)
+        for _, path in pairs:
+            # A log that was written anew is no longer the one appended to.
+            local = self._staged.pop(path, None)
+            if local is not None and os.path.exists(local):
+                os.remove(local)
+                self._uploaded.pop(local, None)
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Deletes files."""
+        self.check()
+        names = {self._name_of(path) for path in paths}
+        view = self.view or {}
+        if names & {*view}:
+            self._publish(
+                {name: one for name, one in view.items() if name not in names}
+            )
+        # What was there before there were views would appear again.
+        for path in paths:
+            remote.remove(path)
+
+    def local(self, path: str) -> str | None:
+        """Returns the local copy of a file that is appended to, if any."""
+        return self._staged.get(path)
 
     def stage(self, path: str) -> str:
         """Returns the local copy of a file or folder to append to."""
@@ -84,68 +154,104 @@ class Lease:
             local = os.path.join(
                 self._folder, urllib.parse.quote(path, safe="")
             )
+            found = place(path)
             with contextlib.suppress(FileNotFoundError):
-                if remote.is_file(path):
-                    remote.download(path, local)
+                if remote.is_file(found):
+                    remote.download(found, local)
             self._staged[path] = local
         return self._staged[path]
 
-    def forget(self, path: str) -> None:
-        """Drops the copy of a file that was written anew."""
-        local = self._staged.pop(path, None)
-        if local is not None and os.path.exists(local):
-            os.remove(local)
-            self._uploaded.pop(local, None)
+    def sync(self, paths: Sequence[str] | None = None) -> None:
+        """Uploads what has changed in copies of files and folders, or all."""
+        pairs, states = [], {}
+        for path in self._staged if paths is None else paths:
+            local = self._staged.get(path, "")
+            names = [""]
+            if os.path.isdir(local):
+                names = [f"/{name}" for name in _tree(local)]
+            for name in names:
+                if not os.path.exists(local + name):
+                    continue
+                found = os.stat(local + name)
+                state = found.st_size, found.st_mtime_ns
+                if self._uploaded.get(local + name) == state:
+                    continue
+                states[local + name] = state
+                if name:  # TensorBoard's, which has a name of this process
+                    self.check()
+                    remote.upload(local + name, path + name)
+                else:
+                    pairs.append((local, path))
+        if pairs:
+            self._upload(pairs)
+        self._uploaded |= states
 
-    def upload(self, path: str, upload: Callable[[str, str], None]) -> None:
-        """Uploads what has changed in the copy of a file or folder."""
-        local = self._staged.get(path)
-        if local is None:
-            return
-        pairs = [(local, path)]
-        if os.path.isdir(local):
-            pairs = [
-                (os.path.join(root, name), f"{path}{root[len(local) :]}/{name}")
-                for root, _, names in os.walk(local)
-                for name in names
-            ]
-        for source, target in pairs:
-            if not os.path.exists(source):
-                continue
-            found = os.stat(source)
-            state = found.st_size, found.st_mtime_ns
-            if self._uploaded.get(source) != state:
-                upload(source, target)
-                self._uploaded[source] = state
-
-    def sync(self, upload: Callable[[str, str], None]) -> None:
-        """Uploads all that has changed."""
-        for path in list(self._staged):
-            self.upload(path, upload)
+    def beat(self) -> bool:
+        """Rewrites the claim; False if the lease is lost."""
+        if self._name not in _newest(self.path):
+            return False
+        self._beats += 1
+        _sign(self._claim, self._beats)
+        return True
 
     def release(self) -> None:
-        """Ends the beats, and gives the lease back if it is still held."""
+        """Ends the beats, and gives the lease back."""
         self._stop.set()
         self._thread.join()
-        # Whoever has taken it, or will take it after an outage, is not ours.
         with contextlib.suppress(OSError):
-            if _read(self.path).get("token") == self._token:
-                remote.remove(self.path)
+            remote.upload(os.devnull, self._claim + _END)
 
-    def _beat(self):
+    def _upload(self, pairs):
+        self.check()
+        view = dict(self.view or {})
+        for local, path in pairs:
+            if self.view is None:
+                remote.upload(local, path)
+                continue
+            self._count += 1
+            name = self._name_of(path)
+            view[name] = f"{name}~{self._name[:6]}-{self._count}"
+            remote.upload(local, self._path_of(view[name]))
+        if self.view is not None:
+            self._publish(view)
+
+    def _publish(self, view):
+        """Makes a view the one that counts, and deletes what it leaves out."""
+        old = {*self.view.values(), self._published} - {*view.values(), ""}
+        self._count += 1
+        # With the token: a folder may be deleted, and its numbers begin anew.
+        number, _, token = self._name.partition("-")
+        published = f"{files.VIEWS}/{number}-{self._count:08d}-{token}"
+        _write(self._path_of(published), json.dumps(view).encode())
+        # From here on, whoever takes the lease begins with this view.
+        self.check()
+        self.view, self._published = view, published
+        for name in sorted(old):
+            remote.remove(self._path_of(name))
+
+    def _name_of(self, path):
+        return path[len(os.path.dirname(self.path)) + 1 :]
+
+    def _path_of(self, name):
+        return f"{os.path.dirname(self.path)}/{name}"
+
+    def _keep(self):
         while not self._stop.wait(BEAT):
             # A beat that fails is missed; before the next write all is told.
             with contextlib.suppress(OSError):
-                if _read(self.path).get("token") != self._token:
+                if not self.beat():
                     return
-                self._beats += 1
-                _write(self.path, self._token, self._beats)
+
+
+def keep_views(lock: str) -> None:
+    """Declares that a folder has views; `lock` is that of the folder."""
+    _locks[os.path.dirname(lock)] = lock
 
 
 def find(path: str) -> Lease | None:
     """Returns the lease of this process on a folder that a path lies in."""
     for folder, lease in _held.items():
-        if path.startswith(f"{folder}/") and path != lease.path:
+        if path.startswith(f"{folder}/"):
             return lease
     return None
 
@@ -165,58 +271,164 @@ def of(path: str) -> Lease:
     return lease
 
 
+def place(path: str) -> str:
+    """Returns where a file is: in a local copy, an object of a view, or `path`.
+
+    It is `path` for a file that is not there, too.
+    """
+    lease, root = find(path), _root(path)
+    if lease is not None and lease.local(path):
+        return lease.local(path)
+    if root is None:
+        return path
+    name = path[len(root) + 1 :]
+    return f"{root}/{_view(root).get(name, name)}"
+
+
+def listed(folder: str, names: Sequence[str]) -> set[str]:
+    """Returns the files of a folder that has objects of these `names`.
+
+    Both are relative to the folder; files of its folders are among them.
+    """
+    root = _root(f"{folder}/")
+    if root is None:
+        return {*names}
+    inside = f"{folder}/"[len(root) + 1 :]
+    own = {files.VIEWS, os.path.basename(_locks[root])}
+    found = {
+        name
+        for name in names
+        if not _OBJECT.fullmatch(name)
+        and (inside or name.split("/")[0] not in own)
+    }
+    return found | {
+        name.removeprefix(inside)
+        for name in _view(root)
+        if name.startswith(inside)
+    }
+
+
 @contextlib.contextmanager
-def held(path: str, upload: Callable[[str, str], None]) -> Iterator[None]:
+def held(path: str) -> Iterator[None]:
     """Holds a lease until the block ends, and uploads what was appended.
 
     Raises:
         BlockingIOError: a living process holds it.
         Lost: another process has taken it in the meantime.
     """
-    token = secrets.token_hex(16)
-    _wait_until_free(path)
-    _write(path, token, 0)
-    time.sleep(SETTLE)
-    if _read(path).get("token") != token:
-        raise BlockingIOError(f"{path}: another process was faster")
     folder = os.path.dirname(path)
     with tempfile.TemporaryDirectory() as local:
-        lease = _held[folder] = Lease(path, token, local)
+        lease = Lease(_claim(path), local)
         try:
+            if folder in _locks:
+                lease.begin()
+            _held[folder] = lease
             yield
-            lease.sync(upload)
+            lease.sync()
         except Lost:
             raise
         except BaseException:
             with contextlib.suppress(OSError):
-                lease.sync(upload)
+                lease.sync()
             raise
         finally:
-            del _held[folder]
+            _held.pop(folder, None)
             lease.release()
 
 
+def _claim(path):
+    """Claims a number that nobody else has; returns the path of the claim."""
+    views = f"{os.path.dirname(path)}/{files.VIEWS}"
+    while True:
+        _wait_until_free(path)
+        # A lock may have been deleted by hand; numbers are not used again.
+        used = filter(_NUMBER.match, [*_newest(path), *remote.names(views)])
+        number = 1 + max((int(name[:6]) for name in used), default=0)
+        name = f"{number:06d}-{secrets.token_hex(8)}"
+        _sign(f"{path}/{name}", 0)
+        if [*_newest(path)] == [name]:
+            return f"{path}/{name}"
+        remote.remove(f"{path}/{name}")
+        time.sleep(random.uniform(0.0, PAUSE))
+
+
 def _wait_until_free(path):
-    found = _read(path)
+    """Waits until no living process has the highest number."""
+    found = _living(path)
     if not found:
         return
-    waited = _age(path)
+    waited = min(_age(f"{path}/{name}") for name in found)
     started = time.monotonic()
     while waited + time.monotonic() - started < EXPIRY:
         time.sleep(min(1.0, BEAT))
-        now = _read(path)
+        now = _living(path)
         if not now:
             return
         if now != found:
-            raise BlockingIOError(f"{path}: {now.get('holder')} holds it")
+            holder = [*now.values()][0].get("holder", "another process")
+            raise BlockingIOError(f"{path}: {holder} holds it")
 
 
-def _age(path):
+def _living(path):
+    """The claims of the highest number that were not given back, by name."""
+    return {
+        name: _read(f"{path}/{name}")
+        for name, has_ended in _newest(path).items()
+        if not has_ended
+    }
+
+
+def _newest(path):
+    """The claims of the highest number, and whether they were given back."""
+    names = {*remote.names(path)}
+    claims = sorted(filter(_CLAIM.fullmatch, names))
+    return {
+        name: name + _END in names
+        for name in claims
+        if name[:6] == claims[-1][:6]
+    }
+
+
+def _root(path):
+    """The folder with views that a path lies in; None if it lies in none."""
+    inside = (one for one in _locks if path.startswith(f"{one}/"))
+    return min(inside, key=len, default=None)
+
+
+def _view(root):
+    return _held[root].view if root in _held else _last_view(root)
+
+
+def _last_view(root):
+    """The view that counts in a folder: objects by file."""
+    while True:
+        names = remote.names(f"{root}/{files.VIEWS}")
+        if not names:
+            return {}
+        # It is deleted when the next one has been published.
+        with contextlib.suppress(FileNotFoundError):
+            return _read_view(f"{root}/{files.VIEWS}/{max(names)}")
+
+
+@functools.lru_cache(maxsize=16)
+def _read_view(path):
+    try:
+        view = json.loads(remote.read(path))
+        files.checked(path, [*view, *view.values()])
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"The view {path} must be a JSON object of names within its "
+            f"folder. Received: {error}"
+        ) from error
+    return view
+
+
+def _age(claim):
     """Seconds since the last beat by the storage's clock, never overstated."""
-    probe = f"{path}.{secrets.token_hex(4)}"
+    probe = f"{claim}.{secrets.token_hex(4)}"
     try:
         remote.upload(os.devnull, probe)
-        beat, now = remote.stat(path)[1], remote.stat(probe)[1]
+        beat, now = remote.stat(claim)[1], remote.stat(probe)[1]
     except FileNotFoundError:  # it was given back
         return EXPIRY
     finally:
@@ -224,17 +436,29 @@ def _age(path):
     return max(0.0, (now - beat) / 1e9 - _RESOLUTION)
 
 
-def _read(path):
+def _read(claim):
     try:
-        return json.loads(remote.read(path))
+        return json.loads(remote.read(claim))
     except (FileNotFoundError, ValueError):
         return {}
 
 
-def _write(path, token, beats):
+def _sign(claim, beats):
     holder = f"process {os.getpid()} of {socket.gethostname()}"
-    text = json.dumps({"token": token, "beats": beats, "holder": holder})
+    text = json.dumps({"beats": beats, "holder": holder})
+    _write(claim, text.encode().ljust(_SIZE))
+
+
+def _write(path, content):
     with tempfile.NamedTemporaryFile() as file:
-        file.write(text.encode().ljust(_SIZE))
+        file.write(content)
         file.flush()
         remote.upload(file.name, path)
+
+
+def _tree(folder):
+    return [
+        os.path.relpath(os.path.join(root, name), folder)
+        for root, _, names in os.walk(folder)
+        for name in names
+    ]

@@ -1,16 +1,21 @@
 """Retries: most errors of storage pass within seconds.
 
-NFS mounts and clients of object stores sit out longer outages. What they give
-up on is tried again here, with growing waits, which are logged. After the last
-try, `data/stores/shards.py` makes a fault of a record; anything else ends the
+NFS mounts and clients of object stores sit out longer outages, without a word,
+so a request that takes long is logged. What they give up on is tried again
+here, with growing waits, which are logged. After the last try,
+`data/stores/shards.py` makes a fault of a record; anything else ends the
 command.
 """
 
 import concurrent.futures
+import contextlib
 import errno
+import functools
 import math
+import os
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 from absl import logging
@@ -33,8 +38,13 @@ LASTING = (
 # Seconds before each further try: of records, and of whole files.
 WAITS = (0.1, 1.0, 4.0)
 FILE_WAITS = (1.0, 4.0, 16.0, 60.0)
+# Seconds after which a request is said to take long; then after twice as many.
+SILENCE = 8.0
 # Simultaneous requests to remote storage in one call.
 _REMOTE_REQUESTS = 16
+
+# What is asked for, and since when, by request in progress.
+_requests: dict[object, tuple[str, float]] = {}
 
 
 def call_all(
@@ -51,7 +61,8 @@ def call_all(
     Args:
         function: item -> result; may raise one of `ERRORS`.
         items: its arguments.
-        remote: whether to call it on several items at a time.
+        remote: whether to call it on several items at a time, and to log what
+            takes long.
         tries: limit on calls of one item.
         patience: seconds after which none is called again.
 
@@ -60,8 +71,10 @@ def call_all(
     """
 
     def attempt(item):
+        slow = watched("read data") if remote else contextlib.nullcontext()
         try:
-            return function(item)
+            with slow:
+                return function(item)
         except ERRORS as error:
             return error
 
@@ -80,7 +93,7 @@ def call_all(
 
 def call(function: Callable):
     """Calls a function until it returns; raises its last error."""
-    (result,) = call_all(lambda _: function(), [None])
+    (result,) = call_all(lambda _: function(), [None], True)
     if isinstance(result, ERRORS):
         raise result
     return result
@@ -99,7 +112,8 @@ def persist(what: str, function: Callable):
     """
     for wait in (*FILE_WAITS, None):
         try:
-            return function()
+            with watched(what):
+                return function()
         except ERRORS as error:
             if wait is None or not may_pass(error):
                 raise python_error(error) from error
@@ -108,6 +122,48 @@ def persist(what: str, function: Callable):
                 *(what, wait, " ".join(str(error).split())[:200]),
             )
         time.sleep(wait)
+
+
+@contextlib.contextmanager
+def watched(what: str) -> Iterator[None]:
+    """Logs that the block, which does `what` in a library, takes long."""
+    _start_watch(os.getpid())
+    key = object()
+    _requests[key] = what, time.monotonic()
+    try:
+        yield
+    finally:
+        del _requests[key]
+
+
+@functools.cache
+def _start_watch(process):
+    del process  # a fork has no thread
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch():
+    said, wait, pause = None, SILENCE, threading.Event()
+    while True:
+        pause.wait(min(1.0, SILENCE / 4))
+        now = time.monotonic()
+        slow = [
+            (since, what)
+            for what, since in [*_requests.values()]
+            if now - since >= SILENCE
+        ]
+        if not slow:
+            said = None
+        elif said is None or now - said >= wait:
+            since, what = min(slow)
+            logging.warning(
+                "To %s has taken %.0f s, and goes on%s: the network is slow, "
+                "or the storage fails and is asked again",
+                *(what, now - since),
+                f", as do {len(slow) - 1} other requests" * (len(slow) > 1),
+            )
+            wait = SILENCE if said is None else 2 * wait
+            said = now
 
 
 def map_parallel(function: Callable, items: Sequence, remote: bool) -> list:

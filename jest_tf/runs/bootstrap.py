@@ -189,7 +189,7 @@ def renew(
 
 
 class Cost(NamedTuple):
-    """What it takes to embed records; attributes as of `Renewal`."""
+    """The cost of embedding records; attributes as of `Renewal`."""
 
     images: int
     captions: int

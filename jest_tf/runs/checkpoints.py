@@ -86,8 +86,9 @@ class Checkpoints(steps.StepCallback):
         self._saved_at = time.monotonic()
 
     def on_train_begin(self, logs=None):
-        """Starts the clock."""
+        """Starts the clock, and checks that there is room for a checkpoint."""
         self._saved_at = time.monotonic()
+        self._check_room()
 
     def on_train_batch_end(self, batch, logs=None):
         """Saves if a checkpoint is due."""
@@ -108,7 +109,7 @@ class Checkpoints(steps.StepCallback):
         wanted = self._settings.keep_best
         check_keep_best(wanted, measures)
         if wanted and self.step == self._last_step:
-            self._delete_old()  # saved when it was made
+            self.delete_old()  # saved when it was made
         elif wanted:
             best = best_step(self._workdir, wanted)
             if self._agree(step == self.step == best):
@@ -131,8 +132,24 @@ class Checkpoints(steps.StepCallback):
                 directory.sync_logs(self._workdir)  # no older than the state
                 save(self.model, self._workdir, self.step, parts)
             self._saved_at = time.monotonic()
-            self._delete_old()
+            self.delete_old()
+            self._check_room()  # now, as no step is lost
         self.seconds += time.monotonic() - started
+
+    def delete_old(self) -> None:
+        """Deletes checkpoints that are not kept."""
+        saved = saved_steps(self._workdir)
+        kept = set(saved[-self._settings.keep :])
+        if self._settings.keep_best:
+            kept.add(best_step(self._workdir, self._settings.keep_best, saved))
+        for step in saved:
+            if step not in kept:
+                files.remove_folder(_folder(self._workdir, step))
+
+    def _check_room(self):
+        if self.step < self._last_step:
+            variables = _variables(self.model).values()
+            directory.check_room(self._workdir, variables)
 
     def _is_late(self):
         seconds = 60.0 * self._settings.every_minutes
@@ -142,15 +159,6 @@ class Checkpoints(steps.StepCallback):
     def _find_not_finite(self):
         model = self.model
         return finite.finder([*model.weights, *model.optimizer.variables])
-
-    def _delete_old(self):
-        saved = saved_steps(self._workdir)
-        kept = set(saved[-self._settings.keep :])
-        if self._settings.keep_best:
-            kept.add(best_step(self._workdir, self._settings.keep_best, saved))
-        for step in saved:
-            if step not in kept:
-                files.remove_folder(_folder(self._workdir, step))
 
 
 def save(
@@ -170,6 +178,7 @@ def save(
     }
     for part, state in (parts or {}).items():
         arrays |= {f"{part}/{name}": value for name, value in state.items()}
+    directory.check_room(workdir, arrays.values())
     with (
         files.written_folder(_folder(workdir, step)) as partial,
         tf.device("CPU:0"),
@@ -188,8 +197,8 @@ def restore(model: keras.Model, workdir: str) -> Restored:
     Damaged ones are renamed, with a line on standard error.
 
     Raises:
-        ValueError: all checkpoints are damaged, or the newest is of another
-            model or an older version.
+        ValueError: all checkpoints are damaged, now or when they were renamed,
+            or the newest is of another model or an older version.
     """
     _build(model)
     saved = saved_steps(workdir)
@@ -205,13 +214,30 @@ def restore(model: keras.Model, workdir: str) -> Restored:
                 f"{error}; renamed to {folder}{_DAMAGED}, looking for the "
                 "checkpoint before it"
             )
-    if saved:
+    damaged = _steps(workdir, _DAMAGED)
+    if damaged:
         raise ValueError(
             f"All checkpoints of {workdir!r} are damaged; expected one that is "
-            "whole, or none, to start again from step 0. Received: damaged "
-            f"ones of steps {saved}"
+            f"whole. Received: damaged ones of steps {damaged}; put one in its "
+            "place from a backup, or add `--overwrite` to begin again from "
+            "step 0"
         )
     return Restored(0, {})
+
+
+def begin_anew(workdir: str) -> None:
+    """Lets a run begin again whose checkpoints have all been found damaged.
+
+    Any other run stays as it is, so that a command with `--overwrite` goes on
+    when it is repeated. Hold the lock.
+    """
+    damaged = _steps(workdir, _DAMAGED)
+    if saved_steps(workdir) or not damaged:
+        return
+    files.remove(directory.path(workdir, directory.WEIGHTS_FILE))
+    files.remove_folder(directory.path(workdir, directory.REFERENCES_FOLDER))
+    for step in damaged:
+        files.remove_folder(_folder(workdir, step) + _DAMAGED)
 
 
 def load(model: keras.Model, workdir: str, step: int) -> Restored:
@@ -297,16 +323,28 @@ def saved_steps(workdir: str) -> list[int]:
             "jest_tf. Received: those of version 0.1, which can continue this "
             f"run, such as {old[0]}; take another directory for a new run"
         )
-    found = (re.fullmatch(r"step-(\d+)", name) for name in names)
+    return _steps(workdir)
+
+
+def _steps(workdir, suffix=""):
+    """Steps with a folder whose name ends so, ascending."""
+    folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
+    pattern = rf"step-(\d+){re.escape(suffix)}"
+    found = (re.fullmatch(pattern, name) for name in files.list_folder(folder))
     steps = sorted(int(match[1]) for match in found if match)
     if files.is_remote(workdir):
-        # The index is uploaded last and deleted first.
+        # Of a process that was killed, files without an index may be left.
         steps = [
             step
             for step in steps
-            if files.is_file(f"{_folder(workdir, step)}/{_STATE}.index")
+            if files.is_file(f"{_folder(workdir, step)}{suffix}/{_STATE}.index")
         ]
     return steps
+
+
+def newest_step(workdir: str) -> int:
+    """Returns the step of the newest checkpoint, or 0."""
+    return max(saved_steps(workdir), default=0)
 
 
 def best_step(

@@ -8,15 +8,19 @@ later steps when a run continues.
 import contextlib
 import functools
 import json
+import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 
 import keras
+import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files
 from jest_tf.config import checks, imports
 from jest_tf.data import tokenizers
+from jest_tf.files import disks
 from jest_tf.runs import progress
 
 CONFIG_FILE = "config.json"
@@ -47,10 +51,16 @@ LOCK_FILE = ".lock"
 # Logs that are cut back; the fault log is when the stream starts.
 _LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE, TELEMETRY_FILE)
 _BLOCK = 2**24  # bytes of a log that are read at once
+_MARGIN = 2**20  # bytes of a checkpoint and of logs beside the arrays
 
 
 def path(workdir: str, name: str) -> str:
-    """Returns the path of a file of a run directory, see `files.inside`."""
+    """Returns the path of a file of a run directory, see `files.inside`.
+
+    From here on this process knows that the directory, if it is on a bucket,
+    has views.
+    """
+    files.keep_views(os.path.join(workdir, LOCK_FILE))
     return files.inside(workdir, name)
 
 
@@ -210,6 +220,8 @@ def received(workdir: str) -> str:
         what, near = "a file", []
     elif os.path.isdir(workdir):
         what, near = "a folder without it", _runs_in(workdir)
+        if os.path.isdir(path(workdir, files.VIEWS)):
+            what = "a copy of a run on a bucket, which is read only there"
     else:
         what = "which does not exist"
         near = [
@@ -233,8 +245,19 @@ def _runs_in(folder):
     ]
 
 
+def check_room(workdir: str, arrays: Iterable) -> None:
+    """Raises `disks.Full` if there is no room to write arrays or variables."""
+    size = sum(
+        math.prod(one.shape) * tf.as_dtype(one.dtype).size for one in arrays
+    )
+    # To a bucket, files are uploaded from a temporary folder.
+    place = tempfile.gettempdir() if files.is_remote(workdir) else workdir
+    disks.check_room(place, size + _MARGIN)
+
+
 def save_learner(workdir: str, learner: keras.Model) -> None:
     """Writes the learner of a finished run to `final.weights.h5`."""
+    check_room(workdir, learner.weights)  # HDF5 may crash on a full disk
     # Keras requires the suffix, so the partial file has it too.
     with files.written_whole(
         path(workdir, WEIGHTS_FILE), ".weights.h5"
@@ -244,11 +267,10 @@ def save_learner(workdir: str, learner: keras.Model) -> None:
 
 def sync_logs(workdir: str) -> None:
     """Waits until all rows are on the disk, or uploaded."""
-    for name in (*_LOGS, FAULTS_FILE):
-        if has(workdir, name):
-            files.sync(path(workdir, name))
+    logs = [name for name in (*_LOGS, FAULTS_FILE) if has(workdir, name)]
     if files.is_remote(workdir):
-        files.sync(path(workdir, TENSORBOARD_FOLDER))
+        logs.append(TENSORBOARD_FOLDER)
+    files.sync(*(path(workdir, name) for name in logs))
 
 
 def cut_back(workdir: str, step: int) -> None:
@@ -278,6 +300,11 @@ def locked(workdir: str) -> Iterator[None]:
         try:
             if files.is_file(workdir):
                 raise NotADirectoryError("it is a file")
+            views = path(workdir, files.VIEWS)
+            if not files.is_remote(workdir) and files.is_folder(views):
+                raise NotADirectoryError(
+                    "it is a copy of a run on a bucket, which goes on there"
+                )
             stack.enter_context(files.locked(path(workdir, LOCK_FILE)))
         except BlockingIOError:
             raise ValueError(

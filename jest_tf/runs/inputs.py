@@ -24,6 +24,10 @@ from jest_tf.data.stores import shards
 from jest_tf.models import reference
 from jest_tf.runs import bootstrap, interruptions, loading, progress
 
+# Bytes of sidecars whose checksums a run compares when it starts, which takes
+# less than a second.
+_VERIFIED = 2**28
+
 
 class Sources(NamedTuple):
     """The inputs of the steps up to the next renewal.
@@ -120,9 +124,12 @@ def open_sources(
 def _open_sidecars(config, store, teacher):
     expected = reference.describe(teacher) if teacher else None
     try:
-        return sidecars_lib.Sidecars(
+        sidecars = sidecars_lib.Sidecars(
             store, config.reference.sidecar_dir, expected
         )
+        # Zeros in one look like records that could not be read.
+        sidecars.verify(_VERIFIED)
+        return sidecars
     except ValueError as error:
         if teacher is not None or not str(error).startswith("No sidecar"):
             raise

@@ -126,7 +126,10 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
     _check_reference(config, workdir)
     name, data = config.model.init_from, config.data
     taken, tokenizer = config.model.init_tower, None
-    if data.vocabulary and not tokenizers.has_tokenizer(workdir):
+    has_begun = directory.has(workdir, directory.CONFIG_FILE)
+    if data.vocabulary and not (
+        has_begun and tokenizers.has_tokenizer(workdir)
+    ):
         tokenizer = tokenizers.read_tokenizer(data.vocabulary, data.text_length)
     if not name:
         return Start(
@@ -134,7 +137,7 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
             pictures.Resizing(data.image_size),
             tokenizer,
         )
-    if checkpoints.saved_steps(workdir):
+    if has_begun and checkpoints.saved_steps(workdir):
 
         def build(vocabulary_size):
             del vocabulary_size

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.runs import directory, inputs, progress
+from jest_tf.runs import directory, inputs, loading, progress
 
 _PACKAGES = (
     "tensorflow",
@@ -57,17 +57,41 @@ def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
             raise
 
 
-def extend(workdir: str, config: config_lib.TrainConfig) -> None:
-    """Makes a finished run an unfinished one, of the settings `config`.
+def extend(workdir: str, steps: int) -> config_lib.TrainConfig:
+    """Makes a finished run an unfinished one of `steps` more.
+
+    Returns:
+        Its settings.
 
     Raises:
-        ValueError: another process holds the directory.
+        ValueError: it has not finished, or another process holds the directory.
     """
+    loading.check_finished(workdir, "--workdir")
+    before = directory.load_config(workdir)
+    optimizer = before.optimizer
+    if optimizer.schedule == "constant":
+        rate = f"goes on at {optimizer.learning_rate:g}"
+    else:
+        optimizer = dataclasses.replace(
+            optimizer, restarts=(*optimizer.restarts, before.steps)
+        )
+        rate = (
+            f"begins anew: {optimizer.warmup_steps:,} steps of warm-up to "
+            f"{optimizer.learning_rate:g}, then {optimizer.schedule}"
+        )
+    config = dataclasses.replace(
+        before, steps=before.steps + steps, optimizer=optimizer
+    )
     with directory.locked(workdir):
         # In this order a kill in between leaves a run that only has to write
         # its weights again.
         files.remove(directory.path(workdir, directory.WEIGHTS_FILE))
         _save_config(workdir, config)
+    progress.say(
+        f"{workdir}: extended from {before.steps:,} to {config.steps:,} steps; "
+        f"the learning rate {rate}"
+    )
+    return config
 
 
 def check_data(workdir: str, sources: inputs.Sources) -> None:

@@ -14,8 +14,9 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, training
+from jest_tf import distribution, files, training
 from jest_tf.data import batches, pipeline
+from jest_tf.files import disks
 from jest_tf.models import reference
 from jest_tf.runs import (
     bootstrap,
@@ -35,8 +36,12 @@ from jest_tf.runs import log as log_lib
 from jest_tf.training import finite
 
 
-def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
+def train(
+    config: config_lib.TrainConfig, workdir: str, *, overwrite: bool = False
+) -> dict[str, float]:
     """Runs `config` in `workdir`, from its newest checkpoint if it has one.
+
+    With `overwrite`, a run whose checkpoints are all damaged begins again.
 
     Returns:
         The measures of the final evaluation.
@@ -48,14 +53,23 @@ def train(config: config_lib.TrainConfig, workdir: str) -> dict[str, float]:
             state saved.
     """
     with interruptions.Signals() as signals:
+        local = [] if files.is_remote(workdir) else [workdir]
         try:
-            return _train(config, workdir, signals)
-        except interruptions.Preempted:
+            with disks.room_for(tempfile.gettempdir(), *local):
+                return _train(config, workdir, signals, overwrite)
+        except (interruptions.Preempted, Exception) as error:
+            if not signals.received:
+                raise
+            # An error, too, may come of a signal, or of the outage before it.
+            found = ""
+            if not isinstance(error, interruptions.Preempted):
+                text = " ".join(str(error).split())[:200]
+                found = f", and by {type(error).__name__}: {text}"
             progress.say(
-                f"{workdir}: stopped by {signals.received}; the same command "
-                f"goes on from step {_newest(workdir):,}"
+                f"{workdir}: stopped by {signals.received}{found}; the same "
+                f"command goes on from {_last_step(workdir)}"
             )
-            raise
+            raise interruptions.Preempted(interruptions.EXIT_CODE) from error
 
 
 def extend(workdir: str, steps: int) -> dict[str, float]:
@@ -68,31 +82,10 @@ def extend(workdir: str, steps: int) -> dict[str, float]:
     Raises:
         ValueError: as `train`; or the run has not finished.
     """
-    loading.check_finished(workdir, "--workdir")
-    before = directory.load_config(workdir)
-    optimizer = before.optimizer
-    if optimizer.schedule == "constant":
-        rate = f"goes on at {optimizer.learning_rate:g}"
-    else:
-        optimizer = dataclasses.replace(
-            optimizer, restarts=(*optimizer.restarts, before.steps)
-        )
-        rate = (
-            f"begins anew: {optimizer.warmup_steps:,} steps of warm-up to "
-            f"{optimizer.learning_rate:g}, then {optimizer.schedule}"
-        )
-    config = dataclasses.replace(
-        before, steps=before.steps + steps, optimizer=optimizer
-    )
-    provenance.extend(workdir, config)
-    progress.say(
-        f"{workdir}: extended from {before.steps:,} to {config.steps:,} steps; "
-        f"the learning rate {rate}"
-    )
-    return train(config, workdir)
+    return train(provenance.extend(workdir, steps), workdir)
 
 
-def _train(config, workdir, signals):
+def _train(config, workdir, signals, overwrite):
     # For towers that draw weights by `tf.random`. Here, because it clears
     # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
     tf.random.set_seed(config.seed)
@@ -118,6 +111,8 @@ def _train(config, workdir, signals):
     with contextlib.ExitStack() as stack:
         if strategy.extended.should_checkpoint:
             output = stack.enter_context(provenance.claimed(workdir, config))
+            if overwrite:
+                checkpoints_lib.begin_anew(output)
             provenance.check_data(output, sources)
             evaluations.keep_suite(output, opened)
         else:  # some values are reduced over workers when written
@@ -188,7 +183,7 @@ class _Run:
             leaving out super-batches at fault.
         """
         config, workdir = self.config, self.workdir
-        newest = _newest(workdir)
+        newest = checkpoints_lib.newest_step(workdir)
         with self.strategy.scope():
             self._build(config.segment_selection(newest))
             model = self.model
@@ -242,6 +237,7 @@ class _Run:
                 raise
         if stop < config.steps:
             return None
+        checkpoints.delete_old()  # a kill may have left one
         faults.close(self.skipped.at(config.steps))
         if faults.num_replaced:
             progress.say(
@@ -421,7 +417,7 @@ class _Run:
         case, message = interruptions.case_of(
             steps[-1] + 1, numbers, ids, error
         )
-        newest = _newest(self.workdir)
+        newest = checkpoints_lib.newest_step(self.workdir)
         if self.config.checkpoint.on_non_finite == "rollback":
             if self.skipped.add(case):
                 progress.say(
@@ -485,13 +481,18 @@ def _closing_line(config, workdir, measures, seconds, num_lost):
         minutes, rest = divmod(round(seconds), 60)
         state += f", {minutes}:{rest:02d} in this process"
     if measures:
+        ranks = [name for name in measures if name.endswith("/mrr")]
         name = config.checkpoint.keep_best
-        name = name if name in measures else next(iter(measures))
+        name = name if name in measures else [*ranks, *measures][0]
         state += f"; {name} {measures[name]:.4f}"
     if num_lost:
         state += f"; lost in damaged shards: about {num_lost:,} records"
-    return f"{workdir}: {state}; next: jest-tf evaluate --workdir {workdir}"
+    command = f"jest-tf {'page' if config.selection.stages else 'evaluate'}"
+    return f"{workdir}: {state}; next: {command} --workdir {workdir}"
 
 
-def _newest(workdir):
-    return max(checkpoints_lib.saved_steps(workdir), default=0)
+def _last_step(workdir):
+    try:
+        return f"step {checkpoints_lib.newest_step(workdir):,}"
+    except OSError:
+        return "its last checkpoint"

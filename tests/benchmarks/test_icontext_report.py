@@ -1,6 +1,8 @@
 """IconText's ratios and intervals by hand, and the numbers of its pages."""
 
+import json
 import pathlib
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,12 +12,18 @@ from benchmarks.icontext import cells, figures, measures, report
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = report.RESULTS
+README = "README.md"
+OWN_TABLES = ["methods", "noise", "tried"]
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
 
 
 def markdown_tables(path):
     """The tables of a page, lists of rows of text; the first is the header."""
     found, rows = [], []
-    for line in [*path.read_text("utf-8").splitlines(), ""]:
+    for line in [*read(path).splitlines(), ""]:
         if line.startswith("| "):
             rows.append([cell.strip() for cell in line.split("|")[1:-1]])
         elif rows:
@@ -29,44 +37,49 @@ class PagesTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.found = measures.Results()
+        cls.found = report.everything()
         cls.tables = {
             name: [list(row) for row in make(cls.found, RESULTS)]
             for name, make in report.TABLES.items()
         }
 
-    def test_every_table_of_the_reports_is_computed_from_the_results(self):
+    def test_every_table_of_the_pages_is_computed_from_the_results(self):
         for page, names in (
-            ("report.md", ["methods", "noise", "claims", "tried"]),
-            ("emoji_art.md", ["emoji"]),
+            ("docs/results.md", ["half_width", "same_width", "claims"]),
+            ("benchmarks/icontext/results/report.md", OWN_TABLES),
+            ("benchmarks/icontext/results/emoji_art.md", ["emoji"]),
         ):
             expected = [self.tables[name] for name in names]
-            self.assertEqual(markdown_tables(RESULTS / page), expected, page)
+            self.assertEqual(markdown_tables(ROOT / page), expected, page)
+        self.assertIn(self.tables["readme"], markdown_tables(ROOT / README))
 
-    def test_the_tables_of_the_readme_and_the_recipes_are_as_well(self):
-        pages = {
-            page: {tuple(one[0]): one for one in markdown_tables(ROOT / page)}
-            for page in ("README.md", "docs/recipes.md")
+    def test_ratios_in_sentences_are_in_the_tables(self):
+        numbers = {
+            number
+            for table in self.tables.values()
+            for row in table
+            for cell in row
+            for number in re.findall(r"\d+\.\d", cell)
         }
-        header = tuple(self.tables["readme"][0])
-        self.assertEqual(pages["README.md"][header], self.tables["readme"])
-        header, *rows = self.tables["noise"]
-        _, *shown = pages["docs/recipes.md"][tuple(header)]
-        by_name = {row[0]: row for row in rows}
-        self.assertLen(shown, 4)
-        for row in shown:
-            self.assertEqual(row, by_name[row[0]])
+        for page in (README, "docs/results.md", "docs/recipes.md"):
+            prose = re.sub(r"(?m)^\|.*$|```[^`]*```", "", read(ROOT / page))
+            stated = re.findall(r"\b(\d+\.\d)(?:x| points)", prose)
+            self.assertContainsSubset(stated, numbers, page)
 
-    def test_pages_are_as_short_as_pages_are(self):
-        for page, most in (("report.md", 150), ("emoji_art.md", 60)):
-            lines = (RESULTS / page).read_text("utf-8").splitlines()
-            self.assertLessEqual(len(lines), most, page)
+    def test_the_page_of_proof_is_short(self):
+        prose = re.sub(r"(?m)^\|.*$", "", read(ROOT / "docs/results.md"))
+        self.assertLessEqual(len(prose.split()), 500)
+
+    def test_the_summary_is_that_of_the_results(self):
+        kept = json.loads(read(RESULTS / "summary.json"))
+        found = json.loads(json.dumps(report.summary(self.found)))
+        self.assertEqual(kept, found)
 
     def test_both_figures_are_drawn(self):
         folder = pathlib.Path(self.get_temp_dir())
         figures.draw(self.found, folder)
         names = [path.name for path in sorted(folder.iterdir())]
-        self.assertEqual(names, ["map.png", "web.png"])
+        self.assertEqual(names, ["map.png", "results.png"])
 
     def test_an_estimate_is_told_with_its_ends(self):
         infinite = measures.Estimate(2.04, 1.26, np.inf)
@@ -78,17 +91,20 @@ class PagesTest(tf.test.TestCase):
 
 
 class IntervalsTest(tf.test.TestCase):
-    def test_a_resample_draws_as_many_pairs_as_there_are(self):
-        scores = np.array([0.0, 0.5, 1.0, 0.25])
+    def test_a_resample_draws_as_many_families_as_there_are(self):
+        scores = np.array([0.0, 0.5, 1.0, 0.25, 0.75, 0.0])
+        families = np.array([0, 1, 0, 2, 3, 3])
         drawn = measures.weights(4)
         self.assertAllEqual(drawn[0], [1, 1, 1, 1])
         self.assertAllEqual(drawn.sum(axis=1), np.full(2001, 4))
-        found = measures.resample(scores)
-        self.assertAllClose(found[0], 1.75 / 4)
-        by_hand = sum(n * x for n, x in zip(drawn[7], scores, strict=True)) / 4
-        self.assertAllClose(found[7], by_hand)
-        # The spread of a mean of four draws.
-        deviation = scores.std() / 2
+        found = measures.resample(scores, families)
+        self.assertAllClose(found[0], scores.mean())
+        # Each pair as often as its family.
+        times = drawn[7][families].astype(int)
+        self.assertAllClose(found[7], np.repeat(scores, times).mean())
+        # Families of a pair each: the spread of a mean of four draws.
+        found = measures.resample(scores[:4], np.arange(4))
+        deviation = scores[:4].std() / 2
         self.assertAllClose(found[1:].std(), deviation, rtol=0.05)
 
     def test_resamples_draw_seeds_as_well(self):
@@ -190,6 +206,8 @@ class ResultsTest(tf.test.TestCase):
                 pairs.append({"cell": cell, "seed": seed, "scores": words})
         pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
         pd.DataFrame(pairs).to_csv(folder / "pairs.csv", index=False)
+        families = pd.DataFrame({"family": ["a", "b", "b"]})
+        families.to_csv(folder / "families.csv", index=False)
         self.found = measures.Results(folder)
 
     def assert_sure(self, found, expected):
@@ -207,9 +225,9 @@ class ResultsTest(tf.test.TestCase):
         share = (steps - 100) / 100
         scores = 1200 + share * 1200
         for kind, spent in (
-            ("scores", scores),
-            ("reference", scores + 500),
-            ("all", scores + 500 + 300),
+            ("paper", scores + 300),
+            ("shared", scores + 300 + 500 / 4),
+            ("all", scores + 300 + 500),
         ):
             self.assert_sure(ratios.flops[kind], 4000 / spent)
         self.assertFalse(ratios.is_bound)
@@ -229,7 +247,7 @@ class ResultsTest(tf.test.TestCase):
         self.assert_sure(self.found.over_uniform(line), 1.0)
         # Without the training of its reference, 150 steps.
         given = 0.1 + 0.2 * np.log2(1.5) / 2
-        found = self.found.over_uniform(line, "given reference")
+        found = self.found.over_uniform(line, "paper")
         self.assert_sure(found, 0.2 / given)
 
     def test_leads_and_differences_are_of_equal_steps_and_seeds(self):
@@ -261,6 +279,7 @@ class SpreadTest(tf.test.TestCase):
         pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
         columns = {"cell": [], "seed": [], "scores": []}
         pd.DataFrame(columns).to_csv(folder / "pairs.csv")
+        pd.DataFrame({"family": []}).to_csv(folder / "families.csv")
         # Relative deviations of -0.1, 0, 0.1 and of 0; less the means of seeds
         # they are half as large in both; one cell less is free, and a seed.
         expected = np.sqrt(4 * 0.05**2 / (1 * 2))

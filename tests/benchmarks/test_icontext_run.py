@@ -64,6 +64,7 @@ class RunnerTest(tf.test.TestCase):
         with (
             mock.patch.object(collect, "collect", found),
             mock.patch.object(collect, "embedding_flops", lambda *_: 5),
+            mock.patch.object(collect, "families", lambda _: pd.DataFrame()),
             contextlib.redirect_stderr(io.StringIO()) as log,
         ):
             is_well = runner.run(wanted)
@@ -97,7 +98,7 @@ class RunnerTest(tf.test.TestCase):
         self.assertEqual(by_cell["processor_seconds"].tolist(), [7.0, 7.0])
 
     def test_a_longer_run_extends_the_shorter_one(self):
-        wanted = [(f"part70_clean_{steps}", 0) for steps in (350, 700, 1400)]
+        wanted = [(f"part70_clean_{steps}", 1) for steps in (350, 700, 1400)]
         is_well, rows, _ = self.run_all(wanted)
         self.assertTrue(is_well)
         self.assertEqual(rows["cell"].tolist(), [name for name, _ in wanted])
@@ -105,7 +106,7 @@ class RunnerTest(tf.test.TestCase):
         self.assertEqual(
             self.commands[1:],
             [
-                ("train", "--workdir", runs / f"{name}-0", "--extend", more)
+                ("train", "--workdir", runs / f"{name}-1", "--extend", more)
                 for (name, _), more in zip(
                     wanted[1:], ("350", "700"), strict=True
                 )
@@ -272,6 +273,8 @@ class CollectTest(tf.test.TestCase):
         self.assertEqual(curve["val_sets"].tolist(), [0.5, 0.5])
         # FLOPs at the next logged step.
         self.assertEqual(curve["flops_step"].tolist(), [150, 200])
+        families = collect.families(self.data)["family"]
+        self.assertEqual(families.tolist(), ["set"] * 5)
 
     def test_runs_are_added_below_each_other(self):
         folder = self.data / "tables"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import pathlib
 from unittest import mock
 
@@ -12,7 +11,6 @@ import tiny
 
 import jest_tf
 from benchmarks.tpu import (
-    compiler,
     fake_strategy,
     hlo,
     lifter,
@@ -110,7 +108,7 @@ class LifterTest(tf.test.TestCase):
 
 
 def handle_of(variable):
-    """What a graph captures of a Keras variable under a TPUStrategy."""
+    """The tensor of a Keras variable that a graph captures on a TPU."""
     packed = variable.value._packed_variable
     if packed is not None:
         return packed.packed_handle
@@ -150,30 +148,6 @@ class TwinsTest(tf.test.TestCase):
             # On 256 chips every replica has its share.
             self.assertEqual(163_840 % 256, 0)
 
-    def test_every_recipe_is_compiled_once_and_the_papers_in_every_way(self):
-        recipes = {path.stem for path in twins.RECIPES.glob("*.py")}
-        self.assertEqual(
-            {name for case in self.cases for name in case.recipes}, recipes
-        )
-        names = [case.name for case in self.cases]
-        self.assertLen(set(names), len(names))
-        paper = [case for case in self.cases if "jest_b16" in case.recipes]
-        # Any two values of loss, quota and reference meet.
-        pairs = {
-            pair
-            for case in paper
-            for pair in itertools.combinations(
-                [case.variant[name] for name in ("loss", "quota", "reference")],
-                2,
-            )
-        }
-        for some, others in itertools.combinations(
-            (config_lib.LOSSES, config_lib.QUOTAS, ("sidecar", "live")), 2
-        ):
-            self.assertContainsSubset(
-                set(itertools.product(some, others)), pairs
-            )
-
     def test_the_super_batches_are_those_of_the_pipeline(self):
         store = stores.open_store(
             str(ROOT / "examples" / "icontext_mini" / "pool-*.tfrecord")
@@ -191,9 +165,10 @@ class TwinsTest(tf.test.TestCase):
             ),
             image_size=data.image_size,
         )
-        self.assertEqual(
-            step.super_batches(case.config).element_spec, real.element_spec
-        )
+        found = step.super_batches(case.config).element_spec
+        for name in ("reference_image", "reference_text"):  # of sidecars
+            self.assertEqual(found.pop(name).shape[0], 320)
+        self.assertEqual(found, real.element_spec)
 
 
 # As the compiler writes it: layouts with parentheses, tuples, loops.
@@ -264,11 +239,6 @@ class HloTest(tf.test.TestCase):
             },
         )
 
-    def test_wide_numbers_and_where_they_come_from(self):
-        self.assertEqual(
-            hlo.wide_numbers(_MODULE), {"s64": {"": 5, "AddV2": 2}}
-        )
-
     def test_a_clean_module_has_no_dynamic_shapes_and_no_host(self):
         self.assertEqual(hlo.dynamic_shapes(_MODULE), [])
         self.assertEqual(hlo.host_operations(_MODULE), [])
@@ -297,11 +267,3 @@ class HloTest(tf.test.TestCase):
                 module = _MODULE.replace("  %k =", f"  {line}\n  %k =")
                 self.assertEqual(hlo.dynamic_shapes(module), dynamic)
                 self.assertEqual(hlo.host_operations(module), host)
-
-    def test_the_memory_that_the_compiler_names(self):
-        message = "needs (8.00T) exceeds available HBM (15.75G). See"
-        self.assertEqual(
-            compiler.read_memory(message), (8 * 2**40, 15.75 * 2**30)
-        )
-        with self.assertRaisesRegex(ValueError, "Received: no memory at all"):
-            compiler.read_memory("no memory at all")

@@ -93,15 +93,6 @@ class TrafficTest(tf.test.TestCase):
                 for calls in calls_of_a_step(setup):
                     self.assertEqual(collections.Counter(calls), expected)
 
-    def test_no_picture_is_gathered_and_with_a_quota_each_none_moves(self):
-        for quota in config.QUOTAS:
-            setup = setup_of(4, quota=quota)
-            calls = calls_of_a_step(setup)[0]
-            of_pictures = [call for call in calls if call.dtype == "uint8"]
-            # 12 rows here, none of them alone may send more than 3 to another.
-            moved = [("all_to_all", (4, 3, 4, 4, 3), "uint8")]
-            self.assertEqual(of_pictures, moved * (quota == "global"))
-
     def test_selection_moves_rows_chosen_and_not_the_super_batch(self):
         # Twice the super-batch, the same sub-batch: the embeddings that go
         # round stay, and candidates are two numbers a row at most.

@@ -4,13 +4,13 @@ import dataclasses
 import functools
 import glob
 import os
-import subprocess
 import sys
 from unittest import mock
 
 import tensorflow as tf
 
 from jest_tf import config
+from jest_tf.config import overrides
 
 CONFIGS = os.path.join(os.path.dirname(__file__), "..", "..", "configs")
 Stage, View = config.Stage, config.View
@@ -138,15 +138,6 @@ class DefaultsTest(tf.test.TestCase):
             self.assertTrue(settings.scores)
         plain = config.SelectionConfig(64, stages[:1])
         self.assertFalse(plain.scores or plain.needs("learner"))
-
-    def test_the_package_imports_no_tensorflow(self):
-        code = (
-            "import sys;"
-            "import jest_tf.config;"
-            "found = {'tensorflow', 'keras', 'numpy'} & set(sys.modules);"
-            "sys.exit(str(found) if found else 0)"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class FunnelTest(tf.test.TestCase):
@@ -455,6 +446,11 @@ class FilesTest(tf.test.TestCase):
     def load(self, *overrides):
         return config.load_config(self.path, overrides)
 
+    def test_defaults_are_listed_as_they_are_written(self):
+        lines = overrides.describe(config.TrainConfig).splitlines()
+        for line in ("selection.batch_size=<int>", "optimizer.ema=none"):
+            self.assertIn(f"  {line}", lines)
+
     def test_overrides_of_every_kind(self):
         self.assertEqual(self.load(), config.TrainConfig(steps=20))
         for override, group, name, value in (
@@ -531,28 +527,19 @@ class FilesTest(tf.test.TestCase):
         stage = "selection.stages"
         for override, message in (
             ("steps=1.5", "`steps` must be of type int. Received: '1.5'"),
-            ("model.preset=b32", "`model.preset` must be .*Received: 'b32'"),
-            ("data.image_size=65", "`data.image_size`: the patch size .*=16"),
             ("model.patch_size=x", "must be of type int. Received: 'x'"),
             ("data.flip=1", "must be of type bool, true or false.*: '1'"),
             ("model.bias=nan", "`model.bias` must be finite.*nan"),
-            ("steps", "must read \"a.b=c\", .*Received: 'steps'"),
             ("=3", "No setting ``. Fields of TrainConfig: seed, steps, .*data"),
             ("data.imagesize=3", "`data.imagesize`. Did .* `data.image_size`"),
             ("image_size=3", "No setting `image_size`.*`data.image_size`"),
             ("data.size=3", "Fields of DataConfig: train, weights, curated"),
-            ("evaluatoin.batch_size=3", "mean `evaluation.batch_size`"),
             ("steps.x=3", "No setting `steps.x`: nothing lies below"),
             ("checkpoint=x", "group of settings.*: every_steps, every_min"),
             ("model.views=8", "`model.views` is a list of"),
-            (f"{stage}=5", f"`{stage}` is a list of groups.*Received: '5'"),
             (f"{stage}.gain=5", f"No setting `{stage}.gain`: after the list"),
             (f"{stage}.0=5", f"No setting `{stage}.0`"),
             (f"{stage}.1.gain=5", "a number from 0 to 0. Received: '1'"),
-            (
-                f"{stage}.0.gain=5",
-                f"`{stage}.0.candidates` must be set.*: gain",
-            ),
             (f"{stage}.0.candidate=5", f"mean `{stage}.0.candidates`"),
         ):
             with self.subTest(override):
@@ -577,11 +564,6 @@ class FilesTest(tf.test.TestCase):
             with self.subTest(path):
                 with self.assertRaisesRegex(ValueError, message):
                     config.load_config(path)
-        with self.assertRaisesRegex(
-            ValueError, r"error.py', line \d+: ZeroDivisionError: division"
-        ) as caught:
-            config.load_config(self.write("error.py", "return 1 / 0"))
-        self.assertIsInstance(caught.exception.__cause__, ZeroDivisionError)
 
     def test_a_saved_run_is_read_back_equal(self):
         for settings in (
@@ -611,7 +593,6 @@ class FilesTest(tf.test.TestCase):
 
     def test_malformed_json_is_refused(self):
         for values, message in (
-            ('{"steps": 3', "config.json' is no JSON"),
             ("[1, 2]", "config.json' .*Received: list"),
             ('{"data": 3}', "`data` is a group of settings.*Received: 3"),
             ('{"model": {"size": 3}}', "No setting `model.size`. Fields of M"),

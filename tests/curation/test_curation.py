@@ -30,7 +30,6 @@ from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
-from jest_tf.files import leases
 from jest_tf.reports import manifest_page
 from jest_tf.runs import directory
 from trainers import curate as command
@@ -305,8 +304,7 @@ class ResumeTest(ScoresTestCase):
                 self.curate(folder)
 
     def test_a_remote_manifest_equals_a_local_one(self):
-        with mock.patch.object(leases, "SETTLE", 0.0):
-            remote = self.curate("ram://curation/a")
+        remote = self.curate("ram://curation/a")
         self.assertEqual(remote.identity, self.curate(self.output()).identity)
 
     def test_models_that_do_not_fit_are_refused(self):
@@ -359,7 +357,7 @@ class ResumeTest(ScoresTestCase):
 
 
 class ReportTest(ScoresTestCase):
-    """What the page shows, against loops over everything."""
+    """The page's numbers, against loops over everything."""
 
     def test_nearest_others_are_those_of_a_matrix(self):
         rows = np.setdiff1d(np.arange(80), [4, 50, 61])
@@ -709,7 +707,7 @@ class CommandTest(tf.test.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
-        counts = {"reference": 500, "val": 250, "test": 250}
+        counts = {"curated": 500, "val": 250, "test": 250}
         shard_files.write_shipped(cls.folder, **counts)
         for seed, name in enumerate(("reference", "learner")):
             cls.write_run(name, seed)
@@ -829,7 +827,7 @@ class CommandTest(tf.test.TestCase):
             *("--like", self.path("val-*.tfrecord")),
             *("--evaluation", self.path("test-*.tfrecord")),
             *("--set", "size=150", "near=1.1", "leak=1.1"),
-            data="reference",
+            data="curated",
         )
         self.assertRegex(printed, "150 of .* records are drawn")
         self.assertIn("  clusters", printed)

@@ -196,11 +196,11 @@ class SuperBatchesTest(PipelineTestCase):
         letters = "abcdefghijklmnopqrstuvwxyz"
         vocabulary = ["[UNK]", "[EOS]", *letters, *(f"##{c}" for c in letters)]
         expected = {
-            "image": "b13b4577b1d87791",
-            "text": "164a96edd1f46c8a",
-            "text_for_reference": "97cef96c33853559",
-            "id": "0e007dd1ee60b95c",
-            "caption_id": "f6212fb7ada165ba",
+            "image": "003651abcb57ef5a",
+            "text": "9ae5616d00e71be2",
+            "text_for_reference": "3ceba208deadd146",
+            "id": "ef8e35674914ad3f",
+            "caption_id": "b56b13fec017e273",
             "caption_replaced": "2ea9ab9198d16380",
         }
         batch = self.super_batches(

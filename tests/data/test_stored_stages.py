@@ -313,7 +313,7 @@ class GroupsTest(tf.test.TestCase):
         )
 
     def group(self, number):
-        """What a group chooses, by hand; it is numbered over all steps."""
+        """A group's choice by hand; groups are numbered over all steps."""
         positions = np.arange(10_000 * number, 10_000 * (number + 1))
         positions = positions[np.argsort(self.order.rows(positions))]
         reference = self.memory.embeddings(self.order.rows(positions))

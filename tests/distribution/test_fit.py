@@ -41,7 +41,7 @@ def setUpModule():
 
 
 def on_replicas(num_replicas, function):
-    """What each replica returns, run in a graph."""
+    """The results of all replicas, run in a graph."""
     strategy = STRATEGIES[num_replicas]
 
     @tf.function(autograph=False)
@@ -81,7 +81,7 @@ def fit_line(
 
 
 class KerasTest(tf.test.TestCase):
-    """What is wrong in Keras alone, and right with the hooks."""
+    """Faults of Keras alone that the hooks mend."""
 
     def gone(self, what):
         return (
@@ -164,17 +164,6 @@ class KerasTest(tf.test.TestCase):
         stock.on_test_begin()
         stock.on_test_end()
         self.assertNotAllEqual(kernel, before, self.gone("exchange"))
-
-    def test_accumulated_gradients_are_refused(self):
-        settings = {"gradient_accumulation_steps": 2}
-        with self.assertRaisesRegex(
-            RuntimeError, "`merge_call` called", msg=self.gone("accumulation")
-        ):
-            fit_line(built(worker.StockLine), **settings)
-        with self.assertRaisesRegex(
-            ValueError, "`gradient_accumulation_steps`"
-        ):
-            fit_line(worker.Line, **settings)
 
 
 def built(kind):
@@ -373,7 +362,7 @@ class TrainingTest(tf.test.TestCase):
             self.assertGreater(flops["forward"], 0)
 
     def assert_same_rows(self, ours, theirs, stage):
-        """What is told of the rows of the last step."""
+        """Compares the records of the last step's rows."""
         for mine, other in (
             (ours.scored(stage), theirs.scored(stage)),
             (ours.uniform(stage), theirs.uniform(stage)),

@@ -38,23 +38,6 @@ class FewShotTest(tf.test.TestCase):
                 atol=1e-6,
             )
 
-    def test_two_classes_by_hand(self):
-        # One feature, at -1 and 1 after whitening; the optimum of each class is
-        # w (x - 0) with weights of the other sign, so the sign of x decides.
-        found = evaluation.few_shot_measures(
-            [[2.0], [4.0]],
-            [0, 1],
-            [[2.5], [3.5], [2.9], [3.9]],
-            [0, 1, 1, 1],
-            num_classes=2,
-            shots=[1],
-            num_seeds=2,
-            l2=1.0,
-        )
-        self.assertAllClose(
-            found, {"few_shot/1_shots": 3 / 4, "few_shot/1_shots_std": 0.0}
-        )
-
     def test_shots_are_drawn_by_class_and_seed(self):
         train, labels, test, test_labels = digits()
         found = evaluation.few_shot_measures(

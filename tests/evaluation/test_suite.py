@@ -162,27 +162,6 @@ class SuiteTest(tf.test.TestCase):
 
 
 class DrawsTest(tf.test.TestCase):
-    def test_by_hand(self):
-        # Of four records three were drawn, 1, 2 and 1 times: (4)^2 / 6. Both
-        # draws of record 1 and the one of record 3 are clean. Concepts: a
-        # once, b three times, c never: (4)^2 / 10.
-        counts = np.array([1, 2, 0, 1])
-        self.assertAllClose(
-            evaluation.draw_measures(
-                counts,
-                np.array([False, True, True, True]),
-                np.array([b"a", b"b", b"c", b"b"], object),
-            ),
-            {
-                "selection/effective_records": 16 / 6,
-                "selection/effective_share": 4 / 6,
-                "selection/share_clean": 3 / 4,
-                "selection/share_clean_data": 3 / 4,
-                "selection/concept_coverage": 2 / 3,
-                "selection/effective_concepts": 16 / 10,
-            },
-        )
-
     def test_noise_is_any_value_but_zero_and_false(self):
         values = [b"", b" ", b"0", b"false", b"False", b"1", b"true", b"moved"]
         self.assertEqual(

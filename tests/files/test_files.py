@@ -1,12 +1,15 @@
 """Files are written whole or not at all, wherever they are."""
 
 import concurrent.futures
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
 import urllib.parse
 from unittest import mock
@@ -18,7 +21,7 @@ import subprocesses
 import tensorflow as tf
 
 from jest_tf import files
-from jest_tf.files import remote
+from jest_tf.files import disks, remote, retries
 
 HOLDER = """
 import sys
@@ -37,8 +40,8 @@ with files.written_whole(sys.argv[1]) as partial:
 """
 TEMPORARY = """
 import sys, tempfile
-from jest_tf import files
-with files.temporary():
+from jest_tf.files import disks
+with disks.temporary():
     tempfile.mkdtemp()
     print("held", flush=True)
     sys.stdin.read()
@@ -172,7 +175,9 @@ class AnySchemeTest(FilesTestCase):
     def test_a_locked_folder_has_logs_to_append_to(self):
         log = f"{self.folder}/log"
         files.write_whole(log, b"one\n")
-        with files.locked(f"{self.folder}/.lock"):
+        lock = f"{self.folder}/.lock"
+        files.keep_views(lock)
+        with files.locked(lock):
             for row in ("two\n", "three\n"):
                 with open(files.appendable(log), "a") as file:
                     file.write(row)
@@ -266,7 +271,7 @@ class LocalTest(FilesTestCase):
         self.assertLen(os.listdir(self.folder), 2)
         killed.kill()
         killed.wait()
-        with files.temporary():
+        with disks.temporary():
             self.assertLen(os.listdir(self.folder), 2)
             here = tempfile.gettempdir()
             self.assertEqual(os.environ["TMPDIR"], here)
@@ -306,6 +311,47 @@ class LocalTest(FilesTestCase):
         process.wait()
         with files.locked(self.path):
             pass
+
+
+class DisksTest(remote_files.Local, tf.test.TestCase):
+    def test_a_full_disk_is_told_from_a_full_device(self):
+        path = os.path.join(self.folder, "new", "file")
+        for error, is_full in (
+            (OSError(errno.ENOSPC, "No space left on device"), True),
+            (OSError(errno.EDQUOT, "Disk quota exceeded", "a"), True),
+            (
+                RuntimeError("errno = 28, message = 'No space left on dev"),
+                False,
+            ),
+            (RuntimeError("message = 'No space left on device'"), True),
+            (full_of(f"{path}.tempstate; No space left on device"), True),
+            (full_of("OOM when allocating tensor with shape[9,9]"), False),
+            (OSError(errno.EIO, "Input/output error"), False),
+        ):
+            kind = disks.Full if is_full else type(error)
+            with self.assertRaises(kind) as raised, disks.room_for(path):
+                raise error
+            self.assertEqual(raised.exception is error, not is_full)
+            if is_full:
+                place = getattr(error, "filename", None) or path
+                self.assertEqual(raised.exception.filename, place)
+        with (
+            mock.patch.object(shutil, "disk_usage") as usage,
+            self.assertRaisesRegex(
+                disks.Full, "room for 3,000 bytes. Received: 2,999 bytes"
+            ) as raised,
+        ):
+            usage.return_value = mock.Mock(total=0, free=0)
+            disks.check_room(path, 3000)
+            usage.return_value = mock.Mock(total=9999, free=2999)
+            disks.check_room(path, 2999)
+            disks.check_room(path, 3000)
+        self.assertEqual(raised.exception.filename, path)
+        usage.assert_called_with(self.folder)
+
+
+def full_of(text):
+    return tf.errors.ResourceExhaustedError(None, None, text)
 
 
 class RemoteTest(tf.test.TestCase):
@@ -413,6 +459,24 @@ class FaultTest(remote_files.Gcs, tf.test.TestCase):
         with self.assertLogs("absl", "WARNING") as log:
             self.assertEqual(files.read_whole(self.path), self.content)
         self.assertRegex(log.output[0], "To read gs://.* tried again in 0 s")
+
+    def test_a_request_that_takes_long_is_said_again_and_again(self):
+        self.enterContext(mock.patch.object(retries, "SILENCE", 0.2))
+        self.server.fail("GET .*/o/", hold=True)
+
+        def heal_later(lines):
+            deadline = time.monotonic() + 10.0
+            while len(lines) < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            self.server.heal()
+
+        with self.assertLogs("absl", "WARNING") as log:
+            healer = threading.Thread(target=heal_later, args=[log.output])
+            healer.start()
+            files.is_file(self.path)
+            healer.join()
+        for line in log.output[:2]:
+            self.assertRegex(line, f"To look up {self.path} has taken . s, and")
 
     def test_an_outage_without_end_is_an_error(self):
         files.write_whole(self.path, self.content)

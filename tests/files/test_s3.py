@@ -45,7 +45,7 @@ class S3:
         self.folder = f"s3://bucket/{self.id()}"
 
 
-class S3Test(S3, test_files.AnySchemeTest):
+class S3Test(test_files.AnyObject, S3, test_files.AnySchemeTest):
     def test_ranges_are_read_at_once_if_they_are_near(self):
         content = os.urandom(2_000_000)
         files.write_whole(self.path, content)
@@ -61,4 +61,8 @@ class S3Test(S3, test_files.AnySchemeTest):
 
 
 class S3LeaseTest(S3, test_leases.LeaseTest):
+    pass
+
+
+class S3ViewsTest(S3, test_leases.ViewsTest):
     pass

@@ -42,31 +42,8 @@ class ResizeMatrixTest(tf.test.TestCase):
                         1e-5,
                     )
 
-    def test_resized_images_equal_the_numpy_twin(self):
-        images = make_images(12, 8)
-        for size in (3, 4, 8, 10, 12):
-            expected = [
-                oracles_towers.smoothed(np.float64(image), size, size)
-                for image in images
-            ]
-            self.assertAllClose(
-                patches.resize_images(images, size), expected, 1e-5, 1e-5
-            )
-        resized = patches.resize_images(tf.cast(images, tf.bfloat16), 4)
-        self.assertEqual(resized.dtype, tf.bfloat16)
-
 
 class KernelMatrixTest(tf.test.TestCase):
-    def test_by_hand(self):
-        # B is the matrix from 2 to 4 of above, of full column rank, so that
-        # pinv(B^T) = B (B^T B)^-1. B^T B = [[13, 3], [3, 13]] / 8, and its
-        # inverse [[13, -3], [-3, 13]] / 20.
-        self.assertAllClose(
-            patches.kernel_matrix(2, 4),
-            np.array([[13, -3], [9, 1], [1, 9], [-3, 13]]) / 20,
-            1e-12,
-        )
-
     def test_rows_then_columns_is_the_pseudo_inverse_of_both(self):
         for source, target in ((4, 6), (4, 8), (6, 4), (8, 3), (5, 7), (4, 1)):
             with self.subTest(source=source, target=target):
@@ -107,39 +84,6 @@ class PatchEmbeddingTest(tf.test.TestCase):
             )
             self.assertAllEqual(layer(inputs), expected)
             self.assertAllEqual(layer(inputs, patch_size=4), expected)
-
-    def test_gradients_flow_through_resizing(self):
-        # With k' = P k P^T for a channel, the gradient for k is P^T g P, g
-        # that for k'. Positions likewise, with their own matrix.
-        images = make_images()
-        layer, coarse = make_layer(images), make_layer(images, 8)
-        coarse.kernel.assign(oracles_towers.pi_resized(layer.kernel.numpy(), 8))
-        coarse.positions.assign(
-            oracles_towers.smoothed(layer.positions.numpy(), 3, 3)
-        )
-        coarse.bias.assign(layer.bias)
-        probe = tf.random.stateless_normal([2, 9, WIDTH], [0, 1])
-        gradients = []
-        for one in (layer, coarse):
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_sum(probe * one(images, patch_size=8))
-            gradients.append(tape.gradient(loss, one.trainable_variables))
-        (kernel, bias, positions), expected = gradients
-        matrix = patches.kernel_matrix(4, 8)
-        self.assertAllClose(
-            kernel,
-            np.einsum("yh,yxcd,xw->hwcd", matrix, expected[0], matrix),
-            1e-4,
-            1e-4,
-        )
-        self.assertAllClose(bias, expected[1], 1e-5)
-        matrix = patches.resize_matrix(6, 3, antialias=True)
-        self.assertAllClose(
-            positions,
-            np.einsum("yh,yxd,xw->hwd", matrix, expected[2], matrix),
-            1e-5,
-            1e-5,
-        )
 
     def test_under_bfloat16_weights_are_resized_before_they_are_rounded(self):
         # A delta picture and no positions: tokens are the kernel's rows.

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, training
+from jest_tf import config, files, training
 from jest_tf.runs import checkpoints, directory
 from jest_tf.training import finite, optimizer
 
@@ -21,7 +22,7 @@ DATA, INDEX = "state.data-00000-of-00001", "state.index"
 
 
 class OfUser(keras.optimizers.SGD):
-    """What a user would write."""
+    """An optimizer as a user would write it."""
 
 
 def one_layer(optimizer):
@@ -126,6 +127,29 @@ class SavingTest(CheckpointTestCase):
         self.assertEqual(checkpoints.restore(again, self.workdir).step, 1)
         for one, same in zip(again.weights, model.weights, strict=True):
             self.assertAllEqual(one, same)
+
+    def test_room_for_the_next_one_is_looked_for_when_no_step_is_lost(self):
+        model = self.model()
+        size = 2**20 + sum(
+            one.numpy().nbytes
+            for one in (*model.variables, *model.optimizer.variables)
+        )
+        callback = self.callback(model, every_steps=3)
+        with mock.patch.object(shutil, "disk_usage") as usage:
+            usage.return_value.free = size - 1
+            pattern = f"{size:,} bytes. Received: {size - 1:,} bytes"
+            with self.assertRaisesRegex(OSError, pattern):
+                callback.on_train_begin()
+            usage.return_value.free = size
+            callback.on_train_begin()
+            # At the save, and then.
+            free = itertools.chain([size], itertools.repeat(size - 1))
+            usage.side_effect = lambda path: mock.Mock(free=next(free))
+            callback.on_train_batch_end(0)
+            callback.on_train_batch_end(1)
+            with self.assertRaisesRegex(OSError, pattern):
+                callback.on_train_batch_end(2)
+        self.assertEqual(self.steps(), [3])
 
     def test_every_few_minutes(self):
         clock = mock.Mock(return_value=0.0)
@@ -351,13 +375,30 @@ class DamagedTest(CheckpointTestCase):
         return checkpoints.saved_steps(self.workdir)
 
     def test_if_all_are_damaged_nothing_starts_again_in_silence(self):
-        for step in (1, 2):
-            self.damage(step, lambda content: content[:-1])
-        with (
-            contextlib.redirect_stderr(io.StringIO()),
-            self.assertRaisesRegex(ValueError, r"All checkpoints.*\[1, 2\]"),
-        ):
-            checkpoints.restore(self.model(), self.workdir)
+        self.damage(1, lambda content: content[:-1])
+        whole = files.tree(self.workdir)
+        checkpoints.begin_anew(self.workdir)
+        self.assertEqual(files.tree(self.workdir), whole)
+        self.damage(2, lambda content: content[:-1])
+        for _ in range(2):
+            with (
+                contextlib.redirect_stderr(io.StringIO()),
+                self.assertRaisesRegex(
+                    ValueError, r"All check.*\[1, 2\].*--ov"
+                ),
+            ):
+                checkpoints.restore(self.model(), self.workdir)
+        weights = os.path.join(self.workdir, "final.weights.h5")
+        for name in (weights, f"{self.workdir}/references/step-000000001/a"):
+            files.write_whole(name, b"")
+        checkpoints.begin_anew(self.workdir)
+        self.assertEqual(
+            checkpoints.restore(self.model(), self.workdir).step, 0
+        )
+        self.assertEqual(files.tree(self.workdir), [])
+        files.write_whole(weights, b"")  # of a run without checkpoints
+        checkpoints.begin_anew(self.workdir)
+        self.assertTrue(files.is_file(weights))
 
     def test_a_whole_one_of_another_model_is_no_damage(self):
         other = training.JESTModel(tiny.learner(0, dim=7))

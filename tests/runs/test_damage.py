@@ -91,7 +91,7 @@ class DamageTest(tf.test.TestCase):
         tempfile.tempdir = f"{self.folder}/temporary"
 
     def outside(self):
-        """What tells whether anything was written outside of the run."""
+        """A state that changes if anything is written outside of the run."""
         return os.path.lexists("/new"), {
             path: (os.lstat(path).st_size, os.lstat(path).st_mtime_ns)
             for root, _, names in os.walk(self.folder)
@@ -100,7 +100,7 @@ class DamageTest(tf.test.TestCase):
         }
 
     def write_rest(self):
-        """What a run has with other settings, or after an evaluation."""
+        """Writes the files of other settings and of an evaluation."""
         case = {"step": 3, "super_batches": [2], "ids": [[7]]}
         result = {"dataset": "pool", "task": "retrieval", "language": "en"}
         entry = {"task": ["retrieval"], "data": [self.pool]}
@@ -187,17 +187,20 @@ class DamageTest(tf.test.TestCase):
             with open(path, "rb") as file:
                 content = file.read()
             whole, before = read(), self.outside()
-            for number in range(math.ceil(weight * share)):
-                damaged = mutate(content, random)
-                with open(path, "wb") as file:
-                    file.write(damaged)
-                with self.subTest(name, number=number):
+            with self.subTest(name):
+                for number in range(math.ceil(weight * share)):
+                    damaged = mutate(content, random)
+                    with open(path, "wb") as file:
+                        file.write(damaged)
                     try:
                         found = read()
                     except (ValueError, OSError):
                         continue
                     if is_checked or damaged == content:
-                        tf.nest.map_structure(self.assertAllEqual, found, whole)
+                        equal = functools.partial(
+                            self.assertAllEqual, msg=f"damage {number}"
+                        )
+                        tf.nest.map_structure(equal, found, whole)
             with open(path, "wb") as file:
                 file.write(content)
             self.assertEqual(self.outside(), before, name)

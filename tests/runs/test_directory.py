@@ -110,6 +110,14 @@ class DirectoryTest(tf.test.TestCase):
         with directory.locked(self.workdir):
             pass
 
+    def test_a_copy_of_a_bucket_is_refused(self):
+        os.mkdir(directory.path(self.workdir, files.VIEWS))
+        with self.assertRaisesRegex(ValueError, "is a copy of a run on a buck"):
+            with directory.locked(self.workdir):
+                self.fail("it is held")
+        with self.assertRaisesRegex(ValueError, "a copy of a run on a bucket"):
+            directory.load_config(self.workdir)
+
     def test_the_logs_are_cut_back_to_the_step(self):
         whole = '{"step": 2, "a": 1}\n{"step": 4, "a": 2}\n'
         for tail in (
@@ -177,9 +185,9 @@ class RemoteDirectoryTest(remote_files.Gcs, tf.test.TestCase):
         with self.assertRaisesRegex(OSError, "The lease .* was lost"):
             with directory.locked(self.folder):
                 directory.append(self.folder, LOGS[0], {"step": 1})
-                leases._write(f"{self.folder}/.lock", "another", 0)
+                leases._sign(f"{self.folder}/.lock/000002-{2:016x}", 0)
                 directory.sync_logs(self.folder)
-        self.assertEqual(files.list_folder(self.folder), [".lock"])
+        self.assertEqual(files.list_folder(self.folder), [])
 
     def test_rows_are_appended_cut_back_and_read(self):
         with directory.locked(self.folder):

@@ -1,4 +1,4 @@
-"""What is followed of the stages: values by group, repeats, clean shares."""
+"""The log of each stage: values by group, repeats, clean shares."""
 
 import contextlib
 import io

@@ -67,6 +67,7 @@ class ReferenceByNameTest(tf.test.TestCase):
             code = cli.main(words)
         return code, printed.getvalue()
 
+    @tiny.eagerly()
     def train(self, name, *settings):
         return self.command(
             *("train", "--config", self.recipe, "--workdir", self.path(name)),

@@ -72,7 +72,7 @@ def ids_of(step):
 
 
 class Model:
-    """What a ledger reads of a model, with values that are known."""
+    """The part of a model that a ledger reads, with known values."""
 
     def __init__(self, selection, has_ids=True, flops=COLUMNS):
         self.selection, self.has_ids, self.flops = selection, has_ids, flops

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
+import subprocess
 import tempfile
 import time
 
@@ -18,6 +20,7 @@ import tiny
 from jest_tf import files
 from jest_tf.data import sidecars
 from jest_tf.data.sidecars import file_format
+from jest_tf.files import remote
 from jest_tf.runs import (
     bootstrap,
     checkpoints,
@@ -79,7 +82,7 @@ class ResumeTestCase(tf.test.TestCase):
         unbroken = unbroken or self.unbroken
         for name in ("config.json", "vocab.txt")[not has_config :]:
             one, other = (
-                files.read_whole(os.path.join(folder, name))
+                files.read_whole(directory.path(folder, name))
                 for folder in (workdir, unbroken)
             )
             self.assertEqual(one, other)
@@ -221,6 +224,80 @@ class ResumeTest(ResumeTestCase):
         self.assertIn("Another process is training", self.said_in(workdir))
         os.kill(process, signal.SIGKILL)
         self.assertEqual(self.server.wait(), -signal.SIGKILL)
+
+
+@pytest.mark.slow
+class FullDiskTest(ResumeTestCase):
+    """A disk that is full is told; with room the same command goes on."""
+
+    settings = ("steps=8", "checkpoint.keep_best=")
+
+    @classmethod
+    def setUpClass(cls):
+        remote_files.server()
+        super().setUpClass()
+
+    def setUp(self):
+        super().setUp()
+        self.disk = self.enterContext(tempfile.TemporaryDirectory())
+        mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", self.disk]
+        if os.geteuid() or subprocess.run(mount, check=False).returncode:
+            self.skipTest("only root may mount a small disk")
+        self.addCleanup(subprocess.run, ["umount", self.disk], check=True)
+        for name in ("a.tfrecord", "damaged.tfrecord"):
+            shutil.copy(f"{self.folder}/{name}", self.disk)
+
+    def fill(self, left):
+        """Leaves so many bytes of room."""
+        free = shutil.disk_usage(self.disk).free
+        with open(f"{self.disk}/filling", "wb") as file:
+            file.write(bytes(max(0, free - left)))
+
+    def check(self, code, pattern, workdir, **place):
+        """Checks how a run ended; with room it then goes on to its end."""
+        local = place.get("local", workdir)
+        said = self.said_in(local)
+        self.assertEqual(code, 1, said)
+        found = f"error: .*No space left on device: expected room for {pattern}"
+        self.assertRegex(said, found)
+        self.assertNotIn("scoring_batch_size", said)
+        os.remove(f"{self.disk}/filling")
+        code = self.server.run(workdir, *self.settings, **place)
+        self.assertEqual(code, 0, self.said_in(local))
+        self.assert_alike(workdir, has_config=False)
+        return said
+
+    def test_a_run_directory_without_room_is_told_before_a_step(self):
+        workdir = f"{self.disk}/run"
+        self.fill(2**20)
+        code = self.server.run(workdir, *self.settings)
+        pattern = r"[\d,]+ bytes. Received: [\d,]+ bytes .*goes on: '\S+/run'"
+        said = self.check(code, pattern, workdir)
+        self.assertNotIn("training:", said)
+
+    def test_a_disk_that_fills_up_stops_the_run(self):
+        workdir = f"{self.disk}/run"
+        process = self.server.start(workdir, *self.settings)
+        self.wait_for(lambda: os.path.isdir(f"{workdir}/checkpoints"))
+        os.kill(process, signal.SIGSTOP)
+        self.fill(0)
+        os.kill(process, signal.SIGCONT)
+        self.check(self.server.wait(), "", workdir)
+
+    def test_temporary_files_without_room_are_told_before_a_step(self):
+        workdir, local = f"gs://{fake_gcs.BUCKET}/full", f"{self.disk}/run"
+        self.fill(2**20)
+        code = self.server.run(workdir, *self.settings, local=local)
+        pattern = r"[\d,]+ bytes.*or set TMPDIR.*'\S+/run.tmp"
+        said = self.check(code, pattern, workdir, local=local)
+        self.assertNotIn("training:", said)
+
+    def lines(self, workdir, name):
+        rows = super().lines(workdir, name)
+        for row in rows:
+            if "place" in row:
+                row["place"] = os.path.basename(row["place"])
+        return rows
 
 
 # A run of eight steps, on 40 records of which every third is noise.
@@ -408,6 +485,68 @@ class BucketResumeTest(ResumeTestCase):
                 self.assert_alike(workdir, has_config=False)
                 runs += 1
 
+    def test_a_machine_that_comes_back_ends_and_changes_nothing(self):
+        storage = remote_files.server()
+        self.addCleanup(storage.heal)
+        machine = subprocesses.Server(**storage.environment_of("a"))
+        self.addCleanup(machine.close)
+        for name in ("cut off", "stopped"):
+            with self.subTest(name):
+                workdir, local = place = self.place(name)
+                # In the middle of its first save.
+                storage.fail("^a: POST .*metrics.jsonl", hold=True)
+                process = machine.start(workdir, *self.remote, local=local)
+                self.wait_for(storage.held)
+                if name == "cut off":
+                    storage.fail("^a: ", hold=True, times=10**9)
+                else:
+                    os.kill(process, signal.SIGSTOP)
+                other = workdir, f"{local} of another"
+                self.assertEqual(self.run_at(other), 0, self.said_in(other[1]))
+                storage.heal()
+                os.kill(process, signal.SIGCONT)
+                self.assertEqual(machine.wait(), 1, self.said_in(local))
+                self.assertRegex(
+                    self.said_in(local), "error: The lease .* was lost"
+                )
+                self.assert_alike(workdir, has_config=False)
+                self.assertIn("already finished", self.says_again(place))
+
+    def says_again(self, place):
+        self.assertEqual(self.run_at(place), 0)
+        return self.said_in(place[1])
+
+    def test_an_outage_is_spoken_of_and_a_signal_in_it_answered(self):
+        storage = remote_files.server()
+        self.addCleanup(storage.heal)
+        machine = subprocesses.Server(
+            **storage.environment_of("b"),
+            # TensorFlow's own: it asks again for minutes.
+            GCS_RETRY_CONFIG_INIT_DELAY_TIME_US="1000000",
+        )
+        self.addCleanup(machine.close)
+        workdir, local = self.place("outage")
+        # In the first save.
+        storage.fail("^b: POST .*checkpoints", hold=True)
+        process = machine.start(workdir, *self.remote, local=local, grace=3.0)
+        self.wait_for(storage.held)
+        storage.heal()
+        storage.fail("^b: ", times=10**9)
+        started = time.monotonic()
+        self.wait_for(lambda: "has taken" in self.said_in(local))
+        self.assertLess(time.monotonic() - started, 10.0)
+        os.kill(process, signal.SIGTERM)
+        started = time.monotonic()
+        self.assertEqual(machine.wait(), interruptions.EXIT_CODE)
+        self.assertLess(time.monotonic() - started, 20.0)
+        said = self.said_in(local)
+        self.assertEqual(said.count("stopped by SIGTERM"), 1, said)
+        self.assertNotIn("Traceback", said)
+        storage.heal()
+        other = workdir, f"{local} of another"
+        self.assertEqual(self.run_at(other), 0, self.said_in(other[1]))
+        self.assert_alike(workdir, has_config=False)
+
     def test_sigterm_saves_and_exits_with_its_own_code(self):
         workdir, local = place = self.place("sigterm")
         process = self.start_at(place)
@@ -419,9 +558,26 @@ class BucketResumeTest(ResumeTestCase):
         (step,) = checkpoints.saved_steps(workdir)[-1:]
         self.assertIn(f"the same command goes on from step {step}", said)
         # The lease was given back, so nobody waits for it.
-        self.assertFalse(files.is_file(f"{workdir}/.lock"))
+        self.assertEndsWith(max(remote.names(f"{workdir}/.lock")), ".end")
+        self.make_plain(workdir)
         self.assertEqual(self.run_at(place), 0)
         self.assert_alike(workdir, has_config=False)
+
+    def make_plain(self, workdir):
+        """Gives each file an object of its own name, as version 0.2.0 did."""
+        found = {
+            name: files.read_whole(f"{workdir}/{name}")
+            for name in files.tree(workdir)
+        }
+        for name in remote.tree(workdir):
+            remote.remove(f"{workdir}/{name}")
+        with tempfile.NamedTemporaryFile() as file:
+            for name, content in found.items():
+                file.seek(0)
+                file.truncate()
+                file.write(content)
+                file.flush()
+                remote.upload(file.name, f"{workdir}/{name}")
 
     def sidecars(self, workdir, step):
         """The arrays of a renewal's sidecars, by name."""

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import pathlib
 import shutil
 import sys
 import tempfile
@@ -104,14 +105,14 @@ class RunsTestCase(tf.test.TestCase):
         return run_server.recipe(cls.folder, (*quick, *overrides))
 
     @classmethod
-    def train(cls, name, *overrides, build=run_server.build_learner):
+    def train(cls, name, *overrides, build=run_server.build_learner, **options):
         """Runs in the directory `name`; returns what was said."""
         said = io.StringIO()
         with (
             mock.patch.object(models, "build_learner", build),
             contextlib.redirect_stderr(said),
         ):
-            runs.train(cls.recipe(*overrides), cls.workdir(name))
+            runs.train(cls.recipe(*overrides), cls.workdir(name), **options)
         return said.getvalue()
 
     @classmethod
@@ -391,6 +392,22 @@ class DirectoryTest(RunsTestCase):
             self.assertAllEqual(value, other[name])
 
     @pytest.mark.slow
+    def test_a_run_without_a_whole_checkpoint_begins_again_if_told_to(self):
+        self.copy("damaged")
+        workdir = self.workdir("damaged")
+        for step in checkpoints.saved_steps(workdir):
+            os.truncate(f"{checkpoints._folder(workdir, step)}/state.index", 9)
+        for _ in range(2):
+            with self.assertRaisesRegex(ValueError, "All checkpoints.*--overw"):
+                self.train("damaged")
+        self.assertIn("steps 0 to 4", self.train("damaged", overwrite=True))
+        arrays = checkpoints.read(workdir, 4)
+        for name, value in checkpoints.read(self.workdir("done"), 4).items():
+            self.assertAllEqual(arrays[name], value, name)
+        said = self.train("damaged", overwrite=True)
+        self.assertIn("already", said)
+
+    @pytest.mark.slow
     def test_an_extended_run_equals_one_with_a_restart(self):
         self.train("whole", "steps=8", "optimizer.restarts=4")
         self.copy("extended")
@@ -457,7 +474,7 @@ class DirectoryTest(RunsTestCase):
 
 
 class InputsTest(RunsTestCase):
-    """What is checked and said before the first step."""
+    """Checks and messages before the first step."""
 
     BY_REFERENCE = "selection.stages.0.criterion=learnability"
     UNIFORM = "selection.stages=none"
@@ -492,6 +509,17 @@ class InputsTest(RunsTestCase):
         ):
             self.open(named, *settings, teacher=self.teacher())
             self.assertEqual(self.opened, expected, settings)
+
+    def test_zeros_within_a_sidecar_are_refused(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        tiny.write_sidecars(self.shard, output=embed.Output(folder))
+        settings = [self.BY_REFERENCE, f"reference.sidecar_dir={folder}"]
+        self.open(*settings)
+        (path,) = pathlib.Path(folder).iterdir()
+        content = path.read_bytes()
+        path.write_bytes(content[:-64] + bytes(64))
+        with self.assertRaisesRegex(ValueError, "`jest-tf embed --overwrite`"):
+            self.open(*settings)
 
     def test_a_run_is_not_its_own_reference(self):
         workdir = self.workdir("teacher")

@@ -89,7 +89,7 @@ class StrangersTestCase(tf.test.TestCase):
 
 
 class ModulesTest(StrangersTestCase):
-    """Which modules a run may name, and where they may lie."""
+    """Modules that a run may name, and the places where they may lie."""
 
     def test_code_in_a_run_directory_is_imported_on_trust_alone(self):
         code = CODE.format(mark=self.mark)
@@ -155,7 +155,7 @@ class ModulesTest(StrangersTestCase):
         self.assertTrue(os.path.exists(self.mark))
 
     def test_commands_do_not_search_a_run_directory(self):
-        """Which may have a namesake of any module."""
+        """A run directory may have a namesake of any module."""
         write_run(self.workdir)
         inner = os.path.join(self.workdir, "inner")
         os.makedirs(inner)
@@ -206,7 +206,7 @@ class ModulesTest(StrangersTestCase):
 
 
 class PlacesTest(StrangersTestCase):
-    """What a run directory names lies in it."""
+    """Files that a run directory names must lie in it."""
 
     def test_links_out_of_it_are_not_followed(self):
         for name in ("final.weights.h5", "vocab.txt", "config.json"):

@@ -169,6 +169,19 @@ class SamplerTest(tf.test.TestCase):
             draw(*models, config.Stage(9), batch_size=20).indices,
         )
 
+    def test_one_chunk_is_independent_selection(self):
+        models = random_embeddings.models(64)
+        by_pair, one_chunk = (
+            draw(*models, stage, batch_size=16)
+            for stage in (
+                config.Stage(1, method="independent"),
+                config.Stage(1, num_chunks=1),
+            )
+        )
+        self.assertAllEqual(one_chunk.indices, by_pair.indices)
+        rows = selection.independent_rows(by_pair.own_score, SEED, 16)
+        self.assertAllEqual(rows, by_pair.indices)
+
     def test_equal_models_and_zero_gain_draw_uniformly(self):
         learner, other = random_embeddings.models(40)
         expected = selection.uniform_rows(SEED, 8, 40)

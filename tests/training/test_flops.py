@@ -60,21 +60,6 @@ class CountTest(tf.test.TestCase):
         ):
             self.assertEqual(products(function, *shapes), 2 * expected, shapes)
 
-    def test_tensorflows_profiler_agrees_where_nothing_is_nested(self):
-        def function(image, filters, weights):
-            features = tf.nn.conv2d(image, filters, 1, "VALID")
-            return tf.matmul(tf.reshape(features, [2, -1]), weights)
-
-        shapes = [2, 8, 8, 3], [3, 3, 3, 5], [180, 7]
-        concrete = tf.function(function).get_concrete_function(
-            *map(tf.TensorSpec, shapes)
-        )
-        options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
-        profile = tf.compat.v1.profiler.profile(
-            graph=concrete.graph, options=options | {"output": "none"}
-        )
-        self.assertEqual(products(function, *shapes), profile.total_float_ops)
-
     def test_nested_functions_and_loops_are_entered(self):
         @tf.function
         def inner(a):
@@ -311,21 +296,6 @@ class TowersTest(tf.test.TestCase):
 
 
 class ColumnsTest(tf.test.TestCase):
-    def test_the_conventions_by_hand(self):
-        counts = dict.fromkeys(flops.PARTS, 0) | {
-            "score": 50,
-            "reference": 7,
-            "select": 4,
-            "forward": 10,
-            "backward": 21,
-        }
-        found = flops.columns(counts, reused=10)
-        # 3 * 10 + 50 + 7, and less 10 of the 50.
-        self.assertEqual(found["no_reuse"], 87)
-        self.assertEqual(found["reuse"], 77)
-        self.assertEqual(found["step"], 50 + 7 + 4 + 10 + 21)
-        self.assertEqual(found["loss"], 0)
-
     def test_rows_scored_in_a_view_that_is_trained_in_are_reused(self):
         fine, coarse = config_lib.View(), config_lib.View(8)
         for scored_in, trained_in, expected in (

@@ -1,6 +1,5 @@
 """`JESTModel` under `fit`: steps by hand, and what Keras makes of it."""
 
-import csv
 import dataclasses
 import functools
 import itertools
@@ -658,32 +657,6 @@ class FitTest(TrainingTestCase):
             )
         self.assertAllClose(predicted.scale, [4.0, 4.0])  # one a batch
         self.assertAllClose(predicted.bias, [-2.0, -2.0])
-
-    def test_the_usual_callbacks_work(self):
-        folder = self.get_temp_dir()
-        log, best = f"{folder}/log.csv", f"{folder}/best.keras"
-        model = build()
-        history = fit(
-            model,
-            tiny.super_batches(2),
-            epochs=4,
-            callbacks=[
-                keras.callbacks.CSVLogger(log),
-                keras.callbacks.ModelCheckpoint(
-                    best, monitor="loss", save_best_only=True
-                ),
-                # No loss improves by so much: it stops after patience.
-                keras.callbacks.EarlyStopping("loss", 1e9, patience=2),
-                keras.callbacks.TerminateOnNaN(),
-            ],
-        ).history
-        self.assertLen(history["loss"], 3)
-        with open(log, encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        scores = [float(row["stages/0/score"]) for row in rows]
-        self.assertAllClose(scores, history["stages/0/score"])
-        again = keras.saving.load_model(best)
-        self.assertLen(again.weights, len(model.weights))
 
 
 class SavingTest(TrainingTestCase):

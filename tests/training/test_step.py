@@ -44,7 +44,7 @@ def step_of(settings=None, learner=None, teacher=None, **options):
 
 
 def on_replicas(num_replicas, function, batch):
-    """What `function(replicas, own rows)` returns on each."""
+    """The results of `function(replicas, own rows)` on each replica."""
 
     def run(replicas):
         number = 0 if replicas is None else int(replicas.replica_id)

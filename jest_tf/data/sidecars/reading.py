@@ -114,7 +114,7 @@ class Sidecars:
 
     @property
     def is_remote(self) -> bool:
-        """Whether any is read from a bucket; what is read is kept a while."""
+        """True if any is read from a bucket; what is read is kept a while."""
         return any(map(files.is_remote, self._paths))
 
     @property
@@ -223,13 +223,18 @@ class Sidecars:
 
         return self._read(rows, ids, choose)
 
-    def verify(self) -> None:
-        """Compares the checksums of all local files, which reads them.
+    def verify(self, most: float = math.inf) -> None:
+        """Compares the checksums of local files, which reads them.
+
+        Args:
+            most: bytes that are read; the files after these are not.
 
         Raises:
             ValueError: names a damaged file.
         """
         local = [path for path in self._paths if not files.is_remote(path)]
+        sizes = np.cumsum([files.stat(path)[0] for path in local])
+        local = local[: np.searchsorted(sizes, most, side="right")]
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             list(
                 pool.map(
@@ -250,7 +255,7 @@ class Sidecars:
             text = size - len(part["text"]) * width
             image = text - rows * width
             start = image - 8 * (rows + rows + 1)
-            found.append(Layout(path, start, image, text, size))
+            found.append(Layout(files.place(path), start, image, text, size))
         return found
 
     def read_shard(self, shard: int) -> Rows:

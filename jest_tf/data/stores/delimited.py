@@ -94,7 +94,7 @@ class Delimited:
                 yield start, end - start, values
 
     def _swallows(self, columns, values):
-        """Whether a field has a line that is a row: its mark was left open."""
+        """True if a field has a line that is a row: its mark was left open."""
         image = columns.position(columns.image)
         for line in (one for text in values for one in text.splitlines()[1:]):
             row = next(csv.reader([line], delimiter=self._delimiter), [])

@@ -218,7 +218,7 @@ def _naming(path):
 
 
 def _origin(path, form):
-    """What an index must have been built from."""
+    """The state of a shard that its index must have been built from."""
     size, time = files.stat(path)
     if size == 0:
         raise ValueError(f"Shard {path} is empty: it has no record.")

@@ -104,7 +104,7 @@ class Store:
 
     @property
     def is_remote(self) -> bool:
-        """Whether any shard is on a bucket."""
+        """True if any shard is on a bucket."""
         return any(map(files.is_remote, self.shards.paths))
 
     def read(self, rows: np.ndarray) -> list[Record | Fault]:

@@ -201,7 +201,7 @@ def _members(file) -> Iterator[_Member]:
 
 
 def _is_padding(file, start, end):
-    """Whether bytes between two members are the zeros that end an archive."""
+    """True if bytes between two members are the zeros that end an archive."""
     if not 0 < end - start <= _PADDING:
         return start == end
     file.seek(start)

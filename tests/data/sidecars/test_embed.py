@@ -352,7 +352,7 @@ class CommandTest(tf.test.TestCase):
         second, _ = self.run_command(
             "--num-hosts", "2", "--host", "1", output="b"
         )
-        self.assertIn("1 sidecars written, 30 records; 0 were there", second)
+        self.assertIn("1 sidecar written, 30 records; 0 were there", second)
         again, shown = self.run_command(output="b")
         self.assertIn("0 sidecars written, 0 records; 3 were there", again)
         self.assertNotIn("embedding", shown)

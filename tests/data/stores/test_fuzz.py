@@ -28,7 +28,7 @@ class FuzzTest(shard_files.FolderTestCase):
         ]
 
     def survivors(self, path):
-        """What is left of a damaged shard; nothing if it is refused."""
+        """The records left of a damaged shard; none if it is refused."""
         try:
             store = stores.open_store(path)
         except ValueError as error:
