@@ -14,6 +14,11 @@ from keras import ops
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 if ON_TENSORFLOW:
     import tensorflow as tf
+elif keras.backend.backend() != "jax":
+    raise ValueError(
+        "The environment's `KERAS_BACKEND` must be 'tensorflow' or 'jax'. "
+        f"Received: {keras.backend.backend()!r}"
+    )
 
 Tensor = Any  # of Keras' backend
 
@@ -51,6 +56,16 @@ def of_model(setting: str, output) -> Embeddings:
             f"bias), as `TwoTower` does. Received: {shown}"
         )
     return Embeddings(*output)
+
+
+def check_backend(needing: str) -> None:
+    """Raises ValueError unless Keras runs on TensorFlow, for `needing`."""
+    if not ON_TENSORFLOW:
+        raise ValueError(
+            f"{needing} needs Keras on TensorFlow, `KERAS_BACKEND=tensorflow`; "
+            "docs/jax.md says what runs on JAX. Received: "
+            f"{keras.backend.backend()!r}"
+        )
 
 
 def compiled(function: Callable, **options) -> Callable:

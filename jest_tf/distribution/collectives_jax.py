@@ -66,8 +66,14 @@ def mesh() -> jax.sharding.Mesh | None:
     """Returns the devices of `keras.distribution`; None if there is but one.
 
     Raises:
-        ValueError: if the model is distributed, too.
+        ValueError: if the model is distributed, too, or over several processes.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            "JESTModel runs in one process on Keras' JAX backend; several need "
+            "`tf.distribute`, on TensorFlow. Received: "
+            f"{jax.process_count()} processes"
+        )
     found = keras.distribution.distribution()
     if found is None or found.device_mesh.backend_mesh.size == 1:
         return None

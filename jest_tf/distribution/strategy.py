@@ -5,12 +5,11 @@ import os
 import socket
 from collections.abc import Callable
 
-import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf import embeddings
 from jest_tf.distribution import placement
-from jest_tf.embeddings import ON_TENSORFLOW
 
 
 def build_strategy(
@@ -26,12 +25,7 @@ def build_strategy(
         ValueError: if there is no such TPU, TF_CONFIG is missing or invalid, or
             TensorFlow is already running; or Keras runs on another backend.
     """
-    if not ON_TENSORFLOW:
-        raise ValueError(
-            "Runs need Keras on TensorFlow, `KERAS_BACKEND=tensorflow`; on JAX "
-            "train by `JESTModel.fit`. Received: "
-            f"backend {keras.backend.backend()!r}"
-        )
+    embeddings.check_backend("A run")
     name, parts = settings.strategy, settings.virtual_devices
     if parts and name in ("multi_worker_mirrored", "tpu"):
         raise ValueError(

@@ -13,6 +13,7 @@ from keras import ops
 
 from jest_tf import config as config_lib
 from jest_tf import distribution, losses
+from jest_tf import embeddings as embeddings_lib
 from jest_tf.config import overrides
 from jest_tf.embeddings import ON_TENSORFLOW, Tensor
 from jest_tf.models import patches, reference, two_tower
@@ -192,8 +193,10 @@ class JESTModel(trainer.Trainer, keras.Model):
         Available only for traced steps of `fit`; see `flops.of_step`.
 
         Raises:
-            ValueError: if a model's graph can't be counted.
+            ValueError: if a model's graph can't be counted, or Keras runs on
+                JAX.
         """
+        embeddings_lib.check_backend("`step_flops`")
         for settings, super_batch in self._specs.items():
             if settings not in self._flops:
                 step = dataclasses.replace(self.step, selection=settings)

@@ -10,9 +10,10 @@ import functools
 
 import jax
 import keras
+import tensorflow as tf
 from jax.sharding import PartitionSpec
 
-from jest_tf import distribution
+from jest_tf import distribution, embeddings
 from jest_tf.distribution import collectives_jax
 from jest_tf.training import finite, row_outputs
 
@@ -40,12 +41,12 @@ class Trainer:
     def fit(self, x=None, *args, validation_data=None, **kwargs):
         """As `keras.Model.fit`; ids keep their 64 bits, as int32 `[n, 2]`."""
         if validation_data is not None:
-            kwargs["validation_data"] = distribution.in_halves(validation_data)
-        return super().fit(distribution.in_halves(x), *args, **kwargs)
+            kwargs["validation_data"] = _in_halves(validation_data)
+        return super().fit(_in_halves(x), *args, **kwargs)
 
     def evaluate(self, x=None, *args, **kwargs):
         """As `keras.Model.evaluate`, with ids as in `fit`."""
-        return super().evaluate(distribution.in_halves(x), *args, **kwargs)
+        return super().evaluate(_in_halves(x), *args, **kwargs)
 
     def make_train_function(self, force=False):
         """Makes the function for `fit`, which keeps the row outputs."""
@@ -161,12 +162,24 @@ class Trainer:
         return int(self.optimizer.iterations.value)
 
     def _check_placed(self, name, model):
-        """A distribution places variables when they are made."""
+        """A distribution of Keras places variables when they are made."""
+        if tf.distribute.has_strategy():
+            embeddings.check_backend("A `tf.distribute.Strategy`")
 
     @property
     def _num_replicas(self):
         devices = collectives_jax.mesh()
         return 1 if devices is None else devices.size
+
+
+def _in_halves(data):
+    if not isinstance(data, dict | tf.data.Dataset):
+        raise ValueError(
+            "On Keras' JAX backend `x` must be a `tf.data.Dataset` or a dict "
+            "of arrays, because JAX cuts ids to 32 bits. Received: "
+            f"{type(data).__name__}"
+        )
+    return distribution.in_halves(data)
 
 
 def _scope(groups, values):
