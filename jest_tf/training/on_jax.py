@@ -103,7 +103,7 @@ class Trainer:
 
         def on_replica(state, frozen, super_batch):
             *values, metrics = state
-            zeros = [0 * one for one in metrics]
+            zeros = jax.tree.map(jax.numpy.zeros_like, metrics)
             with (
                 collectives_jax.running(devices) as replicas,
                 _scope((*groups, self._frozen), (*values, zeros, frozen)) as on,

@@ -66,7 +66,7 @@ class BackendTest(tf.test.TestCase):
             if key.endswith(("draws", "ids")):
                 self.assertAllEqual(found, expected)
             elif key.endswith("losses"):
-                self.assertAllClose(found, expected, rtol=0, atol=1e-5)
+                self.assertAllClose(found, expected, rtol=1e-5)
             else:
                 self.assertAllClose(found, expected, rtol=0, atol=1e-4)
 
