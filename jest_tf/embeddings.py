@@ -68,6 +68,13 @@ def check_backend(needing: str) -> None:
         )
 
 
+def read(variable) -> Tensor:
+    """Returns the value that a variable has now."""
+    if ON_TENSORFLOW:  # where Keras returns the variable itself
+        return tf.convert_to_tensor(variable)
+    return ops.convert_to_tensor(variable)
+
+
 def compiled(function: Callable, **options) -> Callable:
     """Returns `tf.function(function)`; other backends compile whole steps."""
     if not ON_TENSORFLOW:

@@ -192,7 +192,7 @@ class TokenEmbedding(Configured):
         self.built = True
 
     def call(self, tokens):
-        table = ops.convert_to_tensor(self.table)
+        table = embeddings.read(self.table)
         return embeddings.take(table, tokens) + self.positions
 
 
@@ -351,7 +351,7 @@ def check_positive(**values: int) -> None:
 
 
 def _tensors(variables):
-    return {name: ops.convert_to_tensor(one) for name, one in variables.items()}
+    return {name: embeddings.read(one) for name, one in variables.items()}
 
 
 def _over_blocks(block, stacks, tokens):
@@ -426,7 +426,9 @@ def attend(query, key, value):
     query *= ops.cast(depth**-0.5, query.dtype)
     # [B, heads, S, D] x [B, heads, T, D] -> [B, heads, S, T]
     logits = ops.cast(embeddings.products(query, key), "float32")
-    weights = ops.cast(ops.softmax(logits), value.dtype)
+    # Keras warns of a softmax over one token, as coarse views have.
+    weights = ops.softmax(logits) if logits.shape[-1] > 1 else 0 * logits + 1
+    weights = ops.cast(weights, value.dtype)
     # [B, heads, S, D] -> [B, S, heads * D]
     mixed = ops.transpose(ops.matmul(weights, value), [0, 2, 1, 3])
     return ops.reshape(mixed, [-1, num_queries, heads * depth])

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from jest_tf import config
+from jest_tf import config, embeddings
 from jest_tf.embeddings import Tensor
 from jest_tf.models import layers
 
@@ -112,7 +112,7 @@ class PatchEmbedding(layers.Configured):
 
     def _kernel_at(self, size):
         """Resizes the kernel, [size, size, channels, width]."""
-        kernel = ops.convert_to_tensor(self.kernel)
+        kernel = embeddings.read(self.kernel)
         if size != self.patch_size:
             matrix = kernel_matrix(self.patch_size, size)
             kernel = _resize(kernel, matrix, matrix, "hwcd")
@@ -120,7 +120,7 @@ class PatchEmbedding(layers.Configured):
 
     def _positions_at(self, rows, columns):
         """Resizes the positions to a grid, [rows * columns, width]."""
-        positions = ops.convert_to_tensor(self.positions)
+        positions = embeddings.read(self.positions)
         stored_rows, stored_columns, _ = positions.shape
         if (rows, columns) != (stored_rows, stored_columns):
             positions = _resize(

@@ -143,8 +143,8 @@ class Cached:
         return Embeddings(
             ops.cast(batch["reference_image"], "float32"),
             ops.cast(batch["reference_text"], "float32"),
-            ops.convert_to_tensor(self._scale),
-            ops.convert_to_tensor(self._bias),
+            embeddings.read(self._scale),
+            embeddings.read(self._bias),
         )
 
 

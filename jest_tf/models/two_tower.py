@@ -20,7 +20,7 @@ from keras import ops
 
 from jest_tf import config as config_lib
 from jest_tf.config import checks
-from jest_tf.embeddings import Embeddings, Tensor
+from jest_tf.embeddings import Embeddings, Tensor, read
 from jest_tf.models import layers, patches
 
 _TOWERS = ("image_tower", "text_tower")
@@ -154,7 +154,7 @@ class TwoTower(keras.Model):
             image=image,
             text=text,
             scale=ops.exp(self.log_temperature.value),
-            bias=ops.convert_to_tensor(self.bias.value),
+            bias=read(self.bias.value),
         )
 
     def encode_image(

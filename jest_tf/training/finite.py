@@ -79,7 +79,7 @@ def finder(variables: Sequence[keras.Variable]) -> Callable[[], list[str]]:
 
     @tf.function
     def are_finite():
-        values = [ops.convert_to_tensor(one) for one in watched]
+        values = [tf.convert_to_tensor(one) for one in watched]
         return ops.stack([tf.reduce_all(tf.math.is_finite(x)) for x in values])
 
     def find():

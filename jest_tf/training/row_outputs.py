@@ -110,7 +110,7 @@ def with_draw(draws: tf.Variable | None, rows: Tensor, step: Tensor) -> Tensor:
     lines = ops.where(
         is_now[:, None],
         ops.cast(rows, draws.dtype)[None],
-        ops.convert_to_tensor(draws),
+        tf.convert_to_tensor(draws),
     )
     draws.assign(lines)
     return lines
