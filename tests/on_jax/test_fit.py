@@ -68,7 +68,8 @@ class BackendTest(tf.test.TestCase):
             elif key.endswith("losses"):
                 self.assertAllClose(found, expected, rtol=1e-5)
             else:
-                self.assertAllClose(found, expected, rtol=0, atol=1e-4)
+                # AdamW divides small gradients by their size.
+                self.assertAllClose(found, expected, rtol=0, atol=5e-4)
 
     def test_ten_joint_steps_are_equal(self):
         self._compare("joint")
