@@ -14,6 +14,8 @@ PEERS_BIN := .venv-peers/bin
 PEERS_INSTALLED := .venv-peers/installed-evaluation
 S3_BIN := .venv-s3/bin
 S3_INSTALLED := .venv-s3/installed
+JAX_BIN := .venv-jax/bin
+JAX_INSTALLED := .venv-jax/installed
 OLDEST_BIN := .venv-oldest/bin
 OLDEST_INSTALLED := .venv-oldest/installed
 DIST_BIN := .venv-dist/bin
@@ -39,7 +41,7 @@ ICONTEXT ?= icontext-work
 # How many runs at a time.
 JOBS ?=
 
-.PHONY: help quickstart docs dist test test-slow test-oldest test-peers bench-peers tpu-compile icontext-data icontext-runs icontext-report clean
+.PHONY: help quickstart docs dist test test-slow test-oldest test-jax test-peers bench-peers tpu-compile icontext-data icontext-runs icontext-report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -68,6 +70,9 @@ test-oldest: $(OLDEST_INSTALLED) ## run the fast tests with the oldest versions 
 	@$(OLDEST_BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS) \
 	  $(OLDEST_TESTS)
 	@$(OLDEST_BIN)/python -m pytest -k beam tests/curation
+
+test-jax: $(JAX_INSTALLED) ## run the tests of what also runs on Keras' JAX backend
+	@KERAS_BACKEND=jax $(JAX_BIN)/python -m pytest tests/on_jax
 
 test-peers: $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and open_clip's
 	@$(BIN)/python -m pytest tests/evaluation/test_peers.py
@@ -104,7 +109,8 @@ icontext-report: .venv/installed-icontext ## its tables and figures, from the ke
 	  --summary benchmarks/icontext/results/summary.json
 
 clean: ## remove the environment and the caches; runs/ stays
-	rm -rf .venv .venv-s3 .venv-oldest .venv-peers .venv-dist .venv-tpu build dist site *.egg-info \
+	rm -rf .venv .venv-s3 .venv-jax .venv-oldest .venv-peers .venv-dist .venv-tpu \
+	  build dist site *.egg-info \
 	  .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -150,6 +156,16 @@ $(S3_INSTALLED): $(INSTALLED)
 	@$(BIN)/python $(PURELIB) > \
 	  "$$($(S3_BIN)/python $(PURELIB))/packages_of_venv.pth"
 	@$(S3_BIN)/python $(PIP) 's3fs>=2024.12' 'moto[server]>=5'
+	@touch $@
+	@echo "install: done"
+
+# JAX alone: what else it takes is read from .venv.
+$(JAX_INSTALLED): $(INSTALLED)
+	@echo "install: JAX into .venv-jax, once"
+	@test -x $(JAX_BIN)/python || $(PYTHON) -m venv .venv-jax
+	@$(BIN)/python $(PURELIB) > \
+	  "$$($(JAX_BIN)/python $(PURELIB))/packages_of_venv.pth"
+	@$(JAX_BIN)/python $(PIP) 'jax==0.10.*'
 	@touch $@
 	@echo "install: done"
 

@@ -1,10 +1,26 @@
-"""`Embeddings`, which models, losses and selection share, and row blocks."""
+"""`Embeddings`, which models, losses and selection share, and loops over rows.
+
+Tensors are those of Keras' backend. What TensorFlow does in a way of its own,
+to stay as fast, is here, and `noise.random_bits`.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
+
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+if ON_TENSORFLOW:
+    import tensorflow as tf
+elif keras.backend.backend() != "jax":
+    raise ValueError(
+        "The environment's `KERAS_BACKEND` must be 'tensorflow' or 'jax'. "
+        f"Received: {keras.backend.backend()!r}"
+    )
+
+Tensor = Any  # of Keras' backend
 
 
 class Embeddings(NamedTuple):
@@ -19,10 +35,10 @@ class Embeddings(NamedTuple):
         bias: float32 scalar (SigLIP's b; the softmax loss ignores it).
     """
 
-    image: tf.Tensor
-    text: tf.Tensor
-    scale: tf.Tensor
-    bias: tf.Tensor
+    image: Tensor
+    text: Tensor
+    scale: Tensor
+    bias: Tensor
 
 
 def of_model(setting: str, output) -> Embeddings:
@@ -40,6 +56,68 @@ def of_model(setting: str, output) -> Embeddings:
             f"bias), as `TwoTower` does. Received: {shown}"
         )
     return Embeddings(*output)
+
+
+def check_backend(needing: str) -> None:
+    """Raises ValueError unless Keras runs on TensorFlow, for `needing`."""
+    if not ON_TENSORFLOW:
+        raise ValueError(
+            f"{needing} needs Keras on TensorFlow, `KERAS_BACKEND=tensorflow`; "
+            "docs/jax.md says what runs on JAX. Received: "
+            f"{keras.backend.backend()!r}"
+        )
+
+
+def read(variable) -> Tensor:
+    """Returns the value that a variable has now."""
+    if ON_TENSORFLOW:  # where Keras returns the variable itself
+        return tf.convert_to_tensor(variable)
+    return ops.convert_to_tensor(variable)
+
+
+def compiled(function: Callable, **options) -> Callable:
+    """Returns `tf.function(function)`; other backends compile whole steps."""
+    if not ON_TENSORFLOW:
+        return function
+    return tf.function(function, autograph=False, **options)
+
+
+def scan(
+    body: Callable, count: int, state: Any, rows: tuple
+) -> tuple[Any, tuple]:
+    """Runs `body` `count` times, one after the other, in a loop of the graph.
+
+    Args:
+        body: `(state, index) -> (state, rows)`; `index` is an int32 scalar.
+        count: a Python integer.
+        state: a nest of tensors passed on, of fixed shapes.
+        rows: shape and dtype of each of the `rows`, a tuple of tensors.
+
+    Returns:
+        The last state, and the `rows` of all runs stacked, `[count, ...]`.
+    """
+    if not ON_TENSORFLOW:
+        return ops.scan(body, state, ops.arange(count, dtype="int32"))
+    # Keras' scan on TensorFlow gives `rows` the shapes of the state (3.15), and
+    # runs up to ten iterations, with a tile each, at once.
+    arrays = tuple(
+        tf.TensorArray(dtype, size=count, element_shape=shape)
+        for shape, dtype in rows
+    )
+
+    def step(index, state, arrays):
+        state, rows = body(state, index)
+        written = zip(arrays, rows, strict=True)
+        arrays = tuple(array.write(index, row) for array, row in written)
+        return index + 1, state, arrays
+
+    _, state, arrays = tf.while_loop(
+        lambda index, *_: index < count,
+        step,
+        (tf.constant(0), state, arrays),
+        parallel_iterations=1,
+    )
+    return state, tuple(array.stack() for array in arrays)
 
 
 def fold_row_blocks(
@@ -63,47 +141,49 @@ def fold_row_blocks(
     Returns:
         The last state, and `rows` of all blocks joined, `[num_rows, ...]`.
     """
+    first = ops.convert_to_tensor(0, "int32")
     if num_rows <= block_size:
-        return body(tuple(state), tf.constant(0), num_rows)
+        return body(tuple(state), first, num_rows)
     num_blocks, rest = divmod(num_rows, block_size)
-    arrays = tuple(
-        tf.TensorArray(
-            tf.float32, size=num_blocks, element_shape=[block_size, *shape]
-        )
-        for shape in row_shapes
-    )
-
-    def step(index, state, arrays):
-        state, rows = body(state, index * block_size, block_size)
-        written = zip(arrays, rows, strict=True)
-        arrays = tuple(array.write(index, row) for array, row in written)
-        return index + 1, state, arrays
-
-    _, state, arrays = tf.while_loop(
-        lambda index, *_: index < num_blocks,
-        step,
-        (tf.constant(0), tuple(state), arrays),
-        parallel_iterations=1,
+    state, rows = scan(
+        lambda state, index: body(state, index * block_size, block_size),
+        num_blocks,
+        tuple(state),
+        tuple(((block_size, *shape), "float32") for shape in row_shapes),
     )
     rows = tuple(
-        tf.reshape(array.stack(), [num_blocks * block_size, *shape])
-        for array, shape in zip(arrays, row_shapes, strict=True)
+        ops.reshape(row, [num_blocks * block_size, *shape])
+        for row, shape in zip(rows, row_shapes, strict=True)
     )
     if rest:
-        state, tail = body(state, tf.constant(num_blocks * block_size), rest)
+        state, tail = body(state, first + num_blocks * block_size, rest)
         joined = zip(rows, tail, strict=True)
-        rows = tuple(tf.concat([head, end], 0) for head, end in joined)
+        rows = tuple(ops.concatenate([head, end], 0) for head, end in joined)
     return state, rows
 
 
-def rows_from(tensor: tf.Tensor, start: tf.Tensor, size: int) -> tf.Tensor:
+def rows_from(tensor: Tensor, start: Tensor, size: int) -> Tensor:
     """Slices `tensor[start : start + size]` with a static size, for XLA."""
-    begin = [start] + [0] * (tensor.shape.rank - 1)
-    return tf.slice(tensor, begin, [size, *tensor.shape[1:]])
+    begin = [start] + [0] * (len(tensor.shape) - 1)
+    return ops.slice(tensor, begin, [size, *tensor.shape[1:]])
 
 
-def logaddexp(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+def products(left: Tensor, right: Tensor) -> Tensor:
+    """Multiplies rows with rows, `[..., m, dim], [..., n, dim] -> [m, n]`."""
+    if ON_TENSORFLOW:  # which writes a transposed matrix to memory
+        return tf.matmul(left, right, transpose_b=True)
+    return ops.matmul(left, ops.swapaxes(right, -1, -2))
+
+
+def take(values: Tensor, places: Tensor, axis: int = 0) -> Tensor:
+    """Gathers slices of `values` along an axis, at `places` from 0 on."""
+    if ON_TENSORFLOW:  # Keras adds ops for places below 0, on the host of GPUs
+        return tf.gather(values, places, axis=axis)
+    return ops.take(values, places, axis=axis)
+
+
+def logaddexp(left: Tensor, right: Tensor) -> Tensor:
     """Computes `log(exp(left) + exp(right))`; either may be -inf."""
-    high, low = tf.maximum(left, right), tf.minimum(left, right)
-    total = high + tf.math.log1p(tf.exp(low - high))
-    return tf.where(low > -np.inf, total, high)
+    high, low = ops.maximum(left, right), ops.minimum(left, right)
+    total = high + ops.log1p(ops.exp(low - high))
+    return ops.where(low > -np.inf, total, high)

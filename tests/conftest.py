@@ -10,6 +10,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GCS_RETRY_CONFIG_INIT_DELAY_TIME_US", "0")
 os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**17))
 
+if os.environ.get("KERAS_BACKEND") == "jax":
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+else:
+    collect_ignore = ["on_jax"]
+
 import lockstep  # noqa: E402, F401  Splits the CPU, for tests of replicas.
 
 # Classes of slow tests that take minutes, the longest first.

@@ -30,7 +30,7 @@ def rows(
     """The rows that pass a stage, in order; see `oracles.select_jointly`."""
     size = len((reference if learner is None else learner).image)
     num_chunks = stage.num_chunks if stage.method == "joint" else 1
-    noise = selection.gumbel_noise(seed, num_chunks, size).numpy()
+    noise = np.asarray(selection.gumbel_noise(seed, num_chunks, size))
     salted = seed[0] ^ UNIFORM_SALT, seed[1]
     criterion = stage.criterion if stage.method != "uniform" else "none"
     return oracles.select_jointly(
@@ -44,7 +44,7 @@ def rows(
         uniform=(
             num_replicas
             * round(stage.uniform_share * batch_size / num_replicas),
-            selection.gumbel_noise(salted, 1, size)[0].numpy(),
+            np.asarray(selection.gumbel_noise(salted, 1, size)[0]),
         ),
         num_replicas=num_replicas,
     )

@@ -199,6 +199,7 @@ def _check_backend():
     backend = os.environ["KERAS_BACKEND"]
     if backend != "tensorflow":
         raise ValueError(
-            "The environment's `KERAS_BACKEND` must be 'tensorflow': "
-            f"selection runs inside its graphs. Received: {backend!r}"
+            "The environment's `KERAS_BACKEND` must be 'tensorflow' for "
+            "jest-tf's commands; on JAX, train by `JESTModel.fit` "
+            f"(docs/jax.md). Received: {backend!r}"
         )

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import keras
-import tensorflow as tf
+from keras import ops
 
+from jest_tf import embeddings
 from jest_tf.config import checks
+from jest_tf.embeddings import Tensor
 from jest_tf.selection import noise
 
 # Aspect of a crop relative to the picture's, as in Inception's training crops
@@ -45,11 +47,11 @@ class Augmentation(checks.Checked):
 
     def __call__(
         self,
-        images: tf.Tensor,
-        seed: tf.Tensor,
-        places: tf.Tensor | None = None,
+        images: Tensor,
+        seed: Tensor,
+        places: Tensor | None = None,
         batch_size: int | None = None,
-    ) -> tf.Tensor:
+    ) -> Tensor:
         """Augments pictures.
 
         Args:
@@ -66,26 +68,27 @@ class Augmentation(checks.Checked):
             return images
         height, width = images.shape[1:3]
         if places is None:
-            uniform = noise.uniform([5, tf.shape(images)[0]], seed)
+            uniform = noise.uniform([5, ops.shape(images)[0]], seed)
         else:
-            uniform = tf.gather(
-                noise.uniform([5, batch_size], seed), places, axis=1
-            )
+            uniform = noise.uniform([5, batch_size], seed)
+            uniform = embeddings.take(uniform, places, axis=1)
         area = self.min_area + (1 - self.min_area) * uniform[0]  # [b]
-        limit = tf.minimum(_MAX_LOG_ASPECT, -tf.math.log(area))
-        root_aspect = tf.exp((uniform[1] - 0.5) * limit)
-        rows = _sample_points(tf.sqrt(area) / root_aspect, uniform[2], height)
-        columns = _sample_points(tf.sqrt(area) * root_aspect, uniform[3], width)
+        limit = ops.minimum(_MAX_LOG_ASPECT, -ops.log(area))
+        root_aspect = ops.exp((uniform[1] - 0.5) * limit)
+        rows = _sample_points(ops.sqrt(area) / root_aspect, uniform[2], height)
+        columns = _sample_points(
+            ops.sqrt(area) * root_aspect, uniform[3], width
+        )
         if self.flip:
-            mirrored = (uniform[4] < 0.5)[:, tf.newaxis]
-            columns = tf.where(mirrored, width - 1.0 - columns, columns)
-        views = tf.einsum(
+            mirrored = (uniform[4] < 0.5)[:, None]
+            columns = ops.where(mirrored, width - 1.0 - columns, columns)
+        views = ops.einsum(
             "bij,bjkc,blk->bilc",
             _interpolation(rows, height),
-            tf.cast(images, tf.float32),
+            ops.cast(images, "float32"),
             _interpolation(columns, width),
         )
-        return tf.saturate_cast(tf.round(views), tf.uint8)
+        return ops.cast(ops.clip(ops.round(views), 0, 255), "uint8")
 
     def get_config(self):
         """Returns the arguments, for `.keras` files."""
@@ -120,7 +123,7 @@ class Chain:
     def __call__(self, images, seed, places=None, batch_size=None):
         """Augments pictures, as `Augmentation`."""
         for number, part in enumerate(self.parts):
-            salted = tf.bitwise.bitwise_xor(seed, [number * _SALT, 0])
+            salted = ops.bitwise_xor(seed, [number * _SALT, 0])
             images = part(images, salted, places, batch_size)
         return images
 
@@ -138,13 +141,13 @@ class Chain:
 
 def _sample_points(fraction, place, size):
     """Pixel coordinates of a view on one side, 0 is the first; [b, size]."""
-    centres = tf.range(size, dtype=tf.float32) + 0.5
+    centres = ops.arange(size, dtype="float32") + 0.5
     start = place * (1 - fraction) * size
-    points = start[:, tf.newaxis] + fraction[:, tf.newaxis] * centres - 0.5
-    return tf.clip_by_value(points, 0.0, size - 1.0)
+    points = start[:, None] + fraction[:, None] * centres - 0.5
+    return ops.clip(points, 0.0, size - 1.0)
 
 
 def _interpolation(points, size):
     """Pixel weights for points on one side; [b, n] -> [b, n, size]."""
-    pixels = tf.range(size, dtype=tf.float32)
-    return tf.nn.relu(1 - tf.abs(points[:, :, tf.newaxis] - pixels))
+    pixels = ops.arange(size, dtype="float32")
+    return ops.relu(1 - ops.abs(points[:, :, None] - pixels))

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import config
+from jest_tf import config, embeddings
 from jest_tf.config import checks
 from jest_tf.selection import noise
 
@@ -53,6 +53,10 @@ class Policy(checks.Checked):
     name: Annotated[str, checks.one_of(*config.POLICIES)]
     num_layers: checks.Count = 2
     magnitude: Annotated[float, checks.within("[0, 10]")] = 10.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        embeddings.check_backend("`data.policy`")
 
     def __call__(
         self,

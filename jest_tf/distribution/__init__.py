@@ -2,15 +2,13 @@
 
 `strategy` builds the `tf.distribute.Strategy`, `collectives` exchange tensors,
 `placement` assigns chosen rows to replicas, `keras_fit` corrects Keras' `fit`.
+Keras' JAX backend has `collectives_jax` instead of the first two.
 """
 
 from jest_tf.distribution.collectives import (
-    Replicas,
     any_worker,
-    current,
     join_halves,
     placed,
-    replica_id,
 )
 from jest_tf.distribution.strategy import (
     build_strategy,
@@ -19,9 +17,20 @@ from jest_tf.distribution.strategy import (
     describe,
     distribute,
     has_workers,
+    in_halves,
     is_tpu,
     spread,
 )
+from jest_tf.embeddings import ON_TENSORFLOW
+
+if ON_TENSORFLOW:
+    from jest_tf.distribution.collectives import Replicas, current, replica_id
+else:
+    from jest_tf.distribution.collectives_jax import (
+        Replicas,
+        current,
+        replica_id,
+    )
 
 __all__ = [
     "Replicas",
@@ -33,6 +42,7 @@ __all__ = [
     "current",
     "distribute",
     "has_workers",
+    "in_halves",
     "is_tpu",
     "join_halves",
     "placed",

@@ -4,10 +4,14 @@ R replicas hold B/R rows each: row i of replica r is row `r * B/R + i` of all.
 All shapes are static. docs/distribution.md has the cost of each collective.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import tensorflow as tf
+from keras import ops
+
+from jest_tf import embeddings
+from jest_tf.embeddings import Tensor
 
 
 class Deal(NamedTuple):
@@ -22,13 +26,13 @@ class Deal(NamedTuple):
             `R * m` that arrive; None if no row moves.
     """
 
-    places: tf.Tensor
-    send: tf.Tensor
-    receive: tf.Tensor | None
+    places: Tensor
+    send: Tensor
+    receive: Tensor | None
 
 
 def deal(
-    indices: tf.Tensor,
+    indices: Tensor,
     super_batch_size: int,
     *,
     quota: str = "global",
@@ -49,46 +53,47 @@ def deal(
     """
     batch_size = indices.shape[0]
     if replicas is None:
-        return Deal(tf.range(batch_size), indices, None)
+        return Deal(ops.arange(batch_size, dtype="int32"), indices, None)
     num_replicas, replica = replicas.num_replicas, replicas.replica_id
     held_rows = share(super_batch_size, num_replicas, "`super_batch_size`")
     num_dealt = share(batch_size, num_replicas, "`batch_size`")
 
     owners = indices // held_rows  # [b]
     # Distinct keys, so that the sort need not be stable.
-    order = tf.argsort(owners * batch_size + tf.range(batch_size))
+    numbers = ops.arange(batch_size, dtype="int32")
+    order = ops.argsort(owners * batch_size + numbers)
     if quota == "per_replica":
-        places = tf.reshape(order, [num_replicas, num_dealt])[replica]
+        places = ops.reshape(order, [num_replicas, num_dealt])[replica]
         return Deal(
-            places, tf.gather(indices, places) - replica * held_rows, None
+            places, embeddings.take(indices, places) - replica * held_rows, None
         )
 
-    every = tf.range(num_replicas)
-    counts = tf.reduce_sum(
-        tf.cast(owners[tf.newaxis] == every[:, tf.newaxis], tf.int32), 1
-    )
-    starts = tf.cumsum(counts, exclusive=True)  # [R], of each owner in `order`
+    every = ops.arange(num_replicas, dtype="int32")
+    counts = ops.sum(ops.cast(owners[None] == every[:, None], "int32"), 1)
+    starts = ops.cumsum(counts) - counts  # [R], of each owner in `order`
     capacity = -(-min(batch_size, held_rows) // num_replicas)
 
     # The first of this replica's rows in `order` that goes to each replica,
     # and every R-th from there; slots beyond its last row are ignored.
     first = starts[replica] + (every - starts[replica]) % num_replicas
-    sent = first[:, tf.newaxis] + num_replicas * tf.range(capacity)
-    sent = tf.gather(order, tf.minimum(sent, batch_size - 1))  # [R, m]
-    send = tf.gather(indices, sent) - replica * held_rows
-    send = tf.clip_by_value(send, 0, held_rows - 1)
+    sent = first[:, None] + num_replicas * ops.arange(capacity, dtype="int32")
+    sent = embeddings.take(order, ops.minimum(sent, batch_size - 1))  # [R, m]
+    send = embeddings.take(indices, sent) - replica * held_rows
+    send = ops.clip(send, 0, held_rows - 1)
 
-    dealt = replica + num_replicas * tf.range(num_dealt)  # places in `order`
-    places = tf.gather(order, dealt)
-    sources = tf.gather(owners, places)
-    begin = tf.gather(starts, sources)
+    dealt = replica + num_replicas * ops.arange(
+        num_dealt, dtype="int32"
+    )  # places in `order`
+    places = embeddings.take(order, dealt)
+    sources = embeddings.take(owners, places)
+    begin = embeddings.take(starts, sources)
     slots = (dealt - begin - (replica - begin) % num_replicas) // num_replicas
     return Deal(places, send, sources * capacity + slots)
 
 
 def move(
-    batch: Mapping[str, tf.Tensor], dealt: Deal, replicas=None
-) -> dict[str, tf.Tensor]:
+    batch: Mapping[str, Tensor], dealt: Deal, replicas=None
+) -> dict[str, Tensor]:
     """Brings the dealt rows of every tensor of a batch to this replica.
 
     Maps tensors `[B/R, ...]` of any dtype to `[b/R, ...]`, in the order of
@@ -97,22 +102,23 @@ def move(
     """
     if dealt.receive is None:
         return {
-            name: tf.gather(value, dealt.send) for name, value in batch.items()
+            name: embeddings.take(value, dealt.send)
+            for name, value in batch.items()
         }
     moved = {}
     for name in sorted(batch):  # the same order on every replica
-        arrived = replicas.all_to_all(tf.gather(batch[name], dealt.send))
-        arrived = tf.reshape(
-            arrived, [dealt.send.shape.num_elements(), *arrived.shape[2:]]
+        arrived = replicas.all_to_all(embeddings.take(batch[name], dealt.send))
+        arrived = ops.reshape(
+            arrived, [math.prod(dealt.send.shape), *arrived.shape[2:]]
         )
-        moved[name] = tf.gather(arrived, dealt.receive)
+        moved[name] = embeddings.take(arrived, dealt.receive)
     return moved
 
 
 def deal_parts(
-    indices: tf.Tensor,
+    indices: Tensor,
     super_batch_size: int,
-    order: tf.Tensor | None,
+    order: Tensor | None,
     num_parts: int,
     *,
     quota: str = "global",
@@ -145,17 +151,25 @@ def deal_parts(
         )
     if replicas is None or quota == "per_replica":
         own = deal(indices, super_batch_size, quota=quota, replicas=replicas)
-        chosen = tf.split(order, [length] * num_parts)
+        chosen = ops.split(order, num_parts)
         return [
-            Deal(tf.gather(own.places, part), tf.gather(own.send, part), None)
+            Deal(
+                embeddings.take(own.places, part),
+                embeddings.take(own.send, part),
+                None,
+            )
             for part in chosen
         ]
     parts = []
-    for places in tf.split(order, num_parts):
+    for places in ops.split(order, num_parts):
         dealt = deal(
-            tf.gather(indices, places), super_batch_size, replicas=replicas
+            embeddings.take(indices, places),
+            super_batch_size,
+            replicas=replicas,
         )
-        parts.append(dealt._replace(places=tf.gather(places, dealt.places)))
+        parts.append(
+            dealt._replace(places=embeddings.take(places, dealt.places))
+        )
     return parts
 
 
@@ -164,10 +178,10 @@ def count(replicas) -> int:
     return 1 if replicas is None else replicas.num_replicas
 
 
-def rows_of_all(num_rows: int, replicas=None) -> tf.Tensor:
+def rows_of_all(num_rows: int, replicas=None) -> Tensor:
     """Numbers the local rows among those of all, int32 `[num_rows]`."""
     number = 0 if replicas is None else replicas.replica_id
-    return num_rows * number + tf.range(num_rows)
+    return num_rows * number + ops.arange(num_rows, dtype="int32")
 
 
 def share(size: int, num_replicas: int, name: str) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf import embeddings
 from jest_tf.distribution import placement
 
 
@@ -22,8 +23,9 @@ def build_strategy(
 
     Raises:
         ValueError: if there is no such TPU, TF_CONFIG is missing or invalid, or
-            TensorFlow is already running.
+            TensorFlow is already running; or Keras runs on another backend.
     """
+    embeddings.check_backend("A run")
     name, parts = settings.strategy, settings.virtual_devices
     if parts and name in ("multi_worker_mirrored", "tpu"):
         raise ValueError(
@@ -100,7 +102,7 @@ def distribute(
 
     def on_host(host, num_hosts):
         dataset = super_batches(host, num_hosts)
-        return dataset.map(_in_halves) if is_tpu(strategy) else dataset
+        return in_halves(dataset) if is_tpu(strategy) else dataset
 
     if replicas == 1:
         return on_host(0, 1)
@@ -214,10 +216,17 @@ def _by_replica(dataset, count):
     ).unbatch()
 
 
-def _in_halves(batch):
+def in_halves(data):
+    """Replaces int64 `[n]` by int32 `[n, 2]`, in a batch or a dataset."""
+    if isinstance(data, tf.data.Dataset):
+        return data.map(in_halves)
     return tf.nest.map_structure(
-        lambda one: tf.bitcast(one, tf.int32) if one.dtype == tf.int64 else one,
-        batch,
+        lambda one: (
+            tf.bitcast(one, tf.int32)
+            if getattr(one, "dtype", None) == tf.int64
+            else one
+        ),
+        data,
     )
 
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 from PIL import Image
 
 from jest_tf import config as config_lib
+from jest_tf import embeddings as embeddings_lib
 from jest_tf import evaluation, files, models
 from jest_tf.config import checks
 from jest_tf.data import batches, pictures, stores, tokenizers
@@ -95,6 +96,7 @@ class Embedder:
         max_image_pixels: int = config_lib.DataConfig.max_image_pixels,
         config: config_lib.TrainConfig | None = None,
     ):
+        embeddings_lib.check_backend("`Embedder`")
         checks.check("batch_size", batch_size, checks.at_least(1))
         self.learner = learner
         self.tokenizer = tokenizer

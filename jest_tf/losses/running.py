@@ -8,10 +8,10 @@ gives the same draw for the same noise. The classes are immutable.
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from jest_tf import embeddings
-from jest_tf.embeddings import Embeddings
+from jest_tf.embeddings import Embeddings, Tensor
 from jest_tf.losses import tiles
 
 
@@ -26,16 +26,16 @@ class SigmoidRows(NamedTuple):
     """
 
     model: Embeddings
-    own: tf.Tensor
-    sums: tf.Tensor
+    own: Tensor
+    sums: Tensor
 
     @classmethod
     def start(cls, model: Embeddings) -> "SigmoidRows":
         """Starts without chosen rows."""
         own = _own_logits(model)
-        return cls(model, own, tf.zeros([2, *own.shape]))
+        return cls(model, own, ops.zeros([2, *own.shape], "float32"))
 
-    def add(self, image: tf.Tensor, text: tf.Tensor) -> "SigmoidRows":
+    def add(self, image: Tensor, text: Tensor) -> "SigmoidRows":
         """Adds rows with these embeddings, `[c, dim]`, to the chosen."""
         scale, bias = self.model[2:]
         more = tiles.reduce_pairs(
@@ -44,22 +44,22 @@ class SigmoidRows(NamedTuple):
         )
         return self._replace(sums=self.sums + more)
 
-    def conditional(self) -> tf.Tensor:
+    def conditional(self) -> Tensor:
         """float32 `[B/R]`: the loss that each row would add."""
-        return tf.math.softplus(-self.own) + tf.reduce_sum(self.sums, 0)
+        return ops.softplus(-self.own) + ops.sum(self.sums, 0)
 
-    def row_losses(self, kept: tf.Tensor) -> tf.Tensor:
+    def row_losses(self, kept: Tensor) -> Tensor:
         """float32 `[B/R]`: losses of rows given the chosen rows, `kept`."""
         # `sums` counts a kept row as its own negative, once per direction.
-        itself = tf.where(kept, tf.math.softplus(self.own), 0.0)
-        others = tf.reduce_sum(self.sums - itself, 0)
-        return tf.math.softplus(-self.own) + 0.5 * others
+        itself = ops.where(kept, ops.softplus(self.own), 0.0)
+        others = ops.sum(self.sums - itself, 0)
+        return ops.softplus(-self.own) + 0.5 * others
 
-    def sample_losses(self, size: int, batch_size: int) -> tf.Tensor:
+    def sample_losses(self, size: int, batch_size: int) -> Tensor:
         """Losses of the `size` chosen rows, scaled up to a larger batch."""
-        others = tf.reduce_sum(self.sums - tf.math.softplus(self.own), 0)
+        others = ops.sum(self.sums - ops.softplus(self.own), 0)
         scale = 0.5 * (batch_size - 1) / max(size - 1, 1)
-        return tf.math.softplus(-self.own) + scale * others
+        return ops.softplus(-self.own) + scale * others
 
 
 class SoftmaxRows(NamedTuple):
@@ -73,16 +73,16 @@ class SoftmaxRows(NamedTuple):
     """
 
     model: Embeddings
-    own: tf.Tensor
-    sums: tf.Tensor
+    own: Tensor
+    sums: Tensor
 
     @classmethod
     def start(cls, model: Embeddings) -> "SoftmaxRows":
         """Starts without chosen rows."""
         own = _own_logits(model._replace(bias=0.0))
-        return cls(model, own, tf.fill([2, *own.shape], -np.inf))
+        return cls(model, own, ops.full([2, *own.shape], -np.inf, "float32"))
 
-    def add(self, image: tf.Tensor, text: tf.Tensor) -> "SoftmaxRows":
+    def add(self, image: Tensor, text: Tensor) -> "SoftmaxRows":
         """Adds rows with these embeddings, `[c, dim]`, to the chosen."""
         scale = self.model.scale
         more = tiles.reduce_pairs(
@@ -91,32 +91,32 @@ class SoftmaxRows(NamedTuple):
         )
         return self._replace(sums=embeddings.logaddexp(self.sums, more))
 
-    def conditional(self) -> tf.Tensor:
+    def conditional(self) -> Tensor:
         """float32 `[B/R]`: the loss of each row among the chosen."""
         # Without a chosen row there is no normaliser.
-        return self._loss(tf.where(self.sums > -np.inf, self.sums, 0.0))
+        return self._loss(ops.where(self.sums > -np.inf, self.sums, 0.0))
 
-    def row_losses(self, kept: tf.Tensor) -> tf.Tensor:
+    def row_losses(self, kept: Tensor) -> Tensor:
         """float32 `[B/R]`: losses of rows given the chosen rows, `kept`."""
         # A row's normaliser includes the row itself; a kept row's already does.
         joined = embeddings.logaddexp(self.sums, self.own)
-        return self._loss(tf.where(kept, self.sums, joined))
+        return self._loss(ops.where(kept, self.sums, joined))
 
-    def sample_losses(self, size: int, batch_size: int) -> tf.Tensor:
+    def sample_losses(self, size: int, batch_size: int) -> Tensor:
         """Losses of the `size` chosen rows, scaled up to a larger batch."""
         if size == batch_size:
             return self.conditional()
         # The row itself counts once, whatever the size of the batch.
-        share = tf.exp(tf.minimum(self.own - self.sums, 0.0))
-        others = self.sums + tf.math.log1p(-share)
+        share = ops.exp(ops.minimum(self.own - self.sums, 0.0))
+        others = self.sums + ops.log1p(-share)
         others += np.log((batch_size - 1) / (size - 1))
         return self._loss(embeddings.logaddexp(self.own, others))
 
     def _loss(self, normalisers):
-        return -self.own + 0.5 * tf.reduce_sum(normalisers, 0)
+        return -self.own + 0.5 * ops.sum(normalisers, 0)
 
 
 def _own_logits(model):
     """scale <image_i, text_i> + bias; einsum forms no `[B, dim]` products."""
-    cosines = tf.einsum("nd,nd->n", model.image, model.text)
+    cosines = ops.einsum("nd,nd->n", model.image, model.text)
     return model.scale * cosines + model.bias

@@ -8,10 +8,10 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from jest_tf import embeddings
-from jest_tf.embeddings import Embeddings
+from jest_tf.embeddings import Embeddings, Tensor
 
 # A tile of logits is at most 16 MB of float32: large enough for the matrix
 # product to run at full speed and for the loop to cost little, small beside
@@ -26,8 +26,8 @@ _GROUP = 16
 
 
 def reduce_pairs(
-    reduce: Callable, model: Embeddings, image: tf.Tensor, text: tf.Tensor
-) -> tf.Tensor:
+    reduce: Callable, model: Embeddings, image: Tensor, text: Tensor
+) -> Tensor:
     """Reduces the cosines of all rows with the chosen ones, both ways.
 
     Args:
@@ -42,7 +42,7 @@ def reduce_pairs(
     def one_way(rows, columns):
         def tile(state, start, size):
             part = embeddings.rows_from(rows, start, size)
-            cosines = tf.matmul(part, columns, transpose_b=True)
+            cosines = embeddings.products(part, columns)
             return state, (reduce(cosines),)
 
         height = tile_rows(columns.shape[0])
@@ -53,7 +53,7 @@ def reduce_pairs(
 
     # Stacked and not added up: TensorFlow 2.20 rewrites a chain of additions
     # in a nested loop into temporary variables whose names collide.
-    return tf.stack([one_way(model.image, text), one_way(model.text, image)])
+    return ops.stack([one_way(model.image, text), one_way(model.text, image)])
 
 
 def tile_rows(num_columns: int) -> int:
@@ -61,24 +61,22 @@ def tile_rows(num_columns: int) -> int:
     return min(max(1, _TILE_LOGITS // num_columns), _TALLEST_TILE)
 
 
-def sum_softplus(
-    cosines: tf.Tensor, scale: tf.Tensor, bias: tf.Tensor
-) -> tf.Tensor:
+def sum_softplus(cosines: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """`reduce_sum(softplus(scale * cosines + bias), 1)`, to 2e-6 of itself."""
     if cosines.shape[1] < _FUSED_COLUMNS:
-        return tf.reduce_sum(tf.math.softplus(scale * cosines + bias), 1)
-    return tf.reduce_sum(_softplus_of_groups(cosines, scale, bias), 1)
+        return ops.sum(ops.softplus(scale * cosines + bias), 1)
+    return ops.sum(_softplus_of_groups(cosines, scale, bias), 1)
 
 
-def log_sum_exp(cosines: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+def log_sum_exp(cosines: Tensor, scale: Tensor) -> Tensor:
     """`reduce_logsumexp(scale * cosines, 1)`."""
     if cosines.shape[1] < _FUSED_COLUMNS:
-        return tf.reduce_logsumexp(scale * cosines, 1)
-    return tf.reduce_logsumexp(_log_sum_exp_of_groups(cosines, scale), 1)
+        return ops.logsumexp(scale * cosines, 1)
+    return ops.logsumexp(_log_sum_exp_of_groups(cosines, scale), 1)
 
 
 # XLA makes one pass over the tile, TensorFlow about fifteen.
-_fused = functools.partial(tf.function, jit_compile=True, autograph=False)
+_fused = functools.partial(embeddings.compiled, jit_compile=True)
 
 
 @_fused
@@ -96,7 +94,7 @@ def _softplus_of_groups(cosines, scale, bias):
     positive, product = _join_pairs(
         join,
         [
-            (tf.nn.relu(logits), tf.exp(-tf.abs(logits)))
+            (ops.relu(logits), ops.exp(-ops.abs(logits)))
             for logits in _in_groups(cosines, scale, bias)
         ],
     )
@@ -107,9 +105,9 @@ def _softplus_of_groups(cosines, scale, bias):
 def _log_sum_exp_of_groups(cosines, scale):
     """Log-sum-exps over groups of columns, `[rows, ceil(columns / 16)]`."""
     parts = _in_groups(cosines, scale, 0.0)
-    highest = _join_pairs(tf.maximum, parts)
-    sums = _join_pairs(tf.add, [tf.exp(part - highest) for part in parts])
-    return highest + tf.math.log(sums)
+    highest = _join_pairs(ops.maximum, parts)
+    sums = _join_pairs(ops.add, [ops.exp(part - highest) for part in parts])
+    return highest + ops.log(sums)
 
 
 def _in_groups(cosines, scale, bias):
@@ -123,11 +121,11 @@ def _in_groups(cosines, scale, bias):
     width = -(-num_columns // _GROUP)
     padding = [[0, 0], [0, width * _GROUP - num_columns]]
     parts = []
-    for n, part in enumerate(tf.split(tf.pad(cosines, padding), _GROUP, 1)):
+    for n, part in enumerate(ops.split(ops.pad(cosines, padding), _GROUP, 1)):
         logits = scale * part + bias
         columns = n * width + np.arange(width)
         if columns[-1] >= num_columns:
-            logits = tf.where(columns < num_columns, logits, -np.inf)
+            logits = ops.where(columns < num_columns, logits, -np.inf)
         parts.append(logits)
     return parts
 
@@ -151,4 +149,4 @@ def _log1p(values):
         - values
         * (1 / 2 - values * (1 / 3 - values * (1 / 4 - values * (1 / 5))))
     )
-    return tf.where(values < 0.03, series, tf.math.log(1.0 + values))
+    return ops.where(values < 0.03, series, ops.log(1.0 + values))

@@ -12,22 +12,23 @@ Reference: Zhai et al. 2023, "Sigmoid loss for language image pre-training"
 (arXiv 2303.15343), section 3.
 """
 
+import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from jest_tf import config, embeddings
 from jest_tf.config import checks
-from jest_tf.embeddings import Embeddings
+from jest_tf.embeddings import Embeddings, Tensor
 
 
 def sigmoid_loss(
     learner: Embeddings,
     *,
-    ids: tf.Tensor | None = None,
+    ids: Tensor | None = None,
     equal_ids: str = "negative",
     block_size: int | None = None,
     replicas=None,
-) -> tf.Tensor:
+) -> Tensor:
     """SigLIP's pairwise sigmoid loss.
 
     With z_ij = +1 for a positive pair and -1 for a negative one:
@@ -66,11 +67,11 @@ def sigmoid_loss(
 def softmax_loss(
     learner: Embeddings,
     *,
-    ids: tf.Tensor | None = None,
+    ids: Tensor | None = None,
     equal_ids: str = "negative",
     block_size: int | None = None,
     replicas=None,
-) -> tf.Tensor:
+) -> Tensor:
     """Symmetric softmax (InfoNCE) loss, as in CLIP.
 
         loss = 1/b sum_i [ -l_ii + 1/2 log sum_j exp(l_ij)
@@ -94,7 +95,7 @@ def softmax_loss(
 
 def feature_distillation(
     learner: Embeddings, reference: Embeddings, *, replicas=None
-) -> tf.Tensor:
+) -> Tensor:
     """Squared distance between the learner's and the reference's embeddings.
 
         loss = 1/b sum_i ( |image_i - image_i^ref|^2 + |text_i - text_i^ref|^2 )
@@ -118,10 +119,10 @@ def feature_distillation(
     Reference: Yang et al. 2024, "CLIP-KD" (arXiv 2307.12732), feature
     distillation.
     """
-    total = tf.constant(0.0)
+    total = 0.0
     for name in ("image", "text"):
         values, target = getattr(learner, name), getattr(reference, name)
-        if not values.shape.is_compatible_with(target.shape):
+        if not _fit(values.shape, target.shape):
             raise ValueError(
                 "`distillation_weight` needs learner and reference embeddings "
                 "of the same rows and the same width. If the widths differ, "
@@ -129,32 +130,31 @@ def feature_distillation(
                 "projects the learner's embeddings. "
                 f"Received: `{name}` of {values.shape} and {target.shape}"
             )
-        target = tf.stop_gradient(tf.cast(target, tf.float32))
-        total += tf.reduce_sum((tf.cast(values, tf.float32) - target) ** 2)
-    num_rows = tf.cast(tf.shape(learner.image)[0], tf.float32)
+        target = ops.stop_gradient(ops.cast(target, "float32"))
+        total += ops.sum((ops.cast(values, "float32") - target) ** 2)
+    num_rows = ops.cast(ops.shape(learner.image)[0], "float32")
     if replicas is None:
         return total / num_rows
     mean = total / (num_rows * replicas.num_replicas)
-    of_others = replicas.all_reduce(tf.stop_gradient(mean)) - mean
-    return mean + tf.stop_gradient(of_others)
+    of_others = replicas.all_reduce(ops.stop_gradient(mean)) - mean
+    return mean + ops.stop_gradient(of_others)
 
 
 def _loss(form, learner, ids, equal_ids, block_size, replicas):
     """Checks the arguments, then computes the loss at once or by blocks."""
     dense, by_blocks = form
-    learner = Embeddings(*(tf.cast(part, tf.float32) for part in learner))
-    if learner.image.shape.rank != 2 or not (
-        learner.image.shape.is_compatible_with(learner.text.shape)
-    ):
+    learner = Embeddings(*(ops.cast(part, "float32") for part in learner))
+    shape = learner.image.shape
+    if len(shape) != 2 or not _fit(shape, learner.text.shape):
         raise ValueError(
             "`learner.image` and `learner.text` must both be [b, dim]. "
             f"Received: {learner.image.shape} and {learner.text.shape}"
         )
-    num_rows = learner.image.shape[0]
+    num_rows = shape[0]
     ids = _checked_ids(num_rows, ids, equal_ids)
     if replicas is None and block_size is None:
-        size = num_rows or tf.shape(learner.image)[0]
-        logits = learner.scale * tf.matmul(*learner[:2], transpose_b=True)
+        size = ops.shape(learner.image)[0]
+        logits = learner.scale * embeddings.products(*learner[:2])
         masks = _pair_masks(size, ids, equal_ids)(0, size)
         return dense(logits + learner.bias, *masks)
     block_size = num_rows if block_size is None else block_size
@@ -176,14 +176,23 @@ def _checked_ids(num_rows, ids, equal_ids):
         )
     if ids is None:
         return None
-    ids = tf.convert_to_tensor(ids)
-    of_rows = ids.shape[:1].is_compatible_with([num_rows])
-    if not (ids.dtype.is_integer and of_rows and ids.shape.rank in (1, 2)):
+    ids = ops.convert_to_tensor(ids)
+    dtype, shape = keras.backend.standardize_dtype(ids.dtype), ids.shape
+    of_rows = len(shape) in (1, 2) and _fit(shape[:1], [num_rows])
+    if not (keras.backend.is_int_dtype(dtype) and of_rows):
         raise ValueError(
             f"`ids` must be integers of shape [{num_rows}] or [{num_rows}, "
-            f"parts]. Received: {ids.dtype.name} of shape {ids.shape}"
+            f"parts]. Received: {dtype} of shape {shape}"
         )
     return None if equal_ids == "negative" else ids
+
+
+def _fit(left, right):
+    """True if shapes may be equal; None is any size."""
+    return len(left) == len(right) and all(
+        one == other or None in (one, other)
+        for one, other in zip(left, right, strict=True)
+    )
 
 
 def _pair_masks(num_rows, ids, equal_ids, first_row=0):
@@ -193,19 +202,19 @@ def _pair_masks(num_rows, ids, equal_ids, first_row=0):
     """
     parts = []
     if ids is not None:
-        parts = [ids] if ids.shape.rank == 1 else tf.unstack(ids, axis=1)
+        parts = [ids] if len(ids.shape) == 1 else ops.unstack(ids, axis=1)
 
     def masks(start, size):
         start = first_row + start
-        rows = start + tf.range(size)
-        same = rows[:, tf.newaxis] == tf.range(num_rows)
-        everything = tf.ones_like(same)
+        rows = start + ops.arange(size, dtype="int32")
+        same = rows[:, None] == ops.arange(num_rows, dtype="int32")
+        everything = ops.ones_like(same)
         if equal_ids == "negative":
             return same, everything
         equal = everything
         for part in parts:
             of_rows = embeddings.rows_from(part, start, size)
-            equal &= of_rows[:, tf.newaxis] == part
+            equal &= of_rows[:, None] == part
         if equal_ids == "positive":
             return equal, everything
         return same, same | ~equal
@@ -224,21 +233,21 @@ def _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas):
     everyone, batch_size, first_row = learner[:2], num_rows, 0
     if replicas is not None:
         everyone = [
-            replicas.all_gather(tf.stop_gradient(part)) for part in everyone
+            replicas.all_gather(ops.stop_gradient(part)) for part in everyone
         ]
         ids = None if ids is None else replicas.all_gather(ids)
         batch_size *= replicas.num_replicas
         first_row = replicas.replica_id * num_rows
     pairs = _pair_masks(batch_size, ids, equal_ids, first_row)
 
-    @tf.custom_gradient
+    @ops.custom_gradient
     def loss(image, text, scale, bias):
         images, texts = (image, text) if replicas is None else everyone
 
         def fold(rows, columns, body, state, row_shapes):
             def block(state, start, size):
                 part = embeddings.rows_from(rows, start, size)
-                cosines = tf.matmul(part, columns, transpose_b=True)
+                cosines = embeddings.products(part, columns)
                 return body(state, part, scale * cosines + bias, start, size)
 
             return embeddings.fold_row_blocks(
@@ -251,9 +260,9 @@ def _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas):
             def body(state, part, logits, start, size):
                 slopes = slope(logits, start, size)
                 if state:
-                    of_columns = tf.matmul(slopes, part, transpose_a=True)
+                    of_columns = ops.matmul(ops.transpose(slopes), part)
                     state = (state[0] + of_columns,)
-                sums = tf.matmul(slopes, columns), tf.reduce_sum(slopes, 1)
+                sums = ops.matmul(slopes, columns), ops.sum(slopes, 1)
                 return state, sums
 
             return fold(rows, columns, body, state, ((dim,), ()))
@@ -264,7 +273,7 @@ def _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas):
             total = replicas.all_reduce(total)
 
         def gradient(upstream):
-            state = (tf.zeros_like(text),) if replicas is None else ()
+            state = (ops.zeros_like(text),) if replicas is None else ()
             state, (of_image, of_logits) = pull(*sides[0], slopes[0], state)
             if replicas is None:
                 (of_text,) = state
@@ -275,8 +284,8 @@ def _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas):
                 upstream * scale * of_image,
                 upstream * scale * of_text,
                 # sum_ij slope_ij <image_i, text_j>
-                upstream * tf.reduce_sum(image * of_image),
-                upstream * tf.reduce_sum(of_logits),
+                upstream * ops.sum(image * of_image),
+                upstream * ops.sum(of_logits),
             )
 
         return total / batch_size, gradient
@@ -291,12 +300,12 @@ def _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas):
 
 
 def _sigmoid_terms(logits, positive, keep):
-    terms = tf.math.softplus(tf.where(positive, -logits, logits))
-    return tf.reduce_sum(tf.where(keep, terms, 0.0), 1)
+    terms = ops.softplus(ops.where(positive, -logits, logits))
+    return ops.sum(ops.where(keep, terms, 0.0), 1)
 
 
 def _sigmoid_dense(logits, positive, keep):
-    return tf.reduce_mean(_sigmoid_terms(logits, positive, keep))
+    return ops.mean(_sigmoid_terms(logits, positive, keep))
 
 
 def _sigmoid_by_blocks(fold, sides, pairs, replicas):
@@ -308,60 +317,60 @@ def _sigmoid_by_blocks(fold, sides, pairs, replicas):
     def slope(logits, start, size):
         positive, keep = pairs(start, size)
         # d softplus(-l) = -sigmoid(-l); d softplus(l) = sigmoid(l)
-        slopes = tf.where(positive, -tf.sigmoid(-logits), tf.sigmoid(logits))
-        return tf.where(keep, slopes, 0.0)
+        slopes = ops.where(positive, -ops.sigmoid(-logits), ops.sigmoid(logits))
+        return ops.where(keep, slopes, 0.0)
 
     _, (terms,) = fold(*sides[0], body, (), ((),))
     # The masks of positive and ignored pairs are symmetric.
-    return tf.reduce_sum(terms), (slope, slope)
+    return ops.sum(terms), (slope, slope)
 
 
 def _softmax_terms(logits, positive, keep):
     """The mean logit of each row's positives, and the logits that count."""
-    total = tf.reduce_sum(tf.where(positive, logits, 0.0), 1)
-    target = total / tf.reduce_sum(tf.cast(positive, tf.float32), 1)
-    return target, tf.where(keep, logits, -np.inf)
+    total = ops.sum(ops.where(positive, logits, 0.0), 1)
+    target = total / ops.sum(ops.cast(positive, "float32"), 1)
+    return target, ops.where(keep, logits, -np.inf)
 
 
 def _softmax_dense(logits, positive, keep):
     target, logits = _softmax_terms(logits, positive, keep)
-    rows, columns = (tf.reduce_logsumexp(logits, axis) for axis in (1, 0))
-    return tf.reduce_mean(0.5 * (rows + columns) - target)
+    rows, columns = (ops.logsumexp(logits, axis) for axis in (1, 0))
+    return ops.mean(0.5 * (rows + columns) - target)
 
 
 def _softmax_by_blocks(fold, sides, pairs, replicas):
     def body(state, part, logits, start, size):
         target, logits = _softmax_terms(logits, *pairs(start, size))
         if state:
-            columns = tf.reduce_logsumexp(logits, 0)
+            columns = ops.logsumexp(logits, 0)
             state = (embeddings.logaddexp(state[0], columns),)
-        return state, (tf.reduce_logsumexp(logits, 1), target)
+        return state, (ops.logsumexp(logits, 1), target)
 
     row_shapes = ((), ())
     if replicas is None:
-        state = (tf.fill([sides[0][1].shape[0]], -np.inf),)
+        state = (ops.full([sides[0][1].shape[0]], -np.inf, "float32"),)
         state, (over_texts, target) = fold(*sides[0], body, state, row_shapes)
         (over_images,) = state
         everyone = over_texts, over_images
     else:
         _, (over_texts, target) = fold(*sides[0], body, (), row_shapes)
         _, (over_images, _) = fold(*sides[1], body, (), row_shapes)
-        sums = tf.stack([over_texts, over_images], 1)
-        everyone = tf.unstack(replicas.all_gather(sums), axis=1)
+        sums = ops.stack([over_texts, over_images], 1)
+        everyone = ops.unstack(replicas.all_gather(sums), axis=1)
 
     def slope_of(row_sums, column_sums):
         def slope(logits, start, size):
             positive, keep = pairs(start, size)
             rows = embeddings.rows_from(row_sums, start, size)
-            of_row = tf.exp(logits - rows[:, tf.newaxis])
-            of_column = tf.exp(logits - column_sums)
-            target = tf.cast(positive, tf.float32)
-            target /= tf.reduce_sum(target, 1, keepdims=True)
-            return tf.where(keep, 0.5 * (of_row + of_column), 0.0) - target
+            of_row = ops.exp(logits - rows[:, None])
+            of_column = ops.exp(logits - column_sums)
+            target = ops.cast(positive, "float32")
+            target /= ops.sum(target, 1, keepdims=True)
+            return ops.where(keep, 0.5 * (of_row + of_column), 0.0) - target
 
         return slope
 
-    return tf.reduce_sum(0.5 * (over_texts + over_images) - target), (
+    return ops.sum(0.5 * (over_texts + over_images) - target), (
         slope_of(over_texts, everyone[1]),
         slope_of(over_images, everyone[0]),
     )

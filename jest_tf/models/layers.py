@@ -15,11 +15,14 @@ import zlib
 from collections.abc import Callable
 
 import keras
-import tensorflow as tf
+from keras import ops
 
-from jest_tf import distribution
+from jest_tf import distribution, embeddings
 from jest_tf.config import checks
 from jest_tf.selection import noise
+
+if embeddings.ON_TENSORFLOW:
+    import tensorflow as tf
 
 # Odd, so that no two replicas or masks get the same seed.
 _REPLICA_SALT = 0x3C6EF373
@@ -133,7 +136,7 @@ class _Transformer(Configured):
                 )(shape[-2:], dtype)
                 for seed in seeds
             ]
-            return tf.reshape(tf.stack(kernels), shape)
+            return ops.reshape(ops.stack(kernels), shape)
 
         name = role.replace("/", "_")
         self._add(f"{name}_kernel", (inputs, units), initial)
@@ -143,10 +146,10 @@ class _Transformer(Configured):
         """[B, T, parts * width] -> parts x [B, heads, T, D]."""
         length, units = projected.shape[1:]
         depth = units // (parts * self.num_heads)
-        split = tf.reshape(
+        split = ops.reshape(
             projected, [-1, length, parts, self.num_heads, depth]
         )
-        return tf.unstack(tf.transpose(split, [2, 0, 3, 1, 4]))
+        return ops.unstack(ops.transpose(split, [2, 0, 3, 1, 4]))
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -189,8 +192,8 @@ class TokenEmbedding(Configured):
         self.built = True
 
     def call(self, tokens):
-        table = tf.convert_to_tensor(self.table)
-        return tf.gather(table, tokens) + self.positions
+        table = embeddings.read(self.table)
+        return embeddings.take(table, tokens) + self.positions
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -233,21 +236,9 @@ class Encoder(_Transformer):
         self.norm.build(input_shape)
 
     def call(self, tokens, training=None):
-        # TensorArrays: the gradient of a read writes one element. The gradient
-        # of a slice would also add zeros for all other blocks.
-        stacks = {
-            name: tf.TensorArray(
-                value.dtype,
-                self.depth,
-                element_shape=value.shape[1:],
-                clear_after_read=False,
-            ).unstack(value)
-            for name, value in _tensors(self.parameters).items()
-        }
         drop = self.drop.draw(training)
 
-        def block(index, tokens):
-            weights = {name: one.read(index) for name, one in stacks.items()}
+        def block(index, weights, tokens):
             hidden = _normalise(tokens, weights, "attention_norm")
             qkv = _dense(hidden, weights, "attention_qkv")
             mixed = attend(*self._split_heads(qkv, 3))
@@ -255,16 +246,9 @@ class Encoder(_Transformer):
             update = _mlp(
                 tokens, weights, lambda hidden: drop(hidden, 3 * index + 1)
             )
-            return index + 1, tokens + drop(update, 3 * index + 2)
+            return tokens + drop(update, 3 * index + 2)
 
-        # XLA and FLOPs need the number of iterations.
-        _, tokens = tf.while_loop(
-            lambda *_: True,
-            block,
-            (tf.constant(0), tokens),
-            maximum_iterations=self.depth,
-        )
-        return self.norm(tokens)
+        return self.norm(_over_blocks(block, _tensors(self.parameters), tokens))
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -291,7 +275,7 @@ class AttentionPooling(_Transformer):
         weights = _tensors(self.parameters)
         # The probe is the same for every image: [1, heads, 1, D] broadcasts.
         query = _dense(weights["probe"], weights, "query")
-        (query,) = self._split_heads(query[tf.newaxis], 1)
+        (query,) = self._split_heads(query[None], 1)
         key_value = _dense(tokens, weights, "key_value")
         key, value = self._split_heads(key_value, 2)
         pooled = _dense(attend(query, key, value)[:, 0], weights, "out")
@@ -318,14 +302,14 @@ class Dropout(keras.layers.Dropout):
         """
         if not training or not self.rate:
             return lambda inputs, number=0: inputs
-        seed = tf.cast(self.seed_generator.next(), tf.int32)
-        seed += _REPLICA_SALT * tf.stack([distribution.replica_id(), 0])
+        seed = ops.cast(self.seed_generator.next(), "int32")
+        seed += _REPLICA_SALT * ops.stack([distribution.replica_id(), 0])
 
         def drop(inputs, number=0):
-            one = seed + _MASK_SALT * tf.stack([number, 0])
-            uniform = noise.uniform(tf.shape(inputs), one)
-            kept = inputs * tf.cast(1 / (1 - self.rate), inputs.dtype)
-            return tf.where(uniform < self.rate, tf.zeros_like(inputs), kept)
+            one = seed + _MASK_SALT * ops.stack([number, 0])
+            uniform = noise.uniform(ops.shape(inputs), one)
+            kept = inputs * ops.cast(1 / (1 - self.rate), inputs.dtype)
+            return ops.where(uniform < self.rate, ops.zeros_like(inputs), kept)
 
         return drop
 
@@ -367,31 +351,69 @@ def check_positive(**values: int) -> None:
 
 
 def _tensors(variables):
-    return {name: tf.convert_to_tensor(one) for name, one in variables.items()}
+    return {name: embeddings.read(one) for name, one in variables.items()}
+
+
+def _over_blocks(block, stacks, tokens):
+    """Applies `(index, weights, tokens) -> tokens` for each of the stacks."""
+    depth = next(iter(stacks.values())).shape[0]
+    if not embeddings.ON_TENSORFLOW:
+
+        def step(tokens, one):
+            return block(*one, tokens), None
+
+        numbers = ops.arange(depth, dtype="int32")
+        return ops.scan(step, tokens, (numbers, stacks))[0]
+    # TensorArrays: the gradient of a read writes one element. The gradient of a
+    # slice would also add zeros for all other blocks.
+    arrays = {
+        name: tf.TensorArray(
+            value.dtype,
+            depth,
+            element_shape=value.shape[1:],
+            clear_after_read=False,
+        ).unstack(value)
+        for name, value in stacks.items()
+    }
+
+    def step(index, tokens):
+        weights = {name: one.read(index) for name, one in arrays.items()}
+        return index + 1, block(index, weights, tokens)
+
+    # XLA and FLOPs need the number of iterations.
+    return tf.while_loop(
+        lambda *_: True,
+        step,
+        (tf.constant(0), tokens),
+        maximum_iterations=depth,
+    )[1]
 
 
 def _dense(values, weights, name):
     """values [..., inputs] @ kernel + bias, as one product of matrices."""
     kernel = weights[f"{name}_kernel"]
-    rows = tf.matmul(tf.reshape(values, [-1, values.shape[-1]]), kernel)
-    rows = tf.nn.bias_add(rows, weights[f"{name}_bias"])
-    return tf.reshape(rows, [-1, *values.shape[1:-1], kernel.shape[-1]])
+    rows = ops.matmul(ops.reshape(values, [-1, values.shape[-1]]), kernel)
+    bias = weights[f"{name}_bias"]
+    rows = (
+        tf.nn.bias_add(rows, bias) if embeddings.ON_TENSORFLOW else rows + bias
+    )
+    return ops.reshape(rows, [-1, *values.shape[1:-1], kernel.shape[-1]])
 
 
 def _normalise(values, weights, name):
     """Layer normalisation, in float32 under any policy."""
-    exact = tf.cast(values, tf.float32)
-    exact -= tf.reduce_mean(exact, axis=-1, keepdims=True)
-    variance = tf.reduce_mean(tf.square(exact), axis=-1, keepdims=True)
-    exact *= tf.math.rsqrt(variance + _NORM_EPSILON)
+    exact = ops.cast(values, "float32")
+    exact -= ops.mean(exact, axis=-1, keepdims=True)
+    variance = ops.mean(ops.square(exact), axis=-1, keepdims=True)
+    exact *= ops.rsqrt(variance + _NORM_EPSILON)
     exact = exact * weights[f"{name}_gamma"] + weights[f"{name}_beta"]
-    return tf.cast(exact, values.dtype)
+    return ops.cast(exact, values.dtype)
 
 
 def _mlp(tokens, weights, drop):
     hidden = _normalise(tokens, weights, "mlp_norm")
     # The tanh form is Flax's default, hence SigLIP's.
-    hidden = tf.nn.gelu(_dense(hidden, weights, "mlp_expand"), approximate=True)
+    hidden = ops.gelu(_dense(hidden, weights, "mlp_expand"), approximate=True)
     return _dense(drop(hidden), weights, "mlp_contract")
 
 
@@ -401,10 +423,12 @@ def attend(query, key, value):
     The softmax is in float32 under any policy.
     """
     heads, num_queries, depth = query.shape[1:]
-    query *= tf.cast(depth**-0.5, query.dtype)
+    query *= ops.cast(depth**-0.5, query.dtype)
     # [B, heads, S, D] x [B, heads, T, D] -> [B, heads, S, T]
-    logits = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32)
-    weights = tf.cast(tf.nn.softmax(logits), value.dtype)
+    logits = ops.cast(embeddings.products(query, key), "float32")
+    # Keras warns of a softmax over one token, as coarse views have.
+    weights = ops.softmax(logits) if logits.shape[-1] > 1 else 0 * logits + 1
+    weights = ops.cast(weights, value.dtype)
     # [B, heads, S, D] -> [B, S, heads * D]
-    mixed = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
-    return tf.reshape(mixed, [-1, num_queries, heads * depth])
+    mixed = ops.transpose(ops.matmul(weights, value), [0, 2, 1, 3])
+    return ops.reshape(mixed, [-1, num_queries, heads * depth])

@@ -15,9 +15,10 @@ import inspect
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
-from jest_tf import config
+from jest_tf import config, embeddings
+from jest_tf.embeddings import Tensor
 from jest_tf.models import layers
 
 
@@ -97,29 +98,29 @@ class PatchEmbedding(layers.Configured):
         channels = images.shape[-1]
         rows, columns = _grid(images.shape, size)
         # [B, H, W, channels] -> [B, rows, columns, size, size * channels]
-        patches = tf.transpose(
-            tf.reshape(images, [-1, rows, size, columns, size * channels]),
+        patches = ops.transpose(
+            ops.reshape(images, [-1, rows, size, columns, size * channels]),
             [0, 1, 3, 2, 4],
         )
         # A matrix product. The equivalent convolution takes 1.0-1.2 times as
         # long, forward and backward on two CPU cores.
-        patches = tf.reshape(patches, [-1, size * size * channels])
-        kernel = tf.reshape(self._kernel_at(size), [-1, self.width])
-        tokens = tf.matmul(patches, kernel) + self.bias
-        tokens = tf.reshape(tokens, [-1, rows * columns, self.width])
+        patches = ops.reshape(patches, [-1, size * size * channels])
+        kernel = ops.reshape(self._kernel_at(size), [-1, self.width])
+        tokens = ops.matmul(patches, kernel) + self.bias
+        tokens = ops.reshape(tokens, [-1, rows * columns, self.width])
         return tokens + self._positions_at(rows, columns)
 
     def _kernel_at(self, size):
         """Resizes the kernel, [size, size, channels, width]."""
-        kernel = tf.convert_to_tensor(self.kernel)
+        kernel = embeddings.read(self.kernel)
         if size != self.patch_size:
             matrix = kernel_matrix(self.patch_size, size)
             kernel = _resize(kernel, matrix, matrix, "hwcd")
-        return tf.cast(kernel, self.compute_dtype)
+        return ops.cast(kernel, self.compute_dtype)
 
     def _positions_at(self, rows, columns):
         """Resizes the positions to a grid, [rows * columns, width]."""
-        positions = tf.convert_to_tensor(self.positions)
+        positions = embeddings.read(self.positions)
         stored_rows, stored_columns, _ = positions.shape
         if (rows, columns) != (stored_rows, stored_columns):
             positions = _resize(
@@ -128,11 +129,11 @@ class PatchEmbedding(layers.Configured):
                 resize_matrix(stored_columns, columns, antialias=True),
                 "hwd",
             )
-        positions = tf.cast(positions, self.compute_dtype)
-        return tf.reshape(positions, [-1, self.width])
+        positions = ops.cast(positions, self.compute_dtype)
+        return ops.reshape(positions, [-1, self.width])
 
 
-def resize_images(images: tf.Tensor, size: int) -> tf.Tensor:
+def resize_images(images: Tensor, size: int) -> Tensor:
     """Resizes images [B, H, W, channels] bilinearly to a side of `size` pixels.
 
     Equals `tf.image.resize(..., "bilinear", antialias=True)`, but compiles
@@ -185,11 +186,11 @@ def kernel_matrix(source: int, target: int) -> np.ndarray:
 
 def _resize(values, rows, columns, axes):
     """Applies one matrix along "h" of `axes` and another along "w"."""
-    rows = tf.constant(rows, values.dtype)
-    columns = tf.constant(columns, values.dtype)
+    rows = ops.convert_to_tensor(rows, values.dtype)
+    columns = ops.convert_to_tensor(columns, values.dtype)
     tall = axes.replace("h", "y")
-    values = tf.einsum(f"yh,{axes}->{tall}", rows, values)
-    return tf.einsum(f"xw,{tall}->{tall.replace('w', 'x')}", columns, values)
+    values = ops.einsum(f"yh,{axes}->{tall}", rows, values)
+    return ops.einsum(f"xw,{tall}->{tall.replace('w', 'x')}", columns, values)
 
 
 def _grid(shape, patch_size):

@@ -22,7 +22,7 @@ import re
 import keras
 import tensorflow as tf
 
-from jest_tf import files
+from jest_tf import embeddings, files
 from jest_tf.config import checks
 from jest_tf.data import pictures, tokenizers
 from jest_tf.models import hugging_face, reference, two_tower
@@ -116,6 +116,7 @@ def load(name: str) -> reference.Pretrained:
         model.learner.encode_text(tokens)  # [1, 768], of unit length
         ```
     """
+    embeddings.check_backend("A public model by name")
     check(name)
     path = name.removeprefix(KERAS_HUB).removeprefix(hugging_face.PREFIX)
     # A folder changes as files are added, a file as it is written.

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from jest_tf import config as config_lib
 from jest_tf import embeddings, models
@@ -82,6 +83,8 @@ def frozen(model: Callable) -> Callable[[dict], Embeddings]:
     `image_for_reference` or `text_for_reference`, because the reference
     preprocesses differently from the learner, they replace `image` and `text`.
 
+    The function has the model's `variables`.
+
     Raises:
         TypeError: if `model` can't be called.
     """
@@ -99,6 +102,7 @@ def frozen(model: Callable) -> Callable[[dict], Embeddings]:
             view[name] = view.pop(f"{name}_for_reference", view[name])
         return embeddings.of_model("reference", model(view, **options))
 
+    embed.variables = tuple(getattr(model, "variables", ()))
     return embed
 
 
@@ -116,10 +120,10 @@ class Cached:
 
     def __init__(self, scale: float, bias: float):
         # Variables, so that a compiled step stays valid after `assign`.
-        self._scale, self._bias = (
-            tf.Variable(value, trainable=False, dtype=tf.float32)
+        self._scale, self._bias = self.variables = [
+            keras.Variable(value, trainable=False, dtype="float32")
             for value in (scale, bias)
-        )
+        ]
 
     def assign(self, scale: float, bias: float) -> None:
         """Changes both, for embeddings of another model."""
@@ -137,10 +141,10 @@ class Cached:
                 f"{sorted(batch)}"
             )
         return Embeddings(
-            tf.cast(batch["reference_image"], tf.float32),
-            tf.cast(batch["reference_text"], tf.float32),
-            tf.convert_to_tensor(self._scale),
-            tf.convert_to_tensor(self._bias),
+            ops.cast(batch["reference_image"], "float32"),
+            ops.cast(batch["reference_text"], "float32"),
+            embeddings.read(self._scale),
+            embeddings.read(self._bias),
         )
 
 

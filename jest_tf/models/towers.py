@@ -158,10 +158,11 @@ class ImageTower(_Tower):
 
     def call(self, images, training=None, view=None):
         self._check_shape("images", images.shape, *self._image_shape)
-        if not images.dtype.is_floating:
+        if not keras.backend.is_float_dtype(images.dtype):
+            dtype = keras.backend.standardize_dtype(images.dtype)
             raise ValueError(
                 f"`images` must be floating point in [-1, 1]; `TwoTower` maps "
-                f"uint8 there. Received: dtype={images.dtype.name}"
+                f"uint8 there. Received: dtype={dtype}"
             )
         view = config.View() if view is None else view
         self.check_view(view)
@@ -255,10 +256,10 @@ class TextTower(_Tower):
 
     def call(self, tokens, training=None):
         self._check_shape("tokens", tokens.shape, self.length)
-        if not tokens.dtype.is_integer:
+        if not keras.backend.is_int_dtype(tokens.dtype):
             raise ValueError(
                 f"`tokens` must be integers. Received: "
-                f"dtype={tokens.dtype.name}"
+                f"dtype={keras.backend.standardize_dtype(tokens.dtype)}"
             )
         encoded = self.encoder(self.tokens(tokens), training=training)
         return self.head(encoded[:, -1])

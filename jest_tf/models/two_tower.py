@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from jest_tf import config as config_lib
 from jest_tf.config import checks
-from jest_tf.embeddings import Embeddings
+from jest_tf.embeddings import Embeddings, Tensor, read
 from jest_tf.models import layers, patches
 
 _TOWERS = ("image_tower", "text_tower")
@@ -33,15 +34,15 @@ _LARGEST_ID = {"bfloat16": 2**8, "float16": 2**11}
 _NORM_EPSILON = 1e-8
 
 
-def unit_norm(vectors: tf.Tensor) -> tf.Tensor:
+def unit_norm(vectors: Tensor) -> Tensor:
     """Scales vectors [..., D] to unit length: x / (|x| + 1e-8), in float32.
 
     A zero vector stays zero and has a finite gradient.
     """
-    vectors = tf.cast(vectors, tf.float32)
-    squares = tf.reduce_sum(tf.square(vectors), axis=-1, keepdims=True)
+    vectors = ops.cast(vectors, "float32")
+    squares = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
     # The root has no gradient at 0; the bound is far below epsilon.
-    norm = tf.sqrt(tf.maximum(squares, 1e-30))
+    norm = ops.sqrt(ops.maximum(squares, 1e-30))
     return vectors / (norm + _NORM_EPSILON)
 
 
@@ -91,11 +92,11 @@ class TwoTower(keras.Model):
         ...     ),
         ... )
         >>> batch = {
-        ...     "image": tf.zeros([2, 4, 4, 3], tf.uint8),
-        ...     "text": tf.zeros([2, 5], tf.int32),
+        ...     "image": np.zeros([2, 4, 4, 3], "uint8"),
+        ...     "text": np.zeros([2, 5], "int32"),
         ... }
-        >>> model(batch).image.shape
-        TensorShape([2, 8])
+        >>> tuple(model(batch).image.shape)
+        (2, 8)
     """
 
     def __init__(
@@ -152,16 +153,16 @@ class TwoTower(keras.Model):
         return Embeddings(
             image=image,
             text=text,
-            scale=tf.exp(self.log_temperature.value),
-            bias=tf.convert_to_tensor(self.bias.value),
+            scale=ops.exp(self.log_temperature.value),
+            bias=read(self.bias.value),
         )
 
     def encode_image(
         self,
-        images: tf.Tensor,
+        images: Tensor,
         training: bool | None = None,
         view: config_lib.View | Sequence[config_lib.View] | None = None,
-    ) -> tf.Tensor:
+    ) -> Tensor:
         """Embeds images, of a shape that the image tower takes.
 
         Arguments are as in a call of the model. Returns unit-norm embeddings,
@@ -171,23 +172,24 @@ class TwoTower(keras.Model):
             ValueError: if the dtype of the images or the view is unsupported,
                 or the number of views does not divide B.
         """
-        images = tf.convert_to_tensor(images)
-        if images.dtype == tf.uint8:
-            images = tf.cast(images, tf.float32)  # under any policy
+        images = ops.convert_to_tensor(images)
+        dtype = keras.backend.standardize_dtype(images.dtype)
+        if dtype == "uint8":
+            images = ops.cast(images, "float32")  # under any policy
             if self.pixels is None:
                 images = images / 127.5 - 1.0  # 127.5 maps to 0
             else:
                 # KerasHub keeps an integer as such.
                 scale, offset = (
-                    tf.constant(x, tf.float32) for x in self.pixels
+                    ops.convert_to_tensor(x, "float32") for x in self.pixels
                 )
                 images = images * scale + offset
-        elif not images.dtype.is_floating:
+        elif not keras.backend.is_float_dtype(dtype):
             raise ValueError(
                 f"`image` must be uint8 in [0, 255] or floating point. "
-                f"Received: dtype={images.dtype.name}"
+                f"Received: dtype={dtype}"
             )
-        images = tf.cast(images, self.image_tower.compute_dtype)
+        images = ops.cast(images, self.image_tower.compute_dtype)
         self.check_view(view)
         parts = [
             # The default view needs no `view` argument in towers.
@@ -198,19 +200,22 @@ class TwoTower(keras.Model):
             )
             for one, rows in _parts(_views(view), images)
         ]
-        return unit_norm(parts[0] if len(parts) == 1 else tf.concat(parts, 0))
+        return unit_norm(
+            parts[0] if len(parts) == 1 else ops.concatenate(parts, 0)
+        )
 
     def encode_text(
-        self, tokens: tf.Tensor, training: bool | None = None
-    ) -> tf.Tensor:
+        self, tokens: Tensor, training: bool | None = None
+    ) -> Tensor:
         """Embeds integer tokens [B, L] to unit norm, float32 [B, D]."""
-        tokens = tf.convert_to_tensor(tokens)
-        if not tokens.dtype.is_integer:
+        tokens = ops.convert_to_tensor(tokens)
+        dtype = keras.backend.standardize_dtype(tokens.dtype)
+        if not keras.backend.is_int_dtype(dtype):
             raise ValueError(
                 f"`text` must be token ids; tokenise in the data pipeline. "
-                f"Received: dtype={tokens.dtype.name}"
+                f"Received: dtype={dtype}"
             )
-        tokens = tf.cast(tokens, tf.int32)
+        tokens = ops.cast(tokens, "int32")
         return unit_norm(self.text_tower(tokens, training=training))
 
     def check_view(
@@ -372,13 +377,11 @@ def _parts(views, images):
             f"`view` must hold as many views as divide the rows of the batch, "
             f"or one. Received: {len(views)} views for {num_rows} rows"
         )
-    groups = [
-        (one, len(list(equal))) for one, equal in itertools.groupby(views)
-    ]
-    rows = tf.split(
-        images, [count * num_rows // len(views) for _, count in groups]
-    )
-    return [(one, part) for (one, _), part in zip(groups, rows, strict=True)]
+    parts, end = [], 0
+    for one, equal in itertools.groupby(views):
+        start, end = end, end + num_rows // len(views) * len(list(equal))
+        parts.append((one, images[start:end]))
+    return parts
 
 
 def _check_keys(batch):
@@ -458,7 +461,7 @@ class Projection(keras.layers.Layer):
     def project(self, embeddings: Embeddings) -> Embeddings:
         """Projects embeddings [b, D] to [b, dim]; the layer must be built."""
         image, text = (
-            unit_norm(tf.matmul(tf.cast(values, tf.float32), kernel))
+            unit_norm(ops.matmul(ops.cast(values, "float32"), kernel))
             for values, kernel in zip(embeddings[:2], self.kernels, strict=True)
         )
         return embeddings._replace(image=image, text=text)

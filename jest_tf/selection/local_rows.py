@@ -5,7 +5,10 @@ R replicas hold B/R rows each: row i of replica r is row `r * B/R + i` of all.
 docs/distribution.md has the cost of each collective.
 """
 
-import tensorflow as tf
+from keras import ops, tree
+
+from jest_tf import embeddings
+from jest_tf.embeddings import Tensor
 
 
 class LocalRows:
@@ -22,7 +25,7 @@ class LocalRows:
     Attributes:
         num_quotas: parts of the super-batch that each contribute equally many
             rows to a draw: 1, or R with quota "per_replica".
-        in_loops: True if the collectives work inside a `tf.while_loop`.
+        in_loops: True if the collectives work inside a loop of the graph.
     """
 
     def __init__(self, num_rows: int, quota: str = "global", replicas=None):
@@ -38,13 +41,13 @@ class LocalRows:
         self.num_quotas = 1 if quota == "global" else self._num_replicas
         self._first = self._number * num_rows
 
-    def own(self, values: tf.Tensor) -> tf.Tensor:
+    def own(self, values: Tensor) -> Tensor:
         """Slices the local rows, `[..., B] -> [..., B/R]`."""
         leading = values.shape[:-1]
         begin = [0] * len(leading) + [self._first]
-        return tf.slice(values, begin, [*leading, self.num_rows])
+        return ops.slice(values, begin, [*leading, self.num_rows])
 
-    def top(self, keys: tf.Tensor, size: int) -> tf.Tensor:
+    def top(self, keys: Tensor, size: int) -> Tensor:
         """Returns the rows with the `size` highest `keys`, highest first.
 
         Ties go to the lower row. Quota "per_replica" takes `size / R` rows of
@@ -52,67 +55,69 @@ class LocalRows:
         drawn; the result is int32 `[size]`, rows of all, on every replica.
         """
         if self._replicas is None:
-            return tf.math.top_k(keys, size).indices
+            return ops.top_k(keys, size)[1]
         offered = min(size // self.num_quotas, self.num_rows)
-        best = tf.math.top_k(keys, offered)
-        rows = self._replicas.all_gather(self._first + best.indices)
+        best, rows = ops.top_k(keys, offered)
+        rows = self._replicas.all_gather(self._first + rows)
         if self.num_quotas > 1:
             return rows
         # Ordered by replica, then key, then row: ties go to the lower row here
         # too.
-        keys = self._replicas.all_gather(best.values)
-        return tf.gather(rows, tf.math.top_k(keys, size).indices)
+        keys = self._replicas.all_gather(best)
+        return embeddings.take(rows, ops.top_k(keys, size)[1])
 
-    def fetch(self, tensors, rows: tf.Tensor):
+    def fetch(self, tensors, rows: Tensor):
         """Gathers rows of a nest of tensors, `[B/R, ...] -> [c, ...]`.
 
         `rows` are int32 `[c]`, rows of all, equal on every replica.
         """
         if self._replicas is None:
-            return tf.nest.map_structure(lambda x: tf.gather(x, rows), tensors)
+            return tree.map_structure(
+                lambda one: embeddings.take(one, rows), tensors
+            )
         # All but the owner add zeros: b * dim per draw, not B * dim.
         here, is_local = self._places_here(rows)
 
         def contribution(tensor):
-            values = tf.gather(tensor, tf.where(is_local, here, 0))
-            shape = [-1] + [1] * (values.shape.rank - 1)
-            return tf.where(tf.reshape(is_local, shape), values, 0.0)
+            values = embeddings.take(tensor, ops.where(is_local, here, 0))
+            shape = [-1] + [1] * (len(values.shape) - 1)
+            return ops.where(ops.reshape(is_local, shape), values, 0.0)
 
         return self._replicas.all_reduce(
-            tf.nest.map_structure(contribution, tensors)
+            tree.map_structure(contribution, tensors)
         )
 
-    def mask(self, rows: tf.Tensor) -> tf.Tensor:
+    def mask(self, rows: Tensor) -> Tensor:
         """Returns bool `[B/R]`, true for the local rows among `rows` of all."""
         here, is_local = self._places_here(rows)
         # Rows of other replicas map to a spare row, which is cut off.
-        here = tf.where(is_local, here, self.num_rows)
-        mask = tf.tensor_scatter_nd_update(
-            tf.zeros([self.num_rows + 1], tf.bool),
-            here[:, tf.newaxis],
-            tf.ones_like(here, tf.bool),
+        here = ops.where(is_local, here, self.num_rows)
+        mask = ops.scatter_update(
+            ops.zeros([self.num_rows + 1], "bool"),
+            here[:, None],
+            ops.ones_like(here, "bool"),
         )
         return mask[: self.num_rows]
 
-    def share(self, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def share(self, size: int) -> tuple[Tensor, Tensor]:
         """Returns this replica's share of `size` places; int32 and bool `[n]`.
 
         The shares are equally large, padded by repeating the last place; the
         second tensor is false for the padding.
         """
         length = -(-size // self._num_replicas)
-        places = self._number * length + tf.range(length)
-        return tf.minimum(places, size - 1), places < size
+        places = self._number * length + ops.arange(length, dtype="int32")
+        return ops.minimum(places, size - 1), places < size
 
     def means(
-        self, values: dict[str, tf.Tensor], counted: tf.Tensor, size: int
-    ) -> dict[str, tf.Tensor]:
+        self, values: dict[str, Tensor], counted: Tensor, size: int
+    ) -> dict[str, Tensor]:
         """Averages `values`, float32 `[n]` by name, over the entries `counted`.
 
         `size` is the number of counted entries on all replicas.
         """
         totals = {
-            name: tf.reduce_sum(tf.where(counted, value, 0.0))
+            name: ops.sum(ops.where(counted, value, 0.0))
             for name, value in values.items()
         }
         if self._replicas is not None:
@@ -125,9 +130,9 @@ class LocalRows:
         return here, (here >= 0) & (here < self.num_rows)
 
 
-def top_rows(keys: tf.Tensor, size: int, num_quotas: int = 1) -> tf.Tensor:
+def top_rows(keys: Tensor, size: int, num_quotas: int = 1) -> Tensor:
     """`LocalRows.top` on keys `[B]` of all rows, without collectives."""
-    parts = tf.reshape(keys, [num_quotas, -1])
-    best = tf.math.top_k(parts, size // num_quotas).indices
-    first = tf.range(num_quotas) * parts.shape[1]
-    return tf.reshape(first[:, tf.newaxis] + best, [size])
+    parts = ops.reshape(keys, [num_quotas, -1])
+    best = ops.top_k(parts, size // num_quotas)[1]
+    first = ops.arange(num_quotas, dtype="int32") * parts.shape[1]
+    return ops.reshape(first[:, None] + best, [size])

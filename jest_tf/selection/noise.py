@@ -1,9 +1,17 @@
-"""Random floats that are bitwise equal eagerly, in a graph and under XLA."""
+"""Random floats that are bitwise equal eagerly, in a graph and under XLA.
 
+Their bits are Philox4x32-10's, TensorFlow's, on every backend.
+"""
+
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import tensorflow as tf
+import numpy as np
+from keras import ops
+
+from jest_tf import embeddings
+from jest_tf.embeddings import Tensor
 
 
 class Placed(NamedTuple):
@@ -14,30 +22,94 @@ class Placed(NamedTuple):
         places: int32 `[B]`, the place of each row when it had the noise.
     """
 
-    seed: Sequence[int] | tf.Tensor
-    places: tf.Tensor
+    seed: Sequence[int] | Tensor
+    places: Tensor
 
 
-Seed = Sequence[int] | tf.Tensor | Placed
+Seed = Sequence[int] | Tensor | Placed
+
+_MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+_WEYL = 0x9E3779B9, 0xBB67AE85
+_SCRAMBLE = 0x3EC8F720, 0x02461E29
 
 
-def uniform(shape, seed: tf.Tensor, *, bits: int = 24) -> tf.Tensor:
+def uniform(shape, seed: Tensor, *, bits: int = 24) -> Tensor:
     """Draws uniform multiples of 2**-bits in [0, 1), float32 of `shape`.
 
     Philox gives the same integers with and without XLA; TensorFlow's kernels
     and XLA convert them to different floats. `seed` is int `[2]`; float32 holds
     up to 24 `bits` exactly.
     """
-    integers = tf.random.stateless_uniform(
+    integers = ops.right_shift(random_bits(shape, seed), _uint32(32 - bits))
+    return ops.cast(integers, "float32") * 2.0**-bits
+
+
+def random_bits(shape, seed: Tensor) -> Tensor:
+    """Draws random uint32 of `shape` by Philox, from a seed, int `[2]`."""
+    if not embeddings.ON_TENSORFLOW:
+        return philox_bits(shape, seed)
+    import tensorflow as tf
+
+    # One kernel, where `philox_bits` takes some two hundred ops.
+    return tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
     )
-    integers = tf.bitwise.right_shift(integers, 32 - bits)
-    return tf.cast(integers, tf.float32) * 2.0**-bits
 
 
-def gumbel_noise(
-    seed: Seed, num_chunks: int, super_batch_size: int
-) -> tf.Tensor:
+def philox_bits(shape, seed: Tensor) -> Tensor:
+    """`random_bits` by ops that every backend has; `shape` is static.
+
+    Reference: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
+    3"; a seed is scrambled as by TensorFlow's `StatelessRandomGetKeyCounter`.
+    """
+    seed = ops.cast(seed, "int32")
+    words = []
+    for part in ops.unstack(seed):  # to 64 bits, with the sign
+        words += [part, ops.where(part < 0, -1, 0)]
+    words = [ops.cast(word, "uint32") for word in words]
+    *key, third, fourth = _philox(words, map(_uint32, _SCRAMBLE))
+    size = math.prod(shape)
+    index = ops.cast(ops.arange(-(-size // 4), dtype="int32"), "uint32")
+    zeros = ops.zeros_like(index)
+    counter = [index, zeros, zeros + third, zeros + fourth]
+    bits = ops.stack(_philox(counter, key), 1)
+    return ops.reshape(ops.reshape(bits, [-1])[:size], shape)
+
+
+def _philox(counter, key):
+    """Ten rounds on four words of 32 bits, with a key of two."""
+
+    # In a loop: unrolled, XLA computes words again for each of their uses, and
+    # took 70 times as long on CPUs.
+    def turn(_, words):
+        one, two, three, four, left, right = words
+        high, low = _multiply(_MULTIPLIERS[0], one)
+        other_high, other_low = _multiply(_MULTIPLIERS[1], three)
+        return (
+            *(other_high ^ two ^ left, other_low),
+            *(high ^ four ^ right, low),
+            *(left + _uint32(_WEYL[0]), right + _uint32(_WEYL[1])),
+        )
+
+    return ops.fori_loop(0, 10, turn, (*counter, *key))[:4]
+
+
+def _multiply(constant, words):
+    """The high and the low 32 bits of a product, from halves of 16 bits."""
+    half, mask = _uint32(16), _uint32(0xFFFF)
+    low, high = _uint32(constant & 0xFFFF), _uint32(constant >> 16)
+    below, above = words & mask, ops.right_shift(words, half)
+    outer = low * above
+    middle = ops.right_shift(low * below, half) + high * below + (outer & mask)
+    carry = ops.right_shift(outer, half) + ops.right_shift(middle, half)
+    return high * above + carry, _uint32(constant) * words
+
+
+def _uint32(value):
+    return ops.convert_to_tensor(np.uint32(value))
+
+
+def gumbel_noise(seed: Seed, num_chunks: int, super_batch_size: int) -> Tensor:
     """Draws standard Gumbel noise for every chunk and row of a draw.
 
     The top k rows of `logits + noise` are k rows drawn without replacement
@@ -56,24 +128,24 @@ def gumbel_noise(
     """
     if isinstance(seed, Placed):
         found = gumbel_noise(seed.seed, num_chunks, super_batch_size)
-        return tf.gather(found, seed.places, axis=1)
+        return embeddings.take(found, seed.places, axis=1)
     # The middles of 2^23 cells of (0, 1): never 0 or 1, and exact in float32.
     cells = uniform([num_chunks, super_batch_size], seed_tensor(seed), bits=23)
-    return -tf.math.log(-tf.math.log(cells + 2.0**-24))
+    return -ops.log(-ops.log(cells + 2.0**-24))
 
 
 def salted(seed: Seed, salt: int) -> Seed:
     """Returns a seed of the same rows whose noise is independent."""
     if isinstance(seed, Placed):
         return seed._replace(seed=salted(seed.seed, salt))
-    return tf.bitwise.bitwise_xor(seed_tensor(seed), [salt, 0])
+    return ops.bitwise_xor(seed_tensor(seed), [salt, 0])
 
 
-def seed_tensor(seed: Seed) -> tf.Tensor:
+def seed_tensor(seed: Seed) -> Tensor:
     """Converts a seed to int32 `[2]`; raises ValueError unless two integers."""
     if isinstance(seed, (tuple, list)):
-        seed = tf.stack([tf.cast(part, tf.int32) for part in seed])
-    seed = tf.cast(tf.convert_to_tensor(seed), tf.int32)
+        seed = ops.stack([ops.cast(part, "int32") for part in seed])
+    seed = ops.cast(ops.convert_to_tensor(seed), "int32")
     if seed.shape != (2,):
         raise ValueError(
             "`seed` must be two integers, (run seed, step). "

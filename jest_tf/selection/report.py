@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
+from jest_tf import embeddings
 from jest_tf.config import methods
+from jest_tf.embeddings import Tensor
 from jest_tf.selection import local_rows, noise, scores
 
 # Most rows of the uniform draw for comparison. Larger sub-batches scale up its
@@ -44,22 +46,22 @@ class Draw(NamedTuple):
         uniform_reference_loss: float32 `[u]`, the reference's.
     """
 
-    indices: tf.Tensor
-    score: tf.Tensor
-    uniform_score: tf.Tensor
-    kept: tf.Tensor
-    learner_loss: tf.Tensor | None
-    reference_loss: tf.Tensor | None
-    own_score: tf.Tensor
-    uniform_places: tf.Tensor
-    uniform_learner_loss: tf.Tensor | None
-    uniform_reference_loss: tf.Tensor | None
+    indices: Tensor
+    score: Tensor
+    uniform_score: Tensor
+    kept: Tensor
+    learner_loss: Tensor | None
+    reference_loss: Tensor | None
+    own_score: Tensor
+    uniform_places: Tensor
+    uniform_learner_loss: Tensor | None
+    uniform_reference_loss: Tensor | None
 
 
 def report(
     state: scores.State,
-    indices: tf.Tensor,
-    own_score: tf.Tensor,
+    indices: Tensor,
+    own_score: Tensor,
     seed: noise.Seed,
     criterion: methods.Criterion,
     local: local_rows.LocalRows,
@@ -73,11 +75,11 @@ def report(
     )
     # Under XLA nothing checks the embeddings, and a row whose score is NaN
     # need not be drawn: the score of the draw shows it.
-    finite = tf.reduce_all(tf.math.is_finite(own_score))
+    finite = ops.all(ops.isfinite(own_score))
     score = criterion.score(means)
     return Draw(
         indices=indices,
-        score=tf.where(finite, score, np.nan),
+        score=ops.where(finite, score, np.nan),
         uniform_score=uniform_score,
         kept=state.kept,
         learner_loss=row_losses.get("learner"),
@@ -95,21 +97,21 @@ def _uniform_draw(state, batch_size, seed, criterion, local):
     # Independent of the draw's noise; equal noise would share rows.
     seed = noise.salted(seed, 0x5EED)
     keys = noise.gumbel_noise(seed, 1, local.super_batch_size)[0]
-    rows = tf.math.top_k(keys, size).indices
+    rows = ops.top_k(keys, size)[1]
     sample = local.fetch(
         {name: model.model[:2] for name, model in state.models.items()}, rows
     )
     places, counted = local.share(size)
     losses = {}
     for name, model in state.models.items():
-        image, text = (tf.gather(part, places) for part in sample[name])
+        image, text = (embeddings.take(part, places) for part in sample[name])
         own = type(model).start(model.model._replace(image=image, text=text))
         losses[name] = own.add(*sample[name]).sample_losses(size, batch_size)
     means = local.means(losses, counted, size)
     return criterion.score(means), places, losses
 
 
-def summarize(draw: Draw, replicas=None) -> dict[str, tf.Tensor]:
+def summarize(draw: Draw, replicas=None) -> dict[str, Tensor]:
     """Summarizes a draw for a log, scalars by name.
 
     `score` and `uniform_score`, and for each model the mean loss of the kept
@@ -123,12 +125,10 @@ def summarize(draw: Draw, replicas=None) -> dict[str, tf.Tensor]:
             continue
         for name, rows in (("kept", draw.kept), ("dropped", ~draw.kept)):
             totals[f"{model}_loss_{name}"] = (
-                tf.reduce_sum(tf.where(rows, values, 0.0)),
-                tf.reduce_sum(tf.cast(rows, tf.float32)),
+                ops.sum(ops.where(rows, values, 0.0)),
+                ops.sum(ops.cast(rows, "float32")),
             )
     if replicas is not None:
         totals = replicas.all_reduce(totals)
-    means = {
-        name: tf.math.divide_no_nan(*total) for name, total in totals.items()
-    }
+    means = {name: ops.divide_no_nan(*total) for name, total in totals.items()}
     return {"score": draw.score, "uniform_score": draw.uniform_score, **means}

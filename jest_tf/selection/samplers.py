@@ -12,11 +12,11 @@ B/R rows, and all compute the same draw.
 """
 
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
-from jest_tf import config
+from jest_tf import config, embeddings
 from jest_tf.config import methods
-from jest_tf.embeddings import Embeddings
+from jest_tf.embeddings import Embeddings, Tensor
 from jest_tf.selection import local_rows, noise, report, scores
 from jest_tf.selection.noise import Seed
 
@@ -69,7 +69,7 @@ def draw(
         ValueError: if settings or shapes do not fit together, or, run eagerly,
             if embeddings are not finite. For these a graph raises
             `tf.errors.InvalidArgumentError`; one that XLA compiles gives a
-            `score` of NaN.
+            `score` of NaN, and so does Keras on JAX.
 
     Reference: arXiv 2406.17711, algorithm 1; docs/method.md lists where this
     differs and why.
@@ -94,7 +94,7 @@ def draw(
 
     def draw_chunk(chunk, size, state):
         keys = chunk_keys(chunk, scores.conditional(state, criterion))
-        rows = local.top(tf.where(state.kept, -np.inf, keys), size)
+        rows = local.top(ops.where(state.kept, -np.inf, keys), size)
         return rows, scores.add(state, rows, local)
 
     chosen = []
@@ -106,10 +106,10 @@ def draw(
         chosen.append(rows)
     if num_uniform:
         keys = _uniform_keys(seed, local)
-        rows = local.top(tf.where(state.kept, -np.inf, keys), num_uniform)
+        rows = local.top(ops.where(state.kept, -np.inf, keys), num_uniform)
         state = scores.add(state, rows, local)
         chosen.append(rows)
-    indices = tf.concat(chosen, 0)
+    indices = ops.concatenate(chosen, 0)
     return report.report(state, indices, own_score, seed, criterion, local)
 
 
@@ -145,13 +145,13 @@ def select_jointly(
         >>> random = np.random.default_rng(0)
         >>> rows = random.normal(size=[2, 8, 4]).astype("float32")
         >>> rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
-        >>> learner = Embeddings(*rows, tf.constant(10.0), tf.constant(-10.0))
+        >>> learner = Embeddings(*rows, 10.0, -10.0)
         >>> reference = learner._replace(text=learner.image)
         >>> drawn = select_jointly(
         ...     learner, reference, batch_size=4, num_chunks=2, seed=(0, 1)
         ... )
-        >>> drawn.indices.shape
-        TensorShape([4])
+        >>> tuple(drawn.indices.shape)
+        (4,)
     """
     return draw(
         learner,
@@ -165,23 +165,23 @@ def select_jointly(
 
 def uniform_rows(
     seed: Seed, batch_size: int, super_batch_size: int, *, num_quotas: int = 1
-) -> tf.Tensor:
+) -> Tensor:
     """Draws rows uniformly, without scores; int32 `[b]`.
 
     Args, Raises: as `independent_rows`, of B = `super_batch_size` rows.
     """
-    own_score = tf.zeros([super_batch_size])
+    own_score = ops.zeros([super_batch_size], "float32")
     return independent_rows(own_score, seed, batch_size, num_quotas=num_quotas)
 
 
 def independent_rows(
-    own_score: tf.Tensor,
+    own_score: Tensor,
     seed: Seed,
     batch_size: int,
     *,
     gain: float = 1.0,
     num_quotas: int = 1,
-) -> tf.Tensor:
+) -> Tensor:
     """Draws every row by its own pair; int32 `[b]`.
 
     Args:
@@ -260,9 +260,12 @@ def _chunk_keys(stage, num_chunks, seed, local):
     # Noise depends on a row's place among all rows.
     every = noise.gumbel_noise(seed, num_chunks, local.super_batch_size)
     own = local.own(every)
-    if not method.scores:
-        return lambda chunk, score: tf.gather(own, chunk)
-    return lambda chunk, score: stage.gain * score + tf.gather(own, chunk)
+
+    def keys(chunk, score):
+        of_chunk = embeddings.take(own, chunk)
+        return stage.gain * score + of_chunk if method.scores else of_chunk
+
+    return keys
 
 
 def _uniform_keys(seed, local):
@@ -276,21 +279,15 @@ def _draw_unrolled(draw_chunk, first, count, size, state):
     for chunk in range(first, first + count):
         rows, state = draw_chunk(chunk, size, state)
         drawn.append(rows)
-    return tf.concat(drawn, 0), state
+    return ops.concatenate(drawn, 0), state
 
 
 def _draw_in_a_loop(draw_chunk, first, count, size, state):
     """Draws `count` chunks of one size, from chunk `first` on, in one graph."""
-    drawn = tf.TensorArray(tf.int32, size=count, element_shape=[size])
 
-    def step(chunk, drawn, state):
-        rows, state = draw_chunk(chunk, size, state)
-        return chunk + 1, drawn.write(chunk - first, rows), state
+    def step(state, index):
+        rows, state = draw_chunk(first + index, size, state)
+        return state, (rows,)
 
-    _, drawn, state = tf.while_loop(
-        lambda chunk, *_: chunk < first + count,
-        step,
-        (tf.constant(first), drawn, state),
-        parallel_iterations=1,
-    )
-    return tf.reshape(drawn.stack(), [count * size]), state
+    state, (drawn,) = embeddings.scan(step, count, state, (([size], "int32"),))
+    return ops.reshape(drawn, [count * size]), state

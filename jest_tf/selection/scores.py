@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import tensorflow as tf
+import keras
+from keras import ops
 
-from jest_tf import losses
+from jest_tf import embeddings, losses
 from jest_tf.config import methods
-from jest_tf.embeddings import Embeddings
+from jest_tf.embeddings import Embeddings, Tensor
 from jest_tf.selection import local_rows
 
 
@@ -19,7 +20,7 @@ class State(NamedTuple):
         models: by name, such as `losses.SigmoidRows`.
     """
 
-    kept: tf.Tensor
+    kept: Tensor
     models: dict[str, losses.SigmoidRows | losses.SoftmaxRows]
 
 
@@ -28,12 +29,12 @@ def start(models: dict[str, Embeddings], loss: str) -> State:
     kind = losses.pair_loss(loss).rows
     num_rows = next(iter(models.values())).image.shape[0]
     return State(
-        tf.zeros([num_rows], tf.bool),
+        ops.zeros([num_rows], "bool"),
         {name: kind.start(model) for name, model in models.items()},
     )
 
 
-def add(state: State, rows: tf.Tensor, local: local_rows.LocalRows) -> State:
+def add(state: State, rows: Tensor, local: local_rows.LocalRows) -> State:
     """Adds `rows`, int32 `[c]` of all, to the chosen."""
     chosen = local.fetch(
         {name: rows.model[:2] for name, rows in state.models.items()}, rows
@@ -44,14 +45,14 @@ def add(state: State, rows: tf.Tensor, local: local_rows.LocalRows) -> State:
     return State(kept, add_chosen(state.models, chosen))
 
 
-def conditional(state: State, criterion: methods.Criterion) -> tf.Tensor:
+def conditional(state: State, criterion: methods.Criterion) -> Tensor:
     """float32 `[B/R]`: the score of each row given the chosen rows."""
     return criterion.score(
         {name: rows.conditional() for name, rows in state.models.items()}
     )
 
 
-def row_losses(state: State) -> dict[str, tf.Tensor]:
+def row_losses(state: State) -> dict[str, Tensor]:
     """Each row's loss given the chosen rows, by model; float32 `[B/R]`."""
     return {
         name: rows.row_losses(state.kept) for name, rows in state.models.items()
@@ -62,7 +63,7 @@ def _add_chosen(models, chosen):
     return {name: model.add(*chosen[name]) for name, model in models.items()}
 
 
-_add_chosen_shared = tf.function(_add_chosen, autograph=False)
+_add_chosen_shared = embeddings.compiled(_add_chosen)
 
 
 def check_models(
@@ -96,26 +97,36 @@ def check_models(
 
 
 def _checked(name, model):
-    parts = Embeddings(*(tf.convert_to_tensor(part) for part in model))
+    parts = Embeddings(*(ops.convert_to_tensor(part) for part in model))
+    dtypes = [keras.backend.standardize_dtype(part.dtype) for part in parts]
     shape = parts.image.shape
     if not (
-        all(part.dtype.is_floating for part in parts)
-        and shape.rank == 2
-        and shape.is_fully_defined()
+        all(map(keras.backend.is_float_dtype, dtypes))
+        and len(shape) == 2
+        and None not in tuple(shape)
         and parts.text.shape == shape
-        and parts.scale.shape.rank == parts.bias.shape.rank == 0
+        and len(parts.scale.shape) == len(parts.bias.shape) == 0
     ):
-        found = [f"{part.dtype.name} {part.shape}" for part in parts]
+        found = [
+            f"{dtype} {part.shape}"
+            for dtype, part in zip(dtypes, parts, strict=True)
+        ]
         raise ValueError(
             f"`{name}` must hold floating-point embeddings: `{name}.image` and "
             f"`{name}.text` must both be [B, dim] with a static shape, "
             f"`{name}.scale` and `{name}.bias` scalars. Received: {found}"
         )
-    message = f"`{name}` embeddings hold NaN or infinity"
+    if embeddings.ON_TENSORFLOW:
+        parts = _finite(f"`{name}` embeddings hold NaN or infinity", parts)
+    return Embeddings(
+        *(ops.stop_gradient(ops.cast(part, "float32")) for part in parts)
+    )
+
+
+def _finite(message, parts):
+    import tensorflow as tf
+
     try:
-        parts = (tf.debugging.check_numerics(part, message) for part in parts)
-        return Embeddings(
-            *(tf.stop_gradient(tf.cast(part, tf.float32)) for part in parts)
-        )
+        return [tf.debugging.check_numerics(part, message) for part in parts]
     except tf.errors.InvalidArgumentError as error:  # only when run eagerly
         raise ValueError(f"{message}; expected finite numbers") from error

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
-from jest_tf.embeddings import Embeddings
+from jest_tf.embeddings import Embeddings, Tensor
 
 # Metrics of a stage that are NaN if scored embeddings are not finite.
 _SCORES = re.compile(
@@ -35,27 +36,28 @@ class NotFinite(ValueError):
 
 def cleaned(
     embeddings: Embeddings | None,
-) -> tuple[Embeddings | None, tf.Tensor]:
+) -> tuple[Embeddings | None, Tensor]:
     """Replaces NaN and infinity by 0; also returns whether all were finite.
 
     XLA and TPUs raise no errors: the step goes on, with NaN in `stages/...`.
     """
     if embeddings is None:
-        return None, tf.constant(True)
-    flags = [tf.math.is_finite(part) for part in embeddings]
-    parts = map(tf.where, flags, embeddings, map(tf.zeros_like, embeddings))
-    is_finite = tf.reduce_all([tf.reduce_all(flag) for flag in flags])
+        return None, ops.convert_to_tensor(True)
+    flags = [ops.isfinite(part) for part in embeddings]
+    zeros = map(ops.zeros_like, embeddings)
+    parts = map(ops.where, flags, embeddings, zeros)
+    is_finite = ops.all(ops.stack([ops.all(flag) for flag in flags]))
     return Embeddings(*parts), is_finite
 
 
-def check_scores(logs: Mapping[str, tf.Tensor]) -> None:
+def check_scores(logs: Mapping[str, Tensor]) -> None:
     """Raises `NotFinite` if metrics of a stage are not finite."""
     names = [name for name in not_finite(logs) if name != "loss"]
     if names:
         raise NotFinite(names)
 
 
-def not_finite(logs: Mapping[str, tf.Tensor]) -> list[str]:
+def not_finite(logs: Mapping[str, Tensor]) -> list[str]:
     """Names the loss and the metrics of stages that are not finite, sorted."""
     return sorted(
         name
@@ -78,7 +80,7 @@ def finder(variables: Sequence[keras.Variable]) -> Callable[[], list[str]]:
     @tf.function
     def are_finite():
         values = [tf.convert_to_tensor(one) for one in watched]
-        return tf.stack([tf.reduce_all(tf.math.is_finite(x)) for x in values])
+        return ops.stack([tf.reduce_all(tf.math.is_finite(x)) for x in values])
 
     def find():
         flags = are_finite().numpy() if watched else ()

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from jest_tf import config as config_lib
+from jest_tf.embeddings import Tensor
 
 
 class StepMetrics:
@@ -41,18 +42,18 @@ class StepMetrics:
         """All metrics."""
         return [*self._means.values(), *self._sums.values()]
 
-    def result(self, name: str) -> tf.Tensor:
+    def result(self, name: str) -> Tensor:
         """Running mean of the metric `name`."""
         return self._means[name].result()
 
-    def update(self, values: Mapping[str, tf.Tensor], replicas=None) -> None:
+    def update(self, values: Mapping[str, Tensor], replicas=None) -> None:
         """Adds a step's scalars by name, equal on every replica."""
         # Each replica adds its share, so the sum over them counts a step once.
         weight = replicas and 1 / replicas.num_replicas
         for name, value in values.items():
             self._means[name].update_state(value, sample_weight=weight)
 
-    def count_replaced(self, super_batch: Mapping[str, tf.Tensor]) -> None:
+    def count_replaced(self, super_batch: Mapping[str, Tensor]) -> None:
         """Counts local rows with `caption_replaced` or `record_replaced`."""
         parts = [super_batch, super_batch.get("curated", {})]
         # Known from tracing on.
@@ -62,7 +63,7 @@ class StepMetrics:
         for name in self._counted:
             for part in parts:
                 if name in part:
-                    replaced = tf.cast(part[name], tf.float32)
+                    replaced = ops.cast(part[name], "float32")
                     self._sums[name].update_state(replaced)
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from jest_tf import config as config_lib
 from jest_tf import embeddings as embeddings_lib
@@ -51,7 +52,7 @@ def embed(
 
     embeddings = tf.map_fn(
         in_float32,
-        _split(batch, size),
+        split(batch, size),
         parallel_iterations=1,
         fn_output_signature=Embeddings(*[tf.float32] * 4),
     )
@@ -119,12 +120,7 @@ def gradients(
             one if one is None else tf.convert_to_tensor(one) for one in found
         ]
         return Gradients(terms, embeddings, dense)
-    if rows % micro_batch_size:
-        raise ValueError(
-            "`micro_batch_size` must divide a replica's share of the "
-            f"sub-batch, b/R. Received: {micro_batch_size}, b/R={rows}, "
-            f"R={num_replicas}"
-        )
+    check_divides(micro_batch_size, rows, num_replicas)
     state = learner.non_trainable_variables
     before = [tf.identity(tf.convert_to_tensor(one)) for one in state]
     embeddings = embed(encode, batch, micro_batch_size)
@@ -140,7 +136,7 @@ def gradients(
     # Resets dropout, and makes statistics count each row once.
     for variable, old in zip(state, before, strict=True):
         variable.assign(old)
-    parts, *upstream_parts = _split((batch, *upstream[:2]), micro_batch_size)
+    parts, *upstream_parts = split((batch, *upstream[:2]), micro_batch_size)
     # Scale and bias belong to the batch: the first micro-batch takes theirs.
     once = tf.one_hot(0, rows // micro_batch_size)
     upstream_parts += [once * upstream.scale, once * upstream.bias]
@@ -199,11 +195,20 @@ def _tape_of(variables):
         yield tape
 
 
-def _split(tensors, size):
+def split(tensors, size: int):
     """A nest of tensors `[n, ...]` -> `[n / size, size, ...]`."""
-    return tf.nest.map_structure(
-        lambda one: tf.reshape(one, [-1, size, *one.shape[1:]]), tensors
+    return keras.tree.map_structure(
+        lambda one: ops.reshape(one, [-1, size, *one.shape[1:]]), tensors
     )
+
+
+def check_divides(size: int, rows: int, num_replicas: int) -> None:
+    """Raises ValueError unless micro-batches of a `size` cut all `rows`."""
+    if rows % size:
+        raise ValueError(
+            "`micro_batch_size` must divide a replica's share of the "
+            f"sub-batch, b/R. Received: {size}, b/R={rows}, R={num_replicas}"
+        )
 
 
 def _regularizers(learner, share):

@@ -1,28 +1,34 @@
 """`JESTModel`: the training step (`step.py`) as a `keras.Model`.
 
-Fixes of `fit` on several replicas are in `distribution/keras_fit.py`.
+What depends on Keras' backend is in `on_tensorflow.py` and `on_jax.py`.
 """
 
 import dataclasses
-import functools
 import warnings
 from collections.abc import Callable
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from jest_tf import config as config_lib
 from jest_tf import distribution, losses
+from jest_tf import embeddings as embeddings_lib
 from jest_tf.config import overrides
-from jest_tf.distribution import keras_fit
+from jest_tf.embeddings import ON_TENSORFLOW, Tensor
 from jest_tf.models import patches, reference, two_tower
 from jest_tf.training import finite, flops, row_outputs, sub_batch
 from jest_tf.training import metrics as metrics_lib
 from jest_tf.training import step as step_lib
 
+if ON_TENSORFLOW:
+    from jest_tf.training import on_tensorflow as trainer
+else:
+    from jest_tf.training import on_jax as trainer
+
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class JESTModel(keras_fit.TrainerHooks, keras.Model):
+class JESTModel(trainer.Trainer, keras.Model):
     """A learner that chooses what it trains on.
 
     A step takes a super-batch, a dict of tensors with B rows: `image`, `text`,
@@ -99,12 +105,6 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if keras.backend.backend() != "tensorflow":
-            raise ValueError(
-                "JESTModel needs Keras to run on TensorFlow: set "
-                "KERAS_BACKEND=tensorflow before Keras is imported. Received: "
-                f"backend {keras.backend.backend()!r}"
-            )
         if not isinstance(learner, keras.layers.Layer):
             raise TypeError(
                 "`learner` must be a Keras model that maps a batch to "
@@ -140,7 +140,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         for view in (*options.views, *(stage.view for stage in stages)):
             if view != config_lib.View():
                 patches.check_view(learner, view)
-        keras_fit.check_placed("learner", learner, self.distribute_strategy)
+        self._check_placed("learner", learner)
         if reference is not None:
             self.attach_reference(reference)
             if not any("reference" in stage.needs for stage in stages) and (
@@ -172,18 +172,18 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             TypeError: if it can't be called.
             ValueError: if the replicas can't run it.
         """
-        keras_fit.check_placed("reference", model, self.distribute_strategy)
+        self._check_placed("reference", model)
         self._change_step(reference=reference.frozen(model))
         self.train_function = None  # of the reference before
 
     @property
-    def drawn_ids(self) -> tf.Tensor | None:
+    def drawn_ids(self) -> Tensor | None:
         """The `id`s of the last step's sub-batch, `[b]`, in the order drawn.
 
         None before the first step, or if the batches have no `id`.
         """
         ids = self.rows.trained_ids()
-        return None if ids is None else tf.constant(ids)
+        return ids if ids is None or not ON_TENSORFLOW else tf.constant(ids)
 
     def step_flops(
         self,
@@ -193,8 +193,10 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         Available only for traced steps of `fit`; see `flops.of_step`.
 
         Raises:
-            ValueError: if a model's graph can't be counted.
+            ValueError: if a model's graph can't be counted, or Keras runs on
+                JAX.
         """
+        embeddings_lib.check_backend("`step_flops`")
         for settings, super_batch in self._specs.items():
             if settings not in self._flops:
                 step = dataclasses.replace(self.step, selection=settings)
@@ -284,7 +286,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         if self.step.optimizer is not None:
             settings = self.selection
             if settings is not None:
-                settings = settings.at(_read(self.optimizer.iterations))
+                settings = settings.at(self._steps_done())
             step = dataclasses.replace(self.step, selection=settings)
             step.check_references()
         if isinstance(self.learner, two_tower.TwoTower):
@@ -298,55 +300,7 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
                     "pictures as they are"
                 )
 
-    def make_train_function(self, force=False):
-        """Makes the function for `fit`, which keeps the row outputs."""
-        if self.train_function is not None and not force:
-            return
-        self._recent_draws = None
-        if self._chooses and self.steps_per_execution > 1:
-            self._recent_draws = row_outputs.recent_draws(
-                self.distribute_strategy,
-                self.steps_per_execution,
-                self.selection.batch_size,
-            )
-
-        @functools.cache
-        def execution(settings):
-            def step(data):
-                super_batch = self._super_batch(data)
-                if not tf.executing_eagerly():
-                    self._specs[settings] = tf.nest.map_structure(
-                        tf.TensorSpec.from_tensor, super_batch
-                    )
-                    self._flops.pop(settings, None)
-                # When the data end, nothing may run that needs no batch, such
-                # as weight decay: TensorFlow inlines the step into the loop.
-                with tf.control_dependencies([super_batch["image"]]):
-                    return self._train_step(super_batch, settings)
-
-            return self._make_function(step)
-
-        def function(iterator):
-            # From the last execution, so that devices don't wait for Python.
-            finite.check_scores(self._last_logs)
-            equal, rows = execution(self._next_selection())(iterator)
-            self.rows = row_outputs.RowReport(
-                self.distribute_strategy, rows, equal.get("draws")
-            )
-            self._last_logs = equal["logs"]
-            return equal["logs"]
-
-        self.train_function = function
-
-    def train_step(self, data):
-        """One step on one super-batch; returns the metrics' running means.
-
-        The stages that are active are decided when this is traced.
-        """
-        super_batch = self._super_batch(data)
-        return self._train_step(super_batch, self._next_selection())[0]["logs"]
-
-    def test_step(self, data):
+    def _test_step(self, data):
         """The contrastive loss of a batch as it comes, in evaluation mode."""
         may_vary = self._num_replicas == 1
         batch = sub_batch.super_batch_of(data, self._num_replicas, may_vary)
@@ -386,14 +340,6 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         config["options"] = step_lib.StepOptions(**options)
         return cls(**config)
 
-    @property
-    def _chooses(self):
-        return self.selection is not None and bool(self.selection.live)
-
-    @property
-    def _num_replicas(self):
-        return self.distribute_strategy.num_replicas_in_sync
-
     def _change_step(self, **changes):
         # Keras neither tracks, trains nor saves what is within a dataclass.
         self.step = dataclasses.replace(self.step, **changes)
@@ -402,13 +348,13 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
         return sub_batch.super_batch_of(data, self._num_replicas)
 
     def _train_step(self, super_batch, settings):
-        """A step's results equal on all replicas, and its row outputs."""
+        """A step's outputs equal on all replicas, and its row outputs."""
         replicas = distribution.current()
-        number = tf.cast(self.optimizer.iterations, tf.int32)
+        number = ops.cast(self.optimizer.iterations, "int32")
         step = dataclasses.replace(
             self.step,
             selection=settings,
-            seed=tf.stack([self.step.options.seed, number]),
+            seed=ops.stack([self.step.options.seed, number]),
             replicas=replicas,
         )
         outputs = step_lib.train_step(step, super_batch)
@@ -420,30 +366,9 @@ class JESTModel(keras_fit.TrainerHooks, keras.Model):
             # Inside the step: Keras reads all properties of a saved model, and
             # nothing outside a step may wait for other workers.
             rows["trained"] = replicas.all_gather(rows["trained"])
-        equal = {"logs": self.get_metrics_result()}
+        equal = {}
         if outputs.drawn is not None:
             equal["draws"] = row_outputs.with_draw(
                 self._recent_draws, outputs.drawn, number
             )
         return equal, rows
-
-    def _next_selection(self):
-        """The selection of the next execution.
-
-        Steps in which other stages are active have other graphs. So the kind
-        is chosen between executions, and each is compiled once, on first use.
-        """
-        settings = self.selection
-        if settings is None or settings.turns == [0]:
-            return settings and settings.in_step
-        if self._next_step is None:
-            self._next_step = _read(self.optimizer.iterations)
-        step = self._next_step
-        self._next_step += self.steps_per_execution
-        return settings.at(step).in_step
-
-
-def _read(counter):
-    """Reads an integer variable on any number of replicas, also in traces."""
-    with tf.init_scope():
-        return int(tf.convert_to_tensor(counter.value).numpy())

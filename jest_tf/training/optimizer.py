@@ -5,14 +5,15 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from jest_tf import config as config_lib
 from jest_tf.config import imports
 from jest_tf.distribution import keras_fit
+from jest_tf.embeddings import ON_TENSORFLOW
 
 
-class RecipeOptimizer(keras_fit.AggregateThenClip):
+class RecipeOptimizer(keras_fit.AggregateThenClip if ON_TENSORFLOW else object):
     """Mixin for Keras' optimizers: kernels alone decay, factors of the rate.
 
     Biases, norms, embeddings, positions, the temperature and the bias of the
@@ -62,12 +63,12 @@ class RecipeOptimizer(keras_fit.AggregateThenClip):
 
     def _scaled(self, rate, variable):
         factor = self.rate_factors[self._get_variable_index(variable)]
-        rate = tf.cast(rate, variable.dtype)
-        factor = tf.constant(factor, variable.dtype)
-        rest = [1] * (variable.shape.rank - 1)
+        rate = ops.cast(rate, variable.dtype)
+        factor = ops.convert_to_tensor(factor, variable.dtype)
+        rest = [1] * (len(variable.shape) - 1)
         # A stack of blocks has a factor each, [depth, 1, ...].
         return rate * (
-            tf.reshape(factor, [-1, *rest]) if factor.shape.rank else factor
+            ops.reshape(factor, [-1, *rest]) if len(factor.shape) else factor
         )
 
     def _apply_weight_decay(self, variables):
@@ -123,13 +124,13 @@ class Joined(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step):
         """Returns the rate of a step."""
-        step = tf.cast(step, tf.float32)
+        step = ops.cast(step, "float32")
         rate = self.schedules[0](step)
         for schedule, start in zip(
             self.schedules[1:], self.starts[1:], strict=True
         ):
-            later = schedule(tf.maximum(step - start, 0.0))
-            rate = tf.where(step < start, rate, later)
+            later = schedule(ops.maximum(step - start, 0.0))
+            rate = ops.where(step < start, rate, later)
         return rate
 
     def get_config(self):

@@ -9,14 +9,16 @@ from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
-from jest_tf import distribution, selection
+from jest_tf import distribution, embeddings, selection
 from jest_tf.distribution import placement
+from jest_tf.embeddings import Tensor
 
 
 def of_trained(
-    batch: Mapping[str, tf.Tensor], places: tf.Tensor
-) -> dict[str, dict[str, tf.Tensor]]:
+    batch: Mapping[str, Tensor], places: Tensor
+) -> dict[str, dict[str, Tensor]]:
     """Ids of the rows trained on here, if the batch has them.
 
     `places`, int32 `[b/R]`, are the rows' places in the sub-batch.
@@ -28,11 +30,11 @@ def of_trained(
 
 def of_scored(
     stage: int,
-    rows: Mapping[str, tf.Tensor],
+    rows: Mapping[str, Tensor],
     draw: selection.Draw,
-    about: tuple[tf.Tensor, tf.Tensor | None],
+    about: tuple[Tensor, Tensor | None],
     replicas=None,
-) -> dict[str, dict[str, tf.Tensor]]:
+) -> dict[str, dict[str, Tensor]]:
     """Scores and losses of the rows scored here by a stage.
 
     `rows` are those into the stage. `about` has, of all of them, the row of
@@ -43,11 +45,11 @@ def of_scored(
     numbers, order = about
     groups = {
         scored(stage): {
-            "number": here if order is None else tf.gather(order, here),
-            "row": tf.gather(numbers, here),
+            "number": here if order is None else embeddings.take(order, here),
+            "row": embeddings.take(numbers, here),
             "id": rows.get("id"),
             # Workers can't gather booleans.
-            "kept": tf.cast(draw.kept, tf.int32),
+            "kept": ops.cast(draw.kept, "int32"),
             "own_score": draw.own_score,
             "learner_loss": draw.learner_loss,
             "reference_loss": draw.reference_loss,
@@ -82,10 +84,10 @@ def recent_draws(
     Keras returns only the outputs of the last step.
     """
     # GPUs have no 32-bit integer variables, TPUs no 64-bit ones.
-    dtype = tf.int32 if distribution.is_tpu(strategy) else tf.int64
+    dtype = "int32" if distribution.is_tpu(strategy) else tf.int64
     with strategy.scope():
         return tf.Variable(
-            tf.zeros([num_steps, batch_size], dtype),
+            ops.zeros([num_steps, batch_size], dtype),
             trainable=False,
             # Equal copies on all replicas.
             synchronization=tf.VariableSynchronization.ON_READ,
@@ -93,23 +95,21 @@ def recent_draws(
         )
 
 
-def with_draw(
-    draws: tf.Variable | None, rows: tf.Tensor, step: tf.Tensor
-) -> tf.Tensor:
+def with_draw(draws: tf.Variable | None, rows: Tensor, step: Tensor) -> Tensor:
     """Adds a draw, int32 `[b - c]`, to `recent_draws`, and returns them all.
 
     Lines of b are padded with -1. `draws` may be None for executions of one
     step; `step` is int32.
     """
     if draws is None:
-        return rows[tf.newaxis]
+        return rows[None]
     num_lines = draws.shape[0]
     padding = [[0, draws.shape[1] - rows.shape[0]]]
     rows = tf.pad(rows, padding, constant_values=-1)
     is_now = tf.equal(tf.range(num_lines), step % num_lines)
-    lines = tf.where(
-        is_now[:, tf.newaxis],
-        tf.cast(rows, draws.dtype)[tf.newaxis],
+    lines = ops.where(
+        is_now[:, None],
+        ops.cast(rows, draws.dtype)[None],
         tf.convert_to_tensor(draws),
     )
     draws.assign(lines)
@@ -128,7 +128,7 @@ class RowReport:
         self,
         strategy: tf.distribute.Strategy,
         groups: dict,
-        draws: tf.Tensor | None = None,
+        draws: Tensor | None = None,
     ):
         self._strategy = strategy
         self._groups = groups
@@ -141,7 +141,7 @@ class RowReport:
         """
         if self._draws is None:
             return None
-        line = self._draws[step % len(self._draws)].numpy()
+        line = np.ravel(self._draws[step % len(self._draws)])
         return line[line >= 0]
 
     def trained_ids(self) -> np.ndarray | None:
@@ -178,7 +178,7 @@ def _ordered(values, key):
     """Sorts rows by the column `key`, each once; joins ids."""
     if not values:
         return {}
-    parts = {name: part.numpy() for name, part in values.items()}
+    parts = {name: np.asarray(part) for name, part in values.items()}
     # A worker with several devices may repeat its part.
     _, first = np.unique(parts[key], return_index=True)
     ordered = {name: part[first] for name, part in parts.items()}

@@ -16,15 +16,21 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from jest_tf import config as config_lib
+from jest_tf import embeddings as embeddings_lib
 from jest_tf import losses, selection
 from jest_tf.config import checks
 from jest_tf.distribution import placement
-from jest_tf.embeddings import Embeddings, of_model
+from jest_tf.embeddings import Embeddings, Tensor, of_model
 from jest_tf.models import two_tower
-from jest_tf.training import finite, micro_batches, row_outputs, sub_batch
+from jest_tf.training import finite, row_outputs, sub_batch
+
+if embeddings_lib.ON_TENSORFLOW:
+    from jest_tf.training import micro_batches
+else:
+    from jest_tf.training import micro_batches_jax as micro_batches
 
 # Makes the draws of the second live stage, and of later ones, independent.
 _STAGE_SALT = 0x57A6E5
@@ -162,13 +168,13 @@ class Outputs(NamedTuple):
         rows: per-row results of this replica, see `row_outputs.py`.
     """
 
-    metrics: dict[str, tf.Tensor]
+    metrics: dict[str, Tensor]
     draws: dict[int, selection.Draw]
-    drawn: tf.Tensor | None
-    rows: dict[str, dict[str, tf.Tensor]]
+    drawn: Tensor | None
+    rows: dict[str, dict[str, Tensor]]
 
 
-def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
+def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
     """Trains the learner on the sub-batch chosen from one super-batch.
 
     `super_batch` has the local rows, `[B/R, ...]`, and under "curated" those
@@ -179,7 +185,8 @@ def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
     """
     rows, curated = sub_batch.split_curated(super_batch)
     sizes = sub_batch.check_sizes(step, rows, curated)  # [B - c, ..., b - c]
-    numbers = tf.range(sizes[0])  # the super-batch's row of each row, of all
+    # The super-batch's row of each row, of all.
+    numbers = ops.arange(sizes[0], dtype="int32")
     views, reference, drawn, order = step.options.views, None, None, None
     draws, metrics, report = {}, {}, {}
 
@@ -203,13 +210,13 @@ def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
         is_last = number == len(step.selection.stages) - 1
         rows = sub_batch.with_reference(rows, reference)
         rows = sub_batch.needed(step, rows, curated, is_last)
-        drawn = tf.gather(numbers, indices)
+        drawn = embeddings_lib.take(numbers, indices)
         rows, places = sub_batch.gather(
             step, rows, indices, views if is_last else ()
         )
         if not is_last:
             order = sub_batch.places_of_all(step, places)
-            numbers = tf.gather(drawn, order)
+            numbers = embeddings_lib.take(drawn, order)
             if step.quota == "per_replica":
                 order = None  # replicas draw by themselves
 
@@ -249,7 +256,7 @@ def train_step(step: Step, super_batch: Mapping[str, tf.Tensor]) -> Outputs:
 def score(
     step: Step,
     stage: config_lib.Stage,
-    rows: Mapping[str, tf.Tensor],
+    rows: Mapping[str, Tensor],
     known: Embeddings | None = None,
 ) -> tuple[Embeddings | None, Embeddings | None]:
     """Embeds the rows into a stage, `[n/R, ...]`, in evaluation mode.
@@ -300,8 +307,8 @@ def select(
     number: int,
     size: int,
     models: tuple[Embeddings | None, Embeddings | None],
-    order: tf.Tensor | None = None,
-) -> tuple[tf.Tensor, selection.Draw | None]:
+    order: Tensor | None = None,
+) -> tuple[Tensor, selection.Draw | None]:
     """Draws the `size` rows that pass stage `number`, equal on all replicas.
 
     Args:
@@ -343,7 +350,7 @@ def select(
 
 def stage_seed(
     settings: config_lib.SelectionConfig, number: int, seed: Any
-) -> tf.Tensor:
+) -> Tensor:
     """Returns the seed of stage `number`, a live one; int32 `[2]`.
 
     That of the first live stage is `seed`, (run seed, step).
@@ -355,9 +362,9 @@ def stage_seed(
 def objective(
     step: Step,
     embeddings: Embeddings,
-    batch: Mapping[str, tf.Tensor],
+    batch: Mapping[str, Tensor],
     targets: Embeddings | None,
-) -> dict[str, tf.Tensor]:
+) -> dict[str, Tensor]:
     """The minimised `loss` and its terms by name; scalars.
 
     `embeddings` are the learner's, `[b/R, D]`; `targets` come from
@@ -368,9 +375,9 @@ def objective(
         return {"loss": loss}
     weight = step.options.distillation_weight
     if step.options.distillation_steps:
-        done = tf.cast(step.seed[1], tf.float32)
+        done = ops.cast(step.seed[1], "float32")
         done /= step.options.distillation_steps
-        weight *= tf.maximum(1.0 - done, 0.0)
+        weight *= ops.maximum(1.0 - done, 0.0)
     if step.projection is not None:
         embeddings = step.projection.project(embeddings)
     distance = losses.feature_distillation(
@@ -380,8 +387,8 @@ def objective(
 
 
 def contrastive_loss(
-    step: Step, embeddings: Embeddings, batch: Mapping[str, tf.Tensor]
-) -> tf.Tensor:
+    step: Step, embeddings: Embeddings, batch: Mapping[str, Tensor]
+) -> Tensor:
     """The contrastive loss over all b rows, a scalar.
 
     Raises:
@@ -411,5 +418,5 @@ def _of_draw(step, number, draw, learner_is_finite, reference_is_finite):
     metrics = {}
     for name, value in selection.summarize(draw, step.replicas).items():
         is_finite = by_model.get(name.split("_")[0], of_both)
-        metrics[f"stages/{number}/{name}"] = tf.where(is_finite, value, np.nan)
+        metrics[f"stages/{number}/{name}"] = ops.where(is_finite, value, np.nan)
     return metrics

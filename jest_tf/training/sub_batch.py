@@ -8,11 +8,16 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
-from jest_tf import selection
+from jest_tf import embeddings, selection
 from jest_tf.distribution import placement
-from jest_tf.embeddings import Embeddings
-from jest_tf.training import micro_batches
+from jest_tf.embeddings import Embeddings, Tensor
+
+if embeddings.ON_TENSORFLOW:
+    from jest_tf.training import micro_batches
+else:
+    from jest_tf.training import micro_batches_jax as micro_batches
 
 # Salts make the noise of views, augmentation and draws independent.
 _VIEWS_SALT = 0x0715
@@ -30,7 +35,7 @@ CURATED = "curated"
 
 def super_batch_of(
     data, num_replicas: int, may_vary: bool = False
-) -> dict[str, tf.Tensor]:
+) -> dict[str, Tensor]:
     """Extracts the super-batch from Keras' step data.
 
     Raises:
@@ -45,11 +50,11 @@ def super_batch_of(
             "`dataset.map` can rename what it holds"
         )
     shapes = {
-        name: tf.TensorShape(batch[name].shape)
+        name: tuple(batch[name].shape)
         for name in ("image", "text", "id", "caption_id")
         if name in batch
     }
-    rows = {shape[0] if shape.rank else 0 for shape in shapes.values()}
+    rows = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(rows - {None}) > 1:
         shown = (f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(
@@ -93,8 +98,8 @@ def _batch_of(data):
 
 
 def split_curated(
-    super_batch: Mapping[str, tf.Tensor],
-) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor] | None]:
+    super_batch: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
     """Separates the rows to choose from and the curated ones, None without."""
     rows = dict(super_batch)
     return rows, rows.pop(CURATED, None)
@@ -102,8 +107,8 @@ def split_curated(
 
 def check_sizes(
     step,
-    rows: Mapping[str, tf.Tensor],
-    curated: Mapping[str, tf.Tensor] | None,
+    rows: Mapping[str, Tensor],
+    curated: Mapping[str, Tensor] | None,
 ) -> tuple[int, ...]:
     """Rows into each live stage, and out of the last, on all replicas.
 
@@ -134,8 +139,8 @@ def check_sizes(
 
 
 def with_reference(
-    rows: Mapping[str, tf.Tensor], reference: Embeddings | None
-) -> Mapping[str, tf.Tensor]:
+    rows: Mapping[str, Tensor], reference: Embeddings | None
+) -> Mapping[str, Tensor]:
     """Attaches the reference's embeddings, to save later passes."""
     if reference is None or _is_embedded(rows):
         return rows
@@ -144,10 +149,10 @@ def with_reference(
 
 def needed(
     step,
-    rows: Mapping[str, tf.Tensor],
-    curated: Mapping[str, tf.Tensor] | None,
+    rows: Mapping[str, Tensor],
+    curated: Mapping[str, Tensor] | None,
     is_last: bool,
-) -> dict[str, tf.Tensor]:
+) -> dict[str, Tensor]:
     """Drops the keys that neither a later stage nor training uses."""
     unused = set(_COUNTED)
     if is_last and not step.distils:
@@ -161,10 +166,10 @@ def needed(
 
 def gather(
     step,
-    batch: Mapping[str, tf.Tensor],
-    indices: tf.Tensor | None,
+    batch: Mapping[str, Tensor],
+    indices: Tensor | None,
     views: Sequence = (),
-) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+) -> tuple[dict[str, Tensor], Tensor]:
     """Brings the rows that pass a stage to their replicas.
 
     With P training views, the sub-batch is split randomly into P equal parts,
@@ -183,7 +188,7 @@ def gather(
 
     num_rows = rows * step.num_replicas
     if indices is None:
-        indices = tf.range(num_rows)
+        indices = ops.arange(num_rows, dtype="int32")
     order = None
     if views:
         size = indices.shape[0]
@@ -199,17 +204,21 @@ def gather(
         replicas=step.replicas,
     )
     moved = [placement.move(batch, part, step.replicas) for part in parts]
-    batch = {name: tf.concat([one[name] for one in moved], 0) for name in batch}
-    places = tf.concat([part.places for part in parts], 0)
+    batch = {
+        name: ops.concatenate([one[name] for one in moved], 0) for name in batch
+    }
+    places = ops.concatenate([part.places for part in parts], 0)
     micro_batch_size = step.options.micro_batch_size
     if not views or micro_batch_size is None:
         return batch, places
     mixed = _interleaved(places.shape[0], len(views), micro_batch_size)
-    batch = {name: tf.gather(value, mixed) for name, value in batch.items()}
-    return batch, tf.gather(places, mixed)
+    batch = {
+        name: embeddings.take(value, mixed) for name, value in batch.items()
+    }
+    return batch, embeddings.take(places, mixed)
 
 
-def places_of_all(step, places: tf.Tensor) -> tf.Tensor:
+def places_of_all(step, places: Tensor) -> Tensor:
     """Joins the places of all replicas' rows, `[m/R]` each; int32 `[m]`."""
     if step.replicas is None:
         return places
@@ -218,10 +227,10 @@ def places_of_all(step, places: tf.Tensor) -> tf.Tensor:
 
 def add_curated(
     step,
-    batch: dict[str, tf.Tensor],
-    places: tf.Tensor,
-    curated: Mapping[str, tf.Tensor] | None,
-) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    batch: dict[str, Tensor],
+    places: Tensor,
+    curated: Mapping[str, Tensor] | None,
+) -> tuple[dict[str, Tensor], Tensor]:
     """Appends the curated rows to the chosen ones; returns as `gather`.
 
     Raises:
@@ -238,15 +247,15 @@ def add_curated(
     own = placement.rows_of_all(rows, step.replicas)
     chosen = places.shape[0] * step.num_replicas
     batch = {
-        name: tf.concat([value, curated[name]], 0)
+        name: ops.concatenate([value, curated[name]], 0)
         for name, value in batch.items()
     }
-    return batch, tf.concat([places, chosen + own], 0)
+    return batch, ops.concatenate([places, chosen + own], 0)
 
 
 def distillation_targets(
-    step, batch: dict[str, tf.Tensor]
-) -> tuple[dict[str, tf.Tensor], Embeddings | None]:
+    step, batch: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Embeddings | None]:
     """Separates the reference's embeddings from the batch, or computes them.
 
     Returns:
@@ -261,7 +270,7 @@ def distillation_targets(
     step.check_reference("distillation_weight")
     if _is_embedded(batch):
         image, text = (batch[name] for name in FROM_REFERENCE)
-        targets = Embeddings(image, text, tf.constant(0.0), tf.constant(0.0))
+        targets = Embeddings(image, text, 0.0, 0.0)
     else:
         targets = micro_batches.embed(
             step.reference, batch, step.options.micro_batch_size
@@ -275,8 +284,8 @@ def distillation_targets(
 
 
 def augment(
-    step, batch: dict[str, tf.Tensor], places: tf.Tensor
-) -> dict[str, tf.Tensor]:
+    step, batch: dict[str, Tensor], places: Tensor
+) -> dict[str, Tensor]:
     """Augments the images of the sub-batch, if the step does."""
     if step.options.augment is None:
         return batch

@@ -9,7 +9,7 @@ from jest_tf.selection import noise
 
 class NoiseTest(tf.test.TestCase):
     def test_noise_is_gumbel_and_a_function_of_the_seed(self):
-        drawn = selection.gumbel_noise((3, 4), 8, 20_000).numpy()
+        drawn = np.asarray(selection.gumbel_noise((3, 4), 8, 20_000))
         self.assertEqual(drawn.dtype, np.float32)
         self.assertTrue(np.isfinite(drawn).all())
         # mean = Euler's constant, variance = pi^2 / 6; 160,000 variates.
@@ -21,6 +21,19 @@ class NoiseTest(tf.test.TestCase):
             self.assertNotAllClose(
                 selection.gumbel_noise(other, 8, 20_000), drawn
             )
+
+    def test_other_backends_have_the_bits_of_tensorflow(self):
+        for seed in ((5, -7), (2**31 - 1, 0), (-(2**31), -1)):
+            expected = tf.random.stateless_uniform(
+                [3, 1001],
+                seed,
+                minval=None,
+                maxval=None,
+                dtype=tf.uint32,
+                alg="philox",
+            )
+            found = noise.philox_bits([3, 1001], np.int32(seed))
+            self.assertAllEqual(found, expected)
 
     def test_uniform_floats_are_the_same_bits_eagerly_and_under_xla(self):
         seed = tf.constant([5, -7])

@@ -1,0 +1,100 @@
+"""The collectives of `collectives.py` on Keras' JAX backend.
+
+A step runs on every device of `keras.distribution.DataParallel` by `shard_map`,
+with names for what is exchanged where TensorFlow has replica contexts.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+import keras
+from keras import tree
+
+_running = []  # the collectives of the step that is traced, at most one
+
+
+class Replicas:
+    """The collectives of one step; attributes and methods as on TensorFlow.
+
+    Args:
+        mesh: the devices, on one axis.
+    """
+
+    in_loops = True
+
+    def __init__(self, mesh: jax.sharding.Mesh):
+        (self._axis,) = mesh.axis_names
+        self.num_replicas = mesh.size
+
+    @property
+    def replica_id(self) -> jax.Array:
+        """int32 scalar in [0, R)."""
+        return jax.lax.axis_index(self._axis)
+
+    def all_gather(self, tensors):
+        """Gathers rows `[n, ...]` to `[R * n, ...]`, in replica order."""
+        return tree.map_structure(
+            lambda one: jax.lax.all_gather(one, self._axis, tiled=True), tensors
+        )
+
+    def all_reduce(self, tensors):
+        """Sums over replicas."""
+        return tree.map_structure(
+            lambda one: jax.lax.psum(one, self._axis), tensors
+        )
+
+    def all_to_all(self, tensors):
+        """Sends row d of `[R, m, ...]` to replica d."""
+        return tree.map_structure(
+            lambda one: jax.lax.all_to_all(one, self._axis, 0, 0, tiled=True),
+            tensors,
+        )
+
+
+def current() -> Replicas | None:
+    """Returns the collectives of the running step; None on one device."""
+    return _running[-1] if _running else None
+
+
+def replica_id() -> jax.Array | int:
+    """Returns the running replica's number, int32 in [0, R)."""
+    return _running[-1].replica_id if _running else 0
+
+
+def mesh() -> jax.sharding.Mesh | None:
+    """Returns the devices of `keras.distribution`; None if there is but one.
+
+    Raises:
+        ValueError: if the model is distributed, too, or over several processes.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            "JESTModel runs in one process on Keras' JAX backend; several need "
+            "`tf.distribute`, on TensorFlow. Received: "
+            f"{jax.process_count()} processes"
+        )
+    found = keras.distribution.distribution()
+    if found is None or found.device_mesh.backend_mesh.size == 1:
+        return None
+    if len(found.device_mesh.axis_names) != 1:
+        raise ValueError(
+            "JESTModel runs on several devices by "
+            "`keras.distribution.DataParallel`, whose mesh has one axis. "
+            f"Received: {type(found).__name__} over "
+            f"{found.device_mesh.axis_names}"
+        )
+    return found.device_mesh.backend_mesh
+
+
+@contextlib.contextmanager
+def running(devices: jax.sharding.Mesh | None) -> Iterator[Replicas | None]:
+    """Context manager of a step's body within `shard_map` over `devices`."""
+    if devices is None:
+        yield None
+        return
+    _running.append(Replicas(devices))
+    try:
+        yield _running[-1]
+    finally:
+        _running.pop()

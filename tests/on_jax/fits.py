@@ -1,0 +1,211 @@
+"""Draws and steps of `fit` that are equal on both of Keras' backends.
+
+    KERAS_BACKEND=... python fits.py RESULT SAVED LOADED
+
+writes every array to RESULT and a model to SAVED, and embeds by LOADED.
+"""
+
+import dataclasses
+import sys
+
+import keras
+import numpy as np
+import random_embeddings
+import tensorflow as tf
+import tiny_towers
+
+from jest_tf import config, selection
+from jest_tf.data import augmentation
+from jest_tf.models import two_tower
+from jest_tf.training import model as model_lib
+from jest_tf.training import optimizer
+from jest_tf.training import step as step_lib
+
+ROWS, SIZE, STEPS = 32, 8, 10
+# Beside the rows to choose from, in the case "all".
+CURATED = 2
+STAGE = config.Stage(ROWS // SIZE, num_chunks=2)
+COARSE = config.View(patch_size=4)
+
+# Arguments of `jest` by name.
+CASES = {
+    "joint": {},
+    "softmax": {
+        "stages": (dataclasses.replace(STAGE, scoring_batch_size=8),),
+        "loss": "softmax",
+        "micro_batch_size": 2,
+        "loss_block_size": 3,
+    },
+    "all": {
+        "stages": (
+            config.Stage(2, method="independent", criterion="easy_reference"),
+            config.Stage(
+                2, num_chunks=2, view=COARSE, uniform_share=0.25, first_step=2
+            ),
+        ),
+        "of_towers": {"dropout": 0.1},
+        "projection_dim": 7,
+        "equal_captions": "ignore",
+        "views": (config.View(), COARSE),
+        "distillation_weight": 0.3,
+        "distillation_steps": 8,
+        "augment": augmentation.Augmentation(flip=True, min_area=0.5),
+        "steps_per_execution": 2,
+    },
+}
+
+
+def towers(seed, width=6, **settings):
+    model = two_tower.TwoTower(
+        tiny_towers.image_tower(width, patch_sizes=(4,), **settings),
+        tiny_towers.text_tower(width, **settings),
+    )
+    size = tiny_towers.IMAGE_SIZE
+    model.build(
+        {
+            "image": (None, size, size, 3),
+            "text": (None, tiny_towers.LENGTH),
+        }
+    )
+    tiny_towers.randomise(model.image_tower, seed)
+    tiny_towers.randomise(model.text_tower, seed + 1)
+    return model
+
+
+def jest(
+    stages=(STAGE,),
+    quota="global",
+    loss="sigmoid",
+    of_towers=None,
+    steps_per_execution=1,
+    **options,
+):
+    """A compiled model; `options` are those of a step."""
+    model = model_lib.JESTModel(
+        towers(0, **(of_towers or {})),
+        towers(10, options.get("projection_dim", 6)),
+        config.SelectionConfig(SIZE, stages=stages, quota=quota),
+        loss,
+        options=step_lib.StepOptions(seed=3, **options),
+    )
+    if model.projection is not None:
+        tiny_towers.randomise(model.projection, 20)
+    schedule = config.OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
+    model.compile(
+        optimizer.AdamW(
+            optimizer.build_schedule(schedule, 2 * STEPS),
+            weight_decay=0.01,
+            global_clipnorm=1.0,
+        ),
+        steps_per_execution=steps_per_execution,
+    )
+    return model
+
+
+def dataset(rows=ROWS, num_curated=0):
+    """Ids of more than 32 bits, and captions that repeat."""
+    batches = []
+    for number in range(STEPS):
+        batch = tiny_towers.make_batch(rows, seed=number)
+        batch["id"] = np.arange(rows, dtype=np.int64) << 40
+        batch["caption_id"] = batch["id"] // 2**41 << 33
+        if num_curated:
+            batch["curated"] = {
+                name: values[:num_curated] for name, values in batch.items()
+            }
+        batches.append(batch)
+    joined = keras.tree.map_structure(lambda *one: np.stack(one), *batches)
+    return tf.data.Dataset.from_tensor_slices(joined)
+
+
+class Record(keras.callbacks.Callback):
+    """Draws, ids and losses of every step; losses of an epoch so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.draws, self.ids, self.losses = [], [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        first = batch + 1 - self.model.steps_per_execution
+        self.draws += [
+            self.model.rows.drawn(step) for step in range(first, batch + 1)
+        ]
+        self.ids.append(np.asarray(self.model.drawn_ids))
+        self.losses.append(float(logs["loss"]))
+
+
+def trained(model, data=None, **options):
+    record = Record()
+    model.fit(data or dataset(), verbose=0, callbacks=[record], **options)
+    return record
+
+
+def draws():
+    """Rows of draws of every kind, on the same embeddings and seeds."""
+    found = {}
+    learner, reference = random_embeddings.models(200)
+    for method, criterion, loss, share in (
+        ("joint", "learnability", "sigmoid", 0.0),
+        ("joint", "learnability", "softmax", 0.25),
+        ("joint", "hard_learner", "sigmoid", 0.25),
+        ("independent", "easy_reference", "softmax", 0.0),
+        ("top", "learnability", "sigmoid", 0.0),
+    ):
+        chunks = {"num_chunks": 4} if method == "joint" else {}
+        stage = config.Stage(
+            4, method=method, criterion=criterion, uniform_share=share, **chunks
+        )
+        name = f"{method}/{criterion}/{loss}"
+        found[name] = selection.draw(
+            learner,
+            reference,
+            stage,
+            batch_size=50,
+            seed=(7, 8),
+            settings=config.SelectionConfig(50, loss=loss),
+        ).indices
+    return found
+
+
+def results(name):
+    """Everything a run of a case tells."""
+    model, data = jest(**CASES[name]), dataset()
+    if name == "all":
+        data = dataset(ROWS // SIZE * (SIZE - CURATED), CURATED)
+    record = trained(model, data)
+    whole = model.evaluate(dataset().take(2), verbose=0, return_dict=True)
+    return {
+        f"{name}/draws": record.draws,
+        f"{name}/ids": record.ids,
+        f"{name}/losses": [*record.losses, whole["loss"]],
+        f"{name}/weights": np.concatenate(
+            [np.ravel(one) for one in model.get_weights()]
+        ),
+    }
+
+
+def embedded(path):
+    """The embeddings of a saved model."""
+    model = keras.saving.load_model(path)
+    return np.concatenate(
+        [np.ravel(one) for one in model(next(iter(dataset())))]
+    )
+
+
+def save(path):
+    model = jest(of_towers={"dropout": 0.1})
+    model.optimizer.build(model.trainable_variables)
+    model.save(path)
+
+
+def main(result, saved, loaded):
+    found = draws()
+    for name in CASES:
+        found |= results(name)
+    save(saved)
+    found["saved"], found["loaded"] = embedded(saved), embedded(loaded)
+    np.savez(result, **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,228 @@
+"""`fit` on Keras' JAX backend; tests/conftest.py asks for four CPU devices."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+import fits
+import hand_draws
+import keras
+import numpy as np
+import subprocesses
+import tensorflow as tf
+import tiny_towers
+from keras import tree
+
+from jest_tf import config, distribution, inference
+from jest_tf.data import augmentation, policies
+from jest_tf.embeddings import Embeddings
+from jest_tf.models import pretrained
+from jest_tf.training import model as model_lib
+
+
+def on_devices(count):
+    devices = keras.distribution.list_devices("cpu")[:count]
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(devices=devices)
+    )
+
+
+class BackendTest(tf.test.TestCase):
+    """What TensorFlow's process and this one make of the same inputs."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.mkdtemp()
+        result, theirs, ours = (
+            os.path.join(folder, name)
+            for name in ("found.npz", "theirs.keras", "ours.keras")
+        )
+        fits.save(ours)
+        subprocess.run(
+            [sys.executable, fits.__file__, result, theirs, ours],
+            env=subprocesses.environment(KERAS_BACKEND="tensorflow"),
+            check=True,
+        )
+        cls.expected = dict(np.load(result))
+        cls.theirs, cls.ours = theirs, ours
+
+    def test_draws_of_the_same_embeddings_are_equal(self):
+        for name, rows in fits.draws().items():
+            self.assertAllEqual(rows, self.expected[name])
+
+    def test_saved_models_load_on_either_backend(self):
+        for path, name in ((self.theirs, "saved"), (self.ours, "loaded")):
+            self.assertAllClose(
+                fits.embedded(path), self.expected[name], atol=1e-6
+            )
+
+    def _compare(self, name):
+        for key, found in fits.results(name).items():
+            expected = self.expected[key]
+            if key.endswith(("draws", "ids")):
+                self.assertAllEqual(found, expected)
+            elif key.endswith("losses"):
+                self.assertAllClose(found, expected, rtol=1e-5)
+            else:
+                # AdamW divides small gradients by their size.
+                self.assertAllClose(found, expected, rtol=0, atol=5e-4)
+
+    def test_ten_joint_steps_are_equal(self):
+        self._compare("joint")
+
+    def test_ten_steps_in_micro_batches_of_the_softmax_loss_are_equal(self):
+        self._compare("softmax")
+
+    def test_ten_steps_with_everything_are_equal(self):
+        self._compare("all")
+
+
+class FitTest(tf.test.TestCase):
+    def tearDown(self):
+        keras.distribution.set_distribution(None)
+        super().tearDown()
+
+    def test_a_step_trains_on_what_the_matrix_form_draws(self):
+        model, reference = fits.jest(), fits.towers(10)
+        first = next(iter(fits.dataset()))
+        models = [
+            Embeddings(*map(np.asarray, one(first)))
+            for one in (model.learner, reference)
+        ]
+        expected = hand_draws.rows(
+            *models,
+            fits.STAGE,
+            batch_size=fits.SIZE,
+            seed=(3, 0),
+            loss="sigmoid",
+        )
+        record = fits.trained(model, fits.dataset().take(1))
+        self.assertAllEqual(record.draws[0], expected)
+        self.assertAllEqual(record.ids[0] >> 40, expected)
+
+    def test_a_resumed_run_has_the_bits_of_an_unbroken_one(self):
+        of_towers = {"dropout": 0.2}
+        whole = fits.jest(of_towers=of_towers)
+        fits.trained(whole)
+        path = os.path.join(self.get_temp_dir(), "model.keras")
+        model = fits.jest(of_towers=of_towers)
+        fits.trained(model, fits.dataset().take(4))
+        model.save(path)
+        model = keras.saving.load_model(path)
+        model.attach_reference(fits.towers(10))
+        fits.trained(model, fits.dataset().skip(4))
+        for one, other in zip(
+            [*whole.get_weights(), *whole.optimizer.variables],
+            [*model.get_weights(), *model.optimizer.variables],
+            strict=True,
+        ):
+            self.assertAllEqual(one, other)
+
+    def test_bfloat16_trains(self):
+        model = fits.jest(of_towers={"dtype": "mixed_bfloat16"})
+        exact = fits.trained(fits.jest(), fits.dataset().take(1)).losses
+        found = fits.trained(model, fits.dataset().take(1)).losses
+        self.assertAllClose(found, exact, rtol=0.05)
+
+    def test_scored_embeddings_that_are_not_finite_end_the_fit(self):
+        model = fits.jest()
+        model.learner.bias.assign(np.nan)
+        with self.assertRaisesRegex(ValueError, "stages/0/score"):
+            fits.trained(model)
+
+    def test_what_jax_cannot_do_is_refused(self):
+        model = model_lib.JESTModel(fits.towers(0))
+        inner = keras.optimizers.SGD()
+        with self.assertRaisesRegex(ValueError, "mixed_float16.*Received"):
+            model.compile(keras.optimizers.LossScaleOptimizer(inner))
+        for name, call in (
+            ("`step_flops`", model.step_flops),
+            ("`Embedder`", lambda: inference.Embedder(model.learner)),
+            ("A run", lambda: distribution.build_strategy(None)),
+            ("`data.policy`", lambda: policies.Policy(name="randaugment")),
+            ("A public model", lambda: pretrained.load("hf:x")),
+        ):
+            with self.assertRaisesRegex(ValueError, f"{name}.*Received: 'jax'"):
+                call()
+        with self.assertRaisesRegex(ValueError, "`x`.*Received: generator"):
+            model.evaluate(one for one in fits.dataset())
+        strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+        with strategy.scope(), self.assertRaisesRegex(ValueError, "Strategy"):
+            model_lib.JESTModel(fits.towers(0))
+
+
+class DevicesTest(tf.test.TestCase):
+    """Several devices of `keras.distribution.DataParallel`."""
+
+    def tearDown(self):
+        keras.distribution.set_distribution(None)
+        super().tearDown()
+
+    def test_two_and_four_devices_give_the_steps_of_one(self):
+        options = {
+            "stages": (
+                config.Stage(2, method="uniform"),
+                config.Stage(2, num_chunks=2),
+            ),
+            "equal_captions": "positive",
+            "augment": augmentation.Augmentation(flip=True, min_area=0.5),
+        }
+        alone = fits.trained(fits.jest(**options))
+        for count in (2, 4):
+            on_devices(count)
+            model = fits.jest(**options)
+            together = fits.trained(model)
+            self.assertAllEqual(alone.draws, together.draws)
+            self.assertAllEqual(alone.ids, together.ids)
+            self.assertAllClose(
+                alone.losses, together.losses, rtol=0, atol=1e-5
+            )
+            self.assertLen(model.rows.scored(1)["number"], fits.ROWS // 2)
+
+    def test_quota_per_replica_draws_as_many_rows_of_every_device(self):
+        on_devices(4)
+        for rows in fits.trained(fits.jest(quota="per_replica")).draws:
+            owners = np.bincount(rows // (fits.ROWS // 4), minlength=4)
+            self.assertAllEqual(owners, [fits.SIZE // 4] * 4)
+
+    def test_no_collective_has_the_size_of_the_super_batch(self):
+        on_devices(4)
+        model = fits.jest()
+        fits.trained(model, fits.dataset().take(1))
+        found = collectives(model, next(iter(fits.dataset())))
+        width, chunk = model.learner.embedding_dim, fits.SIZE // 2
+        pixels = 3 * tiny_towers.IMAGE_SIZE**2
+        self.assertLen(found["all-to-all"], 4)  # image, text, id, caption_id
+        # All replicas send two rows each to every replica: b rows in all.
+        self.assertEqual(max(map(sum, found["all-to-all"])), fits.SIZE * pixels)
+        # Keys and rows of a chunk, and the embeddings of the sub-batch.
+        sizes = set(sum(found["all-gather"], []))
+        self.assertEqual(sizes, {4 * chunk, fits.SIZE * width})
+        weights = {one.shape.num_elements() for one in model.learner.weights}
+        sizes = set(sum(found["all-reduce"], []))
+        self.assertEqual(max(sizes - weights), fits.SIZE * width)
+        self.assertIn(chunk * width, sizes)
+
+
+def collectives(model, batch):
+    """Sizes of the results of every collective of a compiled step, by kind."""
+    step = model._compiled_step(model.selection.in_step)
+    groups = ("trainable", "non_trainable", "optimizer", "metrics")
+    state = model._get_jax_state(**{f"{one}_variables": True for one in groups})
+    batch = tree.map_structure(np.asarray, distribution.in_halves(batch))
+    lowered = step.lower(state, model._frozen_values(), batch)
+    found = {}
+    for shapes, kind in re.findall(
+        r"= (.*?) (all-[a-z-]+|reduce-scatter|collective-permute)\(",
+        lowered.compile().as_text(),
+    ):
+        sizes = [
+            math.prod(map(int, filter(None, shape.split(","))))
+            for shape in re.findall(r"\w\[([\d,]*)\]", shapes)
+        ]
+        found.setdefault(kind, []).append(sizes)
+    return found
