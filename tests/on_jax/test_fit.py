@@ -196,16 +196,16 @@ class DevicesTest(tf.test.TestCase):
         found = collectives(model, next(iter(fits.dataset())))
         width, chunk = model.learner.embedding_dim, fits.SIZE // 2
         pixels = 3 * tiny_towers.IMAGE_SIZE**2
-        self.assertLen(found["all-to-all"], 4)  # image, text, id, caption_id
+        self.assertLen(found["all-to-all"], 3)  # images, texts, ids
         # All replicas send two rows each to every replica: b rows in all.
         self.assertEqual(max(map(sum, found["all-to-all"])), fits.SIZE * pixels)
         # Keys and rows of a chunk, and the embeddings of the sub-batch.
         sizes = set(sum(found["all-gather"], []))
         self.assertEqual(sizes, {4 * chunk, fits.SIZE * width})
-        weights = {one.shape.num_elements() for one in model.learner.weights}
+        weights = {math.prod(weight.shape) for weight in model.learner.weights}
         sizes = set(sum(found["all-reduce"], []))
-        self.assertEqual(max(sizes - weights), fits.SIZE * width)
-        self.assertIn(chunk * width, sizes)
+        # Besides gradients, rows of a chunk are summed.
+        self.assertEqual(max(sizes - weights), chunk * width)
 
 
 def collectives(model, batch):
