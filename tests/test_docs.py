@@ -623,6 +623,8 @@ class DoctestsTest(tf.test.TestCase):
     def test_examples_in_docstrings_give_what_they_show(self):
         attempted = 0
         for name in sorted(itertools.chain(*MODULES.values())):
+            if name.endswith("_jax"):  # which is not installed here
+                continue
             module = importlib.import_module(name)
             result = doctest.testmod(module)
             self.assertEqual(result.failed, 0, name)
