@@ -165,7 +165,7 @@ $(JAX_INSTALLED): $(INSTALLED)
 	@test -x $(JAX_BIN)/python || $(PYTHON) -m venv .venv-jax
 	@$(BIN)/python $(PURELIB) > \
 	  "$$($(JAX_BIN)/python $(PURELIB))/packages_of_venv.pth"
-	@$(JAX_BIN)/python $(PIP) 'jax==0.10.*'
+	@$(JAX_BIN)/python $(PIP) 'jax>=0.10,<0.11'
 	@touch $@
 	@echo "install: done"
 

@@ -225,7 +225,7 @@ def _results(runs, seeds, given):
             row["clean"] = np.mean([not kind for kind in noise])
             row["embedded"] = row["taught"] = 0.0
             if recipe != "uniform":
-                clean = [one["stages/0/clean_out"] for one in log]
+                clean = [row["stages/0/clean_out"] for row in log]
                 row["clean"] = np.mean(clean)
                 row |= {name: given[name] for name in ("embedded", "taught")}
             steps = row["flops/step"] + row.get("flops/stored", 0)

@@ -150,7 +150,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _meant(self, flag, words):
         """Says which flag or setting `flag`, the first of `words`, may be."""
-        known = [one.lstrip("-") for one in self._option_string_actions]
+        known = [option.lstrip("-") for option in self._option_string_actions]
         name = flag.lstrip("-").replace("-", "_").removeprefix("config.")
         close, setting = checks.nearest(name.replace("_", "-"), known), ""
         if settings := self.get_default("settings"):
@@ -185,7 +185,7 @@ def _runs(flags):
     A public model is none, which does no harm here.
     """
     given = vars(flags)
-    names = [given.get(one) for one in flags_lib.RUNS]
+    names = [given.get(name) for name in flags_lib.RUNS]
     recipe = given.get("config") or ""
     if os.path.basename(recipe) == "config.json":  # that of a run
         names.append(os.path.dirname(recipe) or ".")

@@ -35,19 +35,20 @@ class Replicas:
     def all_gather(self, tensors):
         """Gathers rows `[n, ...]` to `[R * n, ...]`, in replica order."""
         return tree.map_structure(
-            lambda one: jax.lax.all_gather(one, self._axis, tiled=True), tensors
+            lambda rows: jax.lax.all_gather(rows, self._axis, tiled=True),
+            tensors,
         )
 
     def all_reduce(self, tensors):
         """Sums over replicas."""
         return tree.map_structure(
-            lambda one: jax.lax.psum(one, self._axis), tensors
+            lambda tensor: jax.lax.psum(tensor, self._axis), tensors
         )
 
     def all_to_all(self, tensors):
         """Sends row d of `[R, m, ...]` to replica d."""
         return tree.map_structure(
-            lambda one: jax.lax.all_to_all(one, self._axis, 0, 0, tiled=True),
+            lambda rows: jax.lax.all_to_all(rows, self._axis, 0, 0, tiled=True),
             tensors,
         )
 

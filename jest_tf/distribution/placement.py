@@ -81,9 +81,8 @@ def deal(
     send = embeddings.take(indices, sent) - replica * held_rows
     send = ops.clip(send, 0, held_rows - 1)
 
-    dealt = replica + num_replicas * ops.arange(
-        num_dealt, dtype="int32"
-    )  # places in `order`
+    # Places in `order`.
+    dealt = replica + num_replicas * ops.arange(num_dealt, dtype="int32")
     places = embeddings.take(order, dealt)
     sources = embeddings.take(owners, places)
     begin = embeddings.take(starts, sources)

@@ -221,10 +221,10 @@ def in_halves(data):
     if isinstance(data, tf.data.Dataset):
         return data.map(in_halves)
     return tf.nest.map_structure(
-        lambda one: (
-            tf.bitcast(one, tf.int32)
-            if getattr(one, "dtype", None) == tf.int64
-            else one
+        lambda value: (
+            tf.bitcast(value, tf.int32)
+            if getattr(value, "dtype", None) == tf.int64
+            else value
         ),
         data,
     )

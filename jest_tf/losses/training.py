@@ -190,8 +190,8 @@ def _checked_ids(num_rows, ids, equal_ids):
 def _fit(left, right):
     """True if shapes may be equal; None is any size."""
     return len(left) == len(right) and all(
-        one == other or None in (one, other)
-        for one, other in zip(left, right, strict=True)
+        size == other or None in (size, other)
+        for size, other in zip(left, right, strict=True)
     )
 
 

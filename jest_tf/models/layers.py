@@ -306,8 +306,8 @@ class Dropout(keras.layers.Dropout):
         seed += _REPLICA_SALT * ops.stack([distribution.replica_id(), 0])
 
         def drop(inputs, number=0):
-            one = seed + _MASK_SALT * ops.stack([number, 0])
-            uniform = noise.uniform(ops.shape(inputs), one)
+            salted = seed + _MASK_SALT * ops.stack([number, 0])
+            uniform = noise.uniform(ops.shape(inputs), salted)
             kept = inputs * ops.cast(1 / (1 - self.rate), inputs.dtype)
             return ops.where(uniform < self.rate, ops.zeros_like(inputs), kept)
 
@@ -351,7 +351,9 @@ def check_positive(**values: int) -> None:
 
 
 def _tensors(variables):
-    return {name: embeddings.read(one) for name, one in variables.items()}
+    return {
+        name: embeddings.read(variable) for name, variable in variables.items()
+    }
 
 
 def _over_blocks(block, stacks, tokens):
@@ -359,8 +361,8 @@ def _over_blocks(block, stacks, tokens):
     depth = next(iter(stacks.values())).shape[0]
     if not embeddings.ON_TENSORFLOW:
 
-        def step(tokens, one):
-            return block(*one, tokens), None
+        def step(tokens, numbered):
+            return block(*numbered, tokens), None
 
         numbers = ops.arange(depth, dtype="int32")
         return ops.scan(step, tokens, (numbers, stacks))[0]
@@ -377,7 +379,7 @@ def _over_blocks(block, stacks, tokens):
     }
 
     def step(index, tokens):
-        weights = {name: one.read(index) for name, one in arrays.items()}
+        weights = {name: array.read(index) for name, array in arrays.items()}
         return index + 1, block(index, weights, tokens)
 
     # XLA and FLOPs need the number of iterations.

@@ -196,9 +196,9 @@ class TwoTower(keras.Model):
             self.image_tower(
                 rows,
                 training=training,
-                **({} if one == config_lib.View() else {"view": one}),
+                **({} if seen == config_lib.View() else {"view": seen}),
             )
-            for one, rows in _parts(_views(view), images)
+            for seen, rows in _parts(_views(view), images)
         ]
         return unit_norm(
             parts[0] if len(parts) == 1 else ops.concatenate(parts, 0)
@@ -227,9 +227,9 @@ class TwoTower(keras.Model):
             ValueError: if it cannot, see `patches.check_view`.
             TypeError: if `view` is no view.
         """
-        for one in _views(view):
-            if one != config_lib.View():
-                patches.check_view(self.image_tower, one)
+        for seen in _views(view):
+            if seen != config_lib.View():
+                patches.check_view(self.image_tower, seen)
 
     def export(
         self,
@@ -359,7 +359,9 @@ def _views(view):
     if view is None:
         return (config_lib.View(),)
     views = view if isinstance(view, (tuple, list)) else (view,)
-    if not views or not all(isinstance(one, config_lib.View) for one in views):
+    if not views or not all(
+        isinstance(view, config_lib.View) for view in views
+    ):
         raise TypeError(
             f"`view` must be a `View`, a tuple of them or None. "
             f"Received: {view!r}"
@@ -378,9 +380,9 @@ def _parts(views, images):
             f"or one. Received: {len(views)} views for {num_rows} rows"
         )
     parts, end = [], 0
-    for one, equal in itertools.groupby(views):
+    for view, equal in itertools.groupby(views):
         start, end = end, end + num_rows // len(views) * len(list(equal))
-        parts.append((one, images[start:end]))
+        parts.append((view, images[start:end]))
     return parts
 
 
@@ -403,13 +405,13 @@ def _check_takes_ids(tower):
         if isinstance(layer, keras.layers.Embedding):
             for node in layer._inbound_nodes:
                 inputs += node.input_tensors
-    for one in inputs:
-        if one.dtype in _LARGEST_ID:
+    for value in inputs:
+        if value.dtype in _LARGEST_ID:
             raise ValueError(
                 "`text_tower` must take token ids as integers: begin its "
                 'layers with `keras.Input([None], dtype="int32")`. Received: '
-                f"an input of dtype {one.dtype}, which rounds ids above "
-                f"{_LARGEST_ID[one.dtype]:,}"
+                f"an input of dtype {value.dtype}, which rounds ids above "
+                f"{_LARGEST_ID[value.dtype]:,}"
             )
 
 

@@ -73,7 +73,7 @@ class LocalRows:
         """
         if self._replicas is None:
             return tree.map_structure(
-                lambda one: embeddings.take(one, rows), tensors
+                lambda tensor: embeddings.take(tensor, rows), tensors
             )
         # All but the owner add zeros: b * dim per draw, not B * dim.
         here, is_local = self._places_here(rows)

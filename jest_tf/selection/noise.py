@@ -82,12 +82,12 @@ def _philox(counter, key):
     # In a loop: unrolled, XLA computes words again for each of their uses, and
     # took 70 times as long on CPUs.
     def turn(_, words):
-        one, two, three, four, left, right = words
-        high, low = _multiply(_MULTIPLIERS[0], one)
-        other_high, other_low = _multiply(_MULTIPLIERS[1], three)
+        first, second, third, fourth, left, right = words
+        high, low = _multiply(_MULTIPLIERS[0], first)
+        other_high, other_low = _multiply(_MULTIPLIERS[1], third)
         return (
-            *(other_high ^ two ^ left, other_low),
-            *(high ^ four ^ right, low),
+            *(other_high ^ second ^ left, other_low),
+            *(high ^ fourth ^ right, low),
             *(left + _uint32(_WEYL[0]), right + _uint32(_WEYL[1])),
         )
 

@@ -61,8 +61,8 @@ def of_rows(
     values, of_uniform = quantities(rows), quantities(uniform)
     scores = methods.criterion(stage.criterion).score(
         {
-            name.removesuffix("_loss"): one
-            for name, one in values.items()
+            name.removesuffix("_loss"): loss
+            for name, loss in values.items()
             if name.endswith("_loss")
         }
     )
@@ -71,8 +71,8 @@ def of_rows(
         "rows_in": len(kept),
         "rows_out": len(drawn),
         **{
-            f"overlap_{name}": overlap(drawn, one.numpy())
-            for name, one in others.items()
+            f"overlap_{name}": overlap(drawn, other.numpy())
+            for name, other in others.items()
         },
         **{
             name: {
@@ -152,7 +152,7 @@ def _distribution(values):
     return {
         "count": len(values),
         "mean": _short(values.mean(dtype=np.float64)),
-        "quantiles": [_short(one) for one in np.quantile(values, LEVELS)],
+        "quantiles": [_short(value) for value in np.quantile(values, LEVELS)],
     }
 
 

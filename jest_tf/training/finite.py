@@ -75,11 +75,15 @@ def shorten(names: Sequence[str]) -> str:
 
 def finder(variables: Sequence[keras.Variable]) -> Callable[[], list[str]]:
     """Returns a function that names the variables that are not finite."""
-    watched = [one for one in variables if tf.as_dtype(one.dtype).is_floating]
+    watched = [
+        variable
+        for variable in variables
+        if tf.as_dtype(variable.dtype).is_floating
+    ]
 
     @tf.function
     def are_finite():
-        values = [tf.convert_to_tensor(one) for one in watched]
+        values = [tf.convert_to_tensor(variable) for variable in watched]
         return ops.stack([tf.reduce_all(tf.math.is_finite(x)) for x in values])
 
     def find():

@@ -117,12 +117,13 @@ def gradients(
         # A lookup table's gradient repeats a row for each token;
         # clipping needs the norm of their sum.
         dense = [
-            one if one is None else tf.convert_to_tensor(one) for one in found
+            gradient if gradient is None else tf.convert_to_tensor(gradient)
+            for gradient in found
         ]
         return Gradients(terms, embeddings, dense)
     check_divides(micro_batch_size, rows, num_replicas)
     state = learner.non_trainable_variables
-    before = [tf.identity(tf.convert_to_tensor(one)) for one in state]
+    before = [tf.identity(tf.convert_to_tensor(variable)) for variable in state]
     embeddings = embed(encode, batch, micro_batch_size)
     with _tape_of(of_loss) as tape:
         tape.watch(embeddings)
@@ -161,20 +162,22 @@ def _backward(encode, parts, upstream, variables, regularizers):
             embeddings = encode(part)
             # A scalar whose gradient in the embeddings is `upstream`.
             target = regularizers()
-            for one, gradient in zip(embeddings, upstream, strict=True):
+            for value, gradient in zip(embeddings, upstream, strict=True):
                 target += tf.reduce_sum(
-                    tf.cast(one, tf.float32) * gradient[index]
+                    tf.cast(value, tf.float32) * gradient[index]
                 )
         found = tape.gradient(target, variables)
         unconnected.update(
-            number for number, one in enumerate(found) if one is None
+            number for number, gradient in enumerate(found) if gradient is None
         )
         return index + 1, [
-            total if one is None else total + tf.convert_to_tensor(one)
-            for total, one in zip(sums, found, strict=True)
+            total
+            if gradient is None
+            else total + tf.convert_to_tensor(gradient)
+            for total, gradient in zip(sums, found, strict=True)
         ]
 
-    zeros = [tf.zeros(one.shape, one.dtype) for one in variables]
+    zeros = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
     _, sums = tf.while_loop(
         lambda index, _: index < count,
         add,
@@ -191,14 +194,15 @@ def _backward(encode, parts, upstream, variables, regularizers):
 def _tape_of(variables):
     """A tape on which other variables, of frozen parts, leave nothing."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch([one.value for one in variables])
+        tape.watch([variable.value for variable in variables])
         yield tape
 
 
 def split(tensors, size: int):
     """A nest of tensors `[n, ...]` -> `[n / size, size, ...]`."""
     return keras.tree.map_structure(
-        lambda one: ops.reshape(one, [-1, size, *one.shape[1:]]), tensors
+        lambda tensor: ops.reshape(tensor, [-1, size, *tensor.shape[1:]]),
+        tensors,
     )
 
 

@@ -49,7 +49,7 @@ def gradients(
             return loss(embeddings)
 
     weights, projected, others = (
-        [one.value for one in group]
+        [variable.value for variable in group]
         for group in (learner.trainable_variables, of_loss, state)
     )
     rows = batch["image"].shape[0]
@@ -100,15 +100,15 @@ def gradients(
                 # A scalar whose gradient in the embeddings is `upstream`.
                 pairs = zip(embeddings, upstream, strict=True)
                 total = sum(
-                    jnp.sum(one.astype("float32") * gradient)
-                    for one, gradient in pairs
+                    jnp.sum(value.astype("float32") * gradient)
+                    for value, gradient in pairs
                 )
                 return total + scale_loss(share), new
 
             found, others = jax.grad(target, has_aux=True)(weights)
             return (others, jax.tree.map(jnp.add, sums, found)), None
 
-        zeros = [jnp.zeros_like(one) for one in weights]
+        zeros = [jnp.zeros_like(weight) for weight in weights]
         (others, sums), _ = jax.lax.scan(
             backward, (others, zeros), (parts, upstream)
         )

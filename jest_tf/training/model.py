@@ -270,8 +270,8 @@ class JESTModel(trainer.Trainer, keras.Model):
             and isinstance(callbacks, list | tuple | None)
             and kwargs.get("verbose", "auto") != 0
             and not any(
-                isinstance(one, keras.callbacks.ProgbarLogger)
-                for one in callbacks or ()
+                isinstance(callback, keras.callbacks.ProgbarLogger)
+                for callback in callbacks or ()
             )
         ):
             bar = metrics_lib.ProgressBar()
@@ -314,7 +314,9 @@ class JESTModel(trainer.Trainer, keras.Model):
         """Returns the arguments for `.keras` files, without the reference."""
         serialize = keras.saving.serialize_keras_object
         options = dict(vars(self.step.options))
-        options["views"] = [dataclasses.asdict(one) for one in options["views"]]
+        options["views"] = [
+            dataclasses.asdict(view) for view in options["views"]
+        ]
         options["augment"] = serialize(options["augment"])
         selection = self.selection
         return {

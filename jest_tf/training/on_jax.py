@@ -26,7 +26,11 @@ class Trainer:
     @property
     def metrics_variables(self) -> list[keras.Variable]:
         """Those of all metrics; which have values is known after tracing."""
-        return [one for metric in self.step_metrics for one in metric.variables]
+        return [
+            variable
+            for metric in self.step_metrics
+            for variable in metric.variables
+        ]
 
     def compile(self, *args, **kwargs):
         """As `keras.Model.compile`; refuses the scaling of losses."""
@@ -62,7 +66,7 @@ class Trainer:
             settings = self.selection and self.selection.at(first).in_step
             step = compiled(settings)
 
-            def one(state, data):
+            def one_step(state, data):
                 outputs, state = step(
                     state, self._frozen_values(), self._super_batch(data)
                 )
@@ -71,7 +75,9 @@ class Trainer:
                 self._next_step += 1
                 return outputs, state
 
-            (equal, rows), state = self._make_function(one)(state, iterator)
+            (equal, rows), state = self._make_function(one_step)(
+                state, iterator
+            )
             if "draws" not in equal:
                 draws = None
             self.rows = row_outputs.RowReport(None, rows, draws)
@@ -113,7 +119,7 @@ class Trainer:
                 if replicas is not None:
                     added = replicas.all_reduce(added)
                     # Statistics, as of batch normalisation, are of local rows.
-                    others = [_mean(one, replicas) for one in others]
+                    others = [_mean(value, replicas) for value in others]
             metrics = [
                 old + new for old, new in zip(metrics, added, strict=True)
             ]
@@ -140,7 +146,7 @@ class Trainer:
         )
         return {
             metric.name: metric.stateless_result(
-                [values[id(one)] for one in metric.variables]
+                [values[id(variable)] for variable in metric.variables]
             )
             for metric in self.metrics
         }
@@ -151,10 +157,10 @@ class Trainer:
         return getattr(self.step.reference, "variables", ())
 
     def _frozen_values(self):
-        return [one.value for one in self._frozen]
+        return [variable.value for variable in self._frozen]
 
     def _place_of_iterations(self):
-        return [id(one) for one in self.optimizer.variables].index(
+        return [id(variable) for variable in self.optimizer.variables].index(
             id(self.optimizer.iterations)
         )
 
@@ -194,7 +200,8 @@ def _scope(groups, values):
 
 def _values(groups, scope):
     return tuple(
-        [scope.get_current_value(one) for one in group] for group in groups
+        [scope.get_current_value(variable) for variable in group]
+        for group in groups
     )
 
 

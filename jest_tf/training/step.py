@@ -26,11 +26,7 @@ from jest_tf.distribution import placement
 from jest_tf.embeddings import Embeddings, Tensor, of_model
 from jest_tf.models import two_tower
 from jest_tf.training import finite, row_outputs, sub_batch
-
-if embeddings_lib.ON_TENSORFLOW:
-    from jest_tf.training import micro_batches
-else:
-    from jest_tf.training import micro_batches_jax as micro_batches
+from jest_tf.training.sub_batch import micro_batches  # of Keras' backend
 
 # Makes the draws of the second live stage, and of later ones, independent.
 _STAGE_SALT = 0x57A6E5
@@ -113,7 +109,9 @@ class Step:
     def stages(self) -> Iterator[tuple[int, config_lib.Stage]]:
         """The live stages, with their numbers among all stages."""
         stages = enumerate(self.selection.stages if self.selection else ())
-        return ((number, one) for number, one in stages if not one.is_stored)
+        return (
+            (number, stage) for number, stage in stages if not stage.is_stored
+        )
 
     @property
     def quota(self) -> str:

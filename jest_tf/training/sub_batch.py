@@ -205,7 +205,8 @@ def gather(
     )
     moved = [placement.move(batch, part, step.replicas) for part in parts]
     batch = {
-        name: ops.concatenate([one[name] for one in moved], 0) for name in batch
+        name: ops.concatenate([part[name] for part in moved], 0)
+        for name in batch
     }
     places = ops.concatenate([part.places for part in parts], 0)
     micro_batch_size = step.options.micro_batch_size

@@ -66,6 +66,24 @@ class PagesTest(tf.test.TestCase):
             stated = re.findall(r"\b(\d+\.\d)(?:x| points)", prose)
             self.assertContainsSubset(stated, numbers, page)
 
+    def test_what_uniform_training_gains_last_is_half_of_the_ratios(self):
+        found, lengths = self.found.narrow, (18_000, 36_000)
+        ends = [
+            found.end(found.line("uniform", 0.7, steps)) for steps in lengths
+        ]
+        gained = f"{100 * (ends[1] - ends[0])[0]:.1f} points"
+        words = " ".join(read(ROOT / "docs/results.md").split())
+        self.assertIn(f"gains {gained} in its last 18,000 steps", words)
+        self.assertIn("the ratios are about half", words)
+        for method in ("jest", "stored_3_distilled"):
+            line = found.line(method, 0.7)
+            ladder = found.ladder(method, 0.7, line.steps)
+            before, last = (
+                steps / found._needed(ladder, end, line.seeds)[0]
+                for steps, end in zip(lengths, ends, strict=True)
+            )
+            self.assertBetween(before / last, 0.45, 0.6)
+
     def test_the_page_of_proof_is_short(self):
         prose = re.sub(r"(?m)^\|.*$", "", read(ROOT / "docs/results.md"))
         self.assertLessEqual(len(prose.split()), 500)

@@ -114,7 +114,9 @@ def dataset(rows=ROWS, num_curated=0):
                 name: values[:num_curated] for name, values in batch.items()
             }
         batches.append(batch)
-    joined = keras.tree.map_structure(lambda *one: np.stack(one), *batches)
+    joined = keras.tree.map_structure(
+        lambda *values: np.stack(values), *batches
+    )
     return tf.data.Dataset.from_tensor_slices(joined)
 
 
@@ -179,7 +181,7 @@ def results(name):
         f"{name}/ids": record.ids,
         f"{name}/losses": [*record.losses, whole["loss"]],
         f"{name}/weights": np.concatenate(
-            [np.ravel(one) for one in model.get_weights()]
+            [np.ravel(weight) for weight in model.get_weights()]
         ),
     }
 
@@ -188,7 +190,7 @@ def embedded(path):
     """The embeddings of a saved model."""
     model = keras.saving.load_model(path)
     return np.concatenate(
-        [np.ravel(one) for one in model(next(iter(dataset())))]
+        [np.ravel(side) for side in model(next(iter(dataset())))]
     )
 
 

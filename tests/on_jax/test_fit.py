@@ -90,8 +90,8 @@ class FitTest(tf.test.TestCase):
         model, reference = fits.jest(), fits.towers(10)
         first = next(iter(fits.dataset()))
         models = [
-            Embeddings(*map(np.asarray, one(first)))
-            for one in (model.learner, reference)
+            Embeddings(*map(np.asarray, tower(first)))
+            for tower in (model.learner, reference)
         ]
         expected = hand_draws.rows(
             *models,
@@ -115,12 +115,12 @@ class FitTest(tf.test.TestCase):
         model = keras.saving.load_model(path)
         model.attach_reference(fits.towers(10))
         fits.trained(model, fits.dataset().skip(4))
-        for one, other in zip(
+        for ours, other in zip(
             [*whole.get_weights(), *whole.optimizer.variables],
             [*model.get_weights(), *model.optimizer.variables],
             strict=True,
         ):
-            self.assertAllEqual(one, other)
+            self.assertAllEqual(ours, other)
 
     def test_bfloat16_trains(self):
         model = fits.jest(of_towers={"dtype": "mixed_bfloat16"})
@@ -149,7 +149,7 @@ class FitTest(tf.test.TestCase):
             with self.assertRaisesRegex(ValueError, f"{name}.*Received: 'jax'"):
                 call()
         with self.assertRaisesRegex(ValueError, "`x`.*Received: generator"):
-            model.evaluate(one for one in fits.dataset())
+            model.evaluate(batch for batch in fits.dataset())
         strategy = tf.distribute.OneDeviceStrategy("CPU:0")
         with strategy.scope(), self.assertRaisesRegex(ValueError, "Strategy"):
             model_lib.JESTModel(fits.towers(0))
@@ -212,7 +212,9 @@ def collectives(model, batch):
     """Sizes of the results of every collective of a compiled step, by kind."""
     step = model._compiled_step(model.selection.in_step)
     groups = ("trainable", "non_trainable", "optimizer", "metrics")
-    state = model._get_jax_state(**{f"{one}_variables": True for one in groups})
+    state = model._get_jax_state(
+        **{f"{group}_variables": True for group in groups}
+    )
     batch = tree.map_structure(np.asarray, distribution.in_halves(batch))
     lowered = step.lower(state, model._frozen_values(), batch)
     found = {}
