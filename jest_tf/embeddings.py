@@ -1,7 +1,7 @@
 """`Embeddings`, which models, losses and selection share, and loops over rows.
 
 Tensors are those of Keras' backend. What TensorFlow does in a way of its own,
-to stay as fast, is here, and `noise.random_bits`.
+to stay as fast, is here, in `noise.random_bits` and in `models/layers.py`.
 """
 
 from collections.abc import Callable
