@@ -35,7 +35,8 @@ class Cell(NamedTuple):
         method: as the tables call it.
         lengths: steps, a run for each.
         settings: changes to the recipe, "a.b=c" each; "{data}" stands for the
-            folder of the web-like data.
+            folder of the web-like data, "{cut}" for the manifest of one
+            record in three of the pool, chosen once by the reference.
         seeds: a run for each.
         pool: a folder of the data (`web.py`), or a clean set, `CLEAN_SETS`.
         reference: name of the run whose seed 0 is the reference.
@@ -240,6 +241,9 @@ _LEARNERS_OF_GIVEN = (
     # The learner of half the width.
     Cell("narrow_uniform", _UNIFORM[1:], _NARROW + _SLOW, pool="part70"),
     Cell("narrow_clean", _SHORT, _NARROW, pool="part_clean70"),
+    # The reference's own clean pairs, by an owner of them.
+    Cell("narrow_uniform", _SHORT, _NARROW, pool="apart"),
+    _part("narrow_cut_3", _SHORT, f"{_NARROW}data.manifest={{cut}}"),
     Cell(
         "narrow_mixed_4",
         (2250, 4500, 9000, 18_000),
