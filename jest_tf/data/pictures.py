@@ -9,6 +9,7 @@ uninitialized memory. `decode` then gives the pixels of a single picture,
 """
 
 import dataclasses
+import functools
 import io
 import re
 import struct
@@ -73,13 +74,7 @@ class Resizing:
         """Resizes uint8 [H, W, 3] to uint8 [S, S, 3]."""
         if self == Resizing(self.size):
             return resize_image(image, self.size)
-        options = dataclasses.asdict(self)
-        size = options.pop("size")
-        levels = keras.ops.image.resize(
-            tf.cast(image, tf.float32), (size, size), **options
-        )
-        levels = tf.saturate_cast(tf.round(levels), tf.uint8)
-        return tf.ensure_shape(levels, self.shape)
+        return tf.ensure_shape(_resized(image, self), self.shape)
 
     def __str__(self):
         shape = "cropped" if self.crop_to_aspect_ratio else "squashed"
@@ -88,6 +83,16 @@ class Resizing:
             return f"{text} by preprocessing.py"
         kind = "with" if self.antialias else "without"
         return f"{text}, {self.interpolation} {kind} antialiasing"
+
+
+# In a graph Keras' layer runs on TensorFlow, whatever the backend.
+@functools.partial(tf.function, autograph=False, reduce_retracing=True)
+def _resized(image, form):
+    options = dataclasses.asdict(form)
+    size = options.pop("size")
+    resize = keras.layers.Resizing(size, size, **options, dtype="float32")
+    levels = resize(tf.cast(image, tf.float32))
+    return tf.saturate_cast(tf.round(levels), tf.uint8)
 
 
 class Form(Protocol):

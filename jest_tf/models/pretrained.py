@@ -116,7 +116,8 @@ def load(name: str) -> reference.Pretrained:
         model.learner.encode_text(tokens)  # [1, 768], of unit length
         ```
     """
-    embeddings.check_backend("A public model by name")
+    if name.startswith(hugging_face.PREFIX):
+        embeddings.check_backend("A model of Hugging Face")
     check(name)
     path = name.removeprefix(KERAS_HUB).removeprefix(hugging_face.PREFIX)
     # A folder changes as files are added, a file as it is written.
