@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> None:
         "--only", default="", help="cases whose name holds this"
     )
     parser.add_argument(
+        "--full-size", action="store_true", help="only the cases at full size"
+    )
+    parser.add_argument(
         "--again", action="store_true", help="also those that are done"
     )
     parser.add_argument(

@@ -184,7 +184,7 @@ _LEARNERS_OF_GIVEN = (
             ("_fast", ""),
         )
     ),
-    Cell("uniform", _UNIFORM[1:], _SLOW, pool="part70"),
+    Cell("uniform", _UNIFORM, _SLOW, pool="part70"),
     *(
         Cell(
             f"mixed_{256 // rows}",
@@ -269,11 +269,12 @@ _LEARNERS_OF_GIVEN = (
         for noise in ("00", "30", "90")
         for cell in (
             Cell(
-                *("uniform", (1125, 2250, 4500)),
+                *("uniform", _UNIFORM[:4]),
                 _SLOW * (noise == "90"),
                 pool=f"part{noise}",
             ),
             _part("jest", (350, 700), _live(5), pool=f"part{noise}"),
+            _part("jest_f50", (700,), _live(2), pool=f"part{noise}"),
             _part("distilled", (700,), _DISTILLED, pool=f"part{noise}"),
             _part(
                 *("stored_3_distilled", (700,)),
@@ -308,6 +309,10 @@ CELLS = (
     ),
     *(_bootstrapped("bootstrapped", n, seeds=_THREE) for n in _RENEWED),
     _given("renewed", 1400, 3, "300,600,1000 bootstrap.shares=0.3"),
+    _given(
+        *("renewed_distilled", 1400, 3),
+        "300,600,1000 bootstrap.shares=0.3 reference.distillation_weight=1",
+    ),
     _given(
         *("renewed", 4500, 3),
         "300,600,1000,2000,3000 bootstrap.shares=0.3,0.3,1,1,1",

@@ -23,6 +23,7 @@ def run(
     backends: Sequence[str],
     topologies: Sequence[str],
     only: str,
+    full_size: bool,
     again: bool,
     minutes: float,
     results: pathlib.Path,
@@ -37,6 +38,7 @@ def run(
         topologies: such as "v5e:2x2"; the first is for all cases, the others
             for those at full size.
         only: part of the names of the cases that are wanted.
+        full_size: leave the small twins out.
         again: also compile what is done.
         minutes: after which a case is given up.
         results: file of lines, read and appended to.
@@ -45,7 +47,11 @@ def run(
         ValueError: if no case's name holds `only`.
     """
     cases = twins.cases(REPLICAS)
-    wanted = [case for case in cases if only in case.name]
+    wanted = [
+        case
+        for case in cases
+        if only in case.name and (case.is_full_size or not full_size)
+    ]
     if not wanted:
         raise ValueError(
             f"`only` must be part of the name of a case. Received: {only!r}; "
@@ -118,7 +124,7 @@ def compile_case(
         out.touch()
         command = [
             *(sys.executable, "-m", "benchmarks.tpu.worker"),
-            *("--case", case.name, "--out", str(out)),
+            *("--case", case.digest, "--out", str(out)),
             *("--topologies", *topologies),
         ]
         with open(errors, "w") as stderr, open(out) as lines:

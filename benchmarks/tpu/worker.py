@@ -1,6 +1,6 @@
 """Compiles a case for several topologies, in a process of its own.
 
-    python -m benchmarks.tpu.worker --case jest_l16 --topologies v5e:2x2 \
+    python -m benchmarks.tpu.worker --case 1741cea6 --topologies v5e:2x2 \
         --out lines.jsonl
 
 A compiler that aborts or fills the memory then takes a single case with it. The
@@ -31,14 +31,14 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 def main(argv: list[str] | None = None) -> None:
     """Appends a line for every topology to the file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu.worker")
-    parser.add_argument("--case", help="its name")
+    parser.add_argument("--case", help="digest of its settings")
     parser.add_argument("--topologies", nargs="+")
     parser.add_argument("--out", help="file, appended to")
     options = parser.parse_args(argv)
     (case,) = (
         case
         for case in twins.cases(matrix.REPLICAS)
-        if case.name == options.case
+        if case.digest == options.case
     )
     with open(options.out, "a", encoding="utf-8") as file:
         for line in run(case, options.topologies):
