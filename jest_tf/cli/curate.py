@@ -174,7 +174,7 @@ def _curate_like(flags, store, reference):
 
     def source(patterns, setting):
         found = flags_lib.open_store(_data(flags, patterns), setting)
-        return by_similarity.Source(found, reference.sidecars(found))
+        return reference.sidecars(found)
 
     tasks = source(flags.like, "--like")
     if not flags.evaluation:
@@ -186,7 +186,7 @@ def _curate_like(flags, store, reference):
         store, progress.Progress("embedding", "records")
     )
     curated = by_similarity.infer(
-        by_similarity.Source(store, sidecars),
+        sidecars,
         tasks,
         source(flags.evaluation, "--evaluation") if flags.evaluation else None,
         flags.output,

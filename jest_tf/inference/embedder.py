@@ -5,7 +5,6 @@ same pixels. Embeddings equal those of evaluations and sidecars to the bit for
 the same batch of rows, and otherwise up to rounding, 1e-6 in float32.
 """
 
-import collections
 import concurrent.futures
 import functools
 import os
@@ -165,15 +164,10 @@ class Embedder:
         """
         workers = os.cpu_count() or 1
         starts = range(0, len(images), self.batch_size)
+        parts = (images[start : start + self.batch_size] for start in starts)
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            waiting = collections.deque()
-            for start in starts:
-                part = images[start : start + self.batch_size]
-                waiting.append(pool.submit(self._read, part))
-                if len(waiting) > workers:
-                    yield self._embed_read(waiting.popleft().result())
-            for reading in waiting:
-                yield self._embed_read(reading.result())
+            for read in batches.in_order(pool, self._read, parts, workers):
+                yield self._embed_read(read)
 
     def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
         """Embeds m texts to unit norm, float32 [m, D].

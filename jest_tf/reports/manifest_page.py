@@ -95,12 +95,12 @@ def _count_sources(store, weights, fields):
 
 
 def nearest_others(
-    source: by_similarity.Source, rows: np.ndarray, queries: np.ndarray
+    source: sidecars_lib.Sidecars, rows: np.ndarray, queries: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Finds each query's nearest other picture, exactly and block by block.
 
     Args:
-        source: the records and their sidecars.
+        source: sidecars of the records.
         rows: int64 `[m]`, ascending, to search.
         queries: int64 `[n]`, among `rows`.
 
@@ -191,7 +191,7 @@ def _duplicates(store, sidecars, drawn):
     if sidecars is None or len(drawn) < 2:
         return None
     queries, others, cosines = nearest_others(
-        by_similarity.Source(store, sidecars),
+        sidecars,
         drawn,
         drawn[charts.evenly(len(drawn), _QUERIES)],
     )
