@@ -104,9 +104,10 @@ def mix(values):
 
 
 def _shift(values, bits):
-    if tf.is_tensor(values):
-        return tf.bitwise.right_shift(values, np.uint64(bits))
-    return values >> np.uint64(bits)
+    # `tf.is_tensor` would take longer than the rest, on few values.
+    if isinstance(values, np.ndarray):
+        return values >> np.uint64(bits)
+    return tf.bitwise.right_shift(values, np.uint64(bits))
 
 
 def signed(values):
