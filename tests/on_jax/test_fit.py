@@ -173,6 +173,29 @@ class FitTest(tf.test.TestCase):
         model.compile(optimizer.AdamW(1e-3))
         self.assertAllEqual(fits.trained(model, data).draws[0], expected)
 
+    def test_the_average_of_the_weights_is_exchanged_within_a_fit(self):
+        class Exchanging(fits.Record):
+            def __init__(self):
+                super().__init__()
+                self.seen, self.raw = [], []
+
+            def on_train_batch_end(self, batch, logs=None):
+                super().on_train_batch_end(batch, logs)
+                with self.model.averaged():
+                    self.seen.append(fits.weights_of(self.model))
+                self.raw.append(fits.weights_of(self.model))
+
+        model, record = fits.jest(ema=0.5), Exchanging()
+        model.fit(fits.dataset(), verbose=0, callbacks=[record])
+        average = record.raw[0]
+        for raw, seen in zip(record.raw, record.seen, strict=True):
+            average = 0.5 * average + 0.5 * raw
+            self.assertAllClose(seen, average)
+        # Training goes by the raw weights; at its end, the average stays.
+        expected = fits.results("joint")["joint/losses"][: fits.STEPS]
+        self.assertAllClose(record.losses, expected)
+        self.assertAllEqual(fits.weights_of(model), record.seen[-1])
+
     def test_bfloat16_trains(self):
         model = fits.jest(of_towers={"dtype": "mixed_bfloat16"})
         exact = fits.trained(fits.jest(), fits.dataset().take(1)).losses
