@@ -40,11 +40,11 @@ class ProcessesTest(tf.test.TestCase):
                 )
                 command = [sys.executable, process.__file__, PAGE, *files]
                 processes.append(subprocess.Popen(command, env=environment))
-            codes = [one.wait(LIMIT) for one in processes]
+            codes = [child.wait(LIMIT) for child in processes]
         finally:
-            for one in processes:
-                one.kill()  # JAX takes SIGTERM for a notice
-                one.wait()
+            for child in processes:
+                child.kill()  # JAX takes SIGTERM for a notice
+                child.wait()
         assert codes == [0, 0], codes
         cls.found = [
             dict(np.load(os.path.join(cls.folder, f"{number}.npz")))
