@@ -310,10 +310,6 @@ CELLS = (
     *(_bootstrapped("bootstrapped", n, seeds=_THREE) for n in _RENEWED),
     _given("renewed", 1400, 3, "300,600,1000 bootstrap.shares=0.3"),
     _given(
-        *("renewed_distilled", 1400, 3),
-        "300,600,1000 bootstrap.shares=0.3 reference.distillation_weight=1",
-    ),
-    _given(
         *("renewed", 4500, 3),
         "300,600,1000,2000,3000 bootstrap.shares=0.3,0.3,1,1,1",
     ),

@@ -17,8 +17,8 @@ class Program:
         with strategy.scope():
             model = step.build_model(config)
         program = lifter.Program(step.trace(model, step.super_batches(config)))
-        self._donated = program.donated
         self._exported = compiler.export(program)
+        self._donated = program.donated  # known by then
         self._num_replicas = num_replicas
 
     def compile(self, topology: str) -> compiler.Executable:

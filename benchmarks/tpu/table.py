@@ -63,10 +63,15 @@ def full_size(lines: list[dict]) -> str:
         f"{matrix.REPLICAS}. Planned memory is a chip's: arguments and results "
         "with what is donated counted once, temporary values, code. "
         "Collectives, with the bytes that a chip hands over in a step; after "
-        "the plus those inside of loops, with their bytes an iteration."
+        "the plus those inside of loops, with their bytes an iteration. "
+        "Seconds are wall time on two cores that did other work, too."
     )
     return "\n\n".join(
-        [textwrap.fill(words, 100), report.table(head, rows), _footer(lines)]
+        [
+            textwrap.fill(words, 100, break_on_hyphens=False),
+            report.table(head, rows),
+            _footer(lines),
+        ]
     )
 
 
@@ -115,12 +120,11 @@ def _footer(lines):
     revisions = sorted({line["revision"] for line in lines})
     dates = sorted({line["date"] for line in lines})
     words = (
-        f"In the {len(read)} executables that can be read back, shapes that "
-        f"depend on values: {', '.join(dynamic) or 'none'}; operations that "
-        f"wait for the host: {', '.join(host) or 'none'}. "
+        f"Shapes that depend on values: {', '.join(dynamic) or 'none'}; "
+        f"operations that wait for the host: {', '.join(host) or 'none'}. "
     )
     if unread:
-        words += f"JAX can't read back {unread} others. "
+        words += f"Not known of {unread} programs, which JAX can't read back. "
     words += (
         f"{versions}; revision {', '.join(revisions)}; "
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
@@ -131,7 +135,9 @@ def _footer(lines):
         for line in lines
         if "error" in line and "needed" not in line
     ]
-    return "\n\n".join([textwrap.fill(words, 100), *errors])
+    return "\n\n".join(
+        [textwrap.fill(words, 100, break_on_hyphens=False), *errors]
+    )
 
 
 def _memory(line):
