@@ -102,7 +102,7 @@ def twins(lines: list[dict]) -> str:
     ]
     head = ["recipes", *(f"{_BACKENDS[name]}, planned" for name in backends)]
     head += [f"{_BACKENDS[name]}, exchanged in a step" for name in backends]
-    words = f"Small twins of all recipes, for {topology}."
+    words = f"Small twins of recipes, those compiled so far, for {topology}."
     return "\n\n".join([words, report.table(head, rows), _footer(lines)])
 
 
