@@ -645,9 +645,7 @@ class MakefileTest(tf.test.TestCase):
         script = ROOT / ".ci" / "run"
         self.assertTrue(os.access(script, os.X_OK))
         targets = re.findall(r"make ([a-z-]+)", script.read_text())
-        self.assertEqual(
-            targets, ["test", "test-oldest", "test-jax", "test-slow"]
-        )
+        self.assertEqual(targets, ["test", "test-oldest", "test-slow"])
         chosen = re.findall(r'-m pytest -m "?([a-z ]+)', read("Makefile"))
         # Those of `make test`, `test-slow`, `test-oldest` and `test-newest`.
         self.assertEqual(
