@@ -16,6 +16,8 @@ S3_BIN := .venv-s3/bin
 S3_INSTALLED := .venv-s3/installed
 JAX_BIN := .venv-jax/bin
 JAX_INSTALLED := .venv-jax/installed
+NEWEST_BIN := .venv-newest/bin
+NEWEST_INSTALLED := .venv-newest/installed
 OLDEST_BIN := .venv-oldest/bin
 OLDEST_INSTALLED := .venv-oldest/installed
 DIST_BIN := .venv-dist/bin
@@ -41,7 +43,7 @@ ICONTEXT ?= icontext-work
 # How many runs at a time.
 JOBS ?=
 
-.PHONY: help quickstart docs dist test test-slow test-oldest test-jax test-peers bench-peers tpu-compile icontext-data icontext-runs icontext-report clean
+.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers tpu-compile icontext-data icontext-runs icontext-report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -70,6 +72,9 @@ test-oldest: $(OLDEST_INSTALLED) ## run the fast tests with the oldest versions 
 	@$(OLDEST_BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS) \
 	  $(OLDEST_TESTS)
 	@$(OLDEST_BIN)/python -m pytest -k beam tests/curation
+
+test-newest: $(NEWEST_INSTALLED) ## run the fast tests with TensorFlow 2.21, which Model Garden keeps out of .venv
+	@$(NEWEST_BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
 
 test-jax: $(JAX_INSTALLED) ## run the tests of what also runs on Keras' JAX backend
 	@KERAS_BACKEND=jax $(JAX_BIN)/python -m pytest tests/on_jax
@@ -109,7 +114,8 @@ icontext-report: .venv/installed-icontext ## its tables and figures, from the ke
 	  --summary benchmarks/icontext/results/summary.json
 
 clean: ## remove the environment and the caches; runs/ stays
-	rm -rf .venv .venv-s3 .venv-jax .venv-oldest .venv-peers .venv-dist .venv-tpu \
+	rm -rf .venv .venv-s3 .venv-jax .venv-newest .venv-oldest .venv-peers \
+	  .venv-dist .venv-tpu \
 	  build dist site *.egg-info \
 	  .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -147,25 +153,35 @@ $(OLDEST_INSTALLED): setup.cfg constraints-oldest.txt
 	@touch $@
 	@echo "install: done"
 
-# As Beam, s3fs asks for older versions of some packages, which pip cannot settle
-# beside the fake S3: the rest is read from .venv.
+# An environment that reads the packages that it lacks from .venv.
 PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+define venv_beside
+	@test -x $(1)/python || $(PYTHON) -m venv $(patsubst %/bin,%,$(1))
+	@$(BIN)/python $(PURELIB) > \
+	  "$$($(1)/python $(PURELIB))/packages_of_venv.pth"
+endef
+
+# As Beam, s3fs asks for older versions of some packages, which pip cannot settle
+# beside the fake S3.
 $(S3_INSTALLED): $(INSTALLED)
 	@echo "install: s3fs and a fake S3 into .venv-s3, once"
-	@test -x $(S3_BIN)/python || $(PYTHON) -m venv .venv-s3
-	@$(BIN)/python $(PURELIB) > \
-	  "$$($(S3_BIN)/python $(PURELIB))/packages_of_venv.pth"
+	$(call venv_beside,$(S3_BIN))
 	@$(S3_BIN)/python $(PIP) 's3fs>=2024.12' 'moto[server]>=5'
 	@touch $@
 	@echo "install: done"
 
-# JAX alone: what else it takes is read from .venv.
 $(JAX_INSTALLED): $(INSTALLED)
 	@echo "install: JAX into .venv-jax, once"
-	@test -x $(JAX_BIN)/python || $(PYTHON) -m venv .venv-jax
-	@$(BIN)/python $(PURELIB) > \
-	  "$$($(JAX_BIN)/python $(PURELIB))/packages_of_venv.pth"
+	$(call venv_beside,$(JAX_BIN))
 	@$(JAX_BIN)/python $(PIP) 'jax>=0.10,<0.11'
+	@touch $@
+	@echo "install: done"
+
+# Model Garden asks for TensorFlow 2.20; pip says so, and goes on.
+$(NEWEST_INSTALLED): $(INSTALLED)
+	@echo "install: TensorFlow 2.21 into .venv-newest, once"
+	$(call venv_beside,$(NEWEST_BIN))
+	@$(NEWEST_BIN)/python $(PIP) 'tensorflow==2.21.*' 'tensorflow-text==2.21.*'
 	@touch $@
 	@echo "install: done"
 
@@ -174,12 +190,10 @@ $(DIST_INSTALLED):
 	@$(DIST_BIN)/python $(PIP) build twine
 	@touch $@
 
-# CLIP_benchmark fails with NumPy 2.4. PyTorch and the rest are read from .venv.
+# CLIP_benchmark fails with NumPy 2.4.
 $(PEERS_INSTALLED): $(EXTRAS_INSTALLED)
 	@echo "install: open_clip and CLIP_benchmark into .venv-peers, once"
-	@test -x $(PEERS_BIN)/python || $(PYTHON) -m venv .venv-peers
-	@$(BIN)/python $(PURELIB) > \
-	  "$$($(PEERS_BIN)/python $(PURELIB))/packages_of_venv.pth"
+	$(call venv_beside,$(PEERS_BIN))
 	@$(PEERS_BIN)/python $(PIP) open_clip_torch==3.3.* clip_benchmark==1.6.* \
 	  'numpy<2.4'
 	@touch $@

@@ -242,7 +242,9 @@ def write_pictures(directory: str, num_pictures: int) -> stores.Store:
     rng = np.random.default_rng(_SEED)
     path = os.path.join(directory, "pictures.tfrecord")
     tiles = [
-        pictures.decode_image(record.image, _TILE).numpy()
+        pictures.resize_image(
+            pictures.decode(record.image, pool.max_image_pixels), _TILE
+        ).numpy()
         for record in pool.read(rng.permutation(len(pool))[:1024])
     ]
     captions = list(pool.columns(["caption"])["caption"])

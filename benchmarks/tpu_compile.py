@@ -1,19 +1,19 @@
 """JEST's training step through the TPU compiler, without a TPU.
 
     python -m benchmarks.tpu_compile
-    python -m benchmarks.tpu_compile --only jest_b16 --topologies v5e:2x2
+    python -m benchmarks.tpu_compile --backends jax --only jest_l16
 
-Traces the step that `fit` makes under a TPUStrategy, for small twins of all
-recipes and for the paper's at full size, exports it with TensorFlow's TPU
-kernels and compiles it with libtpu for slices that are only described. The
-tables show planned memory, donated variables, collectives, and operations that
-no TPU should get. Nothing runs, so they say nothing about speed or numbers.
+Compiles the step that `fit` makes, on both of Keras' backends, by libtpu for
+slices that are only described: small twins of all recipes, and the paper's at
+full size. The tables show planned memory, donated variables, collectives, and
+operations that no TPU should get. Nothing runs, so they say nothing about speed
+or numbers.
 
 `make tpu-compile` builds the environment, from requirements-tpu-compile.txt.
 Each finished case is a line of results/tpu_compile.jsonl and is skipped from
-then on, unless `--again` is given or its code has changed. The tables in
-benchmarks/tpu/README.md are written from all lines. About a minute a case on 2
-cores.
+then on, unless `--again` is given or its settings have changed. The tables in
+docs/tpu.md and benchmarks/tpu/README.md are written from all lines. On 2 cores
+a twin takes half a minute, a case at full size two to ten minutes.
 """
 
 import argparse
@@ -33,25 +33,31 @@ ENVIRONMENT = {
     "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1")
+BACKENDS = ("tensorflow", "jax")
+TOPOLOGIES = ("v5e:2x2", "v6e:2x2")
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Compiles what is not yet in the results, then writes the table."""
+    """Compiles what is not yet in the results, then writes the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.tpu_compile",
         description="Compiles JEST's training step for TPUs.",
     )
     parser.add_argument(
+        "--backends", nargs="+", choices=BACKENDS, default=BACKENDS
+    )
+    parser.add_argument(
         "--topologies",
         nargs="+",
         default=TOPOLOGIES,
-        help="the first is for all cases, others for the paper's recipe",
+        help="the first is for all cases, others for those at full size",
     )
-    parser.add_argument("--replicas", type=int, default=4)
     parser.add_argument(
         "--only", default="", help="cases whose name holds this"
+    )
+    parser.add_argument(
+        "--full-size", action="store_true", help="only the cases at full size"
     )
     parser.add_argument(
         "--again", action="store_true", help="also those that are done"
@@ -64,12 +70,6 @@ def main(argv: list[str] | None = None) -> None:
         type=pathlib.Path,
         default=_ROOT / "benchmarks" / "results" / "tpu_compile.jsonl",
         help="file of lines, read and appended to",
-    )
-    parser.add_argument(
-        "--page",
-        type=pathlib.Path,
-        default=_ROOT / "benchmarks" / "tpu" / "README.md",
-        help="where the table is written",
     )
     options = parser.parse_args(argv)
     os.environ.update(ENVIRONMENT)

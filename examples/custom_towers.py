@@ -93,9 +93,8 @@ def main(argv=None):
     train(model, pool, tokenizer, jest, steps)
 
     for name, tower in (("reference", reference), ("learner", learner)):
-        results = evaluation.StoreEvaluation(
-            tower, held_out, tokenizer=tokenizer, image_size=IMAGE_SIZE
-        ).measure()
+        encoder = evaluation.Encoder(tower, tokenizer, IMAGE_SIZE)
+        results = evaluation.StoreEvaluation(encoder, held_out).measure()
         print(
             f"{name}: {steps} steps of 128 pairs; of {len(held_out)} held-out "
             f"pictures {results['image_to_text/recall@10']:.1%} find their "

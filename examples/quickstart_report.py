@@ -193,12 +193,8 @@ def _given(runs):
     step = directory.read(REFERENCE, directory.FLOPS_FILE)["0"]["step"]
     pool, test = map(stores_lib.open_store, (POOL, f"{DATA}/test-*.tfrecord"))
     embedded = bootstrap.embedding_cost(model, pool, str(runs / EMBEDDINGS))
-    found = evaluation.StoreEvaluation(
-        model.learner,
-        test,
-        tokenizer=model.tokenizer,
-        image_size=model.picture,
-    ).measure()
+    encoder = evaluation.Encoder(model.learner, model.tokenizer, model.picture)
+    found = evaluation.StoreEvaluation(encoder, test).measure()
     return {
         **{way: 100 * found[f"{way}/mrr"] for way in _WAYS.values()},
         "chance": 100 * np.mean(1 / np.arange(1, len(test) + 1)),

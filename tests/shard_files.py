@@ -152,19 +152,9 @@ def write_manifest(
     """The manifest of a store with given weights, row for row."""
     if scores is None:
         scores = np.linspace(-1.0, 1.0, len(store))
-    ends = np.cumsum(store.shards.lengths)
-    for shard, end in enumerate(ends.tolist()):
-        rows = np.arange(end - store.shards.lengths[shard], end)
-        manifest.write_part(
-            manifest.part_path(store, shard, directory),
-            manifest.describe(store, shard, made_by),
-            manifest.Part(
-                store.ids(rows),
-                np.asarray(weights)[rows],
-                np.asarray(scores)[rows],
-            ),
-        )
-    return manifest.finish(store, directory, made_by, counts or {})
+    return manifest.write(
+        store, directory, made_by, weights, scores, counts or {}
+    )
 
 
 def mutate(data, rng):

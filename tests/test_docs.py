@@ -647,10 +647,10 @@ class MakefileTest(tf.test.TestCase):
         targets = re.findall(r"make ([a-z-]+)", script.read_text())
         self.assertEqual(targets, ["test", "test-oldest", "test-slow"])
         chosen = re.findall(r'-m pytest -m "?([a-z ]+)', read("Makefile"))
-        # Those of `make test`, `make test-slow` and `make test-oldest`.
+        # Those of `make test`, `test-slow`, `test-oldest` and `test-newest`.
         self.assertEqual(
             [marks.strip() for marks in chosen],
-            ["not slow", "slow", "not slow"],
+            ["not slow", "slow", "not slow", "not slow"],
         )
 
 

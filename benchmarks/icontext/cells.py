@@ -35,7 +35,8 @@ class Cell(NamedTuple):
         method: as the tables call it.
         lengths: steps, a run for each.
         settings: changes to the recipe, "a.b=c" each; "{data}" stands for the
-            folder of the web-like data.
+            folder of the web-like data, "{cut}" for the manifest of one
+            record in three of the pool, chosen once by the reference.
         seeds: a run for each.
         pool: a folder of the data (`web.py`), or a clean set, `CLEAN_SETS`.
         reference: name of the run whose seed 0 is the reference.
@@ -183,7 +184,7 @@ _LEARNERS_OF_GIVEN = (
             ("_fast", ""),
         )
     ),
-    Cell("uniform", _UNIFORM[1:], _SLOW, pool="part70"),
+    Cell("uniform", _UNIFORM, _SLOW, pool="part70"),
     *(
         Cell(
             f"mixed_{256 // rows}",
@@ -240,6 +241,9 @@ _LEARNERS_OF_GIVEN = (
     # The learner of half the width.
     Cell("narrow_uniform", _UNIFORM[1:], _NARROW + _SLOW, pool="part70"),
     Cell("narrow_clean", _SHORT, _NARROW, pool="part_clean70"),
+    # The reference's own clean pairs, by an owner of them.
+    Cell("narrow_uniform", _SHORT, _NARROW, pool="apart"),
+    _part("narrow_cut_3", _SHORT, f"{_NARROW}data.manifest={{cut}}"),
     Cell(
         "narrow_mixed_4",
         (2250, 4500, 9000, 18_000),
@@ -265,11 +269,12 @@ _LEARNERS_OF_GIVEN = (
         for noise in ("00", "30", "90")
         for cell in (
             Cell(
-                *("uniform", (1125, 2250, 4500)),
+                *("uniform", _UNIFORM[:4]),
                 _SLOW * (noise == "90"),
                 pool=f"part{noise}",
             ),
             _part("jest", (350, 700), _live(5), pool=f"part{noise}"),
+            _part("jest_f50", (700,), _live(2), pool=f"part{noise}"),
             _part("distilled", (700,), _DISTILLED, pool=f"part{noise}"),
             _part(
                 *("stored_3_distilled", (700,)),

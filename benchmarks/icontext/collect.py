@@ -133,13 +133,10 @@ def clean_share(workdir, config):
 def _score(model, pattern):
     """The score of a split, and of each of its pairs."""
     ((_, store),) = evaluation.open_stores([pattern]).items()
-    found = evaluation.StoreEvaluation(
-        model.learner,
-        store,
-        tokenizer=model.tokenizer,
-        image_size=model.picture,
-        batch_size=model.batch_size,
-    ).embed()
+    encoder = evaluation.Encoder(
+        model.learner, model.tokenizer, model.picture, model.batch_size
+    )
+    found = evaluation.StoreEvaluation(encoder, store).embed()
     ranks = evaluation.ranks(
         found.images, found.texts, found.image_groups, found.text_groups
     )

@@ -202,6 +202,7 @@ def given_noise(found, folder):
         *(f"{100 * level:.0f} % noise" for level in results.levels),
     )
     for what, method in (
+        ("JEST, f = 0.5", "jest_f50"),
         ("JEST, f = 0.8", "jest"),
         ("distillation alone", "distilled"),
         (

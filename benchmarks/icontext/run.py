@@ -151,7 +151,10 @@ class Runner:
         run = cells.runs()[name, seed]
         needs = []
         if run.cell.reference:
-            needs.append(self._embedded(run.cell.reference, run.cell.pool))
+            prepare = (
+                self._cut if "{cut}" in run.cell.settings else self._embedded
+            )
+            needs.append(prepare(run.cell.reference, run.cell.pool))
         shorter = self._futures.get((run.shorter and run.shorter.name, seed))
         if shorter is not None:
             needs.append(shorter)
@@ -168,6 +171,19 @@ class Runner:
             *("embed", "--model", self._workdir(name, 0)),
             *("--data", self._shards(pool), "--output"),
             self._sidecars(name, pool),
+        )
+
+    def _cut(self, name, pool):
+        """A manifest of what a pass of stored stages chooses of a pool."""
+        return self._once(
+            ("cut", name, pool),
+            [self._embedded(name, pool)],
+            self._command,
+            f"cut-{name}-{pool}",
+            *("curate", "--data", self._shards(pool)),
+            *("--sidecar-dir", self._sidecars(name, pool)),
+            *("--output", self._manifest(name, pool)),
+            *("--set", "stage.candidates=3", "--no-report"),
         )
 
     def _train(self, run):
@@ -227,9 +243,12 @@ class Runner:
             f"data.vocabulary={self._data}/vocab.txt",
             f"evaluation.data={watched}",
             "evaluation.log_ids=true",
-            *run.cell.settings.format(data=self._data).split(),
+            *run.cell.settings.format(
+                data=self._data,
+                cut=self._manifest(run.cell.reference, run.cell.pool),
+            ).split(),
         ]
-        if run.cell.reference:
+        if run.cell.reference and "{cut}" not in run.cell.settings:
             folder = self._sidecars(run.cell.reference, run.cell.pool)
             found.append(f"reference.sidecar_dir={folder}")
         return found
@@ -239,6 +258,9 @@ class Runner:
 
     def _sidecars(self, name, pool):
         return self._work / "sidecars" / f"{name}-{pool}"
+
+    def _manifest(self, name, pool):
+        return self._work / "manifests" / f"{name}-{pool}"
 
     def _shards(self, pool):
         if pool in cells.CLEAN_SETS:

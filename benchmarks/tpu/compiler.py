@@ -13,7 +13,6 @@ Needs requirements-tpu-compile.txt. What an executable says is read in hlo.py.
 import contextlib
 import os
 import re
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -29,18 +28,12 @@ class Executable(NamedTuple):
     """The compiler's report on a program that it accepted.
 
     Attributes:
-        device: kind of chip.
-        num_replicas: replicas that it was compiled for.
-        seconds: it took to compile.
         memory: bytes planned on a core: arguments, results, of which donated,
             temporary values and code, by these names.
         text: the optimised HLO; None where JAX can't read it back, as some
             with asynchronous copies.
     """
 
-    device: str
-    num_replicas: int
-    seconds: float
     memory: dict[str, int]
     text: str | None
 
@@ -63,11 +56,24 @@ def export(program: lifter.Program) -> bytes:
     return ir(stage="hlo_serialized", platform_name="TPU")
 
 
-def text(hlo: bytes) -> str:
-    """Serialised HLO in words."""
-    from jax._src.lib import xla_client
+def devices(topology: str, count: int) -> list:
+    """The first chips of a topology, as JAX's devices.
 
-    return xla_client.XlaComputation(hlo).get_hlo_module().to_string()
+    Raises:
+        ValueError: if it has fewer.
+    """
+    with _libtpu():
+        from jax.experimental import topologies
+
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology
+        ).devices
+    if len(found) < count:
+        raise ValueError(
+            f"`count` must be at most the {len(found)} cores of {topology}. "
+            f"Received: {count}"
+        )
+    return list(found[:count])
 
 
 def compile_program(
@@ -94,7 +100,7 @@ def compile_program(
             module = ir.Module.parse(_jax.mlir.hlo_to_stablehlo(hlo))
             _drop_copies(module.operation)
             _mark_donated(module, donated)
-            return _compile(module, topology, num_replicas)
+            return executable(_compile(module, topology, num_replicas))
 
 
 def available_memory(topology: str) -> int:
@@ -157,41 +163,28 @@ def _libtpu():
 def _compile(module, topology, num_replicas):
     from jax._src import compiler
     from jax._src.lib import xla_client
-    from jax.experimental import topologies
 
-    devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=topology
-    ).devices
-    if len(devices) < num_replicas:
-        raise ValueError(
-            f"`num_replicas` must be at most the {len(devices)} cores of "
-            f"{topology}. Received: {num_replicas}"
-        )
-    devices = devices[:num_replicas]
+    chips = devices(topology, num_replicas)
     options = compiler.get_compile_options(
         num_replicas=num_replicas,
         num_partitions=1,
-        device_assignment=np.array([[device.id] for device in devices]),
+        device_assignment=np.array([[chip.id] for chip in chips]),
     )
-    start = time.monotonic()
-    executable = devices[0].client.compile(
-        module, xla_client.DeviceList(tuple(devices)), options
+    return chips[0].client.compile(
+        module, xla_client.DeviceList(tuple(chips)), options
     )
-    seconds = time.monotonic() - start
-    memory = executable.get_compiled_memory_stats()
+
+
+def executable(compiled) -> Executable:
+    """What JAX's executable says."""
+    memory = compiled.get_compiled_memory_stats()
     try:
-        found = executable.hlo_modules()[0].to_string()
+        text = compiled.hlo_modules()[0].to_string()
     except RuntimeError as error:
         if "async-update" not in str(error):
             raise
-        found, replicas = None, num_replicas
-    else:
-        told = re.search(r"replica_count=(\d+)", found)
-        replicas = int(told[1]) if told else 1
+        text = None
     return Executable(
-        device=devices[0].device_kind,
-        num_replicas=replicas,
-        seconds=seconds,
         memory={
             "arguments": memory.argument_size_in_bytes,
             "results": memory.output_size_in_bytes,
@@ -199,7 +192,7 @@ def _compile(module, topology, num_replicas):
             "temporary": memory.temp_size_in_bytes,
             "code": memory.generated_code_size_in_bytes,
         },
-        text=found,
+        text=text,
     )
 
 

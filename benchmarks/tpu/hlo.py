@@ -98,26 +98,6 @@ def num_bytes(type_: str) -> int:
     ).__ceil__()
 
 
-def wide_numbers(text: str) -> dict[str, dict[str, int]]:
-    """Numbers of 64 bits, which a TPU has no unit for.
-
-    Returns:
-        dtype ("f64", "s64", "u64") -> the TensorFlow operation that they come
-        from, or "" for arguments and results -> elements of the largest.
-    """
-    found = collections.defaultdict(dict)
-    for instructions in _computations(text).values():
-        for instruction in instructions:
-            for dtype, shape in _ARRAY.findall(instruction.type):
-                if dtype not in ("f64", "s64", "u64"):
-                    continue
-                source = re.search(r'op_type="([^"]*)"', instruction.line)
-                source = source[1] if source else ""
-                largest = found[dtype].get(source, 0)
-                found[dtype][source] = max(largest, _elements(shape))
-    return {dtype: dict(found[dtype]) for dtype in sorted(found)}
-
-
 def dynamic_shapes(text: str) -> list[str]:
     """The operations with a shape that depends on values.
 

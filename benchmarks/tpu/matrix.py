@@ -12,97 +12,94 @@ from collections.abc import Iterator, Sequence
 from benchmarks import report
 from benchmarks.tpu import table, twins
 
+# Of every case: the chips of a slice's smallest host.
+REPLICAS = 4
 _COMMAND = "python -m benchmarks.tpu_compile"
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def run(
     *,
+    backends: Sequence[str],
     topologies: Sequence[str],
-    replicas: int,
     only: str,
+    full_size: bool,
     again: bool,
     minutes: float,
     results: pathlib.Path,
-    page: pathlib.Path,
 ) -> None:
     """Compiles the requested cases that are not in the results.
 
-    A line of the results is whole once it is there, and the last of a case and
-    a topology counts. It is done as long as code, settings and replicas are
-    those that it was compiled with; older lines stay in the table, marked,
-    until they are compiled again. Lines of dropped cases stay out.
+    A line of the results is whole once it is there, and the last of a case, a
+    backend and a topology counts, as long as its settings are the case's.
 
     Args:
+        backends: Keras' backends.
         topologies: such as "v5e:2x2"; the first is for all cases, the others
-            for those that are compiled everywhere.
-        replicas: R of every case.
+            for those at full size.
         only: part of the names of the cases that are wanted.
+        full_size: leave the small twins out.
         again: also compile what is done.
         minutes: after which a case is given up.
         results: file of lines, read and appended to.
-        page: Markdown file whose block `tpu-compile` is written.
 
     Raises:
         ValueError: if no case's name holds `only`.
     """
-    cases = twins.cases(replicas)
-    wanted = [case for case in cases if only in case.name]
+    cases = twins.cases(REPLICAS)
+    wanted = [
+        case
+        for case in cases
+        if only in case.name and (case.is_full_size or not full_size)
+    ]
     if not wanted:
         raise ValueError(
             f"`only` must be part of the name of a case. Received: {only!r}; "
             f"there are {[case.name for case in cases]}"
         )
-    done, code = read(results), present_code()
-
-    def made_by(case):
-        return {"code": code, "config": case.digest, "replicas": replicas}
-
-    def is_current(case, topology):
-        line = done.get((case.name, topology), {})
-        return made_by(case).items() <= line.items()
-
-    def planned(case):
-        return topologies if case.is_everywhere else topologies[:1]
-
-    for number, case in enumerate(wanted, 1):
-        left = [
-            topology
-            for topology in planned(case)
-            if again or not is_current(case, topology)
-        ]
-        place = f"{number}/{len(wanted)} {case.name}"
-        if not left:
-            report.log(f"{place}: done before")
-            continue
-        report.log(f"{place}: tracing and compiling")
-        for line in compile_case(case, left, replicas, minutes):
-            line = made_by(case) | line
-            report.log(f"{place}, {table.describe(line)}")
-            append(results, line)
-            done[case.name, line["topology"]] = line
-    lines = [
-        done[case.name, topology] | {"is_current": is_current(case, topology)}
-        for case in cases
-        for topology in planned(case)
-        if (case.name, topology) in done
-    ]
-    report.write_block(page, "tpu-compile", table.markdown(lines), _COMMAND)
-    report.log(f"{len(lines)} results, in the table of {page}")
+    done = read(results)
+    for backend in backends:
+        for number, case in enumerate(wanted, 1):
+            left = [
+                topology
+                for topology in (
+                    topologies if case.is_full_size else topologies[:1]
+                )
+                if again or (case.digest, backend, topology) not in done
+            ]
+            place = f"{backend} {number}/{len(wanted)} {case.name}"
+            if not left:
+                report.log(f"{place}: done before")
+                continue
+            report.log(f"{place}: tracing and compiling")
+            for line in compile_case(case, backend, left, minutes):
+                report.log(f"{place}, {table.describe(line)}")
+                append(results, line)
+                done[case.digest, backend, line["topology"]] = line
+    for path, of_cases, write in (
+        ("docs/tpu.md", [c for c in cases if c.is_full_size], table.full_size),
+        (
+            "benchmarks/tpu/README.md",
+            [c for c in cases if not c.is_full_size],
+            table.twins,
+        ),
+    ):
+        digests = [case.digest for case in of_cases]
+        lines = [line for key, line in done.items() if key[0] in digests]
+        lines.sort(key=lambda line: digests.index(line["config"]))
+        text = write(lines) if lines else "Nothing is compiled yet."
+        report.write_block(_ROOT / path, "tpu-compile", text, _COMMAND)
 
 
-def read(path: pathlib.Path) -> dict[tuple[str, str], dict]:
-    """The last line of each (case, topology)."""
+def read(path: pathlib.Path) -> dict[tuple[str, str, str], dict]:
+    """The last line of each (settings, backend, topology)."""
     if not path.exists():
         return {}
     lines = map(json.loads, path.read_text("utf-8").splitlines())
-    return {(line["case"], line["topology"]): line for line in lines}
-
-
-def present_code() -> str:
-    """The `code` of a line that is compiled now."""
-    command = [sys.executable, "-m", "benchmarks.tpu.worker", "--code"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.split()[-1]
+    return {
+        (line["config"], line["backend"], line["topology"]): line
+        for line in lines
+    }
 
 
 def append(path: pathlib.Path, line: dict) -> None:
@@ -113,10 +110,7 @@ def append(path: pathlib.Path, line: dict) -> None:
 
 
 def compile_case(
-    case: twins.Case,
-    topologies: Sequence[str],
-    replicas: int,
-    minutes: float,
+    case: twins.Case, backend: str, topologies: Sequence[str], minutes: float
 ) -> Iterator[dict]:
     """Yields the lines of a case as its process writes them.
 
@@ -130,13 +124,15 @@ def compile_case(
         out.touch()
         command = [
             *(sys.executable, "-m", "benchmarks.tpu.worker"),
-            *("--case", case.name, "--out", str(out)),
-            *("--replicas", str(replicas)),
+            *("--case", case.digest, "--out", str(out)),
             *("--topologies", *topologies),
         ]
         with open(errors, "w") as stderr, open(out) as lines:
             process = subprocess.Popen(
-                command, stderr=stderr, stdout=stderr, env=os.environ
+                command,
+                stderr=stderr,
+                stdout=stderr,
+                env=os.environ | {"KERAS_BACKEND": backend},
             )
             ended = None
             limit = time.monotonic() + 60 * minutes
@@ -153,9 +149,8 @@ def compile_case(
     for topology in owed:
         yield {
             "case": case.name,
-            "recipes": case.recipes,
-            "variant": case.variant,
+            "config": case.digest,
+            "backend": backend,
             "topology": topology,
-            "stage": "process",
-            "error": f"ended with {ended}: {''.join(last)[:400]}",
+            "error": f"process ended with {ended}: {''.join(last)[:400]}",
         }

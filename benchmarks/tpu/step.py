@@ -1,4 +1,4 @@
-"""The training step of a run as `fit` makes it under a TPUStrategy, traced."""
+"""The model of a run, its super-batches, and the step that `fit` traces."""
 
 import keras
 import tensorflow as tf
@@ -11,27 +11,22 @@ from jest_tf.models import reference
 _REFERENCE_DIM = 48
 
 
-def build_model(
-    config: config_lib.TrainConfig, strategy: tf.distribute.Strategy
-) -> training.JESTModel:
+def build_model(config: config_lib.TrainConfig) -> training.JESTModel:
     """The model of a run, its optimizer built.
 
-    Args:
-        config: the run; a `reference.model` of any name is a learner of the
-            same size, with its first weights. Without a model the reference's
-            embeddings come with the batch.
-        strategy: that it is to run under.
+    A `reference.model` of any name is a learner of the same size, with its
+    first weights. Without a model the reference's embeddings come with the
+    batch.
     """
-    with strategy.scope():
-        vocabulary_size = config.data.vocabulary_size
-        learner = models.build_learner(config, vocabulary_size)
-        teacher = None
-        if config.steps_need_reference and config.reads_sidecars:
-            teacher = reference.Cached(10.0, -10.0)
-        elif config.steps_need_reference:
-            teacher = models.build_learner(config, vocabulary_size)
-        model = training.build_model(config, learner, teacher)
-        model.optimizer.build(model.trainable_variables)
+    vocabulary_size = config.data.vocabulary_size
+    learner = models.build_learner(config, vocabulary_size)
+    teacher = None
+    if config.steps_need_reference and config.reads_sidecars:
+        teacher = reference.Cached(10.0, -10.0)
+    elif config.steps_need_reference:
+        teacher = models.build_learner(config, vocabulary_size)
+    model = training.build_model(config, learner, teacher)
+    model.optimizer.build(model.trainable_variables)
     return model
 
 

@@ -22,18 +22,11 @@ RECIPES = pathlib.Path(__file__).parents[2] / "configs"
 # the 16 chunks of the paper a row each on 4 replicas.
 _SHARE = 16
 
-# Kinds of step that recipes leave out are those of the paper's recipe with
-# other values: with its own, every two meet.
-_PAPER = "jest_b16"
-_OTHERS = (
-    ("sigmoid", "per_replica", "live"),
-    ("softmax", "global", "live"),
-    ("softmax", "per_replica", "sidecar"),
-)
-# Compiled at full size too. Their headers name this slice.
-_FULL_SIZE = (_PAPER, "jest_l16")
+# Compiled at full size, with towers of both; their headers name the slice.
+_FULL_SIZE = ("jest_b16", "flexi_jest_b16")
+_TOWERS = ("b16", "l16")
 CHIPS = 256
-_MICRO_BATCH = 32
+MICRO_BATCH = 32
 # Of SigLIP's vocabulary, which these recipes name.
 _VOCABULARY_SIZE = 32_000
 # Settings of the data that a step sees.
@@ -52,22 +45,14 @@ class Case(NamedTuple):
     """A step to compile.
 
     Attributes:
-        recipes: names of the recipes whose step it is.
-        variant: loss, quota and reference, and by name what else was varied:
-            parts, stages, size.
+        name: of its recipes; at full size of the recipe and the towers.
         config: the run.
-        is_everywhere: compiled for all kinds of chips, not for the first alone.
+        is_full_size: compiled for all kinds of chips, not for the first alone.
     """
 
-    recipes: tuple[str, ...]
-    variant: dict[str, str]
+    name: str
     config: config_lib.TrainConfig
-    is_everywhere: bool = False
-
-    @property
-    def name(self) -> str:
-        """Tells the case from all others."""
-        return " ".join([" ".join(self.recipes), *self.variant.values()])
+    is_full_size: bool = False
 
     @property
     def digest(self) -> str:
@@ -125,18 +110,37 @@ def twin(
 
 
 def full_size(
-    recipe: config_lib.TrainConfig, num_replicas: int
+    recipe: config_lib.TrainConfig, preset: str, num_replicas: int
 ) -> config_lib.TrainConfig:
     """A recipe on the batches of that many of its slice's chips.
 
+    Whole batches of such towers fill a chip, so that it scores and trains in
+    micro-batches.
+
     Args:
         recipe: a recipe with a SentencePiece vocabulary.
+        preset: of both towers.
         num_replicas: R, of the `CHIPS` that the recipe is written for.
     """
-    data = dataclasses.replace(recipe.data, vocabulary_size=_VOCABULARY_SIZE)
-    return _seen(
-        dataclasses.replace(recipe, data=data),
+    config = _seen(
+        dataclasses.replace(
+            recipe,
+            data=dataclasses.replace(
+                recipe.data, vocabulary_size=_VOCABULARY_SIZE
+            ),
+        ),
         recipe.selection.batch_size * num_replicas // CHIPS,
+    )
+    stages = tuple(
+        dataclasses.replace(stage, scoring_batch_size=MICRO_BATCH)
+        for stage in config.selection.stages
+    )
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            config.model, preset=preset, micro_batch_size=MICRO_BATCH
+        ),
+        selection=dataclasses.replace(config.selection, stages=stages),
     )
 
 
@@ -153,7 +157,7 @@ def _seen(config, batch_size):
         data=config_lib.DataConfig(**data, **curated),
         # Towers of public weights are not built here: they are the preset's.
         model=dataclasses.replace(config.model, init_from="", init_tower=""),
-        reference=_reference(config, _kind(config))
+        reference=_reference(config)
         if config.steps_need_reference
         else config_lib.ReferenceConfig(),
         # Stored stages are the stream's.
@@ -181,13 +185,7 @@ def _seen(config, batch_size):
 
 
 def cases(num_replicas: int) -> list[Case]:
-    """Every recipe's twin, equal twins once; then variants of the paper's.
-
-    The paper's recipe is compiled once more with other losses, quotas and
-    references, in parts (micro-batches while scoring and training, the loss by
-    blocks, two steps an execution), with two stages, with a stage that begins
-    later, and at full size.
-    """
+    """Every recipe's twin, equal twins once, and the paper's at full size."""
     recipes = {
         path.stem: config_lib.load_config(path)
         for path in sorted(RECIPES.glob("*.py"))
@@ -195,98 +193,18 @@ def cases(num_replicas: int) -> list[Case]:
     names_of = {}
     for name, recipe in recipes.items():
         names_of.setdefault(twin(recipe, num_replicas), []).append(name)
-    found = [
-        Case(tuple(names), _values(small), small, _PAPER in names)
-        for small, names in names_of.items()
+    return [
+        *(Case(", ".join(names), small) for small, names in names_of.items()),
+        *(
+            Case(
+                name.replace("b16", preset),
+                full_size(recipes[name], preset, num_replicas),
+                True,
+            )
+            for preset in _TOWERS
+            for name in _FULL_SIZE
+        ),
     ]
-    (paper,) = (case for case in found if _PAPER in case.recipes)
-    found += [
-        Case(paper.recipes, _values(config) | more, config)
-        for more, config in _variants(paper.config, num_replicas)
-    ]
-    for name in _FULL_SIZE:
-        whole = full_size(recipes[name], num_replicas)
-        for size, config in (
-            ("whole batches", whole),
-            (f"micro-batches of {_MICRO_BATCH}", _in_micro_batches(whole)),
-        ):
-            variant = _values(config) | {"size": size}
-            found.append(Case((name,), variant, config, True))
-    return found
-
-
-def _values(config):
-    values = {"loss": config.model.loss}
-    if config.selection.scores:
-        values["quota"] = config.selection.quota
-        values["reference"] = _kind(config)
-    return values
-
-
-def _kind(config):
-    return "sidecar" if config.reads_sidecars else "live"
-
-
-def _variants(config, num_replicas):
-    """What is varied beside the values, and the settings."""
-    yield {"parts": "in parts"}, _in_parts(config, num_replicas)
-    for loss, quota, reference in _OTHERS:
-        yield {}, _varied(config, loss, quota, reference)
-    for kind, staged in _staged(config).items():
-        yield {"stages": kind}, staged
-
-
-def _varied(config, loss, quota, reference):
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, loss=loss),
-        selection=dataclasses.replace(config.selection, quota=quota),
-        reference=_reference(config, reference),
-    )
-
-
-def _in_micro_batches(config):
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, micro_batch_size=_MICRO_BATCH),
-        selection=_with_stages(config, scoring_batch_size=_MICRO_BATCH),
-    )
-
-
-def _with_stages(config, **changes):
-    """The selection with changes of every stage."""
-    return dataclasses.replace(
-        config.selection,
-        stages=tuple(
-            dataclasses.replace(stage, **changes)
-            for stage in config.selection.stages
-        ),
-    )
-
-
-def _staged(config):
-    """Two stages, and a stage whose first steps are uniform, by name.
-
-    What is traced is the first step.
-    """
-    (stage,) = config.selection.stages
-    first = dataclasses.replace(stage, candidates=2)
-    later = _with_stages(config, first_step=500)
-    return {
-        "two stages": dataclasses.replace(
-            config,
-            selection=dataclasses.replace(
-                config.selection, stages=(first, stage)
-            ),
-        ),
-        "before the first stage": dataclasses.replace(
-            config,
-            selection=later,
-            distribution=dataclasses.replace(
-                config.distribution, steps_per_execution=2
-            ),
-        ),
-    }
 
 
 def _small_view(recipe, view):
@@ -301,27 +219,9 @@ def _small_view(recipe, view):
     return dataclasses.replace(view, patch_size=view.patch_size * small // own)
 
 
-def _in_parts(config, num_replicas):
-    share = config.selection.super_batch_size() // num_replicas
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(
-            config.model,
-            micro_batch_size=_SHARE // 2,
-            # An uneven last block.
-            loss_block_size=_SHARE // 2 - 1,
-        ),
-        selection=_with_stages(config, scoring_batch_size=share // 2),
-        distribution=dataclasses.replace(
-            config.distribution, steps_per_execution=2
-        ),
-    )
-
-
-def _reference(config, kind):
-    where = {"sidecar": {}, "live": {"model": "live"}}[kind]
+def _reference(config):
     return config_lib.ReferenceConfig(
+        model="" if config.reads_sidecars else "live",
         distillation_weight=1.0 * bool(config.reference.distillation_weight),
         projection=config.reference.projection,
-        **where,
     )

@@ -18,7 +18,6 @@ import os
 
 from jest_tf import config, files
 from jest_tf.cli import flags as flags_lib
-from jest_tf.config import overrides
 
 ADVICE_FILE = "advice.json"
 PAGE_FILE = "advice.html"
@@ -77,19 +76,18 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf.reports import advice_page
     from jest_tf.runs import inputs, loading, progress
 
-    values: dict = {}
-    for text in flags.set:
-        overrides.override(survey_lib.Settings, values, text)
-    settings = overrides.build(survey_lib.Settings, values)
+    settings = flags_lib.settings(survey_lib.Settings, flags)
     if flags.reference:
         loading.check_model(flags.reference, "--reference")
         _check_unseen(flags.reference, flags.curated)
+
+    def opened(patterns, setting):
+        return flags_lib.open_store(recipe.data.reading(patterns), setting)
+
     data = survey_lib.Data(
-        _open(
-            recipe, recipe.data.train, "--pool" if flags.pool else "data.train"
-        ),
-        _open(recipe, flags.curated, "--curated"),
-        _open(recipe, flags.tests, "--tests") if flags.tests else None,
+        opened(recipe.data.train, "--pool" if flags.pool else "data.train"),
+        opened(flags.curated, "--curated"),
+        opened(flags.tests, "--tests") if flags.tests else None,
     )
     name, unseen = flags.reference, None
     if not name:
@@ -144,28 +142,11 @@ def _recipe(flags):
                 learning_rate=3e-3, warmup_steps=50, weight_decay=0.05
             ),
         )
-    given = {}
+    given = flags_lib.format_of(flags)
     if flags.pool:
-        given = {"train": flags.pool, "weights": (), "manifest": ""}
-    given |= {name: getattr(flags, name) for name in flags_lib.FORMAT_FIELDS}
-    fields = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in given.items()
-        if value is not None
-    }
+        given |= {"train": tuple(flags.pool), "weights": (), "manifest": ""}
     return dataclasses.replace(
-        recipe, data=dataclasses.replace(recipe.data, **fields)
-    )
-
-
-def _open(recipe, patterns, setting):
-    from jest_tf.data import stores
-    from jest_tf.runs import progress
-
-    return stores.open_stores(
-        recipe.data.reading(patterns),
-        progress.Progress("indexing", "bytes"),
-        setting,
+        recipe, data=dataclasses.replace(recipe.data, **given)
     )
 
 

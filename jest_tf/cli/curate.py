@@ -16,8 +16,8 @@ import dataclasses
 import os
 import sys
 
+from jest_tf import config
 from jest_tf.cli import flags as flags_lib
-from jest_tf.config import overrides
 
 REPORT_FILE = "report.html"
 
@@ -87,7 +87,7 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf.reports import manifest_page
 
     reference = curation.Model(flags.workdir, flags.sidecar_dir, flags.step)
-    store = flags_lib.open_store(flags, flags.data)
+    store = flags_lib.open_store(_data(flags, flags.data))
     curate = _curate_like if flags.like else _curate_by_scores
     curated = curate(flags, store, reference)
     drawn = int((curated.weights > 0).sum())
@@ -128,10 +128,10 @@ def _check(flags):
             )
 
 
-def _settings(kind, flags, **values):
-    for text in flags.set:
-        overrides.override(kind, values, text)
-    return overrides.build(kind, values)
+def _data(flags, patterns):
+    return config.DataConfig(
+        train=tuple(patterns), **flags_lib.format_of(flags)
+    )
 
 
 def _curate_by_scores(flags, store, reference):
@@ -145,10 +145,10 @@ def _curate_by_scores(flags, store, reference):
             curation.Model(flags.learner, sidecar_dir, flags.learner_step)
         )
         values["stage"]["criterion"] = "learnability"
-    chosen_by = _settings(curation.Choice, flags, **values)
+    chosen_by = flags_lib.settings(curation.Choice, flags, **values)
     if flags.beam:
         return curation.curate_with_beam(
-            flags_lib.data(flags, flags.data),
+            _data(flags, flags.data),
             flags.output,
             chosen_by,
             models,
@@ -170,11 +170,11 @@ def _curate_like(flags, store, reference):
     from jest_tf.curation import by_similarity
     from jest_tf.runs import progress
 
-    settings = _settings(by_similarity.Settings, flags)
+    settings = flags_lib.settings(by_similarity.Settings, flags)
 
     def source(patterns, setting):
-        found = flags_lib.open_store(flags, patterns, setting)
-        return by_similarity.Source(found, reference.sidecars(found))
+        found = flags_lib.open_store(_data(flags, patterns), setting)
+        return reference.sidecars(found)
 
     tasks = source(flags.like, "--like")
     if not flags.evaluation:
@@ -186,7 +186,7 @@ def _curate_like(flags, store, reference):
         store, progress.Progress("embedding", "records")
     )
     curated = by_similarity.infer(
-        by_similarity.Source(store, sidecars),
+        sidecars,
         tasks,
         source(flags.evaluation, "--evaluation") if flags.evaluation else None,
         flags.output,

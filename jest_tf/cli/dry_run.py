@@ -51,11 +51,14 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     for name, entry in evaluated.entries.items():
         size, tasks = len(entry.data.store), ", ".join(entry.entry.task)
         yield "evaluation", f"{size:,} records, {name}: {tasks}"
-    if start.tokenizer is not None:
-        loading.warn_of_cut_captions(store, start.tokenizer)
-        vocabulary = start.tokenizer.vocabulary_size
-    else:
-        vocabulary = _vocabulary_size(config, workdir)
+    tokenizer, vocabulary = start.tokenizer, config.data.vocabulary_size
+    if tokenizer is not None:
+        loading.warn_of_cut_captions(store, tokenizer)
+    elif tokenizers.has_tokenizer(workdir):
+        length = config.data.text_length
+        tokenizer = tokenizers.load_tokenizer(workdir, length)
+    if tokenizer is not None:
+        vocabulary = tokenizer.vocabulary_size
     learner = start.build(vocabulary)
     inputs.check_widths(config, sources, learner)
     size = _count(learner)
@@ -96,13 +99,6 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
         yield "writes", f"{workdir}, which holds a run that would be continued"
     else:
         yield "writes", f"a new run directory, {workdir}"
-
-
-def _vocabulary_size(config, workdir):
-    if tokenizers.has_tokenizer(workdir):
-        length = config.data.text_length
-        return tokenizers.load_tokenizer(workdir, length).vocabulary_size
-    return config.data.vocabulary_size
 
 
 def _count(model):

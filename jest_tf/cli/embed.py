@@ -91,9 +91,12 @@ def run(flags: argparse.Namespace) -> None:
 
     loading.check_model(flags.model, "--model")
     teacher = loading.load(flags.model)
-    store = flags_lib.open_store(
-        flags, flags.data, max_image_pixels=flags.max_image_pixels
+    data = config.DataConfig(
+        train=tuple(flags.data),
+        max_image_pixels=flags.max_image_pixels,
+        **flags_lib.format_of(flags),
     )
+    store = flags_lib.open_store(data)
     summary = embed.write(
         store,
         reference.encoder(teacher, flags.batch_size),

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from jest_tf import config
 from jest_tf.cli import flags as flags_lib
@@ -90,9 +90,7 @@ def _measured(flags):
 
     if flags.model:
         model = loading.load(flags.model)
-        return evaluate_suite(
-            model, flags.suite, flags.output, index_dir=flags.index_dir
-        )
+        return _of_suite(model, flags.suite, flags.output, flags)
     recipe = directory.load_config(flags.workdir)
     settings, index_dir = recipe.evaluation, recipe.data.index_dir
     data, suite = flags.data, flags.suite
@@ -117,48 +115,21 @@ def _measured(flags):
         keeping = stores.indexes_in_memory()
     with keeping:
         if data:
-            reading = {
-                name: getattr(flags, name) for name in flags_lib.FORMAT_FIELDS
-            }
-            results = evaluate(model, data, reading)
+            results = _of_data(model, data, flags)
         if suite:
             output = flags.output or flags.workdir
-            results |= evaluate_suite(
-                model, suite, output, step=flags.step, index_dir=flags.index_dir
-            )
+            results |= _of_suite(model, suite, output, flags)
     return results
 
 
-def evaluate(
-    model,
-    data: Sequence[str],
-    reading: Mapping[str, str | Sequence[str]] | None = None,
-) -> dict[str, float]:
-    """Measures the learner of a run, as in training.
-
-    Args:
-        model: of `loading.load`, a run.
-        data: paths or globs.
-        reading: fields of `DataConfig` that replace those of the run, unless
-            None.
-
-    Returns:
-        The measures by name.
-
-    Raises:
-        ValueError: data cannot be read.
-    """
+def _of_data(model, data, flags):
+    """Measures the learner of a run on paths or globs, as in training."""
     from jest_tf import evaluation
     from jest_tf.runs import evaluations
 
-    given = {
-        name: value if isinstance(value, str) else tuple(value)
-        for name, value in (reading or {}).items()
-        if value is not None
-    }
     stores = evaluation.open_stores(
         together(data),
-        dataclasses.replace(model.config.data, **given),
+        dataclasses.replace(model.config.data, **flags_lib.format_of(flags)),
         "--data",
     )
     return evaluations.Evaluations(
@@ -170,58 +141,47 @@ def evaluate(
     ).measure()
 
 
-def evaluate_suite(
-    model,
-    suite: str,
-    output: str,
-    *,
-    step: int | None = None,
-    index_dir: str | None = None,
-) -> dict[str, float]:
-    """Measures a model on a suite, and writes its files.
-
-    Args:
-        model: of `loading.load`.
-        suite: a file, as `evaluation.suite`.
-        output: folder of `evaluation.json`, `evaluation/`, `evaluation.html`
-            and the embedded data.
-        step: of the model's run.
-        index_dir: as `data.index_dir`; None takes the run's.
-
-    Returns:
-        The measures by name, as in training.
-
-    Raises:
-        ValueError: the suite does not fit, or its data is missing.
-    """
+def _of_suite(model, suite, output, flags):
+    """Measures a model on a suite, and writes the files into `output`."""
     from jest_tf import evaluation
+    from jest_tf.models import reference
     from jest_tf.reports import evaluation_page
     from jest_tf.runs import directory, evaluations
 
-    about = evaluations.loaded(model, step)
+    recipe, name, pretrained = config.TrainConfig(), model.name, ""
+    if isinstance(model, reference.Run):
+        recipe, of = model.config, model.config.model
+        name, pretrained = of.init_from or of.towers or of.preset, model.name
+        if flags.step is not None:
+            pretrained += f", step {flags.step}"
+    encoder = evaluation.Encoder(
+        *(model.learner, model.tokenizer, model.picture),
+        recipe.evaluation.batch_size,
+    )
+    index_dir = flags.index_dir
     if index_dir is None:
-        index_dir = about.index_dir
-    opened = evaluation.open_suite(suite, about.prompts, index_dir)
+        index_dir = recipe.data.index_dir
+    opened = evaluation.open_suite(suite, recipe.evaluation.prompts, index_dir)
     for entry in opened.values():
-        entry.attach(about.encoder)
+        entry.attach(encoder)
     folder = directory.path(output, directory.EMBEDDINGS_FOLDER)
-    with about.encoder.fixed(folder, keep=True):
-        outcomes = {name: entry.outcomes() for name, entry in opened.items()}
-        for name, entry in config.load_suite(suite).items():
+    with encoder.fixed(folder, keep=True):
+        outcomes = {title: entry.outcomes() for title, entry in opened.items()}
+        for title, entry in config.load_suite(suite).items():
             if "selection" in entry.task:
                 drawn = evaluations.draws(model.name, entry)
-                outcomes.setdefault(name, []).append(drawn)
-        found = evaluation.results(outcomes, about.model, about.pretrained)
+                outcomes.setdefault(title, []).append(drawn)
+        found = evaluation.results(outcomes, name, pretrained)
         evaluations.write_results(output, found)
         evaluation_page.write(
             directory.path(output, directory.RESULTS_PAGE_FILE),
-            f"{about.model} {about.pretrained}".strip(),
+            f"{name} {pretrained}".strip(),
             found,
             opened,
         )
     return {
-        f"eval/{name}/{measure}": value
-        for name, some in outcomes.items()
+        f"eval/{title}/{measure}": value
+        for title, some in outcomes.items()
         for measure, value in evaluation.flattened(some).items()
     }
 

@@ -3,6 +3,7 @@
 import argparse
 
 from jest_tf import config
+from jest_tf.config import overrides
 
 FORMAT_FIELDS = ("format", "image_field", "caption_fields", "index_dir")
 SEVERAL = {"nargs": "+", "action": "extend"}
@@ -15,16 +16,17 @@ def name(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def data(flags: argparse.Namespace, patterns, **fields) -> config.DataConfig:
-    """Returns the `data` of a recipe that reads `patterns` as the flags say."""
-    fields |= {name: getattr(flags, name) for name in FORMAT_FIELDS}
-    fields["caption_fields"] = tuple(flags.caption_fields)
-    return config.DataConfig(train=tuple(patterns), **fields)
+def format_of(flags: argparse.Namespace) -> dict:
+    """Returns the fields of `DataConfig` that the flags of a format give."""
+    given = {name: getattr(flags, name) for name in FORMAT_FIELDS}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
+    }
 
 
-def open_store(
-    flags: argparse.Namespace, patterns, setting: str = "--data", **fields
-):
+def open_store(data: config.DataConfig, setting: str = "--data"):
     """Opens the store of `data`, and shows progress where it is indexed.
 
     `setting` is the flag that gives the patterns.
@@ -32,11 +34,15 @@ def open_store(
     from jest_tf.data import stores
     from jest_tf.runs import progress
 
-    return stores.open_stores(
-        data(flags, patterns, **fields),
-        progress.Progress("indexing", "bytes"),
-        setting,
-    )
+    indexing = progress.Progress("indexing", "bytes")
+    return stores.open_stores(data, indexing, setting)
+
+
+def settings(kind: type, flags: argparse.Namespace, **values):
+    """Builds a dataclass `kind` of the values and of `--set`."""
+    for text in flags.set:
+        overrides.override(kind, values, text)
+    return overrides.build(kind, values)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

@@ -51,11 +51,21 @@ def run(flags: argparse.Namespace) -> None:
     if flags.watch is not None:
         checks.check("--watch", flags.watch, checks.at_least(1))
     _leave_accelerators()
+    from jest_tf.reports import run_page
+    from jest_tf.runs import directory
+
+    workdir = flags.workdir
+    path = flags.output or directory.path(workdir, directory.PAGE_FILE)
     if flags.watch is None:
-        _write(flags)
+        run_page.write(workdir, path, flags.moments)
+        print(path)
         return
+    shown = path
+    if not files.is_remote(path):
+        shown = pathlib.Path(path).absolute().as_uri()
+    print(f"open {shown}, renewed until the run ends", flush=True)
     try:
-        _watch(flags)
+        run_page.watch(workdir, path, flags.moments, flags.watch)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -66,27 +76,3 @@ def _leave_accelerators():
 
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
-
-
-def _write(flags):
-    from jest_tf.reports import run_page
-
-    path = _path(flags)
-    run_page.write(flags.workdir, path, flags.moments)
-    print(path)
-
-
-def _watch(flags):
-    from jest_tf.reports import run_page
-
-    path = shown = _path(flags)
-    if not files.is_remote(path):
-        shown = pathlib.Path(path).absolute().as_uri()
-    print(f"open {shown}, renewed until the run ends", flush=True)
-    run_page.watch(flags.workdir, path, flags.moments, flags.watch)
-
-
-def _path(flags):
-    from jest_tf.runs import directory
-
-    return flags.output or directory.path(flags.workdir, directory.PAGE_FILE)

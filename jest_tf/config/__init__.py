@@ -7,12 +7,10 @@ from jest_tf.config.groups import (
     DTYPE_POLICIES,
     EQUAL_CAPTIONS,
     FORMATS,
-    ON_NON_FINITE,
     OPTIMIZERS,
     POLICIES,
     PRESETS,
     SCHEDULES,
-    STRATEGIES,
     CheckpointConfig,
     DataConfig,
     DistributionConfig,
@@ -21,7 +19,6 @@ from jest_tf.config.groups import (
     OptimizerConfig,
     RateFactor,
     ReferenceConfig,
-    TowerSizes,
 )
 from jest_tf.config.methods import (
     CRITERIA,
@@ -40,7 +37,7 @@ from jest_tf.config.selection import (
     Stage,
     View,
 )
-from jest_tf.config.suite import TASKS, Entry, load_suite
+from jest_tf.config.suite import Entry, load_suite
 
 __all__ = [
     "BootstrapConfig",
@@ -58,7 +55,6 @@ __all__ = [
     "Loss",
     "METHODS",
     "ModelConfig",
-    "ON_NON_FINITE",
     "OPTIMIZERS",
     "OptimizerConfig",
     "POLICIES",
@@ -67,11 +63,8 @@ __all__ = [
     "RateFactor",
     "ReferenceConfig",
     "SCHEDULES",
-    "STRATEGIES",
     "SelectionConfig",
     "Stage",
-    "TASKS",
-    "TowerSizes",
     "TrainConfig",
     "View",
     "criterion",

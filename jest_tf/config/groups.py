@@ -22,13 +22,10 @@ from jest_tf.config.selection import Loss, View
 
 EQUAL_CAPTIONS = ("negative", "positive", "ignore")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
-READERS = ("numpy", "ops")
 FORMATS = ("auto", "tfrecord", "webdataset", "tfds", "table")
-ON_NON_FINITE = ("stop", "rollback")
 POLICIES = ("randaugment", "trivialaugment", "autoaugment")
 OPTIMIZERS = ("adamw", "sgd", "lion", "adafactor")
 SCHEDULES = ("cosine", "linear", "constant")
-STRATEGIES = ("default", "mirrored", "multi_worker_mirrored", "tpu")
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ class DataConfig(Checked, path="data"):
     caption_fields: tuple[str, ...] = ()
     noise_field: str = ""
     index_dir: str = ""
-    reader: Annotated[str, one_of(*READERS)] = "numpy"
+    reader: Annotated[str, one_of("numpy", "ops")] = "numpy"
     token_field: str = ""
     shuffle_block_size: Count | None = None
     max_fault_rate: Annotated[float, within("[0, 1]")] = 0.01
@@ -400,7 +397,7 @@ class CheckpointConfig(Checked, path="checkpoint"):
     every_minutes: Annotated[float, above(0)] | None = None
     keep: Count = 3
     keep_best: str = ""
-    on_non_finite: Annotated[str, one_of(*ON_NON_FINITE)] = "stop"
+    on_non_finite: Annotated[str, one_of("stop", "rollback")] = "stop"
 
 
 @dataclass(frozen=True)
@@ -420,7 +417,9 @@ class DistributionConfig(Checked, path="distribution"):
             compile it.
     """
 
-    strategy: Annotated[str, one_of(*STRATEGIES)] = "default"
+    strategy: Annotated[
+        str, one_of("default", "mirrored", "multi_worker_mirrored", "tpu")
+    ] = "default"
     tpu: str = "local"
     virtual_devices: Count | None = None
     steps_per_execution: Count = 1

@@ -18,7 +18,11 @@ from jest_tf.config.groups import (
     OptimizerConfig,
     ReferenceConfig,
 )
-from jest_tf.config.selection import BootstrapConfig, SelectionConfig
+from jest_tf.config.selection import (
+    BootstrapConfig,
+    SelectionConfig,
+    unscored,
+)
 
 
 class Piece(NamedTuple):
@@ -297,15 +301,7 @@ class TrainConfig(Checked):
             return dataclasses.replace(selection, stages=())
         if self.has_first_reference or self.bootstrap.num_renewals(step):
             return selection
-        return dataclasses.replace(
-            selection,
-            stages=tuple(
-                dataclasses.replace(stage, method="uniform")
-                if "reference" in stage.needs
-                else stage
-                for stage in selection.stages
-            ),
-        )
+        return unscored(selection, lambda stage: "reference" in stage.needs)
 
     def pieces(self, steps: int) -> list[Piece]:
         """Returns the pieces that the first `steps` steps consist of."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -17,8 +18,6 @@ from jest_tf.config.checks import (
 )
 
 QUOTAS = ("global", "per_replica")
-CAPTIONS = ("best", "drawn")
-EMBEDDINGS = ("live", "stored")
 
 Loss = Annotated[str, name_or_function(*methods.LOSSES)]
 
@@ -82,7 +81,7 @@ class Stage(Checked, path="selection.stages"):
     """
 
     candidates: Count
-    embeddings: Annotated[str, one_of(*EMBEDDINGS)] = "live"
+    embeddings: Annotated[str, one_of("live", "stored")] = "live"
     method: Annotated[str, one_of(*methods.METHODS)] = "joint"
     criterion: Annotated[str, name_or_function(*methods.CRITERIA)] = (
         "learnability"
@@ -92,7 +91,7 @@ class Stage(Checked, path="selection.stages"):
     uniform_share: Annotated[float, within("[0, 1)")] = 0.0
     view: View = field(default_factory=View)
     scoring_batch_size: Count | None = None
-    captions: Annotated[str, one_of(*CAPTIONS)] = "best"
+    captions: Annotated[str, one_of("best", "drawn")] = "best"
     first_step: Annotated[int, at_least(0)] = 0
     last_step: Annotated[int, at_least(0)] | None = None
 
@@ -294,28 +293,12 @@ class SelectionConfig(Checked, path="selection"):
 
         Its inactive stages are uniform: they pass rows on unscored.
         """
-        return dataclasses.replace(
-            self,
-            stages=tuple(
-                stage
-                if stage.is_active(step)
-                else dataclasses.replace(stage, method="uniform")
-                for stage in self.stages
-            ),
-        )
+        return unscored(self, lambda stage: not stage.is_active(step))
 
     @property
     def in_step(self) -> "SelectionConfig":
         """The selection as a step sees it: its stored stages are uniform."""
-        return dataclasses.replace(
-            self,
-            stages=tuple(
-                dataclasses.replace(stage, method="uniform")
-                if stage.is_stored
-                else stage
-                for stage in self.stages
-            ),
-        )
+        return unscored(self, lambda stage: stage.is_stored)
 
     @property
     def turns(self) -> list[int]:
@@ -327,6 +310,21 @@ class SelectionConfig(Checked, path="selection"):
             if stage.last_step is not None
         ]
         return sorted({0, *starts, *ends})
+
+
+def unscored(
+    selection: SelectionConfig, is_idle: Callable[[Stage], bool]
+) -> SelectionConfig:
+    """Returns a selection whose idle stages are uniform."""
+    return dataclasses.replace(
+        selection,
+        stages=tuple(
+            dataclasses.replace(stage, method="uniform")
+            if is_idle(stage)
+            else stage
+            for stage in selection.stages
+        ),
+    )
 
 
 @dataclass(frozen=True)

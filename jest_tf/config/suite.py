@@ -20,11 +20,10 @@ from jest_tf.config.checks import (
 )
 from jest_tf.config.groups import FORMATS
 
-TASKS = ("zero_shot", "retrieval", "few_shot", "linear_probe", "selection")
-
+_NAMES = ("zero_shot", "retrieval", "few_shot", "linear_probe", "selection")
 _TASKS: Rule = (
-    f"one or more of {TASKS}",
-    lambda tasks: tasks and {*tasks} <= {*TASKS},
+    f"one or more of {_NAMES}",
+    lambda tasks: tasks and {*tasks} <= {*_NAMES},
 )
 _SHOTS: Rule = (
     "one or more numbers of at least 1",

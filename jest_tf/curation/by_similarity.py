@@ -92,17 +92,10 @@ class Embedded(NamedTuple):
         return np.concatenate([self.image, self.text], 1) * np.float32(0.5**0.5)
 
 
-class Source(NamedTuple):
-    """A store and its sidecars, of the same model for all sources."""
-
-    store: stores.Store
-    sidecars: sidecars_lib.Sidecars
-
-
 def infer(
-    pool: Source,
-    tasks: Source,
-    evaluation: Source | None,
+    pool: sidecars_lib.Sidecars,
+    tasks: sidecars_lib.Sidecars,
+    evaluation: sidecars_lib.Sidecars | None,
     directory: str,
     chosen_by: Settings,
     *,
@@ -115,9 +108,10 @@ def infer(
     pictures, and of the first captions. All weights are 1.
 
     Args:
-        pool: the records to choose from.
-        tasks: examples of the tasks.
-        evaluation: of the tasks, excluded from the choice; None checks nothing.
+        pool: sidecars of the records to choose from.
+        tasks: sidecars of examples of the tasks.
+        evaluation: sidecars of the tasks' evaluation, excluded from the choice;
+            None checks nothing.
         directory: of the manifest, local.
         chosen_by: the settings.
         overwrite: replace another manifest.
@@ -129,7 +123,7 @@ def infer(
             holds another manifest.
     """
     sources = [pool, tasks, *([evaluation] if evaluation else [])]
-    found = {source.sidecars.fingerprint for source in sources}
+    found = {source.fingerprint for source in sources}
     if len(found) > 1:
         raise ValueError(
             "Pool, tasks and evaluation must have embeddings of one model. "
@@ -155,14 +149,10 @@ def infer(
     )
     made_by = _describe(pool, tasks, evaluation, chosen_by, concepts)
     with by_score.claimed(directory):
-        headers = {
-            manifest.part_path(pool.store, shard, directory): manifest.describe(
-                pool.store, shard, made_by
-            )
-            for shard in range(len(pool.store.shards.paths))
-        }
         if not overwrite:
-            for path, header in headers.items():
+            for shard in range(len(pool.store.shards.paths)):
+                path = manifest.part_path(pool.store, shard, directory)
+                header = manifest.describe(pool.store, shard, made_by)
                 manifest.is_there(path, header)
         count = len(concepts.names)
         most = chosen_by.oversampling * -(-chosen_by.size // count)
@@ -181,27 +171,23 @@ def infer(
         }
         weights = np.zeros(len(pool.store), np.float32)
         weights[chosen] = 1.0
-        ids = pool.store.ids(np.arange(len(pool.store)))
-        ends = np.cumsum(pool.store.shards.lengths)[:-1]
-        columns = (np.split(column, ends) for column in (ids, weights, scores))
         # Every file: the choice spans the pool, so a file left from another
         # run would mix two choices.
-        for (path, header), *part in zip(
-            headers.items(), *columns, strict=True
-        ):
-            manifest.write_part(path, header, manifest.Part(*part))
-        return manifest.finish(pool.store, directory, made_by, counts)
+        return manifest.write(
+            pool.store, directory, made_by, weights, scores, counts
+        )
 
 
-def load(source: Source, rows: np.ndarray | None = None) -> Embedded:
-    """Loads the records of a source that have embeddings.
+def load(
+    sidecars: sidecars_lib.Sidecars, rows: np.ndarray | None = None
+) -> Embedded:
+    """Loads the records of a store that have embeddings.
 
     `rows` are int64 [k], ascending; None is all.
     """
-    store, sidecars = source
     if rows is None:
-        rows = np.arange(len(store))
-    ids = store.ids(rows)
+        rows = np.arange(len(sidecars))
+    ids = sidecars.store.ids(rows)
     numbers = np.zeros(len(rows), np.int64)
     captions, image, text = sidecars.read_numbered(rows, numbers, ids)
     good = captions >= 0
@@ -214,7 +200,7 @@ def load(source: Source, rows: np.ndarray | None = None) -> Embedded:
 
 
 def find_nearest(
-    pool: Source,
+    pool: sidecars_lib.Sidecars,
     examples: Embedded,
     labels: np.ndarray,
     count: int,
@@ -223,7 +209,7 @@ def find_nearest(
     """Finds the records of a pool nearest to each concept.
 
     Args:
-        pool: store and sidecars.
+        pool: its embeddings.
         examples: of the tasks.
         labels: int64 [k], the concept of each, from 0 without gaps.
         count: m, records to find for each concept.
@@ -282,9 +268,9 @@ class _Items(NamedTuple):
 
 
 def _items(evaluation):
-    store, sidecars = evaluation
+    store = evaluation.store
     rows = np.arange(len(store))
-    parts = map(sidecars.read_shard, range(len(store.shards.paths)))
+    parts = map(evaluation.read_shard, range(len(store.shards.paths)))
     image = [part.image[part.valid].astype(np.float32) for part in parts]
     items = _Items(
         store, store.ids(rows), _digests(store, rows), np.concatenate(image)
@@ -434,5 +420,5 @@ def _describe(pool, tasks, evaluation, chosen_by, concepts):
         },
         "tasks": stamps(tasks),
         "evaluation": stamps(evaluation) if evaluation else [],
-        "reference": pool.sidecars.description._asdict(),
+        "reference": pool.description._asdict(),
     }

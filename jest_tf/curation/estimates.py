@@ -60,7 +60,8 @@ def similarities(image: np.ndarray, text: np.ndarray) -> Similarities:
     """
     n = len(image)
     _check_count(n)
-    of_image, of_text = _moments(image, text, are_pairs=True)
+    of_image = _moments(image, text, are_pairs=True)
+    of_text = _moments(text, image, are_pairs=True)
     places = np.arange(n)
     # Records of the same picture are often neighbours.
     others = np.roll(places, n // 2)
@@ -96,9 +97,9 @@ def similarities_to(
         ValueError: there, or in the pool, are fewer than three pairs.
     """
     _check_count(min(len(image), len(pool_image)))
-    of_image, _ = _moments(image, pool_text)
-    of_text, _ = _moments(text, pool_image)
-    return _standardised(image, text, of_image, of_text)
+    return _standardised(
+        image, text, _moments(image, pool_text), _moments(text, pool_image)
+    )
 
 
 def _check_count(count):
@@ -116,27 +117,20 @@ def _standardised(image, text, of_image, of_text):
 
 
 def _moments(first, second, are_pairs=False):
-    """Means and deviations of cosines, by rows of each; [2, n] and [2, m].
+    """Mean and deviation of each row's cosines with all of `second`, [2, n].
 
     Pairs, equal rows of both, do not count if `are_pairs`.
     """
-    sums = np.zeros([2, len(first)]), np.zeros([2, len(second)])
-    for start in range(0, len(first), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        cosines = (first[block] @ second.T).astype(np.float64)
-        if are_pairs:
-            places = np.arange(len(cosines))
-            cosines[places, start + places] = 0.0
-        for power in (1, 2):
-            sums[0][power - 1, block] = (cosines**power).sum(1)
-            sums[1][power - 1] += (cosines**power).sum(0)
-    counts = len(second) - are_pairs, len(first) - are_pairs
-    return list(map(_mean_and_deviation, sums, counts))
-
-
-def _mean_and_deviation(sums, count):
-    mean = sums[0] / count
-    variance = np.maximum(sums[1] / count - mean**2, 0.0)
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    sums = first @ second.sum(0)
+    # Squares by the Gram matrix, which is smaller than that of all cosines.
+    squares = ((first @ (second.T @ second)) * first).sum(1)
+    if are_pairs:
+        own = np.einsum("nd,nd->n", first, second)
+        sums, squares = sums - own, squares - own**2
+    count = len(second) - are_pairs
+    mean = sums / count
+    variance = np.maximum(squares / count - mean**2, 0.0)
     return np.stack([mean, np.maximum(np.sqrt(variance), 1e-6)])
 
 

@@ -116,7 +116,13 @@ def quick_reference(
             "`--reference`"
         )
     folder = os.path.join(workdir, "manifest")
-    _write_manifest(curated, ~is_held_out, folder)
+    manifest.write(
+        curated,
+        folder,
+        {"choice": "not held out"},
+        weights=~is_held_out,
+        scores=np.full(len(curated), np.nan),
+    )
     size = min(recipe.selection.batch_size, int((~is_held_out).sum()))
     runs.train(
         dataclasses.replace(
@@ -277,21 +283,6 @@ def _embed_samples(data, model, settings, unseen, progress):
             *(np.concatenate(column) for column in zip(*parts, strict=True))
         )
     return found
-
-
-def _write_manifest(store, drawn, folder):
-    made_by = {"choice": "not held out"}
-    ids = store.ids(np.arange(len(store)))
-    ends = np.cumsum(store.shards.lengths)[:-1]
-    columns = (ids, drawn.astype(np.float32), np.full(len(store), np.nan))
-    parts = zip(*(np.split(column, ends) for column in columns), strict=True)
-    for shard, part in enumerate(parts):
-        manifest.write_part(
-            manifest.part_path(store, shard, folder),
-            manifest.describe(store, shard, made_by),
-            manifest.Part(*part),
-        )
-    manifest.finish(store, folder, made_by, {})
 
 
 def _embed(store, rows, encode, form):

@@ -6,17 +6,16 @@ renamed, which suits object stores, and is read by mapping it.
 """
 
 import contextlib
+import functools
 import json
 import math
 import mmap
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import safetensors
 
 from jest_tf import files
 
@@ -32,7 +31,8 @@ _DTYPES = {"I64": "int64", "F32": "float32", "F16": "float16"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LENGTH = struct.Struct("<Q")  # of the head, which follows
 _ALIGNMENT = 64  # a cache line
-_HEAD = 2**14  # bytes of a remote file that hold most heads
+_HEAD = 2**14  # bytes that hold most heads
+_LARGEST_HEAD = 10**8  # the format's limit
 
 
 class RemoteArray:
@@ -194,7 +194,6 @@ def read_as(path: str, kind: str) -> Iterator[None]:
     except (
         *(LookupError, ValueError, TypeError, AttributeError),
         *(OverflowError, RecursionError, struct.error),
-        safetensors.SafetensorError,
     ) as error:
         raise ValueError(
             f"{path} must be a jest_tf {kind}. Received: {error}; {KINDS[kind]}"
@@ -243,41 +242,34 @@ def _head(metadata, layout, checksums):
 
 
 def _map(path):
-    while True:
-        with open(path, "rb") as file:
-            # Safetensors checks all sizes against the file's and allows no
-            # gaps, so the arrays are the end of the file.
-            with safetensors.safe_open(path, "numpy") as tensors:
-                metadata = tensors.metadata() or {}
-                slices = {
-                    name: tensors.get_slice(name)
-                    for name in tensors.offset_keys()
-                }
-            # The file may have been replaced between the two openings.
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                break
-    arrays, place = {}, len(data)
-    for name, array in reversed(slices.items()):
-        dtype = np.dtype(_DTYPES[array.get_dtype()]).newbyteorder("<")
-        shape = array.get_shape()
-        count = math.prod(shape)
-        place -= dtype.itemsize * count
-        values = np.frombuffer(data, dtype, count, place)
-        arrays[name] = values.reshape(shape)
-    return Artefact(metadata, arrays)
+    with open(path, "rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def view(place, dtype, shape):
+        values = np.frombuffer(data, dtype, math.prod(shape), place)
+        return values.reshape(shape)
+
+    return _artefact(len(data), lambda size: data[:size], view)
 
 
 def _open_remote(path):
     file = files.open_pages(path)
-    size = file.size
-    head = files.read_ranges(path, np.array([[0, min(size, _HEAD)]]))
+    return _artefact(
+        file.size,
+        lambda size: files.read_ranges(path, np.array([[0, size]])),
+        functools.partial(RemoteArray, file),
+    )
+
+
+def _artefact(size, first, make):
+    """Reads the head of a file, by `first`, and makes its arrays by place."""
+    head = first(min(size, _HEAD))
     (length,) = _LENGTH.unpack_from(head)
     start = _LENGTH.size + length
-    if start > size:
-        raise ValueError("a file that is too short for its head")
+    if length > _LARGEST_HEAD or start > size:
+        raise ValueError("a head that is too long, or cut off")
     if start > len(head):
-        head = files.read_ranges(path, np.array([[0, start]]))
+        head = first(start)
     entries = json.loads(head[_LENGTH.size : start])
     metadata = entries.pop("__metadata__", {})
     arrays, end = {}, 0
@@ -290,7 +282,7 @@ def _open_remote(path):
         end += dtype.itemsize * math.prod(shape)
         if entry["data_offsets"] != [place, end]:
             raise ValueError(f"a wrong place of `{name}`")
-        arrays[name] = RemoteArray(file, start + place, dtype, shape)
+        arrays[name] = make(start + place, dtype, shape)
     if start + end != size:
         raise ValueError(f"{size} bytes, where the head has {start + end}")
     return Artefact(metadata, arrays)

@@ -157,6 +157,17 @@ def texts_of(captions, tokenizer_of):
     return batch
 
 
+def in_order(pool, function, items, ahead):
+    """Yields results of a pool's threads, at most `ahead` before they go."""
+    pending = collections.deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    for future in pending:
+        yield future.result()
+
+
 def map_in_order(dataset, function):
     """Maps a dataset in parallel, keeping its order."""
     # AutoGraph would rewrite the NumPy functions too, and run them slowly.

@@ -24,7 +24,6 @@ from jest_tf.data import (
     pictures,
     stores,
     stream,
-    stream_ops,
     tokenizers,
 )
 from jest_tf.data import reader as reader_lib
@@ -76,7 +75,7 @@ class OpsReader:
         sidecars: sidecars_lib.Sidecars | None = None,
     ):
         check(store)
-        self._order = stream_ops.of(order)
+        self._order = stream.in_graph(order)
         self._seed, self._forms = seed, forms
         self._token_field, self._length = token_field, length
         self._fields = store.formats[0].fields
@@ -118,7 +117,7 @@ class OpsReader:
                 by NumPy's reader alone, or too many cannot be read in a row.
         """
         size = positions.shape[0]
-        numbers = stream_ops.caption_numbers(self._seed, positions)
+        numbers = reader_lib.caption_numbers(self._seed, positions)
         whole = {
             "row": tf.zeros([size], tf.int64),
             "record_replaced": tf.zeros([size], tf.bool),
@@ -203,24 +202,11 @@ class OpsReader:
             return place, found
 
         size = tf.size(rows, tf.int64)
-        nothing = tf.data.Dataset.from_tensors(
-            (
-                tf.zeros([0], tf.int64),
-                {
-                    name: tf.zeros([0, *spec.shape], spec.dtype)
-                    for name, spec in self._specs.items()
-                },
-            )
-        )
-        return (
-            tf.data.Dataset.from_tensor_slices((tf.range(size), rows, numbers))
-            .map(load, self._parallel, deterministic=True)
-            .ignore_errors()
-            .batch(size)
-            .concatenate(nothing)
-            .take(1)
-            .get_single_element()
-        )
+        records = tf.data.Dataset.from_tensor_slices(
+            (tf.range(size), rows, numbers)
+        ).map(load, self._parallel, deterministic=True)
+        specs = tf.TensorSpec([], tf.int64), self._specs
+        return pictures.readable(records, size, specs)
 
     def payload(self, row):
         """Reads the bytes of a record by its row, int64 []; checks them."""

@@ -9,6 +9,7 @@ uninitialized memory. `decode` then gives the pixels of a single picture,
 """
 
 import dataclasses
+import functools
 import io
 import re
 import struct
@@ -73,13 +74,7 @@ class Resizing:
         """Resizes uint8 [H, W, 3] to uint8 [S, S, 3]."""
         if self == Resizing(self.size):
             return resize_image(image, self.size)
-        options = dataclasses.asdict(self)
-        size = options.pop("size")
-        levels = keras.ops.image.resize(
-            tf.cast(image, tf.float32), (size, size), **options
-        )
-        levels = tf.saturate_cast(tf.round(levels), tf.uint8)
-        return tf.ensure_shape(levels, self.shape)
+        return tf.ensure_shape(_resized(image, self), self.shape)
 
     def __str__(self):
         shape = "cropped" if self.crop_to_aspect_ratio else "squashed"
@@ -88,6 +83,16 @@ class Resizing:
             return f"{text} by preprocessing.py"
         kind = "with" if self.antialias else "without"
         return f"{text}, {self.interpolation} {kind} antialiasing"
+
+
+# In a graph Keras' layer runs on TensorFlow, whatever the backend.
+@functools.partial(tf.function, autograph=False, reduce_retracing=True)
+def _resized(image, form):
+    options = dataclasses.asdict(form)
+    size = options.pop("size")
+    resize = keras.layers.Resizing(size, size, **options, dtype="float32")
+    levels = resize(tf.cast(image, tf.float32))
+    return tf.saturate_cast(tf.round(levels), tf.uint8)
 
 
 class Form(Protocol):
@@ -150,16 +155,6 @@ def decode(encoded: bytes, max_pixels: int) -> np.ndarray | shards.Fault:
     except tf.errors.OpError as error:
         reason = re.sub(r"{{.*}} | \[Op:.*", "", error.message)
         return shards.Fault(f"damaged picture: {shards.one_line(reason)}")
-
-
-def decode_image(encoded: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Decodes a JPEG, PNG, WebP, GIF (first frame) or BMP to uint8 [S, S, 3].
-
-    Grey becomes RGB and alpha is dropped. Pictures are resized without regard
-    to aspect, as in SigLIP, bilinearly with anti-aliasing, and rounded.
-    """
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return resize_image(image, image_size)
 
 
 def decode_all(encoded: tf.Tensor, form: Form) -> tf.Tensor:
@@ -229,24 +224,31 @@ def decode_batch(
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         return place, {name: form(image) for name, form in forms.items()}
 
+    specs = {
+        name: tf.TensorSpec(form.shape, form.dtype)
+        for name, form in forms.items()
+    }
+    return readable(
+        tf.data.Dataset.from_tensor_slices(encoded).enumerate().map(decode_one),
+        tf.size(encoded, tf.int64),
+        (tf.TensorSpec([], tf.int64), specs),
+    )
+
+
+def readable(dataset: tf.data.Dataset, size: tf.Tensor, specs):
+    """Returns the elements of a dataset that raise no error, in a batch.
+
+    There are at most `size` elements, of the given specs.
+    """
     # A graph cannot catch an error, but a dataset can drop the element that
     # raised it. The empty batch covers the case that it drops all of them.
-    nothing = tf.data.Dataset.from_tensors(
-        (
-            tf.zeros([0], tf.int64),
-            {
-                name: tf.zeros([0, *form.shape], form.dtype)
-                for name, form in forms.items()
-            },
-        )
+    nothing = tf.nest.map_structure(
+        lambda spec: tf.zeros([0, *spec.shape], spec.dtype), specs
     )
     return (
-        tf.data.Dataset.from_tensor_slices(encoded)
-        .enumerate()
-        .map(decode_one)
-        .ignore_errors()
-        .batch(tf.size(encoded, tf.int64))
-        .concatenate(nothing)
+        dataset.ignore_errors()
+        .batch(size)
+        .concatenate(tf.data.Dataset.from_tensors(nothing))
         .take(1)
         .get_single_element()
     )

@@ -20,6 +20,7 @@ from jest_tf.config import checks
 from jest_tf.data import (
     batches,
     fault_log,
+    hashes,
     loading,
     pictures,
     stored_stages,
@@ -142,11 +143,13 @@ class _Stream:
         """The curated rows of every step."""
         own = self._share(size, "`data.curated_rows` (c)")
         pool, curated = _parts(self.store, self.options)
-        seed = stream.uniform_hash(self.seed, np.zeros(1, int), _CURATED_SALT)
+        seed = hashes.uniform_hash(self.seed, np.zeros(1, int), _CURATED_SALT)
         seed = int(seed[0]) >> 1
-        block_size = self.options.shuffle_block_size
-        places = stream.Part(
-            stream.Order(sum(curated), seed, block_size=block_size), sum(pool)
+        places = stream.Order(
+            sum(curated),
+            seed,
+            block_size=self.options.shuffle_block_size,
+            start=sum(pool),
         )
         return self.loader.load(
             places,
@@ -215,16 +218,7 @@ def order(
         ValueError: as `stream.Order` and `stream.Mixture`, or the manifest has
             no record of a store with a share.
     """
-    return _order_of_pool(store, _parts(store, options)[0], seed, options)
-
-
-def _parts(store, options):
-    """Numbers of records of the pool's parts, and of the curated parts."""
-    pool = store.parts[: len(store.parts) - options.num_curated]
-    return pool, store.parts[len(pool) :]
-
-
-def _order_of_pool(store, lengths, seed, options):
+    lengths, _ = _parts(store, options)
     weights = options.weights
     settings = {"block_size": options.shuffle_block_size}
     ends, parts = np.cumsum(lengths), []
@@ -248,6 +242,12 @@ def _order_of_pool(store, lengths, seed, options):
                 f"of `data.train[{number}]`, from {start} on"
             )
     return stream.Mixture(lengths, weights, seed, **settings)
+
+
+def _parts(store, options):
+    """Numbers of records of the pool's parts, and of the curated parts."""
+    pool = store.parts[: len(store.parts) - options.num_curated]
+    return pool, store.parts[len(pool) :]
 
 
 class Examples(NamedTuple):

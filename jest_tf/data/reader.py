@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jest_tf.data import fault_log, pictures, stores, stream
+from jest_tf.data import fault_log, hashes, pictures, stores, stream
 
 # Substitutes to try. At a fault rate of 10 %, all 16 fail once in 1e16
 # positions.
@@ -28,7 +28,7 @@ NO_CAPTION = stores.Fault("no caption that is not blank")
 NO_EMBEDDING = stores.Fault("no embedding in the sidecar")
 
 # Separates caption choice from other uses of a position.
-CAPTION_SALT = 0x63617074696F6E
+_CAPTION_SALT = 0x63617074696F6E
 
 
 def check_pictures(store: stores.Store) -> None:
@@ -344,8 +344,8 @@ def caption_numbers(seed: int, positions: np.ndarray) -> np.ndarray:
 
     The chosen caption is this number modulo the count of nonblank captions.
     """
-    values = stream.uniform_hash(seed, positions, CAPTION_SALT)
-    return (values >> np.uint64(1)).astype(np.int64)
+    values = hashes.uniform_hash(seed, positions, _CAPTION_SALT)
+    return hashes.high_bits(values, 63)
 
 
 def candidates(captions: Sequence[bytes]) -> list[int]:

@@ -13,29 +13,27 @@ stores in fixed shares.
 With row weights, an epoch has as many slots as weighted rows and permutes the
 slots. Systematic sampling assigns rows to slots: a row of k times the mean
 weight is drawn k times an epoch, to within 1, and exactly k on average.
+
+Rows are computed by NumPy, and by orders `in_graph` with TensorFlow's ops, bit
+for bit the same, for datasets that run where Python does not
+(`data/ops_reader.py`).
 """
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
+import tensorflow as tf
 
-# `stream_ops.py` has the order in TensorFlow's ops, with these constants.
-
-# In theory four rounds of a good function suffice for large domains; the halves
-# of small domains have so few values that we take three times as many.
-_ROUNDS = 12
+from jest_tf.data import hashes
 
 # Separate the uses of a run's seed.
-ORDER_SALT = 0x6F72646572
-WINDOW_SALT = 0x77696E646F77
-TAIL_SALT = 0x7461696C
+_ORDER_SALT = 0x6F72646572
+_WINDOW_SALT = 0x77696E646F77
+_TAIL_SALT = 0x7461696C
 _PART_SALT = 0x70617274
-SUBSTITUTE_SALT = 0x696E7374656164
-SHIFT_SALT = 0x7368696674
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-# Shifts and factors of SplitMix64's finaliser.
-MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-ROUND_KEYS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * GOLDEN
+_SUBSTITUTE_SALT = 0x696E7374656164
+_SHIFT_SALT = 0x7368696674
 
 # Blocks of a window. More blocks mix better but touch more places at a time;
 # see docs/data.md.
@@ -44,7 +42,7 @@ WINDOW_BLOCKS = 64
 # Positions after which the shares of a mixture are exact.
 PERIOD = 2**16
 # The mean weight of a row is two to this power in integers.
-SLOT_BITS = 20
+_SLOT_BITS = 20
 
 
 class Order:
@@ -61,9 +59,11 @@ class Order:
             the rows; rows of weight 0 are never drawn and not in blocks. A
             weight below 2**-20 of the others' mean may count as 0. None weighs
             all rows alike.
+        start: the first row, where other rows are before it, such as those of
+            other parts of a store.
 
     Attributes:
-        num_records, seed, block_size: as given.
+        num_records, seed, start: as given.
         weighted: the rows of slots; None without row weights.
         num_drawn: rows with a weight; the positions of an epoch.
 
@@ -78,40 +78,41 @@ class Order:
         *,
         block_size: int | None = None,
         row_weights: np.ndarray | None = None,
+        start: int = 0,
     ):
         if not 1 <= num_records < 2**62:
             raise ValueError(
                 f"`num_records` must be in [1, 2**62). Received: {num_records}"
             )
-        self.num_records = int(num_records)
-        self.seed = _check_seed(seed)
+        self.num_records, self.start = int(num_records), int(start)
+        self.seed = hashes.check_seed(seed)
         self.num_drawn = self.num_records
         self.weighted = None
         if row_weights is not None:
             self.weighted = _Weighted(row_weights, num_records, self.seed)
             self.num_drawn = len(self.weighted.drawn)
-        self.block_size = block_size
         self._blocks = None
         if block_size is not None:
             self._blocks = _Blocks(self.num_drawn, self.seed, block_size)
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
-        """Returns rows, int64 [k] in [0, num_records), at int64 positions [k].
+        """Returns rows, int64 [k], at int64 positions [k].
 
         Raises:
             ValueError: a position is negative.
         """
-        positions = _check_positions(positions)
-        epochs, offsets = np.divmod(positions, np.uint64(self.num_drawn))
+        positions = hashes.check_positions(positions)
+        size = np.uint64(self.num_drawn)
+        epochs, offsets = positions // size, positions % size
         if self._blocks is not None:
-            rows = self._blocks.rows(epochs, offsets.astype(np.int64))
+            rows = self._blocks.rows(epochs, hashes.signed(offsets))
         else:
             # A key a position and round; epochs differ within a batch.
-            keys = uniform_hash(self.seed, epochs, ORDER_SALT)
-            rows = _permute(offsets, self.num_drawn, keys)
+            keys = hashes.uniform_hash(self.seed, epochs, _ORDER_SALT)
+            rows = hashes.permute(offsets, self.num_drawn, keys)
         if self.weighted is not None:
             rows = self.weighted.rows(epochs, rows)
-        return rows
+        return self.start + rows
 
     def num_distinct(self, num_positions: int) -> int:
         """Counts distinct rows of the first positions; the mean if weighted."""
@@ -126,12 +127,12 @@ class Order:
             positions: int64 [k], not negative.
             attempt: 1, 2, ...; each attempt gives other rows.
         """
-        salt = SUBSTITUTE_SALT + attempt
-        values = uniform_hash(self.seed, positions, salt)
-        rows = (values % np.uint64(self.num_drawn)).astype(np.int64)
+        salt = _SUBSTITUTE_SALT + attempt
+        values = hashes.uniform_hash(self.seed, positions, salt)
+        rows = hashes.signed(values % np.uint64(self.num_drawn))
         if self.weighted is not None:
             rows = self.weighted.rows(values, rows)
-        return rows
+        return self.start + rows
 
 
 class Mixture:
@@ -150,7 +151,7 @@ class Mixture:
 
     Attributes:
         num_records, num_drawn: as in `Order`, of all parts.
-        orders, starts: of each part, and the rows before it.
+        orders: of each part.
         counts: int64 [parts], positions of each part in every 65,536.
         parts, turns: int64 [65536], the part of each of these positions, and
             its number among the part's.
@@ -177,22 +178,27 @@ class Mixture:
                 f"sum. Received: {weights.tolist()}"
             )
         numbers = np.arange(len(lengths))
-        part_seeds = uniform_hash(seed, numbers, _PART_SALT) >> np.uint64(1)
+        part_seeds = hashes.uniform_hash(
+            seed, numbers, _PART_SALT
+        ) >> np.uint64(1)
         ends = np.cumsum(lengths)
         of_parts = [None] * len(lengths)
         if row_weights is not None:
             of_parts = np.split(np.asarray(row_weights), ends[:-1])
         self.orders = [
             Order(
-                length, int(part_seed), block_size=block_size, row_weights=rows
+                length,
+                int(part_seed),
+                block_size=block_size,
+                row_weights=rows,
+                start=end - length,
             )
-            for length, part_seed, rows in zip(
-                lengths, part_seeds, of_parts, strict=True
+            for length, part_seed, rows, end in zip(
+                lengths, part_seeds, of_parts, ends, strict=True
             )
         ]
         self.num_records = int(sum(lengths))
         self.num_drawn = sum(order.num_drawn for order in self.orders)
-        self.starts = ends - lengths
         self.counts = counts
         parts = np.repeat(numbers, counts)  # [period]
         turns = np.concatenate([np.arange(count) for count in counts])
@@ -202,11 +208,12 @@ class Mixture:
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Returns the rows at positions, as `Order.rows`."""
-        periods, places = np.divmod(
-            _check_positions(positions).astype(np.int64), PERIOD
+        positions = hashes.signed(hashes.check_positions(positions))
+        periods, places = positions // PERIOD, positions % PERIOD
+        parts = hashes.take(self.parts, places)
+        turns = periods * hashes.take(self.counts, parts) + hashes.take(
+            self.turns, places
         )
-        parts = self.parts[places]
-        turns = periods * self.counts[parts] + self.turns[places]
         return self._by_part(parts, lambda order, here: order.rows(turns[here]))
 
     def num_distinct(self, num_positions: int) -> int:
@@ -221,51 +228,39 @@ class Mixture:
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
         """Returns replacements from the same part, as in `Order`."""
-        positions = _check_positions(positions)
-        parts = self.parts[positions % np.uint64(PERIOD)]
+        places = hashes.signed(hashes.check_positions(positions)) % PERIOD
         return self._by_part(
-            parts,
+            hashes.take(self.parts, places),
             lambda order, here: order.substitutes(positions[here], attempt),
         )
 
     def _by_part(self, parts, find):
+        if tf.is_tensor(parts):
+            rows = tf.stack([find(order, ...) for order in self.orders], 1)
+            return tf.gather(rows, parts, axis=1, batch_dims=1)
         rows = np.empty(len(parts), np.int64)
         for part in np.unique(parts):
             here = parts == part
-            rows[here] = self.starts[part] + find(self.orders[part], here)
+            rows[here] = find(self.orders[part], here)
         return rows
 
 
-class Part:
-    """A stream over the last rows of a store, such as a curated set.
-
-    Args:
-        order: the order of these rows, from 0.
-        start: the row of the store that is the first of them.
-
-    Attributes:
-        order, start: as given.
-        num_records, num_drawn: as in `Order`.
-    """
-
-    def __init__(self, order: Order, start: int):
-        self.order, self.start = order, start
-        self.num_records, self.num_drawn = order.num_records, order.num_drawn
-
-    def rows(self, positions: np.ndarray) -> np.ndarray:
-        """Returns the rows at positions, as `Order.rows`."""
-        return self.start + self.order.rows(positions)
-
-    def num_distinct(self, num_positions: int) -> int:
-        """Counts distinct rows of the first positions, as in `Order`."""
-        return self.order.num_distinct(num_positions)
-
-    def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
-        """Returns replacements of the same part, as in `Order`."""
-        return self.start + self.order.substitutes(positions, attempt)
+AnyOrder = Order | Mixture
 
 
-AnyOrder = Order | Mixture | Part
+def in_graph(order: AnyOrder) -> AnyOrder:
+    """Returns an order whose positions, rows and tables are tensors."""
+    tables, twin = (), copy.copy(order)
+    if isinstance(order, Mixture):
+        twin.orders = [in_graph(part) for part in order.orders]
+        tables = ("counts", "parts", "turns")
+    elif isinstance(order, Order):
+        twin.weighted = order.weighted and in_graph(order.weighted)
+    else:
+        tables = ("drawn", "ends")
+    for name in tables:
+        setattr(twin, name, tf.constant(getattr(order, name), tf.int64))
+    return twin
 
 
 class _Blocks:
@@ -290,47 +285,45 @@ class _Blocks:
 
     def rows(self, epochs, offsets):
         """Rows at int64 offsets of uint64 epochs; int64 [k]."""
-        tails = np.full(len(epochs), self._num_full)  # slots of the short block
+        tails = 0 * offsets + self._num_full  # slots of the short block
         if self._tail:
-            places = uniform_hash(self._seed, epochs, TAIL_SALT)
-            places %= np.uint64(self._num_full + 1)
-            tails = places.astype(np.int64)
-        windows = np.minimum(
-            self._slots(offsets, tails) // WINDOW_BLOCKS, self._num_windows - 1
-        )
+            places = hashes.uniform_hash(self._seed, epochs, _TAIL_SALT)
+            tails = hashes.signed(places % np.uint64(self._num_full + 1))
+        windows = self._slots(offsets, tails) // WINDOW_BLOCKS
+        is_last = windows >= self._num_windows - 1
+        windows = hashes.where(is_last, self._num_windows - 1, windows)
         starts = self._slot_starts(windows * WINDOW_BLOCKS, tails)
-        ends = np.where(
-            windows == self._num_windows - 1,
-            self._num_records,
-            self._slot_starts((windows + 1) * WINDOW_BLOCKS, tails),
-        )
-        keys = uniform_hash(self._seed, epochs, WINDOW_SALT)
-        mixed = starts + _permute(
+        ends = self._slot_starts((windows + 1) * WINDOW_BLOCKS, tails)
+        ends = hashes.where(is_last, self._num_records, ends)
+        keys = hashes.uniform_hash(self._seed, epochs, _WINDOW_SALT)
+        mixed = starts + hashes.permute(
             offsets - starts,
             ends - starts,
-            _mix(keys + windows.astype(np.uint64) * GOLDEN),
+            hashes.mix(keys + hashes.unsigned(windows) * hashes.GOLDEN),
             self._largest_window,
         )
         slots = self._slots(mixed, tails)
-        blocks = np.full(len(slots), self._num_full)
-        full = slots != tails
-        blocks[full] = _permute(
-            slots[full] - (slots[full] > tails[full]),
-            self._num_full,
-            uniform_hash(self._seed, epochs[full], ORDER_SALT),
+        is_short = slots == tails
+        # The number of the short block, of any, is replaced.
+        numbers = hashes.where(
+            is_short, 0, slots - hashes.signed(slots > tails)
         )
+        keys = hashes.uniform_hash(self._seed, epochs, _ORDER_SALT)
+        blocks = hashes.permute(numbers, self._num_full, keys)
+        blocks = hashes.where(is_short, self._num_full, blocks)
         return blocks * self._size + mixed - self._slot_starts(slots, tails)
 
     def _slots(self, offsets, tails):
         """Slots of offsets, given that the short block is in slot `tails`."""
         starts = tails * self._size
         behind = (offsets - self._tail) // self._size + 1
-        slots = np.where(offsets < starts, offsets // self._size, behind)
+        slots = hashes.where(offsets < starts, offsets // self._size, behind)
         inside = (offsets >= starts) & (offsets < starts + self._tail)
-        return np.where(inside, tails, slots)
+        return hashes.where(inside, tails, slots)
 
     def _slot_starts(self, slots, tails):
-        return slots * self._size - (self._size - self._tail) * (slots > tails)
+        shortened = hashes.signed(slots > tails)
+        return slots * self._size - (self._size - self._tail) * shortened
 
 
 class _Weighted:
@@ -347,82 +340,27 @@ class _Weighted:
         self.drawn = np.flatnonzero(weights)
         self._seed = seed
         weights = weights[self.drawn]
-        lengths = _largest_remainder(weights, len(weights) << SLOT_BITS)
+        lengths = _largest_remainder(weights, len(weights) << _SLOT_BITS)
         self.ends = np.cumsum(lengths)  # [m]
         self._lengths, self._numbers = np.unique(lengths, return_counts=True)
 
     def rows(self, epochs, slots):
         """Rows of int64 slots [k] of uint64 epochs [k]; int64 [k]."""
-        shifts = uniform_hash(self._seed, epochs, SHIFT_SALT)
-        shifts = (shifts >> np.uint64(64 - SLOT_BITS)).astype(np.int64)
-        places = (slots << SLOT_BITS) + shifts
-        return self.drawn[np.searchsorted(self.ends, places, side="right")]
+        shifts = hashes.uniform_hash(self._seed, epochs, _SHIFT_SALT)
+        places = slots * 2**_SLOT_BITS + hashes.high_bits(shifts, _SLOT_BITS)
+        search = tf.searchsorted if tf.is_tensor(places) else np.searchsorted
+        return hashes.take(self.drawn, search(self.ends, places, side="right"))
 
     def num_distinct(self, num_positions):
         epochs, rest = divmod(num_positions, len(self.drawn))
-        whole, part = np.divmod(self._lengths, 1 << SLOT_BITS)
-        part = part / (1 << SLOT_BITS)
+        whole, part = np.divmod(self._lengths, 1 << _SLOT_BITS)
+        part = part / (1 << _SLOT_BITS)
         # A row has `whole` slots of an epoch, and another with this chance;
         # the positions of a partial epoch are a uniform draw of slots.
         share = rest / len(self.drawn)
         missed = np.where(whole > 0, 0.0, 1.0 - part) ** epochs
         missed *= (1.0 - share) ** whole * (1.0 - part * share)
         return round(float(((1.0 - missed) * self._numbers).sum()))
-
-
-def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
-    """Hashes (seed, position, salt) to uniform uint64 [k].
-
-    Args:
-        seed: the run's seed, in [0, 2**63).
-        positions: int64 or uint64 [k], not negative.
-        salt: separates different uses of a position, in [0, 2**63).
-
-    Raises:
-        ValueError: an argument is negative or too large.
-    """
-    values = _check_positions(positions)
-    start = np.array([_check_seed(seed), _check_seed(salt, "salt")], np.uint64)
-    keys = _mix(start + GOLDEN)
-    key = _mix(keys[:1] + np.uint64(3) * keys[1:])
-    return _mix(_mix(values + GOLDEN) ^ key)
-
-
-def _permute(values, sizes, keys, largest=None):
-    """Keyed bijections of [0, size); integers [k] x 3 -> int64 [k].
-
-    `sizes` may be a single number; otherwise `largest` bounds them, and time
-    grows with its ratio to them.
-    """
-    values = values.astype(np.uint64)
-    if not len(values):
-        return values.astype(np.int64)
-    bits = ((largest or sizes) - 1).bit_length()
-    # Half of the bits of the smallest 4**k >= n, at least one.
-    half_bits = max(1, (bits + 1) // 2)
-    sizes = np.broadcast_to(np.asarray(sizes, np.uint64), values.shape)
-    pending = np.arange(len(values))
-    while len(pending):
-        walked = _encrypt(values[pending], keys[pending], half_bits)
-        values[pending] = walked
-        pending = pending[walked >= sizes[pending]]
-    # A Feistel network makes only even permutations, and small n keep that
-    # sign under cycle walking. So a key bit swaps 0 and 1 for half the keys.
-    swaps = (values < 2) & (sizes > 1) & (keys & np.uint64(1)).astype(bool)
-    return (values ^ swaps).astype(np.int64)
-
-
-def _encrypt(values, keys, half_bits):
-    """A bijection of [0, 4**half_bits) for each key; uint64 [k] x 2."""
-    shift = np.uint64(half_bits)
-    mask = np.uint64((1 << half_bits) - 1)
-    left, right = values >> shift, values & mask
-    for i in range(_ROUNDS):
-        mixed = _mix((keys + ROUND_KEYS[i]) ^ right)
-        # The high bits, which a multiplication mixes best.
-        mixed >>= np.uint64(64 - half_bits)
-        left, right = right, left ^ mixed
-    return (left << shift) | right
 
 
 def _check_weights(name, weights, count):
@@ -450,30 +388,3 @@ def _largest_remainder(weights, total):
     missing = total - counts.sum()
     counts[np.argsort(counts - shares, kind="stable")[:missing]] += 1
     return counts
-
-
-def _mix(values):
-    """The finaliser of SplitMix64: a bijection of uint64 that avalanches."""
-    for shift, factor in MIXING:
-        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
-    return values ^ (values >> np.uint64(31))
-
-
-def _check_positions(positions):
-    positions = np.asarray(positions)
-    if positions.ndim != 1 or positions.dtype.kind not in "iu":
-        raise ValueError(
-            "`positions` must be a vector of integers. "
-            f"Received: {positions.dtype} {positions.shape}"
-        )
-    if positions.dtype.kind == "i" and (positions < 0).any():
-        raise ValueError(
-            f"`positions` must not be negative. Received: {positions.min()}"
-        )
-    return positions.astype(np.uint64)
-
-
-def _check_seed(seed, name="seed"):
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"`{name}` must be in [0, 2**63). Received: {seed}")
-    return int(seed)

@@ -67,16 +67,20 @@ def mesh() -> jax.sharding.Mesh | None:
     """Returns the devices of `keras.distribution`; None if there is but one.
 
     Raises:
-        ValueError: if the model is distributed, too, or over several processes.
+        ValueError: if the model is distributed, too, or a process has none of
+            the devices.
     """
-    if jax.process_count() > 1:
-        raise ValueError(
-            "JESTModel runs in one process on Keras' JAX backend; several need "
-            "`tf.distribute`, on TensorFlow. Received: "
-            f"{jax.process_count()} processes"
-        )
     found = keras.distribution.distribution()
-    if found is None or found.device_mesh.backend_mesh.size == 1:
+    devices = found.device_mesh.backend_mesh.devices.flat if found else ()
+    with_some = {device.process_index for device in devices}
+    if len(with_some) < jax.process_count() > 1:
+        raise ValueError(
+            "Several processes train together by "
+            "`keras.distribution.DataParallel` over the devices of all, set in "
+            "each before its model is made. Received: "
+            f"{jax.process_count()} processes, devices of {len(with_some)}"
+        )
+    if len(devices) <= 1:
         return None
     if len(found.device_mesh.axis_names) != 1:
         raise ValueError(

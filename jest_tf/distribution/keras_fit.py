@@ -11,11 +11,51 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from jest_tf import embeddings
 from jest_tf.distribution import collectives
 from jest_tf.distribution import strategy as strategy_lib
 
 
-class TrainerHooks:
+class Averages:
+    """Mixin that gives evaluations the averaged weights to the bit.
+
+    On TensorFlow, Keras' `SwapEMAWeights` exchanges them by sums and
+    differences, which round.
+    """
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Context manager that gives the model its averaged weights.
+
+        The average is the optimizer's, with `use_ema=True`. If there is none,
+        or before the first step, nothing changes. Average and weights are
+        exchanged, and exchanged back to the same bits, so neither train nor
+        save a checkpoint in between. Other variables, such as statistics of
+        batch normalisation, are not averaged.
+        """
+        self._exchange_average()
+        try:
+            yield
+        finally:
+            self._exchange_average()
+
+    def _exchange_average(self):
+        optimizer = self.optimizer
+        # Before the first step, Keras' averages are zeros.
+        if not optimizer.use_ema or not int(optimizer.iterations.numpy()):
+            return
+        with self.distribute_strategy.scope():
+            for variable, average in zip(
+                optimizer._trainable_variables,
+                optimizer._model_variables_moving_average,
+                strict=True,
+            ):
+                kept = embeddings.read(variable)
+                variable.assign(embeddings.read(average))
+                average.assign(kept)
+
+
+class TrainerHooks(Averages):
     """Mixin that lets `keras.Model.fit` run on several replicas.
 
     Put it before `keras.Model`, and create the model in the strategy's scope.
@@ -31,8 +71,7 @@ class TrainerHooks:
     - computes logs from the metrics of all replicas; Keras takes those of
       one replica on TPUs and their mean elsewhere, even for sums, and fails
       with several workers;
-    - gives evaluations the moving average of the weights to the bit. Keras'
-      `SwapEMAWeights` exchanges by sums and differences, which round.
+    - exchanges averages as `Averages` says.
     """
 
     def compile(self, *args, **kwargs):
@@ -81,37 +120,6 @@ class TrainerHooks:
             metric.name: metric.stateless_result(variables)
             for metric, variables in zip(metrics, sums, strict=True)
         }
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Context manager that gives the model its averaged weights.
-
-        The average is the optimizer's, with `use_ema=True`. If there is none,
-        or before the first step, nothing changes. Average and weights are
-        exchanged, and exchanged back to the same bits, so neither train nor
-        save a checkpoint in between. Other variables, such as statistics of
-        batch normalisation, are not averaged.
-        """
-        self._exchange_average()
-        try:
-            yield
-        finally:
-            self._exchange_average()
-
-    def _exchange_average(self):
-        optimizer = self.optimizer
-        # Before the first step, Keras' averages are zeros.
-        if not optimizer.use_ema or not int(optimizer.iterations.numpy()):
-            return
-        with self.distribute_strategy.scope():
-            for variable, average in zip(
-                optimizer._trainable_variables,
-                optimizer._model_variables_moving_average,
-                strict=True,
-            ):
-                kept = variable.numpy()
-                variable.assign(average.numpy())
-                average.assign(kept)
 
     def train_on_batch(self, *args, **kwargs):
         """As `keras.Model.train_on_batch`; raises ValueError if R > 1."""

@@ -11,7 +11,6 @@ from jest_tf.evaluation.probes import few_shot_measures, linear_probe_measures
 from jest_tf.evaluation.retrieval import ranks, retrieval_measures
 from jest_tf.evaluation.stores import (
     MEASURES,
-    StoreEmbeddings,
     StoreEvaluation,
     open_stores,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "EntryEvaluation",
     "MEASURES",
     "Outcome",
-    "StoreEmbeddings",
     "StoreEvaluation",
     "class_embeddings",
     "draw_measures",

@@ -35,7 +35,6 @@ def places(
     query_groups: np.ndarray,
     candidates: np.ndarray,
     groups: np.ndarray,
-    block_size: int = BLOCK_SIZE,
 ) -> Places:
     """Ranks candidates by their inner product with each query.
 
@@ -47,7 +46,6 @@ def places(
         query_groups: integers [Q].
         candidates: floats [C, D].
         groups: integers [C].
-        block_size: queries scored at a time.
 
     Raises:
         ValueError: a query has no match.
@@ -62,8 +60,8 @@ def places(
     order = np.argsort(groups, kind="stable")
     by_group = groups[order]
     blocks = []
-    for start in range(0, len(queries), block_size):
-        rows = slice(start, start + block_size)
+    for start in range(0, len(queries), BLOCK_SIZE):
+        rows = slice(start, start + BLOCK_SIZE)
         own = np.unique(query_groups[rows])
         first = np.searchsorted(by_group, own)
         last = np.searchsorted(by_group, own, side="right")

@@ -24,8 +24,6 @@ def retrieval_measures(
     text_embeddings: np.ndarray,
     image_groups: Sequence,
     text_groups: Sequence,
-    *,
-    block_size: int = ranking.BLOCK_SIZE,
 ) -> dict[str, float]:
     """Returns recall and mean reciprocal rank in both directions.
 
@@ -38,7 +36,6 @@ def retrieval_measures(
         text_embeddings: float [M, D].
         image_groups: [N] integers or strings.
         text_groups: [M], of the same kind.
-        block_size: queries scored at a time.
 
     Returns:
         `MEASURES`, each in [0, 1].
@@ -48,10 +45,9 @@ def retrieval_measures(
             has no match.
     """
     results = {}
-    for name, queries in _directions(
+    for name, places in _places(
         image_embeddings, text_embeddings, image_groups, text_groups
     ):
-        places = ranking.places(name, *queries, block_size)
         results |= _measures(name, places)
     return results
 
@@ -81,23 +77,17 @@ def ranks(
     text_embeddings: np.ndarray,
     image_groups: Sequence,
     text_groups: Sequence,
-    *,
-    block_size: int = ranking.BLOCK_SIZE,
 ) -> dict[str, np.ndarray]:
     """Returns ranks of first matches; arguments as in `retrieval_measures`.
 
     Returns:
         `image_to_text`, float64 [N], and `text_to_image`, float64 [M]: expected
         ranks, from 1; integers unless scores are tied.
-
-    Raises:
-        ValueError: as `retrieval_measures`.
     """
     found = {}
-    for name, queries in _directions(
+    for name, (above, tied, matching) in _places(
         image_embeddings, text_embeddings, image_groups, text_groups
     ):
-        above, tied, matching = ranking.places(name, *queries, block_size)
         # Of t misses and m matches in random order, t / (m + 1) misses come
         # before the first match.
         found[name] = above + 1 + tied / (matching + 1)
@@ -117,7 +107,8 @@ def _measures(name, places, counts=None):
     }
 
 
-def _directions(images, texts, image_groups, text_groups):
+def _places(images, texts, image_groups, text_groups):
+    """The places of both directions, by name."""
     images = ranking.check_vectors("image_embeddings", images)
     texts = ranking.check_vectors("text_embeddings", texts)
     ranking.check_rows("image_groups", image_groups, len(images))
@@ -127,7 +118,8 @@ def _directions(images, texts, image_groups, text_groups):
         np.array([numbers.setdefault(group, len(numbers)) for group in side])
         for side in (image_groups, text_groups)
     )
-    return (
-        ("image_to_text", (images, image_groups, texts, text_groups)),
-        ("text_to_image", (texts, text_groups, images, image_groups)),
-    )
+    for name, *sides in (
+        ("image_to_text", images, image_groups, texts, text_groups),
+        ("text_to_image", texts, text_groups, images, image_groups),
+    ):
+        yield name, ranking.places(name, *sides)

@@ -3,15 +3,13 @@
 import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import models
-from jest_tf.data import pictures, reader
+from jest_tf.data import reader
 from jest_tf.data import stores as stores_lib
 from jest_tf.evaluation import embedding, retrieval, zero_shot
 
@@ -45,29 +43,17 @@ class StoreEvaluation:
 
     Retrieval is between all images and the distinct first captions; a group is
     the records of a `concept`, or a record without a concept. Zero-shot is over
-    the distinct labels, if any, and the images that have a label. Forward
-    passes have `batch_size` examples, shared by the replicas of `strategy`;
-    `prompts` are templates for the labels.
+    the distinct labels, if any, and the images that have a label. `prompts` are
+    templates for the labels.
     """
 
     def __init__(
         self,
-        learner: models.TwoTower,
+        encoder: embedding.Encoder,
         store: stores_lib.Store,
-        *,
-        tokenizer: Callable,
-        image_size: int | pictures.Form,
-        batch_size: int = 256,
         prompts: Sequence[str] = ("{}",),
-        strategy: tf.distribute.Strategy | None = None,
     ):
-        self._encoder = embedding.Encoder(
-            learner,
-            tokenizer,
-            image_size,
-            min(batch_size, len(store)),
-            strategy,
-        )
+        self._encoder = encoder
         self._store = store
         self._prompts = prompts
         columns = store.columns(["caption", "concept", "label", "id"])

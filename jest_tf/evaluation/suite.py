@@ -90,10 +90,6 @@ class EntryEvaluation:
         prompts: templates of an entry without its own.
         index_dir: folder of the index files; "" is beside each shard.
 
-    Attributes:
-        entry: as given.
-        data: the examples.
-
     Raises:
         ValueError: data is missing, or does not fit the entry's tasks.
     """

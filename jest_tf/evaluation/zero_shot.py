@@ -23,8 +23,6 @@ def zero_shot_measures(
     image_embeddings: np.ndarray,
     image_classes: np.ndarray,
     class_embeddings: np.ndarray,
-    *,
-    block_size: int = ranking.BLOCK_SIZE,
 ) -> dict[str, float]:
     """Returns the accuracy of the nearest class embeddings.
 
@@ -32,7 +30,6 @@ def zero_shot_measures(
         image_embeddings: float [N, D].
         image_classes: integer [N], the row of each image's class.
         class_embeddings: float [C, D].
-        block_size: images scored at a time.
 
     Returns:
         `MEASURES`: shares of images whose class is among the k best, and the
@@ -53,12 +50,7 @@ def zero_shot_measures(
             f"{targets.min()} to {targets.max()}"
         )
     places = ranking.places(
-        "zero_shot",
-        images,
-        targets,
-        classes,
-        np.arange(len(classes)),
-        block_size,
+        "zero_shot", images, targets, classes, np.arange(len(classes))
     )
     results = {
         f"zero_shot/accuracy@{k}": ranking.recall(places, k)
@@ -74,10 +66,7 @@ def zero_shot_measures(
 
 
 def nearest(
-    image_embeddings: np.ndarray,
-    class_embeddings: np.ndarray,
-    *,
-    block_size: int = ranking.BLOCK_SIZE,
+    image_embeddings: np.ndarray, class_embeddings: np.ndarray
 ) -> np.ndarray:
     """Returns the nearest class of each image, int64 [N].
 
@@ -85,12 +74,11 @@ def nearest(
     """
     images = ranking.check_vectors("image_embeddings", image_embeddings)
     classes = ranking.check_vectors("class_embeddings", class_embeddings)
+    size = ranking.BLOCK_SIZE
     return np.concatenate(
         [
-            ranking.scores(images[start : start + block_size], classes).argmax(
-                axis=1
-            )
-            for start in range(0, len(images), block_size)
+            ranking.scores(images[start : start + size], classes).argmax(axis=1)
+            for start in range(0, len(images), size)
         ]
     )
 

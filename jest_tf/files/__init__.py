@@ -5,7 +5,8 @@ it (`files/remote.py`): `gs://` and `ram://` to TensorFlow, others, such as
 `s3://`, to fsspec. Object stores can't append, modify or rename, so a remote
 file is written at once, from a local copy; a log is appended to locally and
 uploaded by `sync`. Where `keep_views` says so, a remote file is an object of
-another name (`files/leases.py`), which callers never see.
+another name (`files/leases.py`), which callers never see. Errors are Python's,
+such as FileNotFoundError, for files of any scheme.
 """
 
 import contextlib
@@ -77,11 +78,7 @@ def place(path: str) -> str:
 
 
 def read_whole(path: str) -> bytes:
-    """Returns the content of a file.
-
-    Raises:
-        FileNotFoundError, PermissionError, OSError: it cannot be read.
-    """
+    """Returns the content of a file."""
 
     def read(found):
         if is_remote(found):
@@ -103,11 +100,7 @@ def open_pages(path: str):
 
 
 def stat(path: str) -> tuple[int, int]:
-    """Returns a file's size and time of change in nanoseconds.
-
-    Raises:
-        FileNotFoundError, PermissionError, OSError: it cannot be found out.
-    """
+    """Returns a file's size and time of change in nanoseconds."""
 
     def find(found):
         if is_remote(found):
@@ -191,11 +184,7 @@ def remove_folder(path: str) -> None:
 
 
 def move_folder(source: str, target: str) -> None:
-    """Renames a folder, and replaces `target`.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
+    """Renames a folder, and replaces `target`."""
     if not is_remote(source):
         os.stat(source)
         shutil.rmtree(target, ignore_errors=True)
@@ -218,9 +207,6 @@ def written_whole(path: str, suffix: str = "") -> Iterator[str]:
     or the new. An error deletes the temporary file; a killed process leaves it
     behind, hidden, with `PARTIAL` in its name. The folder of `path` is created;
     `suffix` ends the temporary name.
-
-    Raises:
-        OSError: the file cannot be written.
     """
     folder, name = os.path.split(path)
     # Hidden, so that no glob takes it for data, and unique, so that several
@@ -260,10 +246,7 @@ def written_folder(path: str) -> Iterator[str]:
     is locked and has views. To other remote folders, files are uploaded in the
     order of their names. An error deletes the folder; a killed process leaves
     it behind, as `path` with the ending `PARTIAL`, or as a remote folder that
-    is not whole.
-
-    Raises:
-        OSError: the folder cannot be written, or a local `path` exists.
+    is not whole. A local `path` must not exist.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory() as local, disks.room_for(local):
@@ -291,28 +274,20 @@ def written_folder(path: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def staged(path: str) -> Iterator[str]:
-    """Yields a local name of a file: its own, or that of a temporary copy.
-
-    Raises:
-        FileNotFoundError, PermissionError, OSError: it cannot be copied.
-    """
+    """Yields a local name of a file: its own, or that of a temporary copy."""
     found = place(path)
     if not is_remote(found):
         yield found
         return
     with tempfile.TemporaryDirectory() as folder:
         local = os.path.join(folder, os.path.basename(path))
-        _at_its_place(path, lambda found: _remote().download(found, local))
+        _download(path, local)
         yield local
 
 
 @contextlib.contextmanager
 def staged_folder(path: str) -> Iterator[str]:
-    """Yields a local name of a folder: its own, or that of a temporary copy.
-
-    Raises:
-        FileNotFoundError, PermissionError, OSError: it cannot be copied.
-    """
+    """Yields a local name of a folder: its own, or that of a temporary copy."""
     if not is_remote(path):
         check_links((os.path.join(path, name) for name in tree(path)), path)
         yield path
@@ -321,10 +296,7 @@ def staged_folder(path: str) -> Iterator[str]:
         for name in tree(path):
             copy = os.path.join(local, name)
             os.makedirs(os.path.dirname(copy), exist_ok=True)
-            _at_its_place(
-                f"{path}/{name}",
-                lambda found, copy=copy: _remote().download(found, copy),
-            )
+            _download(f"{path}/{name}", copy)
         yield local
 
 
@@ -426,6 +398,10 @@ def _at_its_place(path, call):
                 lease.check()  # its new holder deletes what others wrote
             if place(path) == found:
                 raise
+
+
+def _download(path, local):
+    _at_its_place(path, lambda found: _remote().download(found, local))
 
 
 def _upload(pairs):

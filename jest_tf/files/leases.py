@@ -169,7 +169,7 @@ class Lease:
             local = self._staged.get(path, "")
             names = [""]
             if os.path.isdir(local):
-                names = [f"/{name}" for name in _tree(local)]
+                names = [f"/{name}" for name in files.tree(local)]
             for name in names:
                 if not os.path.exists(local + name):
                     continue
@@ -455,11 +455,3 @@ def _write(path, content):
         file.write(content)
         file.flush()
         remote.upload(file.name, path)
-
-
-def _tree(folder):
-    return [
-        os.path.relpath(os.path.join(root, name), folder)
-        for root, _, names in os.walk(folder)
-        for name in names
-    ]

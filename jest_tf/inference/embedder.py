@@ -5,7 +5,6 @@ same pixels. Embeddings equal those of evaluations and sidecars to the bit for
 the same batch of rows, and otherwise up to rounding, 1e-6 in float32.
 """
 
-import collections
 import concurrent.futures
 import functools
 import os
@@ -96,7 +95,6 @@ class Embedder:
         max_image_pixels: int = config_lib.DataConfig.max_image_pixels,
         config: config_lib.TrainConfig | None = None,
     ):
-        embeddings_lib.check_backend("`Embedder`")
         checks.check("batch_size", batch_size, checks.at_least(1))
         self.learner = learner
         self.tokenizer = tokenizer
@@ -105,29 +103,30 @@ class Embedder:
         self.config = config
         self.picture = picture or _squashed(learner)
         length = getattr(tokenizer, "length", None)
-        self._encode_image = tf.function(
+        image = tf.TensorSpec([None, *self.picture.shape], self.picture.dtype)
+        self._encode_image = embeddings_lib.compiled(
             lambda images: learner.encode_image(images, training=False),
-            [tf.TensorSpec([None, *self.picture.shape], self.picture.dtype)],
+            input_signature=[image],
         )
-        self._encode_text = tf.function(
+        self._encode_text = embeddings_lib.compiled(
             lambda tokens: learner.encode_text(tokens, training=False),
-            [tf.TensorSpec([None, length], tf.int32)],
+            input_signature=[tf.TensorSpec([None, length], tf.int32)],
         )
 
-    @functools.cached_property
+    @property
     def dim(self) -> int:
         """D, the width of the embeddings."""
-        return self._encode_image.get_concrete_function().output_shapes[-1]
+        return self.learner.embedding_dim
 
     @property
     def scale(self) -> float:
         """Factor of the cosine similarities in the logits."""
-        return float(np.exp(self.learner.log_temperature.numpy()))
+        return float(np.exp(np.asarray(self.learner.log_temperature)))
 
     @property
     def bias(self) -> float:
         """Bias of the logits."""
-        return float(self.learner.bias.numpy())
+        return float(np.asarray(self.learner.bias))
 
     def embed_images(self, images: Iterable[Picture]) -> np.ndarray:
         """Embeds n pictures to unit norm, float32 [n, D].
@@ -165,15 +164,10 @@ class Embedder:
         """
         workers = os.cpu_count() or 1
         starts = range(0, len(images), self.batch_size)
+        parts = (images[start : start + self.batch_size] for start in starts)
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            waiting = collections.deque()
-            for start in starts:
-                part = images[start : start + self.batch_size]
-                waiting.append(pool.submit(self._read, part))
-                if len(waiting) > workers:
-                    yield self._embed_read(waiting.popleft().result())
-            for reading in waiting:
-                yield self._embed_read(reading.result())
+            for read in batches.in_order(pool, self._read, parts, workers):
+                yield self._embed_read(read)
 
     def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
         """Embeds m texts to unit norm, float32 [m, D].
@@ -194,8 +188,8 @@ class Embedder:
                 tf.constant(texts[start : start + self.batch_size], tf.string)
             )
             with two_tower.plain_id_errors():
-                part = self._encode_text(self.tokenizer(clean))
-            parts.append(part.numpy())
+                part = self._encode_text(np.asarray(self.tokenizer(clean)))
+            parts.append(np.asarray(part))
         return np.concatenate(parts)
 
     def classify(
@@ -307,7 +301,7 @@ class Embedder:
         faults, rows = read
         if not rows:
             return faults, np.zeros([0, self.dim], np.float32)
-        return faults, self._encode_image(np.stack(rows)).numpy()
+        return faults, np.asarray(self._encode_image(np.stack(rows)))
 
     def _checked(self, name, embeddings):
         embeddings = np.asarray(embeddings, np.float32)

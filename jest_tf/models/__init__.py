@@ -1,6 +1,6 @@
 """Two-tower models: towers, layers, patches and the frozen reference."""
 
-from jest_tf.config import PRESETS, TowerSizes
+from jest_tf.config import PRESETS
 from jest_tf.models.building import (
     build_learner,
     build_two_tower,
@@ -12,7 +12,6 @@ from jest_tf.models.two_tower import TwoTower, unit_norm
 
 __all__ = [
     "PRESETS",
-    "TowerSizes",
     "TwoTower",
     "build_learner",
     "build_two_tower",

@@ -54,7 +54,7 @@ def build_two_tower(
         TensorShape([2, 64])
     """
     model = two_tower.TwoTower(
-        *_towers(
+        **_towers(
             preset,
             image_size=image_size,
             vocabulary_size=vocabulary_size,
@@ -83,7 +83,7 @@ def _towers(
     seed,
     embedding_dim=None,
 ):
-    """The towers of a preset; arguments as of `build_two_tower`."""
+    """The towers of a preset, by role; arguments as of `build_two_tower`."""
     checks.check("preset", preset, checks.one_of(*sorted(config_lib.PRESETS)))
     sizes = config_lib.PRESETS[preset]
     shared = {
@@ -93,22 +93,37 @@ def _towers(
         "embedding_dim": embedding_dim or sizes.width,
         "dtype": dtype,
     }
-    image_tower = towers.ImageTower(
-        image_size=image_size,
-        patch_size=sizes.patch_size if patch_size is None else patch_size,
-        patch_sizes=patch_sizes,
-        seed=layers.child_seed(seed, "image_tower"),
-        name="image_tower",
-        **shared,
-    )
-    text_tower = towers.TextTower(
-        vocabulary_size=vocabulary_size,
-        length=text_length,
-        seed=layers.child_seed(seed, "text_tower"),
-        name="text_tower",
-        **shared,
-    )
-    return image_tower, text_tower
+    return {
+        "image_tower": towers.ImageTower(
+            image_size=image_size,
+            patch_size=sizes.patch_size if patch_size is None else patch_size,
+            patch_sizes=patch_sizes,
+            seed=layers.child_seed(seed, "image_tower"),
+            name="image_tower",
+            **shared,
+        ),
+        "text_tower": towers.TextTower(
+            vocabulary_size=vocabulary_size,
+            length=text_length,
+            seed=layers.child_seed(seed, "text_tower"),
+            name="text_tower",
+            **shared,
+        ),
+    }
+
+
+def _sizes(config, vocabulary_size):
+    """The arguments of `_towers` in the settings of a run."""
+    return {
+        "preset": config.model.preset,
+        "image_size": config.data.image_size,
+        "vocabulary_size": vocabulary_size,
+        "text_length": config.data.text_length,
+        "patch_size": config.model.patch_size,
+        "patch_sizes": config.patch_sizes,
+        "dtype": config.model.dtype_policy,
+        "seed": config.seed,
+    }
 
 
 def build_learner(
@@ -133,17 +148,7 @@ def build_learner(
     settings, data = config.model, config.data
     scalars = {"temperature": settings.temperature, "bias": settings.bias}
     if not settings.towers:
-        model = build_two_tower(
-            settings.preset,
-            image_size=data.image_size,
-            vocabulary_size=vocabulary_size,
-            text_length=data.text_length,
-            patch_size=settings.patch_size,
-            patch_sizes=config.patch_sizes,
-            dtype=settings.dtype_policy,
-            seed=config.seed,
-            **scalars,
-        )
+        model = build_two_tower(**_sizes(config, vocabulary_size), **scalars)
         parts.freeze(model, settings.frozen)
         return model
     build = imports.load_function("model.towers", settings.towers)
@@ -204,33 +209,18 @@ def start_from(
 
 def _with_new_tower(learner, config, vocabulary_size):
     """Keeps the tower `init_tower`; the other is new, of the preset."""
-    settings, data = config.model, config.data
-    towers = dict(
-        zip(
-            ("image_tower", "text_tower"),
-            _towers(
-                settings.preset,
-                image_size=data.image_size,
-                vocabulary_size=vocabulary_size,
-                text_length=data.text_length,
-                patch_size=settings.patch_size,
-                patch_sizes=config.patch_sizes,
-                dtype=settings.dtype_policy,
-                seed=config.seed,
-                embedding_dim=learner.embedding_dim,
-            ),
-            strict=True,
-        )
+    settings, taken = config.model, config.model.init_tower
+    both = _towers(
+        **_sizes(config, vocabulary_size), embedding_dim=learner.embedding_dim
     )
-    taken = settings.init_tower
-    towers[taken] = getattr(learner, taken)
+    both[taken] = getattr(learner, taken)
     model = two_tower.TwoTower(
-        **towers,
+        **both,
         temperature=settings.temperature,
         bias=settings.bias,
         pixels=learner.pixels if taken == "image_tower" else None,
     )
-    _build(model, data.image_size, data.text_length)
+    _build(model, config.data.image_size, config.data.text_length)
     return model
 
 

@@ -6,6 +6,7 @@ TensorFlow calls Python here: on one machine, not under XLA, without gradients.
 
 import hashlib
 import os
+import types
 from collections.abc import Callable
 
 import numpy as np
@@ -46,9 +47,8 @@ def load(name: str) -> reference.Pretrained:
     """Loads a model such as `hf:google/siglip2-base-patch16-224`.
 
     Raises:
-        ValueError: as `check`; or it cannot be loaded, or has no two towers.
+        ValueError: it cannot be loaded, or has no two towers.
     """
-    check(name)
     torch, transformers = _import(name)
     path = name.removeprefix(PREFIX)
     try:
@@ -63,21 +63,13 @@ def load(name: str) -> reference.Pretrained:
         raise ValueError(
             f"{name!r} cannot be loaded by transformers. Received: {error}"
         ) from error
-    if not hasattr(model, "get_image_features"):
-        raise ValueError(
-            "A pretrained model must have two towers, as SigLIP and CLIP. "
-            f"Received: {name!r}, a {type(model).__name__}"
-        )
+    reference.check_towers(name, model, "get_image_features")
     tokenizer = Tokenizer(
         processor.tokenizer, model.config.text_config.max_position_embeddings
     )
-    rows = model.config.text_config.vocab_size
-    if tokenizer.vocabulary_size > rows:
-        raise ValueError(
-            f"The tokenizer of {name!r} does not belong to its towers: "
-            f"expected token ids below {rows:,}. Received: "
-            f"{tokenizer.vocabulary_size:,} tokens"
-        )
+    reference.check_tokenizer(
+        name, tokenizer, model.config.text_config.vocab_size
+    )
     learner = TwoTower(torch, model)
     return reference.Pretrained(
         name,
@@ -165,7 +157,8 @@ class TwoTower:
     Attributes:
         log_temperature: float32 scalar.
         bias: float32 scalar, 0 for a model without a bias.
-        weights: for a fingerprint.
+        weights: name, shape and `numpy` of each, for a fingerprint.
+        trainable_weights: the same, to be counted; nothing trains them.
     """
 
     def __init__(self, torch, model):
@@ -173,8 +166,11 @@ class TwoTower:
         self._model = model
         self.log_temperature = tf.constant(_number(model.logit_scale))
         self.bias = tf.constant(_number(getattr(model, "logit_bias", 0.0)))
-        self.weights = [
-            _Weight(name, value) for name, value in model.state_dict().items()
+        self.weights = self.trainable_weights = [
+            types.SimpleNamespace(
+                name=name, shape=tuple(value.shape), numpy=value.numpy
+            )
+            for name, value in model.state_dict().items()
         ]
 
     def __call__(self, batch: dict, training=False) -> Embeddings:
@@ -190,7 +186,11 @@ class TwoTower:
     def encode_image(self, pixels: tf.Tensor, training=False) -> tf.Tensor:
         """Embeds pixels [B, 3, S, S] to unit norm, float32 [B, D]."""
         del training
-        return self._call(self._model.get_image_features, _pixels_of, pixels)
+        return self._call(
+            self._model.get_image_features,
+            lambda values: {"pixel_values": values},
+            pixels,
+        )
 
     def encode_text(self, rows: tf.Tensor, training=False) -> tf.Tensor:
         """Embeds rows of `Tokenizer` [B, L] to unit norm, float32 [B, D]."""
@@ -214,33 +214,9 @@ class TwoTower:
         return tf.ensure_shape(found, [values.shape[0], self._dim])
 
     @property
-    def trainable_weights(self) -> list:
-        """The weights, to be counted; nothing trains them."""
-        return self.weights
-
-    @property
     def _dim(self):
         projection = getattr(self._model.config, "projection_dim", None)
         return projection or self._model.config.vision_config.hidden_size
-
-
-class _Weight:
-    """A weight in the form that `reference.fingerprint` takes."""
-
-    def __init__(self, name, value):
-        self.name = name
-        self._value = value
-
-    @property
-    def shape(self):
-        return tuple(self._value.shape)
-
-    def numpy(self):
-        return self._value.cpu().numpy()
-
-
-def _pixels_of(pixels):
-    return {"pixel_values": pixels}
 
 
 def _inputs_of(rows):

@@ -54,6 +54,12 @@ class Configured(keras.layers.Layer):
         seed = child_seed(self.seed, role)
         return {"seed": seed, "dtype": self.dtype_policy, "name": role}
 
+    def token_initializer(self, role: str) -> keras.initializers.Initializer:
+        """Returns a normal initializer of tokens, of about unit length."""
+        return keras.initializers.RandomNormal(
+            stddev=self.width**-0.5, seed=child_seed(self.seed, role)
+        )
+
     def get_config(self):
         config = super().get_config()
         for kind in type(self).__mro__:
@@ -178,16 +184,12 @@ class TokenEmbedding(Configured):
         self.table = self.add_weight(
             name="table",
             shape=(self.vocabulary_size, self.width),
-            initializer=token_initializer(
-                self.width, child_seed(self.seed, "table")
-            ),
+            initializer=self.token_initializer("table"),
         )
         self.positions = self.add_weight(
             name="positions",
             shape=(input_shape[1], self.width),
-            initializer=token_initializer(
-                self.width, child_seed(self.seed, "positions")
-            ),
+            initializer=self.token_initializer("positions"),
         )
         self.built = True
 
@@ -321,27 +323,6 @@ class Dropout(keras.layers.Dropout):
     def load_own_variables(self, store):
         if self.rate:
             self.seed_generator.state.assign(store["seed"])
-
-
-def dense(
-    units: int, layer: keras.layers.Layer, name: str
-) -> keras.layers.Dense:
-    """Creates a Glorot-uniform dense sublayer of a seeded `layer`."""
-    return keras.layers.Dense(
-        units,
-        kernel_initializer=keras.initializers.GlorotUniform(
-            child_seed(layer.seed, name)
-        ),
-        dtype=layer.dtype_policy,
-        name=name,
-    )
-
-
-def token_initializer(
-    width: int, seed: int | None
-) -> keras.initializers.Initializer:
-    """Returns a normal initializer of token tables, of about unit length."""
-    return keras.initializers.RandomNormal(stddev=width**-0.5, seed=seed)
 
 
 def check_positive(**values: int) -> None:

@@ -86,9 +86,7 @@ class PatchEmbedding(layers.Configured):
         self.positions = self.add_weight(
             name="positions",
             shape=(rows, columns, self.width),
-            initializer=layers.token_initializer(
-                self.width, layers.child_seed(self.seed, "positions")
-            ),
+            initializer=self.token_initializer("positions"),
             autocast=False,
         )
         self.built = True

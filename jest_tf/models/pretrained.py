@@ -116,7 +116,8 @@ def load(name: str) -> reference.Pretrained:
         model.learner.encode_text(tokens)  # [1, 768], of unit length
         ```
     """
-    embeddings.check_backend("A public model by name")
+    if name.startswith(hugging_face.PREFIX):
+        embeddings.check_backend("A model of Hugging Face")
     check(name)
     path = name.removeprefix(KERAS_HUB).removeprefix(hugging_face.PREFIX)
     # A folder changes as files are added, a file as it is written.
@@ -140,7 +141,7 @@ def _load(name, stamp, strategy):
     preset = name.removeprefix(KERAS_HUB)
     try:
         backbone = hub.models.Backbone.from_preset(preset)
-        _check_towers(name, backbone)
+        reference.check_towers(name, backbone, "get_vision_embeddings")
         preprocessor = hub.models.CausalLMPreprocessor.from_preset(preset)
     except (OSError, KeyError) as error:
         raise ValueError(
@@ -154,7 +155,9 @@ def _load(name, stamp, strategy):
             backbone.text_encoder.max_sequence_length,
         ),
     )
-    _check_tokenizer(name, backbone, tokenizer)
+    reference.check_tokenizer(
+        name, tokenizer, backbone.text_encoder.vocabulary_size
+    )
     learner, loss = _two_tower(
         backbone, preprocessor.image_converter, tokenizer.length
     )
@@ -206,38 +209,14 @@ def _known(hub):
     return [name for kind in kinds for name in kind.presets]
 
 
-def _check_towers(name, backbone):
-    if not hasattr(backbone, "get_vision_embeddings"):
-        raise ValueError(
-            "A pretrained model must have two towers, as SigLIP and CLIP. "
-            f"Received: {name!r}, a {type(backbone).__name__}"
-        )
-
-
-def _check_tokenizer(name, backbone, tokenizer):
-    rows = backbone.text_encoder.vocabulary_size
-    if tokenizer.vocabulary_size > rows:
-        raise ValueError(
-            f"The tokenizer of {name!r} does not belong to its towers: "
-            f"expected token ids below {rows:,}. Received: "
-            f"{tokenizer.vocabulary_size:,} tokens"
-        )
-
-
 def _two_tower(backbone, converter, length):
     """The backbone as a `TwoTower` with its weights, and its loss."""
     image = keras.Input(backbone.vision_encoder.image_shape)
     tokens = keras.Input([length], dtype="int32")
     head = _head(backbone)
-    pixels = (1.0, 0.0)
-    if converter is not None:
-        pixels = tuple(
-            default if value is None else value
-            for value, default in (
-                (converter.scale, 1.0),
-                (converter.offset, 0.0),
-            )
-        )
+    scale, offset = (
+        getattr(converter, name, None) for name in ("scale", "offset")
+    )
     has_bias = hasattr(head, "logit_bias")
     learner = two_tower.TwoTower(
         keras.Model(
@@ -248,7 +227,10 @@ def _two_tower(backbone, converter, length):
         ),
         bias=0.0,
         learn_bias=has_bias,
-        pixels=pixels,
+        pixels=(
+            1.0 if scale is None else scale,
+            0.0 if offset is None else offset,
+        ),
     )
     learner.build({"image": image.shape, "text": tokens.shape})
     learner.log_temperature.assign(head.logit_scale)

@@ -75,6 +75,25 @@ class Pretrained(NamedTuple):
     settings: tuple = ()
 
 
+def check_towers(name: str, model: object, method: str) -> None:
+    """Raises ValueError if a public model lacks the method of two towers."""
+    if not hasattr(model, method):
+        raise ValueError(
+            "A pretrained model must have two towers, as SigLIP and CLIP. "
+            f"Received: {name!r}, a {type(model).__name__}"
+        )
+
+
+def check_tokenizer(name: str, tokenizer: Callable, rows: int) -> None:
+    """Raises ValueError for a tokenizer with more ids than a table's rows."""
+    if tokenizer.vocabulary_size > rows:
+        raise ValueError(
+            f"The tokenizer of {name!r} does not belong to its towers: "
+            f"expected token ids below {rows:,}. Received: "
+            f"{tokenizer.vocabulary_size:,} tokens"
+        )
+
+
 def frozen(model: Callable) -> Callable[[dict], Embeddings]:
     """Makes a reference from a Keras model or any callable.
 

@@ -49,6 +49,17 @@ class _Tower(layers.Configured):
             **self.part(role),
         )
 
+    def _dense(self):
+        """A Glorot-uniform layer to `embedding_dim`."""
+        return keras.layers.Dense(
+            self.embedding_dim,
+            kernel_initializer=keras.initializers.GlorotUniform(
+                layers.child_seed(self.seed, "head")
+            ),
+            dtype=self.dtype_policy,
+            name="head",
+        )
+
     def _check_shape(self, name, shape, *expected):
         if len(shape) != 1 + len(expected) or tuple(shape[1:]) != expected:
             raise ValueError(
@@ -142,9 +153,7 @@ class ImageTower(_Tower):
         )
         self.encoder = self._transformer(layers.Encoder, "encoder", self.depth)
         self.pooling = self._transformer(layers.AttentionPooling, "pooling")
-        self.head = None
-        if self.embedding_dim != self.width:
-            self.head = layers.dense(self.embedding_dim, self, "head")
+        self.head = self._dense() if embedding_dim != width else None
 
     def build(self, input_shape):
         self._check_shape("images", input_shape, *self._image_shape)
@@ -245,7 +254,7 @@ class TextTower(_Tower):
             vocabulary_size, self.width, **self.part("tokens")
         )
         self.encoder = self._transformer(layers.Encoder, "encoder", self.depth)
-        self.head = layers.dense(self.embedding_dim, self, "head")
+        self.head = self._dense()
 
     def build(self, input_shape):
         self._check_shape("tokens", input_shape, self.length)

@@ -430,7 +430,7 @@ def _check_embeddings(image_shape, text_shape):
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class Projection(keras.layers.Layer):
+class Projection(layers.Configured):
     """Learned linear maps of embeddings to another width, of unit norm again.
 
     Weights: `image_kernel` and `text_kernel`, [D, dim] in float32. Maps
@@ -467,6 +467,3 @@ class Projection(keras.layers.Layer):
             for values, kernel in zip(embeddings[:2], self.kernels, strict=True)
         )
         return embeddings._replace(image=image, text=text)
-
-    def get_config(self):
-        return super().get_config() | {"dim": self.dim, "seed": self.seed}

@@ -23,13 +23,9 @@ def write(
     found: survey_lib.Survey,
     advice: Mapping[str, str],
 ) -> None:
-    """Writes the page; `path` may be remote.
+    """Writes the page of a survey of `store`, the pool.
 
-    Args:
-        path: of the HTML file.
-        store: the pool.
-        found: the survey of it.
-        advice: sentences by the names of their rules.
+    `path` may be remote. `advice` has sentences by the names of their rules.
     """
     order = np.argsort(-found.similarity.matched, kind="stable")
     chosen = order[: max(1, len(order) // found.facts.candidates)]

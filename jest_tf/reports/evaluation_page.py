@@ -19,14 +19,10 @@ def write(
     results: Sequence[Mapping],
     opened: Mapping[str, evaluation.EntryEvaluation],
 ) -> None:
-    """Writes the page of a model's evaluation on a suite.
+    """Writes the page of the evaluation of the model `name` on a suite.
 
-    Args:
-        path: of the HTML file.
-        name: of the model.
-        results: as of `evaluation.results`.
-        opened: the entries, with a learner attached. Those with zero-shot or
-            retrieval tasks get a section.
+    `results` are those of `evaluation.results`. Of the entries, with a learner
+    attached, those with zero-shot or retrieval tasks get a section.
     """
     sections = []
     for title, evaluated in opened.items():
@@ -103,9 +99,6 @@ def _retrieved(evaluated):
     )
     from_image, from_text = ranks["image_to_text"], ranks["text_to_image"]
 
-    def card(rows, values, texts):
-        return _cards(evaluated, rows, values, texts)
-
     by_row = {}
     for place, row in enumerate(found.rows.tolist()):
         by_row.setdefault(row, place)
@@ -113,12 +106,14 @@ def _retrieved(evaluated):
     texts = _worst(from_text, from_text > 1)
     return {
         "kind": "retrieval",
-        "pictures": card(
+        "pictures": _cards(
+            evaluated,
             pictures,
             from_image[pictures],
             [_shown(found.captions[by_row[row]]) for row in pictures],
         ),
-        "texts": card(
+        "texts": _cards(
+            evaluated,
             found.rows[texts].tolist(),
             from_text[texts],
             [_shown(found.captions[place]) for place in texts],

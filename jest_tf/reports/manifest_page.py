@@ -40,21 +40,16 @@ def write(
     sidecars: sidecars_lib.Sidecars | None = None,
     source_fields: Sequence[str] = SOURCE_FIELDS,
 ) -> None:
-    """Writes the page of a manifest; `path` may be remote.
+    """Writes the page of the manifest of a store; `path` may be remote.
 
-    Args:
-        path: of the HTML file.
-        store: the records.
-        curated: their manifest.
-        sidecars: for near-duplicates; None leaves them out.
-        source_fields: metadata fields that name a record's origin; missing
-            fields are left out.
+    Without `sidecars` near-duplicates are left out. `source_fields` are
+    metadata fields that name a record's origin; missing fields are left out.
 
     Raises:
         ValueError: the store cannot be read, or the sidecars do not fit.
     """
     drawn = np.flatnonzero(curated.weights)
-    counted, looked_at = count_sources(store, curated.weights, source_fields)
+    counted, looked_at = _count_sources(store, curated.weights, source_fields)
     page = rendering.render(
         "manifest.html",
         name=os.path.basename(files.absolute(curated.directory).rstrip("/")),
@@ -79,20 +74,8 @@ def write(
     files.write_whole(path, page)
 
 
-def count_sources(
-    store: stores.Store, weights: np.ndarray, fields: Sequence[str]
-) -> tuple[dict[str, dict[str, np.ndarray]], int]:
-    """Counts records by the values of metadata fields.
-
-    Args:
-        store: the records.
-        weights: float32 `[n]`, how often each is drawn.
-        fields: of the metadata.
-
-    Returns:
-        By field and value, the number of records and the sum of their weights,
-        float64 `[2]`; and how many records were read.
-    """
+def _count_sources(store, weights, fields):
+    """Records and sums of weights by field and value; the records read."""
     counted: dict = {
         field: collections.defaultdict(lambda: np.zeros(2)) for field in fields
     }
@@ -112,12 +95,12 @@ def count_sources(
 
 
 def nearest_others(
-    source: by_similarity.Source, rows: np.ndarray, queries: np.ndarray
+    source: sidecars_lib.Sidecars, rows: np.ndarray, queries: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Finds each query's nearest other picture, exactly and block by block.
 
     Args:
-        source: the records and their sidecars.
+        source: sidecars of the records.
         rows: int64 `[m]`, ascending, to search.
         queries: int64 `[n]`, among `rows`.
 
@@ -208,7 +191,7 @@ def _duplicates(store, sidecars, drawn):
     if sidecars is None or len(drawn) < 2:
         return None
     queries, others, cosines = nearest_others(
-        by_similarity.Source(store, sidecars),
+        sidecars,
         drawn,
         drawn[charts.evenly(len(drawn), _QUERIES)],
     )

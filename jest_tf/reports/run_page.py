@@ -15,7 +15,6 @@ import tqdm
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.config import checks
 from jest_tf.data import pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.reports import charts, rendering
@@ -43,10 +42,8 @@ def write(workdir: str, path: str, num_moments: int = 8) -> None:
     """Writes the page of a run, with pictures of `num_moments` logged draws.
 
     Raises:
-        ValueError: `num_moments` is below 1, the run has logged no selection,
-            or its data has changed.
+        ValueError: the run has logged no selection, or its data has changed.
     """
-    checks.check("num_moments", num_moments, checks.at_least(1))
     directory.load_config(workdir)
     logs = [tail.read() for tail in _tails(workdir)]
     _check_any(workdir, logs[0])
@@ -63,12 +60,7 @@ def watch(
     The run may begin later, stop and continue. Until its end the page shows
     the pictures of the newest logged draw, and browsers load it again every
     `seconds`. Pictures that cannot be read are left out with the reason.
-
-    Raises:
-        ValueError: `num_moments` or `seconds` is below 1.
     """
-    checks.check("num_moments", num_moments, checks.at_least(1))
-    checks.check("seconds", seconds, checks.at_least(1))
     tails, shown, sources = _tails(workdir), None, None
     if not directory.has(workdir, directory.CONFIG_FILE):
         progress.say(f"waiting for a run in {directory.received(workdir)}")

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.data import fault_log, stored_stages, stream
+from jest_tf.data import fault_log, hashes, stored_stages
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.sidecars import embed, recognition
@@ -126,13 +126,7 @@ def renew(
     Does nothing if nothing is due. Continues a renewal that was interrupted, a
     shard at a time. Sidecars that no checkpoint needs are deleted. After two
     renewals in succession that were not kept, nothing is embedded any more.
-
-    Args:
-        run: the run, with the learner.
-        workdir: its directory.
-        store: the records of the pool and of the curated set.
-        step: steps done.
-        first: the reference before all renewals, if any.
+    `first` is the reference before all renewals, if any.
     """
     config = run.config
     if step not in config.bootstrap.renew_at:
@@ -162,13 +156,9 @@ def renew(
     )
     cost = embed_records(run, store, folder, rows)
     sidecars = sidecars_lib.Sidecars(store, folder)
-    recognised = recognised_share(config, store, sidecars, rows)
-    before, agreement = _last_kept(config, workdir, step - 1), None
-    if before is not None:
-        least = before.recognised
-        agreement = _agreement(config, store, workdir, before, sidecars, rows)
-    else:
-        least = recognised_share(config, store, first, rows) if first else 0.0
+    recognised, least, agreement = _compared(
+        config, store, workdir, step, sidecars, first, rows
+    )
     renewal = Renewal(
         step,
         *cost,
@@ -190,6 +180,32 @@ def renew(
     _delete_old(config, workdir)
 
 
+def _compared(config, store, workdir, step, sidecars, first, rows):
+    """Shares recognised, now and by the reference before, and their agreement.
+
+    The agreement is None without a renewal before. Curated records do not
+    count.
+    """
+    pool = np.ones(len(store), bool) if rows is None else rows.copy()
+    pool[_num_pool(config, store) :] = False
+
+    def recognised(some):
+        share = recognition.recognised_share(some, store, pool, config.seed)
+        return round(share, 5)
+
+    before = _last_kept(config, workdir, step - 1)
+    if before is None:
+        return recognised(sidecars), recognised(first) if first else 0.0, None
+    agreement = None
+    # The run may go on from a renewal whose record was lost.
+    with contextlib.suppress(ValueError):
+        earlier = sidecars_lib.Sidecars(store, _folder(workdir, before.step))
+        agreement = recognition.agreement(
+            earlier, sidecars, store, pool, config.seed
+        )
+    return recognised(sidecars), before.recognised, agreement
+
+
 class Cost(NamedTuple):
     """The cost of embedding records; attributes as of `Renewal`."""
 
@@ -207,11 +223,7 @@ def embed_records(
 ) -> Cost:
     """Writes sidecars of a run's learner, or what is missing of them.
 
-    Args:
-        run: the run.
-        store: the records.
-        folder: of the sidecars.
-        rows: bool [n], the records to embed; None embeds all.
+    `rows`, bool [n], are the records to embed; None embeds all.
 
     Raises:
         ValueError: more than `data.max_fault_rate` of the records could not be
@@ -251,13 +263,7 @@ def embed_records(
 def embedding_cost(
     run: reference.Run, store: stores_lib.Store, folder: str
 ) -> Cost:
-    """Returns what a folder of sidecars took, with 0 seconds.
-
-    Args:
-        run: whose embeddings they are.
-        store: the records.
-        folder: of the sidecars.
-    """
+    """Returns what a folder of a run's sidecars took, with 0 seconds."""
     sidecars = sidecars_lib.Sidecars(store, folder)
     images = captions = 0
     for shard in range(len(store.shards.paths)):
@@ -267,42 +273,6 @@ def embedding_cost(
     of_image, of_caption = _flops(run)
     total = images * of_image + captions * of_caption
     return Cost(images, captions, total, seconds=0.0)
-
-
-def recognised_share(
-    config: config_lib.TrainConfig,
-    store: stores_lib.Store,
-    sidecars: sidecars_lib.Sidecars,
-    rows: np.ndarray | None = None,
-) -> float:
-    """Returns the share of the pool's pairs that a reference recognises.
-
-    Arguments as of `recognition.recognised_share`; curated records do not
-    count.
-    """
-    rows = _of_pool(config, store, rows)
-    share = recognition.recognised_share(sidecars, store, rows, config.seed)
-    return round(share, 5)
-
-
-def _agreement(config, store, workdir, before, sidecars, rows):
-    """`recognition.agreement` on the pool; None if `before` is deleted."""
-    folder = _folder(workdir, before.step)
-    rows = _of_pool(config, store, rows)
-    # The run may go on from a renewal whose record was lost.
-    with contextlib.suppress(ValueError):
-        earlier = sidecars_lib.Sidecars(store, folder)
-        return recognition.agreement(
-            earlier, sidecars, store, rows, config.seed
-        )
-    return None
-
-
-def _of_pool(config, store, rows):
-    """The rows, bool [n], without curated records."""
-    rows = np.ones(len(store), bool) if rows is None else rows.copy()
-    rows[_num_pool(config, store) :] = False
-    return rows
 
 
 def sidecars_at(
@@ -335,22 +305,17 @@ def embedded_rows(
     None stands for all of them.
     """
     settings = config.bootstrap
-    drawn = drawn_rows(store)
+    drawn = store.manifest and store.manifest.weights > 0
     share = settings.share(step)
     if share == 1.0:
         return drawn
     salt = _ROWS_SALT + settings.renew_at.index(step)
-    values = stream.uniform_hash(config.seed, np.arange(len(store)), salt)
+    values = hashes.uniform_hash(config.seed, np.arange(len(store)), salt)
     rows = values < np.uint64(share * 2.0**64)
     if config.data.curated:
         # Their embeddings may be read too.
         rows[_num_pool(config, store) :] = True
     return rows if drawn is None else rows & drawn
-
-
-def drawn_rows(store: stores_lib.Store) -> np.ndarray | None:
-    """Returns the rows that a manifest leaves, bool [n]; None are all."""
-    return store.manifest and store.manifest.weights > 0
 
 
 def _num_pool(config, store):

@@ -101,11 +101,7 @@ class Checkpoints(steps.StepCallback):
             self.save()
 
     def on_evaluation(self, step: int, measures: Mapping[str, float]) -> None:
-        """Saves the state after `step` if its `measures` are the best.
-
-        Raises:
-            ValueError: as `check_keep_best`.
-        """
+        """Saves the state after `step` if its `measures` are the best."""
         wanted = self._settings.keep_best
         check_keep_best(wanted, measures)
         if wanted and self.step == self._last_step:

@@ -7,7 +7,7 @@ Examples are counted as *offered* to the stored stages, *drawn* by the stream,
 import collections
 
 from jest_tf import config as config_lib
-from jest_tf.runs import directory
+from jest_tf.runs import bootstrap, directory
 
 
 def examples_at(config: config_lib.TrainConfig, step: int) -> dict[str, int]:
@@ -64,14 +64,7 @@ class StepFlops:
 
     def take(self, found: dict) -> None:
         """Stores the result of `JESTModel.step_flops`."""
-        stop = min(
-            (
-                step
-                for step in self._config.bootstrap.renew_at
-                if step > self._start
-            ),
-            default=self._config.steps,
-        )
+        stop = bootstrap.end_of(self._config, self._start)
         now = {
             piece.first: found[piece.selection.in_step]
             for piece in self._config.pieces(stop)

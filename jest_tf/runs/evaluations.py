@@ -14,7 +14,6 @@ from jest_tf import config as config_lib
 from jest_tf import evaluation, files, models
 from jest_tf.data import pictures
 from jest_tf.data import stores as stores_lib
-from jest_tf.models import reference
 from jest_tf.runs import directory, progress, steps
 
 # Measures of a store, if it has them, and their titles.
@@ -80,15 +79,9 @@ def keep_suite(workdir: str, opened: Opened) -> None:
 
 
 class Evaluations:
-    """Evaluations of a learner on opened data, by name.
+    """Evaluations of a learner, with its current weights, on opened data.
 
-    Args:
-        config: of the run; its `evaluation` is used.
-        opened: the data.
-        learner: the learner; its current weights are measured.
-        tokenizer: of its texts.
-        picture: the form of its pictures.
-        strategy: that of the learner.
+    `picture` is the form of its pictures, `strategy` that of the learner.
     """
 
     def __init__(
@@ -101,31 +94,23 @@ class Evaluations:
         strategy: tf.distribute.Strategy | None = None,
     ):
         settings = config.evaluation
-        self._encoder = evaluation.Encoder(
+        encoder = evaluation.Encoder(
             learner, tokenizer, picture, settings.batch_size, strategy
         )
         self.by_name: dict = {
-            name: evaluation.StoreEvaluation(
-                learner,
-                store,
-                tokenizer=tokenizer,
-                image_size=picture,
-                batch_size=settings.batch_size,
-                prompts=settings.prompts,
-                strategy=strategy,
-            )
+            name: evaluation.StoreEvaluation(encoder, store, settings.prompts)
             for name, store in opened.stores.items()
         }
         self._fixed = contextlib.nullcontext
         for name, entry in opened.entries.items():
-            entry.attach(self._encoder)
+            entry.attach(encoder)
             self.by_name[name] = entry
-            self._fixed = self._encoder.fixed
+            self._fixed = encoder.fixed
 
     def measure(self, folder: str = "") -> dict[str, float]:
         """Measures on all data, named `eval/<name>/<measure>`.
 
-        Embeddings of the suite are kept in `folder` until all is measured.
+        With a suite, embeddings are kept in `folder` until all is measured.
         """
         with self._fixed(folder):
             return {
@@ -133,39 +118,6 @@ class Evaluations:
                 for name, evaluated in self.by_name.items()
                 for measure, value in evaluated.measure().items()
             }
-
-
-class Loaded(NamedTuple):
-    """A model to evaluate.
-
-    Attributes:
-        encoder: embeds with its weights.
-        prompts: templates for class names.
-        index_dir: folder of index files.
-        model: what it is, such as a preset.
-        pretrained: where its weights are from; "" for a public model.
-    """
-
-    encoder: evaluation.Encoder
-    prompts: tuple[str, ...]
-    index_dir: str
-    model: str
-    pretrained: str
-
-
-def loaded(model: reference.Run | reference.Pretrained, step=None) -> Loaded:
-    """Prepares a model, of the `step` of its run, for `evaluation.Encoder`."""
-    config, name, pretrained = config_lib.TrainConfig(), model.name, ""
-    if isinstance(model, reference.Run):
-        config, of = model.config, model.config.model
-        name = of.init_from or of.towers or of.preset
-        pretrained = model.name + f", step {step}" * (step is not None)
-    encoder = evaluation.Encoder(
-        *(model.learner, model.tokenizer, model.picture),
-        config.evaluation.batch_size,
-    )
-    prompts = config.evaluation.prompts
-    return Loaded(encoder, prompts, config.data.index_dir, name, pretrained)
 
 
 def write_results(output: str, found: Sequence[Mapping]) -> None:
@@ -193,10 +145,6 @@ def _file_of(result):
 
 def draws(workdir: str, entry: config_lib.Entry) -> evaluation.Outcome:
     """Measures what a run drew, by its `draws.jsonl` and its data.
-
-    Args:
-        workdir: the run directory.
-        entry: with the fields of `clean` records and of `concept`.
 
     Raises:
         ValueError: the run has not logged its draws, or its data has changed.

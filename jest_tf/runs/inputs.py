@@ -78,7 +78,8 @@ def open_sources(
     Raises:
         ValueError: data is unreadable, or the reference does not fit.
     """
-    _check_functions(config)
+    for setting, name in config.functions:  # before data is read
+        imports.load_function(setting, name)
     if not config.model.init_from:  # which `loading.open_start` checks
         training.check_parts(config)
     settings = config.reference
@@ -214,9 +215,6 @@ def at_step(
     """Returns the inputs of the steps after `step` steps.
 
     `sources` are those of the first step.
-
-    Raises:
-        ValueError: as `bootstrap.sidecars_at`.
     """
     sources = sources._replace(
         selection=config.segment_selection(step),
@@ -280,11 +278,7 @@ def order_of(
 def stored_stages_of(
     config: config_lib.TrainConfig, sources: Sources
 ) -> stored_stages.StoredStages | None:
-    """Returns the stored stages of a run, None if it has none.
-
-    Raises:
-        ValueError: as `pipeline.stored_stages_of`.
-    """
+    """Returns the stored stages of a run, None if it has none."""
     return pipeline.stored_stages_of(
         _with_loss(config, sources.selection),
         sources.store,
@@ -346,7 +340,7 @@ class Stream:
     def super_batches(
         self,
         first: int,
-        faults: pipeline.FaultLog | None = None,
+        faults: pipeline.FaultLog,
         host: int = 0,
         num_hosts: int = 1,
     ) -> tf.data.Dataset:
@@ -358,10 +352,6 @@ class Stream:
                 "reference_tokenizer": sources.teacher.tokenizer,
                 "reference_image": sources.teacher.picture,
             }
-        if faults is None:
-            faults = pipeline.FaultLog(
-                None, config.data.max_fault_rate, sources.store.lost_share
-            )
         return pipeline.super_batches(
             sources.store,
             selection=_with_loss(config, sources.selection),
@@ -383,12 +373,6 @@ class Stream:
         """Reads a super-batch by number, apart from the stream of `fit`."""
         uncounted = pipeline.FaultLog(None, 1.0)
         return next(iter(self.super_batches(number, uncounted).take(1)))
-
-
-def _check_functions(config):
-    """Imports what settings name, before data is read."""
-    for setting, name in config.functions:
-        imports.load_function(setting, name)
 
 
 def _warn_of_losses(config, learned):

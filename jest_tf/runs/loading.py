@@ -60,8 +60,7 @@ def _load_run(workdir, step):
     config = directory.load_config(workdir)
     tokenizer = tokenizers.load_tokenizer(workdir, config.data.text_length)
     if config.model.init_from:
-        learner, picture = _read_learner(workdir)
-        parts.freeze(learner, config.model.frozen)
+        learner, picture = _read_learner(workdir, config)
     else:
         learner = models.build_learner(config, tokenizer.vocabulary_size)
         picture = None
@@ -138,14 +137,11 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
             tokenizer,
         )
     if has_begun and checkpoints.saved_steps(workdir):
-
-        def build(vocabulary_size):
-            del vocabulary_size
-            learner = _read_learner(workdir)[0]
-            parts.freeze(learner, config.model.frozen)
-            return learner
-
-        return Start(build, _read_learner(workdir)[1], None)
+        return Start(
+            lambda vocabulary_size: _read_learner(workdir, config)[0],
+            _read_learner(workdir, config)[1],
+            None,
+        )
     check_model(name, "model.init_from")
     initial = load(name)
     _check_fits(initial, config)
@@ -154,17 +150,15 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
             initial.learner, config, data.vocabulary_size
         )
     parts.rate_factors(learner, config.optimizer)
-    if taken == "text_tower":
-        picture = pictures.Resizing(data.image_size)
-    else:
-        picture = dataclasses.replace(initial.picture, size=data.image_size)
-    if taken != "text_tower" and picture != initial.picture:
-        old, new = (
-            f"{form.size} x {form.size}" for form in (initial.picture, picture)
-        )
-        progress.say(
-            f"{name}: positions of pictures are resized, from {old} to {new}"
-        )
+    picture = pictures.Resizing(data.image_size)
+    if taken != "text_tower":
+        old, new = initial.picture.size, data.image_size
+        picture = dataclasses.replace(initial.picture, size=new)
+        if new != old:
+            progress.say(
+                f"{name}: positions of pictures are resized, from "
+                f"{old} x {old} to {new} x {new}"
+            )
     return Start(
         functools.partial(models.start_from, initial.learner, config),
         picture,
@@ -202,19 +196,17 @@ def tokenizer_of(
     length = config.data.text_length
     if tokenizers.has_tokenizer(workdir):
         tokenizer = tokenizers.load_tokenizer(workdir, length)
-        warn_of_cut_captions(store, tokenizer)
-        return tokenizer
-    if initial is not None:
-        tokenizer = initial
     else:
-        progress.say(
-            f"{workdir}: building a vocabulary from {len(store):,} records"
-        )
-        vocabulary = vocabularies.build_wordpiece_vocabulary(
-            store.captions(), config.data.vocabulary_size
-        )
-        tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
-    tokenizer.save(output)
+        tokenizer = initial
+        if initial is None:
+            progress.say(
+                f"{workdir}: building a vocabulary from {len(store):,} records"
+            )
+            vocabulary = vocabularies.build_wordpiece_vocabulary(
+                store.captions(), config.data.vocabulary_size
+            )
+            tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
+        tokenizer.save(output)
     warn_of_cut_captions(store, tokenizer)
     return tokenizer
 
@@ -253,14 +245,16 @@ def write_learner(
     directory.write(workdir, directory.LEARNER_FILE, content)
 
 
-def _read_learner(workdir):
+def _read_learner(workdir, config):
     with directory.as_written(workdir, directory.LEARNER_FILE, Exception):
         content = directory.read(workdir, directory.LEARNER_FILE)
         picture = pictures.Resizing(**content.pop("picture"))
         text = json.dumps(content)
         if "keras_hub" in text:  # whose classes Keras must know
             tokenizers.import_keras_hub(workdir)
-        return models.from_json(text), picture
+        learner = models.from_json(text)
+    parts.freeze(learner, config.model.frozen)
+    return learner, picture
 
 
 def _check_fits(initial, config):

@@ -153,7 +153,7 @@ class JESTModel(trainer.Trainer, keras.Model):
                     stacklevel=2,
                 )
 
-        self.rows = row_outputs.RowReport(self.distribute_strategy, {})
+        self.rows = row_outputs.RowReport({})
         self._recent_draws = None
         self._step_metrics = metrics_lib.StepMetrics(
             self.selection, self.step.distils
@@ -362,13 +362,12 @@ class JESTModel(trainer.Trainer, keras.Model):
         outputs = step_lib.train_step(step, super_batch)
         self._step_metrics.count_replaced(super_batch)
         self._step_metrics.update(outputs.metrics, replicas)
-        rows = outputs.rows
-        is_shared = distribution.has_workers(self.distribute_strategy)
-        if is_shared and "trained" in rows:
+        rows, equal = outputs.rows, {"rows": {}}
+        if self._gather_rows is not None and "trained" in rows:
             # Inside the step: Keras reads all properties of a saved model, and
             # nothing outside a step may wait for other workers.
-            rows["trained"] = replicas.all_gather(rows["trained"])
-        equal = {}
+            trained = replicas.all_gather(rows.pop("trained"))
+            equal["rows"]["trained"] = trained
         if outputs.drawn is not None:
             equal["draws"] = row_outputs.with_draw(
                 self._recent_draws, outputs.drawn, number

@@ -7,21 +7,24 @@ runs within a `shard_map`, where each has its rows as a replica on TensorFlow.
 """
 
 import functools
+import zlib
 
 import jax
 import keras
+import numpy as np
 import tensorflow as tf
+from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
 from jest_tf import distribution, embeddings
-from jest_tf.distribution import collectives_jax
+from jest_tf.distribution import collectives_jax, keras_fit
 from jest_tf.training import finite, row_outputs
 
 
-class Trainer:
+class Trainer(keras_fit.Averages):
     """Mixin of `JESTModel`, before `keras.Model`."""
 
-    distribute_strategy = None
+    distribute_strategy = tf.distribute.get_strategy()  # of TensorFlow: none
 
     @property
     def metrics_variables(self) -> list[keras.Variable]:
@@ -80,7 +83,9 @@ class Trainer:
             )
             if "draws" not in equal:
                 draws = None
-            self.rows = row_outputs.RowReport(None, rows, draws)
+            self.rows = row_outputs.RowReport(
+                rows | equal["rows"], draws, self._gather_rows
+            )
             self._last_logs = equal["logs"]
             return equal["logs"], state
 
@@ -167,10 +172,20 @@ class Trainer:
     def _steps_done(self):
         return int(self.optimizer.iterations.value)
 
+    def _exchange_average(self):
+        self.jax_state_sync()  # within `fit`, variables have no values
+        super()._exchange_average()
+
     def _check_placed(self, name, model):
         """A distribution of Keras places variables when they are made."""
         if tf.distribute.has_strategy():
             embeddings.check_backend("A `tf.distribute.Strategy`")
+
+    @property
+    def _gather_rows(self):
+        if jax.process_count() == 1:
+            return None
+        return functools.partial(multihost_utils.process_allgather, tiled=True)
 
     @property
     def _num_replicas(self):
@@ -185,7 +200,19 @@ def _in_halves(data):
             "of arrays, because JAX cuts ids to 32 bits. Received: "
             f"{type(data).__name__}"
         )
+    _check_shares(getattr(data, "element_spec", None))
     return distribution.in_halves(data)
+
+
+def _check_shares(spec):
+    """Refuses, in every process, shares that differ: a step would hang."""
+    digest = np.uint32(zlib.crc32(repr(spec).encode()))
+    if len(np.unique(multihost_utils.process_allgather(digest))) > 1:
+        raise ValueError(
+            "Every process must hand over batches of the same entries, dtypes "
+            "and sizes, B / processes rows of each super-batch. Received in "
+            f"process {jax.process_index()} of {jax.process_count()}: {spec}"
+        )
 
 
 def _scope(groups, values):

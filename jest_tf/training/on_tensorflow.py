@@ -7,6 +7,7 @@ import functools
 
 import tensorflow as tf
 
+from jest_tf import distribution
 from jest_tf.distribution import keras_fit
 from jest_tf.training import finite, row_outputs
 
@@ -49,7 +50,7 @@ class Trainer(keras_fit.TrainerHooks):
             finite.check_scores(self._last_logs)
             equal, rows = execution(self._next_selection())(iterator)
             self.rows = row_outputs.RowReport(
-                self.distribute_strategy, rows, equal.get("draws")
+                rows | equal["rows"], equal.get("draws"), self._gather_rows
             )
             self._last_logs = equal["logs"]
             return equal["logs"]
@@ -95,6 +96,13 @@ class Trainer(keras_fit.TrainerHooks):
 
     def _check_placed(self, name, model):
         keras_fit.check_placed(name, model, self.distribute_strategy)
+
+    @property
+    def _gather_rows(self):
+        strategy = self.distribute_strategy
+        if distribution.has_workers(strategy):
+            return functools.partial(strategy.gather, axis=0)
+        return None
 
     @property
     def _num_replicas(self):

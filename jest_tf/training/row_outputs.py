@@ -5,7 +5,7 @@ device until a callback reads them through `RowReport`. They need no callback in
 the graph and no collective.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -121,18 +121,19 @@ class RowReport:
 
     `groups` are the outputs of the step, of all local replicas; {} before the
     first one. `draws`, `[steps, b]`, are those of the whole execution. With
-    several workers, all must call `scored` and `uniform` together.
+    several workers, `gather` joins the rows of all, and all must call `scored`
+    and `uniform` together.
     """
 
     def __init__(
         self,
-        strategy: tf.distribute.Strategy,
         groups: dict,
         draws: Tensor | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ):
-        self._strategy = strategy
         self._groups = groups
         self._draws = draws
+        self._gather = gather
 
     def drawn(self, step: int) -> np.ndarray | None:
         """Rows of the super-batch chosen in a step, in the order drawn.
@@ -166,11 +167,8 @@ class RowReport:
 
     def _gathered(self, group, key):
         values = self._groups.get(group, {})
-        if distribution.has_workers(self._strategy):
-            values = {
-                name: self._strategy.gather(part, axis=0)
-                for name, part in values.items()
-            }
+        if self._gather is not None:
+            values = {name: self._gather(part) for name, part in values.items()}
         return _ordered(values, key)
 
 

@@ -46,6 +46,7 @@ class PagesTest(tf.test.TestCase):
     def test_every_table_of_the_pages_is_computed_from_the_results(self):
         for page, names in (
             ("docs/results.md", ["half_width", "same_width", "claims"]),
+            ("docs/recipes.md", ["given_noise"]),
             ("benchmarks/icontext/results/report.md", OWN_TABLES),
             ("benchmarks/icontext/results/emoji_art.md", ["emoji"]),
         ):

@@ -160,7 +160,7 @@ class TwinsTest(tf.test.TestCase):
             str(ROOT / "examples" / "icontext_mini" / "pool-*.tfrecord")
         )
         (case,) = (
-            case for case in self.cases if "quickstart_jest" in case.recipes
+            case for case in self.cases if "quickstart_jest" in case.name
         )
         data = case.config.data
         real = pipeline.super_batches(

@@ -371,9 +371,7 @@ class ReportTest(ScoresTestCase):
         expected = rows[cosines.argmax(1)]
         expected[np.isinf(cosines.max(1))] = -1
         known = ~np.isin(queries, stored_cases.INVALID)
-        source = by_similarity.Source(
-            self.store, sidecars_lib.Sidecars(self.store)
-        )
+        source = sidecars_lib.Sidecars(self.store)
         for values in (5 * known.sum(), 2**24):
             with mock.patch.object(manifest_page, "_BLOCK_VALUES", values):
                 asked, others, best = manifest_page.nearest_others(
@@ -497,7 +495,7 @@ class LikeTest(tf.test.TestCase):
             embed.Output(overwrite=True),
             valid=valid,
         )
-        return by_similarity.Source(store, sidecars_lib.Sidecars(store))
+        return sidecars_lib.Sidecars(store)
 
     def infer(self, evaluation=None, overwrite=False, **settings):
         settings = {"size": 40, "near": 1.1} | settings
@@ -513,7 +511,7 @@ class LikeTest(tf.test.TestCase):
     def similarities(self):
         """[300, 10]: the mean of both cosines, from the arrays."""
         pool, tasks = (
-            source.sidecars.read_shard(0) for source in (self.pool, self.tasks)
+            source.read_shard(0) for source in (self.pool, self.tasks)
         )
         pool, tasks = (
             np.concatenate([rows.image, rows.text], 1).astype(np.float64)
@@ -587,7 +585,7 @@ class LikeTest(tf.test.TestCase):
         """Its items need no caption, and no embedding."""
         before = np.flatnonzero(self.infer().weights)
         by_id, by_picture, by_embedding, by_both = before[[0, 5, 9, 12]]
-        rows = self.pool.sidecars.read_shard(0)
+        rows = self.pool.read_shard(0)
         for name, captions in (("evaluation", None), ("bare", [" "] * 4)):
             image = self.unit(self.random.normal(size=(4, self.DIM)))
             image[2] = rows.image[by_embedding]
@@ -653,9 +651,7 @@ class LikeTest(tf.test.TestCase):
             file_format.Description("n", "t", "p", self.DIM, 10.0, -10.0),
             embed.Output(folder),
         )
-        self.tasks = by_similarity.Source(
-            store, sidecars_lib.Sidecars(store, folder)
-        )
+        self.tasks = sidecars_lib.Sidecars(store, folder)
         with self.assertRaisesRegex(ValueError, "of one model.* m, n"):
             self.infer()
 

@@ -67,16 +67,6 @@ class SimilaritiesTest(tf.test.TestCase):
             1e-5,
         )
 
-    def test_blocks_are_one_matrix(self):
-        image, text, _ = pairs(50, 0.5, 1)
-        whole = estimates.similarities(image, text)
-        block, estimates._BLOCK = estimates._BLOCK, 7
-        try:
-            parts = estimates.similarities(image, text)
-        finally:
-            estimates._BLOCK = block
-        self.assertAllClose(whole, parts, 1e-5, 1e-5)
-
     def test_a_set_is_standardised_among_pairs_of_a_pool(self):
         pool_image, pool_text, _ = pairs(40, 0.5, 2)
         image, text, _ = pairs(5, 1.0, 3)

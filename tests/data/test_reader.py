@@ -156,6 +156,10 @@ class ReplacementTest(ReadingTestCase):
                 (row,) = order.substitutes(np.array([position]), attempt)
             yield int(row), tried
 
+    def resized(self, row, size):
+        image = pictures.decode(self.good[row].image, 2**20)
+        return pictures.resize_image(image, size)
+
     def test_bad_records_are_replaced_by_a_function_of_the_position(self):
         values = self.values(self.batches(self.store, 15))
         untouched = self.values(self.batches(ListStore(self.good), 15))
@@ -166,7 +170,7 @@ class ReplacementTest(ReadingTestCase):
             self.assertEqual(values["record_replaced"][position], bool(tried))
             self.assertAllEqual(
                 values["image"][position],
-                pictures.decode_image(self.good[row].image, SIZE),
+                self.resized(row, SIZE),
             )
             if not tried:
                 for name, value in values.items():
@@ -220,9 +224,7 @@ class ReplacementTest(ReadingTestCase):
         for row, image in zip(
             joined[:, 0].astype(int), values["image_for_reference"], strict=True
         ):
-            self.assertAllEqual(
-                image, pictures.decode_image(self.good[row].image, 5)
-            )
+            self.assertAllEqual(image, self.resized(row, 5))
 
     def test_a_record_without_embeddings_cannot_be_had(self):
         without = [0, 1, 2, 4, 5]

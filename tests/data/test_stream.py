@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import tensorflow as tf
 
-from jest_tf.data import stream
+from jest_tf.data import hashes, reader, stream
 
 
 def chi_square_bound(degrees):
@@ -54,7 +54,7 @@ class OrderTest(tf.test.TestCase):
         positions = [0, 1, 2, 10**15, 2**63 - 1]
         for seed, salt in itertools.product((0, 5, 2**63 - 1), repeat=2):
             self.assertAllEqual(
-                stream.uniform_hash(seed, np.array(positions), salt),
+                hashes.uniform_hash(seed, np.array(positions), salt),
                 [oracles.position_hash(seed, p, salt) for p in positions],
             )
 
@@ -115,7 +115,7 @@ class OrderTest(tf.test.TestCase):
             with self.assertRaisesRegex(ValueError, "vector of integers"):
                 order.rows(positions)
         with self.assertRaisesRegex(ValueError, "`salt`"):
-            stream.uniform_hash(0, np.array([0]), -1)
+            hashes.uniform_hash(0, np.array([0]), -1)
 
 
 class BlockOrderTest(tf.test.TestCase):
@@ -250,7 +250,7 @@ class PartTest(tf.test.TestCase):
     def test_the_last_rows_of_a_store_are_an_order_of_their_own(self):
         for block_size in (None, 3):
             order = stream.Order(7, 4, block_size=block_size)
-            part = stream.Part(order, 50)
+            part = stream.Order(7, 4, block_size=block_size, start=50)
             positions = np.arange(70)
             rows = part.rows(positions)
             self.assertAllEqual(rows, 50 + order.rows(positions))
@@ -264,6 +264,38 @@ class PartTest(tf.test.TestCase):
                     part.substitutes(positions, attempt),
                     50 + order.substitutes(positions, attempt),
                 )
-            for count in (0, 5, 70):
-                self.assertEqual(part.num_distinct(count), min(count, 7))
-            self.assertEqual((part.num_records, part.num_drawn), (7, 7))
+
+
+class GraphTest(tf.test.TestCase):
+    """In a graph, orders and hashes are NumPy's, bit for bit."""
+
+    SEED = 2**62 + 12345
+
+    def test_orders_are_equal_for_sizes_and_blocks_of_every_kind(self):
+        for size, block_size in (
+            *((2, None), (10**9 + 7, None)),
+            # A single block; several windows, and a short block.
+            *((3, 5), (1001, 7)),
+        ):
+            order = stream.Order(size, self.SEED, block_size=block_size)
+            rng = np.random.default_rng(size)
+            far = rng.integers(0, 5 * size + 10, 200)
+            positions = np.concatenate([np.arange(200), far, [2**45]])
+            twin = stream.in_graph(order)
+            self.assertAllEqual(
+                tf.function(twin.rows)(positions), order.rows(positions)
+            )
+            for attempt in (1, 16):
+                self.assertAllEqual(
+                    twin.substitutes(
+                        tf.constant(positions), tf.constant(attempt, tf.int64)
+                    ),
+                    order.substitutes(positions, attempt),
+                )
+
+    def test_numbers_of_captions_are_equal(self):
+        positions = np.arange(1000)
+        self.assertAllEqual(
+            reader.caption_numbers(self.SEED, tf.constant(positions)),
+            reader.caption_numbers(self.SEED, positions),
+        )

@@ -1,12 +1,13 @@
 """Retrieval by hand, and against a sorting twin."""
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
 
 from jest_tf import evaluation
-from jest_tf.evaluation import retrieval
+from jest_tf.evaluation import ranking, retrieval
 
 KS = (1, 5, 10)
 
@@ -154,9 +155,10 @@ class RetrievalTest(tf.test.TestCase):
             images, texts, range(23), range(23)
         )
         for block_size in (1, 7, 23, 100):
-            blocks = evaluation.retrieval_measures(
-                images, texts, range(23), range(23), block_size=block_size
-            )
+            with mock.patch.object(ranking, "BLOCK_SIZE", block_size):
+                blocks = evaluation.retrieval_measures(
+                    images, texts, range(23), range(23)
+                )
             self.assertEqual(blocks, whole)
 
     def test_what_does_not_fit_is_refused(self):

@@ -19,11 +19,8 @@ class EvaluateStoreTest(tf.test.TestCase):
 
     def evaluate(self, learner, batch_size=2):
         return evaluation.StoreEvaluation(
-            learner,
+            evaluation.Encoder(learner, number_of, 2, batch_size),
             self.store,
-            tokenizer=number_of,
-            image_size=2,
-            batch_size=batch_size,
             prompts=("{}", "a {}"),
         ).measure()
 
@@ -74,9 +71,8 @@ class EvaluateStoreTest(tf.test.TestCase):
     def test_a_picture_above_the_limit_is_refused(self):
         def evaluate(limit):
             self.store.max_image_pixels = limit
-            return evaluation.StoreEvaluation(
-                Oracle(), self.store, tokenizer=number_of, image_size=2
-            ).measure()
+            encoder = evaluation.Encoder(Oracle(), number_of, 2)
+            return evaluation.StoreEvaluation(encoder, self.store).measure()
 
         self.assertEqual(evaluate(4), evaluate(2**26))  # theirs are 2 x 2
         with self.assertRaisesRegex(ValueError, r"record 0 of .*2 x 2.*3$"):

@@ -94,13 +94,10 @@ class EmbedImagesTest(tf.test.TestCase):
         shard_files.write_shipped(folder, val=100)
         store = stores.open_store(f"{folder}/val-*.tfrecord")
         size = 64
-        evaluated = evaluation.StoreEvaluation(
-            self.model.learner,
-            store,
-            tokenizer=self.model.tokenizer,
-            image_size=4,
-            batch_size=size,
-        ).embed()
+        encoder = evaluation.Encoder(
+            self.model.learner, self.model.tokenizer, 4, size
+        )
+        evaluated = evaluation.StoreEvaluation(encoder, store).embed()
         records = store.read(np.arange(size))
         images = self.model.embed_images([record.image for record in records])
         self.assertAllEqual(images, evaluated.images[:size])

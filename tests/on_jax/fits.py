@@ -6,6 +6,7 @@ writes every array to RESULT and a model to SAVED, and embeds by LOADED.
 """
 
 import dataclasses
+import functools
 import sys
 
 import keras
@@ -51,6 +52,7 @@ CASES = {
         "distillation_steps": 8,
         "augment": augmentation.Augmentation(flip=True, min_area=0.5),
         "steps_per_execution": 2,
+        "ema": 0.5,
     },
 }
 
@@ -78,6 +80,7 @@ def jest(
     loss="sigmoid",
     of_towers=None,
     steps_per_execution=1,
+    ema=None,
     **options,
 ):
     """A compiled model; `options` are those of a step."""
@@ -96,6 +99,8 @@ def jest(
             optimizer.build_schedule(schedule, 2 * STEPS),
             weight_decay=0.01,
             global_clipnorm=1.0,
+            use_ema=ema is not None,
+            ema_momentum=ema or 0.0,
         ),
         steps_per_execution=steps_per_execution,
     )
@@ -169,20 +174,29 @@ def draws():
     return found
 
 
-def results(name):
-    """Everything a run of a case tells."""
+def weights_of(model):
+    return np.concatenate([np.ravel(weight) for weight in model.get_weights()])
+
+
+@functools.cache
+def results(name, own_rows=lambda data: data):
+    """Everything a run of a case tells.
+
+    `own_rows` leaves this process's rows of every super-batch.
+    """
     model, data = jest(**CASES[name]), dataset()
     if name == "all":
         data = dataset(ROWS // SIZE * (SIZE - CURATED), CURATED)
-    record = trained(model, data)
-    whole = model.evaluate(dataset().take(2), verbose=0, return_dict=True)
+    record = trained(model, own_rows(data))
+    whole = own_rows(dataset().take(2))
+    whole = model.evaluate(whole, verbose=0, return_dict=True)
+    scored = model.rows.scored(len(model.selection.stages) - 1)
     return {
         f"{name}/draws": record.draws,
         f"{name}/ids": record.ids,
+        f"{name}/kept_ids": scored["id"][scored["kept"]],
         f"{name}/losses": [*record.losses, whole["loss"]],
-        f"{name}/weights": np.concatenate(
-            [np.ravel(weight) for weight in model.get_weights()]
-        ),
+        f"{name}/weights": weights_of(model),
     }
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -9,18 +10,25 @@ import tempfile
 
 import fits
 import hand_draws
+import jax
 import keras
+import keras_hub
 import numpy as np
+import presets
 import subprocesses
 import tensorflow as tf
 import tiny_towers
 from keras import tree
 
-from jest_tf import config, distribution, inference
-from jest_tf.data import augmentation, policies
+import jest_tf
+from jest_tf import config, distribution, models
+from jest_tf.data import augmentation, pipeline, policies, stores
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import pretrained
 from jest_tf.training import model as model_lib
+from jest_tf.training import optimizer
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples" / "icontext_mini"
 
 
 def on_devices(count):
@@ -122,6 +130,72 @@ class FitTest(tf.test.TestCase):
         ):
             self.assertAllEqual(ours, other)
 
+    def test_a_public_preset_is_the_reference(self):
+        name = presets.save(f"{self.get_temp_dir()}/preset", "siglip")
+        public = jest_tf.load(f"keras_hub:{name}")
+        grey = np.full([9, 9, 3], 51, np.uint8)
+        pixels = np.full([1, presets.SIZE, presets.SIZE, 3], 51 / 127.5 - 1)
+        hub = keras_hub.models.Backbone.from_preset(name)
+        self.assertAllClose(
+            public.embed_images([grey]),
+            keras.ops.normalize(hub.get_vision_embeddings(pixels)),
+            atol=1e-5,
+        )
+        stage = config.Stage(2, num_chunks=2)
+        selection = config.SelectionConfig(4, stages=(stage,))
+        data = pipeline.super_batches(
+            stores.open_store(f"{EXAMPLES}/pool-*.tfrecord"),
+            selection=selection,
+            seed=0,
+            tokenizer=public.tokenizer,
+            image_size=public.picture,
+        ).take(1)
+        learner = models.build_two_tower(
+            "tiny",
+            image_size=presets.SIZE,
+            vocabulary_size=public.tokenizer.vocabulary_size,
+            text_length=presets.LENGTH,
+        )
+        batch = {
+            key: np.asarray(next(iter(data))[key]) for key in ("image", "text")
+        }
+        expected = hand_draws.rows(
+            *(
+                Embeddings(*map(np.asarray, jax.jit(tower)(batch)))
+                for tower in (learner, public.learner)
+            ),
+            stage,
+            batch_size=4,
+            seed=(0, 0),
+            loss="sigmoid",
+        )
+        model = model_lib.JESTModel(learner, public.learner, selection)
+        model.compile(optimizer.AdamW(1e-3))
+        self.assertAllEqual(fits.trained(model, data).draws[0], expected)
+
+    def test_the_average_of_the_weights_is_exchanged_within_a_fit(self):
+        class Exchanging(fits.Record):
+            def __init__(self):
+                super().__init__()
+                self.seen, self.raw = [], []
+
+            def on_train_batch_end(self, batch, logs=None):
+                super().on_train_batch_end(batch, logs)
+                with self.model.averaged():
+                    self.seen.append(fits.weights_of(self.model))
+                self.raw.append(fits.weights_of(self.model))
+
+        model, record = fits.jest(ema=0.5), Exchanging()
+        model.fit(fits.dataset(), verbose=0, callbacks=[record])
+        average = record.raw[0]
+        for raw, seen in zip(record.raw, record.seen, strict=True):
+            average = 0.5 * average + 0.5 * raw
+            self.assertAllClose(seen, average)
+        # Training goes by the raw weights; at its end, the average stays.
+        expected = fits.results("joint")["joint/losses"][: fits.STEPS]
+        self.assertAllClose(record.losses, expected)
+        self.assertAllEqual(fits.weights_of(model), record.seen[-1])
+
     def test_bfloat16_trains(self):
         model = fits.jest(of_towers={"dtype": "mixed_bfloat16"})
         exact = fits.trained(fits.jest(), fits.dataset().take(1)).losses
@@ -141,10 +215,9 @@ class FitTest(tf.test.TestCase):
             model.compile(keras.optimizers.LossScaleOptimizer(inner))
         for name, call in (
             ("`step_flops`", model.step_flops),
-            ("`Embedder`", lambda: inference.Embedder(model.learner)),
             ("A run", lambda: distribution.build_strategy(None)),
             ("`data.policy`", lambda: policies.Policy(name="randaugment")),
-            ("A public model", lambda: pretrained.load("hf:x")),
+            ("A model of Hugging Face", lambda: pretrained.load("hf:x/y")),
         ):
             with self.assertRaisesRegex(ValueError, f"{name}.*Received: 'jax'"):
                 call()

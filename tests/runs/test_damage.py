@@ -127,7 +127,7 @@ class DamageTest(tf.test.TestCase):
             )
 
         def learner():
-            found, picture = loading._read_learner(run)
+            found, picture = loading._read_learner(run, settings)
             return [
                 tuple(variable.shape) for variable in found.variables
             ], picture

@@ -11,7 +11,7 @@ from jest_tf.data.sidecars import file_format
 
 def numbered(text, starts, ends, numbers):
     """Indices of captions chosen by hashes, int64 [k]; -1 if all are blank."""
-    counts, firsts, line = _in_line(starts, ends)
+    counts, firsts, line = in_line(starts, ends)
     blank = file_format.is_zero(text, line)
     if not blank.any():
         choices = numbers % np.maximum(counts, 1)
@@ -28,7 +28,7 @@ def numbered(text, starts, ends, numbers):
 
 def best(text, starts, ends, pictures):
     """Indices of the captions most like the pictures; -1 if all are blank."""
-    counts, firsts, line = _in_line(starts, ends)
+    counts, firsts, line = in_line(starts, ends)
     owners = np.repeat(np.arange(len(counts)), counts)
     captions = np.asarray(text[line], np.float32)
     similarity = np.einsum(
@@ -45,8 +45,8 @@ def best(text, starts, ends, pictures):
     return choices
 
 
-def _in_line(starts, ends):
-    """Numbers of captions, where each row's begin, and all in a line."""
+def in_line(starts, ends):
+    """Returns counts of captions, where each row's begin, and their indices."""
     counts = ends - starts
     firsts = np.cumsum(counts) - counts
     line = np.repeat(starts - firsts, counts) + np.arange(counts.sum())

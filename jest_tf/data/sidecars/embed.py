@@ -164,7 +164,7 @@ def write(
             return span, rows, load(store, rows, form)
 
         spans = itertools.pairwise(edges)
-        for span, rows, batch in _in_order(
+        for span, rows, batch in batches.in_order(
             pool, load_span, spans, _AHEAD + workers
         ):
             reasons.update(batch.reasons)
@@ -357,16 +357,6 @@ def _is_there(path, header, overwrite):
 def _rows_of(store, shard):
     start = int(store.shards.lengths[:shard].sum())
     return start, start + int(store.shards.lengths[shard])
-
-
-def _in_order(pool, function, items, ahead):
-    pending = collections.deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) > ahead:
-            yield pending.popleft().result()
-    for future in pending:
-        yield future.result()
 
 
 def _spread(places, span, values):

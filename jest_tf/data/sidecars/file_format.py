@@ -66,13 +66,8 @@ class Header(NamedTuple):
     rows: int
 
 
-Append = Callable[
-    [np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], None
-]
-
-
 @contextlib.contextmanager
-def written(path: str, header: Header) -> Iterator[Append]:
+def written(path: str, header: Header) -> Iterator[Callable[..., None]]:
     """Yields `append(ids, image, text, captions, valid)` of a new sidecar.
 
     It adds k rows: ids int64 [k]; image [k, D] and text [m, D] of unit length,

@@ -11,7 +11,6 @@ import glob
 import hashlib
 import math
 import os
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +72,7 @@ class Sidecars:
         expected: the reference; None takes any that is the same for all.
 
     Attributes:
+        store: as given.
         description: of the reference, a `file_format.Description`.
         fingerprint, dim, scale, bias: of the description.
         dtype: of the embeddings, "float16" or "float32".
@@ -88,10 +88,8 @@ class Sidecars:
         directory: str = "",
         expected: file_format.Description | None = None,
     ):
-        self._store = store
-        self._ends = np.cumsum(store.shards.lengths)
-        self._starts = self._ends - store.shards.lengths
-        shards = range(len(self._ends))
+        self.store = store
+        shards = range(len(store.shards.paths))
         find = functools.partial(_find, store, directory)
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             found = list(pool.map(find, shards))
@@ -110,7 +108,7 @@ class Sidecars:
         self._map = functools.lru_cache(_MAX_MAPPED)(artefacts.read_again)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self.store)
 
     @property
     def is_remote(self) -> bool:
@@ -304,25 +302,6 @@ class Sidecars:
             _take(part, local, starts + chosen, image, text, places)
         return captions, image, text
 
-    def _by_shard(self, rows) -> Iterator[tuple[int, slice | np.ndarray]]:
-        if not len(rows):
-            return
-        low, high = int(rows.min()), int(rows.max())
-        if low < 0 or high >= len(self):
-            raise IndexError(
-                f"`rows` must be in [0, {len(self)}). "
-                f"Received: {low if low < 0 else high}"
-            )
-        shards = np.searchsorted(self._ends, rows, side="right")
-        order = None  # sorted already
-        if (np.diff(shards) < 0).any():
-            order = np.argsort(shards, kind="stable")
-            shards = shards[order]
-        cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(rows)]
-        for start, end in zip(cuts[:-1], cuts[1:], strict=True):
-            places = slice(start, end)
-            yield int(shards[start]), places if order is None else order[places]
-
     def _part(self, shard) -> dict[str, np.ndarray]:
         return self._map(
             self._paths[shard], file_format.KIND, self._heads[shard]
@@ -330,20 +309,23 @@ class Sidecars:
 
     def _excerpts(self, rows):
         """Yields places in `rows`, arrays with these rows, and rows in them."""
-        pieces = self._by_shard(rows)
+        pieces = self.store.by_shard(rows)
         if self.is_remote:
             yield from retries.map_parallel(
-                lambda job: (job[1], *self._excerpt(job[0], rows[job[1]])),
+                lambda job: (
+                    job[1],
+                    *self._excerpt(job[0], rows[job[1]], job[2]),
+                ),
                 list(pieces),
                 True,
             )
             return
-        for shard, places in pieces:  # a single file mapped at a time
-            yield places, self._part(shard), rows[places] - self._starts[shard]
+        for shard, places, local in pieces:  # a single file mapped at a time
+            yield places, self._part(shard), local
 
-    def _excerpt(self, shard, rows):
+    def _excerpt(self, shard, rows, local):
         """`_excerpts` of a shard with a remote sidecar."""
-        part, local = self._part(shard), rows - self._starts[shard]
+        part = self._part(shard)
         if not isinstance(part["ids"], artefacts.RemoteArray):
             return part, local
         found, places = np.unique(local, return_inverse=True)
@@ -355,18 +337,14 @@ class Sidecars:
         )
         at = np.searchsorted(edges, found)
         starts, ends = edge[at], edge[at + 1]
-        self._check_spans(part, found + self._starts[shard], starts, ends)
-        counts = ends - starts
-        offsets = np.append(0, np.cumsum(counts))
-        texts = np.arange(offsets[-1]) + np.repeat(
-            starts - offsets[:-1], counts
-        )
-        text = part["text"][texts]
+        before = rows[0] - local[0]
+        self._check_spans(part, found + before, starts, ends)
+        _, firsts, texts = captions_lib.in_line(starts, ends)
         excerpt = {
             "ids": ids,
-            "offsets": offsets,
+            "offsets": np.append(firsts, len(texts)),
             "image": image,
-            "text": text,
+            "text": part["text"][texts],
         }
         return excerpt, places
 
@@ -384,10 +362,10 @@ class Sidecars:
         if not good.all():
             first = int(np.argmin(good))
             row = int(rows[first])
-            shard = int(np.searchsorted(self._ends, row, side="right"))
+            ((shard, *_),) = self.store.by_shard([row])
             expected = expected.format(*(each[first] for each in values))
             raise ValueError(
-                f"Sidecar {self._paths[shard]}, of {self._store.describe(row)},"
+                f"Sidecar {self._paths[shard]}, of {self.store.describe(row)},"
                 f" must have {expected}; {artefacts.KINDS[file_format.KIND]}"
             )
 

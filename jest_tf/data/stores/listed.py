@@ -52,23 +52,8 @@ class Listed:
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray | list]:
         """Returns columns, as `Store.columns`, without opening a picture."""
-        columns: dict = {}
-        for name in names:
-            if name == "id":
-                columns[name] = np.arange(len(self))
-            elif name == "caption":
-                columns[name] = [
-                    list(record.captions) for record in self._records
-                ]
-            else:
-                columns[name] = np.array(
-                    [
-                        record.metadata.get(name, b"")
-                        for record in self._records
-                    ],
-                    object,
-                )
-        return columns
+        whole = [(np.arange(len(self)), self._records)]
+        return shards.columns(names, whole, self.ids)
 
     @property
     def fingerprint(self) -> str:

@@ -36,22 +36,6 @@ _KIND = "manifest"
 _DTYPES = {"ids": "int64", "weights": "float32", "scores": "float32"}
 
 
-class Header(NamedTuple):
-    """The origin of a shard's file.
-
-    Attributes:
-        shard: name of the shard's file.
-        stamp: the version of the shard, `Store.stamp`.
-        rows: n, its records.
-        made_by: settings and the fingerprints of models, as JSON values.
-    """
-
-    shard: str
-    stamp: str
-    rows: int
-    made_by: Mapping
-
-
 class Part(NamedTuple):
     """The rows of a shard.
 
@@ -104,7 +88,7 @@ class Manifest:
         for shard in range(len(store.shards.paths)):
             place = part_path(store, shard, directory)
             header, part, checksum = read_part(place)
-            if checksum != listed.get((header.shard, header.stamp)):
+            if checksum != listed.get((header["shard"], header["stamp"])):
                 raise ValueError(
                     f"Manifest {path} does not list {place} as it is: it was "
                     "written anew since, or belongs to another manifest"
@@ -138,22 +122,25 @@ def check_distinct(store: "store_lib.Store") -> None:
             )
 
 
-def describe(store: "store_lib.Store", shard: int, made_by: Mapping) -> Header:
-    """Returns the header of a shard's file."""
-    return Header(
-        os.path.basename(store.shards.paths[shard]),
-        store.stamp(shard),
-        int(store.shards.lengths[shard]),
-        made_by,
-    )
+def describe(store: "store_lib.Store", shard: int, made_by: Mapping) -> dict:
+    """Returns the header of a shard's file.
+
+    `made_by` are settings and the fingerprints of models, as JSON values.
+    """
+    return {
+        "shard": os.path.basename(store.shards.paths[shard]),
+        "stamp": store.stamp(shard),
+        "rows": int(store.shards.lengths[shard]),
+        "made_by": made_by,
+    }
 
 
-def write_part(path: str, header: Header, part: Part) -> None:
+def write_part(path: str, header: dict, part: Part) -> None:
     """Writes the file of a shard."""
     metadata = {
-        "shard": header.shard,
-        "stamp": header.stamp,
-        "made_by": json.dumps(header.made_by, sort_keys=True),
+        "shard": header["shard"],
+        "stamp": header["stamp"],
+        "made_by": json.dumps(header["made_by"], sort_keys=True),
     }
     arrays = {
         name: np.asarray(values, _DTYPES[name])
@@ -162,7 +149,7 @@ def write_part(path: str, header: Header, part: Part) -> None:
     artefacts.write(path, _KIND, metadata, arrays)
 
 
-def read_part(path: str) -> tuple[Header, Part, str]:
+def read_part(path: str) -> tuple[dict, Part, str]:
     """Reads the file of a shard; returns its checksum, too.
 
     Raises:
@@ -176,12 +163,16 @@ def read_part(path: str) -> tuple[Header, Part, str]:
         ) from error
     with artefacts.read_as(path, _KIND):
         texts, part = found.metadata, Part(**found.arrays)
-        made_by = json.loads(texts["made_by"])
-        header = Header(texts["shard"], texts["stamp"], len(part.ids), made_by)
+        header = {
+            "shard": texts["shard"],
+            "stamp": texts["stamp"],
+            "rows": len(part.ids),
+            "made_by": json.loads(texts["made_by"]),
+        }
         return header, part, texts["checksum"]
 
 
-def is_there(path: str, header: Header) -> bool:
+def is_there(path: str, header: dict) -> bool:
     """Returns whether a shard's file has been written with this header.
 
     Raises:
@@ -191,6 +182,28 @@ def is_there(path: str, header: Header) -> bool:
         return False
     _refuse_other(path, header, read_part(path)[0])
     return True
+
+
+def write(
+    store: "store_lib.Store",
+    directory: str,
+    made_by: Mapping,
+    weights: np.ndarray,
+    scores: np.ndarray,
+    counts: Mapping[str, int] | None = None,
+) -> Manifest:
+    """Writes a whole manifest, of weights and scores of all rows, [n].
+
+    Raises:
+        ValueError: as `finish`.
+    """
+    ids = store.ids(np.arange(len(store)))
+    ends = np.cumsum(store.shards.lengths)[:-1]
+    columns = (np.split(column, ends) for column in (ids, weights, scores))
+    for shard, part in enumerate(zip(*columns, strict=True)):
+        path = part_path(store, shard, directory)
+        write_part(path, describe(store, shard, made_by), Part(*part))
+    return finish(store, directory, made_by, counts or {})
 
 
 def finish(
@@ -211,15 +224,9 @@ def finish(
         header = describe(store, shard, made_by)
         found, part, checksum = read_part(path)
         _refuse_other(path, header, found)
-        listed.append(
-            {
-                "shard": header.shard,
-                "stamp": header.stamp,
-                "rows": header.rows,
-                "drawn": int((part.weights > 0).sum()),
-                "checksum": checksum,
-            }
-        )
+        del header["made_by"]
+        drawn = int((part.weights > 0).sum())
+        listed.append({**header, "drawn": drawn, "checksum": checksum})
     drawn = sum(shard["drawn"] for shard in listed)
     if not drawn:
         raise ValueError(
@@ -262,8 +269,8 @@ def _read_list(path):
 
 def _refuse_other(path, header, found):
     # As JSON gives it back: tuples become lists.
-    wanted = json.loads(json.dumps(header._asdict()))
-    for name, (here, there) in _differences(wanted, found._asdict()):
+    wanted = json.loads(json.dumps(header))
+    for name, (here, there) in _differences(wanted, found):
         raise ValueError(
             f"Manifest {path} was made by something else: expected "
             f"{name}={here!r}. Received: {there!r}; take another folder, or "

@@ -21,7 +21,7 @@ import io
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -296,6 +296,29 @@ def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
         elif isinstance(result, Exception):
             out[i] = Fault(f"unreadable: {one_line(result)}")
     return out
+
+
+def columns(
+    names: Sequence[str],
+    batches: Iterable[tuple[np.ndarray, Sequence[Record | Fault]]],
+    ids: Callable[[np.ndarray], np.ndarray],
+) -> dict[str, np.ndarray | list]:
+    """Makes `Store.columns` of batches, rows and records, and ids of rows."""
+    found: dict = {name: [] for name in names}
+    for rows, records in batches:
+        captions = [list(getattr(record, "captions", ())) for record in records]
+        metadata = [getattr(record, "metadata", {}) for record in records]
+        for name, column in found.items():
+            if name == "id":
+                column += ids(rows).tolist()
+            elif name == "caption":
+                column += captions
+            else:
+                column += [fields.get(name, b"") for fields in metadata]
+    for name in found.keys() - {"caption"}:
+        dtype = np.int64 if name == "id" else object
+        found[name] = np.array(found[name], dtype)
+    return found
 
 
 def one_line(text) -> str:

@@ -130,7 +130,7 @@ class Store:
         reads whole blocks may not need every record.
         """
         out: list = [None] * len(rows)
-        jobs = list(self._by_shard(rows))
+        jobs = list(self.by_shard(rows))
 
         def read(job):
             shard, _, local = job
@@ -140,8 +140,9 @@ class Store:
         paths = [self.shards.paths[shard] for shard, _, _ in jobs]
         remote = any(map(files.is_remote, paths))
         found = retries.map_parallel(read, jobs, remote)
+        line = np.arange(len(rows))
         for (_, places, _), some in zip(jobs, found, strict=True):
-            for place, record in zip(places.tolist(), some, strict=True):
+            for place, record in zip(line[places].tolist(), some, strict=True):
                 out[place] = record
         return out
 
@@ -152,7 +153,7 @@ class Store:
             IndexError: a row is out of range.
         """
         ids = np.empty(len(rows), np.int64)
-        for shard, places, local in self._by_shard(rows):
+        for shard, places, local in self.by_shard(rows):
             ids[places] = self.indexes[shard].rows(local)[:, 2]
         return ids
 
@@ -169,23 +170,7 @@ class Store:
             `id` as int64 [n]; `caption` as n lists of bytes; other fields as an
             object array [n] of bytes, b"" if missing. A fault has only an id.
         """
-        columns: dict = {name: [] for name in names}
-        for rows, found in self._batches():
-            captions = [
-                list(getattr(record, "captions", ())) for record in found
-            ]
-            metadata = [getattr(record, "metadata", {}) for record in found]
-            for name, column in columns.items():
-                if name == "id":
-                    column += self.ids(rows).tolist()
-                elif name == "caption":
-                    column += captions
-                else:
-                    column += [fields.get(name, b"") for fields in metadata]
-        for name in columns.keys() - {"caption"}:
-            dtype = np.int64 if name == "id" else object
-            columns[name] = np.array(columns[name], dtype)
-        return columns
+        return shards.columns(names, self._batches(), self.ids)
 
     def stamp(self, shard: int) -> str:
         """Identifies a shard's version, format and the fields taken from it.
@@ -206,7 +191,7 @@ class Store:
 
     def describe(self, row: int) -> str:
         """Names a row in error messages, by shard and number within it."""
-        ((shard, _, local),) = self._by_shard([row])
+        ((shard, _, local),) = self.by_shard([row])
         return f"record {local[0]} of {self.shards.paths[shard]}"
 
     def _batches(self):
@@ -214,24 +199,35 @@ class Store:
             rows = np.arange(start, min(start + _BATCH, len(self)))
             yield rows, self.read(rows)
 
-    def _by_shard(self, rows):
-        """Yields (shard, indices into `rows`, rows within the shard)."""
+    def by_shard(
+        self, rows: np.ndarray
+    ) -> Iterator[tuple[int, slice | np.ndarray, np.ndarray]]:
+        """Yields shards, places in `rows`, int64 [k], and rows in the shard.
+
+        Raises:
+            IndexError: a row is out of range.
+        """
         rows = np.asarray(rows, np.int64)
-        outside = (rows < 0) | (rows >= len(self))
-        if outside.any():
+        if not len(rows):
+            return
+        low, high = int(rows.min()), int(rows.max())
+        if low < 0 or high >= len(self):
             raise IndexError(
                 f"`rows` must be in [0, {len(self)}). "
-                f"Received: {rows[outside][0]}"
+                f"Received: {low if low < 0 else high}"
             )
-        order = np.argsort(rows, kind="stable")
-        found, starts = np.unique(
-            np.searchsorted(self._ends, rows[order], side="right"),
-            return_index=True,
-        )
-        groups = np.split(order, starts[1:])
-        for shard, places in zip(found.tolist(), groups, strict=False):
-            first = self._ends[shard] - self.shards.lengths[shard]
-            yield shard, places, rows[places] - first
+        owners = np.searchsorted(self._ends, rows, side="right")
+        order = None  # sorted already
+        if (np.diff(owners) < 0).any():
+            order = np.argsort(owners, kind="stable")
+            owners = owners[order]
+        cuts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(rows)]
+        for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+            shard, places = int(owners[start]), slice(start, end)
+            if order is not None:
+                places = order[places]
+            before = self._ends[shard] - self.shards.lengths[shard]
+            yield shard, places, rows[places] - before
 
 
 def parsed(

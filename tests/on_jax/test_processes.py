@@ -1,0 +1,84 @@
+"""`fit` of two processes on Keras' JAX backend, on loopback."""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+import fits
+import keras
+import numpy as np
+import process
+import subprocesses
+import tensorflow as tf
+
+# Seconds until processes that wait for each other are ended.
+LIMIT = 1200
+PAGE = os.path.join(subprocesses.ROOT, "docs", "jax.md")
+
+
+class ProcessesTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = tempfile.mkdtemp()
+        (port,) = subprocesses.free_ports(1)
+        processes = []
+        try:
+            for number in range(2):
+                files = (f"{number}.npz", f"{number}.keras")
+                files = [os.path.join(cls.folder, name) for name in files]
+                environment = subprocesses.environment(
+                    KERAS_DISTRIBUTION_JOB_ADDRESSES=f"127.0.0.1:{port}",
+                    KERAS_DISTRIBUTION_NUM_PROCESSES="2",
+                    KERAS_DISTRIBUTION_PROCESS_ID=str(number),
+                    grpc_proxy="",
+                    # Compiling takes most of the time.
+                    XLA_FLAGS="--xla_force_host_platform_device_count=2 "
+                    "--xla_backend_optimization_level=0 "
+                    "--xla_llvm_disable_expensive_passes=true",
+                )
+                command = [sys.executable, process.__file__, PAGE, *files]
+                processes.append(subprocess.Popen(command, env=environment))
+            codes = [child.wait(LIMIT) for child in processes]
+        finally:
+            for child in processes:
+                child.kill()  # JAX takes SIGTERM for a notice
+                child.wait()
+        assert codes == [0, 0], codes
+        cls.found = [
+            dict(np.load(os.path.join(cls.folder, f"{number}.npz")))
+            for number in range(2)
+        ]
+
+    def test_ten_steps_are_those_of_one_process(self):
+        ours, theirs = self.found
+        for name in process.CASES:
+            for key, expected in fits.results(name).items():
+                self.assertAllEqual(ours[key], theirs[key])
+                if key.endswith(("draws", "ids")):
+                    self.assertAllEqual(ours[key], expected)
+                elif key.endswith("losses"):
+                    self.assertAllClose(ours[key], expected, rtol=1e-5)
+                else:
+                    self.assertAllClose(ours[key], expected, rtol=0, atol=5e-4)
+
+    def test_every_process_saves_and_loads_the_model(self):
+        expected = fits.weights_of(fits.towers(0, dropout=0.1))
+        for number in range(2):
+            path = os.path.join(self.folder, f"{number}.keras")
+            saved = fits.weights_of(keras.saving.load_model(path))
+            self.assertAllEqual(saved, expected)
+            self.assertAllEqual(self.found[number]["loaded"], expected)
+
+    def test_what_processes_cannot_do_is_refused_in_each(self):
+        half = fits.ROWS // 2
+        for number, rows in enumerate((half, half - 4)):
+            self.assertRegex(
+                str(self.found[number]["unequal"]),
+                rf"B / processes.*process {number} of 2: .*shape=\({rows},",
+            )
+            self.assertRegex(
+                str(self.found[number]["alone"]),
+                "DataParallel.*Received: 2 processes, devices of 0",
+            )
