@@ -17,9 +17,6 @@ if ON_JAX:
     # Most programs run once, and take XLA longer to optimise than to run.
     os.environ["XLA_FLAGS"] = (
         "--xla_force_host_platform_device_count=4 "
-        "--xla_backend_optimization_level=0 "
-        "--xla_cpu_use_fusion_emitters=false "
-        "--xla_cpu_parallel_codegen_split_count=1"
     )
 else:
     collect_ignore = ["on_jax"]
