@@ -17,6 +17,8 @@ if ON_JAX:
     # Most programs run once, and take XLA longer to optimise than to run.
     os.environ["XLA_FLAGS"] = (
         "--xla_force_host_platform_device_count=4 "
+        "--xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true"
     )
 else:
     collect_ignore = ["on_jax"]
