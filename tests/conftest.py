@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 
 import pytest
 
@@ -20,6 +21,11 @@ if ON_JAX:
         "--xla_backend_optimization_level=0 "
         "--xla_llvm_disable_expensive_passes=true"
     )
+    # Several tests, and the processes that they start, compile the same step.
+    cache = tempfile.TemporaryDirectory(prefix="jax-cache-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 else:
     collect_ignore = ["on_jax"]
 
