@@ -240,9 +240,20 @@ _LEARNERS_OF_GIVEN = (
     ),
     # The learner of half the width.
     Cell("narrow_uniform", _UNIFORM[1:], _NARROW + _SLOW, pool="part70"),
+    *(
+        Cell(
+            f"narrow_uniform_{name}", (9000,), _NARROW + settings, pool="part70"
+        )
+        for name, settings in (
+            ("slow", "optimizer.learning_rate=5e-4"),
+            ("fast", ""),
+            ("crops", f"{_SLOW} data.min_crop_area=0.5"),
+            ("cosine", f"{_SLOW} optimizer.schedule=cosine"),
+        )
+    ),
     Cell("narrow_clean", _SHORT, _NARROW, pool="part_clean70"),
-    # The reference's own clean pairs, by an owner of them.
-    Cell("narrow_uniform", _SHORT, _NARROW, pool="apart"),
+    # The clean pairs that the reference was trained on, and nothing else.
+    Cell("narrow_reference_data", _SHORT, _NARROW, pool="apart"),
     _part("narrow_cut_3", _SHORT, f"{_NARROW}data.manifest={{cut}}"),
     Cell(
         "narrow_mixed_4",

@@ -249,6 +249,24 @@ def tried(found, folder):
         yield (what, f"{rows[0]['steps']:,}", *scores)
 
 
+def tried_given(found, folder):
+    """Trials by a given reference, on validation and tests, seed 1."""
+    yield (
+        *("trial", "steps", "validation", "kept setting's"),
+        *("tests", "kept setting's"),
+    )
+    runs = pd.concat([found.same.runs, found.narrow.runs])
+    runs = runs[~runs.index.duplicated()]  # references are in both
+    for what, *names in contents.TRIED_GIVEN:
+        if all((name, 1) in runs.index for name in names):
+            rows = [runs.loc[name, 1] for name in names]
+            yield (
+                *(what, f"{rows[0]['steps']:,}"),
+                *(f"{100 * row['val_sets']:.1f}" for row in rows),
+                *(f"{100 * row['test_sets']:.1f}" for row in rows),
+            )
+
+
 def emoji(found, folder):
     """Scores on emoji art, the mean of both tests, from its own runs.csv."""
     yield "method", "steps", "seeds", "score", "concepts", "style"
@@ -273,6 +291,7 @@ TABLES = {
     "noise": over_noise,
     "claims": claims,
     "tried": tried,
+    "tried_given": tried_given,
     "emoji": emoji,
 }
 

@@ -13,7 +13,7 @@ from benchmarks.icontext import cells, figures, measures, report
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = report.RESULTS
 README = "README.md"
-OWN_TABLES = ["methods", "noise", "tried"]
+OWN_TABLES = ["methods", "noise", "tried", "tried_given"]
 
 
 def read(path):
