@@ -125,7 +125,7 @@ class LocalRows:
         return {name: total / size for name, total in totals.items()}
 
     def _places_here(self, rows):
-        """Converts global rows to local rows, and masks those of others."""
+        """Converts global rows to local rows, and tells which are local."""
         here = rows - self._first
         return here, (here >= 0) & (here < self.num_rows)
 
