@@ -5,7 +5,8 @@ rows each, and together make the step of one replica.
 
 Shapes: of the B rows of a super-batch, n come into a stage; b rows are trained
 on, and c of these are curated. D and Dr are the embedding widths of learner and
-reference. Tensors are local: `rows` have `[n/R, ...]`, `batch` has `[b/R, ...]`.
+reference. Tensors are local: those of `rows` are `[n/R, ...]`, those of `batch`
+`[b/R, ...]`.
 
 Reference: Evans et al. 2024, arXiv 2406.17711, algorithm 1.
 """
