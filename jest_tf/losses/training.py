@@ -100,7 +100,7 @@ def feature_distillation(
 
         loss = 1/b sum_i ( |image_i - image_i^ref|^2 + |text_i - text_i^ref|^2 )
 
-    It lies in [0, 8] for unit-norm rows, and is 4 for orthogonal ones. Scales
+    It lies in [0, 8] for unit-norm rows, and is 4 for orthogonal rows. Scales
     and biases have no effect.
 
     Args:
@@ -255,7 +255,7 @@ def _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas):
             )
 
         def pull(rows, columns, slope, state=()):
-            """Sums over columns of slope times column; of rows in `state`."""
+            """Sums slope times column over columns; over rows, in `state`."""
 
             def body(state, part, logits, start, size):
                 slopes = slope(logits, start, size)
