@@ -300,9 +300,7 @@ CELLS = (
     Cell("curated", (1000,), "", _THREE, "curated"),
     Cell("uniform", _UNIFORM, _SLOW, _THREE),
     Cell("mixed_8", (1125, 2250, 4500, 9000, 18_000), f"{_CURATED}32", _THREE),
-    Cell("mixed_16", (4500,), f"{_CURATED}16"),
     Cell("mixed_4", (4500, 9000, 18_000), f"{_CURATED}64"),
-    Cell("mixed_2", (1000, 2250, 4500), f"{_CURATED}128"),
     Cell("clean", (700, 1400, 2700, 4500), "", _THREE, "clean70"),
     Cell("jest_curated", (1400,), _live(5), _THREE, reference=_GIVEN),
     Cell("flexi", (1400,), reference=_GIVEN, recipe="icontext_web_flexi"),
@@ -313,10 +311,6 @@ CELLS = (
     Cell(
         *("cascade_curated", (4500,), _stored(5) + _DRAWN, (0, 1)),
         reference=_GIVEN,
-    ),
-    Cell(
-        *("cascade_mixed", (1400,), _stored(5) + _DRAWN, _THREE),
-        reference="web_mixed_2_1000",
     ),
     *(_bootstrapped("bootstrapped", n, seeds=_THREE) for n in _RENEWED),
     _given("renewed", 1400, 3, "300,600,1000 bootstrap.shares=0.3"),
