@@ -171,7 +171,7 @@ def _checked_ids(num_rows, ids, equal_ids):
     checks.check("equal_ids", equal_ids, checks.one_of(*config.EQUAL_CAPTIONS))
     if equal_ids != "negative" and ids is None:
         raise ValueError(
-            f"`equal_ids={equal_ids!r}` needs `ids`, one integer a row. "
+            f"`equal_ids={equal_ids!r}` needs `ids`, an integer for each row. "
             "Received: ids=None"
         )
     if ids is None:
