@@ -297,7 +297,7 @@ def save(model: reference.Run | reference.Pretrained, folder: str) -> None:
             break
     else:
         raise ValueError(
-            "A preset is saved of towers of KerasHub: SigLIP, CLIP or "
+            "A preset needs towers of KerasHub: SigLIP, CLIP or "
             f"MetaCLIP 2. Received: {type(learner.image_tower).__name__} and "
             f"{type(learner.text_tower).__name__}"
         )
