@@ -79,7 +79,7 @@ def check_towers(name: str, model: object, method: str) -> None:
     """Raises ValueError if a public model lacks the method of two towers."""
     if not hasattr(model, method):
         raise ValueError(
-            "A pretrained model must have two towers, as SigLIP and CLIP. "
+            "A pretrained model must have two towers, like SigLIP and CLIP. "
             f"Received: {name!r}, a {type(model).__name__}"
         )
 
