@@ -418,8 +418,8 @@ def _check_takes_ids(tower):
 def _check_embeddings(image_shape, text_shape):
     if len(image_shape) != 2 or text_shape[1:] != image_shape[1:]:
         raise ValueError(
-            f"`image_tower` and `text_tower` must both map to [B, D] of one "
-            f"D. Received: image {tuple(image_shape)}, text "
+            f"`image_tower` and `text_tower` must both map to [B, D] with the "
+            f"same D. Received: image {tuple(image_shape)}, text "
             f"{tuple(text_shape)}"
         )
     rows = image_shape[0], text_shape[0]
