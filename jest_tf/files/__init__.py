@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import glob
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -27,6 +28,11 @@ VIEWS = ".view"  # a folder, see `keep_views`
 def is_remote(path: str) -> bool:
     """Returns whether a path has a scheme, such as `gs://`."""
     return "://" in path
+
+
+def local_path(path: str) -> str:
+    """Returns the path without a scheme that means this machine's files."""
+    return re.sub("^(file://[^/]*|local://)", "", path)
 
 
 def absolute(path: str) -> str:
@@ -47,8 +53,8 @@ def inside(folder: str, name: str) -> str:
             "trust its files"
         )
     path = os.path.join(folder, name)
-    if not is_remote(path):
-        check_links([path], folder)
+    if not is_remote(local_path(path)):
+        check_links([local_path(path)], local_path(folder))
     return path
 
 
@@ -381,8 +387,9 @@ def checked(folder: str, names: Iterable[str]) -> list[str]:
         ValueError: a name is not that of a file in the folder.
     """
     for name in names:
+        place = folder
         for part in name.split("/"):
-            inside(folder, part)
+            place = inside(place, part)
     return sorted(names)
 
 

@@ -183,6 +183,7 @@ class TwoTowerTest(tf.test.TestCase):
         # Nor is a file of such a model loaded, whose error Keras hides.
         path = os.path.join(self.get_temp_dir(), "m.keras")
         with mock.patch.object(two_tower_lib, "_check_takes_ids"):
+            model = models.TwoTower(image, sequential())
             model(batch)
             model.save(path)
         with self.assertRaisesRegex(ValueError, "`text_tower` must take"):

@@ -106,12 +106,15 @@ class ModulesTest(StrangersTestCase):
             name = f"{module}:build"
             with contextlib.chdir(os.path.join(self.folder, cwd)):
                 sys.path[:0] = [""]
-                imports.enter(self.workdir, trust=False)
-                with self.assertRaisesRegex(
-                    ValueError, f"`loss`.*{name}', in {self.folder}.*`--trust`"
-                ):
-                    imports.load_function("loss", name)
-                self.assertFalse(os.path.exists(self.mark), module)
+                for scheme in ("", "file://", "local://"):
+                    imports._runs.clear()
+                    imports.enter(scheme + self.workdir, trust=False)
+                    with self.assertRaisesRegex(
+                        ValueError,
+                        f"`loss`.*{name}', in {self.folder}.*`--trust`",
+                    ):
+                        imports.load_function("loss", name)
+                    self.assertFalse(os.path.exists(self.mark), module)
                 imports.enter(self.workdir, trust=True)
                 imports.load_function("loss", name)
                 sys.path.pop(0)
@@ -213,8 +216,9 @@ class PlacesTest(StrangersTestCase):
             write_run(self.workdir)
             shutil.move(f"{self.workdir}/{name}", self.folder)
             os.symlink(f"../{name}", f"{self.workdir}/{name}")
-            with self.assertRaisesRegex(ValueError, f"lead out.*{name}"):
-                jest_tf.load(self.workdir)
+            for scheme in ("", "file://"):
+                with self.assertRaisesRegex(ValueError, f"lead out.*{name}"):
+                    jest_tf.load(scheme + self.workdir)
             shutil.rmtree(self.workdir)
 
     def test_nothing_is_appended_through_a_link(self):
