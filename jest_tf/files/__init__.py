@@ -44,7 +44,8 @@ def inside(folder: str, name: str) -> str:
     """Returns the path of a name that a file or a listing gives in a folder.
 
     Raises:
-        ValueError: it is not a plain name, or is a link that leads out.
+        ValueError: it is not a plain name, is a link that leads out, or neither
+            a file nor a folder.
     """
     if not name or name in (".", "..") or {"/", "\0"} & {*name}:
         raise ValueError(
@@ -59,9 +60,21 @@ def inside(folder: str, name: str) -> str:
 
 
 def check_links(paths: Iterable[str], folder: str) -> None:
-    """Raises ValueError if a path is a link that leads out of a folder."""
+    """Raises ValueError if a path is a link that leads out of a folder.
+
+    Also if it is neither a file nor a folder: to open a pipe waits for ever.
+    """
     root = os.path.realpath(folder)
-    for path in filter(os.path.islink, paths):
+    for path in paths:
+        if os.path.exists(path) and not (
+            os.path.isfile(path) or os.path.isdir(path)
+        ):
+            raise ValueError(
+                f"What lies in {folder} must be files and folders. Received: "
+                f"{path}, a device, pipe or socket; delete it"
+            )
+        if not os.path.islink(path):
+            continue
         real = os.path.realpath(path)
         if os.path.commonpath([real, root]) != root:
             raise ValueError(

@@ -150,6 +150,9 @@ class AnySchemeTest(FilesTestCase):
             files.inside(folder, "link")
         os.symlink("inside", f"{folder}/harmless")
         files.inside(folder, "harmless")
+        os.mkfifo(f"{folder}/pipe")
+        with self.assertRaisesRegex(ValueError, "pipe, a device, pipe or"):
+            files.inside(folder, "pipe")
 
     def test_a_folder_is_written_moved_and_deleted(self):
         first, other = f"{self.folder}/one", f"{self.folder}/other"
