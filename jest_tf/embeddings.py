@@ -4,6 +4,7 @@ Tensors are those of Keras' backend. What TensorFlow does in a way of its own,
 to stay as fast, is here, in `noise.random_bits` and in `models/layers.py`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,9 @@ from keras import ops
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 if ON_TENSORFLOW:
     import tensorflow as tf
-elif keras.backend.backend() != "jax":
+elif keras.backend.backend() == "jax":
+    import jax
+else:
     raise ValueError(
         "The environment's `KERAS_BACKEND` must be 'tensorflow' or 'jax'. "
         f"Received: {keras.backend.backend()!r}"
@@ -80,6 +83,23 @@ def compiled(function: Callable, **options) -> Callable:
     if not ON_TENSORFLOW:
         return function
     return tf.function(function, autograph=False, **options)
+
+
+def in_float32(function: Callable) -> Callable:
+    """Makes JAX multiply float32 matrices exactly within `function`.
+
+    By default it rounds them to bfloat16 on TPUs. TensorFlow has no such
+    option.
+    """
+    if ON_TENSORFLOW:
+        return function
+
+    @functools.wraps(function)
+    def exact(*args, **kwargs):
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return exact
 
 
 def scan(

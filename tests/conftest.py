@@ -2,6 +2,9 @@
 
 import gc
 import os
+import tempfile
+
+import pytest
 
 gc.disable()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -10,8 +13,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GCS_RETRY_CONFIG_INIT_DELAY_TIME_US", "0")
 os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**17))
 
-if os.environ.get("KERAS_BACKEND") == "jax":
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+ON_JAX = os.environ.get("KERAS_BACKEND") == "jax"
+if ON_JAX:
+    # Most programs run once, and take XLA longer to optimise than to run.
+    os.environ["XLA_FLAGS"] = (
+        "--xla_force_host_platform_device_count=4 "
+        "--xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true"
+    )
+    # Several tests, and the processes that they start, compile the same step.
+    cache = tempfile.TemporaryDirectory(prefix="jax-cache-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 else:
     collect_ignore = ["on_jax"]
 
@@ -29,6 +43,7 @@ def pytest_collection_modifyitems(items):
     """Puts the longest classes first, so that no process ends alone with them.
 
     A method of `tf.test.TestCase` is left out: bases then set up nothing.
+    On JAX, tests of what TensorFlow alone does are skipped.
     """
     order = {name: place for place, name in enumerate(LONGEST)}
     items[:] = sorted(
@@ -37,6 +52,11 @@ def pytest_collection_modifyitems(items):
             getattr(item.cls, "__name__", ""), len(order)
         ),
     )
+    if ON_JAX:
+        on_tensorflow = pytest.mark.skip(reason="of what TensorFlow alone does")
+        for item in items:
+            if item.get_closest_marker("tensorflow"):
+                item.add_marker(on_tensorflow)
 
 
 def pytest_collection_finish():

@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import graphs
 import numpy as np
 import oracles
 import own_parts
 
 from jest_tf import selection
+
+_noise = graphs.compiled(selection.gumbel_noise, static_argnums=[1, 2])
 
 # By these a stage's uniform rows, and later stages, have noise of their own.
 UNIFORM_SALT, STAGE_SALT = 0xF1004, 0x57A6E5
@@ -30,7 +33,7 @@ def rows(
     """The rows that pass a stage, in order; see `oracles.select_jointly`."""
     size = len((reference if learner is None else learner).image)
     num_chunks = stage.num_chunks if stage.method == "joint" else 1
-    noise = np.asarray(selection.gumbel_noise(seed, num_chunks, size))
+    noise = np.asarray(_noise(seed, num_chunks, size))
     salted = seed[0] ^ UNIFORM_SALT, seed[1]
     criterion = stage.criterion if stage.method != "uniform" else "none"
     return oracles.select_jointly(
@@ -44,7 +47,7 @@ def rows(
         uniform=(
             num_replicas
             * round(stage.uniform_share * batch_size / num_replicas),
-            np.asarray(selection.gumbel_noise(salted, 1, size)[0]),
+            np.asarray(_noise(salted, 1, size)[0]),
         ),
         num_replicas=num_replicas,
     )

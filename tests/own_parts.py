@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from jest_tf import config, losses
-from jest_tf.embeddings import Embeddings
+from jest_tf.embeddings import Embeddings, Tensor
 
 
 def doubt():
@@ -37,28 +37,28 @@ def _square(logits, target=0.0):
 
 
 def _square_loss(learner, **options):
-    cosines = tf.matmul(learner.image, learner.text, transpose_b=True)
+    cosines = ops.matmul(learner.image, ops.transpose(learner.text))
     logits = learner.scale * cosines + learner.bias
-    errors = _square(logits, tf.eye(logits.shape[0]))
-    return tf.reduce_mean(tf.reduce_sum(errors, 1))
+    errors = _square(logits, ops.eye(logits.shape[0]))
+    return ops.mean(ops.sum(errors, 1))
 
 
 class _SquareRows(NamedTuple):
     model: Embeddings
-    own: tf.Tensor  # logits of the rows' own pairs
-    sums: tf.Tensor  # over the chosen rows, both ways
+    own: Tensor  # logits of the rows' own pairs
+    sums: Tensor  # over the chosen rows, both ways
 
     @classmethod
     def start(cls, model):
-        cosines = tf.reduce_sum(model.image * model.text, 1)
+        cosines = ops.sum(model.image * model.text, 1)
         own = model.scale * cosines + model.bias
-        return cls(model, own, tf.zeros_like(own))
+        return cls(model, own, ops.zeros_like(own))
 
     def add(self, image, text):
         sums, (_, _, scale, bias) = self.sums, self.model
-        for way in ((self.model.image, text), (self.model.text, image)):
-            logits = scale * tf.matmul(*way, transpose_b=True) + bias
-            sums += tf.reduce_sum(_square(logits), 1)
+        for own, chosen in ((self.model.image, text), (self.model.text, image)):
+            logits = scale * ops.matmul(own, ops.transpose(chosen)) + bias
+            sums += ops.sum(_square(logits), 1)
         return self._replace(sums=sums)
 
     def conditional(self):
@@ -66,7 +66,7 @@ class _SquareRows(NamedTuple):
 
     def row_losses(self, kept):
         # `sums` counts a kept row as its own negative, once per direction.
-        itself = tf.where(kept, 2.0 * _square(self.own), 0.0)
+        itself = ops.where(kept, 2.0 * _square(self.own), 0.0)
         return _square(self.own, 1.0) + 0.5 * (self.sums - itself)
 
     def sample_losses(self, size, batch_size):

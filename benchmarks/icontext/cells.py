@@ -240,9 +240,20 @@ _LEARNERS_OF_GIVEN = (
     ),
     # The learner of half the width.
     Cell("narrow_uniform", _UNIFORM[1:], _NARROW + _SLOW, pool="part70"),
+    *(
+        Cell(
+            f"narrow_uniform_{name}", (9000,), _NARROW + settings, pool="part70"
+        )
+        for name, settings in (
+            ("slow", "optimizer.learning_rate=5e-4"),
+            ("fast", ""),
+            ("crops", f"{_SLOW} data.min_crop_area=0.5"),
+            ("cosine", f"{_SLOW} optimizer.schedule=cosine"),
+        )
+    ),
     Cell("narrow_clean", _SHORT, _NARROW, pool="part_clean70"),
-    # The reference's own clean pairs, by an owner of them.
-    Cell("narrow_uniform", _SHORT, _NARROW, pool="apart"),
+    # The clean pairs that the reference was trained on, and nothing else.
+    Cell("narrow_reference_data", _SHORT, _NARROW, pool="apart"),
     _part("narrow_cut_3", _SHORT, f"{_NARROW}data.manifest={{cut}}"),
     Cell(
         "narrow_mixed_4",
@@ -289,9 +300,7 @@ CELLS = (
     Cell("curated", (1000,), "", _THREE, "curated"),
     Cell("uniform", _UNIFORM, _SLOW, _THREE),
     Cell("mixed_8", (1125, 2250, 4500, 9000, 18_000), f"{_CURATED}32", _THREE),
-    Cell("mixed_16", (4500,), f"{_CURATED}16"),
     Cell("mixed_4", (4500, 9000, 18_000), f"{_CURATED}64"),
-    Cell("mixed_2", (1000, 2250, 4500), f"{_CURATED}128"),
     Cell("clean", (700, 1400, 2700, 4500), "", _THREE, "clean70"),
     Cell("jest_curated", (1400,), _live(5), _THREE, reference=_GIVEN),
     Cell("flexi", (1400,), reference=_GIVEN, recipe="icontext_web_flexi"),
@@ -302,10 +311,6 @@ CELLS = (
     Cell(
         *("cascade_curated", (4500,), _stored(5) + _DRAWN, (0, 1)),
         reference=_GIVEN,
-    ),
-    Cell(
-        *("cascade_mixed", (1400,), _stored(5) + _DRAWN, _THREE),
-        reference="web_mixed_2_1000",
     ),
     *(_bootstrapped("bootstrapped", n, seeds=_THREE) for n in _RENEWED),
     _given("renewed", 1400, 3, "300,600,1000 bootstrap.shares=0.3"),

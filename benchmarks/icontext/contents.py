@@ -150,6 +150,50 @@ TRIED = (
         *("mixed_8_slow_4500", "mixed_8_4500"),
     ),
 )
+# The same of a given reference, seed 1.
+TRIED_GIVEN = (
+    *(
+        (
+            f"half width: uniform training, {what}",
+            f"part70_narrow_uniform_{name}_9000",
+            "part70_narrow_uniform_9000",
+        )
+        for what, name in (
+            ("learning rate 5e-4", "slow"),
+            ("learning rate 2e-3", "fast"),
+            ("crops of at least half the picture", "crops"),
+            ("a rate that decays as a cosine", "cosine"),
+        )
+    ),
+    (
+        "same width: uniform training, learning rate 5e-4",
+        *("part70_uniform_slow_4500", "part70_uniform_4500"),
+    ),
+    (
+        "same width: uniform training, learning rate 2e-3",
+        *("part70_uniform_fast_4500", "part70_uniform_4500"),
+    ),
+    (
+        "half width: the pool cut once, in place of a stage of 3",
+        *("part70_narrow_cut_3_1400", "part70_narrow_stored_3_1400"),
+    ),
+    (
+        "half width: the reference's clean pairs alone, in place of the pool's",
+        *("apart_narrow_reference_data_1400", "part70_narrow_clean_1400"),
+    ),
+    (
+        "same width: stages of 3 stored and 3 live candidates, in place of 5 "
+        "live",
+        *("part70_stored_live_700", "part70_jest_700"),
+    ),
+    (
+        "same width: distillation that ends after 700 steps",
+        *(
+            "part70_distilled_then_stored_1400",
+            "part70_stored_3_distilled_1400",
+        ),
+    ),
+)
 
 # Rows of the table of emoji art, by cell.
 EMOJI_ART = (

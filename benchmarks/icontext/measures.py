@@ -28,13 +28,13 @@ from benchmarks.icontext import cells
 FOLDER = pathlib.Path(__file__).parent / "results" / "web"
 RESAMPLES = 2000
 LEAST_SEEDS = 3  # for an interval that has their spread
-UNIFORM, CLEAN = "uniform", "clean"
+UNIFORM = "uniform"
 # Ways to count FLOPs. Training, scoring and embedding count in all of them; of
 # the references' training nothing does, as in the paper or of a public model; a
 # quarter, for four learners that share it; or all.
 COSTS = ("paper", "shared", "all")
 _SHARED = 4
-_SCORE, _VALIDATION = "test_sets", "val_sets"
+_SCORE, VALIDATION = "test_sets", "val_sets"
 _SCALE = 10_000  # of the scores in pairs.csv
 _PERCENTILES = (2.5, 97.5)
 _SEED = 0
@@ -197,13 +197,17 @@ class Results:
         folder: with runs.csv, pairs.csv and families.csv.
         regime: of the references, `cells.OWN` or `cells.GIVEN`.
         learner: the start of the names of its methods, such as "narrow".
+        score: column of runs.csv; only that of the tests has intervals.
 
     Attributes:
         runs: DataFrame, by cell and seed.
         levels: of noise, increasing.
     """
 
-    def __init__(self, folder=FOLDER, regime=cells.OWN, learner=""):
+    def __init__(
+        self, folder=FOLDER, regime=cells.OWN, learner="", score=_SCORE
+    ):
+        self._score = score
         key = ["cell", "seed"]
         rows = pd.read_csv(folder / "runs.csv").set_index(key).sort_index()
         names = rows.index.get_level_values("cell")
@@ -276,6 +280,9 @@ class Results:
 
     @functools.cache  # noqa: B019 - lives as long as the report
     def _resampled(self, cell, seed):
+        if self._score != _SCORE:
+            score = self.runs.loc[cell, seed][self._score]
+            return np.full(1 + RESAMPLES, score)
         found = self._pairs.get((cell, seed))
         if found is None:
             raise ValueError(
@@ -350,36 +357,12 @@ class Results:
         most = min(max(len(rung.seeds) for rung in ladder), LEAST_SEEDS)
         return max(
             (rung for rung in ladder if len(rung.seeds) >= most),
-            key=lambda rung: self.mean(rung, _VALIDATION),
+            key=lambda rung: self.mean(rung, VALIDATION),
         )
 
     def _needed(self, ladder, target, seeds=()):
         lengths = np.array([line.steps for line in ladder])
         return steps_to_end(lengths, self.ends(ladder, seeds), target)
-
-    def lead(self, line):
-        """`Estimate` of the score less uniform training's at equal steps.
-
-        Returns:
-            None of a length that uniform training was not run for.
-        """
-        ladder = self.ladder(UNIFORM, line.noise)
-        ends = self.ends(ladder, line.seeds)
-        lengths = [rung.steps for rung in ladder]
-        uniform = end_at(lengths, ends, line.steps)
-        return estimate(self.end(line, line.seeds) - uniform)
-
-    def clean_share(self, line):
-        """`Estimate` of the score over that of clean pairs alone.
-
-        At equal steps; None where these were not run.
-        """
-        ladder = self.ladder(CLEAN, line.noise)
-        if not ladder:
-            return None
-        lengths = [rung.steps for rung in ladder]
-        clean = end_at(lengths, self.ends(ladder, line.seeds), line.steps)
-        return estimate(self.end(line, line.seeds) / clean)
 
     def to_target(self, line):
         """`Ratios` by full schedules of up to the line's length."""

@@ -96,21 +96,15 @@ def told(estimate, unit="", factor=1, sign="", digits=1):
 
 
 def methods(found, folder):
-    """Score, lead and ratios to the target of methods without a given model."""
+    """Score and ratios to the target of methods without a given model."""
     yield (
-        *("training", "steps", "seeds", "score", "lead in points"),
-        *("fewer examples", "fewer FLOPs", "of clean pairs' score"),
+        *("training", "steps", "seeds", "score"),
+        *("fewer examples", "fewer FLOPs"),
     )
     for what, line in _rows(found.own, contents.OWN):
-        lead = None
-        if line.method != measures.UNIFORM:
-            lead = found.own.lead(line)
-        share = found.own.clean_share(line)
         yield (
             *(what, f"{line.steps:,}", str(len(line.seeds))),
-            *(_score(found.own, line), told(lead, factor=100)),
-            *_fewer(found.own, line, ["all"]),
-            f"{share.value:.2f}" if share else "",
+            *(_score(found.own, line), *_fewer(found.own, line, ["all"])),
         )
 
 
@@ -164,6 +158,28 @@ def _rows(results, rows):
             line = results.target(_LEVEL)
         if line:
             yield what, line
+
+
+def validation(found, folder):
+    """The tests' scores and ratios beside validation's, of the half width."""
+    seen = measures.Results(
+        folder / "web", cells.GIVEN, "narrow", measures.VALIDATION
+    )
+    yield (
+        *("training", "steps", "tests", "validation"),
+        *("fewer examples, tests", "validation"),
+    )
+    for what, line in _rows(found.narrow, contents.GIVEN):
+        both = found.narrow, seen
+        yield (
+            *(what, f"{line.steps:,}"),
+            *(f"{100 * results.end(line)[0]:.1f}" for results in both),
+            *(
+                f"{ratio.value:.1f}x" if ratio else "missed"
+                for results in both
+                for ratio in [results.to_target(line).examples]
+            ),
+        )
 
 
 def over_noise(found, folder):
@@ -249,6 +265,24 @@ def tried(found, folder):
         yield (what, f"{rows[0]['steps']:,}", *scores)
 
 
+def tried_given(found, folder):
+    """Trials by a given reference, on validation and tests, seed 1."""
+    yield (
+        *("trial", "steps", "validation", "kept setting's"),
+        *("tests", "kept setting's"),
+    )
+    runs = pd.concat([found.same.runs, found.narrow.runs])
+    runs = runs[~runs.index.duplicated()]  # references are in both
+    for what, *names in contents.TRIED_GIVEN:
+        if all((name, 1) in runs.index for name in names):
+            rows = [runs.loc[name, 1] for name in names]
+            yield (
+                *(what, f"{rows[0]['steps']:,}"),
+                *(f"{100 * row['val_sets']:.1f}" for row in rows),
+                *(f"{100 * row['test_sets']:.1f}" for row in rows),
+            )
+
+
 def emoji(found, folder):
     """Scores on emoji art, the mean of both tests, from its own runs.csv."""
     yield "method", "steps", "seeds", "score", "concepts", "style"
@@ -273,6 +307,8 @@ TABLES = {
     "noise": over_noise,
     "claims": claims,
     "tried": tried,
+    "tried_given": tried_given,
+    "validation": validation,
     "emoji": emoji,
 }
 

@@ -78,20 +78,21 @@ def philox_bits(shape, seed: Tensor) -> Tensor:
 
 def _philox(counter, key):
     """Ten rounds on four words of 32 bits, with a key of two."""
-
     # In a loop: unrolled, XLA computes words again for each of their uses, and
     # took 70 times as long on CPUs.
-    def turn(_, words):
-        first, second, third, fourth, left, right = words
-        high, low = _multiply(_MULTIPLIERS[0], first)
-        other_high, other_low = _multiply(_MULTIPLIERS[1], third)
-        return (
-            *(other_high ^ second ^ left, other_low),
-            *(high ^ fourth ^ right, low),
-            *(left + _uint32(_WEYL[0]), right + _uint32(_WEYL[1])),
-        )
+    return ops.fori_loop(0, 10, _philox_round, (*counter, *key))[:4]
 
-    return ops.fori_loop(0, 10, turn, (*counter, *key))[:4]
+
+# Of the module, so that JAX, run eagerly, compiles the loop once for a size.
+def _philox_round(_, words):
+    first, second, third, fourth, left, right = words
+    high, low = _multiply(_MULTIPLIERS[0], first)
+    other_high, other_low = _multiply(_MULTIPLIERS[1], third)
+    return (
+        *(other_high ^ second ^ left, other_low),
+        *(high ^ fourth ^ right, low),
+        *(left + _uint32(_WEYL[0]), right + _uint32(_WEYL[1])),
+    )
 
 
 def _multiply(constant, words):

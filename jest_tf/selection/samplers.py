@@ -26,6 +26,7 @@ Model = Embeddings | None
 _UNIFORM_SALT = 0xF1004
 
 
+@embeddings.in_float32
 def draw(
     learner: Model,
     reference: Model,

@@ -6,9 +6,9 @@ NumPy, on the host, from the rows that a stage scored.
 from collections.abc import Mapping
 
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
-from jest_tf import config
+from jest_tf import config, embeddings
 from jest_tf.config import methods
 from jest_tf.selection import samplers
 
@@ -51,8 +51,8 @@ def of_rows(
         and out of it.
     """
     others = _other_rows(
-        tf.constant(rows["own_score"]),
-        tf.constant(seed, tf.int32),
+        ops.convert_to_tensor(rows["own_score"]),
+        ops.convert_to_tensor(seed, "int32"),
         len(drawn),
         stage.gain,
         num_quotas,
@@ -71,7 +71,7 @@ def of_rows(
         "rows_in": len(kept),
         "rows_out": len(drawn),
         **{
-            f"overlap_{name}": overlap(drawn, other.numpy())
+            f"overlap_{name}": overlap(drawn, np.asarray(other))
             for name, other in others.items()
         },
         **{
@@ -101,7 +101,7 @@ def overlap(left: np.ndarray, right: np.ndarray) -> float:
     return len(np.intersect1d(left, right)) / len(left)
 
 
-@tf.function(autograph=False)  # many small operations
+@embeddings.compiled  # many small operations
 def _other_rows(own_score, seed, size, gain, num_quotas):
     """The rows of an independent and of a uniform draw, int32 `[size]`."""
     options = {"num_quotas": num_quotas}

@@ -15,13 +15,14 @@ import keras
 import keras_hub
 import numpy as np
 import presets
+import random_embeddings
 import subprocesses
 import tensorflow as tf
 import tiny_towers
 from keras import tree
 
 import jest_tf
-from jest_tf import config, distribution, models
+from jest_tf import config, distribution, models, selection
 from jest_tf.data import augmentation, pipeline, policies, stores
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import pretrained
@@ -61,6 +62,26 @@ class BackendTest(tf.test.TestCase):
     def test_draws_of_the_same_embeddings_are_equal(self):
         for name, rows in fits.draws().items():
             self.assertAllEqual(rows, self.expected[name])
+
+    def test_a_draw_multiplies_at_the_highest_precision(self):
+        """TPUs multiply in bfloat16 by default."""
+        models = random_embeddings.models(16)
+        for loss in config.LOSSES:
+
+            def draw(learner, reference, loss=loss):
+                return selection.draw(
+                    *(learner, reference, config.Stage(4, num_chunks=2)),
+                    batch_size=4,
+                    seed=(0, 1),
+                    settings=config.SelectionConfig(4, loss=loss),
+                )
+
+            traced = str(jax.make_jaxpr(draw)(*models))
+            self.assertEqual(
+                traced.count("dot_general["),
+                traced.count("precision=(Precision.HIGHEST"),
+            )
+            self.assertIn("dot_general[", traced)
 
     def test_saved_models_load_on_either_backend(self):
         for path, name in ((self.theirs, "saved"), (self.ours, "loaded")):

@@ -3,6 +3,7 @@
 import itertools
 from unittest import mock
 
+import graphs
 import hand_draws
 import numpy as np
 import oracles
@@ -10,7 +11,7 @@ import own_parts
 import random_embeddings
 import tensorflow as tf
 
-from jest_tf import config, losses, selection
+from jest_tf import config, embeddings, losses, selection
 from jest_tf.config import methods
 
 LOSSES = {
@@ -22,7 +23,7 @@ LOSSES = {
 
 def draw(models, stage, *, batch_size, seed=(2, 3), loss=None):
     settings = config.SelectionConfig(batch_size, loss=loss)
-    return selection.draw(
+    return graphs.draw(
         *models, stage, batch_size=batch_size, seed=seed, settings=settings
     )
 
@@ -35,7 +36,7 @@ class DrawReportTest(tf.test.TestCase):
                 1, method=method, num_chunks=4, uniform_share=0.2
             )
             found = draw(models, stage, batch_size=25, loss=loss)
-            chosen = found.indices.numpy()
+            chosen = np.asarray(found.indices)
             kept = np.isin(np.arange(90), chosen)
             self.assertAllEqual(found.kept, kept)
             means = []
@@ -54,22 +55,20 @@ class DrawReportTest(tf.test.TestCase):
             found = draw(
                 models, config.Stage(1, num_chunks=5), batch_size=20, loss=loss
             )
-            rows = found.indices.numpy()
+            rows = np.asarray(found.indices)
             for name, parts in zip(methods.MODELS, models, strict=True):
                 sub_batch = hand_draws.take(parts, rows)
                 kept = getattr(found, f"{name}_loss")[found.kept]
-                self.assertAllClose(
-                    tf.reduce_mean(kept), train(sub_batch), rtol=1e-5
-                )
+                self.assertAllClose(np.mean(kept), train(sub_batch), rtol=1e-5)
 
     def test_summary_averages_kept_and_dropped_rows(self):
         models = random_embeddings.models(50)
         stage = config.Stage(1, num_chunks=2)
         found = draw(models, stage, batch_size=10)
         expected = {"score": found.score, "uniform_score": found.uniform_score}
-        kept = found.kept.numpy()
+        kept = np.asarray(found.kept)
         for model in methods.MODELS:
-            rows = getattr(found, f"{model}_loss").numpy()
+            rows = np.asarray(getattr(found, f"{model}_loss"))
             expected[f"{model}_loss_kept"] = rows[kept].mean()
             expected[f"{model}_loss_dropped"] = rows[~kept].mean()
         summary = selection.summarize(found)
@@ -113,18 +112,18 @@ class DrawReportTest(tf.test.TestCase):
     def uniform_scores(self, models, batch_size, steps, loss):
         """The uniform scores of so many steps."""
 
-        def score(step):
-            return draw(
-                models,
+        def score(state, step):
+            drawn = selection.draw(
+                *models,
                 config.Stage(1, method="top"),
                 batch_size=batch_size,
                 seed=(0, step),
-                loss=loss,
-            ).uniform_score
-
-        every = tf.function(
-            lambda: tf.map_fn(
-                score, tf.range(steps), fn_output_signature=tf.float32
+                settings=config.SelectionConfig(batch_size, loss=loss),
             )
-        )
-        return every().numpy()
+            return state, (drawn.uniform_score,)
+
+        _, (every,) = graphs.compiled(
+            lambda: embeddings.scan(score, steps, (), (((), "float32"),)),
+            jit_compile=False,
+        )()
+        return np.asarray(every)
