@@ -284,6 +284,15 @@ class LocalTest(FilesTestCase):
         living.communicate()
         self.assertEqual(os.listdir(self.folder), [])
 
+    def test_a_users_own_folders_are_no_temporary_ones(self):
+        self.enterContext(mock.patch.object(tempfile, "tempdir", self.folder))
+        names = ["jest-tf-baseline", "jest-tf-runs", "jest-tf-temporary-files"]
+        for name in names:
+            os.mkdir(f"{self.folder}/{name}")
+        with disks.temporary():
+            pass
+        self.assertEqual(sorted(os.listdir(self.folder)), names)
+
     def test_a_killed_writer_leaves_the_old_content(self):
         files.write_whole(self.path, b"old")
         process = self.start(WRITER)
