@@ -36,6 +36,8 @@ export PYTHONUNBUFFERED := 1
 
 # The tests that `make test-oldest` runs; all without.
 OLDEST_TESTS ?=
+# The tests that `make test-jax` runs.
+JAX_TESTS ?= tests/on_jax tests/selection tests/losses
 
 # Where the benchmark on real data keeps packages, data and runs: 10 GB if all
 # of them are made.
@@ -78,7 +80,7 @@ test-newest: $(NEWEST_INSTALLED) ## run the fast tests with TensorFlow 2.21, whi
 
 test-jax: $(JAX_INSTALLED) ## run the tests of what also runs on Keras' JAX backend
 	@KERAS_BACKEND=jax $(JAX_BIN)/python -m pytest -m "not slow" \
-	  $(PYTEST_WORKERS) tests/on_jax tests/selection tests/losses
+	  $(PYTEST_WORKERS) $(JAX_TESTS)
 
 test-peers: $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and open_clip's
 	@$(BIN)/python -m pytest tests/evaluation/test_peers.py

@@ -645,12 +645,14 @@ class MakefileTest(tf.test.TestCase):
         script = ROOT / ".ci" / "run"
         self.assertTrue(os.access(script, os.X_OK))
         targets = re.findall(r"make ([a-z-]+)", script.read_text())
-        self.assertEqual(targets, ["test", "test-oldest", "test-slow"])
+        self.assertEqual(
+            targets, ["test", "test-oldest", "test-jax", "test-slow"]
+        )
         chosen = re.findall(r'-m pytest -m "?([a-z ]+)', read("Makefile"))
-        # Those of `make test`, `test-slow`, `test-oldest` and `test-newest`.
+        # Those of `make test`, `test-slow`, and with other versions.
         self.assertEqual(
             [marks.strip() for marks in chosen],
-            ["not slow", "slow", "not slow", "not slow"],
+            ["not slow", "slow", *["not slow"] * 3],
         )
 
 

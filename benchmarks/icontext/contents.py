@@ -55,6 +55,11 @@ OFFERS = (
         *("JEST", "narrow", "jest", "paper"),
     ),
     (
+        "clean pairs to train such a model, and four learners to share it",
+        "the same, a quarter of the training counted",
+        *("narrow", "stored_3_distilled", "shared"),
+    ),
+    (
         "no model, but a few thousand clean pairs",
         "a stored stage whose reference the run renews",
         *("own", "bootstrapped", "all"),

@@ -13,14 +13,14 @@ _GIVEN = {
     "clean": ("clean pairs alone", "0.6", "--", "D"),
     "distilled": ("distillation alone", "0.35", ":", "s"),
     "jest": ("JEST", "tab:blue", "-", "o"),
-    "easy_reference": ("easy-reference", "tab:blue", ":", "x"),
+    "easy_reference": ("easy-reference", "tab:green", "--", "x"),
     "stored_3_distilled": ("stored stage, distillation", "black", "-", "o"),
 }
 _OWN = {
     "uniform": ("uniform", "0.6", "-", "."),
     "clean": ("clean pairs alone", "0.6", "--", "D"),
     "mixed_8": ("an eighth curated", "0.35", ":", "^"),
-    "bootstrapped": ("stored stage, bootstrapped", "black", "-", "o"),
+    "bootstrapped": ("stored stage, bootstrapped", "tab:red", "-", "v"),
 }
 # Steps of the runs that the map compares, by regime.
 _OWN_STEPS, _GIVEN_STEPS = 1400, 700

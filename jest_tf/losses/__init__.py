@@ -1,7 +1,7 @@
-"""Pair losses: what a learner is trained by, and what rows are scored by.
+"""Pair losses, which train a learner and score rows.
 
 A `PairLoss` has both: the training loss (`training.py`) and the losses of rows
-given those chosen so far (`running.py`, in tiles of `tiles.py`). A user's own
+given those chosen so far (`running.py`, in tiles of `tiles.py`). Your own loss
 is a "module:function" that returns a `PairLoss`.
 """
 
@@ -35,7 +35,7 @@ class PairLoss(NamedTuple):
     Attributes:
         train: the loss of a batch, with the arguments of `sigmoid_loss`.
         rows: a class with the methods of `SigmoidRows`: the losses of all rows
-            given the chosen ones.
+            given the chosen rows.
 
     Example:
         >>> def scaled(learner, **options):
@@ -58,7 +58,7 @@ def softmax() -> PairLoss:
 
 
 def pair_loss(name: str) -> PairLoss:
-    """Returns the loss of a name or of a "module:function".
+    """Returns the loss that a name or a "module:function" stands for.
 
     Raises:
         ValueError: there is no such loss, or the function returns none.

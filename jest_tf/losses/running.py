@@ -1,4 +1,4 @@
-"""Losses of rows given the chosen ones, as running sums.
+"""Losses of rows given the chosen rows, as running sums.
 
 The paper's algorithm 1 forms the `B x B` matrix of pair losses. Here a chunk
 only adds its rows and columns to running sums of every row (`tiles.py`), which
@@ -36,7 +36,7 @@ class SigmoidRows(NamedTuple):
         return cls(model, own, ops.zeros([2, *own.shape], "float32"))
 
     def add(self, image: Tensor, text: Tensor) -> "SigmoidRows":
-        """Adds rows with these embeddings, `[c, dim]`, to the chosen."""
+        """Adds rows with these embeddings, `[c, dim]`, to the chosen rows."""
         scale, bias = self.model[2:]
         more = tiles.reduce_pairs(
             lambda cosines: tiles.sum_softplus(cosines, scale, bias),
@@ -63,7 +63,7 @@ class SigmoidRows(NamedTuple):
 
 
 class SoftmaxRows(NamedTuple):
-    """A model's running log-sum-exps of logits; methods as `SigmoidRows`.
+    """A model's running log-sum-exps of logits; methods as in `SigmoidRows`.
 
     Attributes:
         model: embeddings of the rows, `[B/R, dim]`.
@@ -83,7 +83,7 @@ class SoftmaxRows(NamedTuple):
         return cls(model, own, ops.full([2, *own.shape], -np.inf, "float32"))
 
     def add(self, image: Tensor, text: Tensor) -> "SoftmaxRows":
-        """Adds rows with these embeddings, `[c, dim]`, to the chosen."""
+        """Adds rows with these embeddings, `[c, dim]`, to the chosen rows."""
         scale = self.model.scale
         more = tiles.reduce_pairs(
             lambda cosines: tiles.log_sum_exp(cosines, scale),
@@ -92,7 +92,7 @@ class SoftmaxRows(NamedTuple):
         return self._replace(sums=embeddings.logaddexp(self.sums, more))
 
     def conditional(self) -> Tensor:
-        """float32 `[B/R]`: the loss of each row among the chosen."""
+        """float32 `[B/R]`: the loss of each row among the chosen rows."""
         # Without a chosen row there is no normaliser.
         return self._loss(ops.where(self.sums > -np.inf, self.sums, 0.0))
 

@@ -1,4 +1,4 @@
-"""Sums over the pairs of all rows with the chosen ones, tile by tile.
+"""Sums over the pairs of all rows with the chosen rows, tile by tile.
 
 Each tile of logits is formed from the embeddings, summed and discarded, in
 O(B b dim) operations and the memory of a tile.
@@ -28,7 +28,7 @@ _GROUP = 16
 def reduce_pairs(
     reduce: Callable, model: Embeddings, image: Tensor, text: Tensor
 ) -> Tensor:
-    """Reduces the cosines of all rows with the chosen ones, both ways.
+    """Reduces the cosines of all rows with the chosen rows, both ways.
 
     Args:
         reduce: `[rows, c]` cosines of a tile -> `[rows]`.
@@ -51,8 +51,8 @@ def reduce_pairs(
         )
         return values
 
-    # Stacked and not added up: TensorFlow 2.20 rewrites a chain of additions
-    # in a nested loop into temporary variables whose names collide.
+    # Stacked, not added: TensorFlow 2.20 rewrites a chain of additions in a
+    # nested loop into temporary variables whose names collide.
     return ops.stack([one_way(model.image, text), one_way(model.text, image)])
 
 
@@ -62,14 +62,14 @@ def tile_rows(num_columns: int) -> int:
 
 
 def sum_softplus(cosines: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """`reduce_sum(softplus(scale * cosines + bias), 1)`, to 2e-6 of itself."""
+    """`sum(softplus(scale * cosines + bias), 1)`, with relative error 2e-6."""
     if cosines.shape[1] < _FUSED_COLUMNS:
         return ops.sum(ops.softplus(scale * cosines + bias), 1)
     return ops.sum(_softplus_of_groups(cosines, scale, bias), 1)
 
 
 def log_sum_exp(cosines: Tensor, scale: Tensor) -> Tensor:
-    """`reduce_logsumexp(scale * cosines, 1)`."""
+    """`logsumexp(scale * cosines, 1)`."""
     if cosines.shape[1] < _FUSED_COLUMNS:
         return ops.logsumexp(scale * cosines, 1)
     return ops.logsumexp(_log_sum_exp_of_groups(cosines, scale), 1)

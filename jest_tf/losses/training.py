@@ -100,7 +100,7 @@ def feature_distillation(
 
         loss = 1/b sum_i ( |image_i - image_i^ref|^2 + |text_i - text_i^ref|^2 )
 
-    It lies in [0, 8] for unit-norm rows, and is 4 for orthogonal ones. Scales
+    It lies in [0, 8] for unit-norm rows, and is 4 for orthogonal rows. Scales
     and biases have no effect.
 
     Args:
@@ -171,7 +171,7 @@ def _checked_ids(num_rows, ids, equal_ids):
     checks.check("equal_ids", equal_ids, checks.one_of(*config.EQUAL_CAPTIONS))
     if equal_ids != "negative" and ids is None:
         raise ValueError(
-            f"`equal_ids={equal_ids!r}` needs `ids`, one integer a row. "
+            f"`equal_ids={equal_ids!r}` needs `ids`, an integer for each row. "
             "Received: ids=None"
         )
     if ids is None:
@@ -255,7 +255,7 @@ def _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas):
             )
 
         def pull(rows, columns, slope, state=()):
-            """Sums over columns of slope times column; of rows in `state`."""
+            """Sums slope times column over columns; over rows, in `state`."""
 
             def body(state, part, logits, start, size):
                 slopes = slope(logits, start, size)

@@ -113,7 +113,7 @@ def _towers(
 
 
 def _sizes(config, vocabulary_size):
-    """The arguments of `_towers` in the settings of a run."""
+    """The arguments of `_towers`, from the settings of a run."""
     return {
         "preset": config.model.preset,
         "image_size": config.data.image_size,
@@ -138,7 +138,7 @@ def build_learner(
     Raises:
         ValueError: if `model.towers` cannot be imported or does not build two
             towers, or `model.frozen` matches nothing; or with
-            `model.init_from`, which `start_from` builds.
+            `model.init_from`, which needs `start_from`.
     """
     if config.model.init_from:
         raise ValueError(
@@ -199,7 +199,7 @@ def start_from(
     for old, new in zip(initial.variables, learner.variables, strict=True):
         if old.shape == new.shape:
             new.assign(old.numpy())
-        elif not new.path.endswith("position_ids"):  # which are counted
+        elif not new.path.endswith("position_ids"):  # these merely count
             new.assign(_resized(old.numpy(), new, before, size))
     if config.model.init_tower:
         learner = _with_new_tower(learner, config, vocabulary_size)
@@ -254,7 +254,7 @@ def _set_dtype(settings, policy):
 
 
 def _set_image_size(settings, before, size):
-    """Sets the size of pictures wherever it stands, in place."""
+    """Sets the size of pictures wherever it occurs, in place."""
     if isinstance(settings, dict):
         patch_size = settings.get("patch_size")
         if patch_size and size % patch_size:
@@ -276,9 +276,9 @@ def _set_image_size(settings, before, size):
 
 
 def _resized(positions, variable, before, size):
-    """Resizes learned positions [n, D] from a square to another.
+    """Resizes learned positions [n, D] from a square to another square.
 
-    Positions before those of the patches, as of a class token, stay.
+    Positions before those of the patches, such as a class token's, stay.
     """
     count, new = positions.shape[-2], variable.shape[-2]
     for extra in (0, 1):

@@ -1,4 +1,4 @@
-"""Two-tower models of Hugging Face, in PyTorch, to embed with.
+"""Two-tower models of Hugging Face, in PyTorch, for embedding.
 
 The model's own processor makes tokens and pixels, and its own code embeds. So
 TensorFlow calls Python here: on one machine, not under XLA, without gradients.
@@ -23,8 +23,8 @@ def check(name: str, setting: str = "model") -> None:
     """Checks that a name can be loaded, without loading it.
 
     Raises:
-        ValueError: PyTorch or transformers is not installed, or a path is no
-            local folder of a model.
+        ValueError: PyTorch or transformers is not installed, or a path is not
+            a local folder of a model.
     """
     path = name.removeprefix(PREFIX)
     if files.is_remote(path):
@@ -52,7 +52,7 @@ def load(name: str) -> reference.Pretrained:
     torch, transformers = _import(name)
     path = name.removeprefix(PREFIX)
     try:
-        # Asks nobody whether to run code that lies beside the weights.
+        # Without the flag, transformers asks whether to run a model's own code.
         model = transformers.AutoModel.from_pretrained(
             path, trust_remote_code=False
         ).eval()

@@ -121,7 +121,7 @@ class _Transformer(Configured):
         self._add(f"{name}_beta", (width,), "zeros", autocast=False)
 
     def _add_dense(self, role, inputs, units, mode="fan_in"):
-        """Adds a Glorot-uniform kernel, of its own seed a block, and a bias.
+        """Adds a Glorot-uniform kernel, with a seed for each block, and a bias.
 
         The kernel may join several square projections; "fan_in" gives each its
         Glorot variance.
@@ -299,8 +299,8 @@ class Dropout(keras.layers.Dropout):
     def draw(self, training: bool) -> Callable:
         """Takes the next seed, and returns the function that drops by it.
 
-        The function takes values, and a number that tells masks of one seed
-        apart; it may be called in a loop.
+        The function takes values, and a number that distinguishes masks of the
+        same seed; it may be called in a loop.
         """
         if not training or not self.rate:
             return lambda inputs, number=0: inputs
@@ -338,7 +338,7 @@ def _tensors(variables):
 
 
 def _over_blocks(block, stacks, tokens):
-    """Applies `(index, weights, tokens) -> tokens` for each of the stacks."""
+    """Applies `(index, weights, tokens) -> tokens` for each stacked block."""
     depth = next(iter(stacks.values())).shape[0]
     if not embeddings.ON_TENSORFLOW:
 
@@ -373,7 +373,7 @@ def _over_blocks(block, stacks, tokens):
 
 
 def _dense(values, weights, name):
-    """values [..., inputs] @ kernel + bias, as one product of matrices."""
+    """values [..., inputs] @ kernel + bias, as a single matrix product."""
     kernel = weights[f"{name}_kernel"]
     rows = ops.matmul(ops.reshape(values, [-1, values.shape[-1]]), kernel)
     bias = weights[f"{name}_bias"]
@@ -409,7 +409,7 @@ def attend(query, key, value):
     query *= ops.cast(depth**-0.5, query.dtype)
     # [B, heads, S, D] x [B, heads, T, D] -> [B, heads, S, T]
     logits = ops.cast(embeddings.products(query, key), "float32")
-    # Keras warns of a softmax over one token, as coarse views have.
+    # Keras warns about a softmax over a single token, as in a coarse view.
     weights = ops.softmax(logits) if logits.shape[-1] > 1 else 0 * logits + 1
     weights = ops.cast(weights, value.dtype)
     # [B, heads, S, D] -> [B, S, heads * D]

@@ -24,12 +24,12 @@ _BLOCK = re.compile(r"(?:^|/)\w*?(?:block|layer)s?_?(\d+)/")
 def freeze(learner: keras.Model, patterns: Sequence[str]) -> None:
     """Makes variables untrainable: no gradient, no state of the optimizer.
 
-    A layer whose trainable variables are all frozen runs in evaluation mode
-    where it tells the two apart, as Keras' batch normalisation does.
+    A layer whose trainable variables are all frozen runs in evaluation mode, if
+    it has such a mode, as Keras' batch normalisation does.
 
     Args:
-        learner: built, with an image and a text tower.
-        patterns: of names, see the module.
+        learner: a built model with an image and a text tower.
+        patterns: patterns of names, see the module.
 
     Raises:
         ValueError: a pattern matches nothing, or nothing is left to train.
@@ -66,8 +66,9 @@ def rate_factors(
     i = 0, 1, ..., and 1 elsewhere.
 
     Returns:
-        A number for each trainable variable, in the learner's order; a list
-        for variables stacked over blocks, a number a block. None if all are 1.
+        A number for each trainable variable, in the learner's order; for
+        variables stacked over blocks, a list with a number for each block. None
+        if all are 1.
 
     Raises:
         ValueError: a pattern matches nothing, or `layer_decay` finds no blocks.

@@ -23,7 +23,7 @@ from jest_tf.models import layers
 
 
 def check_view(model: keras.layers.Layer, view: config.View) -> None:
-    """Checks that any Keras layer or model can be called with `view`.
+    """Checks that a Keras layer or model can be called with `view`.
 
     Its `call` must have an argument `view`. Its method `check_view(view)`, if
     any, is called.
@@ -171,7 +171,7 @@ def kernel_matrix(source: int, target: int) -> np.ndarray:
 
     It is pinv(B^T), for the matrix B of bilinear resizing between two patch
     sizes. Over white-noise patches x, the kernel w' = pinv(B^T) w minimises the
-    distance between <B x, w'> and <x, w>; they are equal if patches grow.
+    distance between <B x, w'> and <x, w>, which are equal if patches grow.
 
     Returns:
         float64 [target, source], read-only.

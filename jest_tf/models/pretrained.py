@@ -5,7 +5,7 @@ or MetaCLIP 2. NAME is that of a built-in preset, a folder that `save_to_preset`
 wrote, or a handle such as `hf://keras/siglip2_base_patch16_224`. Tokens and
 pixels are those of the preset's own preprocessor.
 
-`hf:OWNER/NAME` is a model of Hugging Face in PyTorch, to embed with
+`hf:OWNER/NAME` is a model of Hugging Face in PyTorch, for embedding only
 (`models/hugging_face.py`).
 
 `NAME.keras` is a file of a `TwoTower` or a `JESTModel`, with the files of its
@@ -103,7 +103,7 @@ def in_folder(path: str) -> str:
 
 
 def load(name: str) -> reference.Pretrained:
-    """Loads a pretrained model; a further call in the process returns the same.
+    """Loads a pretrained model; later calls in the process return it again.
 
     Raises:
         ValueError: as `check`; or the preset cannot be loaded, has no two
@@ -132,7 +132,7 @@ def load(name: str) -> reference.Pretrained:
 
 @functools.lru_cache(maxsize=2)
 def _load(name, stamp, strategy):
-    del stamp, strategy  # They tell a model from a later model.
+    del stamp, strategy  # They distinguish a model from a later version.
     if name.endswith(KERAS):
         return _of_keras_file(name)
     if name.startswith(hugging_face.PREFIX):
@@ -275,9 +275,9 @@ def _resizing(name, backbone, converter):
 def save(model: reference.Run | reference.Pretrained, folder: str) -> None:
     """Saves a model of KerasHub's towers as a preset, which `load` reads.
 
-    The towers are those of `load`, or SigLIP's encoders of KerasHub themselves,
-    as a recipe's `model.towers` may build them. A run's own vocabulary must be
-    a SentencePiece model then.
+    The towers are those of `load`, or KerasHub's own SigLIP encoders, as a
+    recipe's `model.towers` may build them. A run's own vocabulary must then be
+    a SentencePiece model.
 
     Raises:
         ValueError: KerasHub is not installed, or the towers or the tokenizer
@@ -297,7 +297,7 @@ def save(model: reference.Run | reference.Pretrained, folder: str) -> None:
             break
     else:
         raise ValueError(
-            "A preset is saved of towers of KerasHub: SigLIP, CLIP or "
+            "A preset needs towers of KerasHub: SigLIP, CLIP or "
             f"MetaCLIP 2. Received: {type(learner.image_tower).__name__} and "
             f"{type(learner.text_tower).__name__}"
         )
@@ -318,7 +318,7 @@ def save(model: reference.Run | reference.Pretrained, folder: str) -> None:
 
 
 def _part(tower, kind):
-    """The tower, or its layer, of a class, or None."""
+    """The tower or the layer in it that is of a class, or None."""
     for layer in (tower, *getattr(tower, "layers", ())):
         if isinstance(layer, kind):
             return layer
@@ -345,7 +345,7 @@ def _preprocessor(hub, kind, model):
             hub.models.SigLIPTokenizer(tokenizer.model, add_eos=True),
             converter,
             sequence_length=tokenizer.length,
-            # The vocabulary itself says what is done to a text.
+            # The vocabulary itself defines how texts are normalised.
             canonicalize_text=False,
         )
     raise ValueError(

@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
     @property
     def settings(self) -> tuple:
-        """Returns what its embeddings depend on beside weights and inputs."""
+        """Returns what its embeddings depend on besides weights and inputs."""
         model = self.config.model
         if model.init_from:
             return self.learner.pixels, model.dtype_policy
@@ -57,14 +57,14 @@ class Pretrained(NamedTuple):
     """A model with its weights, and what it needs to embed.
 
     Attributes:
-        name: as it was asked for.
+        name: the name that was asked for.
         learner: a `TwoTower`, or an object with its `encode_image`,
             `encode_text`, `log_temperature`, `bias` and `weights`.
         tokenizer: maps valid UTF-8, string [k], to int32 [k, L]; None if it is
             not known.
         picture: the form of its pictures.
-        loss: "sigmoid" or "softmax", by which it was trained.
-        settings: what its embeddings depend on beside weights and inputs.
+        loss: "sigmoid" or "softmax", the loss that it was trained with.
+        settings: what its embeddings depend on besides weights and inputs.
     """
 
     name: str
@@ -79,13 +79,13 @@ def check_towers(name: str, model: object, method: str) -> None:
     """Raises ValueError if a public model lacks the method of two towers."""
     if not hasattr(model, method):
         raise ValueError(
-            "A pretrained model must have two towers, as SigLIP and CLIP. "
+            "A pretrained model must have two towers, like SigLIP and CLIP. "
             f"Received: {name!r}, a {type(model).__name__}"
         )
 
 
 def check_tokenizer(name: str, tokenizer: Callable, rows: int) -> None:
-    """Raises ValueError for a tokenizer with more ids than a table's rows."""
+    """Raises ValueError for a tokenizer with more ids than a table has rows."""
     if tokenizer.vocabulary_size > rows:
         raise ValueError(
             f"The tokenizer of {name!r} does not belong to its towers: "
@@ -133,8 +133,8 @@ class Cached:
     it in the scope of the strategy.
 
     Args:
-        scale: that of `sidecars.Sidecars`.
-        bias: likewise.
+        scale: the scale of `sidecars.Sidecars`.
+        bias: their bias.
     """
 
     def __init__(self, scale: float, bias: float):
@@ -171,7 +171,7 @@ def describe(run: Run | Pretrained) -> file_format.Description:
     """Describes the embeddings of a model, for its sidecars.
 
     Models with the same weights, tower settings, tokenizer and preprocessing
-    have equal descriptions but for their names.
+    have equal descriptions, except for their names.
 
     Raises:
         ValueError: the tokenizer is not known.
@@ -203,7 +203,7 @@ def fingerprint(model: keras.Model, *settings) -> str:
     """
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for weight in model.weights:
-        # Neither its path nor the end of a name such as `variable_3`, which
+        # Without its path and the number in a name such as `variable_3`: both
         # count what was made in this process.
         value = np.ascontiguousarray(weight.numpy())
         name = re.sub(r"_\d+$", "", weight.name)
@@ -217,8 +217,8 @@ def encoder(run: Run | Pretrained, batch_size: int = 256) -> Callable:
     """Adapts a model to the `encode` argument of `embed.write`.
 
     Takes images [k, *run.picture.shape] and m strings, and returns embeddings
-    float32 [k, D] and [m, D]. Passes are padded to `batch_size`, one traced
-    shape.
+    float32 [k, D] and [m, D]. Passes are padded to `batch_size`, so only one
+    shape is traced.
     """
     learner, form = run.learner, run.picture
     images = tf.TensorSpec([batch_size, *form.shape], form.dtype)

@@ -60,9 +60,9 @@ class TwoTower(keras.Model):
         bias: initial bias; the default is SigLIP's.
         learn_bias: train the bias. Turn this off for the softmax loss, which
             ignores the bias.
-        pixels: pair of a scale and an offset, a number or one a channel each:
-            uint8 images become `image * scale + offset`. None maps [0, 255] to
-            [-1, 1], as `image / 127.5 - 1`.
+        pixels: pair of a scale and an offset, each a number, or a number for
+            each channel: uint8 images become `image * scale + offset`. None
+            maps [0, 255] to [-1, 1], as `image / 127.5 - 1`.
 
     Call arguments:
         batch: dict with "image" and "text"; other keys are ignored. uint8
@@ -252,7 +252,7 @@ class TwoTower(keras.Model):
 
     @property
     def _default_save_signature(self):
-        # Keras takes all inputs of a subclassed model for floats.
+        # Keras assumes that all inputs of a subclassed model are floats.
         specs = [self._input_specs()]
         return tf.function(lambda batch: self(batch)._asdict(), specs)
 
@@ -312,9 +312,9 @@ class TwoTower(keras.Model):
 def pixel_fault(pixels: np.ndarray, learner: TwoTower | None = None) -> str:
     """Says what is wrong with pictures, [..., 3]; "" if nothing is.
 
-    uint8 is right. Floats need a learner, to whose range they must belong: that
-    of [0, 255] by its `pixels`. Some excess is allowed, as filters overshoot,
-    but some pixel must be dark, or [0, 1] would pass for [-1, 1].
+    uint8 is right. Floats need a learner, and must lie in the range to which
+    its `pixels` map [0, 255]. Some excess is allowed, as filters overshoot, but
+    some pixel must be dark, or [0, 1] would pass for [-1, 1].
     """
     expected = "pixels must be uint8 in [0, 255]"
     if pixels.dtype == np.uint8:
@@ -337,7 +337,7 @@ def pixel_fault(pixels: np.ndarray, learner: TwoTower | None = None) -> str:
 
 @contextlib.contextmanager
 def plain_id_errors() -> Iterator[None]:
-    """Says what TensorFlow means by a token id that no table has.
+    """Explains TensorFlow's error about a token id that the table lacks.
 
     Raises:
         ValueError: an id in the block is not in the text tower's vocabulary.
@@ -398,8 +398,8 @@ def _check_keys(batch):
 def _check_takes_ids(tower):
     """Refuses a built text tower that takes token ids as floats.
 
-    Keras gives a `Sequential` without an `Input` one in the compute dtype, also
-    within a tower, where ids go into an `Embedding`.
+    Keras gives a `Sequential` without an `Input` an input of the compute dtype,
+    also within a tower, where ids go into an `Embedding`.
     """
     inputs = list(getattr(tower, "inputs", None) or ())
     for layer in tower._flatten_layers():
@@ -419,8 +419,8 @@ def _check_takes_ids(tower):
 def _check_embeddings(image_shape, text_shape):
     if len(image_shape) != 2 or text_shape[1:] != image_shape[1:]:
         raise ValueError(
-            f"`image_tower` and `text_tower` must both map to [B, D] of one "
-            f"D. Received: image {tuple(image_shape)}, text "
+            f"`image_tower` and `text_tower` must both map to [B, D] with the "
+            f"same D. Received: image {tuple(image_shape)}, text "
             f"{tuple(text_shape)}"
         )
     rows = image_shape[0], text_shape[0]
@@ -432,7 +432,7 @@ def _check_embeddings(image_shape, text_shape):
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class Projection(layers.Configured):
-    """Learned linear maps of embeddings to another width, of unit norm again.
+    """Learned linear maps of embeddings to another width, normalised again.
 
     Weights: `image_kernel` and `text_kernel`, [D, dim] in float32. Maps
     `Embeddings` of width D to width `dim`.

@@ -1,8 +1,8 @@
 """Rows of a super-batch on one replica, and the collectives of a draw.
 
-R replicas hold B/R rows each: row i of replica r is row `r * B/R + i` of all.
-`LocalRows` hides from scores and samplers how many replicas there are.
-docs/distribution.md has the cost of each collective.
+R replicas hold B/R rows each: row i of replica r is the global row
+`r * B/R + i`. `LocalRows` hides from scores and samplers how many replicas
+there are. docs/distribution.md has the cost of each collective.
 """
 
 from keras import ops, tree
@@ -52,7 +52,7 @@ class LocalRows:
 
         Ties go to the lower row. Quota "per_replica" takes `size / R` rows of
         each replica, in replica order. Keys are float32 `[B/R]`, -inf if never
-        drawn; the result is int32 `[size]`, rows of all, on every replica.
+        drawn; the result is int32 `[size]`, global rows, on every replica.
         """
         if self._replicas is None:
             return ops.top_k(keys, size)[1]
@@ -69,7 +69,7 @@ class LocalRows:
     def fetch(self, tensors, rows: Tensor):
         """Gathers rows of a nest of tensors, `[B/R, ...] -> [c, ...]`.
 
-        `rows` are int32 `[c]`, rows of all, equal on every replica.
+        `rows` are int32 `[c]`, global rows, equal on every replica.
         """
         if self._replicas is None:
             return tree.map_structure(
@@ -88,7 +88,7 @@ class LocalRows:
         )
 
     def mask(self, rows: Tensor) -> Tensor:
-        """Returns bool `[B/R]`, true for the local rows among `rows` of all."""
+        """Returns bool `[B/R]`, true for the local rows among global `rows`."""
         here, is_local = self._places_here(rows)
         # Rows of other replicas map to a spare row, which is cut off.
         here = ops.where(is_local, here, self.num_rows)
@@ -125,7 +125,7 @@ class LocalRows:
         return {name: total / size for name, total in totals.items()}
 
     def _places_here(self, rows):
-        """Converts rows of all to local rows, with a mask of the local ones."""
+        """Converts global rows to local rows, and tells which are local."""
         here = rows - self._first
         return here, (here >= 0) & (here < self.num_rows)
 

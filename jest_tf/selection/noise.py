@@ -1,6 +1,6 @@
 """Random floats that are bitwise equal eagerly, in a graph and under XLA.
 
-Their bits are Philox4x32-10's, TensorFlow's, on every backend.
+Their bits are those of TensorFlow's Philox4x32-10 on every backend.
 """
 
 import math
@@ -19,7 +19,7 @@ class Placed(NamedTuple):
 
     Attributes:
         seed: two integers, (run seed, step).
-        places: int32 `[B]`, the place of each row when it had the noise.
+        places: int32 `[B]`, for each row the place whose noise it keeps.
     """
 
     seed: Sequence[int] | Tensor
@@ -77,13 +77,13 @@ def philox_bits(shape, seed: Tensor) -> Tensor:
 
 
 def _philox(counter, key):
-    """Ten rounds on four words of 32 bits, with a key of two."""
-    # In a loop: unrolled, XLA computes words again for each of their uses, and
-    # took 70 times as long on CPUs.
+    """Ten rounds on four words of 32 bits, with a key of two words."""
+    # In a loop: unrolled, XLA recomputes words for each use, and took 70 times
+    # as long on CPUs.
     return ops.fori_loop(0, 10, _philox_round, (*counter, *key))[:4]
 
 
-# Of the module, so that JAX, run eagerly, compiles the loop once for a size.
+# At module level, so that eager JAX compiles the loop once for each size.
 def _philox_round(_, words):
     first, second, third, fourth, left, right = words
     high, low = _multiply(_MULTIPLIERS[0], first)
@@ -130,7 +130,7 @@ def gumbel_noise(seed: Seed, num_chunks: int, super_batch_size: int) -> Tensor:
     if isinstance(seed, Placed):
         found = gumbel_noise(seed.seed, num_chunks, super_batch_size)
         return embeddings.take(found, seed.places, axis=1)
-    # The middles of 2^23 cells of (0, 1): never 0 or 1, and exact in float32.
+    # The midpoints of 2^23 cells of (0, 1): never 0 or 1, exact in float32.
     cells = uniform([num_chunks, super_batch_size], seed_tensor(seed), bits=23)
     return -ops.log(-ops.log(cells + 2.0**-24))
 

@@ -10,8 +10,8 @@ from jest_tf.config import methods
 from jest_tf.embeddings import Tensor
 from jest_tf.selection import local_rows, noise, scores
 
-# Most rows of the uniform draw for comparison. Larger sub-batches scale up its
-# score.
+# The uniform draw for comparison has at most this many rows; for a larger
+# sub-batch, its score is scaled up.
 UNIFORM_ROWS = 1024
 
 
@@ -34,7 +34,7 @@ class Draw(NamedTuple):
         uniform_score: float32 scalar, `score` of a uniform draw of `b` rows.
             Above 1,024 rows it is scaled up from a uniform draw of 1,024.
         kept: bool `[B/R]`, true for the chosen rows.
-        learner_loss: float32 `[B/R]`, given the sub-batch; None without
+        learner_loss: float32 `[B/R]`, given the sub-batch; None without a
             learner.
         reference_loss: float32 `[B/R]`, the reference's.
         own_score: float32 `[B/R]`, the criterion of each row's own pair, by
@@ -42,7 +42,7 @@ class Draw(NamedTuple):
         uniform_places: int32 `[u]`, the rows of the uniform draw that the next
             two fields cover, in the order drawn; the last may be repeated.
         uniform_learner_loss: float32 `[u]`, of rows of the uniform draw given
-            that draw; None without learner.
+            that draw; None without a learner.
         uniform_reference_loss: float32 `[u]`, the reference's.
     """
 
@@ -74,7 +74,7 @@ def report(
         state, size, seed, criterion, local
     )
     # Under XLA nothing checks the embeddings, and a row whose score is NaN
-    # need not be drawn: the score of the draw shows it.
+    # might not be drawn. So the score of the draw shows it.
     finite = ops.all(ops.isfinite(own_score))
     score = criterion.score(means)
     return Draw(
@@ -112,11 +112,11 @@ def _uniform_draw(state, batch_size, seed, criterion, local):
 
 
 def summarize(draw: Draw, replicas=None) -> dict[str, Tensor]:
-    """Summarizes a draw for a log, scalars by name.
+    """Summarizes a draw for a log, in scalars by name.
 
-    `score` and `uniform_score`, and for each model the mean loss of the kept
-    and of the dropped rows, 0 where there are none. With `replicas` the means
-    cover the rows of all replicas.
+    Returns `score`, `uniform_score`, and for each model the mean loss of the
+    kept and of the dropped rows, 0 where there are none. With `replicas`, the
+    means cover the rows of all replicas.
     """
     totals = {}
     for model in ("learner", "reference"):

@@ -6,9 +6,9 @@ an example's difficulty depends on the rest of the batch, so chunks are drawn
 one after another, each given the rows already chosen (Evans et al. 2024, arXiv
 2406.17711, section 3 and algorithm 1).
 
-A draw is a pure function of embeddings, settings and seed, in float32, compiles
-under XLA and has no gradient. With R replicas each passes the embeddings of its
-B/R rows, and all compute the same draw.
+A draw is a pure function of embeddings, settings and seed. It is computed in
+float32, compiles under XLA, and has no gradient. With R replicas, each passes
+the embeddings of its B/R rows, and all compute the same draw.
 """
 
 import numpy as np
@@ -53,23 +53,23 @@ def draw(
     pairs of the sub-batch. The uniform share is drawn last, from the rest.
 
     Args:
-        learner: embeddings of the super-batch, `[B, dim]`, with `replicas` of
-            the local rows, `[B/R, dim]`. None, for a criterion that does not
-            use it, also leaves it out of the report.
+        learner: embeddings of the super-batch, `[B, dim]`, or with `replicas`
+            of the local rows, `[B/R, dim]`. None, for a criterion that does not
+            use the learner, also leaves it out of the report.
         reference: embeddings of the same rows, `[B/R, other_dim]`; may be None
             for "hard_learner".
-        stage: of the draw. Its `candidates` and `view` are the caller's.
+        stage: settings of the draw; `candidates` and `view` are not used here.
         batch_size: b, rows that pass.
         seed: two integers, (run seed, step).
-        settings: `loss` and `quota` of the draw; None are the sigmoid loss and
-            the global quota.
+        settings: `loss` and `quota` of the draw; None means the sigmoid loss
+            and the global quota.
         replicas: the collectives of `distribution.current()`; None where one
             replica has all rows.
 
     Raises:
         ValueError: if settings or shapes do not fit together, or, run eagerly,
             if embeddings are not finite. For these a graph raises
-            `tf.errors.InvalidArgumentError`; one that XLA compiles gives a
+            `tf.errors.InvalidArgumentError`. A graph that XLA compiles gives a
             `score` of NaN, and so does Keras on JAX.
 
     Reference: arXiv 2406.17711, algorithm 1; docs/method.md lists where this
@@ -183,7 +183,7 @@ def independent_rows(
     gain: float = 1.0,
     num_quotas: int = 1,
 ) -> Tensor:
-    """Draws every row by its own pair; int32 `[b]`.
+    """Draws each row by the score of its own pair alone; int32 `[b]`.
 
     Args:
         own_score: float32 `[B]`, `Draw.own_score` of all rows.
@@ -236,11 +236,11 @@ def chunk_sizes(
 def draw_flops(
     rows_in: int, rows_out: int, width: int, num_groups: int = 1
 ) -> int:
-    """Counts the floating-point operations of a draw, in matrix products.
+    """Counts the floating-point operations of a draw's matrix products.
 
-    A multiply-add is two operations. Each row meets its own caption, and in
-    both directions the rows that pass in its group. The uniform draw for
-    comparison meets itself.
+    A multiply-add is two operations. Each row is compared with its own caption
+    and, in both directions, with the rows of its group that pass. The rows of
+    the uniform draw are compared with each other.
 
     Args:
         rows_in: rows of all groups.

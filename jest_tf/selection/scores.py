@@ -1,4 +1,4 @@
-"""Scores of all rows given the chosen ones, by the models' running losses."""
+"""Scores of all rows given the chosen rows, by the models' running losses."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,7 +35,7 @@ def start(models: dict[str, Embeddings], loss: str) -> State:
 
 
 def add(state: State, rows: Tensor, local: local_rows.LocalRows) -> State:
-    """Adds `rows`, int32 `[c]` of all, to the chosen."""
+    """Adds global `rows`, int32 `[c]`, to the chosen rows."""
     chosen = local.fetch(
         {name: rows.model[:2] for name, rows in state.models.items()}, rows
     )

@@ -29,26 +29,26 @@ def of_rows(
     seed: np.ndarray,
     num_quotas: int = 1,
 ) -> dict:
-    """Summarises a draw, in values that JSON has.
+    """Summarises a draw, in values that JSON can hold.
 
     Args:
-        stage: that drew.
+        stage: the stage that drew.
         rows: arrays `[n]` of the rows into it: `own_score`, `kept`,
             `learner_loss` and `reference_loss` as in `selection.Draw`, if
             present there; `row` or `position`; `id` and `clean`, if known.
         uniform: losses of the uniform draw for comparison, by model.
-        drawn: integers `[m]`, indices of `rows` that passed.
-        seed: of the draw.
+        drawn: integers `[m]`, indices of the `rows` that passed.
+        seed: seed of the draw.
         num_quotas: R with quota "per_replica", else 1.
 
     Returns:
         `rows_in` and `rows_out`; `overlap_independent` and `overlap_uniform`,
-        the shares of the draw that other samplers draw from the same noise,
-        m/n for unrelated draws; of each quantity the count, mean and quantiles
-        of the kept, the dropped and the uniformly drawn rows; `highest` and
-        `lowest`, the rows with the most extreme scores; where it is known,
-        `clean_in` and `clean_out`, the clean shares of the rows into the stage
-        and out of it.
+        the shares of the draw that other samplers also draw from the same noise
+        (m/n for unrelated draws); for each quantity the count, mean and
+        quantiles of the kept, the dropped and the uniformly drawn rows;
+        `highest` and `lowest`, the rows with the most extreme scores; where
+        known, `clean_in` and `clean_out`, the clean shares of the rows into the
+        stage and out of it.
     """
     others = _other_rows(
         ops.convert_to_tensor(rows["own_score"]),

@@ -15,7 +15,7 @@ from jest_tf.training import step as step_lib
 
 
 def check_parts(config: config_lib.TrainConfig) -> None:
-    """Checks names of parts, on a learner without weights.
+    """Checks the names of parts, on a learner without weights.
 
     Raises:
         ValueError: as `models.build_learner` and `parts.rate_factors`.
@@ -35,7 +35,7 @@ def build_model(
 ) -> model_lib.JESTModel:
     """Builds and compiles the model of a run, see `JESTModel`.
 
-    `selection` is that of the steps to come, `config.selection` if None.
+    `selection` is for the steps to come; None takes `config.selection`.
     """
     model = model_lib.JESTModel(
         learner,

@@ -5,7 +5,8 @@ forward pass is counted in a model's traced graph, at the size of a micro-batch;
 everything else follows by rule:
 
     score      the learner's forward pass over the rows into live stages
-    reference  the live reference's, over the first of them or distilled rows
+    reference  the live reference's, over the rows into the first stage that
+               needs it, or over the distilled rows
     select     rows into a stage x rows that pass it, in both directions
     forward    the learner's forward pass over the sub-batch
     loss       the logits of the sub-batch

@@ -12,9 +12,9 @@ from jest_tf.embeddings import Tensor
 class StepMetrics:
     """`loss`, `scale`, `bias`, `stages/...` of draws, `data/..._replaced`.
 
-    Create it in the scope of the strategy. Stages that score have
-    `selection.summarize` as `stages/0/score` and so on; `distils` adds
-    `distillation`.
+    Create it in the scope of the strategy. For stages that score, it has the
+    values of `selection.summarize` as `stages/0/score` and so on; `distils`
+    adds `distillation`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class StepMetrics:
     def count_replaced(self, super_batch: Mapping[str, Tensor]) -> None:
         """Counts local rows with `caption_replaced` or `record_replaced`."""
         parts = [super_batch, super_batch.get("curated", {})]
-        # Known from tracing on.
+        # Known once the step is traced.
         self._counted = tuple(
             name for name in self._sums if name in super_batch
         )
@@ -68,12 +68,12 @@ class StepMetrics:
 
 
 class ProgressBar(keras.callbacks.ProgbarLogger):
-    """Keras' bar with the losses and the two scores of each draw alone.
+    """Keras' bar with only the losses and the two scores of each draw.
 
     `History` and other callbacks get every metric.
     """
 
-    async_safe = True  # as Keras' own, so that steps are not waited for
+    async_safe = True  # as Keras' own bar: it does not wait for steps
 
     def on_train_batch_end(self, batch, logs=None):
         """Updates the bar."""

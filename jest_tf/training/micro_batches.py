@@ -1,4 +1,4 @@
-"""The gradient of a contrastive loss at the memory of a micro-batch.
+"""The gradient of a contrastive loss in the memory of a micro-batch.
 
 The loss couples the rows of a batch only through their embeddings. All rows are
 embedded without keeping activations; the loss gives the gradient of the
@@ -192,7 +192,7 @@ def _backward(encode, parts, upstream, variables, regularizers):
 
 @contextlib.contextmanager
 def _tape_of(variables):
-    """A tape on which other variables, of frozen parts, leave nothing."""
+    """A tape that ignores other variables, those of frozen parts."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch([variable.value for variable in variables])
         yield tape
@@ -207,7 +207,7 @@ def split(tensors, size: int):
 
 
 def check_divides(size: int, rows: int, num_replicas: int) -> None:
-    """Raises ValueError unless micro-batches of a `size` cut all `rows`."""
+    """Raises ValueError unless micro-batches of `size` divide the `rows`."""
     if rows % size:
         raise ValueError(
             "`micro_batch_size` must divide a replica's share of the "

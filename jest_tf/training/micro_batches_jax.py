@@ -1,7 +1,7 @@
 """`micro_batches` on Keras' JAX backend, where gradients are functions.
 
-Variables are read from, and statistics and seeds written to, the scope of the
-step (`on_jax.py`). Functions and arguments are as in `micro_batches`.
+Variables are read from the scope of the step (`on_jax.py`); statistics and
+seeds are written to it. Functions and arguments are as in `micro_batches`.
 """
 
 import jax

@@ -39,11 +39,12 @@ class JESTModel(trainer.Trainer, keras.Model):
     learner's embeddings.
 
     Metrics are means over the steps since the last reset: `loss`, `scale`,
-    `bias`, and of each stage `selection.summarize` as `stages/0/...`, over
-    scoring steps only. With distillation, `loss` includes it and
-    `distillation` is its unweighted value. Batches with `caption_replaced` or
-    `record_replaced` add the counts `data/captions_replaced` (not UTF-8) and
-    `data/records_replaced` (unreadable).
+    `bias`, and for each stage the values of `selection.summarize` as
+    `stages/0/...`, over scoring steps only. With distillation, `loss` includes
+    it and `distillation` is its unweighted value. Batches with
+    `caption_replaced` or `record_replaced` add the counts
+    `data/captions_replaced` (not UTF-8) and `data/records_replaced`
+    (unreadable).
 
     If the model is created in the scope of a strategy, each of R replicas
     holds B/R rows of a super-batch and trains on b/R rows of the sub-batch.
@@ -57,7 +58,7 @@ class JESTModel(trainer.Trainer, keras.Model):
             batch to `Embeddings`. It is neither trained nor saved; attach it
             again after loading.
         selection: a `config.SelectionConfig`, whose live stages choose from
-            each super-batch; stored ones are the dataset's
+            each super-batch; the dataset runs the stored stages
             (`pipeline.super_batches`). None trains on the batch as it comes.
             If stages begin or end during the run, each kind of step is
             compiled on first use.
@@ -174,7 +175,7 @@ class JESTModel(trainer.Trainer, keras.Model):
         """
         self._check_placed("reference", model)
         self._change_step(reference=reference.frozen(model))
-        self.train_function = None  # of the reference before
+        self.train_function = None  # traced with the old reference
 
     @property
     def drawn_ids(self) -> Tensor | None:
@@ -264,7 +265,7 @@ class JESTModel(trainer.Trainer, keras.Model):
         self._next_step = None
         self._last_logs = {}
         callbacks = kwargs.get("callbacks")
-        # Positional ones and a list of Keras' own kind are left as they are.
+        # Positional callbacks and Keras' `CallbackList` are left as they are.
         if (
             len(args) < 5
             and isinstance(callbacks, list | tuple | None)
@@ -350,7 +351,7 @@ class JESTModel(trainer.Trainer, keras.Model):
         return sub_batch.super_batch_of(data, self._num_replicas)
 
     def _train_step(self, super_batch, settings):
-        """A step's outputs equal on all replicas, and its row outputs."""
+        """The outputs that are equal on all replicas, and the row outputs."""
         replicas = distribution.current()
         number = ops.cast(self.optimizer.iterations, "int32")
         step = dataclasses.replace(

@@ -1,9 +1,9 @@
 """How `JESTModel` runs its step on Keras' JAX backend.
 
 Keras' JAX trainer hands a step all state and takes it back. Within a
-`keras.StatelessScope` the page `step.py` reads and writes that state through
-the variables, so it is the same page on every backend. On several devices it
-runs within a `shard_map`, where each has its rows as a replica on TensorFlow.
+`keras.StatelessScope`, `step.py` reads and writes that state through the
+variables, so it is the same code on every backend. On several devices it runs
+within a `shard_map`; each device has its rows, like a replica on TensorFlow.
 """
 
 import functools
@@ -24,11 +24,11 @@ from jest_tf.training import finite, row_outputs
 class Trainer(keras_fit.Averages):
     """Mixin of `JESTModel`, before `keras.Model`."""
 
-    distribute_strategy = tf.distribute.get_strategy()  # of TensorFlow: none
+    distribute_strategy = tf.distribute.get_strategy()  # TensorFlow's: none
 
     @property
     def metrics_variables(self) -> list[keras.Variable]:
-        """Those of all metrics; which have values is known after tracing."""
+        """Those of all metrics; tracing shows which metrics have values."""
         return [
             variable
             for metric in self.step_metrics
@@ -123,7 +123,7 @@ class Trainer(keras_fit.Averages):
                 trained, others, optimizer, added = _values(groups, on)
                 if replicas is not None:
                     added = replicas.all_reduce(added)
-                    # Statistics, as of batch normalisation, are of local rows.
+                    # Statistics, as in batch normalisation, are of local rows.
                     others = [_mean(value, replicas) for value in others]
             metrics = [
                 old + new for old, new in zip(metrics, added, strict=True)
@@ -145,7 +145,7 @@ class Trainer(keras_fit.Averages):
         return jax.jit(on_replica, donate_argnums=0)
 
     def _logs_of(self, metrics):
-        """The values of the metrics that have some, from their variables."""
+        """The values of metrics that have values, from their variables."""
         values = dict(
             zip(map(id, self.metrics_variables), metrics, strict=True)
         )
@@ -177,7 +177,7 @@ class Trainer(keras_fit.Averages):
         super()._exchange_average()
 
     def _check_placed(self, name, model):
-        """A distribution of Keras places variables when they are made."""
+        """Keras' distribution places variables when they are made."""
         if tf.distribute.has_strategy():
             embeddings.check_backend("A `tf.distribute.Strategy`")
 

@@ -38,8 +38,9 @@ class Trainer(keras_fit.TrainerHooks):
                         tf.TensorSpec.from_tensor, super_batch
                     )
                     self._flops.pop(settings, None)
-                # When the data end, nothing may run that needs no batch, such
-                # as weight decay: TensorFlow inlines the step into the loop.
+                # When the data end, operations that need no batch, such as
+                # weight decay, must not run: TensorFlow inlines the step into
+                # the loop.
                 with tf.control_dependencies([super_batch["image"]]):
                     return self._with_logs(super_batch, settings)
 
@@ -76,8 +77,9 @@ class Trainer(keras_fit.TrainerHooks):
     def _next_selection(self):
         """The selection of the next execution.
 
-        Steps in which other stages are active have other graphs. So the kind
-        is chosen between executions, and each is compiled once, on first use.
+        Steps in which other stages are active have other graphs. So the kind of
+        step is chosen between executions, and each kind is compiled once, on
+        first use.
         """
         settings = self.selection
         if settings is None or settings.turns == [0]:
@@ -89,7 +91,7 @@ class Trainer(keras_fit.TrainerHooks):
         return settings.at(step).in_step
 
     def _steps_done(self):
-        """Reads the steps so far on any number of replicas, also in traces."""
+        """Reads the steps so far, on any number of replicas and in traces."""
         with tf.init_scope():
             counter = tf.convert_to_tensor(self.optimizer.iterations.value)
             return int(counter.numpy())

@@ -14,11 +14,11 @@ from jest_tf.embeddings import ON_TENSORFLOW
 
 
 class RecipeOptimizer(keras_fit.AggregateThenClip if ON_TENSORFLOW else object):
-    """Mixin for Keras' optimizers: kernels alone decay, factors of the rate.
+    """Mixin for Keras' optimizers: only kernels decay, and rates have factors.
 
     Biases, norms, embeddings, positions, the temperature and the bias of the
-    logits do not decay, as in SigLIP's published recipe. Clips after the
-    all-reduce.
+    logits do not decay, as in SigLIP's published recipe. Gradients are clipped
+    after the all-reduce.
 
     Attributes:
         rate_factors: factors of the learning rate, for updates and weight
@@ -66,7 +66,7 @@ class RecipeOptimizer(keras_fit.AggregateThenClip if ON_TENSORFLOW else object):
         rate = ops.cast(rate, variable.dtype)
         factor = ops.convert_to_tensor(factor, variable.dtype)
         rest = [1] * (len(variable.shape) - 1)
-        # A stack of blocks has a factor each, [depth, 1, ...].
+        # A stack has a factor for each block, [depth, 1, ...].
         return rate * (
             ops.reshape(factor, [-1, *rest]) if len(factor.shape) else factor
         )
@@ -150,7 +150,7 @@ class Joined(keras.optimizers.schedules.LearningRateSchedule):
 def build_schedule(
     settings: config_lib.OptimizerConfig, steps: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Builds the learning rate of a run of so many `steps`.
+    """Builds the learning rate of a run of `steps` steps.
 
     Raises:
         ValueError: `optimizer.schedule` names no function, or one that returns
@@ -165,7 +165,7 @@ def build_schedule(
 
 
 def _from_warmup(settings, steps):
-    """One schedule of so many steps, its warm-up included."""
+    """A single schedule of `steps` steps, including its warm-up."""
     kinds = keras.optimizers.schedules
     peak, warmup = settings.learning_rate, settings.warmup_steps
     if settings.schedule == "cosine":
@@ -199,7 +199,7 @@ def build_optimizer(
     steps: int,
     rate_factors: Sequence[float | Sequence[float]] | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Builds the optimizer of a run, by default AdamW under a cosine.
+    """Builds the optimizer of a run, by default AdamW with a cosine schedule.
 
     Args:
         settings: see `config.OptimizerConfig`.

@@ -37,9 +37,9 @@ def of_scored(
 ) -> dict[str, dict[str, Tensor]]:
     """Scores and losses of the rows scored here by a stage.
 
-    `rows` are those into the stage. `about` has, of all of them, the row of
-    the super-batch and the place in the draw before, int32 `[n]` each; without
-    a draw before, None.
+    `rows` are those into the stage. `about` has, for all of them, the row of
+    the super-batch and the place in the previous draw, int32 `[n]` each; the
+    places are None if no draw came before.
     """
     here = placement.rows_of_all(rows["image"].shape[0], replicas)
     numbers, order = about
@@ -72,7 +72,7 @@ def scored(stage: int) -> str:
 
 
 def uniform(stage: int) -> str:
-    """Returns the group of its uniform draw for comparison."""
+    """Returns the group of the stage's uniform draw for comparison."""
     return f"stages/{stage}/uniform"
 
 
@@ -83,7 +83,7 @@ def recent_draws(
 
     Keras returns only the outputs of the last step.
     """
-    # GPUs have no 32-bit integer variables, TPUs no 64-bit ones.
+    # GPUs have no int32 variables, TPUs no int64 variables.
     dtype = "int32" if distribution.is_tpu(strategy) else tf.int64
     with strategy.scope():
         return tf.Variable(
@@ -120,7 +120,7 @@ class RowReport:
     """Per-row outputs of the last step of an execution.
 
     `groups` are the outputs of the step, of all local replicas; {} before the
-    first one. `draws`, `[steps, b]`, are those of the whole execution. With
+    first step. `draws`, `[steps, b]`, are those of the whole execution. With
     several workers, `gather` joins the rows of all, and all must call `scored`
     and `uniform` together.
     """
@@ -138,7 +138,8 @@ class RowReport:
     def drawn(self, step: int) -> np.ndarray | None:
         """Rows of the super-batch chosen in a step, in the order drawn.
 
-        `[b - c]`; None without a live stage. `step` counts the steps before.
+        `[b - c]`; None without a live stage. `step` is the number of steps
+        before it.
         """
         if self._draws is None:
             return None
@@ -152,9 +153,9 @@ class RowReport:
     def scored(self, stage: int) -> dict[str, np.ndarray]:
         """Arrays `[n]` of the rows that a stage scored; {} if it did not.
 
-        `number` is the row's among those into the stage, by which they are
-        sorted, `row` its place in the super-batch, `kept` whether it passed.
-        `own_score`, `learner_loss` and `reference_loss` are as in
+        `number` is the row's place among the rows into the stage, and sorts
+        them; `row` is its place in the super-batch; `kept` is true if it
+        passed. `own_score`, `learner_loss` and `reference_loss` are as in
         `selection.Draw`, if present there. `id` is present if the batches have
         it.
         """

@@ -3,9 +3,10 @@
 `train_step` is Algorithm 1 of the paper on one page. R replicas run it on B/R
 rows each, and together make the step of one replica.
 
-Shapes: B rows in a super-batch, n of them come into a stage, b are trained on,
-c of these curated; D and Dr are the embedding widths of learner and reference.
-Tensors are local: `rows` have `[n/R, ...]`, and `batch` has `[b/R, ...]`.
+Shapes: of the B rows of a super-batch, n come into a stage; b rows are trained
+on, and c of these are curated. D and Dr are the embedding widths of learner and
+reference. Tensors are local: those of `rows` are `[n/R, ...]`, those of `batch`
+`[b/R, ...]`.
 
 Reference: Evans et al. 2024, arXiv 2406.17711, algorithm 1.
 """
@@ -85,8 +86,8 @@ class Step:
             nor distillation need it.
         optimizer: built for the trained `variables`.
         projection: a built `two_tower.Projection` of the learner's embeddings
-            to the reference's width, for distillation; None if it is equal.
-        selection: a `config.SelectionConfig`, whose live stages are run; None
+            to the reference's width, for distillation; None if they are equal.
+        selection: a `config.SelectionConfig`, whose live stages run here; None
             trains on the batch as it comes.
         loss: name of the pair loss, see `losses.pair_loss`.
         options: see `StepOptions`.
@@ -160,7 +161,7 @@ class Outputs(NamedTuple):
 
     Attributes:
         metrics: scalars by name, equal on every replica.
-        draws: by number of the stage, those of stages that scored.
+        draws: the draws of stages that scored, by the stage's number.
         drawn: int32 `[b - c]`, rows of the super-batch that were chosen, in
             the order of the last draw; None without a live stage.
         rows: per-row results of this replica, see `row_outputs.py`.
@@ -183,7 +184,7 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
     """
     rows, curated = sub_batch.split_curated(super_batch)
     sizes = sub_batch.check_sizes(step, rows, curated)  # [B - c, ..., b - c]
-    # The super-batch's row of each row, of all.
+    # For each of all rows, its place in the super-batch.
     numbers = ops.arange(sizes[0], dtype="int32")
     views, reference, drawn, order = step.options.views, None, None, None
     draws, metrics, report = {}, {}, {}
@@ -225,7 +226,7 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
     batch, targets = sub_batch.distillation_targets(step, batch)  # [b/R, Dr]
     batch = sub_batch.augment(step, batch, places)
 
-    # Gradient: of one loss over all b rows, in micro-batches.
+    # Gradient: of a single loss over all b rows, in micro-batches.
     gradient = micro_batches.gradients(
         step.learner,
         batch,
@@ -259,8 +260,8 @@ def score(
 ) -> tuple[Embeddings | None, Embeddings | None]:
     """Embeds the rows into a stage, `[n/R, ...]`, in evaluation mode.
 
-    `known` are the reference's embeddings of the stage before, whose scale and
-    bias belong to those that the rows brought along.
+    `known` are the reference's embeddings from the stage before. Their scale
+    and bias belong to the embeddings that the rows bring along.
 
     Returns the learner's and the reference's embeddings, `[n/R, D]` and
     `[n/R, Dr]`; None if the criterion does not use the model.
@@ -311,11 +312,11 @@ def select(
 
     Args:
         step: the step.
-        number: the stage's among all stages.
+        number: the stage's place among all stages.
         size: rows that pass.
         models: embeddings by learner and reference, as `score` returns them.
-        order: int32 `[n]`, the places of the rows in the draw before. Their
-            noise goes by these, so that the draw does not depend on R.
+        order: int32 `[n]`, the places of the rows in the draw before. The noise
+            follows these places, so that the draw does not depend on R.
 
     Returns:
         int32 `[size]`, rows into the stage in the order drawn; and the `Draw`
@@ -351,7 +352,7 @@ def stage_seed(
 ) -> Tensor:
     """Returns the seed of stage `number`, a live one; int32 `[2]`.
 
-    That of the first live stage is `seed`, (run seed, step).
+    The first live stage has `seed` itself, (run seed, step).
     """
     salt = (number - len(settings.stored)) * _STAGE_SALT
     return selection.salted(seed, salt)
@@ -410,7 +411,7 @@ def contrastive_loss(
 
 
 def _of_draw(step, number, draw, learner_is_finite, reference_is_finite):
-    """Metrics of a draw; NaN for scores by embeddings that are not finite."""
+    """Metrics of a draw; NaN for scores of embeddings that are not finite."""
     by_model = {"learner": learner_is_finite, "reference": reference_is_finite}
     of_both = learner_is_finite & reference_is_finite
     metrics = {}

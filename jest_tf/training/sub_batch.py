@@ -27,7 +27,7 @@ _AUGMENT_SALT = 0x0A06
 _COUNTED = ("caption_replaced", "record_replaced")
 _FOR_REFERENCE = ("image_for_reference", "text_for_reference")
 FROM_REFERENCE = ("reference_image", "reference_text")
-# Pictures whose range is looked at.
+# The number of pictures whose range is checked.
 _LOOKED_AT = 1024
 # The key of the rows that are trained on as they are.
 CURATED = "curated"
@@ -39,8 +39,8 @@ def super_batch_of(
     """Extracts the super-batch from Keras' step data.
 
     Raises:
-        ValueError: if it is not a super-batch, or of a size that is known only
-            when the step runs, unless it `may_vary`.
+        ValueError: if it is not a super-batch, or if its size is known only
+            when the step runs, unless the size `may_vary`.
     """
     batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
     if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
@@ -63,7 +63,7 @@ def super_batch_of(
             f"{', '.join(shown)}"
         )
     if batch["image"].shape[0] is None and not may_vary:
-        # TensorFlow also cuts into unknown sizes what R does not divide.
+        # TensorFlow also gives unknown sizes to parts if R does not divide B.
         raise ValueError(
             "The size of a super-batch (B) must be static and a multiple of "
             "the number of replicas (R): batch with `drop_remainder=True`, "
@@ -74,9 +74,9 @@ def super_batch_of(
 
 
 def first_images(data) -> np.ndarray | None:
-    """Returns the first batch of float images in what `fit` gets, or None.
+    """Returns the first images that `fit` gets if they are floats, else None.
 
-    The dtype is known without reading a data set.
+    The dtype is known without reading the data set.
     """
     spec = _batch_of(getattr(data, "element_spec", data))
     parts = tf.nest.flatten(spec.get("image"), expand_composites=True)
@@ -87,7 +87,7 @@ def first_images(data) -> np.ndarray | None:
     if spec is not data:
         data = next(iter(data), {})
     images = _batch_of(data).get("image")
-    # Of a distributed batch those of the first replica.
+    # Of a distributed batch, take those of the first replica.
     images = getattr(images, "values", (images,))[0]
     return np.asarray(images)[:_LOOKED_AT]
 
@@ -100,7 +100,7 @@ def _batch_of(data):
 def split_curated(
     super_batch: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Separates the rows to choose from and the curated ones, None without."""
+    """Separates the rows to choose from and the curated rows, or None."""
     rows = dict(super_batch)
     return rows, rows.pop(CURATED, None)
 
@@ -232,7 +232,7 @@ def add_curated(
     places: Tensor,
     curated: Mapping[str, Tensor] | None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Appends the curated rows to the chosen ones; returns as `gather`.
+    """Appends the curated rows to the chosen rows; returns as `gather` does.
 
     Raises:
         ValueError: if the curated rows lack a key of the others.
@@ -287,7 +287,7 @@ def distillation_targets(
 def augment(
     step, batch: dict[str, Tensor], places: Tensor
 ) -> dict[str, Tensor]:
-    """Augments the images of the sub-batch, if the step does."""
+    """Augments the images of the sub-batch, if the step has `augment`."""
     if step.options.augment is None:
         return batch
     batch_size = places.shape[0] * step.num_replicas
