@@ -289,7 +289,8 @@ class TwoTower(keras.Model):
         }
 
     def build_from_config(self, config):
-        self.build(config["input_shape"])  # Keras' own hides its errors
+        """Builds the model as Keras does, which hides the error of `build`."""
+        self.build(config["input_shape"])
 
     @classmethod
     def from_config(cls, config):
