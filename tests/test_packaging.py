@@ -56,6 +56,7 @@ def build(config, vocabulary_size):
         keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(6)]),
         keras.Sequential(
             [
+                keras.Input([None], dtype="int32"),
                 keras.layers.Embedding(vocabulary_size, 6),
                 keras.layers.GlobalAveragePooling1D(),
             ]

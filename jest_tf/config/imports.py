@@ -50,6 +50,7 @@ def enter(name: str, trust: bool | None = None) -> None:
 
     None keeps what was noted before, or is the command's.
     """
+    name = files.local_path(name)
     if not name or files.is_remote(name):
         return
     folder = os.path.dirname(name) if name.endswith(".keras") else name

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import glob
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -29,6 +30,11 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def local_path(path: str) -> str:
+    """Returns the path without a scheme that means this machine's files."""
+    return re.sub("^(file://[^/]*|local://)", "", path)
+
+
 def absolute(path: str) -> str:
     """Returns the path without relative parts; a remote path as it is."""
     return path if is_remote(path) else os.path.abspath(path)
@@ -38,7 +44,8 @@ def inside(folder: str, name: str) -> str:
     """Returns the path of a name that a file or a listing gives in a folder.
 
     Raises:
-        ValueError: it is not a plain name, or is a link that leads out.
+        ValueError: it is not a plain name, is a link that leads out, or neither
+            a file nor a folder.
     """
     if not name or name in (".", "..") or {"/", "\0"} & {*name}:
         raise ValueError(
@@ -47,15 +54,27 @@ def inside(folder: str, name: str) -> str:
             "trust its files"
         )
     path = os.path.join(folder, name)
-    if not is_remote(path):
-        check_links([path], folder)
+    if not is_remote(local_path(path)):
+        check_links([local_path(path)], local_path(folder))
     return path
 
 
 def check_links(paths: Iterable[str], folder: str) -> None:
-    """Raises ValueError if a path is a link that leads out of a folder."""
+    """Raises ValueError if a path is a link that leads out of a folder.
+
+    Also if it is neither a file nor a folder: to open a pipe waits for ever.
+    """
     root = os.path.realpath(folder)
-    for path in filter(os.path.islink, paths):
+    for path in paths:
+        if os.path.exists(path) and not (
+            os.path.isfile(path) or os.path.isdir(path)
+        ):
+            raise ValueError(
+                f"What lies in {folder} must be files and folders. Received: "
+                f"{path}, a device, pipe or socket; delete it"
+            )
+        if not os.path.islink(path):
+            continue
         real = os.path.realpath(path)
         if os.path.commonpath([real, root]) != root:
             raise ValueError(
@@ -381,8 +400,9 @@ def checked(folder: str, names: Iterable[str]) -> list[str]:
         ValueError: a name is not that of a file in the folder.
     """
     for name in names:
+        place = folder
         for part in name.split("/"):
-            inside(folder, part)
+            place = inside(place, part)
     return sorted(names)
 
 

@@ -11,7 +11,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-_TEMPORARY = "jest-tf-"
+# Nobody's own folder may be taken for one that was left, and deleted.
+_TEMPORARY = "jest-tf-temporary-"
+_RANDOM = 8 * "[a-z0-9_]"  # what `mkdtemp` adds
 # In errors of Python, of TensorFlow and of HDF5, which has no number.
 _FULL = re.compile("|".join(map(os.strerror, (errno.ENOSPC, errno.EDQUOT))))
 
@@ -29,7 +31,9 @@ def temporary() -> Iterator[None]:
     """
     before = tempfile.tempdir, os.environ.get("TMPDIR")
     above = tempfile.gettempdir()
-    for old in glob.glob(os.path.join(glob.escape(above), f"{_TEMPORARY}*")):
+    for old in glob.glob(
+        os.path.join(glob.escape(above), _TEMPORARY + _RANDOM)
+    ):
         # A folder that is in use is locked.
         with contextlib.suppress(OSError), _lock_of(old):
             shutil.rmtree(old)

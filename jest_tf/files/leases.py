@@ -408,14 +408,15 @@ def _last_view(root):
             return {}
         # A view is deleted when the next has been published.
         with contextlib.suppress(FileNotFoundError):
-            return _read_view(f"{root}/{files.VIEWS}/{max(names)}")
+            return _read_view(root, max(names))
 
 
 @functools.lru_cache(maxsize=16)
-def _read_view(path):
+def _read_view(root, name):
+    path = f"{root}/{files.VIEWS}/{name}"
     try:
         view = json.loads(remote.read(path))
-        files.checked(path, [*view, *view.values()])
+        files.checked(root, [*view, *view.values()])
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(
             f"The view {path} must be a JSON object of names within its "

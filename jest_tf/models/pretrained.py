@@ -88,7 +88,7 @@ def in_folder(path: str) -> str:
     """Returns the full name of the model that a folder holds, or ""."""
     try:
         content = json.loads(
-            files.read_whole(os.path.join(path, "config.json"))
+            files.read_whole(files.inside(path, "config.json"))
         )
     except (OSError, ValueError):
         return ""

@@ -27,8 +27,6 @@ _TOWERS = ("image_tower", "text_tower")
 
 # TensorFlow's words.
 _NO_ID = re.compile(r"indices\[.*?\] = (-?\d+) is not in \[0, (\d+)\)")
-# Integers up to these are exact in 16-bit floats; float32 can hold all ids.
-_LARGEST_ID = {"bfloat16": 2**8, "float16": 2**11}
 
 # Added to the norm before the division, as in big_vision's two_towers.py.
 _NORM_EPSILON = 1e-8
@@ -56,8 +54,8 @@ class TwoTower(keras.Model):
     Args:
         image_tower: Keras layer or model, images [B, ...] -> [B, D].
         text_tower: Keras layer or model, texts [B, ...] -> [B, D]. An input of
-            16-bit floats is refused, because it rounds token ids; in mixed
-            precision, a `Sequential` without an `Input` has such an input.
+            floats, as a `Sequential` without an `Input` has it, is refused: in
+            mixed precision it rounds token ids.
         temperature: initial scale, above 0; the default is SigLIP's.
         bias: initial bias; the default is SigLIP's.
         learn_bias: train the bias. Turn this off for the softmax loss, which
@@ -290,6 +288,10 @@ class TwoTower(keras.Model):
             "pixels": self.pixels,
         }
 
+    def build_from_config(self, config):
+        """Builds the model as Keras does, which hides the error of `build`."""
+        self.build(config["input_shape"])
+
     @classmethod
     def from_config(cls, config):
         """Builds the model of `get_config`."""
@@ -395,7 +397,7 @@ def _check_keys(batch):
 
 
 def _check_takes_ids(tower):
-    """Refuses a built text tower that rounds token ids.
+    """Refuses a built text tower that takes token ids as floats.
 
     Keras gives a `Sequential` without an `Input` an input of the compute dtype,
     also within a tower, where ids go into an `Embedding`.
@@ -406,12 +408,12 @@ def _check_takes_ids(tower):
             for node in layer._inbound_nodes:
                 inputs += node.input_tensors
     for value in inputs:
-        if value.dtype in _LARGEST_ID:
+        if keras.backend.is_float_dtype(value.dtype):
             raise ValueError(
                 "`text_tower` must take token ids as integers: begin its "
-                'layers with `keras.Input([None], dtype="int32")`. Received: '
-                f"an input of dtype {value.dtype}, which rounds ids above "
-                f"{_LARGEST_ID[value.dtype]:,}"
+                'layers with `keras.Input((length,), dtype="int32")`. '
+                f"Received: an input of dtype {value.dtype}; floats round "
+                "ids, bfloat16 those above 256"
             )
 
 

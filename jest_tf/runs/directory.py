@@ -59,7 +59,19 @@ def path(workdir: str, name: str) -> str:
 
     From here on this process knows that the directory, if it is on a bucket,
     has views.
+
+    Raises:
+        ValueError: the name is no plain name, or the directory is a copy of
+            what lay on a bucket.
     """
+    if not files.is_remote(workdir) and os.path.isdir(
+        os.path.join(workdir, files.VIEWS)
+    ):
+        raise ValueError(
+            "A run directory from a bucket keeps its files under other names. "
+            f"Received: {workdir!r}, a copy of it; give it as "
+            f"'file://{os.path.abspath(workdir)}'"
+        )
     files.keep_views(os.path.join(workdir, LOCK_FILE))
     return files.inside(workdir, name)
 
@@ -220,8 +232,6 @@ def received(workdir: str) -> str:
         what, near = "a file", []
     elif os.path.isdir(workdir):
         what, near = "a folder without it", _runs_in(workdir)
-        if os.path.isdir(path(workdir, files.VIEWS)):
-            what = "a copy of a run on a bucket, which is read only there"
     else:
         what = "which does not exist"
         near = [
@@ -301,11 +311,6 @@ def locked(workdir: str) -> Iterator[None]:
         try:
             if files.is_file(workdir):
                 raise NotADirectoryError("it is a file")
-            views = path(workdir, files.VIEWS)
-            if not files.is_remote(workdir) and files.is_folder(views):
-                raise NotADirectoryError(
-                    "it is a copy of a run on a bucket, which goes on there"
-                )
             stack.enter_context(files.locked(path(workdir, LOCK_FILE)))
         except BlockingIOError:
             raise ValueError(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+import h5py
 import keras
 import numpy as np
 import tensorflow as tf
@@ -58,6 +59,8 @@ def load(
 
 def _load_run(workdir, step):
     config = directory.load_config(workdir)
+    if step is None:
+        _check_positions(workdir, config)
     tokenizer = tokenizers.load_tokenizer(workdir, config.data.text_length)
     if config.model.init_from:
         learner, picture = _read_learner(workdir, config)
@@ -71,6 +74,7 @@ def _load_run(workdir, step):
             # Keras and HDF5 raise almost any.
             directory.as_written(workdir, directory.WEIGHTS_FILE, Exception),
         ):
+            _check_arrays(local)
             learner.load_weights(local)
     else:
         # A checkpoint is of the whole model, which has no other weights.
@@ -79,6 +83,37 @@ def _load_run(workdir, step):
         # With `optimizer.ema`, the average, as evaluations have it.
         model.optimizer.finalize_variable_values(model.trainable_variables)
     return reference.Run(config, tokenizer, learner, workdir, picture)
+
+
+def _check_positions(workdir, config):
+    """Refuses a learner that takes more memory than its weights could fill."""
+    model, data = config.model, config.data
+    if model.towers or model.init_from:
+        return
+    preset = config_lib.PRESETS[model.preset]
+    patch = model.patch_size or preset.patch_size
+    positions = data.text_length + (data.image_size // patch) ** 2
+    path = directory.path(workdir, directory.WEIGHTS_FILE)
+    size, _ = files.stat(path)
+    if positions * preset.width > size:  # numbers have bytes
+        raise ValueError(
+            f"`data.text_length={data.text_length}` and `data.image_size="
+            f"{data.image_size}` must be those of the run's weights. Received: "
+            f"{path} of {size:,} bytes"
+        )
+
+
+def _check_arrays(path):
+    """Refuses HDF5 of few bytes that claims, compressed or empty, many more."""
+    sizes = []
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda _, item: sizes.append(getattr(item, "nbytes", 0))
+        )
+    if sum(sizes) > os.path.getsize(path):
+        raise ValueError(
+            f"{sum(sizes):,} bytes in a file of {os.path.getsize(path):,}"
+        )
 
 
 def check_model(name: str, setting: str) -> None:

@@ -36,6 +36,7 @@ def write_reference(folder):
     """A `.keras` file that knows all codes; returns its path."""
     text = keras.Sequential(
         [
+            keras.Input([LENGTH], dtype="int32"),
             keras.layers.Embedding(CODES + 2, DIM),
             keras.layers.Flatten(),
             keras.layers.Dense(DIM, use_bias=False),

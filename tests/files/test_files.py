@@ -150,6 +150,9 @@ class AnySchemeTest(FilesTestCase):
             files.inside(folder, "link")
         os.symlink("inside", f"{folder}/harmless")
         files.inside(folder, "harmless")
+        os.mkfifo(f"{folder}/pipe")
+        with self.assertRaisesRegex(ValueError, "pipe, a device, pipe or"):
+            files.inside(folder, "pipe")
 
     def test_a_folder_is_written_moved_and_deleted(self):
         first, other = f"{self.folder}/one", f"{self.folder}/other"
@@ -280,6 +283,15 @@ class LocalTest(FilesTestCase):
         self.assertEqual(os.environ["TMPDIR"], self.folder)
         living.communicate()
         self.assertEqual(os.listdir(self.folder), [])
+
+    def test_a_users_own_folders_are_no_temporary_ones(self):
+        self.enterContext(mock.patch.object(tempfile, "tempdir", self.folder))
+        names = ["jest-tf-baseline", "jest-tf-runs", "jest-tf-temporary-files"]
+        for name in names:
+            os.mkdir(f"{self.folder}/{name}")
+        with disks.temporary():
+            pass
+        self.assertEqual(sorted(os.listdir(self.folder)), names)
 
     def test_a_killed_writer_leaves_the_old_content(self):
         files.write_whole(self.path, b"old")

@@ -46,7 +46,11 @@ def numbered_learner():
         "text_tower",
         keras.Input([3], dtype="int32"),
         keras.Sequential(
-            [keras.layers.Embedding(12, 4), keras.layers.Flatten()],
+            [
+                keras.Input([3], dtype="int32"),
+                keras.layers.Embedding(12, 4),
+                keras.layers.Flatten(),
+            ],
             name="embedding",
         ),
     )

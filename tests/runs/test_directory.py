@@ -8,8 +8,8 @@ import remote_files
 import tensorflow as tf
 
 from jest_tf import files
-from jest_tf.files import leases
-from jest_tf.runs import directory
+from jest_tf.files import leases, remote
+from jest_tf.runs import directory, loading
 
 LOGS = (directory.METRICS_FILE, directory.DRAWS_FILE, directory.EVALUATION_FILE)
 
@@ -110,13 +110,33 @@ class DirectoryTest(tf.test.TestCase):
         with directory.locked(self.workdir):
             pass
 
-    def test_a_copy_of_a_bucket_is_refused(self):
-        os.mkdir(directory.path(self.workdir, files.VIEWS))
-        with self.assertRaisesRegex(ValueError, "is a copy of a run on a buck"):
-            with directory.locked(self.workdir):
-                self.fail("it is held")
-        with self.assertRaisesRegex(ValueError, "a copy of a run on a bucket"):
-            directory.load_config(self.workdir)
+    def test_a_copy_of_a_bucket_is_read_by_the_name_that_its_error_gives(self):
+        bucket, rows = f"ram://{self.id()}", [{"step": 1}, {"step": 2}]
+        with directory.locked(bucket):
+            for row in rows:
+                directory.append(bucket, directory.METRICS_FILE, row)
+                directory.write(bucket, directory.FLOPS_FILE, row)
+                directory.sync_logs(bucket)
+        for name in remote.tree(bucket):
+            copy = os.path.join(self.workdir, name)
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            remote.download(f"{bucket}/{name}", copy)
+        name = f"file://{os.path.abspath(self.workdir)}"
+        for call in (
+            lambda: directory.locked(self.workdir).__enter__(),
+            lambda: directory.load_config(self.workdir),
+            lambda: loading.check_finished(self.workdir),
+        ):
+            with self.assertRaisesRegex(ValueError, f"give it as '{name}'"):
+                call()
+        self.assertEqual(
+            directory.read_rows(name, directory.METRICS_FILE), rows
+        )
+        self.assertEqual(directory.read(name, directory.FLOPS_FILE), rows[-1])
+        self.assertEqual(
+            files.list_folder(name),
+            [directory.FLOPS_FILE, directory.METRICS_FILE],
+        )
 
     def test_the_logs_are_cut_back_to_the_step(self):
         whole = '{"step": 2, "a": 1}\n{"step": 4, "a": 2}\n'

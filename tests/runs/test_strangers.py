@@ -10,6 +10,7 @@ import sys
 import tempfile
 from unittest import mock
 
+import h5py
 import pytest
 import remote_files
 import subprocesses
@@ -106,12 +107,15 @@ class ModulesTest(StrangersTestCase):
             name = f"{module}:build"
             with contextlib.chdir(os.path.join(self.folder, cwd)):
                 sys.path[:0] = [""]
-                imports.enter(self.workdir, trust=False)
-                with self.assertRaisesRegex(
-                    ValueError, f"`loss`.*{name}', in {self.folder}.*`--trust`"
-                ):
-                    imports.load_function("loss", name)
-                self.assertFalse(os.path.exists(self.mark), module)
+                for scheme in ("", "file://", "local://"):
+                    imports._runs.clear()
+                    imports.enter(scheme + self.workdir, trust=False)
+                    with self.assertRaisesRegex(
+                        ValueError,
+                        f"`loss`.*{name}', in {self.folder}.*`--trust`",
+                    ):
+                        imports.load_function("loss", name)
+                    self.assertFalse(os.path.exists(self.mark), module)
                 imports.enter(self.workdir, trust=True)
                 imports.load_function("loss", name)
                 sys.path.pop(0)
@@ -213,8 +217,9 @@ class PlacesTest(StrangersTestCase):
             write_run(self.workdir)
             shutil.move(f"{self.workdir}/{name}", self.folder)
             os.symlink(f"../{name}", f"{self.workdir}/{name}")
-            with self.assertRaisesRegex(ValueError, f"lead out.*{name}"):
-                jest_tf.load(self.workdir)
+            for scheme in ("", "file://"):
+                with self.assertRaisesRegex(ValueError, f"lead out.*{name}"):
+                    jest_tf.load(scheme + self.workdir)
             shutil.rmtree(self.workdir)
 
     def test_nothing_is_appended_through_a_link(self):
@@ -252,6 +257,39 @@ class PlacesTest(StrangersTestCase):
             found = {*os.listdir(self.folder)} - {*before}
             found = {name.rpartition(".")[2] for name in found}
             self.assertEqual(found, {*new}, flags)
+
+    def test_weights_that_claim_more_than_they_have_are_refused(self):
+        write_run(self.workdir)
+        path = f"{self.workdir}/final.weights.h5"
+        name = "layers/sequential_1/layers/dense/vars/0"
+        with h5py.File(path, "r+") as weights:
+            shape = weights[name].shape
+            del weights[name]
+            weights.create_dataset(
+                name, [10**5, *shape], "f4", chunks=True, compression="gzip"
+            )
+        with self.assertRaisesRegex(ValueError, "h5 must be .*bytes in a fil"):
+            jest_tf.load(self.workdir)
+
+    def test_a_learner_larger_than_its_weights_is_not_built(self):
+        for data in ({"text_length": 2**30}, {"image_size": 2**18}):
+            write_run(self.workdir, init_from="")
+            settings = directory.load_config(self.workdir)
+            settings = dataclasses.replace(
+                settings, data=dataclasses.replace(settings.data, **data)
+            )
+            config.save_config(settings, f"{self.workdir}/config.json")
+            with self.assertRaisesRegex(ValueError, "those of the run's wei"):
+                jest_tf.load(self.workdir)
+
+    def test_a_pipe_is_not_waited_for(self):
+        for name in ("final.weights.h5", "vocab.txt", "config.json"):
+            write_run(self.workdir)
+            os.remove(f"{self.workdir}/{name}")
+            os.mkfifo(f"{self.workdir}/{name}")
+            with self.assertRaisesRegex(ValueError, f"{name}, a device, pipe"):
+                jest_tf.load(self.workdir)
+            os.remove(f"{self.workdir}/{name}")
 
     def test_a_checkpoint_that_claims_more_than_it_has_is_damaged(self):
         """Before memory is taken for it."""

@@ -27,6 +27,8 @@ SUFFIX = ".sidecar"
 _MAX_MAPPED = 256
 # File heads read at a time, for slow storage.
 _THREADS = 16
+# Most bytes that are fetched from buckets to compare checksums, in seconds.
+_FETCHED = 2**28
 
 
 class Rows(NamedTuple):
@@ -222,24 +224,27 @@ class Sidecars:
         return self._read(rows, ids, choose)
 
     def verify(self, most: float = math.inf) -> None:
-        """Compares the checksums of local files, which reads them.
+        """Compares the checksums of files, which reads them.
 
         Args:
-            most: bytes that are read; the files after these are not.
+            most: bytes that are read; the files after these are not. From
+                buckets, at most 256 MiB are read.
 
         Raises:
             ValueError: names a damaged file.
         """
-        local = [path for path in self._paths if not files.is_remote(path)]
-        sizes = np.cumsum([files.stat(path)[0] for path in local])
-        local = local[: np.searchsorted(sizes, most, side="right")]
+        chosen = []
+        for is_remote, bound in ((False, most), (True, min(most, _FETCHED))):
+            paths = [p for p in self._paths if files.is_remote(p) == is_remote]
+            sizes = np.cumsum([files.stat(path)[0] for path in paths])
+            chosen += paths[: np.searchsorted(sizes, bound, side="right")]
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             list(
                 pool.map(
                     lambda path: artefacts.read(
                         path, file_format.KIND, verify=True
                     ),
-                    local,
+                    chosen,
                 )
             )
 

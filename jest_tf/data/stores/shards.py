@@ -398,6 +398,7 @@ def _size_fault(size):
 
 
 def _read_file(path):
+    path = files.local_path(path)
     if files.is_remote(path):
         return _read_remote(path)
     # A pipe or device would never end.

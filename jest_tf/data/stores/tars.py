@@ -59,7 +59,7 @@ class Tars:
 
     def scan(self, path: str, advance):
         """Walks the headers; see `data/stores/shards.py`."""
-        pictures = 0
+        pictures, is_told = 0, False
         with shards.open_scan(path, advance) as file:
             for _, group in itertools.groupby(
                 _members(file), lambda member: member.key
@@ -76,6 +76,9 @@ class Tars:
                 if torn or any(found) or any(map(_is_caption, sample)):
                     size = start - file.raw.size if torn else end - start
                     yield start, size, None
+                is_told = torn or not sample[0].key
+            if pictures and not (is_told or _has_end(file)):
+                yield file.raw.size - 1, -1, None
         if not pictures:
             reason = shards.contents(path)
             if not reason or "is a tar" in reason:
@@ -206,6 +209,13 @@ def _is_padding(file, start, end):
         return start == end
     file.seek(start)
     return not any(file.read(end - start))
+
+
+def _has_end(file):
+    """True unless a tar was cut off, maybe just between two members."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - tarfile.BLOCKSIZE))
+    return size % tarfile.BLOCKSIZE == 0 and not any(file.read())
 
 
 def _is_caption(member):

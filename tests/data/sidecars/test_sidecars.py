@@ -181,6 +181,22 @@ class SidecarsTest(EmbeddingsTestCase):
                 with self.assertRaisesRegex(ValueError, "must have .*caption"):
                     sidecars.read([10], [caption], [1070])
 
+    def test_zeros_are_found_before_they_are_read(self):
+        paths = [
+            sidecars_lib.sidecar_path(self.store, shard, self.folder)
+            for shard in range(len(LENGTHS))
+        ]
+        content = files.read_whole(paths[2])
+        files.write_whole(paths[2], content[:-100], bytes(100))
+        sidecars = sidecars_lib.Sidecars(self.store, self.folder)
+        size = sum(files.stat(path)[0] for path in paths)
+        sidecars.verify(size - 1)  # which is without the last
+        for most in ({}, {"most": size}):
+            with self.assertRaisesRegex(
+                ValueError, f"{paths[2]} must be .*damaged `text`"
+            ):
+                sidecars.verify(**most)
+
     def test_the_best_caption_is_the_most_similar_one(self):
         starts = self.ends - self.counts
         twice = np.flatnonzero(self.counts == 3)[0]

@@ -152,8 +152,8 @@ class LocalTest(FilesTestCase):
 
     def test_a_device_or_folder_is_no_picture(self):
         self.assertEqual(
-            shards.read_files(["/dev/zero"]),
-            [shards.Fault("missing file: 'zero'")],
+            shards.read_files(["/dev/zero", "file:///dev/zero"]),
+            2 * [shards.Fault("missing file: 'zero'")],
         )
 
     def test_an_id_is_an_integer_or_digits_or_a_hashed_string(self):

@@ -210,6 +210,21 @@ class DamageTest(TarsTestCase):
             f"{self.path} is damaged or cut off: 515 bytes .* 1 of 2 records",
         )
 
+    def test_a_tar_cut_off_between_two_members_is_told(self):
+        shard_files.write_tar(self.path, self.samples())
+        whole = self.everything(stores.open_store(self.path))
+        # Sample b ends with block 12, after the zeros that fill it up.
+        for size in (12 * 512, 12 * 512 - 100):
+            os.truncate(self.path, size)
+            with self.assertLogs("absl", "WARNING") as logs:
+                found = self.everything(stores.open_store(self.path))
+            fault = stores.Fault("damaged: 1 bytes that are no record")
+            self.assertEqual(found, [*whole[:2], fault])
+            self.assertRegex(
+                logs.output[0],
+                f"{self.path} is damaged or cut off: 1 bytes .* 1 of 3 records",
+            )
+
     def test_a_damaged_header_costs_its_sample(self):
         shard_files.write_tar(self.path, self.samples())
         whole = self.everything(stores.open_store(self.path))
