@@ -78,7 +78,8 @@ test-newest: $(NEWEST_INSTALLED) ## run the fast tests with TensorFlow 2.21, whi
 
 test-jax: $(JAX_INSTALLED) ## run the tests of what also runs on Keras' JAX backend
 	@KERAS_BACKEND=jax $(JAX_BIN)/python -m pytest -m "not slow" \
-	  $(PYTEST_WORKERS) tests/on_jax tests/selection tests/losses
+	  $(PYTEST_WORKERS) tests/on_jax tests/selection tests/losses \
+	  tests/models tests/training/test_step.py
 
 test-peers: $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and open_clip's
 	@$(BIN)/python -m pytest tests/evaluation/test_peers.py

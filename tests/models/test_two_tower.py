@@ -229,7 +229,7 @@ class TowerOfViews(keras.layers.Layer):
 
     def call(self, images, training=None, view=None):
         pixel = images[:, 0, 0]
-        return pixel if view is None else pixel * 0.0 + np.eye(1, 3)
+        return pixel if view is None else pixel * 0.0 + np.float32([1, 0, 0])
 
     def check_view(self, view):
         if view.image_size is not None:
