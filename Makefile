@@ -37,7 +37,8 @@ export PYTHONUNBUFFERED := 1
 # The tests that `make test-oldest` runs; all without.
 OLDEST_TESTS ?=
 # The tests that `make test-jax` runs.
-JAX_TESTS ?= tests/on_jax tests/selection tests/losses
+JAX_TESTS ?= tests/on_jax tests/selection tests/losses tests/models \
+  tests/training/test_step.py
 
 # Where the benchmark on real data keeps packages, data and runs: 10 GB if all
 # of them are made.

@@ -23,6 +23,23 @@ def compiled(function, jit_compile=None, **options):
     return tf.function(function, jit_compile=jit_compile)
 
 
+def layer(layer, jit_compile):
+    """A compiled call, in training, of a layer that keeps state."""
+    if ON_TENSORFLOW:
+        return tf.function(layer, jit_compile=jit_compile)
+    function = jax.jit(layer.stateless_call, static_argnames=["training"])
+
+    def call(*inputs, **options):
+        state = layer.trainable_variables, layer.non_trainable_variables
+        values = ([variable.value for variable in group] for group in state)
+        outputs, new = function(*values, *inputs, **options)
+        for variable, value in zip(state[1], new, strict=True):
+            variable.assign(value)
+        return outputs
+
+    return call
+
+
 draw = compiled(
     selection.draw, static_argnames=["stage", "batch_size", "settings"]
 )

@@ -4,6 +4,7 @@ import numpy as np
 import oracles_towers
 import tensorflow as tf
 import tiny_towers
+from keras import ops
 
 from jest_tf.models import patches
 
@@ -73,13 +74,14 @@ class PatchEmbeddingTest(tf.test.TestCase):
         for dtype in ("float32", "mixed_bfloat16"):
             layer = make_layer(images, dtype=dtype)
             kernel, bias, positions = (
-                tf.cast(weight, layer.compute_dtype) for weight in layer.weights
+                ops.cast(weight, layer.compute_dtype)
+                for weight in layer.weights
             )
-            inputs = tf.cast(images, layer.compute_dtype)
-            cut = tf.reshape(inputs, [2, 6, 4, 6, 4, 3])
-            cut = tf.reshape(tf.transpose(cut, [0, 1, 3, 2, 4, 5]), [-1, 48])
-            tokens = tf.matmul(cut, tf.reshape(kernel, [48, WIDTH])) + bias
-            expected = tf.reshape(tokens, [2, 36, WIDTH]) + tf.reshape(
+            inputs = ops.cast(images, layer.compute_dtype)
+            cut = ops.reshape(inputs, [2, 6, 4, 6, 4, 3])
+            cut = ops.reshape(ops.transpose(cut, [0, 1, 3, 2, 4, 5]), [-1, 48])
+            tokens = ops.matmul(cut, ops.reshape(kernel, [48, WIDTH])) + bias
+            expected = ops.reshape(tokens, [2, 36, WIDTH]) + ops.reshape(
                 positions, [36, WIDTH]
             )
             self.assertAllEqual(layer(inputs), expected)

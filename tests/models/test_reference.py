@@ -5,6 +5,7 @@ import tempfile
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 import tiny
 
@@ -97,6 +98,8 @@ class LoadRunTest(tf.test.TestCase):
         ):
             self.assertAllEqual(part, same)
 
+    # For sidecars, which the command line writes.
+    @pytest.mark.tensorflow
     def test_an_encoder_does_what_the_learner_does_in_batches_of_one_shape(
         self,
     ):

@@ -3,12 +3,15 @@
 import functools
 import itertools
 
+import graphs
 import numpy as np
 import oracles_towers
+import pytest
 import tensorflow as tf
 import tiny_towers
+from keras import ops
 
-from jest_tf import config
+from jest_tf import config, embeddings
 from jest_tf.models import towers
 from jest_tf.training import flops
 
@@ -121,17 +124,17 @@ class ViewsTest(tf.test.TestCase):
             return tower(rows, training=False, view=view)
 
         def mapped(rows):
-            parts = tf.reshape(rows, [2, 2, 24, 24, 3])
-            embeddings = tf.map_fn(
-                encode, parts, fn_output_signature=tf.float32
+            parts = ops.reshape(rows, [2, 2, 24, 24, 3])
+            _, (found,) = embeddings.scan(
+                lambda state, index: (state, (encode(parts[index]),)),
+                *(2, (), (([2, 6], "float32"),)),
             )
-            return tf.reshape(embeddings, [4, 6])
+            return ops.reshape(found, [4, 6])
 
         def looped(rows):
-            _, total = tf.while_loop(
-                lambda step, _: step < 2,
-                lambda step, total: (step + 1, total + encode(rows)),
-                [0, tf.zeros([4, 6])],
+            total, _ = embeddings.scan(
+                lambda total, _: (total + encode(rows), ()),
+                *(2, ops.zeros([4, 6]), ()),
             )
             return total / 2
 
@@ -141,7 +144,7 @@ class ViewsTest(tf.test.TestCase):
             (mapped, False),
             (looped, True),
         ):
-            graph = tf.function(function, jit_compile=jit_compile)
+            graph = graphs.compiled(function, jit_compile)
             self.assertAllClose(graph(images), eager, 1e-4, 1e-4)
 
     def test_invalid_views_are_refused(self):
@@ -157,6 +160,7 @@ class ViewsTest(tf.test.TestCase):
 
 
 class CostTest(tf.test.TestCase):
+    @pytest.mark.tensorflow
     def test_a_traced_tower_multiplies_matrices_of_its_token_count(self):
         tower = flexible_tower()
         for view, num_tokens, patch_size, resizing in (

@@ -5,6 +5,7 @@ Steps under `fit` are in `test_model.py`.
 
 import dataclasses
 import itertools
+import operator
 import types
 
 import hand_draws
@@ -13,19 +14,27 @@ import numpy as np
 import oracles
 import tensorflow as tf
 import tiny
+from keras import ops
 
-from jest_tf import config, selection
-from jest_tf.embeddings import Embeddings
+from jest_tf import config, distribution, selection
+from jest_tf.distribution import placement
+from jest_tf.embeddings import ON_TENSORFLOW, Embeddings
 from jest_tf.models import reference
 from jest_tf.training import step as step_lib
 from jest_tf.training import sub_batch
+
+if not ON_TENSORFLOW:
+    import jax
+
+    from jest_tf.distribution import collectives_jax
 
 SEED = (7, 3)
 ROWS = 24
 BATCH = {
     "image": np.arange(ROWS * 12, dtype=np.uint8).reshape(ROWS, 2, 2, 3),
     "text": np.arange(ROWS * 2, dtype=np.int32).reshape(ROWS, 2),
-    "id": np.arange(ROWS) + 2**40,
+    # JAX has 32 bits; `fit` sends it both halves.
+    "id": np.arange(ROWS) + (2**40 if ON_TENSORFLOW else 2**20),
 }
 
 
@@ -49,11 +58,35 @@ def on_replicas(num_replicas, function, batch):
     def run(replicas):
         number = 0 if replicas is None else int(replicas.replica_id)
         own = lockstep.share(batch, number, num_replicas)
-        return function(replicas, tf.nest.map_structure(tf.constant, own))
+        own = tf.nest.map_structure(ops.convert_to_tensor, own)
+        return function(replicas, own)
 
+    if not ON_TENSORFLOW:
+        return on_replicas_of_jax(num_replicas, function, batch)
     if num_replicas == 1:
         return [run(None)]
     return lockstep.run(num_replicas, run)[0]
+
+
+def on_replicas_of_jax(num_replicas, function, batch):
+    """As `on_replicas`: a `vmap` has the collectives of a `shard_map`."""
+    mesh = types.SimpleNamespace(axis_names=("replica",), size=num_replicas)
+
+    def run(own):
+        devices = None if num_replicas == 1 else mesh
+        with collectives_jax.running(devices) as replicas:
+            return function(replicas, own)
+
+    shares = [
+        lockstep.share(batch, number, num_replicas)
+        for number in range(num_replicas)
+    ]
+    shares = tf.nest.map_structure(lambda *own: ops.stack(own), *shares)
+    found = jax.jit(jax.vmap(run, axis_name="replica"))(shares)
+    return [
+        jax.tree.map(operator.itemgetter(number), found)
+        for number in range(num_replicas)
+    ]
 
 
 def on(replicas, step):
@@ -162,7 +195,7 @@ class GatherTest(tf.test.TestCase):
             number * held + rng.permutation(held)[: 16 // parts]
             for number in range(parts)
         ]
-        return tf.constant(np.concatenate(rows), tf.int32)
+        return ops.convert_to_tensor(np.concatenate(rows), "int32")
 
     def test_every_row_of_a_draw_is_trained_on_once(self):
         for quota, num_replicas, views in itertools.product(
@@ -174,7 +207,7 @@ class GatherTest(tf.test.TestCase):
             self.assertAllEqual(np.sort(places), np.arange(16))
             for batch, places in gathered:
                 self.assertEqual(places.shape, (16 // num_replicas,))
-                rows = tf.gather(indices, places).numpy()
+                rows = np.asarray(ops.take(indices, places))
                 for name, value in BATCH.items():
                     self.assertAllEqual(batch[name], value[rows])
 
@@ -188,7 +221,7 @@ class GatherTest(tf.test.TestCase):
 
     def test_a_rows_view_is_that_of_one_replica(self):
         order = selection.uniform_rows((SEED[0] ^ 0x0715, SEED[1]), 16, 16)
-        first, second = np.split(order.numpy(), 2)
+        first, second = np.split(np.asarray(order), 2)
         for num_replicas in (1, 2, 4):
             gathered = self.gather(num_replicas, self.draw(), views=2)
             halves = [np.split(places, 2) for _, places in gathered]
@@ -202,11 +235,11 @@ class GatherTest(tf.test.TestCase):
         mixed = self.gather(2, indices, views=2, micro_batch_size=4)
         for (_, places), (batch, found) in zip(whole, mixed, strict=True):
             # 8 rows on each replica, 4 in each view: two micro-batches.
-            first, second = np.split(places.numpy(), 2)
+            first, second = np.split(np.asarray(places), 2)
             self.assertAllEqual(
                 found, [*first[:2], *second[:2], *first[2:], *second[2:]]
             )
-            rows = tf.gather(indices, found).numpy()
+            rows = np.asarray(ops.take(indices, found))
             self.assertAllEqual(batch["id"], BATCH["id"][rows])
 
     def test_parts_of_unequal_size_are_refused(self):
@@ -255,7 +288,9 @@ class Teacher:
         self.calls = []
 
     def __call__(self, batch):
-        self.calls.append(len(batch["image"]))
+        # On JAX all replicas are traced at once.
+        count = placement.count(distribution.current())
+        self.calls += [len(batch["image"])] * count
         return self.model(batch, training=False)
 
 
@@ -279,10 +314,10 @@ class WholeStepTest(tf.test.TestCase):
         )
         # The last four rows are the curated rows.
         cls.models = [
-            Embeddings(*(part.numpy() for part in model(both, training=False)))
+            Embeddings(*map(np.asarray, model(both, training=False)))
             for model in (cls.learner, cls.teacher.model)
         ]
-        cls.ids = both["id"]
+        cls.ids = np.asarray(ops.convert_to_tensor(both["id"]))
         image, text, scale, bias = cls.models[1]
         cls.cached = staticmethod(reference.Cached(scale, bias))
         cls.stored = [
@@ -300,7 +335,7 @@ class WholeStepTest(tf.test.TestCase):
         step = dataclasses.replace(
             step_of(settings, self.learner, teacher, **options),
             optimizer=types.SimpleNamespace(
-                scale_loss=tf.identity, apply_gradients=list
+                scale_loss=lambda loss: loss, apply_gradients=list
             ),
         )
         return on_replicas(
@@ -336,7 +371,7 @@ class WholeStepTest(tf.test.TestCase):
             loss = oracles.sigmoid_loss(parts[0]) + distance
             self.assertAllClose(output.metrics["loss"], loss, 1e-5)
             found = output.rows["trained"]
-            places, ids = found["place"].numpy(), found["id"].numpy()
+            places, ids = np.asarray(found["place"]), np.asarray(found["id"])
             trained.update(zip(places, ids, strict=True))
         self.assertAllEqual(
             [trained[place] for place in range(len(rows))], self.ids[rows]
