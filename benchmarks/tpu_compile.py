@@ -25,6 +25,8 @@ import pathlib
 ENVIRONMENT = {
     "TPU_LOAD_LIBRARY": "0",
     "TPU_SKIP_MDS_QUERY": "1",
+    # Nothing runs, so a lock that another process left does not matter.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",

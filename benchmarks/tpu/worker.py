@@ -75,9 +75,9 @@ def run(case: twins.Case, topologies: list[str]):
     common["trace_seconds"] = round(time.monotonic() - start, 1)
     for topology in topologies:
         line = common | {"topology": topology}
+        line["available"] = compiler.available_memory(topology)
         start = time.monotonic()
         try:
-            line["available"] = compiler.available_memory(topology)
             executable = program.compile(topology)
         except Exception as error:
             yield line | _failure(error)
