@@ -115,12 +115,12 @@ def _stored(candidates):
     )
 
 
-def _bootstrapped(method, steps, settings="", curated="curated", **changes):
+def _bootstrapped(method, steps, settings="", **changes):
     """A cell that renews its reference as others of its length do."""
     return Cell(
         method,
         (steps,),
-        f"data.curated={{data}}/{curated}-*.tfrecord "
+        "data.curated={data}/curated-*.tfrecord "
         f"bootstrap.renew_at={_RENEWED[steps]} {settings}",
         recipe="icontext_web_bootstrap",
         **changes,
@@ -176,14 +176,6 @@ _REFERENCES = (
     Cell("sigmoid_reference", (3000,), "model.loss=sigmoid", pool="apart"),
 )
 _LEARNERS_OF_GIVEN = (
-    # Rates by validation.
-    *(
-        Cell(f"uniform{name}", (2250, 4500), rate, pool="part70")
-        for name, rate in (
-            ("_slow", "optimizer.learning_rate=5e-4"),
-            ("_fast", ""),
-        )
-    ),
     Cell("uniform", _UNIFORM, _SLOW, pool="part70"),
     *(
         Cell(
@@ -300,7 +292,6 @@ CELLS = (
     Cell("curated", (1000,), "", _THREE, "curated"),
     Cell("uniform", _UNIFORM, _SLOW, _THREE),
     Cell("mixed_8", (1125, 2250, 4500, 9000, 18_000), f"{_CURATED}32", _THREE),
-    Cell("mixed_4", (4500, 9000, 18_000), f"{_CURATED}64"),
     Cell("clean", (700, 1400, 2700, 4500), "", _THREE, "clean70"),
     Cell("jest_curated", (1400,), _live(5), _THREE, reference=_GIVEN),
     Cell("flexi", (1400,), reference=_GIVEN, recipe="icontext_web_flexi"),
@@ -319,9 +310,6 @@ CELLS = (
         "300,600,1000,2000,3000 bootstrap.shares=0.3,0.3,1,1,1",
     ),
     Cell("second", (1400,), _stored(3), reference="web_bootstrapped_1400"),
-    # Fewer curated pairs.
-    _bootstrapped("curated250_bootstrapped", 2700, curated="curated250"),
-    _bootstrapped("curated1000_bootstrapped", 2700, curated="curated1000"),
     # Other levels of noise.
     *(
         cell

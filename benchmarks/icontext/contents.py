@@ -65,8 +65,6 @@ OFFERS = (
         *("own", "bootstrapped", "all"),
     ),
 )
-# Its ratios are of the way to the target, which a shorter run has passed.
-LONGER = ("bootstrapped", 14_000)
 # Rows of the table over noise: steps, and how FLOPs are counted.
 OVER_NOISE = (
     ("an eighth of every batch curated", "mixed_8", 2250, "all"),
@@ -155,48 +153,31 @@ TRIED = (
         *("mixed_8_slow_4500", "mixed_8_4500"),
     ),
 )
-# The same of a given reference, seed 1.
+# Trials by a given reference, seed 1: learner, what, trial, kept one, steps.
 TRIED_GIVEN = (
-    *(
-        (
-            f"half width: uniform training, {what}",
-            f"part70_narrow_uniform_{name}_9000",
-            "part70_narrow_uniform_9000",
-        )
-        for what, name in (
-            ("learning rate 5e-4", "slow"),
-            ("learning rate 2e-3", "fast"),
-            ("crops of at least half the picture", "crops"),
-            ("a rate that decays as a cosine", "cosine"),
-        )
+    ("narrow", "uniform, rate 5e-4", "uniform_slow", "uniform", 9000),
+    ("narrow", "uniform, rate 2e-3", "uniform_fast", "uniform", 9000),
+    ("narrow", "uniform, crops", "uniform_crops", "uniform", 9000),
+    ("narrow", "uniform, cosine decay", "uniform_cosine", "uniform", 9000),
+    (
+        *("narrow", "the pool cut once, not a stage of 3"),
+        *("cut_3", "stored_3", 1400),
     ),
     (
-        "same width: uniform training, learning rate 5e-4",
-        *("part70_uniform_slow_4500", "part70_uniform_4500"),
+        *("narrow", "the reference's clean pairs, not the pool's"),
+        *("reference_data", "clean", 1400),
     ),
     (
-        "same width: uniform training, learning rate 2e-3",
-        *("part70_uniform_fast_4500", "part70_uniform_4500"),
+        *("narrow", "stage of 3 with distillation, rate 4e-3"),
+        *("stored_3_distilled_fast", "stored_3_distilled", 700),
     ),
     (
-        "half width: the pool cut once, in place of a stage of 3",
-        *("part70_narrow_cut_3_1400", "part70_narrow_stored_3_1400"),
+        *("same", "3 stored, then 3 live candidates, not 5 live"),
+        *("stored_live", "jest", 700),
     ),
     (
-        "half width: the reference's clean pairs alone, in place of the pool's",
-        *("apart_narrow_reference_data_1400", "part70_narrow_clean_1400"),
-    ),
-    (
-        "same width: stages of 3 stored and 3 live candidates, in place of 5 "
-        "live",
-        *("part70_stored_live_700", "part70_jest_700"),
-    ),
-    (
-        "same width: distillation that ends after 700 steps",
-        *(
-            "part70_distilled_then_stored_1400",
-            "part70_stored_3_distilled_1400",
-        ),
+        *("same", "distillation that ends after 700 steps"),
+        *("distilled_then_stored", "stored_3_distilled", 1400),
     ),
 )
 

@@ -268,16 +268,17 @@ def tried(found, folder):
 def tried_given(found, folder):
     """Trials by a given reference, on validation and tests, seed 1."""
     yield (
-        *("trial", "steps", "validation", "kept setting's"),
+        *("learner", "trial", "steps", "validation", "kept setting's"),
         *("tests", "kept setting's"),
     )
-    runs = pd.concat([found.same.runs, found.narrow.runs])
-    runs = runs[~runs.index.duplicated()]  # references are in both
-    for what, *names in contents.TRIED_GIVEN:
-        if all((name, 1) in runs.index for name in names):
-            rows = [runs.loc[name, 1] for name in names]
+    for learner, what, *names, steps in contents.TRIED_GIVEN:
+        results = getattr(found, learner)
+        lines = [results.line(name, _LEVEL, steps) for name in names]
+        if all(lines):
+            rows = [results.runs.loc[line.cell, 1] for line in lines]
             yield (
-                *(what, f"{rows[0]['steps']:,}"),
+                "half width" if learner == "narrow" else "same width",
+                *(what, f"{steps:,}"),
                 *(f"{100 * row['val_sets']:.1f}" for row in rows),
                 *(f"{100 * row['test_sets']:.1f}" for row in rows),
             )
@@ -352,15 +353,8 @@ def _score(found, line):
     return told(measures.estimate(found.end(line)), factor=100)
 
 
-def _seeds(line):
-    count = len(line.seeds)
-    return f"{count} seed{'s' * (count > 1)}"
-
-
 def _fewer(found, line, costs):
     """Ratios of examples, and of FLOPs in each count, to the target."""
-    if (line.method, line.steps) == contents.LONGER:
-        return ["as above"] * (1 + len(costs))
     ratios = found.to_target(line)
     estimates = [ratios.examples, *(ratios.flops[cost] for cost in costs)]
     if ratios.examples is None:
@@ -382,8 +376,8 @@ def _ratio(found, method, noise, steps, cost="all"):
     if not line:
         return ""
     ratio = told(found.over_uniform(line, cost))
-    few = len(line.seeds) == 1
-    return ratio if few or not ratio else f"{ratio} ({_seeds(line)})"
+    count = len(line.seeds)
+    return f"{ratio} ({count} seeds)" if ratio and count > 1 else ratio
 
 
 if __name__ == "__main__":
