@@ -25,14 +25,14 @@ PARTIAL = ".partial"
 VIEWS = ".view"  # a folder, see `keep_views`
 
 
-def is_remote(path: str) -> bool:
+def is_remote(path: str | os.PathLike) -> bool:
     """Returns whether a path has a scheme, such as `gs://`."""
-    return "://" in path
+    return "://" in os.fspath(path)
 
 
-def local_path(path: str) -> str:
+def local_path(path: str | os.PathLike) -> str:
     """Returns the path without a scheme that means this machine's files."""
-    return re.sub("^(file://[^/]*|local://)", "", path)
+    return re.sub("^(file://[^/]*|local://)", "", os.fspath(path))
 
 
 def absolute(path: str) -> str:

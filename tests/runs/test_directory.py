@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 from unittest import mock
 
 import remote_files
@@ -33,6 +34,12 @@ class DirectoryTest(tf.test.TestCase):
             directory.read(self.workdir, directory.FLOPS_FILE), content
         )
         self.assertEqual(os.listdir(self.workdir), [directory.FLOPS_FILE])
+
+    def test_a_directory_may_be_a_path_object(self):
+        name, row = directory.METRICS_FILE, {"step": 1}
+        workdir = pathlib.Path(self.workdir)
+        directory.append(workdir, name, row)
+        self.assertEqual(directory.read_rows(workdir, name), [row])
 
     def test_rows_come_in_order_without_incomplete_ones(self):
         name = directory.METRICS_FILE
