@@ -55,10 +55,14 @@ def full_size(lines: list[dict]) -> str:
         *_KINDS,
         "seconds to compile",
     ]
+    of_towers = " and ".join(
+        f"{rows} (towers {name})"
+        for name, rows in twins_lib.MICRO_BATCHES.items()
+    )
     words = (
         "The paper's recipes with the rows of one of the "
         f"{twins_lib.CHIPS} chips that they are written for, in micro-batches "
-        f"of {twins_lib.MICRO_BATCH}. What grows with the number of replicas "
+        f"of {of_towers}. What grows with the number of replicas "
         f"(embeddings of all rows, scores of chunks) is that of "
         f"{matrix.REPLICAS}. Planned memory is a chip's: arguments and results "
         "with what is donated counted once, temporary values, code. "

@@ -24,9 +24,8 @@ _SHARE = 16
 
 # Compiled at full size, with towers of both; their headers name the slice.
 _FULL_SIZE = ("jest_b16", "flexi_jest_b16")
-_TOWERS = ("b16", "l16")
 CHIPS = 256
-MICRO_BATCH = 32
+MICRO_BATCHES = {"b16": 32, "l16": 16}  # rows
 # Of SigLIP's vocabulary, which these recipes name.
 _VOCABULARY_SIZE = 32_000
 # Settings of the data that a step sees.
@@ -131,14 +130,15 @@ def full_size(
         ),
         recipe.selection.batch_size * num_replicas // CHIPS,
     )
+    rows = MICRO_BATCHES[preset]
     stages = tuple(
-        dataclasses.replace(stage, scoring_batch_size=MICRO_BATCH)
+        dataclasses.replace(stage, scoring_batch_size=rows)
         for stage in config.selection.stages
     )
     return dataclasses.replace(
         config,
         model=dataclasses.replace(
-            config.model, preset=preset, micro_batch_size=MICRO_BATCH
+            config.model, preset=preset, micro_batch_size=rows
         ),
         selection=dataclasses.replace(config.selection, stages=stages),
     )
@@ -201,7 +201,7 @@ def cases(num_replicas: int) -> list[Case]:
                 full_size(recipes[name], preset, num_replicas),
                 True,
             )
-            for preset in _TOWERS
+            for preset in MICRO_BATCHES
             for name in _FULL_SIZE
         ),
     ]
