@@ -133,19 +133,10 @@ CLAIMS = (
 )
 # Runs of seed 0 on validation beside what was kept.
 TRIED = (
-    ("bootstrapped, K = 2", "bootstrapped_k2_2700", "bootstrapped_2700"),
-    ("bootstrapped, K = 5", "bootstrapped_k5_2700", "bootstrapped_2700"),
-    (
-        "bootstrapped, eight renewals of smaller shares",
-        *("bootstrapped_often_2000", "bootstrapped_2000"),
-    ),
+    ("bootstrapped, 2 candidates", "bootstrapped_k2_2700", "bootstrapped_2700"),
     (
         "bootstrapped, from a pool without near-duplicates",
         *("bootstrapped_distinct_2700", "bootstrapped_2700"),
-    ),
-    (
-        "bootstrapped, begun half curated",
-        *("bootstrapped_half_2700", "bootstrapped_2700"),
     ),
     ("uniform, learning rate 2e-3", "uniform_fast_4500", "uniform_4500"),
     (

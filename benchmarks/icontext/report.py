@@ -241,7 +241,10 @@ def strengths(found, folder):
     for method in ("jest", "easy_reference", "distilled"):
         places, of_method = figures.strength(results, method)
         lines[method] = dict(zip(places, of_method, strict=True))
-    yield "reference / target", "JEST", "easy-reference", "distillation alone"
+    yield (
+        *("reference / target", "JEST", "easy-reference", "distillation alone"),
+        *("clean rows of JEST, %", "of easy-reference, %"),
+    )
     for place in sorted(
         {place for by_place in lines.values() for place in by_place}
     ):
@@ -252,6 +255,13 @@ def strengths(found, folder):
                 if place in by_place
                 else ""
                 for by_place in lines.values()
+            ),
+            *(
+                " to ".join(
+                    f"{100 * results.mean(lines[method][place], column):.0f}"
+                    for column in ("clean_first", "clean_last")
+                )
+                for method in ("jest", "easy_reference")
             ),
         )
 
