@@ -26,7 +26,7 @@ OWN = (
     ("the clean pairs of the pool alone", "clean", 4500),
     ("the curated set alone", "curated", 1000),
 )
-# Of the given regime; None stands for the longest run.
+# Of the given regime; None is the longest.
 GIVEN = (
     ("uniform, the target", "uniform", None),
     (
@@ -83,8 +83,7 @@ OVER_NOISE = (
     ("**stored stage, bootstrapped**", "bootstrapped", 1400, "all"),
     ("the clean pairs of the pool alone", "clean", 1400, "all"),
 )
-# Differences in points that the paper's claims ask for: what it says, and cells
-# of the own regime and of the given regime.
+# Differences in points of the paper's claims: cells of the own and given regime.
 CLAIMS = (
     (
         *("joint minus independent selection", "significant"),

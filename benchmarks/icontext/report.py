@@ -260,6 +260,7 @@ def strengths(found, folder):
                 " to ".join(
                     f"{100 * results.mean(lines[method][place], column):.0f}"
                     for column in ("clean_first", "clean_last")
+                    if place in lines[method]
                 )
                 for method in ("jest", "easy_reference")
             ),
