@@ -83,7 +83,7 @@ OVER_NOISE = (
     ("**stored stage, bootstrapped**", "bootstrapped", 1400, "all"),
     ("the clean pairs of the pool alone", "clean", 1400, "all"),
 )
-# Differences in points of the paper's claims: cells of the own and given regime.
+# Differences in points, as the paper claims: cells of the own and given regime.
 CLAIMS = (
     (
         *("joint minus independent selection", "significant"),
