@@ -86,7 +86,7 @@ def compiled(function: Callable, **options) -> Callable:
 
 
 def in_float32(function: Callable) -> Callable:
-    """Makes JAX multiply float32 matrices exactly within `function`.
+    """Makes JAX multiply float32 matrices in float32 within `function`.
 
     By default it rounds them to bfloat16 on TPUs. TensorFlow has no such
     option.

@@ -36,7 +36,7 @@ GIVEN = (
     ("the clean pairs of the pool alone", "clean", None),
     ("JEST, f = 0.8", "jest", None),
     ("Flexi-JEST, f = 0.8", "flexi", None),
-    ("stored stage, 5 candidates", "stored_5", None),
+    ("stored stage, 3 candidates", "stored_3", None),
     (
         "**stored stage, 3 candidates, with distillation**",
         *("stored_3_distilled", None),

@@ -22,8 +22,7 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
 
     Opens the data, the reference and its sidecars, and builds the learner.
     Local sidecars are read whole, to compare their checksums; of those on
-    buckets, 256 MiB. Writes only
-    indexes that are missing, as the run would.
+    buckets, 256 MiB. Writes only indexes that are missing, as the run would.
 
     Raises:
         ValueError: `jest-tf train` would refuse the run.

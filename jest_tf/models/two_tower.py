@@ -289,7 +289,7 @@ class TwoTower(keras.Model):
         }
 
     def build_from_config(self, config):
-        """Builds the model as Keras does, which hides the error of `build`."""
+        """Builds the model; Keras' own method hides errors of `build`."""
         self.build(config["input_shape"])
 
     @classmethod

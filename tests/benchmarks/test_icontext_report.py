@@ -70,6 +70,19 @@ class PagesTest(tf.test.TestCase):
             stated = re.findall(r"\b(\d+\.\d)(?:x| points)", prose)
             self.assertContainsSubset(stated, numbers, page)
 
+    def test_scores_in_sentences_are_in_the_tables(self):
+        reference = self.found.narrow.line("reference", 0.7)
+        scores = {f"{100 * self.found.narrow.end(reference)[0]:.1f}"} | {
+            number
+            for row in self.tables["half_width"][1:]
+            for number in re.findall(r"^\d+\.\d", row[3])
+        }
+        prose = re.sub(r"(?m)^\|.*$", "", read(ROOT / "docs/results.md"))
+        # Chance, f and what is gained are below 1.
+        stated = re.findall(r"\b([1-9]\d*\.\d)\b(?!x)", prose)
+        self.assertLen(stated, 6)
+        self.assertContainsSubset(stated, scores)
+
     def test_what_uniform_training_gains_last_is_half_of_the_ratios(self):
         found, lengths = self.found.narrow, (18_000, 36_000)
         ends = [

@@ -9,13 +9,14 @@ import dataclasses
 import functools
 import sys
 
+import graphs
 import keras
 import numpy as np
 import random_embeddings
 import tensorflow as tf
 import tiny_towers
 
-from jest_tf import config, selection
+from jest_tf import config, embeddings, selection
 from jest_tf.data import augmentation
 from jest_tf.models import two_tower
 from jest_tf.training import model as model_lib
@@ -174,6 +175,26 @@ def draws():
     return found
 
 
+def many_draws(loss, steps=200):
+    """Rows of the draws of many steps, int32 [steps, 204], of 1,024 rows."""
+    models, size = random_embeddings.models(1024), 204
+    settings = config.SelectionConfig(size, loss=loss)
+
+    def body(state, step):
+        drawn = selection.draw(
+            *(*models, config.Stage(5)),
+            batch_size=size,
+            seed=(0, step),
+            settings=settings,
+        )
+        return state, (drawn.indices,)
+
+    return graphs.compiled(
+        lambda: embeddings.scan(body, steps, (), (([size], "int32"),)),
+        jit_compile=False,
+    )()[1][0]
+
+
 def weights_of(model):
     return np.concatenate([np.ravel(weight) for weight in model.get_weights()])
 
@@ -215,7 +236,7 @@ def save(path):
 
 
 def main(result, saved, loaded):
-    found = draws()
+    found = draws() | {loss: many_draws(loss) for loss in config.LOSSES}
     for name in CASES:
         found |= results(name)
     save(saved)
