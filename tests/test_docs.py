@@ -325,7 +325,6 @@ class PagesTest(DocsTestCase):
             skip=("--format keras_hub", "keras_hub:exported"),
         )
         self.assertIn("from 32 x 32 to 16 x 16", printed)
-        self.assertIn("photos.npy: 24 pictures embedded", printed)
         for run in ("photos_live", "photos_tuned"):
             log = directory.read_rows(f"runs/{run}", "metrics.jsonl")
             self.assertEqual(log[-1]["step"], 2)
