@@ -233,8 +233,6 @@ def options_of(
         num_curated=len(config.data.curated),
         curated_rows=sources.curated_rows,
         clean=sources.clean,
-        reader=config.data.reader,
-        token_field=config.data.token_field,
     )
 
 
