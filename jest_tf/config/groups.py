@@ -346,8 +346,7 @@ class EvaluationConfig(Checked, path="evaluation"):
             `data.train`. Each is a data set, named after its files. Data of
             another form are entries of a `suite`.
         suite: a .toml or .json file of further data sets and their tasks:
-            classification, retrieval, probes (docs/evaluation.md). Empty has
-            none.
+            classification and retrieval (docs/evaluation.md). Empty has none.
         every_steps: steps between evaluations. None evaluates only at the end.
         batch_size: examples per forward pass.
         prompts: zero-shot templates, each with one "{}" for the class name.

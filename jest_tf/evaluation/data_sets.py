@@ -55,24 +55,21 @@ class Classes(NamedTuple):
     labels: tuple[str, ...]
 
 
-def open_data(
-    entry: config_lib.Entry, paths: Sequence[str], index_dir: str = ""
-) -> DataSet:
-    """Opens the first of an entry's `data`, or `train`, that exists.
+def open_data(entry: config_lib.Entry, index_dir: str = "") -> DataSet:
+    """Opens the first of an entry's `data` that exists.
 
     Args:
         entry: its fields say how to read.
-        paths: the places.
         index_dir: folder of the index files; "" is beside each shard.
 
     Raises:
         ValueError: none exists, or it cannot be read.
     """
-    path = next(filter(None, map(_find, paths)), None)
+    path = next(filter(None, map(_find, entry.data)), None)
     if path is None:
         raise ValueError(
             "the data is not there. Expected one of "
-            f"{', '.join(map(repr, paths))}: a folder with a subfolder a "
+            f"{', '.join(map(repr, entry.data))}: a folder with a subfolder a "
             "class, a folder of tars, a JSON file, or shards "
             "(docs/evaluation.md#preparing-data)"
         )

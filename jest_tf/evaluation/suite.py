@@ -11,13 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jest_tf import config as config_lib
-from jest_tf.evaluation import (
-    data_sets,
-    embedding,
-    probes,
-    retrieval,
-    zero_shot,
-)
+from jest_tf.evaluation import data_sets, embedding, retrieval, zero_shot
 
 # CLIP_benchmark's names of tasks and measures. Image retrieval goes from a text
 # to the images.
@@ -29,9 +23,6 @@ _MEASURES = {
     "zero_shot/accuracy@1": "acc1",
     "zero_shot/accuracy@5": "acc5",
     "zero_shot/mean_per_class": "mean_per_class_recall",
-    "linear_probe/accuracy@1": "lp_acc1",
-    "linear_probe/accuracy@5": "lp_acc5",
-    "linear_probe/mean_per_class": "lp_mean_per_class_recall",
 } | {
     name: f"{side}_retrieval_{name.rpartition('/')[2]}"
     for name in retrieval.MEASURES
@@ -102,20 +93,17 @@ class EntryEvaluation:
     ):
         self.entry = entry
         self._encoder: embedding.Encoder | None = None
-        self.data = data_sets.open_data(entry, entry.data, index_dir)
-        self._tasks = [task for task in entry.task if task != "selection"]
-        if {*self._tasks} - {"retrieval"}:
+        self.data = data_sets.open_data(entry, index_dir)
+        if "zero_shot" in entry.task:
             self._classes = data_sets.read_classes(entry, self.data)
-            self._targets = self._labels_of(self.data)
-        if "zero_shot" in self._tasks:
+            self._targets = data_sets.labels_of(
+                self.data, self._classes, entry.label_field
+            )
             self._templates = data_sets.read_templates(
                 entry, self.data, prompts
             )
-        if {*self._tasks} & {"few_shot", "linear_probe"}:
-            self._train = data_sets.open_data(entry, entry.train, index_dir)
-            self._train_targets = self._labels_of(self._train)
         self._captions = {}
-        if "retrieval" in self._tasks:
+        if "retrieval" in entry.task:
             self._captions = {
                 language: data_sets.captions_of(
                     self.data, language, entry.max_captions
@@ -137,26 +125,24 @@ class EntryEvaluation:
     def outcomes(self) -> list[Outcome]:
         """Returns the measures of each task and language."""
         found = []
-        for task in self._tasks:
-            for language in self._captions if task == "retrieval" else [""]:
-                measures = getattr(self, f"_{task}")(language)
-                found.append(Outcome(task, language, measures))
+        for task in self.entry.task:
+            if task == "zero_shot":
+                found.append(Outcome(task, "", self._zero_shot()))
+            else:
+                found += [
+                    Outcome(task, language, self._retrieval(language))
+                    for language in self._captions
+                ]
         return found
 
     @property
     def measures(self) -> tuple[str, ...]:
         """Names of what `measure` returns, means of languages only."""
-        names: list[str] = []
-        for task in self._tasks:
-            if task == "zero_shot":
-                names += zero_shot.MEASURES
-            elif task == "retrieval":
-                names += retrieval.MEASURES
-            elif task == "few_shot":
-                names += [f"few_shot/{k}_shots" for k in self.entry.shots]
-            else:
-                names += probes.MEASURES
-        return tuple(names)
+        by_task = {
+            "zero_shot": zero_shot.MEASURES,
+            "retrieval": retrieval.MEASURES,
+        }
+        return tuple(name for task in self.entry.task for name in by_task[task])
 
     @functools.cached_property
     def chance(self) -> dict[str, float]:
@@ -166,14 +152,11 @@ class EntryEvaluation:
             for count in [len(self.data.store)]
             for language, (_, rows) in self._captions.items()
         ]
-        alike = [
-            name
-            for name in self.measures
-            if name.endswith(("accuracy@1", "_shots"))
-        ]
-        if alike:
+        if "zero_shot" in self.entry.task:
             share = 1 / len(self._classes.names)
-            outcomes.append(Outcome("", "", dict.fromkeys(alike, share)))
+            outcomes.append(
+                Outcome("zero_shot", "", {"zero_shot/accuracy@1": share})
+            )
         return flattened(outcomes)
 
     def labelled(self) -> Labelled:
@@ -200,8 +183,7 @@ class EntryEvaluation:
             captions,
         )
 
-    def _zero_shot(self, language):
-        del language
+    def _zero_shot(self):
         found = self.labelled()
         measures = zero_shot.zero_shot_measures(
             found.images, found.targets, found.classes
@@ -216,36 +198,11 @@ class EntryEvaluation:
             found.images, found.texts, range(len(found.images)), found.rows
         )
 
-    def _few_shot(self, language):
-        del language
-        return probes.few_shot_measures(
-            *self._probed(),
-            num_classes=len(self._classes.names),
-            shots=self.entry.shots,
-            num_seeds=self.entry.seeds,
-            l2=self.entry.l2,
-        )
-
-    def _linear_probe(self, language):
-        del language
-        return probes.linear_probe_measures(*self._probed())
-
-    def _probed(self):
-        return (
-            self._encoder.images(self._train.store),
-            self._train_targets,
-            self._encoder.images(self.data.store),
-            self._targets,
-        )
-
-    def _labels_of(self, data):
-        return data_sets.labels_of(data, self._classes, self.entry.label_field)
-
 
 def open_suite(
     path: str, prompts: Sequence[str] = ("{}",), index_dir: str = ""
 ) -> dict[str, EntryEvaluation]:
-    """Opens the entries of a suite that have data, by name.
+    """Opens the entries of a suite, by name.
 
     Arguments as of `EntryEvaluation`.
 
@@ -255,8 +212,6 @@ def open_suite(
     """
     opened = {}
     for name, entry in config_lib.load_suite(path).items():
-        if not entry.data:
-            continue
         try:
             opened[name] = EntryEvaluation(entry, prompts, index_dir)
         except ValueError as error:
@@ -288,9 +243,9 @@ def results(
             "dataset": name,
             "model": model,
             "pretrained": pretrained,
-            "task": _TASKS.get(outcome.task, outcome.task),
+            "task": _TASKS[outcome.task],
             "metrics": {
-                _MEASURES.get(measure, measure.partition("/")[2]): value
+                _MEASURES[measure]: value
                 for measure, value in outcome.measures.items()
             },
             "language": outcome.language or "en",

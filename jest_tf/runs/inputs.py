@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import evaluation, files, models, training
+from jest_tf import files, models, training
 from jest_tf.config import imports
 from jest_tf.data import (
     pictures,
@@ -26,6 +26,8 @@ from jest_tf.runs import bootstrap, interruptions, loading, progress
 # Bytes of sidecars whose checksums a run compares when it starts, which takes
 # less than a second.
 _VERIFIED = 2**28
+# A noise field with any of these values marks a clean record.
+_CLEAN = {b"", b"0", b"0.0", b"false"}
 
 
 class Sources(NamedTuple):
@@ -146,7 +148,8 @@ def _clean_of(config, store):
         )
     ids = np.asarray(columns["id"], np.int64)
     order = np.argsort(ids)
-    ids, clean = ids[order], evaluation.is_clean(columns[field])[order]
+    clean = [value.strip().lower() in _CLEAN for value in columns[field]]
+    ids, clean = ids[order], np.array(clean, bool)[order]
 
     def clean_of(wanted):
         return clean[np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)]

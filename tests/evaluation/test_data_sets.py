@@ -27,7 +27,7 @@ class DataSetsTest(tf.test.TestCase):
 
     def opened(self, **fields):
         entry = self.entry(**fields)
-        return entry, data_sets.open_data(entry, entry.data)
+        return entry, data_sets.open_data(entry)
 
     def rows(self, **fields):
         entry, data = self.opened(**fields)

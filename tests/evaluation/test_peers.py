@@ -181,7 +181,9 @@ class PeersTest(tf.test.TestCase):
                 evaluation.Outcome("zero_shot", "", self.classify("digits")[1])
             ],
             "xm": [
-                evaluation.Outcome("retrieval", language, {"x/recall@1": value})
+                evaluation.Outcome(
+                    "retrieval", language, {"text_to_image/recall@1": value}
+                )
                 for language, value in (("de", 0.5), ("fr", 0.25))
             ],
         }
@@ -203,4 +205,6 @@ class PeersTest(tf.test.TestCase):
             table["acc1"][table["dataset"] == "a/digits"],
             [found[0]["metrics"]["acc1"]],
         )
-        self.assertAllClose(table["recall@1"].tolist()[1:], [0.5, 0.25])
+        self.assertAllClose(
+            table["image_retrieval_recall@1"].tolist()[1:], [0.5, 0.25]
+        )

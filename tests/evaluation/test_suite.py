@@ -4,7 +4,6 @@ import pathlib
 import sys
 from unittest import mock
 
-import numpy as np
 import suite_files
 import tensorflow as tf
 from evaluation_cases import Oracle, number_of
@@ -103,28 +102,6 @@ class SuiteTest(tf.test.TestCase):
         for name, share in (("", 0.5), ("de/", 1.0), ("fr/", 0.0)):
             self.assertAllClose(flat[f"{name}image_to_text/recall@1"], share)
 
-    def test_probes_learn_from_their_own_pictures(self):
-        suite_files.write_classes(
-            self.folder / "train", {"a": [1, 1, 2], "b": [4, 4, 5]}
-        )
-        suite_files.write_classes(
-            self.folder / "test", {"a": [1, 2, 4], "b": [4, 4, 5]}
-        )
-        found = self.outcomes(
-            "[numbers]\n"
-            'task = ["few_shot", "linear_probe"]\n'
-            'data = "test"\ntrain = "train"\nshots = [3]\nl2 = 1.0\n'
-        )
-        few, linear = found["numbers"]
-        self.assertAllClose(few.measures["few_shot/3_shots"], 5 / 6)
-        self.assertAllClose(linear.measures["linear_probe/accuracy@1"], 5 / 6)
-        results = evaluation.results(found, "tiny", "")
-        self.assertEqual(
-            [result["task"] for result in results], ["few_shot", "linear_probe"]
-        )
-        self.assertIn("3_shots", results[0]["metrics"])
-        self.assertIn("lp_acc1", results[1]["metrics"])
-
     def test_the_imagenets_are_found_as_they_are_unpacked(self):
         # Pictures of synsets 0 and 1; v2's folders are numbers.
         synsets = {"n01440764": [1], "n01443537": [2]}
@@ -161,22 +138,3 @@ class SuiteTest(tf.test.TestCase):
             r"imagenet-a'.*docs/evaluation.md",
         ):
             self.outcomes("[imagenet_a]\n")
-
-
-class DrawsTest(tf.test.TestCase):
-    def test_noise_is_any_value_but_zero_and_false(self):
-        values = [b"", b" ", b"0", b"false", b"False", b"1", b"true", b"moved"]
-        self.assertEqual(
-            evaluation.is_clean(np.array(values, object)).tolist(),
-            [True] * 5 + [False] * 3,
-        )
-
-    def test_what_the_data_does_not_say_is_left_out(self):
-        nothing = np.array([b"", b""], object)
-        self.assertAllClose(
-            evaluation.draw_measures([3, 3], None, nothing),
-            {
-                "selection/effective_records": 2.0,
-                "selection/effective_share": 1 / 3,
-            },
-        )
