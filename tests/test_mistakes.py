@@ -147,7 +147,7 @@ MODELS = (
     ("evaluate --model a.keras", "`--model` needs `--suite`, and"),
     ("page --workdir $/run --moments 0", "`--moments` must be at least 1"),
     (
-        "export --model nothing --output $/x --format weights",
+        "export --model nothing --output $/x --format onnx",
         "`--model` must be a run directory, .*'nothing', which is no run",
     ),
     (

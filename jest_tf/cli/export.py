@@ -3,16 +3,14 @@
 A `saved_model` takes encoded pictures and strings, and runs with TensorFlow and
 TensorFlow Text. `onnx` has both towers, which take pixels and tokens. A
 `keras_hub` preset can be named wherever a model is asked for, if the towers are
-KerasHub's. `weights` is a safetensors file of NumPy arrays. docs/models.md
-shows how to load each.
+KerasHub's. docs/models.md shows how to load each.
 """
 
 import argparse
 
 from jest_tf.cli import flags as flags_lib
 
-FORMATS = ("saved_model", "onnx", "keras_hub", "weights")
-DTYPES = ("float32", "float16")  # as of `inference.export`
+FORMATS = ("saved_model", "onnx", "keras_hub")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,25 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="PATH",
-        help="the folder of a saved_model, onnx or keras_hub export, or the "
-        "file of the weights",
-    )
-    add(
-        "--dtype",
-        default="float32",
-        choices=DTYPES,
-        help="of the weights in a saved_model (default: float32)",
+        help="the folder to make",
     )
     flags_lib.add_trust(parser)
 
 
 def run(flags: argparse.Namespace) -> None:
     """Writes the export and says where."""
-    if flags.dtype != "float32" and flags.format != "saved_model":
-        raise ValueError(
-            "`--dtype` is for --format saved_model. Received: "
-            f"--format {flags.format} --dtype {flags.dtype}"
-        )
     from jest_tf import inference
     from jest_tf.inference import export
     from jest_tf.runs import loading
@@ -55,7 +41,7 @@ def run(flags: argparse.Namespace) -> None:
     loading.check_model(flags.model, "--model")
     model = inference.load(flags.model)
     if flags.format == "saved_model":
-        functions = export.saved_model(model, flags.output, dtype=flags.dtype)
+        functions = export.saved_model(model, flags.output)
         print(f"functions: {', '.join(functions)}")
     else:
         getattr(export, flags.format)(model, flags.output)

@@ -1,34 +1,26 @@
 """Exports of a learner, for programs without `jest_tf`.
 
 `saved_model` needs TensorFlow and TensorFlow Text to run, `onnx` any runtime
-of ONNX, `weights` any reader of safetensors. `jest-tf export` is the command.
+of ONNX. `jest-tf export` is the command.
 """
 
 import contextlib
-import json
 import os
-import re
 
 import keras
 import numpy as np
-import safetensors.numpy
 import tensorflow as tf
 
 from jest_tf import files
-from jest_tf.config import checks
 from jest_tf.data import pictures, tokenizers
 from jest_tf.inference import embedder as embedder_lib
 from jest_tf.models import pretrained
-from jest_tf.runs import checkpoints
 
-DTYPES = ("float32", "float16")
 _FUNCTIONS = ("embed_images", "embed_pixels", "embed_texts", "embed_tokens")
 _OPSET = 18  # the newest that tf2onnx writes
 
 
-def saved_model(
-    embedder: embedder_lib.Embedder, path: str, *, dtype: str = "float32"
-) -> tuple[str, ...]:
+def saved_model(embedder: embedder_lib.Embedder, path: str) -> tuple[str, ...]:
     """Writes a SavedModel with pictures, pixels, strings and tokens as inputs.
 
     Functions, also as signatures whose output is named `embeddings`:
@@ -44,20 +36,16 @@ def saved_model(
     Args:
         embedder: of the learner, with its tokenizer, if any.
         path: of a folder that does not exist.
-        dtype: of the stored weights. Computation keeps the learner's own dtype
-            policy, so "float16" halves the size and rounds the weights.
 
     Returns:
         The names of the functions. `embed_texts` is not among them without a
         tokenizer, or if that runs in Python, as CLIP's of KerasHub does.
 
     Raises:
-        ValueError: `path` exists, `dtype` is neither, or the learner is no
-            Keras model.
+        ValueError: `path` exists, or the learner is no Keras model.
     """
-    checks.check("dtype", dtype, checks.one_of(*DTYPES))
     _check_keras(embedder)
-    module = _Module(embedder, dtype)
+    module = _Module(embedder)
     signatures = {
         name: getattr(module, name)
         for name in _FUNCTIONS
@@ -131,62 +119,18 @@ def keras_hub(embedder: embedder_lib.Embedder, path: str) -> None:
         pretrained.save(embedder, partial)
 
 
-def weights(embedder: embedder_lib.Embedder, path: str) -> None:
-    """Writes all weights as a safetensors file of NumPy arrays.
-
-    `safetensors.numpy.load_file` reads it. Names are paths in the learner, such
-    as `image_tower/encoder/attention_qkv_kernel`. The metadata has `picture`,
-    the form of pictures in words, `scale`, `bias` and the learner's `config`.
-
-    Raises:
-        ValueError: `path` exists, or the learner is no Keras model.
-    """
-    _check_free(path)
-    _check_keras(embedder)
-    learner = embedder.learner
-    arrays = {
-        name: np.asarray(getattr(learner, name).numpy())
-        for name in ("log_temperature", "bias")
-    }
-    for role in ("image_tower", "text_tower"):
-        arrays |= _arrays(learner, role)
-    about = {
-        "picture": str(embedder.picture),
-        "scale": str(embedder.scale),
-        "bias": str(embedder.bias),
-        "config": json.dumps(keras.saving.serialize_keras_object(learner)),
-    }
-    files.write_whole(path, safetensors.numpy.save(arrays, about))
-
-
 class _Module(tf.Module):
-    """Variables of a dtype and the functions that use them."""
+    """The learner's variables and the functions that use them."""
 
-    def __init__(self, embedder, dtype):
+    def __init__(self, embedder):
         super().__init__()
         learner = embedder.learner
-        variables = checkpoints.named(learner.variables)
-        self.stored = [
-            tf.Variable(
-                tf.cast(variable.value, dtype)
-                if _is_float(variable)
-                else variable.value,
-                name=name,
-            )
-            for name, variable in variables.items()
-        ]
+        self.stored = [variable.value for variable in learner.variables]
         self.scale = tf.Variable(embedder.scale, name="scale")
         self.bias = tf.Variable(embedder.bias, name="bias")
 
         def encode(function, values):
-            mapping = [
-                (variable, tf.cast(stored, variable.dtype))
-                for variable, stored in zip(
-                    variables.values(), self.stored, strict=True
-                )
-            ]
-            with keras.StatelessScope(mapping):
-                return {"embeddings": function(values, training=False)}
+            return {"embeddings": function(values, training=False)}
 
         pixels, tokens = _specs(embedder)
         self.embed_pixels = tf.function(
@@ -246,10 +190,6 @@ def _check_keras(embedder):
         )
 
 
-def _is_float(variable):
-    return tf.as_dtype(variable.dtype).is_floating
-
-
 def _erfc(graph, node, name, arguments):
     """Erfc, of exact GELUs, which ONNX lacks, as 1 - Erf."""
     (output,) = node.output
@@ -296,17 +236,6 @@ def _with_float32(config):
     if isinstance(config, (list, tuple)):
         return type(config)(_with_float32(value) for value in config)
     return config
-
-
-def _arrays(learner, role):
-    """The weights of a tower by name, as NumPy arrays."""
-    tower = getattr(learner, role)
-    arrays = {}
-    for name, variable in checkpoints.named(tower.weights).items():
-        for prefix in (learner.name, tower.name):
-            name = name.removeprefix(re.sub(r"_\d+$", "", prefix) + "/")
-        arrays[f"{role}/{name}"] = np.asarray(variable.numpy(), order="C")
-    return arrays
 
 
 def _check_free(path):

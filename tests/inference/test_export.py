@@ -10,10 +10,8 @@ import warnings
 import keras
 import numpy as np
 import onnxruntime
-import oracles_towers
 import picture_files
 import pytest
-import safetensors.numpy
 import sentencepiece_files
 import tensorflow as tf
 import test_embedder
@@ -38,7 +36,7 @@ import tensorflow_text
 inputs = dict(np.load("inputs.npz", allow_pickle=True))
 images, texts = (tf.constant(list(inputs[n])) for n in ("images", "texts"))
 found = {}
-for name in ("float32", "float16", "sentencepiece"):
+for name in ("wordpiece", "sentencepiece"):
     loaded = tf.saved_model.load(name)
     embed_images = loaded.signatures["embed_images"]
     found[f"{name}/images"] = embed_images(images=images)["embeddings"]
@@ -117,9 +115,7 @@ class ElsewhereTest(tf.test.TestCase):
             "tokens": cls.tokens,
         }
         np.savez(cls.folder / "inputs.npz", **inputs)
-        for dtype in export.DTYPES:
-            path = str(cls.folder / dtype)
-            export.saved_model(cls.model, path, dtype=dtype)
+        export.saved_model(cls.model, str(cls.folder / "wordpiece"))
         export.saved_model(cls.pieces, str(cls.folder / "sentencepiece"))
         export.onnx(cls.model, str(cls.folder / "onnx"))
         cls.found = run_elsewhere(ELSEWHERE, cls.folder)
@@ -128,7 +124,7 @@ class ElsewhereTest(tf.test.TestCase):
         images = self.model.embed_images(self.images)
         pixels = self.model.learner.encode_image(self.pixels)
         for name, texts in (
-            ("float32", self.model.embed_texts(self.texts)),
+            ("wordpiece", self.model.embed_texts(self.texts)),
             ("sentencepiece", self.pieces.embed_texts(self.texts)),
         ):
             for kind, expected in (
@@ -140,24 +136,6 @@ class ElsewhereTest(tf.test.TestCase):
                 self.assertAllClose(
                     self.found[f"{name}/{kind}"], expected, 1e-6, 1e-6
                 )
-
-    def test_float16_halves_the_weights_and_rounds_the_embeddings(self):
-        for kind in ("images", "texts", "pixels"):
-            ours, exact = (
-                self.found[f"{dtype}/{kind}"] for dtype in export.DTYPES[::-1]
-            )
-            self.assertAllClose(ours, exact, 5e-3, 5e-3)
-            self.assertNotAllEqual(ours, exact)
-        size16, size32 = (
-            os.path.getsize(
-                self.folder / dtype / "variables/variables.data-00000-of-00001"
-            )
-            for dtype in ("float16", "float32")
-        )
-        weights = sum(
-            weight.numpy().nbytes for weight in self.model.learner.weights
-        )
-        self.assertGreater(size32 - size16, 0.45 * weights)
 
     def test_onnx_towers_embed_pixels_and_tokens(self):
         learner = self.model.learner
@@ -171,35 +149,6 @@ class ElsewhereTest(tf.test.TestCase):
             )
         beside = (self.folder / "onnx" / "vocab.txt").read_text()
         self.assertEqual(beside.split(), test_embedder.WORDS)
-
-
-class WeightsTest(tf.test.TestCase):
-    def test_numpy_alone_repeats_the_embeddings(self):
-        model = test_embedder.embedder()
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        path = os.path.join(folder, "learner.safetensors")
-        export.weights(model, path)
-        arrays = safetensors.numpy.load_file(path)
-        self.assertLen(arrays, len(model.learner.weights))
-        self.assertIn("image_tower/encoder/attention_qkv_kernel", arrays)
-        # The oracle takes a tower's weights for NumPy arrays.
-        other = test_embedder.learner(seed=3)
-        for variable in other.weights:
-            _, _, name = variable.path.partition("/")
-            variable.assign(arrays[name])
-        batch = tiny_towers.make_batch()
-        images = np.float64(batch["image"]) / 127.5 - 1
-        expected = oracles_towers.unit_norm(
-            oracles_towers.image_tower(other.image_tower, images)
-        )
-        self.assertAllClose(
-            model.learner.encode_image(batch["image"]), expected, 1e-5, 1e-5
-        )
-        with safetensors.safe_open(path, "numpy") as file:
-            about = file.metadata()
-        self.assertEqual(float(about["scale"]), model.scale)
-        self.assertEqual(float(about["bias"]), -2.0)
-        self.assertIn("squashed to 4 x 4", about["picture"])
 
 
 class OnnxTest(tf.test.TestCase):
@@ -302,11 +251,9 @@ class ErrorsTest(tf.test.TestCase):
         self.model = jest_tf.Embedder(tiny.learner())
 
     def test_what_cannot_be_exported_leaves_nothing(self):
-        for write in (export.saved_model, export.onnx, export.weights):
+        for write in (export.saved_model, export.onnx):
             with self.assertRaisesRegex(ValueError, "must not exist yet"):
                 write(self.model, self.folder)
-        with self.assertRaisesRegex(ValueError, "`dtype` must be one of"):
-            export.saved_model(self.model, self.path, dtype="int8")
         model = jest_tf.Embedder(
             tiny.learner(), lambda texts: tf.strings.length(texts)
         )
@@ -314,7 +261,7 @@ class ErrorsTest(tf.test.TestCase):
             export.saved_model(model, self.path)
         # As those of Hugging Face, it only embeds.
         model.learner = object()
-        for name in ("saved_model", "onnx", "keras_hub", "weights"):
+        for name in ("saved_model", "onnx", "keras_hub"):
             with self.assertRaisesRegex(ValueError, "needs a Keras model"):
                 getattr(export, name)(model, self.path)
         self.assertEmpty(os.listdir(self.folder))
