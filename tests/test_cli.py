@@ -47,15 +47,10 @@ SHRUNK = (
 SUITE = f"""
 root = "{DATA}"
 [icons]
-task = ["zero_shot", "retrieval", "few_shot"]
+task = ["zero_shot", "retrieval"]
 data = "val-*.tfrecord"
-train = "val-*.tfrecord"
 label_field = "style"
 prompts = ["an icon of {{}}"]
-shots = [1, 5]
-[draws]
-task = "selection"
-clean = "style"
 """
 
 
@@ -174,13 +169,11 @@ class TrainersTest(tf.test.TestCase):
 
     def test_a_suite_is_measured_as_in_training_and_written(self):
         row = lines(self.teacher, "evaluation.jsonl")[-1]
-        for name in ("zero_shot/mean_per_class", "few_shot/5_shots"):
+        for name in ("zero_shot/mean_per_class", "text_to_image/mrr"):
             self.assertBetween(row[f"eval/icons/{name}"], 0.0, 1.0)
         self.assertFalse(os.path.exists(f"{self.teacher}/embeddings"))
         kept = config.load_suite(f"{self.teacher}/suite.json")
-        self.assertEqual(
-            kept, {"icons": config.load_suite(self.suite)["icons"]}
-        )
+        self.assertEqual(kept, config.load_suite(self.suite))
         words = ["evaluate", "--workdir", self.learner, "--suite"]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             self.assertEqual(cli.main([*words, self.suite, "--json"]), 0)
@@ -191,25 +184,21 @@ class TrainersTest(tf.test.TestCase):
             [
                 ("icons", "zeroshot_classification"),
                 ("icons", "zeroshot_retrieval"),
-                ("icons", "few_shot"),
-                ("draws", "selection"),
             ],
         )
         self.assertEqual(results[0]["pretrained"], self.learner)
-        self.assertLen(os.listdir(f"{self.learner}/evaluation"), 4)
+        self.assertLen(os.listdir(f"{self.learner}/evaluation"), 2)
         self.assertEqual(
             directory.read(
-                f"{self.learner}/evaluation", "icons_few_shot_en.json"
+                f"{self.learner}/evaluation",
+                "icons_zeroshot_retrieval_en.json",
             ),
-            results[2],
+            results[1],
         )
         self.assertEqual(
             results[0]["metrics"]["acc1"],
             found["eval/icons/zero_shot/accuracy@1"],
         )
-        # Draws of steps 2, 4 and 5, of 8 rows each.
-        drawn = found["eval/draws/selection/effective_records"]
-        self.assertBetween(drawn, 8.0, 24.0)
         with open(f"{self.learner}/evaluation.html", encoding="utf-8") as file:
             self.assertIn("icons: classes", file.read())
         self.assertLen(os.listdir(f"{self.learner}/embeddings"), 1)
@@ -220,7 +209,7 @@ class TrainersTest(tf.test.TestCase):
         loading.load(self.teacher).learner.save(f"{folder}/a.keras")
         shutil.copy(f"{self.teacher}/vocab.txt", folder)
         with open(f"{folder}/suite.toml", "w", encoding="utf-8") as file:
-            file.write(SUITE.partition("[draws]")[0])
+            file.write(SUITE)
         words = ["evaluate", "--model", f"{folder}/a.keras", "--json"]
         words += ["--suite", f"{folder}/suite.toml"]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -318,7 +307,7 @@ class TrainersTest(tf.test.TestCase):
             r"data +400 records in 1 shards",
             r"reference +.*/reference, [\d,]+ parameters",
             r"evaluation +250 records, val\n",
-            r"evaluation +250 records, icons: zero_shot, retrieval, few_shot",
+            r"evaluation +250 records, icons: zero_shot, retrieval\n",
             r"stage 0, live +24 rows, the super-batch, -> 8, joint by learn",
             r"trained +8 rows",
             r"step +image uint8 \[24, 32, 32, 3\], text int32 \[24, 16\]",

@@ -325,7 +325,6 @@ class PagesTest(DocsTestCase):
             skip=("--format keras_hub", "keras_hub:exported"),
         )
         self.assertIn("from 32 x 32 to 16 x 16", printed)
-        self.assertIn("photos.npy: 24 pictures embedded", printed)
         for run in ("photos_live", "photos_tuned"):
             log = directory.read_rows(f"runs/{run}", "metrics.jsonl")
             self.assertEqual(log[-1]["step"], 2)
@@ -337,18 +336,12 @@ class PagesTest(DocsTestCase):
     def test_suites_measure_a_run(self):
         self.train(
             *("uniform", "model.towers=", "model.preset=tiny"),
-            "evaluation.log_ids=true",
             workdir="distilled",
         )
         _, printed = self.run_page("docs/evaluation.md", skip=("--model",))
         for name in (
             "icons/text_to_image/recall@10",
             "kinds/zero_shot/mean_per_class",
-            "kinds/few_shot/10_shots_std",
-            "kinds/linear_probe/accuracy@1",
-            "draws/selection/effective_share",
-            "draws/selection/share_clean",
-            "draws/selection/concept_coverage",
         ):
             self.assertRegex(printed, rf"(?m)^ *[\d.]+  eval/{name}$")
 

@@ -4,7 +4,7 @@ Settings, vocabulary and weights come from the run directory; `--step` takes
 the weights of a checkpoint. Prints a measure a line, or JSON with `--json`.
 
 `--suite` takes a file of data sets and tasks (docs/evaluation.md): zero-shot
-classification, retrieval, probes. It also writes `evaluation.json` and its
+classification and retrieval. It also writes `evaluation.json` and its
 parts, `evaluation/`, in the form of CLIP_benchmark, and `evaluation.html` into
 the run directory or `--output`.
 Embeddings are kept there, for the next evaluation of the same weights.
@@ -167,10 +167,6 @@ def _of_suite(model, suite, output, flags):
     folder = directory.path(output, directory.EMBEDDINGS_FOLDER)
     with encoder.fixed(folder, keep=True):
         outcomes = {title: entry.outcomes() for title, entry in opened.items()}
-        for title, entry in config.load_suite(suite).items():
-            if "selection" in entry.task:
-                drawn = evaluations.draws(model.name, entry)
-                outcomes.setdefault(title, []).append(drawn)
         found = evaluation.results(outcomes, name, pretrained)
         evaluations.write_results(output, found)
         evaluation_page.write(
@@ -181,8 +177,9 @@ def _of_suite(model, suite, output, flags):
         )
     return {
         f"eval/{title}/{measure}": value
-        for title, some in outcomes.items()
-        for measure, value in evaluation.flattened(some).items()
+        for title, by_task in outcomes.items()
+        for measures in by_task.values()
+        for measure, value in measures.items()
     }
 
 

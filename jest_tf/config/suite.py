@@ -14,20 +14,15 @@ from jest_tf.config.checks import (
     Checked,
     Count,
     Rule,
-    above,
     check,
     one_of,
 )
 from jest_tf.config.groups import FORMATS
 
-_NAMES = ("zero_shot", "retrieval", "few_shot", "linear_probe", "selection")
+_NAMES = ("zero_shot", "retrieval")
 _TASKS: Rule = (
     f"one or more of {_NAMES}",
     lambda tasks: tasks and {*tasks} <= {*_NAMES},
-)
-_SHOTS: Rule = (
-    "one or more numbers of at least 1",
-    lambda shots: shots and min(shots) >= 1,
 )
 # Where the ImageNets lie below the suite's root, as they are unpacked, as TFDS
 # prepares them, and as CLIP_benchmark's tars.
@@ -62,19 +57,16 @@ NAMED = {
     }
     for name, places in _IMAGENETS.items()
 } | {
-    # The papers' counts: 25,000 captions of COCO's test split, not 25,010.
-    "coco": {
+    name: {
         "task": ("retrieval",),
-        "data": ("coco/dataset_coco.json",),
-        "images": "coco",
+        "data": (place,),
+        # The papers' counts: 25,000 captions of COCO's test split, not 25,010.
         "max_captions": 5,
-    },
-    "flickr30k": {
-        "task": ("retrieval",),
-        "data": ("flickr30k/dataset_flickr30k.json",),
-        "images": "flickr30k/flickr30k-images",
-        "max_captions": 5,
-    },
+    }
+    for name, place in (
+        ("coco", "wds_mscoco_captions"),
+        ("flickr30k", "wds_flickr30k"),
+    )
 }
 
 
@@ -83,15 +75,11 @@ class Entry(Checked):
     """A data set of a suite and the tasks on it.
 
     Attributes:
-        task: "zero_shot", "retrieval", "few_shot", "linear_probe" and
-            "selection", one or more.
+        task: "zero_shot", "retrieval" or both.
         data: the examples: a folder with a subfolder a class, a folder of
-            CLIP_benchmark's tars, Karpathy's JSON, Crossmodal-3600's JSON
-            lines, or paths and globs as `evaluation.data` (docs/evaluation.md).
-            Of several the first that exists is taken.
-        train: labelled examples that probes learn from, like `data`.
-        images: folder of the pictures that a JSON names. Empty is its own.
-        split: of Karpathy's JSON and of CLIP_benchmark's tars.
+            CLIP_benchmark's tars, or paths and globs as `evaluation.data`
+            (docs/evaluation.md). Of several the first that exists is taken.
+        split: of CLIP_benchmark's tars.
         format: as `data.format`.
         image_field: as `data.image_field`.
         caption_fields: as `data.caption_fields`.
@@ -105,20 +93,10 @@ class Entry(Checked):
             or `evaluation.prompts`.
         prompts: templates, each with one "{}" for the class name.
         max_captions: take the first captions of a picture; None takes all.
-        languages: those of Crossmodal-3600's captions to evaluate; empty takes
-            all. For other data, the language to report.
-        shots: labelled pictures of a class, for "few_shot".
-        seeds: draws of these pictures.
-        l2: weight of the squared coefficients in "few_shot".
-        clean: field that is empty, 0 or false in clean records, for
-            "selection".
-        concept: field of a record's concept, for "selection".
     """
 
     task: Annotated[tuple[str, ...], _TASKS] = ("zero_shot",)
     data: tuple[str, ...] = ()
-    train: tuple[str, ...] = ()
-    images: str = ""
     split: str = "test"
     format: Annotated[str, one_of(*FORMATS)] = "auto"
     image_field: str = ""
@@ -129,13 +107,6 @@ class Entry(Checked):
     templates: str = ""
     prompts: tuple[str, ...] = ()
     max_captions: Count | None = None
-    languages: tuple[str, ...] = ()
-    # big_vision's, as reported for SigLIP and its kin.
-    shots: Annotated[tuple[int, ...], _SHOTS] = (1, 5, 10, 25, 50)
-    seeds: Count = 3
-    l2: Annotated[float, above(0)] = 1024.0
-    clean: str = "noise"
-    concept: str = "concept"
 
     def __post_init__(self):
         super().__post_init__()
@@ -146,14 +117,8 @@ class Entry(Checked):
             "`prompts` and `templates` are two ways to say the same: set only "
             "one of them",
         )
-        probes = {"few_shot", "linear_probe"} & {*self.task}
         self._expect(
-            self.train or not probes,
-            "`train` must name labelled examples for `task` "
-            f"{', '.join(sorted(probes))}",
-        )
-        self._expect(
-            self.data or {*self.task} == {"selection"},
+            self.data,
             "`data` must name examples; without it the entry must be one of "
             f"{', '.join(NAMED)}, which know where theirs lie",
         )
@@ -243,8 +208,6 @@ def _below(root, entry):
     return dataclasses.replace(
         entry,
         data=tuple(map(place, entry.data)),
-        train=tuple(map(place, entry.train)),
-        images=place(entry.images),
         **{
             name: value if value == "imagenet" else place(value)
             for name in ("classes", "templates")

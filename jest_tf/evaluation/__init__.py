@@ -1,13 +1,11 @@
-"""Evaluation of embeddings: retrieval, zero-shot classification, probes.
+"""Evaluation of embeddings: retrieval, zero-shot classification.
 
 Measures are plain functions of arrays; `StoreEvaluation` applies them to a
 learner and a store, `EntryEvaluation` to a learner and an entry of a suite.
 When a run evaluates is decided in `runs/evaluations.py`.
 """
 
-from jest_tf.evaluation.draws import draw_measures, is_clean
 from jest_tf.evaluation.embedding import Encoder
-from jest_tf.evaluation.probes import few_shot_measures, linear_probe_measures
 from jest_tf.evaluation.retrieval import ranks, retrieval_measures
 from jest_tf.evaluation.stores import (
     MEASURES,
@@ -16,8 +14,6 @@ from jest_tf.evaluation.stores import (
 )
 from jest_tf.evaluation.suite import (
     EntryEvaluation,
-    Outcome,
-    flattened,
     open_suite,
     results,
 )
@@ -27,14 +23,8 @@ __all__ = [
     "Encoder",
     "EntryEvaluation",
     "MEASURES",
-    "Outcome",
     "StoreEvaluation",
     "class_embeddings",
-    "draw_measures",
-    "is_clean",
-    "few_shot_measures",
-    "flattened",
-    "linear_probe_measures",
     "open_stores",
     "open_suite",
     "ranks",

@@ -1,7 +1,7 @@
 """Evaluation of a learner on the entries of a suite.
 
 Names of results are CLIP_benchmark's, so that its tools read the file: an
-object for each data set, task and language.
+object for each data set and task.
 """
 
 import functools
@@ -11,13 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jest_tf import config as config_lib
-from jest_tf.evaluation import (
-    data_sets,
-    embedding,
-    probes,
-    retrieval,
-    zero_shot,
-)
+from jest_tf.evaluation import data_sets, embedding, retrieval, zero_shot
 
 # CLIP_benchmark's names of tasks and measures. Image retrieval goes from a text
 # to the images.
@@ -29,22 +23,11 @@ _MEASURES = {
     "zero_shot/accuracy@1": "acc1",
     "zero_shot/accuracy@5": "acc5",
     "zero_shot/mean_per_class": "mean_per_class_recall",
-    "linear_probe/accuracy@1": "lp_acc1",
-    "linear_probe/accuracy@5": "lp_acc5",
-    "linear_probe/mean_per_class": "lp_mean_per_class_recall",
 } | {
     name: f"{side}_retrieval_{name.rpartition('/')[2]}"
     for name in retrieval.MEASURES
     for side in ["text" if name.startswith("image_to") else "image"]
 }
-
-
-class Outcome(NamedTuple):
-    """The measures of a task, by our names; `language` may be ""."""
-
-    task: str
-    language: str
-    measures: dict[str, float]
 
 
 class Labelled(NamedTuple):
@@ -102,79 +85,56 @@ class EntryEvaluation:
     ):
         self.entry = entry
         self._encoder: embedding.Encoder | None = None
-        self.data = data_sets.open_data(entry, entry.data, index_dir)
-        self._tasks = [task for task in entry.task if task != "selection"]
-        if {*self._tasks} - {"retrieval"}:
+        self.data = data_sets.open_data(entry, index_dir)
+        if "zero_shot" in entry.task:
             self._classes = data_sets.read_classes(entry, self.data)
-            self._targets = self._labels_of(self.data)
-        if "zero_shot" in self._tasks:
+            self._targets = data_sets.labels_of(
+                self.data, self._classes, entry.label_field
+            )
             self._templates = data_sets.read_templates(
                 entry, self.data, prompts
             )
-        if {*self._tasks} & {"few_shot", "linear_probe"}:
-            self._train = data_sets.open_data(entry, entry.train, index_dir)
-            self._train_targets = self._labels_of(self._train)
-        self._captions = {}
-        if "retrieval" in self._tasks:
-            self._captions = {
-                language: data_sets.captions_of(
-                    self.data, language, entry.max_captions
-                )
-                for language in self.data.captions
-            }
+        if "retrieval" in entry.task:
+            self._captions = data_sets.captions_of(
+                self.data, entry.max_captions
+            )
 
     def attach(self, encoder: embedding.Encoder) -> None:
         """Sets the learner, which is measured with its current weights."""
         self._encoder = encoder
 
+    def outcomes(self) -> dict[str, dict[str, float]]:
+        """Returns the measures of each task, by name."""
+        measure = {"zero_shot": self._zero_shot, "retrieval": self._retrieval}
+        return {task: measure[task]() for task in self.entry.task}
+
     def measure(self) -> dict[str, float]:
-        """Returns all measures by name.
-
-        Measures of several languages are prefixed; their means are not.
-        """
-        return flattened(self.outcomes())
-
-    def outcomes(self) -> list[Outcome]:
-        """Returns the measures of each task and language."""
-        found = []
-        for task in self._tasks:
-            for language in self._captions if task == "retrieval" else [""]:
-                measures = getattr(self, f"_{task}")(language)
-                found.append(Outcome(task, language, measures))
-        return found
+        """Returns the measures of all tasks by name."""
+        return {
+            name: value
+            for measures in self.outcomes().values()
+            for name, value in measures.items()
+        }
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Names of what `measure` returns, means of languages only."""
-        names: list[str] = []
-        for task in self._tasks:
-            if task == "zero_shot":
-                names += zero_shot.MEASURES
-            elif task == "retrieval":
-                names += retrieval.MEASURES
-            elif task == "few_shot":
-                names += [f"few_shot/{k}_shots" for k in self.entry.shots]
-            else:
-                names += probes.MEASURES
-        return tuple(names)
+        """Names of what `measure` returns."""
+        by_task = {
+            "zero_shot": zero_shot.MEASURES,
+            "retrieval": retrieval.MEASURES,
+        }
+        return tuple(name for task in self.entry.task for name in by_task[task])
 
     @functools.cached_property
     def chance(self) -> dict[str, float]:
         """The headline measures of a model that sees nothing."""
-        outcomes = [
-            Outcome("retrieval", language, retrieval.chance(range(count), rows))
-            for count in [len(self.data.store)]
-            for language, (_, rows) in self._captions.items()
-        ]
-        alike = [
-            name
-            for name in self.measures
-            if name.endswith(("accuracy@1", "_shots"))
-        ]
-        if alike:
-            share = 1 / len(self._classes.names)
-            outcomes.append(Outcome("", "", dict.fromkeys(alike, share)))
-        return flattened(outcomes)
+        found = {}
+        if "retrieval" in self.entry.task:
+            _, rows = self._captions
+            found |= retrieval.chance(range(len(self.data.store)), rows)
+        if "zero_shot" in self.entry.task:
+            found["zero_shot/accuracy@1"] = 1 / len(self._classes.names)
+        return found
 
     def labelled(self) -> Labelled:
         """Embeds the pictures and the classes."""
@@ -188,11 +148,9 @@ class EntryEvaluation:
             names,
         )
 
-    def captioned(self, language: str | None = None) -> Captioned:
-        """Embeds the pictures and the captions of a language, or the first."""
-        if language is None:
-            language = next(iter(self._captions))
-        captions, rows = self._captions[language]
+    def captioned(self) -> Captioned:
+        """Embeds the pictures and the captions."""
+        captions, rows = self._captions
         return Captioned(
             self._encoder.images(self.data.store),
             self._encoder.texts(captions),
@@ -200,8 +158,7 @@ class EntryEvaluation:
             captions,
         )
 
-    def _zero_shot(self, language):
-        del language
+    def _zero_shot(self):
         found = self.labelled()
         measures = zero_shot.zero_shot_measures(
             found.images, found.targets, found.classes
@@ -210,42 +167,17 @@ class EntryEvaluation:
             del measures["zero_shot/accuracy@5"]  # always 1
         return measures
 
-    def _retrieval(self, language):
-        found = self.captioned(language)
+    def _retrieval(self):
+        found = self.captioned()
         return retrieval.retrieval_measures(
             found.images, found.texts, range(len(found.images)), found.rows
         )
-
-    def _few_shot(self, language):
-        del language
-        return probes.few_shot_measures(
-            *self._probed(),
-            num_classes=len(self._classes.names),
-            shots=self.entry.shots,
-            num_seeds=self.entry.seeds,
-            l2=self.entry.l2,
-        )
-
-    def _linear_probe(self, language):
-        del language
-        return probes.linear_probe_measures(*self._probed())
-
-    def _probed(self):
-        return (
-            self._encoder.images(self._train.store),
-            self._train_targets,
-            self._encoder.images(self.data.store),
-            self._targets,
-        )
-
-    def _labels_of(self, data):
-        return data_sets.labels_of(data, self._classes, self.entry.label_field)
 
 
 def open_suite(
     path: str, prompts: Sequence[str] = ("{}",), index_dir: str = ""
 ) -> dict[str, EntryEvaluation]:
-    """Opens the entries of a suite that have data, by name.
+    """Opens the entries of a suite, by name.
 
     Arguments as of `EntryEvaluation`.
 
@@ -255,8 +187,6 @@ def open_suite(
     """
     opened = {}
     for name, entry in config_lib.load_suite(path).items():
-        if not entry.data:
-            continue
         try:
             opened[name] = EntryEvaluation(entry, prompts, index_dir)
         except ValueError as error:
@@ -264,37 +194,23 @@ def open_suite(
     return opened
 
 
-def flattened(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Joins outcomes to measures by name, see `EntryEvaluation.measure`."""
-    several = len({outcome.language for outcome in outcomes} - {""}) > 1
-    found: dict = {}
-    for outcome in outcomes:
-        for name, value in outcome.measures.items():
-            found.setdefault(name, []).append(value)
-    results = {name: float(np.mean(values)) for name, values in found.items()}
-    for outcome in outcomes if several else ():
-        for name, value in outcome.measures.items():
-            if outcome.language:
-                results[f"{outcome.language}/{name}"] = value
-    return results
-
-
 def results(
-    outcomes: Mapping[str, Sequence[Outcome]], model: str, pretrained: str
+    outcomes: Mapping[str, Mapping[str, Mapping[str, float]]],
+    model: str,
+    pretrained: str,
 ) -> list[dict]:
-    """Returns outcomes by entry in CLIP_benchmark's form."""
+    """Returns measures by entry and task in CLIP_benchmark's form."""
     return [
         {
             "dataset": name,
             "model": model,
             "pretrained": pretrained,
-            "task": _TASKS.get(outcome.task, outcome.task),
+            "task": _TASKS[task],
             "metrics": {
-                _MEASURES.get(measure, measure.partition("/")[2]): value
-                for measure, value in outcome.measures.items()
+                _MEASURES[measure]: value for measure, value in measures.items()
             },
-            "language": outcome.language or "en",
+            "language": "en",
         }
         for name, of_entry in outcomes.items()
-        for outcome in of_entry
+        for task, measures in of_entry.items()
     ]

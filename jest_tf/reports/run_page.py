@@ -31,7 +31,7 @@ _OFFERED = 8  # rows into the first stage that the page opens with
 _RATE_ROWS = 10  # of the log, for the time left
 _MEASURES = (
     *(charts.KEPT, charts.UNIFORM, charts.DROPPED),
-    *("#15803d", "#7e22ce", "#b45309", "#0e7490"),
+    *("#15803d", "#7e22ce"),
 )
 # How often a finished run's logs on a bucket are read again before the last
 # page is written without their missing lines.

@@ -7,7 +7,6 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
@@ -23,8 +22,6 @@ HEADLINES = (
     ("text_to_image/recall@1", "text to image recall@1"),
     ("text_to_image/mrr", "text to image MRR"),
     ("zero_shot/accuracy@1", "zero-shot accuracy"),
-    ("few_shot/10_shots", "10-shot accuracy"),
-    ("linear_probe/accuracy@1", "linear probe"),
 )
 
 
@@ -141,52 +138,6 @@ def write_results(output: str, found: Sequence[Mapping]) -> None:
 def _file_of(result):
     name = "_".join(result[part] for part in ("dataset", "task", "language"))
     return f"{name.replace('/', '-')}.json"
-
-
-def draws(workdir: str, entry: config_lib.Entry) -> evaluation.Outcome:
-    """Measures what a run drew, by its `draws.jsonl` and its data.
-
-    Raises:
-        ValueError: the run has not logged its draws, or its data has changed.
-    """
-    rows = directory.read_rows(workdir, directory.DRAWS_FILE)
-    if not rows:
-        raise ValueError(
-            "`task` 'selection' needs the draws of a run: train with "
-            f"`evaluation.log_ids=true`. Received: {workdir!r} without "
-            f"{directory.DRAWS_FILE}"
-        )
-    with stores_lib.indexes_in_memory():
-        store = stores_lib.open_stores(directory.load_config(workdir).data)
-    columns = store.columns(["id", entry.clean, entry.concept])
-    ids, times = np.unique(
-        np.concatenate([row["ids"] for row in rows]), return_counts=True
-    )
-    order = np.argsort(columns["id"], kind="stable")
-    places = np.searchsorted(columns["id"], ids, sorter=order)
-    found = order[np.minimum(places, len(order) - 1)]
-    if not np.array_equal(columns["id"][found], ids):
-        raise ValueError(
-            "`data.train` must be the data that the run was trained on. "
-            f"Received: data without some of the ids in {workdir!r}"
-        )
-    counts = np.zeros(len(store), np.int64)
-    counts[found] = times
-    noise = columns[entry.clean]
-    clean = evaluation.is_clean(noise)
-    if not any(noise):
-        progress.say(
-            f"warning: no record has a value in {entry.clean!r}, so the share "
-            "of clean draws is not known: `clean` names the field"
-        )
-        clean = None
-    elif len({*clean}) == 1:
-        which = "clean" if clean[0] else "noise"
-        progress.say(
-            f"by {entry.clean!r} all {len(clean):,} records are {which}"
-        )
-    measures = evaluation.draw_measures(counts, clean, columns[entry.concept])
-    return evaluation.Outcome("selection", "", measures)
 
 
 class Evaluation(steps.StepCallback):

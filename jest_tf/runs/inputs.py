@@ -8,10 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import evaluation, files, models, training
+from jest_tf import files, models, training
 from jest_tf.config import imports
 from jest_tf.data import (
-    ops_reader,
     pictures,
     pipeline,
     reader,
@@ -27,6 +26,8 @@ from jest_tf.runs import bootstrap, interruptions, loading, progress
 # Bytes of sidecars whose checksums a run compares when it starts, which takes
 # less than a second.
 _VERIFIED = 2**28
+# A noise field with any of these values marks a clean record.
+_CLEAN = {b"", b"0", b"0.0", b"false"}
 
 
 class Sources(NamedTuple):
@@ -86,10 +87,6 @@ def open_sources(
     needs_reference = config.has_first_reference and config.uses_reference
     if needs_reference and settings.model:
         loading.check_model(settings.model, "reference.model")
-    if config.data.reader == "ops":
-        ops_reader.check_schemes(
-            (*config.data.train, *config.data.curated, config.data.index_dir)
-        )
     store = stores_lib.open_stores(
         config.data, progress.Progress("indexing", "bytes")
     )
@@ -97,8 +94,6 @@ def open_sources(
     lost.count(0, 0)
     stores_lib.check_captions(store)
     reader.check_pictures(store)
-    if config.data.reader == "ops":
-        ops_reader.check(store)
     teacher = sidecars = None
     if needs_reference:
         if settings.model:
@@ -153,7 +148,8 @@ def _clean_of(config, store):
         )
     ids = np.asarray(columns["id"], np.int64)
     order = np.argsort(ids)
-    ids, clean = ids[order], evaluation.is_clean(columns[field])[order]
+    clean = [value.strip().lower() in _CLEAN for value in columns[field]]
+    ids, clean = ids[order], np.array(clean, bool)[order]
 
     def clean_of(wanted):
         return clean[np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)]
@@ -240,8 +236,6 @@ def options_of(
         num_curated=len(config.data.curated),
         curated_rows=sources.curated_rows,
         clean=sources.clean,
-        reader=config.data.reader,
-        token_field=config.data.token_field,
     )
 
 
@@ -293,9 +287,6 @@ class Stream:
 
     Attributes:
         summaries: of what stored stages chose.
-
-    Raises:
-        ValueError: `data.token_field` is not of the tokenizer.
     """
 
     def __init__(
@@ -312,10 +303,6 @@ class Stream:
         self._picture = picture
         self._skipped = skipped
         self.summaries = stored_stages.Summaries()
-        if config.data.token_field:
-            ops_reader.check_tokens(
-                sources.store, tokenizer, config.data.token_field
-            )
 
     def from_step(
         self,

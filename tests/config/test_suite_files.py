@@ -19,10 +19,9 @@ class SuiteTest(tf.test.TestCase):
         values = {
             "root": "/data",
             "digits": {
-                "task": ["zero_shot", "few_shot"],
-                "data": "digits/test",
-                "train": "gs://bucket/train",
-                "shots": 5,
+                "task": ["zero_shot", "retrieval"],
+                "data": ["digits/test", "gs://bucket/digits"],
+                "prompts": "a {}",
                 "classes": "~/names.txt",
             },
         }
@@ -30,18 +29,17 @@ class SuiteTest(tf.test.TestCase):
         self.assertEqual(
             found,
             self.load(
-                'root = "/data"\n[digits]\ntask = ["zero_shot", "few_shot"]\n'
-                'data = ["digits/test"]\ntrain = "gs://bucket/train"\n'
-                'shots = [5]\nclasses = "~/names.txt"\n'
+                'root = "/data"\n[digits]\ntask = ["zero_shot", "retrieval"]\n'
+                'data = ["digits/test", "gs://bucket/digits"]\n'
+                'prompts = ["a {}"]\nclasses = "~/names.txt"\n'
             ),
         )
         self.assertEqual(
             found["digits"],
             config.Entry(
-                task=("zero_shot", "few_shot"),
-                data=("/data/digits/test",),
-                train=("gs://bucket/train",),
-                shots=(5,),
+                task=("zero_shot", "retrieval"),
+                data=("/data/digits/test", "gs://bucket/digits"),
+                prompts=("a {}",),
                 classes=os.path.expanduser("~/names.txt"),
             ),
         )
@@ -58,7 +56,7 @@ class SuiteTest(tf.test.TestCase):
         self.assertEqual(found["imagenet"].classes, "imagenet")
         self.assertFalse(found["imagenet"].classes_present)
         self.assertTrue(found["imagenet_r"].classes_present)
-        self.assertEqual(found["coco"].images, "/d/coco")
+        self.assertEqual(found["coco"].data, ("/d/wds_mscoco_captions",))
         self.assertEqual(found["coco"].task, ("retrieval",))
         self.assertEqual(found["coco"].max_captions, 1)
 
@@ -69,13 +67,12 @@ class SuiteTest(tf.test.TestCase):
             ("[a]\n", r"\[a\]: `data` must name examples.*imagenet"),
             ('[a]\ndata = "b"\ntask = "sing"\n', r"`task` must be one or more"),
             ('[a]\ndata = "b"\ntsk = "c"\n', "No setting `tsk`.*mean `task`"),
-            ('[a]\ndata = "b"\ntask = "few_shot"\n', "`train` must name"),
             ('[a]\ndata = "b"\nprompts = ["photo"]\n', "`prompts` must be"),
             (
                 '[a]\ndata = "b"\nprompts = ["{}"]\ntemplates = "c"\n',
                 "`prompts` and `templates` are two",
             ),
-            ('[a]\ndata = "b"\nshots = [0]\n', "`shots` must be one or more"),
+            ('[a]\ndata = "b"\nmax_captions = 0\n', "`max_captions` must be"),
             ("[a\n", "suite.toml cannot be read"),
             ("root = 3\n[coco]\n", "`root` must be a folder. Received: 3"),
         ):

@@ -8,7 +8,6 @@ import types
 from unittest import mock
 
 import numpy as np
-import shard_files
 import tensorflow as tf
 from evaluation_cases import ROWS, Oracle, number_of, write_shard
 
@@ -93,7 +92,7 @@ class EvaluationTest(tf.test.TestCase):
         told = [
             f"{title} {measures[f'eval/some/{name}']:.3f} (chance {chance:.3f})"
             for (name, title), chance in zip(
-                evaluations.HEADLINES[:5], chances, strict=True
+                evaluations.HEADLINES, chances, strict=True
             )
         ]
         self.assertIn(f"step 1  some: {', '.join(told)}\n", said.getvalue())
@@ -143,9 +142,8 @@ class OpenDataTest(tf.test.TestCase):
         def opened(name):
             with open(f"{folder}/suite.toml", "w", encoding="utf-8") as file:
                 file.write(
-                    f"[{name}]\ntask = ['retrieval', 'few_shot']\n"
-                    "data = 'some.tfrecord'\ntrain = 'some.tfrecord'\n"
-                    "label_field = 'concept'\nshots = [2]\n"
+                    f"[{name}]\ntask = ['retrieval', 'zero_shot']\n"
+                    "data = 'some.tfrecord'\nlabel_field = 'concept'\n"
                 )
             return evaluations.open_data(
                 config.TrainConfig(
@@ -161,94 +159,17 @@ class OpenDataTest(tf.test.TestCase):
         # Three pictures and their four captions; two classes of `concept`.
         chance = found.entries["other"].chance
         self.assertAllClose(
-            (chance["image_to_text/recall@1"], chance["few_shot/2_shots"]),
+            (chance["image_to_text/recall@1"], chance["zero_shot/accuracy@1"]),
             (np.mean([2 / 4, 1 / 4, 1 / 4]), 1 / 2),
         )
         measures = found.measures
-        self.assertLen(measures, len(evaluation.MEASURES) + 8 + 1)
+        self.assertLen(measures, len(evaluation.MEASURES) + 8 + 3)
         self.assertIn("eval/some/zero_shot/mean_per_class", measures)
         self.assertIn("eval/other/text_to_image/mrr", measures)
-        self.assertEqual(measures[-1], "eval/other/few_shot/2_shots")
+        self.assertEqual(measures[-1], "eval/other/zero_shot/mean_per_class")
         self.assertLen(os.listdir(indexes), 1)
         with self.assertRaisesRegex(ValueError, "different .*some in both"):
             opened("some")
-
-
-class DrawsTest(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.folder = self.get_temp_dir()
-        path = f"{self.folder}/data.tfrecord"
-        # Ids are 100 to 104; the field `label` stands for noise.
-        write_shard(path, ROWS)
-        settings = config.TrainConfig(data=config.DataConfig(train=(path,)))
-        config.save_config(settings, f"{self.folder}/config.json")
-        self.entry = config.Entry(task=("selection",), clean="label")
-
-    def log(self, step, ids):
-        row = {"step": step, "ids": ids}
-        directory.append(self.folder, directory.DRAWS_FILE, row)
-
-    def test_ids_are_looked_up_in_the_data(self):
-        self.log(2, [101, 104])
-        self.log(4, [100, 101])
-        found = evaluations.draws(self.folder, self.entry)
-        # Counts 1, 2, 0, 0, 1. Rows 1, 3 and 4 have no label; the concept of
-        # rows 0 and 1 was drawn, that of row 2 was not.
-        self.assertEqual(found.task, "selection")
-        self.assertAllClose(
-            found.measures,
-            {
-                "selection/effective_records": 16 / 6,
-                "selection/effective_share": 4 / 6,
-                "selection/share_clean": 3 / 4,
-                "selection/share_clean_data": 3 / 5,
-                "selection/concept_coverage": 1 / 2,
-                "selection/effective_concepts": 1.0,
-            },
-        )
-
-    def measure(self, noise):
-        """Draws record 0 twice and record 1 once, with these numbers."""
-        path = f"{self.folder}/numbers.tfrecord"
-        image = tf.io.encode_png(tf.zeros([2, 2, 3], tf.uint8)).numpy()
-        shard_files.write_shard(
-            path,
-            [
-                shard_files.serialize(
-                    image=image, caption="a", id=row, noise=number
-                )
-                for row, number in enumerate(noise)
-            ],
-        )
-        config.save_config(
-            config.TrainConfig(data=config.DataConfig(train=(path,))),
-            f"{self.folder}/config.json",
-        )
-        self.log(2, [0, 0, 1])
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            found = evaluations.draws(
-                self.folder, config.Entry(task=("selection",))
-            )
-        shares = [
-            found.measures.get(f"selection/share_clean{which}")
-            for which in ("", "_data")
-        ]
-        return shares, said.getvalue()
-
-    def test_a_field_of_noise_may_hold_zeros_and_ones(self):
-        shares, said = self.measure([0, 1, 1, 1])
-        self.assertAllClose(shares, [2 / 3, 1 / 4])
-        self.assertEmpty(said)
-
-    def test_a_run_without_draws_or_with_other_data_is_refused(self):
-        other = config.Entry(task=("selection",))
-        folder = os.path.join(self.folder, "nothing")
-        with self.assertRaisesRegex(ValueError, "log_ids=true.*without draws"):
-            evaluations.draws(folder, other)
-        self.log(2, [101, 999])
-        with self.assertRaisesRegex(ValueError, "`data.train` must be the"):
-            evaluations.draws(self.folder, other)
 
 
 class ResultsTest(tf.test.TestCase):

@@ -621,6 +621,21 @@ class InputsTest(RunsTestCase):
             sources.clean(ids), [False, False, True, True, False]
         )
         self.assertIsNone(self.open(f"data.train={shard}")[0].clean)
+        image = tf.io.encode_png(tf.zeros([2, 2, 3], tf.uint8)).numpy()
+        values = ["", " ", 0, "0.0", "false", "False", 1, "true", "moved"]
+        path = shard_files.write_shard(
+            os.path.join(self.workdir("n"), "values.tfrecord"),
+            [
+                shard_files.serialize(
+                    image=image, caption="a", id=row, noise=value
+                )
+                for row, value in enumerate(values)
+            ],
+        )
+        sources, _ = self.open(f"data.train={path}", "data.noise_field=noise")
+        self.assertAllEqual(
+            sources.clean(np.arange(9)), [True] * 6 + [False] * 3
+        )
 
     def test_a_projection_is_offered_where_widths_differ(self):
         learner = tiny.learner(dim=6)
