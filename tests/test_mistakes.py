@@ -34,6 +34,10 @@ JEST = f"{ROOT}/configs/quickstart_jest.py"
 USAGE = (
     ("", "are required: COMMAND. See `jest-tf --help`"),
     ("trian --config a", "one of .'train', .*'trian'. Did you mean 'train'?"),
+    (
+        "--verbose train --workdir a --config b",
+        "unrecognized arguments: --verbose. See `jest-tf --help`",
+    ),
     ("train a.py --workdir a", "unexpected a.py. .* `--config a.py`?"),
     ("train --config a", "required: --workdir. See `jest-tf train --help`"),
     ("train --config a --work-dir b", "flag --work-dir. .*mean --workdir?"),

@@ -3,7 +3,8 @@
 Each shard's records are dealt at random into windows, and each window passes
 the stage. Embeddings come from sidecars; missing files are written first.
 Unlike in a run, the stage may score by the learnability between a learner and
-a reference. Shards are independent, so an interrupted call continues at one.
+a reference. Shards are independent, so an interrupted call goes on with those
+that are missing.
 """
 
 import contextlib
