@@ -274,8 +274,9 @@ class TrainersTest(tf.test.TestCase):
             code = cli.main(command)
         self.assertEqual(code, 0)
         self.assertIn("embeddings of width 64", printed.getvalue())
+        served = tf.saved_model.load(path)
         self.assertAllClose(
-            tf.saved_model.load(path).embed_texts(["a"])["embeddings"],
+            served.embed_texts(["a"])["embeddings"],
             jest_tf.load(self.learner).embed_texts(["a"]),
         )
         with quiet() as shown:
