@@ -309,6 +309,10 @@ CELLS = (
         *("renewed", 4500, 3),
         "300,600,1000,2000,3000 bootstrap.shares=0.3,0.3,1,1,1",
     ),
+    _given(
+        *("renewed_distilled", 1400, 3),
+        "300,600,1000 bootstrap.shares=0.3 reference.distillation_weight=1",
+    ),
     Cell("second", (1400,), _stored(3), reference="web_bootstrapped_1400"),
     # Other levels of noise.
     *(

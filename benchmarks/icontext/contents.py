@@ -137,6 +137,10 @@ TRIED = (
         "bootstrapped, from a pool without near-duplicates",
         *("bootstrapped_distinct_2700", "bootstrapped_2700"),
     ),
+    (
+        "stored stage renewed, and distilled from each renewal",
+        *("renewed_distilled_1400", "renewed_1400"),
+    ),
     ("uniform, learning rate 2e-3", "uniform_fast_4500", "uniform_4500"),
     (
         "an eighth curated, learning rate 1e-3",
