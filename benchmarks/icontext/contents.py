@@ -157,6 +157,10 @@ TRIED_GIVEN = (
         *("narrow", "the pool cut once, not a stage of 3"),
         *("cut_3", "stored_3", 1400),
     ),
+    ("narrow", "a stage of 5, not 3", "stored_5", "stored_3", 1400),
+    ("narrow", "a stage of 10, not 3", "stored_10", "stored_3", 1400),
+    ("narrow", "a sixteenth mixed, not a quarter", "mixed_16", "mixed_4", 9000),
+    ("narrow", "half mixed, not a quarter", "mixed_2", "mixed_4", 9000),
     (
         *("narrow", "the reference's clean pairs, not the pool's"),
         *("reference_data", "clean", 1400),
