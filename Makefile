@@ -71,10 +71,9 @@ test-slow: $(EXTRAS_INSTALLED) $(S3_INSTALLED) $(PEERS_INSTALLED) docs ## run th
 	  --no-loadscope-reorder
 	@$(S3_BIN)/python -m pytest tests/files/test_s3.py
 
-test-oldest: $(OLDEST_INSTALLED) ## run the fast tests with the oldest versions that setup.cfg allows, and those of Beam
+test-oldest: $(OLDEST_INSTALLED) ## run the fast tests with the oldest versions that setup.cfg allows
 	@$(OLDEST_BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS) \
 	  $(OLDEST_TESTS)
-	@$(OLDEST_BIN)/python -m pytest -k beam tests/curation
 
 test-newest: $(NEWEST_INSTALLED) ## run the fast tests with TensorFlow 2.21, which Model Garden keeps out of .venv
 	@$(NEWEST_BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
@@ -147,13 +146,12 @@ $(EXTRAS_INSTALLED): $(INSTALLED)
 	@touch $@
 	@echo "install: done"
 
-# With Apache Beam, which asks for older versions than the rest is tested with.
 $(OLDEST_INSTALLED): setup.cfg constraints-oldest.txt
 	@echo "install: the oldest versions that setup.cfg allows into" \
 	  ".venv-oldest, once"
 	@test -x $(OLDEST_BIN)/python || $(PYTHON) -m venv .venv-oldest
 	@$(OLDEST_BIN)/python $(PIP) --constraint constraints-oldest.txt \
-	  --editable '.[test,beam]'
+	  --editable '.[test]'
 	@touch $@
 	@echo "install: done"
 
@@ -165,8 +163,8 @@ define venv_beside
 	  "$$($(1)/python $(PURELIB))/packages_of_venv.pth"
 endef
 
-# As Beam, s3fs asks for older versions of some packages, which pip cannot settle
-# beside the fake S3.
+# s3fs asks for older versions of some packages, which pip cannot settle beside
+# the fake S3.
 $(S3_INSTALLED): $(INSTALLED)
 	@echo "install: s3fs and a fake S3 into .venv-s3, once"
 	$(call venv_beside,$(S3_BIN))

@@ -14,7 +14,7 @@ Hardware: 256 chips of TPU v5p, 640 examples scored and 128 trained on each.
 Time: 11 hours, if a chip reaches 40 % of its 459 TFLOP/s: 1.8e21 FLOPs, eight
 forward passes of 57 GFLOPs an example trained on; a step must be fed 163,840
 decoded pictures. NOT RUN BY US: we have neither the data nor the machine, and
-docs/tpu.md says what several hosts run and how they read, `data.reader=ops`.
+docs/tpu.md says what several hosts run.
 The step of a small twin is compiled for TPUs.
 
 Expected, with the paper's 4 billion examples of WebLI and a reference trained

@@ -6,7 +6,7 @@
 Hardware: 256 chips of TPU v5p, 128 examples each. Time: 1.7 days, if a chip
 reaches 40 % of its 459 TFLOP/s: 6.9e21 FLOPs, three forward passes of 57
 GFLOPs an example. NOT RUN BY US: we have neither the data nor the machine, and
-docs/tpu.md says what several hosts run and how they read, `data.reader=ops`.
+docs/tpu.md says what several hosts run.
 The step of a small twin is compiled for TPUs.
 
 Expected, with the paper's 40 billion examples of WebLI (Evans et al. 2024,

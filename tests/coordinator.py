@@ -65,7 +65,7 @@ class Slice(tf.distribute.Strategy):
 TOKENIZER = tokenizers.WordPieceTokenizer(["[UNK]", "[EOS]", "a", "b"], 4)
 
 
-def super_batches(data, host=0, num_hosts=1, **options):
+def super_batches(data, host=0, num_hosts=1):
     """The stream of a shard, which tests compare."""
     return pipeline.super_batches(
         stores.open_store(data),
@@ -73,7 +73,7 @@ def super_batches(data, host=0, num_hosts=1, **options):
         seed=3,
         tokenizer=TOKENIZER,
         image_size=32,
-        options=pipeline.Options(host=host, num_hosts=num_hosts, **options),
+        options=pipeline.Options(host=host, num_hosts=num_hosts),
     )
 
 
@@ -102,7 +102,7 @@ def main(settings):
         distribution.distribute(
             Slice(len(hosts)),
             lambda host, num_hosts: super_batches(
-                settings["data"], host, num_hosts, **settings["options"]
+                settings["data"], host, num_hosts
             ),
         )
     )

@@ -197,26 +197,6 @@ def deal(indices, super_batch_size, num_replicas):
     return hands
 
 
-def choose_in_turns(similar, labels, size, left_out=()):
-    """Rows that concepts choose one after the other, the nearest first.
-
-    Args:
-        similar: [n, k], of all rows with all examples.
-        labels: the concept of each example.
-        size: rows to choose.
-        left_out: rows that nobody may choose.
-    """
-    taken = list(left_out)
-    concepts = sorted(set(labels.tolist()))
-    while len(taken) < min(size + len(left_out), len(similar)):
-        for concept in concepts:
-            nearness = similar[:, labels == concept].max(1)
-            nearness[taken] = -np.inf
-            if len(taken) < size + len(left_out):
-                taken.append(int(np.argmax(nearness)))
-    return taken[len(left_out) :]
-
-
 def masked_crc32c(data):
     """Masked CRC-32C as its definition states it: one bit at a time."""
     crc = 0xFFFFFFFF

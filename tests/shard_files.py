@@ -146,15 +146,11 @@ class _BadFile:
 MADE_BY = {"choice": "joint", "share": 0.5, "reference": {"fingerprint": "f"}}
 
 
-def write_manifest(
-    store, directory, weights, scores=None, made_by=MADE_BY, counts=None
-):
+def write_manifest(store, directory, weights, scores=None, made_by=MADE_BY):
     """The manifest of a store with given weights, row for row."""
     if scores is None:
         scores = np.linspace(-1.0, 1.0, len(store))
-    return manifest.write(
-        store, directory, made_by, weights, scores, counts or {}
-    )
+    return manifest.write(store, directory, made_by, weights, scores)
 
 
 def mutate(data, rng):

@@ -1,7 +1,6 @@
 """Small data of every form that a suite reads, on disk."""
 
 import io
-import json
 import pathlib
 import tarfile
 
@@ -43,43 +42,6 @@ def write_tars(folder, samples, texts=()):
                 tar.addfile(info, io.BytesIO(data))
     for name, text in dict(texts).items():
         (folder / name).write_text(text)
-
-
-def write_karpathy(folder, images):
-    """`dataset.json` and pictures; an image is a gray, split and captions."""
-    folder = pathlib.Path(folder)
-    (folder / "val").mkdir(parents=True)
-    described = []
-    for number, (gray, split, captions) in enumerate(images):
-        name = f"{number}.png"
-        (folder / "val" / name).write_bytes(picture(gray))
-        described.append(
-            {
-                "filepath": "val",
-                "filename": name,
-                "split": split,
-                "sentences": [{"raw": text} for text in captions],
-            }
-        )
-    path = folder / "dataset.json"
-    path.write_text(json.dumps({"images": described}))
-    return str(path)
-
-
-def write_crossmodal(folder, images):
-    """`captions.jsonl` and pictures; an image is a gray and its captions."""
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True)
-    lines = []
-    for number, (gray, captions) in enumerate(images):
-        (folder / f"{number}.jpg").write_bytes(picture(gray, "jpeg"))
-        described = {
-            language: {"caption": some} for language, some in captions.items()
-        }
-        lines.append(json.dumps({"image/key": str(number), **described}))
-    path = folder / "captions.jsonl"
-    path.write_text("\n".join(lines))
-    return str(path)
 
 
 def write_open_clip(folder, names):

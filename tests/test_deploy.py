@@ -75,7 +75,7 @@ class JobsTest(DeployTestCase):
         for name, job in self.jobs.items():
             for container in containers(job):
                 with self.subTest(name):
-                    flags = cli._parse(container["args"])
+                    flags = cli.parser().parse_args(container["args"])
                     self.assertStartsWith(flags.workdir, "gs://")
                     settings = config.load_config(
                         str(ROOT / flags.config), flags.set

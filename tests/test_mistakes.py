@@ -43,8 +43,7 @@ USAGE = (
     ),
     ("train --workdir a --config.steps=5", "Did you mean `--set steps=5`?"),
     ("train --workdir a --extend 1.5", "--extend: invalid int value: '1.5'"),
-    ("embed --model a", "one of the arguments --data --folder is required"),
-    ("embed --model a --data b --folder c", "--folder: not allowed with"),
+    ("embed --model a", "the following arguments are required: --data"),
     (
         "embed --model a --data b --dtype fp16",
         "`--dtype` must be one of .*'float16', 'float32'.*'fp16'",
@@ -105,10 +104,6 @@ MODELS = (
     (
         f"JEST {MODEL}=hf:gs://bucket/model data.train=/missing",
         f"`{MODEL}` must .* a local folder, .*Received: 'hf:gs://bu",
-    ),
-    (
-        "TRAIN data.reader=ops data.train=s3://bucket/*.tfrecord",
-        "'ops' reads what TensorFlow opens, .*Received: s3://bucket/",
     ),
     (
         f"JEST {MODEL}=$/rnu",
@@ -200,10 +195,6 @@ DATA = (
         "(A vocabulary that ends in .json must be written by|needs KerasHub)",
     ),
     ("embed --model $/run --data $/nowhere/*", "`--data` must match files"),
-    (
-        "embed --model $/run --folder $/table --output a.csv",
-        "`--output` must be a file that ends in .parquet or .npy",
-    ),
     (
         "advise --pool $/pool-* --curated $/nowhere/* --output $/x",
         "`--curated` must match files",

@@ -58,7 +58,7 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**20 + 1))
     try:
         words = sys.argv[1:] if argv is None else argv
-        flags = _parse([command, *words] if command else words)
+        flags = parser().parse_args([command, *words] if command else words)
         _check_backend()
         # Before TensorFlow, which a run directory may have a namesake of.
         imports.begin_command(*_runs(flags))
@@ -103,9 +103,6 @@ def parser() -> argparse.ArgumentParser:
             description=summary,
             epilog=rest,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            # Some of Apache Beam's options, which `curate` passes on, begin
-            # like ours.
-            allow_abbrev=False,
         )
         command.set_defaults(run=module.run)
         module.add_arguments(command)
@@ -119,14 +116,15 @@ class _Parser(argparse.ArgumentParser):
         # Before what is required, which a misspelt flag may have given.
         for place, word in enumerate(args or () if self._is_command else ()):
             flag = word.partition("=")[0]
-            if re.fullmatch("--?[A-Za-z][^ ]*", flag) and not (
-                flag in self._option_string_actions or "--beam" in args
+            if (
+                re.fullmatch("--?[A-Za-z][^ ]*", flag)
+                and flag not in self._option_string_actions
             ):
                 self.error(
                     f"unknown flag {flag}{self._meant(flag, args[place:])}"
                 )
         flags, rest = super().parse_known_args(args, namespace)
-        if rest and self._is_command and not getattr(flags, "beam", False):
+        if rest and self._is_command:
             self.error(self._misplaced(rest))
         return flags, rest
 
@@ -172,11 +170,6 @@ class _Parser(argparse.ArgumentParser):
         if "--config" in flags and words[0].endswith((".py", ".json")):
             return f"{message}. Did you mean `--config {words[0]}`?"
         return message
-
-
-def _parse(argv):
-    flags, flags.beam_options = parser().parse_known_args(argv)
-    return flags
 
 
 def _runs(flags):

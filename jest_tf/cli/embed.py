@@ -1,4 +1,4 @@
-"""Embed a data set into sidecars, or a folder of pictures into a file.
+"""Embed a data set into sidecars.
 
 A sidecar holds the reference's embeddings of a shard. Stored stages choose by
 them, and live stages read them in place of running the reference
@@ -6,10 +6,6 @@ them, and live stages read them in place of running the reference
 continued by the same command. If another process writes some of them, it exits
 with code 75, "try again later". On several hosts give each its `--host` and
 `--num-hosts`. The format flags must equal `data` in the training recipe.
-
-With `--folder` all pictures under a folder become a single file, which
-`jest_tf.load(...).search` takes. Pictures that cannot be read are listed and
-left out.
 """
 
 import argparse
@@ -32,17 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the reference: a run directory, a .keras file, or a public model "
         "such as keras_hub:siglip2_base_patch16_224",
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--data", **flags_lib.SEVERAL, metavar="GLOB", help="the shards"
+    add(
+        "--data",
+        **flags_lib.SEVERAL,
+        required=True,
+        metavar="GLOB",
+        help="the shards",
     )
-    source.add_argument("--folder", metavar="DIR", help="of pictures")
     add(
         "--output",
         default="",
         metavar="PATH",
-        help="folder of the sidecars (default: beside each shard); with "
-        "--folder, a file .parquet or .npy",
+        help="folder of the sidecars (default: beside each shard)",
     )
     add(
         "--dtype",
@@ -83,8 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace) -> None:
     """Writes the sidecars of this host's shards and reports on them."""
     _check(flags)
-    if flags.folder:
-        return _embed_folder(flags)
     from jest_tf.data.sidecars import embed
     from jest_tf.models import reference
     from jest_tf.runs import interruptions, loading, progress
@@ -116,33 +111,6 @@ def run(flags: argparse.Namespace) -> None:
         raise SystemExit(interruptions.EXIT_CODE)
 
 
-def _embed_folder(flags):
-    from jest_tf import inference
-    from jest_tf.inference import collection as collection_lib
-    from jest_tf.runs import loading, progress
-
-    collection_lib.check_output(flags.output, "--output")
-    loading.check_model(flags.model, "--model")
-    model = inference.load(flags.model, batch_size=flags.batch_size)
-    collection, reasons = collection_lib.embed_folder(
-        model,
-        flags.folder,
-        dtype=flags.dtype,
-        progress=progress.Progress("embedding", "pictures"),
-    )
-    if reasons:
-        print(f"{len(reasons):,} pictures could not be read:")
-    for name, reason in reasons.items():
-        print(f"  {name}: {reason}")
-    if not collection.names:
-        raise ValueError(
-            "`--folder` must hold a picture that can be read. Received: "
-            f"{flags.folder!r}"
-        )
-    collection_lib.write(flags.output, collection)
-    print(f"{flags.output}: {len(collection.names):,} pictures embedded")
-
-
 def _check(flags):
     checks.check("--batch-size", flags.batch_size, checks.at_least(1))
     if not 0 <= flags.host < flags.num_hosts:
@@ -150,12 +118,6 @@ def _check(flags):
             f"`--host` must be in [0, --num-hosts). Received: {flags.host} of "
             f"{flags.num_hosts}"
         )
-    for name, used in (
-        ("overwrite", flags.overwrite),
-        ("num_hosts", flags.num_hosts > 1),
-    ):
-        if flags.folder and used:
-            raise ValueError(f"{flags_lib.name(name)} is not for --folder")
 
 
 def _report(summary):

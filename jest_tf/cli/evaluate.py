@@ -177,8 +177,9 @@ def _of_suite(model, suite, output, flags):
         )
     return {
         f"eval/{title}/{measure}": value
-        for title, some in outcomes.items()
-        for measure, value in evaluation.flattened(some).items()
+        for title, by_task in outcomes.items()
+        for measures in by_task.values()
+        for measure, value in measures.items()
     }
 
 

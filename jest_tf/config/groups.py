@@ -81,11 +81,6 @@ class DataConfig(Checked, path="data"):
             clean records. The log and the page then show the clean share of
             the rows that each stage chooses. Empty reports no share.
         index_dir: folder of the index files. Empty puts each beside its shard.
-        reader: "numpy", or "ops" to read TFRecords by TensorFlow's ops alone:
-            the same stream, on hosts of a TPU slice without Python
-            (docs/gpus.md).
-        token_field: feature of token ids made beforehand, `text_length` to a
-            caption, that "ops" reads. Empty tokenises.
         shuffle_block_size: neighbouring records that stay together in the
             shuffled order, so that slow storage, such as a bucket, is read in
             long pieces. None shuffles single records; keep it on local disks.
@@ -117,8 +112,6 @@ class DataConfig(Checked, path="data"):
     caption_fields: tuple[str, ...] = ()
     noise_field: str = ""
     index_dir: str = ""
-    reader: Annotated[str, one_of("numpy", "ops")] = "numpy"
-    token_field: str = ""
     shuffle_block_size: Count | None = None
     max_fault_rate: Annotated[float, within("[0, 1]")] = 0.01
     max_image_pixels: Count = 2**26  # 8,192 x 8,192, 200 MB decoded
@@ -144,10 +137,6 @@ class DataConfig(Checked, path="data"):
             not self.curated or not self.manifest,
             "`data.curated` can't be combined with `data.manifest`, which "
             "covers `data.train` alone",
-        )
-        self._expect(
-            self.reader == "ops" or not self.token_field,
-            "`data.token_field` needs `data.reader` 'ops'",
         )
         self._expect(
             not self.curated_rows or bool(self.curated),

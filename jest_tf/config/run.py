@@ -75,11 +75,6 @@ class TrainConfig(Checked):
         super().__post_init__()
         for number, name in enumerate(self.callbacks):
             checks.check(f"callbacks.{number}", name, checks.FUNCTION)
-        self._expect(
-            self.data.reader == "numpy" or not self.selection.stored,
-            "`data.reader` 'ops' reads no sidecars before records: leave the "
-            "stored stages out of `selection.stages`, or take 'numpy'",
-        )
         self.selection.sizes(self.data.curated_rows)
         self._expect(
             not self.data.curated_rows or not self.model.views,

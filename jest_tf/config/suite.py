@@ -57,19 +57,16 @@ NAMED = {
     }
     for name, places in _IMAGENETS.items()
 } | {
-    # The papers' counts: 25,000 captions of COCO's test split, not 25,010.
-    "coco": {
+    name: {
         "task": ("retrieval",),
-        "data": ("coco/dataset_coco.json",),
-        "images": "coco",
+        "data": (place,),
+        # The papers' counts: 25,000 captions of COCO's test split, not 25,010.
         "max_captions": 5,
-    },
-    "flickr30k": {
-        "task": ("retrieval",),
-        "data": ("flickr30k/dataset_flickr30k.json",),
-        "images": "flickr30k/flickr30k-images",
-        "max_captions": 5,
-    },
+    }
+    for name, place in (
+        ("coco", "wds_mscoco_captions"),
+        ("flickr30k", "wds_flickr30k"),
+    )
 }
 
 
@@ -80,11 +77,9 @@ class Entry(Checked):
     Attributes:
         task: "zero_shot", "retrieval" or both.
         data: the examples: a folder with a subfolder a class, a folder of
-            CLIP_benchmark's tars, Karpathy's JSON, Crossmodal-3600's JSON
-            lines, or paths and globs as `evaluation.data` (docs/evaluation.md).
-            Of several the first that exists is taken.
-        images: folder of the pictures that a JSON names. Empty is its own.
-        split: of Karpathy's JSON and of CLIP_benchmark's tars.
+            CLIP_benchmark's tars, or paths and globs as `evaluation.data`
+            (docs/evaluation.md). Of several the first that exists is taken.
+        split: of CLIP_benchmark's tars.
         format: as `data.format`.
         image_field: as `data.image_field`.
         caption_fields: as `data.caption_fields`.
@@ -98,13 +93,10 @@ class Entry(Checked):
             or `evaluation.prompts`.
         prompts: templates, each with one "{}" for the class name.
         max_captions: take the first captions of a picture; None takes all.
-        languages: those of Crossmodal-3600's captions to evaluate; empty takes
-            all. For other data, the language to report.
     """
 
     task: Annotated[tuple[str, ...], _TASKS] = ("zero_shot",)
     data: tuple[str, ...] = ()
-    images: str = ""
     split: str = "test"
     format: Annotated[str, one_of(*FORMATS)] = "auto"
     image_field: str = ""
@@ -115,7 +107,6 @@ class Entry(Checked):
     templates: str = ""
     prompts: tuple[str, ...] = ()
     max_captions: Count | None = None
-    languages: tuple[str, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -217,7 +208,6 @@ def _below(root, entry):
     return dataclasses.replace(
         entry,
         data=tuple(map(place, entry.data)),
-        images=place(entry.images),
         **{
             name: value if value == "imagenet" else place(value)
             for name in ("classes", "templates")

@@ -15,8 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jest_tf.curation import concepts
-
 RESAMPLES = 1_000
 _PERCENTILES = (2.5, 97.5)
 _BLOCK = 1_024  # rows of the matrix of similarities at a time
@@ -302,13 +300,29 @@ def breadth(groups: Sequence[np.ndarray], seed: int = 0) -> list[float]:
     # The clusters' own pictures would be spread more evenly than others.
     count = min(_CLUSTERED, len(groups[0]) // 2)
     basis = shuffled[0][:count]
-    labels = concepts.cluster(basis, max(1, round(count**0.5)))
-    centres = np.stack(
-        [basis[labels == label].mean(0) for label in range(labels.max() + 1)]
-    )
+    centres = _centres(basis, max(1, round(count**0.5)))
     shuffled[0] = shuffled[0][count:]
     size = min(map(len, shuffled))
     return [_effective(group[:size], centres) for group in shuffled]
+
+
+def _centres(points, count):
+    """Means of clusters of points of unit length, by k-means.
+
+    Of fewer different points than `count` there are fewer clusters.
+    """
+    # Imported here: it takes seconds, and only clusters need it.
+    import sklearn.cluster
+    import threadpoolctl
+
+    count = min(count, len(np.unique(points, axis=0)))
+    means = sklearn.cluster.KMeans(count, n_init=10, random_state=0)
+    # A single thread: threads add in any order, which may change the last bits.
+    with threadpoolctl.threadpool_limits(1):
+        labels = means.fit_predict(points)
+    return np.stack(
+        [points[labels == label].mean(0) for label in np.unique(labels)]
+    )
 
 
 def _effective(image, centres):

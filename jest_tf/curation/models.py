@@ -27,16 +27,6 @@ class Model(NamedTuple):
     sidecar_dir: str = ""
     step: int | None = None
 
-    def description(self, store: stores.Store) -> file_format.Description:
-        """Returns the description of its embeddings.
-
-        Raises:
-            ValueError: there is no such run, or no run and no sidecars.
-        """
-        if self.workdir:
-            return self._load()[1]
-        return sidecars_lib.Sidecars(store, self.sidecar_dir).description
-
     def loss(self) -> str | None:
         """Returns the pair loss of its run, or None without a run.
 

@@ -15,7 +15,7 @@ import numpy as np
 from jest_tf import config as config_lib
 from jest_tf import runs
 from jest_tf.config import checks
-from jest_tf.curation import advice, by_similarity, estimates
+from jest_tf.curation import advice, estimates
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.sidecars import embed
 from jest_tf.data.stores import manifest
@@ -42,8 +42,8 @@ class Settings(checks.Checked):
         sample: records of the pool that are embedded, at random.
         curated_sample: curated records that are embedded at most.
         tests_sample: records of the tests at most.
-        near: pictures of at least this cosine are near-duplicates; as in
-            `by_similarity.Settings`, it depends on the reference.
+        near: pictures of at least this cosine are near-duplicates. It depends
+            on the reference: a weak model has all cosines near 1.
         seed: of all samples.
     """
 
@@ -250,8 +250,22 @@ def survey(
     )
 
 
+class _Embedded(NamedTuple):
+    """Records with their embeddings and those of their first caption.
+
+    Attributes:
+        rows: int64 [k], of the store.
+        image: float32 [k, D].
+        text: float32 [k, D].
+    """
+
+    rows: np.ndarray
+    image: np.ndarray
+    text: np.ndarray
+
+
 def _embed_samples(data, model, settings, unseen, progress):
-    """`by_similarity.Embedded` of pool, curated, seen and tests, by name."""
+    """`_Embedded` of pool, curated, seen and tests, by name."""
     random = np.random.default_rng([settings.seed, _SAMPLE_SALT])
 
     def some(rows, count):
@@ -279,7 +293,7 @@ def _embed_samples(data, model, settings, unseen, progress):
             done += len(part)
             if progress is not None:
                 progress(done, total)
-        found[name] = by_similarity.Embedded(
+        found[name] = _Embedded(
             *(np.concatenate(column) for column in zip(*parts, strict=True))
         )
     return found
@@ -297,12 +311,9 @@ def _embed(store, rows, encode, form):
     image, text = encode(images, [batch.texts[place] for place in first])
     finite = np.isfinite(image).all(1) & np.isfinite(text).all(1)
     good = good[finite]
-    return by_similarity.Embedded(
-        rows[good], batch.ids[good], image[finite], text[finite]
-    )
+    return _Embedded(rows[good], image[finite], text[finite])
 
 
 def _no_rows(model):
     none = np.zeros([0, reference_lib.describe(model).dim], np.float32)
-    rows = np.zeros(0, np.int64)
-    return by_similarity.Embedded(rows, rows, none, none)
+    return _Embedded(np.zeros(0, np.int64), none, none)

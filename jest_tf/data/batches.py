@@ -6,7 +6,6 @@ An unreadable record is an error here and is not replaced.
 import collections
 import contextlib
 import functools
-import re
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -21,8 +20,6 @@ Tokenizer = Callable[[tf.Tensor], tf.Tensor]
 # A batch on the device and a batch in preparation.
 _PREFETCH = 2
 
-# An assertion of a dataset's ops.
-_STATED = re.compile(r"assertion failed: \[(.*`data\..*)\]")
 # Texts of the latest errors in NumPy functions of datasets, of any thread.
 _raised: collections.deque = collections.deque(maxlen=64)
 
@@ -206,8 +203,7 @@ def plain_errors() -> Iterator[None]:
     """Raises a dataset's own ValueError, which TensorFlow would wrap.
 
     Raises:
-        ValueError: as the NumPy function of a dataset raised it in the block,
-            or as its ops state it, naming a setting of `data`.
+        ValueError: as the NumPy function of a dataset raised it in the block.
     """
     try:
         yield
@@ -215,9 +211,6 @@ def plain_errors() -> Iterator[None]:
         for text in reversed(_raised):
             if text in error.message:
                 raise ValueError(text) from error
-        stated = _STATED.search(error.message)
-        if stated:
-            raise ValueError(stated[1]) from error
         raise
 
 

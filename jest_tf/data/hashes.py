@@ -1,11 +1,6 @@
-"""Hashes and keyed permutations of integers, by NumPy or TensorFlow's ops.
-
-Arguments are arrays or, in a graph, tensors [k]; the results are equal bit for
-bit.
-"""
+"""Hashes and keyed permutations of integers."""
 
 import numpy as np
-import tensorflow as tf
 
 # In theory four rounds of a good function suffice for large domains; the halves
 # of small domains have so few values that we take three times as many.
@@ -39,7 +34,7 @@ def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
 
 def high_bits(values: np.ndarray, bits: int) -> np.ndarray:
     """Returns the highest bits of uint64 [k] as numbers, int64 [k]."""
-    return signed(_shift(values, 64 - bits))
+    return (values >> np.uint64(64 - bits)).astype(np.int64)
 
 
 def permute(values, sizes, keys, largest=None):
@@ -52,12 +47,11 @@ def permute(values, sizes, keys, largest=None):
     # Half of the bits of the smallest 4**k >= n, at least one.
     half_bits = max(1, (bits + 1) // 2)
     values, sizes = unsigned(values), unsigned(sizes)
-    walk = _walk_in_graph if tf.is_tensor(values) else _walk
-    values = walk(values, sizes, keys, half_bits)
+    values = _walk(values, sizes, keys, half_bits)
     # A Feistel network makes only even permutations, and small n keep that
     # sign under cycle walking. So a key bit swaps 0 and 1 for half the keys.
     swaps = (values < 2) & (sizes > 1) & (keys & np.uint64(1) == 1)
-    return signed(values ^ unsigned(swaps))
+    return (values ^ swaps).astype(np.int64)
 
 
 def _walk(values, sizes, keys, half_bits):
@@ -72,26 +66,14 @@ def _walk(values, sizes, keys, half_bits):
     return values
 
 
-def _walk_in_graph(values, sizes, keys, half_bits):
-    def walk(values, pending):
-        walked = _encrypt(values, keys, half_bits)
-        values = tf.where(pending, walked, values)
-        return values, pending & (values >= sizes)
-
-    return tf.while_loop(
-        lambda values, pending: tf.reduce_any(pending),
-        walk,
-        [values, tf.ones_like(values, tf.bool)],
-    )[0]
-
-
 def _encrypt(values, keys, half_bits):
     """A bijection of [0, 4**half_bits) for each key; uint64 [k] x 2."""
     half = np.uint64(1 << half_bits)
-    left, right = _shift(values, half_bits), values & (half - np.uint64(1))
+    shift = np.uint64(64 - half_bits)
+    left, right = values // half, values & (half - np.uint64(1))
     for round_key in _ROUND_KEYS:
         # The high bits, which a multiplication mixes best.
-        mixed = _shift(mix((keys + round_key) ^ right), 64 - half_bits)
+        mixed = mix((keys + round_key) ^ right) >> shift
         left, right = right, left ^ mixed
     return left * half + right
 
@@ -99,49 +81,17 @@ def _encrypt(values, keys, half_bits):
 def mix(values):
     """Applies SplitMix64's finaliser: a bijection of uint64 that avalanches."""
     for shift, factor in _MIXING:
-        values = (values ^ _shift(values, shift)) * np.uint64(factor)
-    return values ^ _shift(values, 31)
-
-
-def _shift(values, bits):
-    # `tf.is_tensor` would take longer than the rest, on few values.
-    if isinstance(values, np.ndarray):
-        return values >> np.uint64(bits)
-    return tf.bitwise.right_shift(values, np.uint64(bits))
-
-
-def signed(values):
-    """Returns integers or booleans as int64."""
-    if tf.is_tensor(values):
-        return tf.cast(values, tf.int64)
-    return values.astype(np.int64)
+        values = (values ^ values >> np.uint64(shift)) * np.uint64(factor)
+    return values ^ values >> np.uint64(31)
 
 
 def unsigned(values):
     """Returns integers as uint64; of a Python integer, a vector of it."""
-    if tf.is_tensor(values):
-        return tf.cast(values, tf.uint64)
     return np.atleast_1d(values).astype(np.uint64)
-
-
-def where(condition, value, values):
-    """Returns int64 `values`, or `value` where a condition holds."""
-    if tf.is_tensor(values):
-        return tf.where(condition, tf.cast(value, tf.int64), values)
-    return np.where(condition, value, values)
-
-
-def take(table, places):
-    """Returns the entries of a table at places."""
-    if tf.is_tensor(places):
-        return tf.gather(table, places)
-    return table[places]
 
 
 def check_positions(positions):
     """Returns positions as uint64; raises ValueError for others."""
-    if tf.is_tensor(positions):
-        return tf.cast(positions, tf.uint64)
     positions = np.asarray(positions)
     if positions.ndim != 1 or positions.dtype.kind not in "iu":
         raise ValueError(
@@ -157,8 +107,6 @@ def check_positions(positions):
 
 def check_seed(seed, name="seed"):
     """Returns a seed; raises ValueError if it is not in [0, 2**63)."""
-    if tf.is_tensor(seed):
-        return seed
     if not 0 <= seed < 2**63:
         raise ValueError(f"`{name}` must be in [0, 2**63). Received: {seed}")
     return int(seed)

@@ -12,7 +12,6 @@ import tensorflow as tf
 from jest_tf.data import (
     batches,
     fault_log,
-    ops_reader,
     pictures,
     stored_stages,
     stores,
@@ -55,9 +54,6 @@ class Options:
             learner's.
         reference_image: form of the reference's pictures; adds
             `image_for_reference` if it differs from the learner's.
-        reader: "numpy", or "ops" for TensorFlow's ops alone, see
-            `ops_reader.py`; without stored stages.
-        token_field: feature of token ids that "ops" reads; "" tokenises.
     """
 
     weights: Sequence[float] = ()
@@ -76,8 +72,6 @@ class Options:
     faults: fault_log.FaultLog | None = None
     reference_tokenizer: batches.Tokenizer | None = None
     reference_image: pictures.Form | None = None
-    reader: str = "numpy"
-    token_field: str = ""
 
     @property
     def embedded(self) -> Callable | None:
@@ -138,23 +132,12 @@ class Loader:
             blocks=_blocks(store, options, is_chosen),
             setting=setting,
         )
-        by_ops = ahead = None
-        if options.reader == "ops":
-            by_ops = _ops_reader(
-                store, places, seed, forms, self.tokenizer_of, options
-            )
-        elif _is_distant(store, options):
+        ahead = None
+        if _is_distant(store, options):
             window = (options.shuffle_block_size or 1) * stream.WINDOW_BLOCKS
             depth = window // 2 // chunk_size
             depth = min(max(depth, _MIN_AHEAD), _MAX_AHEAD)
             ahead = reader_lib.Ahead(reader.read, depth)
-
-        def load_by_ops(positions):
-            batch = by_ops.read(positions)
-            captions, tokens = batch.pop("caption"), batch.pop("tokens", None)
-            if tokens is None:
-                return batch | batches.texts_of(captions, self.tokenizer_of)
-            return batch | batches.texts_of(captions, {}) | {"text": tokens}
 
         def load(positions):
             chunk, images = _read_chunk(reader, ahead, positions, forms)
@@ -181,13 +164,8 @@ class Loader:
         ).unbatch()
         if ahead:
             positions = positions.map(_starting(ahead)).prefetch(depth)
-        chunks = batches.map_in_order(
-            positions, load_by_ops if by_ops else load
-        )
-        whole = chunks.batch(size // chunk_size, drop_remainder=True).map(join)
-        if by_ops:
-            whole = ops_reader.limited(whole, self.faults)
-        return whole
+        chunks = batches.map_in_order(positions, load)
+        return chunks.batch(size // chunk_size, drop_remainder=True).map(join)
 
 
 def _embeddings(sidecars, chunk, ids):
@@ -198,23 +176,6 @@ def _embeddings(sidecars, chunk, ids):
         sidecars.read, [chunk.rows, chunk.choices, ids], [spec, spec]
     )
     return {"reference_image": image, "reference_text": text}
-
-
-def _ops_reader(store, places, seed, forms, tokenizer_of, options):
-    if options.token_field and len(tokenizer_of) > 1:
-        raise ValueError(
-            "`data.token_field` holds the tokens of one tokenizer, but the "
-            "reference's differs from the learner's: leave it empty"
-        )
-    return ops_reader.OpsReader(
-        store,
-        places,
-        seed=seed,
-        forms=forms,
-        token_field=options.token_field,
-        length=tokenizer_of["text"].length,
-        sidecars=options.sidecars if options.embeddings else None,
-    )
 
 
 def _chunk_size(super_batch_size):

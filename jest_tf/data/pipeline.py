@@ -187,16 +187,10 @@ def stored_stages_of(
     """Returns the stored stages of a stream, None if it has none.
 
     Raises:
-        ValueError: the reader has no stored stages, or a hyper-batch has more
-            rows than the order draws.
+        ValueError: a hyper-batch has more rows than the order draws.
     """
     if not selection.stored:
         return None
-    if options.reader == "ops":
-        raise ValueError(
-            "`data.reader` 'ops' reads no sidecars before records: leave the "
-            "stored stages out of `selection.stages`, or take 'numpy'"
-        )
     return stored_stages.StoredStages(
         selection,
         options.sidecars,

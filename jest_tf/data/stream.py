@@ -13,17 +13,11 @@ stores in fixed shares.
 With row weights, an epoch has as many slots as weighted rows and permutes the
 slots. Systematic sampling assigns rows to slots: a row of k times the mean
 weight is drawn k times an epoch, to within 1, and exactly k on average.
-
-Rows are computed by NumPy, and by orders `in_graph` with TensorFlow's ops, bit
-for bit the same, for datasets that run where Python does not
-(`data/ops_reader.py`).
 """
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from jest_tf.data import hashes
 
@@ -105,7 +99,7 @@ class Order:
         size = np.uint64(self.num_drawn)
         epochs, offsets = positions // size, positions % size
         if self._blocks is not None:
-            rows = self._blocks.rows(epochs, hashes.signed(offsets))
+            rows = self._blocks.rows(epochs, offsets.astype(np.int64))
         else:
             # A key a position and round; epochs differ within a batch.
             keys = hashes.uniform_hash(self.seed, epochs, _ORDER_SALT)
@@ -129,7 +123,7 @@ class Order:
         """
         salt = _SUBSTITUTE_SALT + attempt
         values = hashes.uniform_hash(self.seed, positions, salt)
-        rows = hashes.signed(values % np.uint64(self.num_drawn))
+        rows = (values % np.uint64(self.num_drawn)).astype(np.int64)
         if self.weighted is not None:
             rows = self.weighted.rows(values, rows)
         return self.start + rows
@@ -208,12 +202,10 @@ class Mixture:
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Returns the rows at positions, as `Order.rows`."""
-        positions = hashes.signed(hashes.check_positions(positions))
+        positions = hashes.check_positions(positions).astype(np.int64)
         periods, places = positions // PERIOD, positions % PERIOD
-        parts = hashes.take(self.parts, places)
-        turns = periods * hashes.take(self.counts, parts) + hashes.take(
-            self.turns, places
-        )
+        parts = self.parts[places]
+        turns = periods * self.counts[parts] + self.turns[places]
         return self._by_part(parts, lambda order, here: order.rows(turns[here]))
 
     def num_distinct(self, num_positions: int) -> int:
@@ -228,16 +220,13 @@ class Mixture:
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
         """Returns replacements from the same part, as in `Order`."""
-        places = hashes.signed(hashes.check_positions(positions)) % PERIOD
+        places = hashes.check_positions(positions).astype(np.int64) % PERIOD
         return self._by_part(
-            hashes.take(self.parts, places),
+            self.parts[places],
             lambda order, here: order.substitutes(positions[here], attempt),
         )
 
     def _by_part(self, parts, find):
-        if tf.is_tensor(parts):
-            rows = tf.stack([find(order, ...) for order in self.orders], 1)
-            return tf.gather(rows, parts, axis=1, batch_dims=1)
         rows = np.empty(len(parts), np.int64)
         for part in np.unique(parts):
             here = parts == part
@@ -246,21 +235,6 @@ class Mixture:
 
 
 AnyOrder = Order | Mixture
-
-
-def in_graph(order: AnyOrder) -> AnyOrder:
-    """Returns an order whose positions, rows and tables are tensors."""
-    tables, twin = (), copy.copy(order)
-    if isinstance(order, Mixture):
-        twin.orders = [in_graph(part) for part in order.orders]
-        tables = ("counts", "parts", "turns")
-    elif isinstance(order, Order):
-        twin.weighted = order.weighted and in_graph(order.weighted)
-    else:
-        tables = ("drawn", "ends")
-    for name in tables:
-        setattr(twin, name, tf.constant(getattr(order, name), tf.int64))
-    return twin
 
 
 class _Blocks:
@@ -288,13 +262,13 @@ class _Blocks:
         tails = 0 * offsets + self._num_full  # slots of the short block
         if self._tail:
             places = hashes.uniform_hash(self._seed, epochs, _TAIL_SALT)
-            tails = hashes.signed(places % np.uint64(self._num_full + 1))
+            tails = (places % np.uint64(self._num_full + 1)).astype(np.int64)
         windows = self._slots(offsets, tails) // WINDOW_BLOCKS
         is_last = windows >= self._num_windows - 1
-        windows = hashes.where(is_last, self._num_windows - 1, windows)
+        windows = np.where(is_last, self._num_windows - 1, windows)
         starts = self._slot_starts(windows * WINDOW_BLOCKS, tails)
         ends = self._slot_starts((windows + 1) * WINDOW_BLOCKS, tails)
-        ends = hashes.where(is_last, self._num_records, ends)
+        ends = np.where(is_last, self._num_records, ends)
         keys = hashes.uniform_hash(self._seed, epochs, _WINDOW_SALT)
         mixed = starts + hashes.permute(
             offsets - starts,
@@ -305,25 +279,22 @@ class _Blocks:
         slots = self._slots(mixed, tails)
         is_short = slots == tails
         # The number of the short block, of any, is replaced.
-        numbers = hashes.where(
-            is_short, 0, slots - hashes.signed(slots > tails)
-        )
+        numbers = np.where(is_short, 0, slots - (slots > tails))
         keys = hashes.uniform_hash(self._seed, epochs, _ORDER_SALT)
         blocks = hashes.permute(numbers, self._num_full, keys)
-        blocks = hashes.where(is_short, self._num_full, blocks)
+        blocks = np.where(is_short, self._num_full, blocks)
         return blocks * self._size + mixed - self._slot_starts(slots, tails)
 
     def _slots(self, offsets, tails):
         """Slots of offsets, given that the short block is in slot `tails`."""
         starts = tails * self._size
         behind = (offsets - self._tail) // self._size + 1
-        slots = hashes.where(offsets < starts, offsets // self._size, behind)
+        slots = np.where(offsets < starts, offsets // self._size, behind)
         inside = (offsets >= starts) & (offsets < starts + self._tail)
-        return hashes.where(inside, tails, slots)
+        return np.where(inside, tails, slots)
 
     def _slot_starts(self, slots, tails):
-        shortened = hashes.signed(slots > tails)
-        return slots * self._size - (self._size - self._tail) * shortened
+        return slots * self._size - (self._size - self._tail) * (slots > tails)
 
 
 class _Weighted:
@@ -348,8 +319,7 @@ class _Weighted:
         """Rows of int64 slots [k] of uint64 epochs [k]; int64 [k]."""
         shifts = hashes.uniform_hash(self._seed, epochs, _SHIFT_SALT)
         places = slots * 2**_SLOT_BITS + hashes.high_bits(shifts, _SLOT_BITS)
-        search = tf.searchsorted if tf.is_tensor(places) else np.searchsorted
-        return hashes.take(self.drawn, search(self.ends, places, side="right"))
+        return self.drawn[np.searchsorted(self.ends, places, side="right")]
 
     def num_distinct(self, num_positions):
         epochs, rest = divmod(num_positions, len(self.drawn))

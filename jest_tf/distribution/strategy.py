@@ -96,7 +96,7 @@ def distribute(
             `host * B / num_hosts` on. A dict within it has rows of its own.
 
     Raises:
-        ValueError: if R does not divide the rows, or a host lacks ops.
+        ValueError: if R does not divide the rows.
     """
     replicas = strategy.num_replicas_in_sync
 
@@ -112,8 +112,6 @@ def distribute(
             context.input_pipeline_id, context.num_input_pipelines
         )
         dataset = _by_replica(dataset, replicas // context.num_input_pipelines)
-        if context.num_input_pipelines > 1:
-            iter(dataset.take(0))  # finds ops that this host lacks
         # Other datasets give several workers batches of dynamic shape.
         return dataset.apply(
             tf.data.experimental.assert_cardinality(
@@ -121,17 +119,7 @@ def distribute(
             )
         )
 
-    try:
-        return strategy.distribute_datasets_from_function(of_context)
-    except tf.errors.NotFoundError as error:
-        if "Op type not registered" not in error.message:
-            raise
-        raise ValueError(
-            "The server of every host must have the ops of its dataset: start "
-            "it by `jest-tf worker`, or read tokens made beforehand, with "
-            "`data.reader` 'ops' and `data.token_field`. Received: "
-            f"{error.message.partition('. ')[0]}"
-        ) from error
+    return strategy.distribute_datasets_from_function(of_context)
 
 
 def spread(

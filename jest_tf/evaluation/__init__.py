@@ -14,8 +14,6 @@ from jest_tf.evaluation.stores import (
 )
 from jest_tf.evaluation.suite import (
     EntryEvaluation,
-    Outcome,
-    flattened,
     open_suite,
     results,
 )
@@ -25,10 +23,8 @@ __all__ = [
     "Encoder",
     "EntryEvaluation",
     "MEASURES",
-    "Outcome",
     "StoreEvaluation",
     "class_embeddings",
-    "flattened",
     "open_stores",
     "open_suite",
     "ranks",

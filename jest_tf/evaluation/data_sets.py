@@ -1,10 +1,9 @@
 """Data of a suite's entries: records, captions, labels, class names, templates.
 
-Forms, beside those of `evaluation.data`: a folder with a subfolder a class;
+Forms, beside those of `evaluation.data`: a folder with a subfolder a class; and
 CLIP_benchmark's tars, with `classnames.txt` and
-`zeroshot_classification_templates.txt` beside them; Karpathy's JSON; and
-Crossmodal-3600's JSON lines. A record has a single label: hierarchies and
-several labels are not read.
+`zeroshot_classification_templates.txt` beside them. A record has a single
+label: hierarchies and several labels are not read.
 """
 
 import collections
@@ -36,13 +35,13 @@ class DataSet(NamedTuple):
 
     Attributes:
         store: the records.
-        captions: bytes, of each record a list; by language.
+        captions: bytes, of each record a list.
         labels: bytes [n] each, by kind: `name`, or `number` of the class.
         classes, templates: files that came with the data; "" if none.
     """
 
     store: stores_lib.Store | stores_lib.Listed
-    captions: Mapping[str, Sequence[Sequence[bytes]]]
+    captions: Sequence[Sequence[bytes]]
     labels: Mapping[str, np.ndarray]
     classes: str = ""
     templates: str = ""
@@ -70,13 +69,9 @@ def open_data(entry: config_lib.Entry, index_dir: str = "") -> DataSet:
         raise ValueError(
             "the data is not there. Expected one of "
             f"{', '.join(map(repr, entry.data))}: a folder with a subfolder a "
-            "class, a folder of tars, a JSON file, or shards "
+            "class, a folder of tars, or shards "
             "(docs/evaluation.md#preparing-data)"
         )
-    if path.endswith(".jsonl"):
-        return _crossmodal(path, entry)
-    if path.endswith(".json"):
-        return _karpathy(path, entry)
     if not files.is_folder(path) or files.is_file(f"{path}/{_INFO_FILE}"):
         return _stored(path, entry, index_dir)
     for folder in (path, os.path.join(path, entry.split)):
@@ -194,7 +189,7 @@ def read_templates(
 
 
 def captions_of(
-    data: DataSet, language: str, most: int | None
+    data: DataSet, most: int | None
 ) -> tuple[list[bytes], np.ndarray]:
     """Returns the captions that are not blank, and the row of each.
 
@@ -203,13 +198,12 @@ def captions_of(
     """
     texts: list[bytes] = []
     rows: list[int] = []
-    for row, captions in enumerate(data.captions[language]):
+    for row, captions in enumerate(data.captions):
         choices = reader.candidates(captions)[:most]
         if not choices:
             raise ValueError(
-                "every picture must have a caption that is not blank"
-                + f", in language {language!r}" * bool(language)
-                + f". Received: {data.store.describe(row)}, without"
+                "every picture must have a caption that is not blank. "
+                f"Received: {data.store.describe(row)}, without"
             )
         texts += [captions[choice] for choice in choices]
         rows += [row] * len(choices)
@@ -240,8 +234,7 @@ def _stored(path, entry, index_dir):
     )
     columns = store.columns(["caption", entry.label_field, "cls"])
     labels = {"name": columns[entry.label_field], "number": columns["cls"]}
-    language = (*entry.languages, "")[0]
-    return DataSet(store, {language: columns["caption"]}, labels)
+    return DataSet(store, columns["caption"], labels)
 
 
 def _with_files(data, folder):
@@ -261,13 +254,10 @@ def _with_files(data, folder):
             f"{folder}, of type {kind!r}"
         )
     if kind == "retrieval":
-        captions = {
-            language: [
-                [line for text in texts for line in text.splitlines()]
-                for texts in of
-            ]
-            for language, of in data.captions.items()
-        }
+        captions = [
+            [line for text in texts for line in text.splitlines()]
+            for texts in data.captions
+        ]
         return data._replace(captions=captions)
     return data._replace(
         classes=beside(_CLASSES_FILE), templates=beside(_TEMPLATES_FILE)
@@ -285,94 +275,16 @@ def _folder(path):
             f"each class, named by its label. Received: {path}, with "
             f"{loose[0]!r} in no class"
         )
-    return _listed(
-        [os.path.join(path, name) for name in names],
-        {"": [()] * len(names)},
-        labels,
-    )
-
-
-def _karpathy(path, entry):
-    found = _json(path)
-    images = found.get("images") if isinstance(found, dict) else None
-    if not isinstance(images, list):
-        raise ValueError(
-            f"a JSON must be Karpathy's, with `images`. Received: {path}"
-        )
-    splits = collections.Counter(image.get("split") for image in images)
-    images = [image for image in images if image.get("split") == entry.split]
-    if not images:
-        raise ValueError(
-            f"`split` must be one of {path}: "
-            f"{', '.join(sorted(map(str, splits)))}. Received: {entry.split!r}"
-        )
-    folder = entry.images or os.path.dirname(path)
-    places = [
-        os.path.join(folder, image.get("filepath", ""), image["filename"])
-        for image in images
+    records = [
+        stores_lib.Record(os.path.join(path, name), (), {}) for name in names
     ]
-    captions = [
-        [sentence["raw"].encode() for sentence in image.get("sentences", ())]
-        for image in images
-    ]
-    _check_pictures(places, path)
-    language = (*entry.languages, "")[0]
-    return _listed(places, {language: captions})
-
-
-def _crossmodal(path, entry):
-    lines = [json.loads(row) for row in _text(path).splitlines() if row.strip()]
-    if not lines or not all("image/key" in row for row in lines):
-        raise ValueError(
-            "JSON lines must be Crossmodal-3600's, an object a picture with "
-            f"`image/key`. Received: {path}"
-        )
-    languages = [
-        name
-        for name, value in lines[0].items()
-        if isinstance(value, dict) and "caption" in value
-    ]
-    wanted = entry.languages or languages
-    missing = sorted({*wanted} - {*languages})
-    if missing:
-        raise ValueError(
-            f"`languages` must be some of {', '.join(languages)}, of {path}. "
-            f"Received: {', '.join(missing)}"
-        )
-    folder = entry.images or os.path.dirname(path)
-    places = [os.path.join(folder, f"{row['image/key']}.jpg") for row in lines]
-    _check_pictures(places, path)
-    captions = {
-        language: [
-            [text.encode() for text in row.get(language, {}).get("caption", ())]
-            for row in lines
-        ]
-        for language in wanted
-    }
-    return _listed(places, captions)
-
-
-def _check_pictures(places, path):
-    there = {
-        os.path.join(folder, name)
-        for folder in {os.path.dirname(place) for place in places}
-        for name in files.list_folder(folder)
-    }
-    missing = [place for place in places if place not in there]
-    if missing:
-        raise ValueError(
-            f"`images` must be the folder of the pictures that {path} names. "
-            f"Received: {len(missing):,} of {len(places):,} that are not "
-            f"there, the first {missing[0]!r}"
-        )
-
-
-def _listed(places, captions, labels=None):
-    records = [stores_lib.Record(place, (), {}) for place in places]
-    names = np.array(labels or [b""] * len(records), object)
-    numbers = np.array([b""] * len(records), object)
     return DataSet(
-        stores_lib.Listed(records), captions, {"name": names, "number": numbers}
+        stores_lib.Listed(records),
+        [()] * len(names),
+        {
+            "name": np.array(labels, object),
+            "number": np.array([b""] * len(names), object),
+        },
     )
 
 

@@ -1,7 +1,7 @@
 """Evaluation of a learner on the entries of a suite.
 
 Names of results are CLIP_benchmark's, so that its tools read the file: an
-object for each data set, task and language.
+object for each data set and task.
 """
 
 import functools
@@ -28,14 +28,6 @@ _MEASURES = {
     for name in retrieval.MEASURES
     for side in ["text" if name.startswith("image_to") else "image"]
 }
-
-
-class Outcome(NamedTuple):
-    """The measures of a task, by our names; `language` may be ""."""
-
-    task: str
-    language: str
-    measures: dict[str, float]
 
 
 class Labelled(NamedTuple):
@@ -102,42 +94,31 @@ class EntryEvaluation:
             self._templates = data_sets.read_templates(
                 entry, self.data, prompts
             )
-        self._captions = {}
         if "retrieval" in entry.task:
-            self._captions = {
-                language: data_sets.captions_of(
-                    self.data, language, entry.max_captions
-                )
-                for language in self.data.captions
-            }
+            self._captions = data_sets.captions_of(
+                self.data, entry.max_captions
+            )
 
     def attach(self, encoder: embedding.Encoder) -> None:
         """Sets the learner, which is measured with its current weights."""
         self._encoder = encoder
 
+    def outcomes(self) -> dict[str, dict[str, float]]:
+        """Returns the measures of each task, by name."""
+        measure = {"zero_shot": self._zero_shot, "retrieval": self._retrieval}
+        return {task: measure[task]() for task in self.entry.task}
+
     def measure(self) -> dict[str, float]:
-        """Returns all measures by name.
-
-        Measures of several languages are prefixed; their means are not.
-        """
-        return flattened(self.outcomes())
-
-    def outcomes(self) -> list[Outcome]:
-        """Returns the measures of each task and language."""
-        found = []
-        for task in self.entry.task:
-            if task == "zero_shot":
-                found.append(Outcome(task, "", self._zero_shot()))
-            else:
-                found += [
-                    Outcome(task, language, self._retrieval(language))
-                    for language in self._captions
-                ]
-        return found
+        """Returns the measures of all tasks by name."""
+        return {
+            name: value
+            for measures in self.outcomes().values()
+            for name, value in measures.items()
+        }
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Names of what `measure` returns, means of languages only."""
+        """Names of what `measure` returns."""
         by_task = {
             "zero_shot": zero_shot.MEASURES,
             "retrieval": retrieval.MEASURES,
@@ -147,17 +128,13 @@ class EntryEvaluation:
     @functools.cached_property
     def chance(self) -> dict[str, float]:
         """The headline measures of a model that sees nothing."""
-        outcomes = [
-            Outcome("retrieval", language, retrieval.chance(range(count), rows))
-            for count in [len(self.data.store)]
-            for language, (_, rows) in self._captions.items()
-        ]
+        found = {}
+        if "retrieval" in self.entry.task:
+            _, rows = self._captions
+            found |= retrieval.chance(range(len(self.data.store)), rows)
         if "zero_shot" in self.entry.task:
-            share = 1 / len(self._classes.names)
-            outcomes.append(
-                Outcome("zero_shot", "", {"zero_shot/accuracy@1": share})
-            )
-        return flattened(outcomes)
+            found["zero_shot/accuracy@1"] = 1 / len(self._classes.names)
+        return found
 
     def labelled(self) -> Labelled:
         """Embeds the pictures and the classes."""
@@ -171,11 +148,9 @@ class EntryEvaluation:
             names,
         )
 
-    def captioned(self, language: str | None = None) -> Captioned:
-        """Embeds the pictures and the captions of a language, or the first."""
-        if language is None:
-            language = next(iter(self._captions))
-        captions, rows = self._captions[language]
+    def captioned(self) -> Captioned:
+        """Embeds the pictures and the captions."""
+        captions, rows = self._captions
         return Captioned(
             self._encoder.images(self.data.store),
             self._encoder.texts(captions),
@@ -192,8 +167,8 @@ class EntryEvaluation:
             del measures["zero_shot/accuracy@5"]  # always 1
         return measures
 
-    def _retrieval(self, language):
-        found = self.captioned(language)
+    def _retrieval(self):
+        found = self.captioned()
         return retrieval.retrieval_measures(
             found.images, found.texts, range(len(found.images)), found.rows
         )
@@ -219,37 +194,23 @@ def open_suite(
     return opened
 
 
-def flattened(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Joins outcomes to measures by name, see `EntryEvaluation.measure`."""
-    several = len({outcome.language for outcome in outcomes} - {""}) > 1
-    found: dict = {}
-    for outcome in outcomes:
-        for name, value in outcome.measures.items():
-            found.setdefault(name, []).append(value)
-    results = {name: float(np.mean(values)) for name, values in found.items()}
-    for outcome in outcomes if several else ():
-        for name, value in outcome.measures.items():
-            if outcome.language:
-                results[f"{outcome.language}/{name}"] = value
-    return results
-
-
 def results(
-    outcomes: Mapping[str, Sequence[Outcome]], model: str, pretrained: str
+    outcomes: Mapping[str, Mapping[str, Mapping[str, float]]],
+    model: str,
+    pretrained: str,
 ) -> list[dict]:
-    """Returns outcomes by entry in CLIP_benchmark's form."""
+    """Returns measures by entry and task in CLIP_benchmark's form."""
     return [
         {
             "dataset": name,
             "model": model,
             "pretrained": pretrained,
-            "task": _TASKS[outcome.task],
+            "task": _TASKS[task],
             "metrics": {
-                _MEASURES[measure]: value
-                for measure, value in outcome.measures.items()
+                _MEASURES[measure]: value for measure, value in measures.items()
             },
-            "language": outcome.language or "en",
+            "language": "en",
         }
         for name, of_entry in outcomes.items()
-        for outcome in of_entry
+        for task, measures in of_entry.items()
     ]

@@ -20,7 +20,6 @@ from jest_tf import embeddings as embeddings_lib
 from jest_tf import evaluation, files, models
 from jest_tf.config import checks
 from jest_tf.data import batches, pictures, stores, tokenizers
-from jest_tf.inference import collection as collection_lib
 from jest_tf.models import reference, two_tower
 from jest_tf.runs import loading
 
@@ -46,12 +45,10 @@ class Hits(NamedTuple):
     Attributes:
         rows: int64 [m, k], rows of the collection.
         scores: float32 [m, k], cosine similarities.
-        names: of each query, the k names; None without names.
     """
 
     rows: np.ndarray
     scores: np.ndarray
-    names: list[list[str]] | None
 
 
 class Embedder:
@@ -226,7 +223,7 @@ class Embedder:
     def search(
         self,
         queries: Iterable[str] | np.ndarray,
-        collection: "str | collection_lib.Collection | np.ndarray",
+        collection: np.ndarray,
         k: int = 10,
     ) -> Hits:
         """Finds the k nearest of n embeddings, exactly, by cosine similarity.
@@ -234,23 +231,16 @@ class Embedder:
         Args:
             queries: texts, or embeddings float [m, D], of pictures for
                 instance.
-            collection: embeddings [n, D], or what `jest-tf embed --folder`
-                wrote, as a file name or read.
+            collection: embeddings, float [n, D], of this model.
             k: hits of a query; all of them if there are fewer.
 
         Returns:
             `Hits`; of equal scores the lower row comes first.
 
         Raises:
-            ValueError: widths differ, or another model wrote the collection.
+            ValueError: widths differ.
         """
         checks.check("k", k, checks.at_least(1))
-        names = None
-        if isinstance(collection, (str, os.PathLike)):
-            collection = collection_lib.read(collection)
-        if isinstance(collection, collection_lib.Collection):
-            collection.check_model(self.fingerprint)
-            names, collection = collection.names, collection.embeddings
         candidates = self._checked("collection", collection)
         if not _are_embeddings(queries):
             queries = self.embed_texts(queries)
@@ -265,9 +255,7 @@ class Embedder:
         scores, rows = (
             np.concatenate(parts) for parts in zip(*found, strict=True)
         )
-        if names is not None:
-            names = [[names[row] for row in hits] for hits in rows]
-        return Hits(rows.astype(np.int64), scores, names)
+        return Hits(rows.astype(np.int64), scores)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -40,7 +40,7 @@ def write(
 
 
 def _tables(results):
-    """Rows by task: data set, language, and the task's measures."""
+    """Rows by task: data set, and the task's measures."""
     tables: dict = {}
     for result in results:
         table = tables.setdefault(result["task"], {"columns": [], "rows": []})

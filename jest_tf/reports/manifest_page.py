@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jest_tf import files
-from jest_tf.curation import by_similarity
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores
 from jest_tf.data.stores import manifest
 from jest_tf.reports import charts, rendering
 
 SOURCE_FIELDS = ("source", "kind", "style")
+
+_MODELS = ("reference", "learner")
 
 # Limits on the records read for the shares of sources, and on the drawn records
 # compared with all others.
@@ -37,13 +38,13 @@ def write(
     path: str,
     store: stores.Store,
     curated: manifest.Manifest,
-    sidecars: sidecars_lib.Sidecars | None = None,
+    sidecars: sidecars_lib.Sidecars,
     source_fields: Sequence[str] = SOURCE_FIELDS,
 ) -> None:
     """Writes the page of the manifest of a store; `path` may be remote.
 
-    Without `sidecars` near-duplicates are left out. `source_fields` are
-    metadata fields that name a record's origin; missing fields are left out.
+    `sidecars` find near-duplicates. `source_fields` are metadata fields that
+    name a record's origin; missing fields are left out.
 
     Raises:
         ValueError: the store cannot be read, or the sidecars do not fit.
@@ -54,11 +55,9 @@ def write(
         "manifest.html",
         name=os.path.basename(files.absolute(curated.directory).rstrip("/")),
         made_by={
-            name: _origin(name, value)
+            name: value["fingerprint"][:16] if name in _MODELS else str(value)
             for name, value in curated.made_by.items()
         },
-        counts=curated.counts,
-        steps=by_similarity.COUNTED,
         scored=int(np.isfinite(curated.scores).sum()),
         charts=_charts(curated),
         sources=[
@@ -109,32 +108,32 @@ def nearest_others(
         cosine for each, int64 `[k]`; and that cosine, float32 `[k]`. -1 and
         -inf if no other row has an embedding.
     """
-    asked = by_similarity.load(source, queries)
-    best = np.full(len(asked.rows), -np.inf, np.float32)
-    others = np.full(len(asked.rows), -1)
-    size = max(1, _BLOCK_VALUES // max(1, len(asked.rows)))
+    queries, asked = _pictures(source, queries)
+    best = np.full(len(queries), -np.inf, np.float32)
+    others = np.full(len(queries), -1)
+    size = max(1, _BLOCK_VALUES // max(1, len(queries)))
     for start in range(0, len(rows), size):
-        block = by_similarity.load(source, rows[start : start + size])
-        if not len(block.rows):
+        block, image = _pictures(source, rows[start : start + size])
+        if not len(block):
             continue
-        cosines = asked.image @ block.image.T
-        cosines[asked.rows[:, None] == block.rows] = -np.inf
+        cosines = asked @ image.T
+        cosines[queries[:, None] == block] = -np.inf
         places = cosines.argmax(1)
         found = cosines[np.arange(len(places)), places]
         better = found > best
         best[better] = found[better]
-        others[better] = block.rows[places[better]]
-    return asked.rows, others, best
+        others[better] = block[places[better]]
+    return queries, others, best
 
 
-def _origin(name, value):
-    if name in ("reference", "learner"):
-        return value["fingerprint"][:16]
-    if name == "pool":
-        return f"{value['shards']} shards"
-    if name in ("tasks", "evaluation"):
-        return f"{len(value)} shards"
-    return str(value)
+def _pictures(source, rows):
+    """The rows with a caption and embeddings, and those of their pictures."""
+    numbers = np.zeros(len(rows), np.int64)
+    captions, image, _ = source.read_numbered(
+        rows, numbers, source.store.ids(rows)
+    )
+    good = captions >= 0
+    return rows[good], image[good].astype(np.float32)
 
 
 def _charts(curated) -> Iterator[charts.Chart]:
@@ -188,7 +187,7 @@ def _shares(values):
 
 
 def _duplicates(store, sidecars, drawn):
-    if sidecars is None or len(drawn) < 2:
+    if len(drawn) < 2:
         return None
     queries, others, cosines = nearest_others(
         sidecars,

@@ -11,7 +11,6 @@ from jest_tf import config as config_lib
 from jest_tf import files, models, training
 from jest_tf.config import imports
 from jest_tf.data import (
-    ops_reader,
     pictures,
     pipeline,
     reader,
@@ -88,10 +87,6 @@ def open_sources(
     needs_reference = config.has_first_reference and config.uses_reference
     if needs_reference and settings.model:
         loading.check_model(settings.model, "reference.model")
-    if config.data.reader == "ops":
-        ops_reader.check_schemes(
-            (*config.data.train, *config.data.curated, config.data.index_dir)
-        )
     store = stores_lib.open_stores(
         config.data, progress.Progress("indexing", "bytes")
     )
@@ -99,8 +94,6 @@ def open_sources(
     lost.count(0, 0)
     stores_lib.check_captions(store)
     reader.check_pictures(store)
-    if config.data.reader == "ops":
-        ops_reader.check(store)
     teacher = sidecars = None
     if needs_reference:
         if settings.model:
@@ -243,8 +236,6 @@ def options_of(
         num_curated=len(config.data.curated),
         curated_rows=sources.curated_rows,
         clean=sources.clean,
-        reader=config.data.reader,
-        token_field=config.data.token_field,
     )
 
 
@@ -296,9 +287,6 @@ class Stream:
 
     Attributes:
         summaries: of what stored stages chose.
-
-    Raises:
-        ValueError: `data.token_field` is not of the tokenizer.
     """
 
     def __init__(
@@ -315,10 +303,6 @@ class Stream:
         self._picture = picture
         self._skipped = skipped
         self.summaries = stored_stages.Summaries()
-        if config.data.token_field:
-            ops_reader.check_tokens(
-                sources.store, tokenizer, config.data.token_field
-            )
 
     def from_step(
         self,

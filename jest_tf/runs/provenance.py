@@ -29,8 +29,6 @@ _MAY_CHANGE = (
     "data.index_dir",
     "data.max_fault_rate",
     "data.noise_field",
-    "data.reader",
-    "data.token_field",
     "reference.sidecar_dir",
     "distribution.",
 )

@@ -47,7 +47,6 @@ REFUSED = [
     ("data", {"format": "zip"}, r"one of \('auto', .*'zip'"),
     ("data", {"weights": (1.0,)}, r"for each store.*=\(1.0,\), .*train=\(\)"),
     ("data", {"max_fault_rate": 1.5}, r"in \[0, 1\]. Received: 1.5"),
-    ("data", {"token_field": "a"}, "needs `data.reader` 'ops'.*field='a'"),
     ("data", {"curated_rows": 2}, "needs `data.curated`.*=2, .*=\\(\\)"),
     ("model", {"dtype_policy": "float16"}, "one of .*Received: 'float16'"),
     ("model", {"loss": "clip"}, r"one of \('sigmoid', 'softmax'\).*'clip'"),
@@ -338,7 +337,6 @@ class RefusalsTest(tf.test.TestCase):
 
     def test_values_at_the_limits_are_valid(self):
         config.DataConfig(min_crop_area=1, text_length=2, image_size=1)
-        config.DataConfig(reader="ops", token_field="a")
         config.OptimizerConfig(
             warmup_steps=0, weight_decay=0, beta_1=0.0, clip_norm=None
         )
@@ -371,7 +369,6 @@ class RefusalsTest(tf.test.TestCase):
         with open(path, "w", encoding="utf-8") as file:
             file.write('{"steps": 8, "selection": {"batch_size": 256}}')
         stage = "selection.stages.0"
-        stored = f"{stage}.embeddings=stored {stage}.criterion=easy_reference"
         curated = "data.curated=c data.curated_rows"
         by_two = "distribution.steps_per_execution=2 checkpoint.every_steps=8"
         renewed = f"{stage}.candidates=5 bootstrap.renew_at"
@@ -379,10 +376,6 @@ class RefusalsTest(tf.test.TestCase):
         for overrides_, message in (
             ("steps=0", "`steps` must be at least 1. Received: 0"),
             (f"seed={2**31}", r"`seed` must be in .*Received: 2147483648"),
-            (
-                f"data.reader=ops {stage}.candidates=3 {stored}",
-                "`data.reader` 'ops' reads no sidecars before records.*'ops'",
-            ),
             (f"{stage}.candidates=5 {curated}=250", "num_chunks` .*, rows=6$"),
             ("data.curated=c", "`data.curated` needs `data.curated_rows`"),
             (f"{curated}=4 {views}=8", "`model.views` can't be combined with"),

@@ -56,7 +56,7 @@ class SuiteTest(tf.test.TestCase):
         self.assertEqual(found["imagenet"].classes, "imagenet")
         self.assertFalse(found["imagenet"].classes_present)
         self.assertTrue(found["imagenet_r"].classes_present)
-        self.assertEqual(found["coco"].images, "/d/coco")
+        self.assertEqual(found["coco"].data, ("/d/wds_mscoco_captions",))
         self.assertEqual(found["coco"].task, ("retrieval",))
         self.assertEqual(found["coco"].max_captions, 1)
 

@@ -1,9 +1,8 @@
-"""Curation: what is chosen, resuming, sets inferred from tasks, the command."""
+"""Curation: what is chosen, resuming, the report, the command."""
 
 import contextlib
 import dataclasses
 import fractions
-import importlib.util
 import io
 import math
 import os
@@ -16,15 +15,13 @@ import hand_draws
 import html_elements
 import numpy as np
 import oracles
-import pytest
 import shard_files
 import sidecar_files
 import stored_cases
 import tensorflow as tf
 
 from jest_tf import config, curation, models
-from jest_tf.curation import by_similarity
-from jest_tf.curation import concepts as concepts_lib
+from jest_tf.curation import choice
 from jest_tf.data import reader, stores, stream, tokenizers
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
@@ -37,10 +34,6 @@ from trainers import curate as command
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DIM = stored_cases.DIM
 BAD = stored_cases.BAD
-needs_beam = pytest.mark.skipif(
-    importlib.util.find_spec("apache_beam") is None,
-    reason="Apache Beam is not installed",
-)
 
 
 class ScoresTestCase(tf.test.TestCase):
@@ -105,7 +98,7 @@ class ChoiceTest(ScoresTestCase):
         length = int(self.store.shards.lengths[shard])
         good = [row for row in range(start, start + length) if row not in BAD]
         alone = self.store.of_shard(shard)
-        key = curation.by_score._key(alone, chosen_by.seed)
+        key = choice._key(alone, chosen_by.seed)
         order = stream.Order(len(good), key)
         count = max(1, round(len(good) / chosen_by.window))
         total = fractions.Fraction(key, 2**31)
@@ -217,15 +210,13 @@ class ChoiceTest(ScoresTestCase):
             share = fractions.Fraction(1, candidates)
             for key in (0, 1, 2**30, 2**31 - 1):
                 sizes = random.integers(1, 9, 50).tolist()
-                counts = curation.by_score._counts(share, sizes, key)
+                counts = choice._counts(share, sizes, key)
                 self.assertAllInRange(counts, 0, 8)
                 difference = np.cumsum(counts) - share * np.cumsum(sizes)
                 self.assertLess(np.abs(difference).max(), 1)
         # Over all keys the mean is the share: of two records 0.4.
         keys, fifth = range(0, 2**31, 2**21), fractions.Fraction(1, 5)
-        counts = [
-            sum(curation.by_score._counts(fifth, [1, 1], key)) for key in keys
-        ]
+        counts = [sum(choice._counts(fifth, [1, 1], key)) for key in keys]
         self.assertAllClose(np.mean(counts), 0.4, atol=1 / len(keys))
 
     def test_sidecars_alone_do_not_tell_the_loss(self):
@@ -299,7 +290,7 @@ class ResumeTest(ScoresTestCase):
 
     def test_two_processes_do_not_write_one_manifest(self):
         folder = self.output()
-        with curation.claimed(folder):
+        with choice._claimed(folder):
             with self.assertRaisesRegex(ValueError, "Another process is writ"):
                 self.curate(folder)
 
@@ -328,32 +319,6 @@ class ResumeTest(ScoresTestCase):
         ):
             with self.assertRaisesRegex(ValueError, f"`{name}` must be"):
                 curation.Choice(**{name.partition(".")[0]: value})
-
-    def spread(self, directory, *options, **arguments):
-        return curation.curate_with_beam(
-            config.DataConfig(train=(f"{self.folder}/*.tfrecord",)),
-            directory,
-            self.settings(),
-            self.models[:1],
-            options=["--runner=DirectRunner", *options],
-            **arguments,
-        )
-
-    @needs_beam
-    def test_beam_writes_the_same_files(self):
-        alone, spread = self.output(), self.output()
-        expected = self.curate(alone)
-        found = self.spread(spread)
-        self.assertEqual(found.identity, expected.identity)
-        files = self.read(alone)
-        self.assertEqual(self.read(spread), files)
-        path = manifest.part_path(self.store, 0, spread)
-        header, part, _ = manifest.read_part(path)
-        manifest.write_part(
-            path, header, part._replace(weights=part.weights + 1)
-        )
-        self.spread(spread, overwrite=True)
-        self.assertEqual(self.read(spread), files)
 
 
 class ReportTest(ScoresTestCase):
@@ -402,7 +367,15 @@ class ReportTest(ScoresTestCase):
             store, os.path.join(folder, "m"), [1, 2, 1, 0], [1, 2, np.nan, 2]
         )
         page = os.path.join(folder, "report.html")
-        manifest_page.write(page, store, found)
+        vectors = sidecar_files.unit_rows(4, 1, DIM)
+        embed.write_arrays(
+            store,
+            vectors,
+            vectors,
+            stored_cases.DESCRIPTION,
+            valid=np.array([True, False, False, True]),
+        )
+        manifest_page.write(page, store, found, sidecars_lib.Sidecars(store))
         with open(page, encoding="utf-8") as file:
             text = file.read()
         elements = html_elements.Elements()
@@ -416,286 +389,6 @@ class ReportTest(ScoresTestCase):
         self.assertNotIn("Near-duplicates", text)
 
 
-def write_set(folder, name, images, captions, ids, **metadata):
-    """A shard of a picture of noise a number, and a few captions."""
-    payloads = []
-    for row, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        pixels = np.random.default_rng(image).integers(0, 256, (4, 4, 3))
-        payloads.append(
-            shard_files.serialize(
-                image=tf.io.encode_png(pixels.astype(np.uint8)).numpy(),
-                caption=caption,
-                id=int(ids[row]),
-                **{key: values[row] for key, values in metadata.items()},
-            )
-        )
-    path = os.path.join(folder, f"{name}.tfrecord")
-    return stores.open_store(shard_files.write_shard(path, payloads))
-
-
-class LikeTest(tf.test.TestCase):
-    """A pool of 300 around 12 directions, tasks near four of them."""
-
-    DIM = 16
-
-    def setUp(self):
-        super().setUp()
-        self.folder = self.enterContext(tempfile.TemporaryDirectory())
-        self.directory = os.path.join(self.folder, "manifest")
-        self.random = np.random.default_rng(0)
-        self.directions = self.unit(self.random.normal(size=(12, self.DIM)))
-        self.pool = self.source("pool", np.arange(300) % 12, range(1000, 1300))
-        labels = np.arange(10) % 4
-        self.labels = labels
-        self.tasks = self.source(
-            "tasks",
-            labels,
-            range(10),
-            concept=[f"concept {label}" for label in labels],
-        )
-
-    def unit(self, values):
-        return values / np.linalg.norm(values, axis=1, keepdims=True)
-
-    def source(
-        self,
-        name,
-        labels,
-        ids,
-        images=None,
-        image=None,
-        captions=None,
-        valid=None,
-        **metadata,
-    ):
-        """A store with sidecars near the directions of the labels."""
-        ids = list(ids)
-        if captions is None:
-            captions = [f"caption {key}" for key in ids]
-        store = write_set(
-            self.folder,
-            name,
-            ids if images is None else images,
-            captions,
-            ids,
-            **metadata,
-        )
-        near = self.directions[labels]
-        noise = self.random.normal(size=(2, *near.shape))
-        # Cosines of about 0.9 with the direction.
-        found = [self.unit(near + 0.12 * part) for part in noise]
-        if image is not None:
-            found[0] = image
-        # As the sidecar of a blank caption has it.
-        found[1][[caption == " " for caption in captions]] = 0.0
-        embed.write_arrays(
-            store,
-            *found,
-            file_format.Description("m", "t", "p", self.DIM, 10.0, -10.0),
-            embed.Output(overwrite=True),
-            valid=valid,
-        )
-        return sidecars_lib.Sidecars(store)
-
-    def infer(self, evaluation=None, overwrite=False, **settings):
-        settings = {"size": 40, "near": 1.1} | settings
-        return by_similarity.infer(
-            self.pool,
-            self.tasks,
-            evaluation,
-            self.directory,
-            by_similarity.Settings(**settings),
-            overwrite=overwrite,
-        )
-
-    def similarities(self):
-        """[300, 10]: the mean of both cosines, from the arrays."""
-        pool, tasks = (
-            source.read_shard(0) for source in (self.pool, self.tasks)
-        )
-        pool, tasks = (
-            np.concatenate([rows.image, rows.text], 1).astype(np.float64)
-            for rows in (pool, tasks)
-        )
-        return pool @ tasks.T / 2
-
-    def test_it_is_the_slow_choice_in_turns(self):
-        """In blocks of any size."""
-        similar = self.similarities()
-        chosen = oracles.choose_in_turns(similar, self.labels, 40)
-        for rows in (7, by_similarity._BLOCK_ROWS):
-            self.directory = os.path.join(self.folder, f"blocks of {rows}")
-            with mock.patch.object(by_similarity, "_BLOCK_ROWS", rows):
-                found = self.infer()
-            self.assertAllClose(found.scores, similar.max(1), atol=1e-5)
-            self.assertAllEqual(np.flatnonzero(found.weights), sorted(chosen))
-            self.assertAllEqual(np.unique(found.weights), [0.0, 1.0])
-        # A task's nearest lie about its direction, ten for each of four.
-        counts = np.bincount(np.array(sorted(chosen)) % 12, minlength=12)
-        self.assertAllEqual(counts[:4], [10] * 4)
-
-    def test_a_concept_that_runs_out_leaves_its_turns_to_others(self):
-        # Each finds eight candidates a row that it could have; some are
-        # another's, and all of the pool is too little.
-        found = self.infer(size=300)
-        self.assertEqual(found.weights.sum(), 300)
-        self.assertEqual(found.counts["concepts"], 4)
-        self.assertEqual(found.made_by["balanced_over"], "concept")
-        # As many candidates as rows: the 75 nearest of each concept.
-        self.directory = os.path.join(self.folder, "again")
-        found, similar, rows = (
-            self.infer(size=300, oversampling=1),
-            self.similarities(),
-            set(),
-        )
-        for concept in range(4):
-            of_concept = similar[:, self.labels == concept].max(1)
-            rows |= set(np.argsort(-of_concept)[:75].tolist())
-        self.assertAllEqual(np.flatnonzero(found.weights), sorted(rows))
-        self.assertEqual(found.counts["candidates"], len(rows))
-        self.assertEqual(found.counts["asked for"], 300)
-
-    def test_near_duplicates_and_repeated_ids_come_once(self):
-        image = np.repeat(self.directions, 25, 0)[
-            np.argsort(np.tile(np.arange(25), 12), kind="stable")
-        ]
-        self.pool = self.source(
-            "copies", np.arange(300) % 12, range(2000, 2300), image=image
-        )
-        found = self.infer(size=100, near=0.999)
-        # A picture for each direction of which there are candidates.
-        rows = np.flatnonzero(found.weights)
-        self.assertLen(rows, len(np.unique(rows % 12)))
-        self.assertEqual(found.counts["asked for"], 100)
-        self.assertEqual(found.counts["candidates"], 300)
-        self.assertGreater(found.counts["near-duplicates"], 50)
-
-        self.directory = os.path.join(self.folder, "ids")
-        self.pool = self.source(
-            "ids", np.arange(300) % 12, np.arange(300) // 12 % 5 + 7000
-        )
-        found = self.infer(size=100)
-        self.assertEqual(found.weights.sum(), 5)
-        self.assertGreater(found.counts["repeated ids"], 50)
-        self.directory = os.path.join(self.folder, "counted")
-        found = self.infer(size=100, compare_ids=False)
-        self.assertEqual(found.weights.sum(), 100)
-
-    def test_what_is_in_the_evaluation_is_left_out_and_counted(self):
-        """Its items need no caption, and no embedding."""
-        before = np.flatnonzero(self.infer().weights)
-        by_id, by_picture, by_embedding, by_both = before[[0, 5, 9, 12]]
-        rows = self.pool.read_shard(0)
-        for name, captions in (("evaluation", None), ("bare", [" "] * 4)):
-            image = self.unit(self.random.normal(size=(4, self.DIM)))
-            image[2] = rows.image[by_embedding]
-            evaluation = self.source(
-                name,
-                [8, 9, 10, 11],
-                [1000 + by_id, 8001, 8002, 1000 + by_both],
-                images=[8000, 1000 + by_picture, 8002, 1000 + by_both],
-                image=image,
-                captions=captions,
-                valid=np.array([True, True, True, False]),
-            )
-            self.directory = os.path.join(self.folder, f"apart from {name}")
-            found = self.infer(evaluation, leak=0.999)
-            after = np.flatnonzero(found.weights)
-            self.assertLen(after, 40)
-            left_out = {by_id, by_picture, by_embedding, by_both}
-            chosen = oracles.choose_in_turns(
-                self.similarities(), self.labels, 40, left_out
-            )
-            self.assertAllEqual(after, sorted(chosen))
-            counts = [
-                found.counts[f"in the evaluation, by {reason}"]
-                for reason in ("id", "picture", "embedding")
-            ]
-            self.assertEqual(counts, [2, 1, 1])
-            self.assertEqual(
-                found.counts["items of the evaluation without an embedding"], 1
-            )
-
-    def test_tasks_that_share_items_with_the_evaluation_are_refused(self):
-        # Two of the examples are of the same item.
-        self.tasks = self.source(
-            "tasks", self.labels, [0, 1, 2, 3, 4, 5, 6, 3, 8, 9]
-        )
-        evaluation = self.source("e", [8, 9, 10], [8000, 3, 6])
-        with self.assertRaisesRegex(
-            ValueError,
-            "3 examples of equal id, the first record 3 of .*tasks.tfrecord "
-            "and record 1 of .*e.tfrecord, ids 3 and 3; set compare_ids=false",
-        ):
-            self.infer(evaluation)
-        # Neither needs a caption.
-        self.tasks = self.source(
-            "blank", self.labels, range(10), captions=["a"] * 9 + [" "]
-        )
-        for captions in ([" "] * 2, ["a"] * 2):
-            evaluation = self.source("f", [8, 9], [8000, 9], captions=captions)
-            with self.assertRaisesRegex(ValueError, "1 examples of equal id"):
-                self.infer(evaluation)
-        evaluation = self.source("p", [8, 9], [8000, 8001], images=[77, 5])
-        with self.assertRaisesRegex(ValueError, "1 examples of equal picture"):
-            self.infer(evaluation)
-        self.assertFalse(os.path.exists(self.directory))
-
-    def test_embeddings_of_two_models_are_refused(self):
-        store = self.tasks.store
-        folder = os.path.join(self.folder, "others")
-        embed.write_arrays(
-            store,
-            self.unit(np.ones([10, self.DIM])),
-            self.unit(np.ones([10, self.DIM])),
-            file_format.Description("n", "t", "p", self.DIM, 10.0, -10.0),
-            embed.Output(folder),
-        )
-        self.tasks = sidecars_lib.Sidecars(store, folder)
-        with self.assertRaisesRegex(ValueError, "of one model.* m, n"):
-            self.infer()
-
-    def test_concepts_are_a_field_a_caption_or_clusters(self):
-        examples = by_similarity.load(self.tasks)
-
-        def concepts(field="", num_clusters=None):
-            return concepts_lib.concepts_of(
-                self.tasks.store,
-                examples.rows,
-                examples.both,
-                field,
-                num_clusters,
-            )
-
-        def assert_clusters(found):
-            self.assertEqual(found.over, "clusters")
-            self.assertLen(found.names, 4)
-            # The same grouping under other numbers.
-            pairs = zip(found.labels.tolist(), self.labels, strict=True)
-            self.assertLen(set(pairs), 4)
-
-        over, names, labels = concepts()
-        self.assertEqual(over, "concept")
-        self.assertEqual(names, [f"concept {number}" for number in range(4)])
-        self.assertAllEqual(labels, self.labels)
-        over, names, _ = concepts("caption")
-        self.assertEqual(over, "caption")
-        self.assertEqual(names, [f"caption {number}" for number in range(10)])
-        with self.assertRaisesRegex(ValueError, "'kind' must be a field of ev"):
-            concepts("kind")
-        assert_clusters(concepts(num_clusters=4))
-        self.tasks = self.source("plain", self.labels, range(10))
-        examples = by_similarity.load(self.tasks)
-        assert_clusters(concepts(num_clusters=4))
-        self.assertLen(concepts().names, 3)  # the root of ten
-        self.assertIn("clusters", self.infer().counts)
-
-    def test_settings_out_of_range_are_refused(self):
-        for name, value in (("size", 0), ("oversampling", 0), ("near", -1.0)):
-            with self.assertRaisesRegex(ValueError, f"`{name}` must be"):
-                by_similarity.Settings(**{name: value})
-
-
 class CommandTest(tf.test.TestCase):
     """The command on shipped pictures, with two runs never trained."""
 
@@ -703,8 +396,7 @@ class CommandTest(tf.test.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
-        counts = {"curated": 500, "val": 250, "test": 250}
-        shard_files.write_shipped(cls.folder, **counts)
+        shard_files.write_shipped(cls.folder, val=250)
         for seed, name in enumerate(("reference", "learner")):
             cls.write_run(name, seed)
 
@@ -729,22 +421,22 @@ class CommandTest(tf.test.TestCase):
     def path(self, name):
         return os.path.join(self.folder, name)
 
-    def arguments(self, output, *more, data="val"):
+    def arguments(self, output, *more):
         return [
             *("--workdir", self.path("reference")),
-            *("--data", self.path(f"{data}-*.tfrecord")),
+            *("--data", self.path("val-*.tfrecord")),
             *("--sidecar-dir", self.path("sidecars")),
             *("--index-dir", self.path("index")),
             *("--output", self.path(output)),
             *more,
         ]
 
-    def run_command(self, output, *more, **arguments):
+    def run_command(self, output, *more):
         with (
             contextlib.redirect_stdout(io.StringIO()) as printed,
             contextlib.redirect_stderr(io.StringIO()) as shown,
         ):
-            command.main(self.arguments(output, *more, **arguments))
+            command.main(self.arguments(output, *more))
         return printed.getvalue(), shown.getvalue()
 
     def read_page(self, output):
@@ -773,8 +465,9 @@ class CommandTest(tf.test.TestCase):
             manifest=self.path("easy"),
         )
         store = stores.open_stores(data)
-        expected = curation.choose(
+        expected = curation.curate(
             store,
+            self.path("again"),
             curation.Choice(
                 config.Stage(3, "stored", criterion="easy_reference"),
                 window=100,
@@ -809,7 +502,7 @@ class CommandTest(tf.test.TestCase):
             criterion = ("easy_reference", "learnability")[len(models) - 1]
             stage = config.Stage(5, "stored", criterion=criterion)
             chosen_by = curation.Choice(stage, **settings)
-            return curation.for_models(chosen_by, models).loss
+            return choice._for_models(chosen_by, models).loss
 
         self.assertEqual(loss("softmax"), "softmax")
         self.assertEqual(loss("softmax", loss="sigmoid"), "sigmoid")
@@ -817,34 +510,11 @@ class CommandTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, "none, with 'sigmoid' of "):
             loss("reference", "softmax")
 
-    def test_like_tasks_without_anything_of_their_evaluation(self):
-        printed, _ = self.run_command(
-            "like",
-            *("--like", self.path("val-*.tfrecord")),
-            *("--evaluation", self.path("test-*.tfrecord")),
-            *("--set", "size=150", "near=1.1", "leak=1.1"),
-            data="curated",
-        )
-        self.assertRegex(printed, "150 of .* records are drawn")
-        self.assertIn("  clusters", printed)
-        self.assertIn("in the evaluation, by picture", printed)
-        text, _ = self.read_page("like")
-        self.assertIn("passed over: in the evaluation, by id", text)
-        self.assertNotIn("passed over: candidates", text)
-        self.assertRegex(text, "asked for.*150")
-        self.assertRegex(text, "pool.*1 shards")
-
     def test_what_does_not_fit_is_one_line(self):
         for more, message in (
-            (["--evaluation", "x"], "`--evaluation` needs `--like`"),
             (["--learner-step", "3"], "`--learner-step` needs `--learner`"),
             (["--workdir", "", "--step", "3"], "`--step` needs `--workdir`"),
             (["--learner-sidecar-dir", "x"], "needs `--learner`"),
-            (
-                ["--like", "x", "--learner-sidecar-dir", "x"],
-                "Received: `--learner-sidecar-dir` with it",
-            ),
-            (["--like", "x", "--beam"], "Received: `--beam` with it"),
             (["--set", "stage.candidates=0"], "candidates` must be at least 1"),
             (["--set", "stage.embeddings=live"], "`stage.embeddings` must be"),
             (["--set", "size=2"], "No setting `size`"),

@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import tensorflow as tf
 
-from jest_tf.data import hashes, reader, stream
+from jest_tf.data import hashes, stream
 
 
 def chi_square_bound(degrees):
@@ -264,38 +264,3 @@ class PartTest(tf.test.TestCase):
                     part.substitutes(positions, attempt),
                     50 + order.substitutes(positions, attempt),
                 )
-
-
-class GraphTest(tf.test.TestCase):
-    """In a graph, orders and hashes are NumPy's, bit for bit."""
-
-    SEED = 2**62 + 12345
-
-    def test_orders_are_equal_for_sizes_and_blocks_of_every_kind(self):
-        for size, block_size in (
-            *((2, None), (10**9 + 7, None)),
-            # A single block; several windows, and a short block.
-            *((3, 5), (1001, 7)),
-        ):
-            order = stream.Order(size, self.SEED, block_size=block_size)
-            rng = np.random.default_rng(size)
-            far = rng.integers(0, 5 * size + 10, 200)
-            positions = np.concatenate([np.arange(200), far, [2**45]])
-            twin = stream.in_graph(order)
-            self.assertAllEqual(
-                tf.function(twin.rows)(positions), order.rows(positions)
-            )
-            for attempt in (1, 16):
-                self.assertAllEqual(
-                    twin.substitutes(
-                        tf.constant(positions), tf.constant(attempt, tf.int64)
-                    ),
-                    order.substitutes(positions, attempt),
-                )
-
-    def test_numbers_of_captions_are_equal(self):
-        positions = np.arange(1000)
-        self.assertAllEqual(
-            reader.caption_numbers(self.SEED, tf.constant(positions)),
-            reader.caption_numbers(self.SEED, positions),
-        )

@@ -14,12 +14,6 @@ import subprocesses
 import tensorflow as tf
 
 STEPS = 8
-# A server with TensorFlow alone.
-PLAIN = (
-    "import sys, tensorflow as tf\n"
-    "address = f'127.0.0.1:{sys.argv[1]}'\n"
-    "tf.distribute.Server({'worker': [address]}, 'worker', 0).join()\n"
-)
 
 
 def write_pictures(path, num_records):
@@ -30,11 +24,8 @@ def write_pictures(path, num_records):
         pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
         image = tf.io.encode_png(pixels).numpy()
         caption = "a b"[: 1 + number % 3]
-        tokens = coordinator.TOKENIZER([caption]).numpy()[0].tolist()
         payloads.append(
-            shard_files.serialize(
-                image=image, caption=caption, id=number, tokens=tokens
-            )
+            shard_files.serialize(image=image, caption=caption, id=number)
         )
         sizes.append(len(image))
     shard_files.write_shard(path, payloads)
@@ -62,47 +53,35 @@ class HostsTest(tf.test.TestCase):
         cls.folder = tf.compat.v1.test.get_temp_dir()
         cls.data = os.path.join(cls.folder, "pictures.tfrecord")
         cls.sizes = write_pictures(cls.data, 100)
-        cls.servers = []
-        cls.addClassCleanup(cls.stop)
-        cls.workers = cls.serve("-m", "trainers.worker", "--port")
-
-    @classmethod
-    def stop(cls):
-        for server in cls.servers:
-            # A plain server that has served does not end at SIGTERM.
-            is_worker = "trainers.worker" in server.args
-            (server.terminate if is_worker else server.kill)()
-        for server in cls.servers:
-            server.wait(10)
-
-    @classmethod
-    def serve(cls, *command, **environment):
-        """Starts two servers; returns their addresses."""
         ports = subprocesses.free_ports(2)
-        cls.servers += [
+        cls.workers = [f"127.0.0.1:{port}" for port in ports]
+        cls.servers = [
             subprocess.Popen(
-                [sys.executable, *command, str(port)],
-                env=subprocesses.environment(**environment),
+                [sys.executable, "-m", "trainers.worker", f"--port={port}"],
+                env=subprocesses.environment(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
             for port in ports
         ]
-        return [f"127.0.0.1:{port}" for port in ports]
+        cls.addClassCleanup(cls.stop)
 
-    def pull(self, hosts, **options):
-        """The arrays that the hosts send, or the coordinator's errors."""
+    @classmethod
+    def stop(cls):
+        for server in cls.servers:
+            server.terminate()
+        for server in cls.servers:
+            server.wait(10)
+
+    def test_hosts_call_back_for_what_python_reads(self):
         output = os.path.join(self.folder, "arrived.npz")
-        settings = {"hosts": hosts, "data": self.data, "steps": STEPS}
-        settings |= {"options": options, "output": output}
+        settings = {"hosts": self.workers, "data": self.data, "steps": STEPS}
+        settings["output"] = output
         script = os.path.join(subprocesses.TESTS, "coordinator.py")
         done = run(script, json.dumps(settings))
-        return done.stderr if done.returncode else np.load(output)
-
-    def assert_local(self, found):
-        """Checks that each host made its half of the local stream."""
-        if isinstance(found, str):
-            self.fail(found[-4000:])
+        self.assertEqual(done.returncode, 0, done.stderr[-4000:])
+        found = np.load(output)
+        # Each host makes its half of the local stream.
         self.assertEqual(
             [device.split("/")[-2] for device in found["devices"]],
             ["task:0", "task:1"],
@@ -112,33 +91,10 @@ class HostsTest(tf.test.TestCase):
             for name, value in batch.items():
                 arrived = found[f"batch/{name}"][step]
                 self.assertAllEqual(arrived, value, name)
-
-    def encoded_bytes(self, found):
-        """Of the steps whose bytes were counted."""
-        return sum(self.sizes[n] for n in found["batch/id"][1:].ravel())
-
-    def test_hosts_call_back_for_what_python_reads(self):
-        found = self.pull(self.workers)
-        self.assert_local(found)
         # Encoded pictures pass the coordinator, decoded pictures do not. A slow
         # machine has fetched some of them before bytes are counted.
-        self.assertGreater(found["bytes"], 0.2 * self.encoded_bytes(found))
-
-    def test_what_ops_read_passes_no_coordinator(self):
-        found = self.pull(self.workers, reader="ops")
-        self.assert_local(found)
-        self.assertLess(found["bytes"], 0.01 * self.encoded_bytes(found))
-
-    def test_hosts_with_tensorflow_alone_read_tokens(self):
-        plain = self.serve("-c", PLAIN, grpc_proxy="")
-        found = self.pull(plain, reader="ops", token_field="tokens")
-        self.assert_local(found)
-        self.assertLess(found["bytes"], 0.01 * self.encoded_bytes(found))
-        self.assertRegex(
-            self.pull(plain, reader="ops"),
-            "ValueError: The server of every host must have the ops of its "
-            "dataset: start it by `jest-tf worker`",
-        )
+        encoded = sum(self.sizes[n] for n in found["batch/id"][1:].ravel())
+        self.assertGreater(found["bytes"], 0.2 * encoded)
 
     def test_a_port_in_use_is_refused(self):
         with socket.create_server(("", 0)) as other:

@@ -135,51 +135,16 @@ class DataSetsTest(tf.test.TestCase):
     def test_tars_of_captions_have_one_a_line(self):
         suite_files.write_tars(
             self.folder / "data",
-            [(1, {"txt": "one\nuno"}), (2, {"txt": "two"})],
+            [(1, {"txt": "one\n \nuno\nun"}), (2, {"txt": "two"})],
             {"dataset_type.txt": "retrieval\n"},
         )
         _, data = self.opened(task=("retrieval",))
-        texts, rows = data_sets.captions_of(data, "", None)
+        texts, rows = data_sets.captions_of(data, None)
+        self.assertEqual(texts, [b"one", b"uno", b"un", b"two"])
+        self.assertEqual(rows.tolist(), [0, 0, 0, 1])
+        texts, rows = data_sets.captions_of(data, 2)
         self.assertEqual(texts, [b"one", b"uno", b"two"])
         self.assertEqual(rows.tolist(), [0, 0, 1])
-
-    def test_karpathys_split_has_all_captions_or_the_first_ones(self):
-        path = suite_files.write_karpathy(
-            self.folder / "data",
-            [
-                (1, "train", ["no"]),
-                (2, "test", ["b", " ", "c", "d"]),
-                (3, "test", ["e"]),
-            ],
-        )
-        _, data = self.opened(data=(path,), task=("retrieval",))
-        texts, rows = data_sets.captions_of(data, "", None)
-        self.assertEqual(texts, [b"b", b"c", b"d", b"e"])
-        self.assertEqual(rows.tolist(), [0, 0, 0, 1])
-        texts, rows = data_sets.captions_of(data, "", 2)
-        self.assertEqual(texts, [b"b", b"c", b"e"])
-        with self.assertRaisesRegex(ValueError, "`split` must be.*test, train"):
-            self.opened(data=(path,), split="dev")
-        (self.folder / "data" / "val" / "1.png").unlink()
-        with self.assertRaisesRegex(ValueError, "1 of 2 that are.*1.png"):
-            self.opened(data=(path,))
-
-    def test_crossmodal_has_captions_by_language(self):
-        path = suite_files.write_crossmodal(
-            self.folder / "data",
-            [(1, {"de": ["eins"], "fr": ["un", "une"]}), (2, {"de": ["zwei"]})],
-        )
-        _, data = self.opened(data=(path,), languages=("de",))
-        self.assertEqual(list(data.captions), ["de"])
-        self.assertEqual(
-            data_sets.captions_of(data, "de", None)[0], [b"eins", b"zwei"]
-        )
-        _, data = self.opened(data=(path,))
-        self.assertEqual(list(data.captions), ["de", "fr"])
-        with self.assertRaisesRegex(ValueError, "every picture .*'fr'.*1.jpg"):
-            data_sets.captions_of(data, "fr", None)
-        with self.assertRaisesRegex(ValueError, "some of de, fr.*Rec.*: it"):
-            self.opened(data=(path,), languages=("it",))
 
     def test_the_first_place_that_exists_is_taken(self):
         suite_files.write_classes(self.folder / "data", {"a": [1]})

@@ -17,7 +17,6 @@ from PIL import Image
 import jest_tf
 from jest_tf import evaluation, models
 from jest_tf.data import pictures, stores, tokenizers
-from jest_tf.inference import collection as collection_lib
 from jest_tf.inference import embedder as embedder_lib
 
 WORDS = ["[UNK]", "[EOS]", "a", "cat", "dog", "red", "##s"]
@@ -199,7 +198,6 @@ class SearchTest(tf.test.TestCase):
         self.assertAllClose(
             found.scores, np.take_along_axis(cosines, rows, axis=1)
         )
-        self.assertIsNone(found.names)
 
     def test_texts_search_and_equal_scores_keep_their_order(self):
         model = embedder()
@@ -208,7 +206,7 @@ class SearchTest(tf.test.TestCase):
         self.assertAllEqual(found.rows[0, :2], [0, 2])
         self.assertLen(found.rows[0], 4)
 
-    def test_refuses_other_widths_and_other_models(self):
+    def test_refuses_other_widths(self):
         model = embedder()
         with self.assertRaisesRegex(ValueError, r"`collection` .*\(3, 5\)"):
             model.search(["a"], np.zeros([3, 5]))
@@ -216,74 +214,6 @@ class SearchTest(tf.test.TestCase):
             model.search(np.zeros([1, 5]), np.zeros([3, 6]))
         with self.assertRaisesRegex(ValueError, "`k` must be at least 1"):
             model.search(["a"], np.zeros([3, 6]), 0)
-        other = collection_lib.Collection(
-            ["x"], np.zeros([1, 6]), {"model": embedder(seed=1).fingerprint}
-        )
-        with self.assertRaisesRegex(ValueError, "by the model that searches"):
-            model.search(["a"], other)
-
-
-class CollectionTest(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        self.folder = pathlib.Path(folder)
-        self.pictures = self.folder / "pictures"
-        every = picture_files.every_kind()
-        for name, encoded in (
-            ("b.png", every["png"]),
-            ("a.JPG", every["jpeg"]),
-            ("sub/c.gif", every["gif"]),
-            ("sub/cut.webp", every["webp"][:30]),
-            (".hidden/d.png", every["png"]),
-            ("notes.txt", b"no picture"),
-        ):
-            path = self.pictures / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encoded)
-
-    def test_a_folder_is_embedded_written_read_and_searched(self):
-        model, done = embedder(batch_size=2), []
-        found, reasons = collection_lib.embed_folder(
-            model,
-            str(self.pictures),
-            progress=lambda *counts: done.append(counts),
-        )
-        names = ["a.JPG", "b.png", "sub/c.gif"]
-        self.assertEqual(found.names, names)
-        self.assertEqual([*reasons], ["sub/cut.webp"])
-        self.assertEqual(done, [(2, 4), (4, 4)])
-        paths = [self.pictures / name for name in names]
-        self.assertAllClose(
-            found.embeddings, model.embed_images(paths), 1e-6, 1e-6
-        )
-        half, _ = collection_lib.embed_folder(
-            model, str(self.pictures), dtype="float16"
-        )
-        for file in ("x.npy", "x.parquet"):
-            path = str(self.folder / file)
-            collection_lib.write(path, half)
-            again = collection_lib.read(path).embeddings
-            self.assertEqual(again.dtype, np.float16)
-            self.assertAllEqual(again, np.float16(found.embeddings))
-            collection_lib.write(path, found)
-            again = collection_lib.read(path)
-            self.assertEqual(again.names, names)
-            self.assertAllEqual(again.embeddings, found.embeddings)
-            self.assertEqual(again.about, found.about)
-            hits = model.search(found.embeddings[1:2], path, 1)
-            self.assertEqual(hits.names, [["b.png"]])
-
-    def test_refuses_folders_without_pictures_and_other_files(self):
-        with self.assertRaisesRegex(ValueError, "`folder` must hold pictures"):
-            stores.find_pictures(str(self.folder / "nothing"))
-        with self.assertRaisesRegex(ValueError, "ends in .parquet or .npy"):
-            collection_lib.check_output("x.csv")
-        np.save(self.folder / "other.npy", np.zeros([2, 2]))
-        (self.folder / "other.parquet").write_text("no table")
-        for name in ("other.npy", "other.parquet", "missing.npy"):
-            with self.assertRaisesRegex(ValueError, f"wrote. Received.*{name}"):
-                collection_lib.read(self.folder / name)
 
 
 class LoadTest(tf.test.TestCase):

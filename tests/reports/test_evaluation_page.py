@@ -18,14 +18,15 @@ class PageTest(tf.test.TestCase):
         suite_files.write_classes(
             folder / "classes", {"class 1": [1, 2, 2], "<i> 2": [2]}
         )
-        path = suite_files.write_karpathy(
+        suite_files.write_tars(
             folder / "pairs",
-            [(1, "test", ["a 1"]), (2, "test", ["the 1"]), (3, "test", ["3"])],
+            [(1, {"txt": "a 1"}), (2, {"txt": "the 1"}), (3, {"txt": "3"})],
+            {"dataset_type.txt": "retrieval"},
         )
         suite = folder / "suite.toml"
         suite.write_text(
             '[numbers]\ndata = "classes"\n'
-            f'[pairs]\ntask = "retrieval"\ndata = "{path}"\n'
+            '[pairs]\ntask = "retrieval"\ndata = "pairs"\n'
         )
         opened = evaluation.open_suite(str(suite))
         encoder = evaluation.Encoder(Oracle(), number_of, 4)
@@ -38,7 +39,7 @@ class PageTest(tf.test.TestCase):
         )
         text = page.read_text(encoding="utf-8")
         self.assertIn("Evaluation of <em>tiny</em>", text)
-        self.assertIn("<td>numbers</td><td>en</td>\n<td>0.5000</td>", text)
+        self.assertIn("<td>numbers</td>\n<td>0.5000</td>", text)
         # The pair, how often, of how many, and the cosine of the two texts.
         self.assertIn(
             "<tr><td>class 1</td><td>&lt;i&gt; 2</td><td>2</td>\n"

@@ -50,19 +50,6 @@ class Rows(NamedTuple):
     text: np.ndarray
 
 
-class Layout(NamedTuple):
-    """Where the arrays of a shard's sidecar begin in its file, in bytes.
-
-    `ids` is at `start`, and `offsets` follows it.
-    """
-
-    path: str
-    start: int
-    image: int
-    text: int
-    size: int
-
-
 class Sidecars:
     """The sidecars of a store, as a single array of rows; thread-safe.
 
@@ -247,19 +234,6 @@ class Sidecars:
                     chosen,
                 )
             )
-
-    def layouts(self) -> list[Layout]:
-        """Returns where each shard's embeddings are, for other readers."""
-        width = self.dim * np.dtype(self.dtype).itemsize
-        found = []
-        for shard, path in enumerate(self._paths):
-            part, (size, _) = self._part(shard), files.stat(path)
-            rows = len(part["ids"])
-            text = size - len(part["text"]) * width
-            image = text - rows * width
-            start = image - 8 * (rows + rows + 1)
-            found.append(Layout(files.place(path), start, image, text, size))
-        return found
 
     def read_shard(self, shard: int) -> Rows:
         """Returns all rows of a shard, with all captions, unchecked."""

@@ -63,7 +63,6 @@ class Manifest:
         weights: float32 [n], of all rows of the store; 0 is never drawn.
         scores: float32 [n], NaN where a record was not scored.
         made_by: settings and models that made it.
-        counts: records considered and passed over, by reason.
 
     Raises:
         ValueError: the manifest is missing, unfinished, damaged, or of another
@@ -76,7 +75,7 @@ class Manifest:
         text, values = _read_list(path)
         self.identity = hashlib.blake2b(text, digest_size=16).hexdigest()
         try:
-            self.made_by, self.counts = values["made_by"], values["counts"]
+            self.made_by = values["made_by"]
             listed = {
                 (shard["shard"], shard["stamp"]): shard["checksum"]
                 for shard in values["shards"]
@@ -190,7 +189,6 @@ def write(
     made_by: Mapping,
     weights: np.ndarray,
     scores: np.ndarray,
-    counts: Mapping[str, int] | None = None,
 ) -> Manifest:
     """Writes a whole manifest, of weights and scores of all rows, [n].
 
@@ -203,14 +201,11 @@ def write(
     for shard, part in enumerate(zip(*columns, strict=True)):
         path = part_path(store, shard, directory)
         write_part(path, describe(store, shard, made_by), Part(*part))
-    return finish(store, directory, made_by, counts or {})
+    return finish(store, directory, made_by)
 
 
 def finish(
-    store: "store_lib.Store",
-    directory: str,
-    made_by: Mapping,
-    counts: Mapping[str, int],
+    store: "store_lib.Store", directory: str, made_by: Mapping
 ) -> Manifest:
     """Writes `manifest.json`, once the files of all shards are there.
 
@@ -231,14 +226,13 @@ def finish(
     if not drawn:
         raise ValueError(
             "A manifest must have a record that is drawn. Received: weights of "
-            f"0 for all {len(store):,} records; counted: {dict(counts)}"
+            f"0 for all {len(store):,} records"
         )
     values = {
         "kind": _KIND,
         "version": _VERSION,
         "rows": len(store),
         "drawn": drawn,
-        "counts": dict(counts),
         "made_by": dict(made_by),
         "shards": listed,
     }

@@ -73,13 +73,11 @@ class ManifestTest(FolderTestCase):
     def test_what_is_written_is_read(self):
         scores = np.float32(np.random.default_rng(0).normal(size=40))
         scores[[3, 30]] = np.nan
-        counts = {"near-duplicates": 5}
-        self.write(scores=scores, counts=counts)
+        self.write(scores=scores)
         found = manifest.Manifest(self.directory, self.store)
         self.assertAllEqual(found.weights, np.arange(40) % 4)
         self.assertAllEqual(found.scores, scores)
         self.assertEqual(found.made_by, shard_files.MADE_BY)
-        self.assertEqual(found.counts, counts)
 
     def test_nothing_in_it_but_weights_and_the_like_changes_its_identity(self):
         identity = self.write().identity
@@ -187,7 +185,7 @@ class ManifestTest(FolderTestCase):
 
     def test_a_manifest_that_draws_no_record_is_refused(self):
         with self.assertRaisesRegex(ValueError, "must have a record that is"):
-            self.write(np.zeros(40), counts={"near-duplicates": 3})
+            self.write(np.zeros(40))
 
     def test_what_another_maker_has_written_is_refused(self):
         self.write()

@@ -1,10 +1,9 @@
-"""Curation by score: a stored stage over a whole data set, before training.
+"""The choice: a stored stage over a whole data set, before training.
 
 Each shard's records are dealt at random into windows, and each window passes
 the stage. Embeddings come from sidecars; missing files are written first.
 Unlike in a run, the stage may score by the learnability between a learner and
-a reference. Shards are independent, so they may be done in any order or on many
-machines (`curation/with_beam.py`).
+a reference. Shards are independent, so an interrupted call continues at one.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -25,8 +24,6 @@ from jest_tf import files, selection
 from jest_tf.config import checks
 from jest_tf.curation import models as models_lib
 from jest_tf.data import reader, stores, stream
-from jest_tf.data import sidecars as sidecars_lib
-from jest_tf.data.sidecars import file_format
 from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
 
@@ -36,7 +33,7 @@ _ROWS = 2**16
 
 @dataclass(frozen=True)
 class Choice(checks.Checked):
-    """Settings of a choice by scores.
+    """Settings of a choice.
 
     Attributes:
         stage: a stored stage, which every window passes. Its share of the
@@ -95,50 +92,29 @@ def curate(
             shards are the same, or the folder holds another manifest or is in
             use.
     """
-    chosen_by = for_models(chosen_by, models)
+    chosen_by = _for_models(chosen_by, models)
     manifest.check_distinct(store)
     sidecars = [model.sidecars(store, embedding) for model in models]
-    made_by = describe(chosen_by, [sidecar.description for sidecar in sidecars])
-    with claimed(directory):
+    made_by = _describe(chosen_by, sidecars)
+    with _claimed(directory):
         for shard, done in enumerate(np.cumsum(store.shards.lengths).tolist()):
-            write_shard(
-                store, directory, made_by, chosen_by, models, overwrite, shard
-            )
+            path = manifest.part_path(store, shard, directory)
+            header = manifest.describe(store, shard, made_by)
+            if overwrite or not manifest.is_there(path, header):
+                part = _choose(store.of_shard(shard), chosen_by, models)
+                manifest.write_part(path, header, part)
             if scoring is not None:
                 scoring(done, len(store))
-        return manifest.finish(store, directory, made_by, {})
+        return manifest.finish(store, directory, made_by)
 
 
-def write_shard(
-    store: stores.Store,
-    directory: str,
-    made_by: dict,
-    chosen_by: Choice,
-    models: Sequence[models_lib.Model],
-    overwrite: bool,
-    shard: int,
-) -> None:
-    """Writes a shard's file of a manifest, unless it is there."""
-    path = manifest.part_path(store, shard, directory)
-    header = manifest.describe(store, shard, made_by)
-    if overwrite or not manifest.is_there(path, header):
-        part = choose(store.of_shard(shard), chosen_by, models)
-        manifest.write_part(path, header, part)
-
-
-def choose(
-    store: stores.Store, chosen_by: Choice, models: Sequence[models_lib.Model]
-) -> manifest.Part:
-    """Returns the weights and scores of a store of a single shard.
+def _choose(store, chosen_by, models):
+    """The `manifest.Part` of a store of a single shard.
 
     Records that are unreadable or have no caption are not scored.
-
-    Raises:
-        ValueError: embeddings are missing, or the loss is unknown.
     """
-    chosen_by = for_models(chosen_by, models)
     sidecars = [model.sidecars(store) for model in models]
-    rows, key = usable(store, sidecars), _key(store, chosen_by.seed)
+    rows, key = _usable(store, sidecars), _key(store, chosen_by.seed)
     ids = store.ids(np.arange(len(store)))
     weights = np.zeros(len(store), np.float32)
     totals = np.full(len(store), np.nan, np.float32)
@@ -173,10 +149,8 @@ def choose(
     return manifest.Part(ids, weights, totals / np.float32(chosen_by.passes))
 
 
-def usable(
-    store: stores.Store, sidecars: Sequence[sidecars_lib.Sidecars]
-) -> np.ndarray:
-    """Returns the rows with an embedding and a caption in all sidecars."""
+def _usable(store, sidecars):
+    """The rows with an embedding and a caption in all sidecars."""
     found = []
     for start in range(0, len(store), _ROWS):
         rows = np.arange(start, min(start + _ROWS, len(store)))
@@ -188,10 +162,8 @@ def usable(
     return np.concatenate(found)
 
 
-def describe(
-    chosen_by: Choice, descriptions: Sequence[file_format.Description]
-) -> dict:
-    """Returns the `made_by` of a manifest."""
+def _describe(chosen_by, sidecars):
+    """The `made_by` of a manifest."""
     settings = dataclasses.asdict(chosen_by)
     made_by = {"choice": "score", **settings.pop("stage"), **settings}
     # Settings of live stages and of steps say nothing here.
@@ -199,18 +171,13 @@ def describe(
         del made_by[name]
     del made_by["first_step"], made_by["last_step"]
     roles = ("reference", "learner")
-    for name, about in zip(roles, descriptions, strict=False):
-        made_by[name] = about._asdict()
+    for name, sidecar in zip(roles, sidecars, strict=False):
+        made_by[name] = sidecar.description._asdict()
     return made_by
 
 
-def for_models(chosen_by: Choice, models: Sequence[models_lib.Model]) -> Choice:
-    """Returns the settings with the loss of the models' runs.
-
-    Raises:
-        ValueError: the criterion needs other models, a run is missing, or no
-            loss is set and the runs have none or differ.
-    """
+def _for_models(chosen_by, models):
+    """The settings with the loss of the models' runs."""
     needed = ["reference"]
     needed += [name for name in chosen_by.stage.needs if name not in needed]
     if len(models) != len(needed):
@@ -244,12 +211,8 @@ def for_models(chosen_by: Choice, models: Sequence[models_lib.Model]) -> Choice:
 
 
 @contextlib.contextmanager
-def claimed(directory: str) -> Iterator[None]:
-    """Locks the folder of a manifest.
-
-    Raises:
-        ValueError: another process holds it.
-    """
+def _claimed(directory):
+    """Locks the folder of a manifest."""
     with contextlib.ExitStack() as stack:
         try:
             lock = os.path.join(directory, ".lock")
