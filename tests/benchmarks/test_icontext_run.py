@@ -23,8 +23,6 @@ from benchmarks.icontext import (
 )
 from jest_tf import config as config_lib
 from jest_tf.data import stores, tokenizers
-from jest_tf.data.sidecars import embed, file_format
-from jest_tf.training import flops
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -289,29 +287,3 @@ class CollectTest(tf.test.TestCase):
         self.assertLen(lines, 3)
         pairs = pd.read_csv(folder / "pairs.csv")
         self.assertEqual(pairs["scores"].tolist(), ["7 8", "7 8"])
-
-    def test_sidecars_cost_a_pass_for_each_picture_and_caption(self):
-        store, dim = stores.open_store(self.pattern), self.model.dim
-        folder = self.data / "sidecars"
-        folder.mkdir()
-        unit = np.eye(1, dim, dtype=np.float32)
-        embed.write_arrays(
-            store,
-            unit.repeat(40, 0),
-            unit.repeat(80, 0),
-            file_format.Description("", "", "", dim, 1.0, 0.0),
-            embed.Output(str(folder)),
-            captions=np.full(40, 2),
-        )
-        with mock.patch.object(jest_tf, "load", lambda _: self.model):
-            found = collect.embedding_flops("run", self.pattern, folder)
-        picture = tf.TensorSpec([1, 32, 32, 3], tf.uint8)
-        text = tf.TensorSpec([1, 8], tf.int32)
-        learner = self.model.learner
-        of_picture, _ = flops.count(learner.encode_image, picture)
-        of_text, _ = flops.count(learner.encode_text, text)
-        self.assertEqual(found, 40 * of_picture + 80 * of_text)
-
-
-if __name__ == "__main__":
-    tf.test.main()
