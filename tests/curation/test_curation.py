@@ -204,21 +204,6 @@ class ChoiceTest(ScoresTestCase):
         found = self.curate(self.output(), candidates=1)
         self.assertAllEqual(found.weights, ~np.isin(np.arange(80), BAD))
 
-    def test_of_any_number_of_windows_so_many_are_chosen_as_their_share(self):
-        random = np.random.default_rng(0)
-        for candidates in (1, 2, 3, 5, 10, 1000):
-            share = fractions.Fraction(1, candidates)
-            for key in (0, 1, 2**30, 2**31 - 1):
-                sizes = random.integers(1, 9, 50).tolist()
-                counts = choice._counts(share, sizes, key)
-                self.assertAllInRange(counts, 0, 8)
-                difference = np.cumsum(counts) - share * np.cumsum(sizes)
-                self.assertLess(np.abs(difference).max(), 1)
-        # Over all keys the mean is the share: of two records 0.4.
-        keys, fifth = range(0, 2**31, 2**21), fractions.Fraction(1, 5)
-        counts = [sum(choice._counts(fifth, [1, 1], key)) for key in keys]
-        self.assertAllClose(np.mean(counts), 0.4, atol=1 / len(keys))
-
     def test_sidecars_alone_do_not_tell_the_loss(self):
         for count, received in (
             (1, "sidecars without a run"),
@@ -235,7 +220,7 @@ class ChoiceTest(ScoresTestCase):
         shutil.copy(os.path.join(self.folder, "0.tfrecord"), path)
         store = stores.join([self.store, stores.open_store(path)])
         with self.assertRaisesRegex(
-            ValueError, f"two of version .* and {path}"
+            ValueError, f"two of version .*/0.tfrecord and {path}; leave out"
         ):
             curation.curate(
                 store, self.output(), self.settings(), self.models[:1]

@@ -37,10 +37,6 @@ class FrozenTest(tf.test.TestCase):
             self.assertEqual(found[0], {"image": image, "text": 4, "id": 3})
         self.assertLen(batch, 4)  # the caller's batch is as it was
 
-    def test_what_cannot_be_called_is_refused(self):
-        with self.assertRaisesRegex(TypeError, "must be a Keras model or a"):
-            reference.frozen("runs/reference")
-
 
 class CachedTest(tf.test.TestCase):
     def test_embeddings_come_from_the_batch_in_float32(self):
@@ -150,16 +146,3 @@ class LoadRunTest(tf.test.TestCase):
         kernel = run.learner.weights[2]
         kernel.assign(tf.reverse(kernel, [0]))
         self.assertEqual(changed(), {"fingerprint"})
-
-    def test_what_is_no_finished_run_is_refused(self):
-        empty = self.get_temp_dir()
-        missing = os.path.join(empty, "missing")
-        for workdir in (missing, empty):
-            with self.assertRaisesRegex(
-                ValueError, f"config.json.*'{workdir}'"
-            ):
-                loading.load(workdir)
-        path = os.path.join(empty, directory.CONFIG_FILE)
-        config.save_config(self.config, path)
-        with self.assertRaisesRegex(ValueError, "with final.weights.h5"):
-            loading.load(empty)

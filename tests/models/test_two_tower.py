@@ -377,6 +377,8 @@ class BuildTwoTowerTest(tf.test.TestCase):
             if weight.name.endswith(("kernel", "positions", "table", "probe")):
                 kernels += 1
                 self.assertNotAllClose(weight, new)
+            if weight.name.endswith("expand_kernel") and weight.shape[0] == 2:
+                self.assertNotAllClose(*weight)  # of two blocks
         # Nor are the towers' weights equal.
         self.assertNotAllClose(
             first.image_tower.encoder.parameters["mlp_expand_kernel"],

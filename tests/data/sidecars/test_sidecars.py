@@ -378,10 +378,6 @@ class RefusalTest(EmbeddingsTestCase):
             with self.assertRaisesRegex(ValueError, f"expected the {what}"):
                 sidecars_lib.Sidecars(self.store, self.folder)
 
-    def test_a_missing_sidecar_is_named(self):
-        with self.assertRaisesRegex(ValueError, "No sidecar of .*0.tfrecord"):
-            sidecars_lib.Sidecars(self.store, self.folder)
-
     def test_sidecars_of_another_version_of_a_shard_are_refused(self):
         self.write()
         self.write(directory="")
