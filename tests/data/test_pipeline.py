@@ -11,6 +11,7 @@ import oracles
 import shard_files
 import streams
 import tensorflow as tf
+import tiny
 
 from jest_tf import files
 from jest_tf.data import batches as batches_lib
@@ -194,8 +195,7 @@ class SuperBatchesTest(PipelineTestCase):
         store = stores_lib.open_store(
             "examples/icontext_mini/pool-*.tfrecord", index_dir=self.directory
         )
-        letters = "abcdefghijklmnopqrstuvwxyz"
-        vocabulary = ["[UNK]", "[EOS]", *letters, *(f"##{c}" for c in letters)]
+        vocabulary = tiny.LETTERS
         expected = {
             "image": "003651abcb57ef5a",
             "text": "9ae5616d00e71be2",

@@ -1,6 +1,5 @@
 """References of any make, and finished runs that serve as a reference."""
 
-import os
 import tempfile
 
 import keras
@@ -9,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, models
+from jest_tf import config
 from jest_tf.data import tokenizers
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
@@ -69,12 +68,8 @@ class LoadRunTest(tf.test.TestCase):
             data=config.DataConfig(image_size=8, text_length=3),
             model=config.ModelConfig(preset="tiny", temperature=5.0),
         )
-        config.save_config(
-            cls.config, os.path.join(cls.workdir, directory.CONFIG_FILE)
-        )
         cls.tokenizer = tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3)
-        cls.tokenizer.save(cls.workdir)
-        cls.learner = models.build_learner(cls.config, 12)
+        cls.learner = tiny.write_run(cls.workdir, cls.config)
         for variable in cls.learner.trainable_variables:
             variable.assign_add(0.01 * tf.ones(variable.shape))
         directory.save_learner(cls.workdir, cls.learner)
