@@ -72,9 +72,8 @@ class SpeedTest(tf.test.TestCase):
 class ReportTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = pathlib.Path(folder.name)
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.folder = pathlib.Path(folder)
         self.readme = self.folder / "README.md"
 
     def test_a_block_replaces_itself_and_nothing_else(self):

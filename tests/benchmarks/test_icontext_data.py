@@ -180,18 +180,13 @@ LOGOS = [
 
 
 class NoiseTest(tf.test.TestCase):
-    def test_a_pair_without_noise_is_what_it_was(self):
-        for before, after in zip(
-            POOL, noise.add(POOL, 0.5, LOGOS), strict=True
-        ):
-            if not after.noise:
-                self.assertEqual(after, before)
-
     def test_each_kind_is_what_it_says(self):
         found = noise.add(POOL, 0.7, LOGOS)
         by_kind = collections.defaultdict(list)
         for before, after in zip(POOL, found, strict=True):
             by_kind[after.noise].append((before, after))
+        for before, after in by_kind[""]:
+            self.assertEqual(after, before)
         captions = {record.row.captions for record in POOL}
         for before, after in by_kind[noise.MOVED]:
             self.assertEqual(after.png, before.png)
@@ -310,23 +305,6 @@ class WebTest(tf.test.TestCase):
         self.assertEmpty(
             {record.png for record in part} & {record.png for record in apart}
         )
-        self.assertEqual(
-            [record.identifier for record in self.read("apart_permissive-*")],
-            [
-                record.identifier
-                for record in apart
-                if record.row.license == "MIT"
-            ],
-        )
-        pool = {record.identifier for record in self.read("pool00/*")}
-        self.assertContainsSubset({record.identifier for record in part}, pool)
-        dropped = [
-            record
-            for record in self.read("pool00/*")
-            if web.family(record.row.style) in families[1]
-            and record.png in {other.png for other in part}
-        ]
-        self.assertLen(pool, len(part) + len(apart) + len(dropped))
 
     def test_every_level_has_its_noise_in_the_metadata(self):
         names = [f"pool{level:02d}" for level in web.LEVELS["pool"]]

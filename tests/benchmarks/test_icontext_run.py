@@ -138,10 +138,6 @@ class RunnerTest(tf.test.TestCase):
         self.assertEqual(rows["cell"].tolist(), ["web_clean_700"])
         self.assertIn("[1/2] web_flexi_1400, seed 0 failed: it failed", log)
 
-    def test_without_data_it_says_how_to_build_them(self):
-        with self.assertRaisesRegex(SystemExit, "make icontext-data"):
-            run.main(["--work", str(self.work)])
-
     def test_every_cell_has_settings_that_its_recipe_takes(self):
         runner = run.Runner(self.work, self.work, 1)
         for (name, seed), job in cells.runs().items():

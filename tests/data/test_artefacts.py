@@ -95,12 +95,3 @@ class WriterTest(ArtefactsTestCase):
             )
             found = artefacts.read(self.path, "index", verify=True)
             self.assertAllEqual(found.arrays["rows"], rows)
-
-    def test_missing_rows_are_refused(self):
-        arrays = {"rows": ("int64", (9, 2))}
-        with (
-            self.assertRaisesRegex(ValueError, "9 rows. Received: 8"),
-            artefacts.written(self.path, "index", {}, arrays) as append,
-        ):
-            append("rows", ROWS[:8])
-        self.assertEmpty(os.listdir(self.folder))

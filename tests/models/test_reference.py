@@ -75,20 +75,6 @@ class LoadRunTest(tf.test.TestCase):
         directory.save_learner(cls.workdir, cls.learner)
         cls.run_of_learner = loading.load(cls.workdir)
 
-    def test_a_finished_run_comes_back_whole(self):
-        run = self.run_of_learner
-        self.assertEqual(run.config, self.config)
-        texts = tf.constant(["a b c d", "j", ""])
-        tokens = self.tokenizer(texts)
-        self.assertAllEqual(run.tokenizer(texts), tokens)
-        batch = {"image": tf.ones([3, 8, 8, 3]), "text": tokens}
-        for part, same in zip(
-            reference.frozen(run.learner)(batch),
-            self.learner(batch),
-            strict=True,
-        ):
-            self.assertAllEqual(part, same)
-
     # For sidecars, which the command line writes.
     @pytest.mark.tensorflow
     def test_an_encoder_does_what_the_learner_does_in_batches_of_one_shape(

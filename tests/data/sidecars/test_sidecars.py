@@ -408,15 +408,6 @@ class WriteArraysTest(EmbeddingsTestCase):
         self.assertAllEqual(image, self.image)
         self.assertAllEqual(text, self.text)
 
-    def test_half_precision_rounds_to_nearest(self):
-        self.write(dtype="float16")
-        sidecars = sidecars_lib.Sidecars(self.store, self.folder)
-        self.assertEqual(sidecars.dtype, "float16")
-        rows, captions, ids = self.pick([13, 4, 3, 6])
-        image, text = sidecars.read(rows, captions, ids)
-        self.assertEqual((image.dtype, text.dtype), (np.float16, np.float16))
-        self.assertAllEqual(image, self.image[rows].astype(np.float16))
-
     def test_arrays_of_another_length_are_refused(self):
         for name, message in (
             ("image", r"`image` must be \[15, 4\]. Received: \[14, 4\]"),
