@@ -9,16 +9,14 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+import test_icontext_data
 
 import jest_tf
 from benchmarks.icontext import (
     cells,
     collect,
-    pictures,
     run,
-    selection,
     shards,
-    sources,
     towers,
 )
 from jest_tf import config as config_lib
@@ -160,13 +158,8 @@ class RunnerTest(tf.test.TestCase):
 
 
 def a_record(number, noise=""):
-    random = np.random.default_rng(number)
-    pixels = random.integers(0, 200, [32, 32, 3], np.uint8)
-    row = sources.Row(
-        *(sources.MONO_ICON, "set", "source", "MIT", f"icon {number}"),
-        *((f"word{number}", f"other{number}"), None),
-    )
-    return selection.Record(row, number, pictures.encode(pixels), noise)
+    captions = (f"word{number}", f"other{number}")
+    return test_icontext_data.a_record(number, noise=noise, captions=captions)
 
 
 class CollectTest(tf.test.TestCase):

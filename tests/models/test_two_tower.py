@@ -459,9 +459,7 @@ class BuildTwoTowerTest(tf.test.TestCase):
 
     def test_invalid_custom_towers_are_refused(self):
         for towers, message in (
-            ("custom_towers.py", "'module:function'.*'custom_towers.py'"),
             ("no_such_module:build", "can be imported.*no_such_module"),
-            ("examples.custom_towers:none", "can be imported.*'none'"),
             ("examples.custom_towers:DATA", "must name a function.*Path"),
             ("test_two_tower:one_tower", "must return two Keras layers"),
         ):

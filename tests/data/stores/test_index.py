@@ -280,14 +280,6 @@ class LossesTest(shard_files.FolderTestCase):
                 self.check(path, lost, *spans), 20 - lost + len(parts)
             )
 
-    def test_lines_in_a_caption_are_no_rows(self):
-        path, _ = self.csv({5: '05.png,"two\nlines, and more\n\n"'})
-        with self.assertNoLogs("absl", "WARNING"):
-            store = stores.open_store(path)
-        self.assertEqual(
-            store.read([5])[0].captions, (b"two\nlines, and more\n\n",)
-        )
-
     def test_many_damaged_shards_take_a_few_lines(self):
         paths = []
         for number in range(13):

@@ -75,7 +75,8 @@ class DelimitedTest(TablesTestCase):
                 writer.writerow(["image", "caption", "text"])
                 for row in rows:
                     writer.writerow(["images/0.jpg", *row[1:]])
-            found = self.read(path, caption_fields=["text", "caption"])
+            with self.assertNoLogs("absl", "WARNING"):
+                found = self.read(path, caption_fields=["text", "caption"])
             self.assertEqual(
                 [record.captions for record in found],
                 [(row[2].encode(), row[1].encode()) for row in rows],
