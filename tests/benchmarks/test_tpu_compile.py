@@ -219,8 +219,6 @@ to_apply=%add
 class HloTest(tf.test.TestCase):
     def test_bytes_of_types(self):
         for type_, size in (
-            ("f32[4,8]{1,0:T(4,128)S(1)}", 128),
-            ("bf16[6]", 12),
             ("pred[3]", 3),
             ("s64[]", 8),
             ("u4[3]", 2),

@@ -2,7 +2,6 @@
 
 import tempfile
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,15 +15,6 @@ from jest_tf.runs import directory, loading
 
 
 class FrozenTest(tf.test.TestCase):
-    def test_a_model_is_called_in_evaluation_mode(self):
-        (batch,) = tiny.super_batches()
-        plain = tiny.learner(0)
-        model = tiny.learner(0, extra=[keras.layers.Dropout(0.9)])
-        embeddings = reference.frozen(model)(batch)
-        self.assertIsInstance(embeddings, Embeddings)
-        for part, same in zip(embeddings, plain(batch), strict=True):
-            self.assertAllEqual(part, same)
-
     def test_what_was_made_for_the_reference_takes_the_place_of_the_rest(self):
         batch = {"image": 1, "text": 2, "id": 3, "text_for_reference": 4}
         whole = {**batch, "image_for_reference": 5}

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 from unittest import mock
 
 import remote_files
@@ -25,12 +24,6 @@ class DirectoryTest(tf.test.TestCase):
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
         return path
-
-    def test_a_directory_may_be_a_path_object(self):
-        name, row = directory.METRICS_FILE, {"step": 1}
-        workdir = pathlib.Path(self.workdir)
-        directory.append(workdir, name, row)
-        self.assertEqual(directory.read_rows(workdir, name), [row])
 
     def test_a_tail_has_the_rows_that_a_growing_file_has(self):
         name = directory.METRICS_FILE

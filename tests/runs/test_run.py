@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 import shutil
 import sys
@@ -119,8 +118,7 @@ class RunsTestCase(tf.test.TestCase):
         return os.path.join(cls.folder, name)
 
     def read(self, name, file):
-        with open(os.path.join(self.workdir(name), file)) as opened:
-            return json.load(opened)
+        return directory.read(self.workdir(name), file)
 
 
 @pytest.mark.slow

@@ -223,10 +223,6 @@ class WriteTest(StoreTestCase):
                 lambda i, c: (encode(i, c)[0], encode(i, c)[1][:, :4]),
             ),
             ("of unit length", lambda *_: [3 * part for part in encode(*_)]),
-            (
-                "row of length nan",
-                lambda *_: [part * np.nan for part in encode(*_)],
-            ),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 self.write(model)
