@@ -2,11 +2,10 @@
 
     python -m benchmarks.bench_input all
 
-`speed` alternates the training stream, by both of its readers, with a bare loop
-that decodes and resizes the same pictures. `distance` reads as from a bucket,
-with latency and bandwidth put in. Each part replaces its block of README.md, or
-of the file `--out`. With `--small` the parts are small, and write only to
-`--out`.
+`speed` alternates the training stream with a bare loop that decodes and resizes
+the same pictures. `distance` reads as from a bucket, with latency and bandwidth
+put in. Each part replaces its block of README.md, or of the file `--out`. With
+`--small` the parts are small, and write only to `--out`.
 """
 
 import gc
@@ -60,14 +59,11 @@ def speed(small: bool) -> str:
         loop = _bare_loop(encoded, size)
         runs = {
             "bare loop": lambda: _bare_rate(loop, super_batch_size, steps),
-            **{
-                f"`data.reader={reader}`": lambda reader=reader: rate(
-                    open_stream(store, super_batch_size, size, reader=reader),
-                    super_batch_size,
-                    steps,
-                )
-                for reader in ("numpy", "ops")
-            },
+            "stream": lambda: rate(
+                open_stream(store, super_batch_size, size),
+                super_batch_size,
+                steps,
+            ),
         }
         rates = {name: [] for name in runs}
         for i in range(repeats):

@@ -113,13 +113,13 @@ class GuideTest(tf.test.TestCase):
         notebook = made()
         (setup,) = (cell for cell in code(notebook) if "STEPS =" in cell.source)
         # The written notebook is of all steps.
-        setup.source = setup.source.replace("400, 800", "400, 200")
-        self.assertIn("REFERENCE_STEPS, STEPS = 400, 200", setup.source)
+        setup.source = setup.source.replace("400, 800", "400, 40")
+        self.assertIn("REFERENCE_STEPS, STEPS = 400, 40", setup.source)
         executed(notebook)
         self.assertLen(pictures(notebook), 3)
         wrong = wrong_captions(printed(notebook))
         # Five standard deviations, in per cent, of a share of all rows chosen.
-        spread = 100 * 5 * (0.6 * 0.4 / (200 * 128)) ** 0.5
+        spread = 100 * 5 * (0.6 * 0.4 / (40 * 128)) ** 0.5
         self.assertLess(wrong["chosen"], wrong["offered"] - spread)
 
     def check_claims(self, text):

@@ -177,18 +177,8 @@ _REFERENCES = (
 )
 _LEARNERS_OF_GIVEN = (
     Cell("uniform", _UNIFORM, _SLOW, pool="part70"),
-    *(
-        Cell(
-            f"mixed_{256 // rows}",
-            (2250, 4500),
-            f"{rate} {_APART}{rows}",
-            pool="part70",
-        )
-        for rows, rate in ((16, _SLOW), (32, _SLOW), (64, _SLOW), (128, ""))
-    ),
     Cell("clean", (*_SHORT, 2800), pool="part_clean70"),
     _part("jest", _SHORT, _live(5)),
-    _part("jest_fast", (350, 700), f"{_live(5)} optimizer.learning_rate=4e-3"),
     _part("jest_f50", (700,), _live(2)),
     _part("jest_f90", (700,), _live(10)),
     _part("jest_f95", (700,), _live(20)),
@@ -202,9 +192,6 @@ _LEARNERS_OF_GIVEN = (
         "hard_learner", (700,), f"{_live(5)} {_STAGE}.criterion=hard_learner"
     ),
     _part("flexi", _SHORT, recipe="icontext_web_flexi"),
-    _part("stored_3", _SHORT, _stored(3)),
-    _part("stored_5", _SHORT, _stored(5)),
-    _part("stored_10", (350, 700), _stored(10)),
     _part(
         *("stored_live", _SHORT),
         f"{_stored(3)} selection.stages.1.candidates=3",
@@ -247,16 +234,25 @@ _LEARNERS_OF_GIVEN = (
     # The clean pairs that the reference was trained on, and nothing else.
     Cell("narrow_reference_data", _SHORT, _NARROW, pool="apart"),
     _part("narrow_cut_3", _SHORT, f"{_NARROW}data.manifest={{cut}}"),
-    Cell(
-        "narrow_mixed_4",
-        (2250, 4500, 9000, 18_000),
-        f"{_NARROW}{_SLOW} {_APART}64",
-        pool="part70",
+    *(
+        Cell(
+            f"narrow_mixed_{256 // rows}",
+            lengths,
+            f"{_NARROW}{_SLOW} {_APART}{rows}",
+            pool="part70",
+        )
+        for rows, lengths in (
+            (16, (9000,)),
+            (64, (2250, 4500, 9000, 18_000)),
+            (128, (2250, 4500, 9000)),
+        )
     ),
     _part("narrow_jest", _SHORT, _NARROW + _live(5)),
     _part("narrow_flexi", _SHORT, _NARROW, recipe="icontext_web_flexi"),
-    _part("narrow_stored_3", _SHORT, _NARROW + _stored(3)),
-    _part("narrow_stored_5", _SHORT, _NARROW + _stored(5)),
+    *(
+        _part(f"narrow_stored_{size}", _SHORT, _NARROW + _stored(size))
+        for size in (3, 5, 10)
+    ),
     _part("narrow_distilled", _SHORT, _NARROW + _PROJECTED),
     _part(
         *("narrow_stored_3_distilled", _SHORT),
@@ -308,6 +304,10 @@ CELLS = (
     _given(
         *("renewed", 4500, 3),
         "300,600,1000,2000,3000 bootstrap.shares=0.3,0.3,1,1,1",
+    ),
+    _given(
+        *("renewed_distilled", 1400, 3),
+        "300,600,1000 bootstrap.shares=0.3 reference.distillation_weight=1",
     ),
     Cell("second", (1400,), _stored(3), reference="web_bootstrapped_1400"),
     # Other levels of noise.

@@ -137,6 +137,10 @@ TRIED = (
         "bootstrapped, from a pool without near-duplicates",
         *("bootstrapped_distinct_2700", "bootstrapped_2700"),
     ),
+    (
+        "stored stage renewed, and distilled from each renewal",
+        *("renewed_distilled_1400", "renewed_1400"),
+    ),
     ("uniform, learning rate 2e-3", "uniform_fast_4500", "uniform_4500"),
     (
         "an eighth curated, learning rate 1e-3",
@@ -153,6 +157,10 @@ TRIED_GIVEN = (
         *("narrow", "the pool cut once, not a stage of 3"),
         *("cut_3", "stored_3", 1400),
     ),
+    ("narrow", "a stage of 5, not 3", "stored_5", "stored_3", 1400),
+    ("narrow", "a stage of 10, not 3", "stored_10", "stored_3", 1400),
+    ("narrow", "a sixteenth mixed, not a quarter", "mixed_16", "mixed_4", 9000),
+    ("narrow", "half mixed, not a quarter", "mixed_2", "mixed_4", 9000),
     (
         *("narrow", "the reference's clean pairs, not the pool's"),
         *("reference_data", "clean", 1400),

@@ -31,7 +31,7 @@ from jest_tf import config as c
 
 def config():
     return c.TrainConfig(
-        steps=6,
+        steps=3,
         data=c.DataConfig(
             train=("{folder}/a.tfrecord",),
             image_size=16,
@@ -127,7 +127,7 @@ class BucketTest(tf.test.TestCase):
         self.assertIn(f"open {workdir}/{directory.PAGE_FILE}, renewed", said)
         self.assertIn("saved_model.pb", files.tree(f"{self.bucket}/model"))
         page = files.read_whole(f"{workdir}/{directory.PAGE_FILE}").decode()
-        self.assertIn("<dd>6 of 6</dd>", page)
+        self.assertIn("<dd>3 of 3</dd>", page)
         self.assertNotIn("cannot be shown", page)
         self.assertNotIn("refresh", page)
         local, remote = (

@@ -610,7 +610,7 @@ class InputsTest(RunsTestCase):
         image = tf.io.encode_png(tf.zeros([2, 2, 3], tf.uint8)).numpy()
         values = ["", " ", 0, "0.0", "false", "False", 1, "true", "moved"]
         path = shard_files.write_shard(
-            os.path.join(self.workdir("n"), "values.tfrecord"),
+            self.workdir("values"),
             [
                 shard_files.serialize(
                     image=image, caption="a", id=row, noise=value
