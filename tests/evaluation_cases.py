@@ -1,5 +1,6 @@
 """A store and a learner whose measures are known."""
 
+import shard_files
 import tensorflow as tf
 
 
@@ -31,29 +32,19 @@ def number_of(captions):
 
 def write_shard(path, rows):
     """Rows of (gray, captions, concept, label)."""
-    with tf.io.TFRecordWriter(path) as writer:
-        for number, (gray, captions, concept, label) in enumerate(rows):
-            image = tf.fill([2, 2, 3], tf.cast(gray, tf.uint8))
-            features = {
-                "image": [tf.io.encode_png(image).numpy()],
-                "caption": [caption.encode() for caption in captions],
-                "concept": [concept.encode()] if concept else [],
-                "label": [label.encode()] if label else [],
-            }
-            example = {
-                name: tf.train.Feature(
-                    bytes_list=tf.train.BytesList(value=values)
-                )
-                for name, values in features.items()
-            }
-            example["id"] = tf.train.Feature(
-                int64_list=tf.train.Int64List(value=[100 + number])
+    payloads = []
+    for number, (gray, captions, concept, label) in enumerate(rows):
+        image = tf.fill([2, 2, 3], tf.cast(gray, tf.uint8))
+        named = {"concept": concept, "label": label}
+        payloads.append(
+            shard_files.serialize(
+                image=tf.io.encode_png(image).numpy(),
+                caption=captions,
+                id=100 + number,
+                **{name: text for name, text in named.items() if text},
             )
-            writer.write(
-                tf.train.Example(
-                    features=tf.train.Features(feature=example)
-                ).SerializeToString()
-            )
+        )
+    shard_files.write_shard(path, payloads)
 
 
 # Gray and number agree in the first four rows; the fifth shows a 3 and is

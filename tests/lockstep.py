@@ -21,11 +21,6 @@ class Call(NamedTuple):
     shape: tuple[int, ...]  # of this replica's tensor
     dtype: str
 
-    @property
-    def num_bytes(self):
-        size = tf.dtypes.as_dtype(self.dtype).size
-        return size * tf.TensorShape(self.shape).num_elements()
-
 
 class Replicas:
     """The methods of `distribution.Replicas`."""

@@ -76,9 +76,8 @@ class StoredTestCase(streams.StreamTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.store, cls.image, cls.text, cls.starts = write_store(folder.name)
+        folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        cls.store, cls.image, cls.text, cls.starts = write_store(folder)
         cls.sidecars = sidecars.Sidecars(cls.store)
 
     def batches(self, count, **settings):

@@ -2,9 +2,10 @@
 
 import io
 import pathlib
-import tarfile
 
 import numpy as np
+import shard_files
+import tensorflow as tf
 from PIL import Image
 
 
@@ -31,15 +32,12 @@ def write_tars(folder, samples, texts=()):
     """
     folder = pathlib.Path(folder)
     (folder / "test").mkdir(parents=True)
-    with tarfile.open(folder / "test" / "0.tar", "w") as tar:
-        for number, (gray, parts) in enumerate(samples):
-            for ending, content in {"png": picture(gray), **parts}.items():
-                info = tarfile.TarInfo(f"s{number:07}.{ending}")
-                data = (
-                    content if isinstance(content, bytes) else content.encode()
-                )
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    members = [
+        (f"s{number:07}.{ending}", tf.compat.as_bytes(content))
+        for number, (gray, parts) in enumerate(samples)
+        for ending, content in {"png": picture(gray), **parts}.items()
+    ]
+    shard_files.write_tar(folder / "test" / "0.tar", members)
     for name, text in dict(texts).items():
         (folder / name).write_text(text)
 

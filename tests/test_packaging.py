@@ -148,9 +148,8 @@ class WheelTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = pathlib.Path(folder.name)
+        folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        cls.folder = pathlib.Path(folder)
         source = cls.folder / "source"
         shutil.copytree(
             ROOT / "jest_tf",

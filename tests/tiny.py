@@ -10,15 +10,18 @@ import shard_files
 import sidecar_files
 import tensorflow as tf
 
-from jest_tf import models, training
-from jest_tf.data import stores
+from jest_tf import config, models, training
+from jest_tf.data import stores, tokenizers
 from jest_tf.data.sidecars import embed
 from jest_tf.models import towers
+from jest_tf.runs import directory
 
 IMAGE_SIZE, TEXT_LENGTH, VOCABULARY_SIZE = 4, 3, 12
 DIM = 6  # of the learner's embeddings
 # For a shard's captions, which are of the words a to j.
 VOCABULARY = ["[UNK]", "[EOS]", *"abcdefghij"]
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LETTERS = ["[UNK]", "[EOS]", *_LETTERS, *(f"##{each}" for each in _LETTERS)]
 
 
 def learner(seed=0, dim=DIM, extra=(), dtype=None, **settings):
@@ -141,6 +144,18 @@ def write_sidecars(path, noisy=(), output=embed.Output()):  # noqa: B008
     text = np.where(np.isin(range(len(store)), noisy)[:, None], other, image)
     description = sidecar_files.DESCRIPTION._replace(dim=DIM)
     embed.write_arrays(store, image, text, description, output)
+
+
+def write_run(workdir, recipe, vocabulary=VOCABULARY):
+    """The directory of a finished run that was never trained; its learner."""
+    os.makedirs(workdir, exist_ok=True)
+    config.save_config(recipe, os.path.join(workdir, directory.CONFIG_FILE))
+    tokenizers.WordPieceTokenizer(vocabulary, recipe.data.text_length).save(
+        workdir
+    )
+    learner = models.build_learner(recipe, len(vocabulary))
+    directory.save_learner(workdir, learner)
+    return learner
 
 
 def from_clock(name):

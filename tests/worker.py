@@ -25,7 +25,7 @@ class SGD(keras_fit.AggregateThenClip, keras.optimizers.SGD):
     """An optimizer as a user would write it."""
 
 
-class StockLine(keras.Model):
+class Line(keras_fit.TrainerHooks, keras.Model):
     """y = w x with w = 0 at first, trained by the mean squared error."""
 
     def __init__(self):
@@ -53,10 +53,6 @@ class StockLine(keras.Model):
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         self.mean.update_state(loss)
         return self.get_metrics_result()
-
-
-class Line(keras_fit.TrainerHooks, StockLine):
-    """The same with the hooks."""
 
 
 class Drawn(keras.callbacks.Callback):

@@ -116,14 +116,6 @@ class PagesTest(tf.test.TestCase):
         names = [path.name for path in sorted(folder.iterdir())]
         self.assertEqual(names, ["map.png", "results.png"])
 
-    def test_an_estimate_is_told_with_its_ends(self):
-        infinite = measures.Estimate(2.04, 1.26, np.inf)
-        self.assertEqual(report.told(infinite, "x"), "2.0x [1.3, ?]")
-        points = measures.Estimate(0.051, -0.012, 0.1)
-        shown = report.told(points, factor=100, sign="+")
-        self.assertEqual(shown, "+5.1 [-1.2, +10.0]")
-        self.assertEqual(report.told(None), "")
-
 
 class IntervalsTest(tf.test.TestCase):
     def test_a_resample_draws_as_many_families_as_there_are(self):
@@ -170,35 +162,6 @@ class IntervalsTest(tf.test.TestCase):
         # 4; an infinite cost of theirs, a miss of ours, 8.
         self.assertEqual(found, (4.0, 0.0, np.inf))
         self.assertIsNone(measures.ratio(ours[::-1], np.full(4, np.inf)))
-
-
-class LaddersTest(tf.test.TestCase):
-    lengths = np.array([100, 400, 1600])
-    ends = np.array([[0.1, 0.1], [0.3, 0.2], [0.4, 0.2]])
-
-    def test_ends_between_two_lengths_are_linear_in_the_doublings(self):
-        # 200 is half-way from 100 to 400 in doublings, 800 from 400 to 1600.
-        for steps, expected in (
-            (200, [0.2, 0.15]),
-            (400, [0.3, 0.2]),
-            (800, [0.35, 0.2]),
-        ):
-            found = measures.end_at(self.lengths, self.ends, steps)
-            self.assertAllClose(found, expected)
-        beyond = measures.end_at(self.lengths, self.ends, 1601)
-        self.assertAllEqual(np.isnan(beyond), [True, True])
-
-    def test_the_steps_to_an_end_are_the_inverse(self):
-        for target, expected in (
-            ([0.2, 0.15], [200, 200]),
-            ([0.35, 0.21], [800, np.inf]),
-            # Below the shortest schedule nothing is known.
-            ([0.05, 0.1], [100, 100]),
-        ):
-            found = measures.steps_to_end(
-                self.lengths, self.ends, np.array(target)
-            )
-            self.assertAllClose(found, expected)
 
 
 class ResultsTest(tf.test.TestCase):
@@ -338,7 +301,3 @@ class CellsTest(tf.test.TestCase):
                 found = row["method"], row["noise"], row["steps"]
                 self.assertEqual(found, expected)
                 self.assertEqual(row["reference"], run.cell.reference)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -9,22 +9,18 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+import test_icontext_data
 
 import jest_tf
 from benchmarks.icontext import (
     cells,
     collect,
-    pictures,
     run,
-    selection,
     shards,
-    sources,
     towers,
 )
 from jest_tf import config as config_lib
 from jest_tf.data import stores, tokenizers
-from jest_tf.data.sidecars import embed, file_format
-from jest_tf.training import flops
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -140,10 +136,6 @@ class RunnerTest(tf.test.TestCase):
         self.assertEqual(rows["cell"].tolist(), ["web_clean_700"])
         self.assertIn("[1/2] web_flexi_1400, seed 0 failed: it failed", log)
 
-    def test_without_data_it_says_how_to_build_them(self):
-        with self.assertRaisesRegex(SystemExit, "make icontext-data"):
-            run.main(["--work", str(self.work)])
-
     def test_every_cell_has_settings_that_its_recipe_takes(self):
         runner = run.Runner(self.work, self.work, 1)
         for (name, seed), job in cells.runs().items():
@@ -166,13 +158,8 @@ class RunnerTest(tf.test.TestCase):
 
 
 def a_record(number, noise=""):
-    random = np.random.default_rng(number)
-    pixels = random.integers(0, 200, [32, 32, 3], np.uint8)
-    row = sources.Row(
-        *(sources.MONO_ICON, "set", "source", "MIT", f"icon {number}"),
-        *((f"word{number}", f"other{number}"), None),
-    )
-    return selection.Record(row, number, pictures.encode(pixels), noise)
+    captions = (f"word{number}", f"other{number}")
+    return test_icontext_data.a_record(number, noise=noise, captions=captions)
 
 
 class CollectTest(tf.test.TestCase):
@@ -289,29 +276,3 @@ class CollectTest(tf.test.TestCase):
         self.assertLen(lines, 3)
         pairs = pd.read_csv(folder / "pairs.csv")
         self.assertEqual(pairs["scores"].tolist(), ["7 8", "7 8"])
-
-    def test_sidecars_cost_a_pass_for_each_picture_and_caption(self):
-        store, dim = stores.open_store(self.pattern), self.model.dim
-        folder = self.data / "sidecars"
-        folder.mkdir()
-        unit = np.eye(1, dim, dtype=np.float32)
-        embed.write_arrays(
-            store,
-            unit.repeat(40, 0),
-            unit.repeat(80, 0),
-            file_format.Description("", "", "", dim, 1.0, 0.0),
-            embed.Output(str(folder)),
-            captions=np.full(40, 2),
-        )
-        with mock.patch.object(jest_tf, "load", lambda _: self.model):
-            found = collect.embedding_flops("run", self.pattern, folder)
-        picture = tf.TensorSpec([1, 32, 32, 3], tf.uint8)
-        text = tf.TensorSpec([1, 8], tf.int32)
-        learner = self.model.learner
-        of_picture, _ = flops.count(learner.encode_image, picture)
-        of_text, _ = flops.count(learner.encode_text, text)
-        self.assertEqual(found, 40 * of_picture + 80 * of_text)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -519,7 +519,7 @@ class FilesTest(tf.test.TestCase):
     def test_invalid_overrides_are_refused(self):
         stage = "selection.stages"
         for override, message in (
-            ("steps=1.5", "`steps` must be of type int. Received: '1.5'"),
+            ("steps=1e3", "`steps` must be of type int. Received: '1e3'"),
             ("model.patch_size=x", "must be of type int. Received: 'x'"),
             ("data.flip=1", "must be of type bool, true or false.*: '1'"),
             ("model.bias=nan", "`model.bias` must be finite.*nan"),

@@ -19,16 +19,16 @@ import shard_files
 import sidecar_files
 import stored_cases
 import tensorflow as tf
+import tiny
 
-from jest_tf import config, curation, models
+from jest_tf import config, curation
 from jest_tf.curation import choice
-from jest_tf.data import reader, stores, stream, tokenizers
+from jest_tf.data import reader, stores, stream
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
 from jest_tf.reports import manifest_page
-from jest_tf.runs import directory
 from trainers import curate as command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -204,21 +204,6 @@ class ChoiceTest(ScoresTestCase):
         found = self.curate(self.output(), candidates=1)
         self.assertAllEqual(found.weights, ~np.isin(np.arange(80), BAD))
 
-    def test_of_any_number_of_windows_so_many_are_chosen_as_their_share(self):
-        random = np.random.default_rng(0)
-        for candidates in (1, 2, 3, 5, 10, 1000):
-            share = fractions.Fraction(1, candidates)
-            for key in (0, 1, 2**30, 2**31 - 1):
-                sizes = random.integers(1, 9, 50).tolist()
-                counts = choice._counts(share, sizes, key)
-                self.assertAllInRange(counts, 0, 8)
-                difference = np.cumsum(counts) - share * np.cumsum(sizes)
-                self.assertLess(np.abs(difference).max(), 1)
-        # Over all keys the mean is the share: of two records 0.4.
-        keys, fifth = range(0, 2**31, 2**21), fractions.Fraction(1, 5)
-        counts = [sum(choice._counts(fifth, [1, 1], key)) for key in keys]
-        self.assertAllClose(np.mean(counts), 0.4, atol=1 / len(keys))
-
     def test_sidecars_alone_do_not_tell_the_loss(self):
         for count, received in (
             (1, "sidecars without a run"),
@@ -235,7 +220,7 @@ class ChoiceTest(ScoresTestCase):
         shutil.copy(os.path.join(self.folder, "0.tfrecord"), path)
         store = stores.join([self.store, stores.open_store(path)])
         with self.assertRaisesRegex(
-            ValueError, f"two of version .* and {path}"
+            ValueError, f"two of version .*/0.tfrecord and {path}; leave out"
         ):
             curation.curate(
                 store, self.output(), self.settings(), self.models[:1]
@@ -378,9 +363,7 @@ class ReportTest(ScoresTestCase):
         manifest_page.write(page, store, found, sidecars_lib.Sidecars(store))
         with open(page, encoding="utf-8") as file:
             text = file.read()
-        elements = html_elements.Elements()
-        elements.feed(text)
-        self.assertEmpty(elements.open)
+        elements = html_elements.parse(text)
         self.assertNotIn("script", elements.tags)
         self.assertLen(elements.images, 3)
         self.assertIn("&lt;script&gt;", text)
@@ -402,21 +385,12 @@ class CommandTest(tf.test.TestCase):
 
     @classmethod
     def write_run(cls, name, seed, loss="sigmoid"):
-        workdir = os.path.join(cls.folder, name)
-        os.makedirs(workdir)
         recipe = config.TrainConfig(
             seed=seed,
             data=config.DataConfig(image_size=32, text_length=16),
             model=config.ModelConfig(preset="tiny", loss=loss),
         )
-        config.save_config(recipe, os.path.join(workdir, directory.CONFIG_FILE))
-        letters = "abcdefghijklmnopqrstuvwxyz"
-        tokenizer = tokenizers.WordPieceTokenizer(
-            ["[UNK]", "[EOS]", *letters, *(f"##{a}" for a in letters)], 16
-        )
-        tokenizer.save(workdir)
-        learner = models.build_learner(recipe, tokenizer.vocabulary_size)
-        directory.save_learner(workdir, learner)
+        tiny.write_run(os.path.join(cls.folder, name), recipe, tiny.LETTERS)
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -445,10 +419,7 @@ class CommandTest(tf.test.TestCase):
         ) as file:
             text = file.read()
         self.assertNotRegex(text, r"https?://|<script|<link|url\(")
-        found = html_elements.Elements()
-        found.feed(text)
-        self.assertEmpty(found.open)
-        return text, found
+        return text, html_elements.parse(text)
 
     def test_it_writes_what_the_library_does_and_a_report(self):
         printed, shown = self.run_command(

@@ -14,9 +14,8 @@ from jest_tf.data import fault_log
 class FaultLogTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.path = os.path.join(directory.name, "faults.jsonl")
+        directory = self.enterContext(tempfile.TemporaryDirectory())
+        self.path = os.path.join(directory, "faults.jsonl")
 
     def line(self, position, reason="empty picture", setting="data.train"):
         return {

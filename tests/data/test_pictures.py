@@ -134,15 +134,11 @@ class RefuseTest(tf.test.TestCase):
             self.refuse(bytes(encoded), "picture without pixels|unknown")
 
 
-def random_images(*shape, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, shape, np.uint8)
-
-
 class DecodeImageTest(tf.test.TestCase):
     def test_resizing_equals_tf_image_resize_bit_for_bit(self):
         for shape in ((5, 7), (16, 16), (33, 8), (250, 301), (1, 90)):
-            image = random_images(*shape, 3)
+            random = np.random.default_rng(0)
+            image = random.integers(0, 256, (*shape, 3), np.uint8)
             resized = tf.image.resize(image, [8, 8], antialias=True)
             self.assertAllEqual(
                 pictures.resize_image(image, 8),

@@ -11,6 +11,7 @@ import oracles
 import shard_files
 import streams
 import tensorflow as tf
+import tiny
 
 from jest_tf import files
 from jest_tf.data import batches as batches_lib
@@ -194,8 +195,7 @@ class SuperBatchesTest(PipelineTestCase):
         store = stores_lib.open_store(
             "examples/icontext_mini/pool-*.tfrecord", index_dir=self.directory
         )
-        letters = "abcdefghijklmnopqrstuvwxyz"
-        vocabulary = ["[UNK]", "[EOS]", *letters, *(f"##{c}" for c in letters)]
+        vocabulary = tiny.LETTERS
         expected = {
             "image": "003651abcb57ef5a",
             "text": "9ae5616d00e71be2",
@@ -376,19 +376,18 @@ class CuratedTest(PipelineTestCase):
         for step in range(8):
             for setting, order in orders.items():
                 bad = 1 if setting == "data.train" else 4
-                for position in np.arange(2 * step, 2 * step + 2):
-                    (row,), attempt = order.rows([position]), 0
-                    while row == bad:
-                        attempt += 1
-                        expected.append((step, setting, int(position)))
-                        (row,) = order.substitutes([position], attempt)
+                expected += [
+                    (step, setting, position)
+                    for position in (2 * step, 2 * step + 1)
+                    if order.rows([position])[0] == bad
+                ]
         found = lines(8, 0)
         self.assertEqual(
             [
                 (line["step"], line["setting"], line["position"])
                 for line in found
             ],
-            list(dict.fromkeys(expected)),  # of equal substitutes, the first
+            expected,
         )
         self.assertLen({setting for _, setting, _ in expected}, 2)
         for line in found:
@@ -480,9 +479,3 @@ class EvaluationTest(PipelineTestCase):
             self.assertLen(dataset, len(batches))
             images = np.concatenate([batch["image"] for batch in batches])
             self.assertAllEqual(images, self.images[3:])
-
-    def test_bad_settings_are_refused(self):
-        for name in ("batch_size", "image_size"):
-            settings = {"batch_size": 1, "image_size": 1} | {name: 0}
-            with self.assertRaisesRegex(ValueError, f"`{name}`.*0"):
-                batches_lib.examples(self.store, **settings)

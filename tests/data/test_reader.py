@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 import picture_files
+import shard_files
 import streams
 import tensorflow as tf
 
@@ -111,9 +112,8 @@ def bad_records():
 class ReadingTestCase(streams.StreamTestCase):
     def setUp(self):
         super().setUp()
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.path = os.path.join(directory.name, "faults.jsonl")
+        directory = self.enterContext(tempfile.TemporaryDirectory())
+        self.path = os.path.join(directory, "faults.jsonl")
 
     def batches(self, store, count, log=None, **settings):
         settings = {
@@ -386,34 +386,13 @@ class LimitTest(ReadingTestCase):
 
 
 class FuzzTest(ReadingTestCase):
-    def mutate(self, encoded, rng):
-        """Any of the ways in which files go bad."""
-        data = bytearray(encoded)
-        kind = rng.integers(6)
-        place = int(rng.integers(len(data)))
-        if kind == 0:  # some bits flip
-            for place in rng.integers(0, len(data), rng.integers(1, 9)):
-                data[place] ^= 1 << rng.integers(8)
-        elif kind == 1:
-            del data[place:]
-        elif kind == 2:  # a hole
-            end = place + int(rng.integers(1, 64))
-            data[place:end] = bytes(len(data[place:end]))
-        elif kind == 3:
-            data[place:place] = rng.bytes(int(rng.integers(1, 32)))
-        elif kind == 4:
-            del data[place : place + int(rng.integers(1, 32))]
-        else:  # the header
-            data[int(rng.integers(min(64, len(data))))] = rng.integers(256)
-        return bytes(data)
-
     def test_hundreds_of_mutated_pictures_harm_no_other(self):
         count, rng = 400, np.random.default_rng(0)
         kinds = list(picture_files.every_kind().values())
         good = [good_record(row) for row in range(count)]
         found = list(good)
         for row in range(0, count, 2):
-            encoded = self.mutate(kinds[row // 2 % len(kinds)], rng)
+            encoded, _ = shard_files.mutate(kinds[row // 2 % len(kinds)], rng)
             found[row] = good[row]._replace(image=encoded)
 
         def values_of(records):

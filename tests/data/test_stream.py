@@ -26,14 +26,6 @@ class OrderTest(tf.test.TestCase):
         statistic = ((counts - expected) ** 2 / expected).sum()
         self.assertLess(statistic, chi_square_bound(counts.size - 1))
 
-    def test_every_epoch_is_a_permutation(self):
-        for n in (1, 2, 3, 4, 5, 15, 16, 17, 255, 256, 257, 1000, 65537):
-            order = stream.Order(n, seed=3)
-            for epoch in (0, 1, 10**9):
-                rows = order.rows(np.arange(epoch * n, (epoch + 1) * n))
-                self.assertEqual(rows.dtype, np.int64)
-                self.assertAllEqual(np.sort(rows), np.arange(n))
-
     def test_rows_equal_a_slow_implementation(self):
         rng = np.random.default_rng(0)
         for n in (1, 2, 3, 4, 5, 16, 17, 1000, 65537, 2**40 + 1):
@@ -103,11 +95,8 @@ class OrderTest(tf.test.TestCase):
         for n in (0, -1, 2**62):
             with self.assertRaisesRegex(ValueError, f"`num_records`.*{n}"):
                 stream.Order(n, 0)
-        for seed in (-1, 2**63):
-            with self.assertRaisesRegex(ValueError, f"`seed`.*{seed}"):
-                stream.Order(3, seed)
-        with self.assertRaisesRegex(ValueError, "`block_size`.*0"):
-            stream.Order(3, 0, block_size=0)
+        with self.assertRaisesRegex(ValueError, f"`seed`.*{2**63}"):
+            stream.Order(3, 2**63)
         order = stream.Order(3, 0)
         with self.assertRaisesRegex(ValueError, "`positions`.*negative.*-2"):
             order.rows(np.array([1, -2]))
@@ -124,8 +113,8 @@ class BlockOrderTest(tf.test.TestCase):
         return order.rows(np.arange(epoch * n, (epoch + 1) * n))
 
     def test_every_epoch_is_a_permutation(self):
-        for n in (1, 2, 5, 65, 129, 1000, 4097):
-            for size in (1, 3, 7, 64, 1000):
+        for n in (1, 2, 3, 4, 5, 16, 65, 129, 257, 1000, 4097):
+            for size in (None, 1, 3, 7, 64, 1000):
                 for epoch in (0, 1, 10**9):
                     rows = self.epoch(n, size, epoch)
                     self.assertEqual(rows.dtype, np.int64)
@@ -254,11 +243,6 @@ class PartTest(tf.test.TestCase):
             positions = np.arange(70)
             rows = part.rows(positions)
             self.assertAllEqual(rows, 50 + order.rows(positions))
-            # None repeats within an epoch.
-            self.assertAllEqual(
-                np.sort(rows.reshape(10, 7), 1),
-                np.tile(50 + np.arange(7), (10, 1)),
-            )
             for attempt in (1, 2):
                 self.assertAllEqual(
                     part.substitutes(positions, attempt),

@@ -167,15 +167,6 @@ class SharedLossTest(tf.test.TestCase):
             sizes = {int(np.prod(shape)) for shape in shapes}
             self.assertEqual(max(sizes), 8 * 32)
 
-    def test_ids_that_do_not_fit_the_own_rows_are_named(self):
-        with self.assertRaisesRegex(ValueError, r"`ids`.*shape \[4\].*\(8,\)"):
-            losses.sigmoid_loss(
-                lockstep.share(random_embeddings.unrelated(8, 3), 0, 2),
-                ids=tf.range(8),
-                equal_ids="ignore",
-                replicas=traffic.Echo(2),
-            )
-
 
 class GlobalQuotaTest(tf.test.TestCase):
     def check(self, models, num_replicas, stage, batch_size, loss=None):

@@ -91,7 +91,8 @@ class PeersTest(tf.test.TestCase):
             **digits(),
             **icons(),
         }
-        cls.folder = pathlib.Path(cls.create_folder())
+        folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        cls.folder = pathlib.Path(folder)
         np.savez(cls.folder / "given.npz", **cls.given)
         subprocess.run(
             [PEERS / "bin/python", ROOT / "tests/peer_metrics.py", cls.folder],
@@ -99,12 +100,6 @@ class PeersTest(tf.test.TestCase):
             cwd=cls.folder,
         )
         cls.found = json.loads((cls.folder / "found.json").read_text())
-
-    @classmethod
-    def create_folder(cls):
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        return folder.name
 
     def classify(self, name):
         table = dict(zip(PROMPTS, self.given[f"{name}_prompts"], strict=True))

@@ -93,9 +93,8 @@ class ElsewhereTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = pathlib.Path(folder.name)
+        folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        cls.folder = pathlib.Path(folder)
         cls.model = test_embedder.embedder()
         learner = cls.model.learner
         pieces = tokenizers.SentencePieceTokenizer(

@@ -1,15 +1,13 @@
 """References of any make, and finished runs that serve as a reference."""
 
-import os
 import tempfile
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, models
+from jest_tf import config
 from jest_tf.data import tokenizers
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
@@ -17,15 +15,6 @@ from jest_tf.runs import directory, loading
 
 
 class FrozenTest(tf.test.TestCase):
-    def test_a_model_is_called_in_evaluation_mode(self):
-        (batch,) = tiny.super_batches()
-        plain = tiny.learner(0)
-        model = tiny.learner(0, extra=[keras.layers.Dropout(0.9)])
-        embeddings = reference.frozen(model)(batch)
-        self.assertIsInstance(embeddings, Embeddings)
-        for part, same in zip(embeddings, plain(batch), strict=True):
-            self.assertAllEqual(part, same)
-
     def test_what_was_made_for_the_reference_takes_the_place_of_the_rest(self):
         batch = {"image": 1, "text": 2, "id": 3, "text_for_reference": 4}
         whole = {**batch, "image_for_reference": 5}
@@ -36,10 +25,6 @@ class FrozenTest(tf.test.TestCase):
             self.assertIsInstance(found, Embeddings)
             self.assertEqual(found[0], {"image": image, "text": 4, "id": 3})
         self.assertLen(batch, 4)  # the caller's batch is as it was
-
-    def test_what_cannot_be_called_is_refused(self):
-        with self.assertRaisesRegex(TypeError, "must be a Keras model or a"):
-            reference.frozen("runs/reference")
 
 
 class CachedTest(tf.test.TestCase):
@@ -73,30 +58,12 @@ class LoadRunTest(tf.test.TestCase):
             data=config.DataConfig(image_size=8, text_length=3),
             model=config.ModelConfig(preset="tiny", temperature=5.0),
         )
-        config.save_config(
-            cls.config, os.path.join(cls.workdir, directory.CONFIG_FILE)
-        )
         cls.tokenizer = tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3)
-        cls.tokenizer.save(cls.workdir)
-        cls.learner = models.build_learner(cls.config, 12)
+        cls.learner = tiny.write_run(cls.workdir, cls.config)
         for variable in cls.learner.trainable_variables:
             variable.assign_add(0.01 * tf.ones(variable.shape))
         directory.save_learner(cls.workdir, cls.learner)
         cls.run_of_learner = loading.load(cls.workdir)
-
-    def test_a_finished_run_comes_back_whole(self):
-        run = self.run_of_learner
-        self.assertEqual(run.config, self.config)
-        texts = tf.constant(["a b c d", "j", ""])
-        tokens = self.tokenizer(texts)
-        self.assertAllEqual(run.tokenizer(texts), tokens)
-        batch = {"image": tf.ones([3, 8, 8, 3]), "text": tokens}
-        for part, same in zip(
-            reference.frozen(run.learner)(batch),
-            self.learner(batch),
-            strict=True,
-        ):
-            self.assertAllEqual(part, same)
 
     # For sidecars, which the command line writes.
     @pytest.mark.tensorflow
@@ -150,16 +117,3 @@ class LoadRunTest(tf.test.TestCase):
         kernel = run.learner.weights[2]
         kernel.assign(tf.reverse(kernel, [0]))
         self.assertEqual(changed(), {"fingerprint"})
-
-    def test_what_is_no_finished_run_is_refused(self):
-        empty = self.get_temp_dir()
-        missing = os.path.join(empty, "missing")
-        for workdir in (missing, empty):
-            with self.assertRaisesRegex(
-                ValueError, f"config.json.*'{workdir}'"
-            ):
-                loading.load(workdir)
-        path = os.path.join(empty, directory.CONFIG_FILE)
-        config.save_config(self.config, path)
-        with self.assertRaisesRegex(ValueError, "with final.weights.h5"):
-            loading.load(empty)

@@ -377,6 +377,8 @@ class BuildTwoTowerTest(tf.test.TestCase):
             if weight.name.endswith(("kernel", "positions", "table", "probe")):
                 kernels += 1
                 self.assertNotAllClose(weight, new)
+            if weight.name.endswith("expand_kernel") and weight.shape[0] == 2:
+                self.assertNotAllClose(*weight)  # of two blocks
         # Nor are the towers' weights equal.
         self.assertNotAllClose(
             first.image_tower.encoder.parameters["mlp_expand_kernel"],
@@ -457,9 +459,7 @@ class BuildTwoTowerTest(tf.test.TestCase):
 
     def test_invalid_custom_towers_are_refused(self):
         for towers, message in (
-            ("custom_towers.py", "'module:function'.*'custom_towers.py'"),
             ("no_such_module:build", "can be imported.*no_such_module"),
-            ("examples.custom_towers:none", "can be imported.*'none'"),
             ("examples.custom_towers:DATA", "must name a function.*Path"),
             ("test_two_tower:one_tower", "must return two Keras layers"),
         ):

@@ -150,9 +150,7 @@ class PageTest(tf.test.TestCase):
         run_page.write(self.workdir, path)
         with open(path, encoding="utf-8") as file:
             text = file.read()
-        found = html_elements.Elements()
-        found.feed(text)
-        self.assertEmpty(found.open)
+        found = html_elements.parse(text)
         self.assertNotIn("script", found.tags)
         self.assertEmpty(re.findall(r"(?:src|href)=\"(?!data:)", text))
         # First all rows offered; newest first; the highest, then the lowest.

@@ -17,7 +17,13 @@ import tiny
 
 from jest_tf import config, models
 from jest_tf.cli import dry_run
-from jest_tf.data import pipeline, sidecars, stores, tokenizers
+from jest_tf.data import (
+    pipeline,
+    sidecars,
+    stored_stages,
+    stores,
+    tokenizers,
+)
 from jest_tf.data.sidecars import embed, recognition
 from jest_tf.runs import bootstrap, checkpoints, directory, inputs
 
@@ -215,7 +221,7 @@ class RunTest(tf.test.TestCase):
 
 
 class SettingsTest(tf.test.TestCase):
-    def test_flops_of_stored_stages_by_hand(self):
+    def test_flops_of_stored_stages_follow_stages_and_renewals(self):
         def renewal(step, kept):
             return bootstrap.Renewal(step, 0, 0, 0, 0.0, 0.5, kept)
 
@@ -230,16 +236,11 @@ class SettingsTest(tf.test.TestCase):
             bootstrap=config.BootstrapConfig((10, 20)),
         )
 
-        def draw(size, width, count):
-            # 1 + 2 x 32 products of a row, and the uniform draw with itself.
-            passed = size // count
-            return 2 * width * (size * (1 + 2 * passed) + 2 * passed**2)
-
         def both(width):
-            return draw(192, width, 2) + second(width)
+            return stored_stages.flops(recipe.selection, width, 0)
 
         def second(width):
-            return draw(96, width, 3)
+            return stored_stages.flops(recipe.selection.at(15), width, 0)
 
         first, learner = 768, 64
         for kept, step, expected in (

@@ -73,12 +73,6 @@ class CheckpointTestCase(tf.test.TestCase):
             for name in sorted(os.listdir(self.folder))
         ]
 
-    def write(self, name, text):
-        path = os.path.join(self.workdir, name)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-        return path
-
 
 class SavingTest(CheckpointTestCase):
     def test_every_few_steps_of_the_run_and_after_the_last(self):
@@ -427,7 +421,7 @@ class RestoreTest(CheckpointTestCase):
             model.learner.bias.assign(float(step))
             self.save(model, step)
         for name in ("step-000000011.partial", "step-x", "notes.txt"):
-            self.write(os.path.join("checkpoints", name), "half-written")
+            files.write_whole(f"{self.folder}/{name}", b"half-written")
         again = self.model()
         self.assertEqual(checkpoints.restore(again, self.workdir).step, 10**10)
         self.assertAllEqual(again.learner.bias, np.float32(10**10))

@@ -252,7 +252,3 @@ class DamageTest(tf.test.TestCase):
         runs.train(settings, self.workdir)
         self.write_rest()
         self.assertLen(self.damage(10_000), 21)
-
-
-if __name__ == "__main__":
-    tf.test.main()

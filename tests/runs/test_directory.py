@@ -2,14 +2,13 @@
 
 import json
 import os
-import pathlib
 from unittest import mock
 
 import remote_files
 import tensorflow as tf
 
 from jest_tf import files
-from jest_tf.files import leases, remote
+from jest_tf.files import remote
 from jest_tf.runs import directory, loading
 
 LOGS = (directory.METRICS_FILE, directory.DRAWS_FILE, directory.EVALUATION_FILE)
@@ -25,31 +24,6 @@ class DirectoryTest(tf.test.TestCase):
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
         return path
-
-    def test_what_is_written_is_read(self):
-        content = {"a": [1, 2.5, None], "b": "c"}
-        directory.write(self.workdir, directory.FLOPS_FILE, content)
-        self.assertTrue(directory.has(self.workdir, directory.FLOPS_FILE))
-        self.assertEqual(
-            directory.read(self.workdir, directory.FLOPS_FILE), content
-        )
-        self.assertEqual(os.listdir(self.workdir), [directory.FLOPS_FILE])
-
-    def test_a_directory_may_be_a_path_object(self):
-        name, row = directory.METRICS_FILE, {"step": 1}
-        workdir = pathlib.Path(self.workdir)
-        directory.append(workdir, name, row)
-        self.assertEqual(directory.read_rows(workdir, name), [row])
-
-    def test_rows_come_in_order_without_incomplete_ones(self):
-        name = directory.METRICS_FILE
-        self.assertEqual(directory.read_rows(self.workdir, name), [])
-        rows = [{"step": 1, "a": 0.5}, {"step": 2, "a": 0.25}]
-        for row in rows:
-            directory.append(self.workdir, name, row)
-        with open(directory.path(self.workdir, name), "a") as file:
-            file.write('{"step": 3, "a"')
-        self.assertEqual(directory.read_rows(self.workdir, name), rows)
 
     def test_a_tail_has_the_rows_that_a_growing_file_has(self):
         name = directory.METRICS_FILE
@@ -108,14 +82,6 @@ class DirectoryTest(tf.test.TestCase):
             self.write(name, '{"step": 1}\n' * 3 + '{"step": 2}\n')
             self.assertLen(tail.read(), 4)
         loads.assert_called_once_with(b'{"step": 2}\n')
-
-    def test_one_holder_of_the_lock_at_a_time(self):
-        with directory.locked(self.workdir):
-            with self.assertRaisesRegex(ValueError, "Another process is"):
-                with directory.locked(self.workdir):
-                    pass
-        with directory.locked(self.workdir):
-            pass
 
     def test_a_copy_of_a_bucket_is_read_by_the_name_that_its_error_gives(self):
         bucket, rows = f"ram://{self.id()}", [{"step": 1}, {"step": 2}]
@@ -207,14 +173,6 @@ class RemoteDirectoryTest(remote_files.Gcs, tf.test.TestCase):
     def test_two_runs(self):
         with directory.locked(self.folder):
             self.assert_refused(self.folder, "Another process is training")
-
-    def test_a_lease_lost_in_mid_run(self):
-        with self.assertRaisesRegex(OSError, "The lease .* was lost"):
-            with directory.locked(self.folder):
-                directory.append(self.folder, LOGS[0], {"step": 1})
-                leases._sign(f"{self.folder}/.lock/000002-{2:016x}", 0)
-                directory.sync_logs(self.folder)
-        self.assertEqual(files.list_folder(self.folder), [])
 
     def test_rows_are_appended_cut_back_and_read(self):
         with directory.locked(self.folder):

@@ -61,9 +61,8 @@ class FunnelTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.workdir, run = folder.name, settings(*FUNNEL)
+        cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
+        run = settings(*FUNNEL)
         cls.batches = tiny.super_batches(STEPS, rows=24)
         model = training.JESTModel(
             tiny.learner(0),

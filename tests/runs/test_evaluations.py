@@ -125,13 +125,6 @@ class EvaluationTest(tf.test.TestCase):
             self.assertNotIn("flops/step", row)
             self.assertLen(row, 11)
 
-    def test_no_stores_measure_nothing(self):
-        self.stores = {}
-        callback = self.make(every_steps=1)
-        self.assertEqual(callback.run(3), {})
-        self.assertEqual(self.logged, {})
-        self.assertNotIn(directory.EVALUATION_FILE, os.listdir(self.folder))
-
 
 class OpenDataTest(tf.test.TestCase):
     def test_names_are_of_the_data_and_of_the_suite(self):

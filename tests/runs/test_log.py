@@ -11,13 +11,12 @@ import time
 import types
 from unittest import mock
 
-import keras
 import numpy as np
 import tensorflow as tf
 import tiny
 from tensorflow.core.util import event_pb2
 
-from jest_tf import config, training
+from jest_tf import config
 from jest_tf.runs import bootstrap, costs, directory, progress, step_timing
 from jest_tf.runs import log as log_lib
 from jest_tf.training import metrics
@@ -329,35 +328,6 @@ class RowsTest(LedgerTestCase):
         # Hundred seconds a step, and seven after each part.
         for name in ("seconds", "time/save_seconds"):
             self.assertEqual([row[name] for row in rows], [207.0, 414.0, 514.0])
-
-
-class CostsTest(tf.test.TestCase):
-    def test_flops_of_a_traced_step_by_hand(self):
-        run, workdir = settings(), self.get_temp_dir()
-        model = training.JESTModel(
-            tiny.learner(0), tiny.learner(5), run.selection
-        )
-        model.compile(keras.optimizers.SGD(0.5), jit_compile=False)
-        with contextlib.redirect_stderr(io.StringIO()):
-            log = log_lib.Ledger(run, workdir)
-            model.fit(
-                tiny.dataset(tiny.super_batches(5)), verbose=0, callbacks=[log]
-            )
-        rows = tiny.read_lines(workdir, directory.METRICS_FILE)
-        (columns,) = model.step_flops().values()
-        for row, step in zip(rows, (2, 4, 5), strict=True):
-            for name, value in columns.items():
-                self.assertEqual(row[f"flops/{name}"], step * value)
-        # Two dense layers, of 48 pixels and of three words of six numbers.
-        passes = 2 * (tiny.IMAGE_SIZE**2 * 3 * 6 + tiny.TEXT_LENGTH * 6 * 6)
-        # B = 12 by two towers, b = 4; a gradient is two passes, less that by
-        # the pixels.
-        self.assertEqual(columns["score"], 12 * passes)
-        self.assertEqual(columns["reference"], 12 * passes)
-        self.assertEqual(columns["forward"], 4 * passes)
-        self.assertEqual(columns["no_reuse"], (3 * 4 + 2 * 12) * passes)
-        self.assertEqual(columns["reuse"], (3 * 4 + 2 * 12 - 4) * passes)
-        self.assertEqual(log.costs_at(3)["flops/step"], 3 * columns["step"])
 
 
 class StepFlopsTest(tf.test.TestCase):

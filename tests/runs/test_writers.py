@@ -128,7 +128,3 @@ class HistoriesTest(tf.test.TestCase):
         for name in ("data", "index"):
             text = seen[f"checkpoints/step-{STEPS:09d}/state.{name}"]
             self.assertEqual(json.loads(text), total)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -172,10 +172,20 @@ class TowersTest(tf.test.TestCase):
         old, new = self.SIZE // self.PATCH, self.SIZE // patch
         return 2 * (kernel + new * old * (old + new) * self.WIDTH)
 
+    def of_small(self):
+        """The forward pass of pictures of half the size, a patch each."""
+        size, half = self.SIZE, self.SIZE // 2
+        image, once = image_products(1, self.PATCH, self.WIDTH, self.DEPTH)
+        text = text_products(self.LENGTH, self.WIDTH, self.DEPTH, self.WIDTH)
+        pictures = half * size * (size + half) * 3 * self.ROWS
+        positions = 1 * 2 * (2 + 1) * self.WIDTH
+        return self.ROWS * (image + text) + once + 2 * (pictures + positions)
+
     def test_a_forward_pass_is_its_closed_form(self):
         for view, expected in (
             (config_lib.View(), self.forward()),
             (self.COARSE, self.forward(patch=4) + self.resizing(4)),
+            (config_lib.View(image_size=2), self.of_small()),
         ):
             embed = functools.partial(self.learner, training=False, view=view)
             found = flops.count(embed, self.specs())

@@ -211,14 +211,6 @@ class GatherTest(tf.test.TestCase):
                 for name, value in BATCH.items():
                     self.assertAllEqual(batch[name], value[rows])
 
-    def test_without_a_draw_every_row_stays_in_place(self):
-        for num_replicas in (1, 2, 4):
-            gathered = self.gather(num_replicas, None)
-            places = np.concatenate([places for _, places in gathered])
-            self.assertAllEqual(places, np.arange(ROWS))
-            for batch, places in gathered:
-                self.assertAllEqual(batch["id"], BATCH["id"][places])
-
     def test_a_rows_view_is_that_of_one_replica(self):
         order = selection.uniform_rows((SEED[0] ^ 0x0715, SEED[1]), 16, 16)
         first, second = np.split(np.asarray(order), 2)

@@ -114,15 +114,3 @@ class WriteTest(SidecarFilesTestCase):
         }.items():
             with self.assertRaisesRegex(ValueError, message):
                 self.write(header=header)
-
-
-class ReadTest(SidecarFilesTestCase):
-    def assert_refused(self, pattern):
-        with self.assertRaisesRegex(ValueError, pattern):
-            file_format.read(self.path)
-
-    def test_a_missing_or_foreign_file_is_refused(self):
-        self.assert_refused("Sidecar .* cannot be read: No such file")
-        with open(self.path, "wb") as file:
-            file.write(b"x" * 1000)
-        self.assert_refused("must be a jest_tf sidecar.*`jest-tf embed --over")

@@ -378,10 +378,6 @@ class RefusalTest(EmbeddingsTestCase):
             with self.assertRaisesRegex(ValueError, f"expected the {what}"):
                 sidecars_lib.Sidecars(self.store, self.folder)
 
-    def test_a_missing_sidecar_is_named(self):
-        with self.assertRaisesRegex(ValueError, "No sidecar of .*0.tfrecord"):
-            sidecars_lib.Sidecars(self.store, self.folder)
-
     def test_sidecars_of_another_version_of_a_shard_are_refused(self):
         self.write()
         self.write(directory="")
@@ -411,15 +407,6 @@ class WriteArraysTest(EmbeddingsTestCase):
         image, text = sidecars.read(rows, 0 * rows, 1000 + 7 * rows)
         self.assertAllEqual(image, self.image)
         self.assertAllEqual(text, self.text)
-
-    def test_half_precision_rounds_to_nearest(self):
-        self.write(dtype="float16")
-        sidecars = sidecars_lib.Sidecars(self.store, self.folder)
-        self.assertEqual(sidecars.dtype, "float16")
-        rows, captions, ids = self.pick([13, 4, 3, 6])
-        image, text = sidecars.read(rows, captions, ids)
-        self.assertEqual((image.dtype, text.dtype), (np.float16, np.float16))
-        self.assertAllEqual(image, self.image[rows].astype(np.float16))
 
     def test_arrays_of_another_length_are_refused(self):
         for name, message in (

@@ -235,10 +235,11 @@ class LossesTest(shard_files.FolderTestCase):
         shard_files.flip(path, 5 * size)
         self.assertLen(self.check(path, 15, (5 * size, 15 * size)), 6)
         # With a sound checksum, beyond the end.
-        header = struct.pack("<Q", 2**40)
-        header += struct.pack("<I", oracles.masked_crc32c(header))
-        self.patch(path, 5 * size, header)
-        self.assertLen(self.check(path, 15, (5 * size, 15 * size)), 6)
+        for length in (2**40, 2**62):
+            header = struct.pack("<Q", length)
+            header += struct.pack("<I", oracles.masked_crc32c(header))
+            self.patch(path, 5 * size, header)
+            self.assertLen(self.check(path, 15, (5 * size, 15 * size)), 6)
 
     def test_garbage_and_holes_in_a_tar_are_told(self):
         path, size = self.tar()
@@ -256,17 +257,6 @@ class LossesTest(shard_files.FolderTestCase):
             file.write(data[: 5 * size] + b"garbage" + data[5 * size :])
         rest = len(data) + 7 - 5 * size
         self.check(path, round(rest / size), (5 * size, rest))
-
-    def test_a_tar_that_was_joined_or_padded_has_lost_nothing(self):
-        path, _ = self.tar()
-        with open(path, "rb") as file:
-            data = file.read()
-        with open(path, "wb") as file:
-            file.write(data + data)
-        with self.assertNoLogs("absl", "WARNING"):
-            store = stores.open_store(path)
-        self.assertLen(store, 40)
-        self.assertEqual((store.num_lost, store.lost_share), (0, 0.0))
 
     def test_a_quotation_mark_that_swallows_rows_is_told(self):
         plain = {i: f"{i:02}.png,a or b" for i in range(20)}
@@ -289,14 +279,6 @@ class LossesTest(shard_files.FolderTestCase):
             self.assertLen(
                 self.check(path, lost, *spans), 20 - lost + len(parts)
             )
-
-    def test_lines_in_a_caption_are_no_rows(self):
-        path, _ = self.csv({5: '05.png,"two\nlines, and more\n\n"'})
-        with self.assertNoLogs("absl", "WARNING"):
-            store = stores.open_store(path)
-        self.assertEqual(
-            store.read([5])[0].captions, (b"two\nlines, and more\n\n",)
-        )
 
     def test_many_damaged_shards_take_a_few_lines(self):
         paths = []

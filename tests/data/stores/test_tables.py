@@ -75,7 +75,8 @@ class DelimitedTest(TablesTestCase):
                 writer.writerow(["image", "caption", "text"])
                 for row in rows:
                     writer.writerow(["images/0.jpg", *row[1:]])
-            found = self.read(path, caption_fields=["text", "caption"])
+            with self.assertNoLogs("absl", "WARNING"):
+                found = self.read(path, caption_fields=["text", "caption"])
             self.assertEqual(
                 [record.captions for record in found],
                 [(row[2].encode(), row[1].encode()) for row in rows],
@@ -134,12 +135,6 @@ class DelimitedTest(TablesTestCase):
         )
         lost = count - (len(found) - 2)
         self.assertBetween(lost * len(good), 2**20 - 100, 2**20 + 100)
-        # Up to the end of the file, if that is closer.
-        path = self.write(
-            "a.csv", b'image,caption\n%bimages/0.jpg,"open\n%b' % (good, good)
-        )
-        _, fault = self.read(path)
-        self.assertEqual(fault.reason, "damaged: 37 bytes that are no record")
 
     def test_a_picture_of_any_scheme_that_cannot_be_opened_costs_its_row(self):
         server = remote_files.server()

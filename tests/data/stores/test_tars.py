@@ -143,9 +143,12 @@ class SamplesTest(TarsTestCase):
         )
         with open(self.path, "ab") as out, open(other, "rb") as file:
             out.write(file.read())
-        found = self.everything(stores.open_store(self.path))
+        with self.assertNoLogs("absl", "WARNING"):
+            store = stores.open_store(self.path)
+        self.assertEqual((store.num_lost, store.lost_share), (0, 0.0))
         self.assertEqual(
-            [record.captions for record in found], [(b"x",), (b"y",)]
+            [record.captions for record in self.everything(store)],
+            [(b"x",), (b"y",)],
         )
 
     def test_a_size_in_base_256_is_read(self):
@@ -199,30 +202,22 @@ class DamageTest(TarsTestCase):
     def test_a_truncated_tar_has_the_samples_before_the_cut(self):
         shard_files.write_tar(self.path, self.samples())
         whole = self.everything(stores.open_store(self.path))
-        # Sample b lies in blocks 6 to 12: the cut is in its picture's data.
-        os.truncate(self.path, 6 * 512 + 512 + 3)
-        with self.assertLogs("absl", "WARNING") as logs:
-            found = self.everything(stores.open_store(self.path))
-        fault = stores.Fault("damaged: 515 bytes that are no record")
-        self.assertEqual(found, [whole[0], fault])
-        self.assertRegex(
-            logs.output[0],
-            f"{self.path} is damaged or cut off: 515 bytes .* 1 of 2 records",
-        )
-
-    def test_a_tar_cut_off_between_two_members_is_told(self):
-        shard_files.write_tar(self.path, self.samples())
-        whole = self.everything(stores.open_store(self.path))
-        # Sample b ends with block 12, after the zeros that fill it up.
-        for size in (12 * 512, 12 * 512 - 100):
+        # Sample b lies in blocks 6 to 12, the last of which zeros fill up: the
+        # tar is cut after it, in the zeros, and in its picture's data.
+        for size, left, lost in (
+            (12 * 512, 2, 1),
+            (12 * 512 - 100, 2, 1),
+            (6 * 512 + 512 + 3, 1, 515),
+        ):
             os.truncate(self.path, size)
             with self.assertLogs("absl", "WARNING") as logs:
                 found = self.everything(stores.open_store(self.path))
-            fault = stores.Fault("damaged: 1 bytes that are no record")
-            self.assertEqual(found, [*whole[:2], fault])
+            fault = stores.Fault(f"damaged: {lost} bytes that are no record")
+            self.assertEqual(found, [*whole[:left], fault])
             self.assertRegex(
                 logs.output[0],
-                f"{self.path} is damaged or cut off: 1 bytes .* 1 of 3 records",
+                f"{self.path} is damaged or cut off: {lost} bytes .* 1 of "
+                f"{left + 1} records",
             )
 
     def test_a_damaged_header_costs_its_sample(self):

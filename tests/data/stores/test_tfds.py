@@ -18,9 +18,8 @@ ARRAY_RECORD = "array_record.python.array_record_module"
 class PreparedTestCase(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.folder = os.path.join(directory.name, "coco", "1.0.0")
+        directory = self.enterContext(tempfile.TemporaryDirectory())
+        self.folder = os.path.join(directory, "coco", "1.0.0")
         os.makedirs(self.folder)
 
     def payload(self, i):
