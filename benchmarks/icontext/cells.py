@@ -191,17 +191,12 @@ _LEARNERS_OF_GIVEN = (
     _part(
         "hard_learner", (700,), f"{_live(5)} {_STAGE}.criterion=hard_learner"
     ),
-    _part("flexi", _SHORT, recipe="icontext_web_flexi"),
     _part(
         *("stored_live", _SHORT),
         f"{_stored(3)} selection.stages.1.candidates=3",
     ),
     _part("distilled", _SHORT, _DISTILLED),
     _part("stored_3_distilled", _SHORT, f"{_stored(3)} {_DISTILLED}"),
-    _part(
-        *("stored_3_distilled_fast", (350, 700)),
-        f"{_stored(3)} {_DISTILLED} optimizer.learning_rate=4e-3",
-    ),
     _part(
         *("distilled_then_stored", (1400, 2800)),
         f"{_stored(3)} {_DISTILLED} reference.distillation_steps=700",
