@@ -125,6 +125,24 @@ class FitTest(tf.test.TestCase):
         keras.distribution.set_distribution(None)
         super().tearDown()
 
+    def test_a_step_trains_on_what_the_matrix_form_draws(self):
+        model, reference = fits.jest(), fits.towers(10)
+        first = next(iter(fits.dataset()))
+        models = [
+            Embeddings(*map(np.asarray, tower(first)))
+            for tower in (model.learner, reference)
+        ]
+        expected = hand_draws.rows(
+            *models,
+            fits.STAGE,
+            batch_size=fits.SIZE,
+            seed=(3, 0),
+            loss="sigmoid",
+        )
+        record = fits.trained(model, fits.dataset().take(1))
+        self.assertAllEqual(record.draws[0], expected)
+        self.assertAllEqual(record.ids[0] >> 40, expected)
+
     def test_a_resumed_run_has_the_bits_of_an_unbroken_one(self):
         of_towers = {"dropout": 0.2}
         whole = fits.jest(of_towers=of_towers)
