@@ -8,17 +8,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import h5py
 import pytest
+import remote_files
 import subprocesses
 import tensorflow as tf
 import tiny
 
 import jest_tf
-from jest_tf import cli, config
+from jest_tf import cli, config, files
 from jest_tf.config import imports
 from jest_tf.data import pictures, tokenizers
+from jest_tf.files import remote
 from jest_tf.runs import checkpoints, directory, loading
 
 # Leaves a file when it is imported.
@@ -303,3 +306,21 @@ class PlacesTest(StrangersTestCase):
             file.truncate(3000)
         with self.assertRaisesRegex(checkpoints.Damaged, "4,000 bytes"):
             checkpoints.read(self.workdir, 1)
+
+
+class BucketTest(remote_files.Gcs, tf.test.TestCase):
+    def test_an_object_with_a_path_is_not_staged(self):
+        step = f"{self.folder}/checkpoints/step-000000001"
+        for name in ("state.index", "../../x.py"):
+            remote.upload(os.devnull, f"{step}/{name}")
+        above = self.enterContext(tempfile.TemporaryDirectory())
+        own = os.path.join(above, "one", "two")
+        os.makedirs(own)
+        self.enterContext(mock.patch.object(tempfile, "tempdir", own))
+        with self.assertRaisesRegex(ValueError, "Received: '..'"):
+            checkpoints.read(self.folder, 1)
+        self.assertEqual(files.tree(above), [])
+
+
+if __name__ == "__main__":
+    tf.test.main()
