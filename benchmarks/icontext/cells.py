@@ -253,9 +253,17 @@ _LEARNERS_OF_GIVEN = (
         *("narrow_stored_3_distilled", _SHORT),
         f"{_NARROW}{_stored(3)} {_PROJECTED}",
     ),
-    _part(
-        *("narrow_stored_3_distilled_fast", (350, 700)),
-        f"{_NARROW}{_stored(3)} {_PROJECTED} optimizer.learning_rate=4e-3",
+    *(
+        _part(
+            *(f"narrow_{method}_fast", _SHORT),
+            f"{_NARROW}{settings} optimizer.learning_rate=4e-3",
+        )
+        for method, settings in (
+            ("jest", _live(5)),
+            ("stored_3", _stored(3)),
+            ("distilled", _PROJECTED),
+            ("stored_3_distilled", f"{_stored(3)} {_PROJECTED}"),
+        )
     ),
     # Other levels of noise.
     *(

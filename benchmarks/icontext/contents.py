@@ -165,9 +165,12 @@ TRIED_GIVEN = (
         *("narrow", "the reference's clean pairs, not the pool's"),
         *("reference_data", "clean", 1400),
     ),
+    ("narrow", "JEST, rate 4e-3", "jest_fast", "jest", 700),
+    ("narrow", "a stage of 3, rate 4e-3", "stored_3_fast", "stored_3", 700),
+    ("narrow", "distillation, rate 4e-3", "distilled_fast", "distilled", 1400),
     (
         *("narrow", "stage of 3 with distillation, rate 4e-3"),
-        *("stored_3_distilled_fast", "stored_3_distilled", 700),
+        *("stored_3_distilled_fast", "stored_3_distilled", 1400),
     ),
     (
         *("same", "3 stored, then 3 live candidates, not 5 live"),

@@ -199,7 +199,8 @@ class ModulesTest(StrangersTestCase):
         self.write("bin/jest-tf", "from jest_tf import cli; cli.execute()")
         done = subprocess.run(
             [sys.executable, f"{self.folder}/bin/jest-tf", "export"]
-            + ["--model=.", "--format=weights", f"--output={self.folder}/out"],
+            + ["--model=.", "--format=saved_model"]
+            + [f"--output={self.folder}/out"],
             cwd=self.workdir,
             env=subprocesses.environment(),
             capture_output=True,
