@@ -227,7 +227,7 @@ class PagesTest(DocsTestCase):
         )
         self.assertIn("1 sidecar written, 720 records", printed)
         self.assertIn("96 rows, the hyper-batch, -> 32, joint", printed)
-        self.assertLen(namespace["hits"].names[0], 3)
+        self.assertLen(namespace["hits"].rows[0], 3)
         log = directory.read_rows("runs/photos", "metrics.jsonl")
         self.assertEqual(log[-1]["examples/trained"], 4 * 32)
         self.assertEqual(log[-1]["examples/drawn"], 4 * 32)
