@@ -236,18 +236,12 @@ _LEARNERS_OF_GIVEN = (
             f"{_NARROW}{_SLOW} {_APART}{rows}",
             pool="part70",
         )
-        for rows, lengths in (
-            (16, (9000,)),
-            (64, (2250, 4500, 9000, 18_000)),
-            (128, (2250, 4500, 9000)),
-        )
+        for rows, lengths in ((16, (9000,)), (64, (2250, 4500, 9000, 18_000)))
     ),
     _part("narrow_jest", _SHORT, _NARROW + _live(5)),
     _part("narrow_flexi", _SHORT, _NARROW, recipe="icontext_web_flexi"),
-    *(
-        _part(f"narrow_stored_{size}", _SHORT, _NARROW + _stored(size))
-        for size in (3, 5, 10)
-    ),
+    _part("narrow_stored_3", _SHORT, _NARROW + _stored(3)),
+    _part("narrow_stored_5", _SHORT, _NARROW + _stored(5)),
     _part("narrow_distilled", _SHORT, _NARROW + _PROJECTED),
     _part(
         *("narrow_stored_3_distilled", _SHORT),
