@@ -58,7 +58,7 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**20 + 1))
     thresholds = gc.get_threshold()
     # Imports and traces make a million objects that stay. Looking for garbage
-    # among them took a tenth of the time to the first step.
+    # among them again and again delays the first step.
     gc.set_threshold(100_000)
     try:
         words = sys.argv[1:] if argv is None else argv

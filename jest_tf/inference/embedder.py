@@ -6,7 +6,6 @@ the same batch of rows, and otherwise up to rounding, 1e-6 in float32.
 """
 
 import concurrent.futures
-import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -256,14 +255,6 @@ class Embedder:
             np.concatenate(parts) for parts in zip(*found, strict=True)
         )
         return Hits(rows.astype(np.int64), scores)
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of weights and preprocessing, 32 hexadecimal digits.
-
-        Embeddings of equal fingerprints may be compared.
-        """
-        return reference.fingerprint(self.learner, str(self.picture))
 
     def _read(self, images):
         """Returns faults, and the rest, [m, *picture.shape]."""

@@ -233,7 +233,6 @@ class LoadTest(tf.test.TestCase):
         texts = ["a cat"]
         whole = jest_tf.load(pathlib.Path(path))
         self.assertAllEqual(whole.embed_texts(texts), model.embed_texts(texts))
-        self.assertEqual(whole.fingerprint, model.fingerprint)
         self.assertEqual(
             (whole.scale, whole.bias, whole.dim, whole.picture.shape),
             (model.scale, -2.0, 6, (4, 4, 3)),
@@ -245,7 +244,10 @@ class LoadTest(tf.test.TestCase):
         )
         model = embedder()
         jest_tf.JESTModel(model.learner).save(path)
-        self.assertEqual(jest_tf.load(path).fingerprint, model.fingerprint)
+        image = [picture_files.smooth_picture()]
+        self.assertAllEqual(
+            jest_tf.load(path).embed_images(image), model.embed_images(image)
+        )
 
     def test_refuses_what_is_no_model(self):
         folder = self.enterContext(tempfile.TemporaryDirectory())
