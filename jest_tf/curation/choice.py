@@ -166,7 +166,7 @@ def _usable(store, sidecars):
 def _describe(chosen_by, sidecars):
     """The `made_by` of a manifest."""
     settings = dataclasses.asdict(chosen_by)
-    made_by = {"choice": "score", **settings.pop("stage"), **settings}
+    made_by = settings.pop("stage") | settings
     # Settings of live stages and of steps say nothing here.
     for name in ("embeddings", "view", "scoring_batch_size"):
         del made_by[name]
