@@ -1,8 +1,8 @@
 """JEST, joint example selection, for TensorFlow and Keras.
 
-The public names below load on first use, so that importing the package takes no
-TensorFlow. The rooms of the house, in the order in which they may import each
-other, are described in docs/design.md.
+The public names below load on first use, so that importing the package does not
+load TensorFlow. docs/design.md describes the rooms (folders) of the package, in
+the order in which they may import each other.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """`Embeddings`, which models, losses and selection share, and loops over rows.
 
-Tensors are those of Keras' backend. What TensorFlow does in a way of its own,
-to stay as fast, is here, in `noise.random_bits` and in `models/layers.py`.
+Tensors are those of Keras' backend. Code that is faster on TensorFlow than
+Keras' ops is here, in `noise.random_bits` and in `models/layers.py`.
 """
 
 import functools
@@ -45,10 +45,10 @@ class Embeddings(NamedTuple):
 
 
 def of_model(setting: str, output) -> Embeddings:
-    """Returns the output of a model, a `setting`, as `Embeddings`.
+    """Converts a model's output to `Embeddings`; errors name the `setting`.
 
     Raises:
-        TypeError: it has not the four fields.
+        TypeError: the output does not have four fields.
     """
     if not isinstance(output, tuple | list) or len(output) != 4:
         shown = type(output).__name__
@@ -62,7 +62,7 @@ def of_model(setting: str, output) -> Embeddings:
 
 
 def check_backend(needing: str) -> None:
-    """Raises ValueError unless Keras runs on TensorFlow, for `needing`."""
+    """Raises ValueError, naming `needing`, unless Keras is on TensorFlow."""
     if not ON_TENSORFLOW:
         raise ValueError(
             f"{needing} needs Keras on TensorFlow, `KERAS_BACKEND=tensorflow`; "
@@ -72,7 +72,7 @@ def check_backend(needing: str) -> None:
 
 
 def read(variable) -> Tensor:
-    """Returns the value that a variable has now."""
+    """Returns a variable's current value."""
     if ON_TENSORFLOW:  # where Keras returns the variable itself
         return tf.convert_to_tensor(variable)
     return ops.convert_to_tensor(variable)
@@ -88,8 +88,8 @@ def compiled(function: Callable, **options) -> Callable:
 def in_float32(function: Callable) -> Callable:
     """Makes JAX multiply float32 matrices in float32 within `function`.
 
-    By default it rounds them to bfloat16 on TPUs. TensorFlow has no such
-    option.
+    By default JAX rounds them to bfloat16 on TPUs. On TensorFlow, which has no
+    such option, `function` is unchanged.
     """
     if ON_TENSORFLOW:
         return function
@@ -105,21 +105,21 @@ def in_float32(function: Callable) -> Callable:
 def scan(
     body: Callable, count: int, state: Any, rows: tuple
 ) -> tuple[Any, tuple]:
-    """Runs `body` `count` times, one after the other, in a loop of the graph.
+    """Runs `body` `count` times in sequence, in a loop of the graph.
 
     Args:
         body: `(state, index) -> (state, rows)`; `index` is an int32 scalar.
         count: a Python integer.
-        state: a nest of tensors passed on, of fixed shapes.
-        rows: shape and dtype of each of the `rows`, a tuple of tensors.
+        state: a nest of tensors passed from run to run, of fixed shapes.
+        rows: a (shape, dtype) for each tensor of the `rows` of `body`.
 
     Returns:
         The last state, and the `rows` of all runs stacked, `[count, ...]`.
     """
     if not ON_TENSORFLOW:
         return ops.scan(body, state, ops.arange(count, dtype="int32"))
-    # Keras' scan on TensorFlow gives `rows` the shapes of the state (3.15), and
-    # runs up to ten iterations, with a tile each, at once.
+    # Keras 3.15's scan on TensorFlow gives `rows` the shapes of the state, and
+    # runs up to ten iterations, each with a tile, at once.
     arrays = tuple(
         tf.TensorArray(dtype, size=count, element_shape=shape)
         for shape, dtype in rows
@@ -189,15 +189,15 @@ def rows_from(tensor: Tensor, start: Tensor, size: int) -> Tensor:
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:
-    """Multiplies rows with rows, `[..., m, dim], [..., n, dim] -> [m, n]`."""
-    if ON_TENSORFLOW:  # which writes a transposed matrix to memory
+    """Multiplies rows, `[..., m, dim], [..., n, dim] -> [..., m, n]`."""
+    if ON_TENSORFLOW:  # whose transpose would copy the matrix
         return tf.matmul(left, right, transpose_b=True)
     return ops.matmul(left, ops.swapaxes(right, -1, -2))
 
 
 def take(values: Tensor, places: Tensor, axis: int = 0) -> Tensor:
-    """Gathers slices of `values` along an axis, at `places` from 0 on."""
-    if ON_TENSORFLOW:  # Keras adds ops for places below 0, on the host of GPUs
+    """Gathers slices of `values` along an axis, at non-negative `places`."""
+    if ON_TENSORFLOW:  # Keras adds ops for negative places, on a GPU's host
         return tf.gather(values, places, axis=axis)
     return ops.take(values, places, axis=axis)
 

@@ -1,4 +1,4 @@
-"""Learners from a preset, or from the settings of a run."""
+"""Builds learners from a preset, or from the settings of a run."""
 
 import contextlib
 import json
@@ -83,7 +83,7 @@ def _towers(
     seed,
     embedding_dim=None,
 ):
-    """The towers of a preset, by role; arguments as of `build_two_tower`."""
+    """Builds a preset's towers, by role; arguments as in `build_two_tower`."""
     checks.check("preset", preset, checks.one_of(*sorted(config_lib.PRESETS)))
     sizes = config_lib.PRESETS[preset]
     shared = {
@@ -113,7 +113,7 @@ def _towers(
 
 
 def _sizes(config, vocabulary_size):
-    """The arguments of `_towers`, from the settings of a run."""
+    """Returns the arguments of `_towers`, from the settings of a run."""
     return {
         "preset": config.model.preset,
         "image_size": config.data.image_size,
@@ -129,7 +129,7 @@ def _sizes(config, vocabulary_size):
 def build_learner(
     config: config_lib.TrainConfig, vocabulary_size: int
 ) -> two_tower.TwoTower:
-    """Builds the learner of a run, its weights a function of the seed.
+    """Builds the learner of a run; the run's seed determines the weights.
 
     Args:
         config: the settings of the run.
@@ -137,8 +137,8 @@ def build_learner(
 
     Raises:
         ValueError: if `model.towers` cannot be imported or does not build two
-            towers, or `model.frozen` matches nothing; or with
-            `model.init_from`, which needs `start_from`.
+            towers, if `model.frozen` matches nothing, or if `model.init_from`
+            is set, which needs `start_from`.
     """
     if config.model.init_from:
         raise ValueError(
@@ -153,7 +153,7 @@ def build_learner(
         return model
     build = imports.load_function("model.towers", settings.towers)
     # Seeds unseeded Keras layers. A run seeds TensorFlow before its tokenizer
-    # exists, because that clears the kernels of SentencePiece.
+    # exists, because seeding TensorFlow clears the kernels of SentencePiece.
     random.seed(config.seed)
     np.random.seed(config.seed)
     with _default_dtype(settings.dtype_policy):
@@ -164,7 +164,7 @@ def build_learner(
                 f"layers, the image and the text tower. Received: {built!r}"
             )
         model = two_tower.TwoTower(*built, **scalars)
-        # Under the policy too: layers may create others in `build`.
+        # Also under the policy: layers may create other layers in `build`.
         _build(model, data.image_size, data.text_length)
     parts.freeze(model, settings.frozen)
     return model
@@ -175,18 +175,18 @@ def start_from(
     config: config_lib.TrainConfig,
     vocabulary_size: int,
 ) -> two_tower.TwoTower:
-    """Builds a learner that starts as another model.
+    """Builds a learner with the weights of another model.
 
-    It has the towers, weights, temperature and bias of `initial`, under the
-    dtype policy of `config.model`, for pictures of `data.image_size`. The
-    learned positions of patches are resized to it, bilinearly. With
-    `model.init_tower` only that tower comes from `initial`. The other tower
-    is new, of the preset, and temperature and bias are those of
+    The learner has the towers, weights, temperature and bias of `initial`,
+    under the dtype policy of `config.model`, for pictures of `data.image_size`.
+    The learned positions of patches are resized bilinearly to this size. With
+    `model.init_tower` only that tower comes from `initial`. The other tower is
+    a new one of the preset, and temperature and bias are those of
     `config.model`. A new text tower has `vocabulary_size` token ids.
 
     Raises:
-        ValueError: if patches do not divide the image size, positions are not
-            those of patches in a square, or `model.frozen` matches nothing.
+        ValueError: if the patch size does not divide the image size, patches
+            do not form a square, or `model.frozen` matches nothing.
     """
     before, size = initial.input_shapes["image"][1], config.data.image_size
     if config.model.init_tower == "text_tower":
@@ -199,7 +199,7 @@ def start_from(
     for old, new in zip(initial.variables, learner.variables, strict=True):
         if old.shape == new.shape:
             new.assign(old.numpy())
-        elif not new.path.endswith("position_ids"):  # these merely count
+        elif not new.path.endswith("position_ids"):  # these are 0, 1, 2, ...
             new.assign(_resized(old.numpy(), new, before, size))
     if config.model.init_tower:
         learner = _with_new_tower(learner, config, vocabulary_size)
@@ -208,7 +208,7 @@ def start_from(
 
 
 def _with_new_tower(learner, config, vocabulary_size):
-    """Keeps the tower `init_tower`; the other is new, of the preset."""
+    """Keeps the tower `init_tower`; builds the other from the preset."""
     settings, taken = config.model, config.model.init_tower
     both = _towers(
         **_sizes(config, vocabulary_size), embedding_dim=learner.embedding_dim
@@ -231,7 +231,7 @@ def to_json(learner: two_tower.TwoTower) -> str:
 
 
 def from_json(text: str) -> two_tower.TwoTower:
-    """Builds a learner from `to_json`, with new weights."""
+    """Builds a learner from the text of `to_json`, with new weights."""
     found = json.loads(text)
     learner = keras.saving.deserialize_keras_object(found["learner"])
     if not isinstance(learner, two_tower.TwoTower):
@@ -278,7 +278,7 @@ def _set_image_size(settings, before, size):
 def _resized(positions, variable, before, size):
     """Resizes learned positions [n, D] from a square to another square.
 
-    Positions before those of the patches, such as a class token's, stay.
+    Positions before those of the patches, such as a class token's, are kept.
     """
     count, new = positions.shape[-2], variable.shape[-2]
     for extra in (0, 1):

@@ -1,7 +1,7 @@
 """Two-tower models of Hugging Face, in PyTorch, for embedding.
 
-The model's own processor makes tokens and pixels, and its own code embeds. So
-TensorFlow calls Python here: on one machine, not under XLA, without gradients.
+The model's own processor makes tokens and pixels, and its own code embeds them.
+TensorFlow calls that Python code: on one machine, without XLA or gradients.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def load(name: str) -> reference.Pretrained:
     """Loads a model such as `hf:google/siglip2-base-patch16-224`.
 
     Raises:
-        ValueError: it cannot be loaded, or has no two towers.
+        ValueError: the model cannot be loaded, or does not have two towers.
     """
     torch, transformers = _import(name)
     path = name.removeprefix(PREFIX)
@@ -82,7 +82,7 @@ def load(name: str) -> reference.Pretrained:
 
 
 class Pixels:
-    """The form of pictures of an image processor, float32 [3, S, S]."""
+    """An image processor as a form of pictures, float32 [3, S, S]."""
 
     dtype = tf.float32
 
@@ -112,12 +112,12 @@ class Pixels:
 
 
 class Tokenizer:
-    """Maps captions to rows of a tokenizer of Hugging Face.
+    """Maps captions to rows of token ids, by a tokenizer of Hugging Face.
 
     Where the tokenizer masks a position, the row has -1 - id.
 
     Attributes:
-        length: L, tokens of a row.
+        length: L, the number of tokens in a row.
         vocabulary_size: token ids are in [0, vocabulary_size).
     """
 
@@ -134,7 +134,7 @@ class Tokenizer:
         return tf.ensure_shape(rows, [None, self.length])
 
     def save(self, directory: str) -> None:
-        """Writes its files into an existing directory."""
+        """Writes the tokenizer's files into an existing directory."""
         self._tokenizer.save_pretrained(directory)
 
     def _rows(self, captions):
@@ -157,8 +157,8 @@ class TwoTower:
     Attributes:
         log_temperature: float32 scalar.
         bias: float32 scalar, 0 for a model without a bias.
-        weights: name, shape and `numpy` of each, for a fingerprint.
-        trainable_weights: the same, to be counted; nothing trains them.
+        weights: objects with `name`, `shape` and `numpy`, for a fingerprint.
+        trainable_weights: the same list, for counting; nothing trains them.
     """
 
     def __init__(self, torch, model):
@@ -174,7 +174,7 @@ class TwoTower:
         ]
 
     def __call__(self, batch: dict, training=False) -> Embeddings:
-        """Embeds a batch, frozen."""
+        """Embeds a batch; `training` has no effect."""
         del training
         return Embeddings(
             self.encode_image(batch["image"]),

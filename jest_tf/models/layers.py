@@ -47,7 +47,7 @@ def child_seed(seed: int | None, role: str) -> int | None:
 
 
 class Configured(keras.layers.Layer):
-    """A layer that stores its constructor arguments, among them `seed`."""
+    """A layer whose config has its constructor arguments, such as `seed`."""
 
     def part(self, role: str) -> dict:
         """Returns seed, dtype and name of the sublayer with this role."""
@@ -55,7 +55,7 @@ class Configured(keras.layers.Layer):
         return {"seed": seed, "dtype": self.dtype_policy, "name": role}
 
     def token_initializer(self, role: str) -> keras.initializers.Initializer:
-        """Returns a normal initializer of tokens, of about unit length."""
+        """Returns a normal initializer; tokens have about unit length."""
         return keras.initializers.RandomNormal(
             stddev=self.width**-0.5, seed=child_seed(self.seed, role)
         )
@@ -70,10 +70,10 @@ class Configured(keras.layers.Layer):
 
 
 class _Transformer(Configured):
-    """Attention and an MLP, one after the other.
+    """Base class of attention followed by an MLP.
 
-    `parameters` has the weights by name: of one block, or stacked over the
-    `depth` of an encoder.
+    `parameters` has the weights by name: those of one block, or of all blocks,
+    stacked over the `depth` of an encoder.
     """
 
     depth = None
@@ -149,7 +149,7 @@ class _Transformer(Configured):
         self._add(f"{name}_bias", (units,), "zeros")
 
     def _split_heads(self, projected, parts):
-        """[B, T, parts * width] -> parts x [B, heads, T, D]."""
+        """Splits [B, T, parts * width] into `parts` x [B, heads, T, D]."""
         length, units = projected.shape[1:]
         depth = units // (parts * self.num_heads)
         split = ops.reshape(
@@ -207,10 +207,10 @@ class Encoder(_Transformer):
     softmax(q k^T / sqrt(width / num_heads)) v, unmasked, with the softmax in
     float32 under any policy.
 
-    One block is traced, and looped over with weights stacked over depth, such
-    as `attention_qkv_kernel` [depth, width, 3 width]: tracing and compiling
-    take the time of one block at any depth. A factor per block, of the learning
-    rate for instance, is a [depth, 1, ...] array times a weight's update.
+    One block is traced. A loop runs it with weights stacked over depth, such as
+    `attention_qkv_kernel` [depth, width, 3 width], so tracing and compiling
+    take the time of one block at any depth. A factor per block, such as one of
+    the learning rate, multiplies a weight's update as [depth, 1, ...].
 
     Args:
         depth: number of blocks.
@@ -289,18 +289,18 @@ class Dropout(keras.layers.Dropout):
     """Keras' dropout with a mask per replica and a saved seed.
 
     Keras 3.15 draws the same mask on every replica and does not save the next
-    seed. Masks are the same eagerly, in a graph and under XLA. Takes the
-    arguments of `keras.layers.Dropout` except `noise_shape`.
+    seed. Here, masks are the same eagerly, in a graph and under XLA. Arguments
+    are those of `keras.layers.Dropout` except `noise_shape`.
     """
 
     def call(self, inputs, training=False):
         return self.draw(training)(inputs)
 
     def draw(self, training: bool) -> Callable:
-        """Takes the next seed, and returns the function that drops by it.
+        """Takes the next seed, and returns a function that drops with it.
 
-        The function takes values, and a number that distinguishes masks of the
-        same seed; it may be called in a loop.
+        The function takes values and a number, which distinguishes masks of the
+        same seed. It may be called in a loop.
         """
         if not training or not self.rate:
             return lambda inputs, number=0: inputs
@@ -363,7 +363,7 @@ def _over_blocks(block, stacks, tokens):
         weights = {name: array.read(index) for name, array in arrays.items()}
         return index + 1, block(index, weights, tokens)
 
-    # XLA and FLOPs need the number of iterations.
+    # XLA and the count of FLOPs need the number of iterations.
     return tf.while_loop(
         lambda *_: True,
         step,
@@ -373,7 +373,7 @@ def _over_blocks(block, stacks, tokens):
 
 
 def _dense(values, weights, name):
-    """values [..., inputs] @ kernel + bias, as a single matrix product."""
+    """Computes values @ kernel + bias, as a single matrix product."""
     kernel = weights[f"{name}_kernel"]
     rows = ops.matmul(ops.reshape(values, [-1, values.shape[-1]]), kernel)
     bias = weights[f"{name}_bias"]
@@ -384,7 +384,7 @@ def _dense(values, weights, name):
 
 
 def _normalise(values, weights, name):
-    """Layer normalisation, in float32 under any policy."""
+    """Applies layer normalisation, in float32 under any policy."""
     exact = ops.cast(values, "float32")
     exact -= ops.mean(exact, axis=-1, keepdims=True)
     variance = ops.mean(ops.square(exact), axis=-1, keepdims=True)
@@ -401,9 +401,9 @@ def _mlp(tokens, weights, drop):
 
 
 def attend(query, key, value):
-    """[b, heads, S, D] over [B, heads, T, D] -> [B, S, width]; b is B or 1.
+    """Attends, [b, heads, S, D] over [B, heads, T, D] -> [B, S, width].
 
-    The softmax is in float32 under any policy.
+    b is B or 1. The softmax is in float32 under any policy.
     """
     heads, num_queries, depth = query.shape[1:]
     query *= ops.cast(depth**-0.5, query.dtype)

@@ -1,9 +1,9 @@
-"""Parts of a learner by name: what is frozen, and factors of the learning rate.
+"""Parts of a learner by name: freezing, and factors of the learning rate.
 
-A variable's name is its tower's role and its path there, such as
-`image_tower/encoder/attention_qkv_kernel`; `log_temperature` and `bias` stand
-alone. A pattern matches whole names, or the folders above them: `*` stands for
-any characters, so `image_tower` and `image_tower/*` are the image tower.
+A variable's name is its tower's role and its path in the tower, such as
+`image_tower/encoder/attention_qkv_kernel`; `log_temperature` and `bias` have no
+tower. A pattern matches whole names, or the folders above them: `*` matches any
+characters, so `image_tower` and `image_tower/*` both match the image tower.
 """
 
 import fnmatch
@@ -25,7 +25,7 @@ def freeze(learner: keras.Model, patterns: Sequence[str]) -> None:
     """Makes variables untrainable: no gradient, no state of the optimizer.
 
     A layer whose trainable variables are all frozen runs in evaluation mode, if
-    it has such a mode, as Keras' batch normalisation does.
+    the layer has this mode, like Keras' batch normalisation.
 
     Args:
         learner: a built model with an image and a text tower.
@@ -58,17 +58,17 @@ def freeze(learner: keras.Model, patterns: Sequence[str]) -> None:
 def rate_factors(
     learner: keras.Model, settings: config_lib.OptimizerConfig
 ) -> list[float | list[float]] | None:
-    """Returns the factors of the learning rate of the trained variables.
+    """Returns the learning-rate factors of the trained variables.
 
     A variable's factor is the product of the factors of all patterns that
     match it and of its `layer_decay` factor. With n blocks in a tower, the
-    latter is decay^(n + 1) before the first block, decay^(n - i) in block
-    i = 0, 1, ..., and 1 elsewhere.
+    `layer_decay` factor is decay^(n + 1) before the first block, decay^(n - i)
+    in block i = 0, 1, ..., and 1 elsewhere.
 
     Returns:
         A number for each trainable variable, in the learner's order; for
         variables stacked over blocks, a list with a number for each block. None
-        if all are 1.
+        if `settings` set no factors.
 
     Raises:
         ValueError: a pattern matches nothing, or `layer_decay` finds no blocks.
@@ -93,7 +93,7 @@ def rate_factors(
 
 
 def _names(learner) -> list[str]:
-    """The names of the learner's variables, in its order."""
+    """Returns the names of the learner's variables, in the learner's order."""
     towers = {
         id(variable): (f"{role}/", tower.name)
         for role in _ROLES
@@ -139,7 +139,7 @@ def _by_depth(learner, names, decay):
             for number, name in enumerate(names)
             if name.startswith(f"{role}/")
         ]
-        # The blocks that a variable belongs to.
+        # The blocks of each variable, by the variable's number.
         blocks = {}
         for number in inside:
             found = _BLOCK.search(names[number])

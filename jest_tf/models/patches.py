@@ -1,4 +1,4 @@
-"""Image patches to tokens, for any view.
+"""Turns image patches into tokens, for any view.
 
 A `config.View` approximates images for scoring: larger patches with one set of
 weights, as in FlexiViT (Beyer et al., 2023, arXiv 2212.08013) and Flexi-JEST
@@ -25,11 +25,11 @@ from jest_tf.models import layers
 def check_view(model: keras.layers.Layer, view: config.View) -> None:
     """Checks that a Keras layer or model can be called with `view`.
 
-    Its `call` must have an argument `view`. Its method `check_view(view)`, if
-    any, is called.
+    The model's `call` must have an argument `view`. If the model has a method
+    `check_view(view)`, it is called.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if the model cannot be called with `view`.
     """
     if "view" not in inspect.signature(model.call).parameters:
         raise ValueError(
@@ -52,8 +52,8 @@ class PatchEmbedding(layers.Configured):
 
     Call arguments:
         images: float [B, H, W, channels].
-        patch_size: side of a patch in pixels, divides H and W; None takes the
-            layer's.
+        patch_size: side of a patch in pixels; must divide H and W. None means
+            the layer's patch size.
 
     Returns:
         Tokens [B, T, width], T = (H / patch_size) * (W / patch_size).
@@ -109,7 +109,7 @@ class PatchEmbedding(layers.Configured):
         return tokens + self._positions_at(rows, columns)
 
     def _kernel_at(self, size):
-        """Resizes the kernel, [size, size, channels, width]."""
+        """Resizes the kernel to [size, size, channels, width]."""
         kernel = embeddings.read(self.kernel)
         if size != self.patch_size:
             matrix = kernel_matrix(self.patch_size, size)
@@ -148,10 +148,10 @@ def resize_images(images: Tensor, size: int) -> Tensor:
 
 @functools.cache
 def resize_matrix(source: int, target: int, *, antialias: bool) -> np.ndarray:
-    """The matrix of linear resizing along one side, between two lengths.
+    """Computes the matrix of linear resizing along one axis.
 
-    Target pixel i lies at x = (i + 1/2) source / target - 1/2 of the source,
-    whose pixel j has the weight max(0, 1 - |j - x| / r), normalised. With
+    Target pixel i lies at x = (i + 1/2) source / target - 1/2 in the source.
+    Source pixel j has the weight max(0, 1 - |j - x| / r), normalised. With
     `antialias` r = max(1, source / target), else r = 1.
 
     Returns:
@@ -167,9 +167,9 @@ def resize_matrix(source: int, target: int, *, antialias: bool) -> np.ndarray:
 
 @functools.cache
 def kernel_matrix(source: int, target: int) -> np.ndarray:
-    """The matrix of FlexiViT's pseudo-inverse resize (PI-resize), one side.
+    """Computes FlexiViT's pseudo-inverse resize (PI-resize) along one axis.
 
-    It is pinv(B^T), for the matrix B of bilinear resizing between two patch
+    It is pinv(B^T), with B the matrix of bilinear resizing between two patch
     sizes. Over white-noise patches x, the kernel w' = pinv(B^T) w minimises the
     distance between <B x, w'> and <x, w>, which are equal if patches grow.
 

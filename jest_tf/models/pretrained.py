@@ -1,15 +1,15 @@
 """Pretrained models by name.
 
 `keras_hub:NAME` is a preset of KerasHub with two towers: SigLIP, SigLIP 2, CLIP
-or MetaCLIP 2. NAME is that of a built-in preset, a folder that `save_to_preset`
-wrote, or a handle such as `hf://keras/siglip2_base_patch16_224`. Tokens and
-pixels are those of the preset's own preprocessor.
+or MetaCLIP 2. NAME is a built-in preset, a folder that `save_to_preset` wrote,
+or a handle such as `hf://keras/siglip2_base_patch16_224`. The preset's own
+preprocessor makes tokens and pixels.
 
 `hf:OWNER/NAME` is a model of Hugging Face in PyTorch, for embedding only
 (`models/hugging_face.py`).
 
 `NAME.keras` is a file of a `TwoTower` or a `JESTModel`, with the files of its
-tokenizer beside it, as a run directory has them.
+tokenizer beside it, as in a run directory.
 """
 
 import contextlib
@@ -41,8 +41,8 @@ def check(name: str, setting: str = "model") -> None:
     """Checks a name without loading weights.
 
     Raises:
-        ValueError: what it needs is not installed, or there is no such model;
-            the error lists what is known.
+        ValueError: a package that the model needs is not installed, or there is
+            no such model; the message lists known names.
     """
     if name.endswith(KERAS):
         if not files.is_file(name):
@@ -85,14 +85,14 @@ def similar(name: str) -> str:
 
 
 def in_folder(path: str) -> str:
-    """Returns the full name of the model that a folder holds, or ""."""
+    """Returns the full name of the model in a folder, or ""."""
     try:
         content = json.loads(
             files.read_whole(files.inside(path, "config.json"))
         )
     except (OSError, ValueError):
         return ""
-    # A run's settings have neither.
+    # The config.json of a run has neither key.
     for key, prefix in (
         ("registered_name", KERAS_HUB),
         ("model_type", hugging_face.PREFIX),
@@ -120,7 +120,7 @@ def load(name: str) -> reference.Pretrained:
         embeddings.check_backend("A model of Hugging Face")
     check(name)
     path = name.removeprefix(KERAS_HUB).removeprefix(hugging_face.PREFIX)
-    # A folder changes as files are added, a file as it is written.
+    # New files change a folder's time; writing changes a file's time.
     places = (path, os.path.dirname(path) or ".")
     stamp = tuple(
         os.stat(place).st_mtime_ns for place in places if os.path.exists(place)
@@ -198,7 +198,7 @@ def _of_keras_file(path):
 
 
 def _schemes():
-    """Schemes that KerasHub opens: those of its hosts, and TensorFlow's."""
+    """Returns the schemes that KerasHub opens: its hosts' and TensorFlow's."""
     registered = filter(None, tf.io.gfile.get_registered_schemes())
     return sorted({"kaggle", "hf", "modelscope", *registered})
 
@@ -210,7 +210,7 @@ def _known(hub):
 
 
 def _two_tower(backbone, converter, length):
-    """The backbone as a `TwoTower` with its weights, and its loss."""
+    """Returns a `TwoTower` of the backbone, with its weights, and its loss."""
     image = keras.Input(backbone.vision_encoder.image_shape)
     tokens = keras.Input([length], dtype="int32")
     head = _head(backbone)
@@ -240,7 +240,7 @@ def _two_tower(backbone, converter, length):
 
 
 def _head(backbone):
-    """The layer with scale and bias."""
+    """Returns the layer with the scale and the bias of the logits."""
     (head,) = (
         layer for layer in backbone.layers if hasattr(layer, "logit_scale")
     )
@@ -273,11 +273,11 @@ def _resizing(name, backbone, converter):
 
 
 def save(model: reference.Run | reference.Pretrained, folder: str) -> None:
-    """Saves a model of KerasHub's towers as a preset, which `load` reads.
+    """Saves a model with KerasHub's towers as a preset, which `load` reads.
 
-    The towers are those of `load`, or KerasHub's own SigLIP encoders, as a
-    recipe's `model.towers` may build them. A run's own vocabulary must then be
-    a SentencePiece model.
+    The towers come from `load`, or are KerasHub's own SigLIP encoders, built by
+    a recipe's `model.towers`. In this case a run's own vocabulary must be a
+    SentencePiece model.
 
     Raises:
         ValueError: KerasHub is not installed, or the towers or the tokenizer
@@ -318,7 +318,7 @@ def save(model: reference.Run | reference.Pretrained, folder: str) -> None:
 
 
 def _part(tower, kind):
-    """The tower or the layer in it that is of a class, or None."""
+    """Returns the tower, or a layer in it, of the class `kind`; or None."""
     for layer in (tower, *getattr(tower, "layers", ())):
         if isinstance(layer, kind):
             return layer
@@ -326,7 +326,7 @@ def _part(tower, kind):
 
 
 def _preprocessor(hub, kind, model):
-    """KerasHub's preprocessor of a model's texts and pictures."""
+    """Returns KerasHub's preprocessor of a model's texts and pictures."""
     scale, offset = model.learner.pixels or (1 / 127.5, -1.0)
     resizing = dataclasses.asdict(model.picture)
     size = resizing.pop("size")

@@ -25,7 +25,7 @@ from jest_tf.embeddings import Embeddings
 
 
 class Run(NamedTuple):
-    """The learner of a run with its weights, and what it needs to embed."""
+    """A run's learner with its weights, its tokenizer and its settings."""
 
     config: config_lib.TrainConfig
     tokenizer: Callable
@@ -35,17 +35,17 @@ class Run(NamedTuple):
 
     @property
     def picture(self) -> pictures.Resizing:
-        """Returns the form of its pictures."""
+        """Returns the form of the learner's pictures."""
         return self.resizing or pictures.Resizing(self.config.data.image_size)
 
     @property
     def loss(self) -> str:
-        """Returns the pair loss that it was trained with."""
+        """Returns the pair loss that trained the learner."""
         return self.config.model.loss
 
     @property
     def settings(self) -> tuple:
-        """Returns what its embeddings depend on besides weights and inputs."""
+        """Returns the settings of the learner that affect its embeddings."""
         model = self.config.model
         if model.init_from:
             return self.learner.pixels, model.dtype_policy
@@ -54,17 +54,17 @@ class Run(NamedTuple):
 
 
 class Pretrained(NamedTuple):
-    """A model with its weights, and what it needs to embed.
+    """A pretrained model with its weights, tokenizer and form of pictures.
 
     Attributes:
-        name: the name that was asked for.
+        name: the name by which the model was loaded.
         learner: a `TwoTower`, or an object with its `encode_image`,
             `encode_text`, `log_temperature`, `bias` and `weights`.
-        tokenizer: maps valid UTF-8, string [k], to int32 [k, L]; None if it is
-            not known.
-        picture: the form of its pictures.
-        loss: "sigmoid" or "softmax", the loss that it was trained with.
-        settings: what its embeddings depend on besides weights and inputs.
+        tokenizer: maps valid UTF-8, string [k], to int32 [k, L]; None if
+            unknown.
+        picture: the form of the model's pictures.
+        loss: "sigmoid" or "softmax", the loss that trained the model.
+        settings: settings of the model that affect its embeddings.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Pretrained(NamedTuple):
 
 
 def check_towers(name: str, model: object, method: str) -> None:
-    """Raises ValueError if a public model lacks the method of two towers."""
+    """Raises ValueError if a public model lacks a two-tower `method`."""
     if not hasattr(model, method):
         raise ValueError(
             "A pretrained model must have two towers, like SigLIP and CLIP. "
@@ -85,7 +85,7 @@ def check_towers(name: str, model: object, method: str) -> None:
 
 
 def check_tokenizer(name: str, tokenizer: Callable, rows: int) -> None:
-    """Raises ValueError for a tokenizer with more ids than a table has rows."""
+    """Raises ValueError if a tokenizer has more ids than the table has rows."""
     if tokenizer.vocabulary_size > rows:
         raise ValueError(
             f"The tokenizer of {name!r} does not belong to its towers: "
@@ -102,7 +102,7 @@ def frozen(model: Callable) -> Callable[[dict], Embeddings]:
     `image_for_reference` or `text_for_reference`, because the reference
     preprocesses differently from the learner, they replace `image` and `text`.
 
-    The function has the model's `variables`.
+    The returned function has the model's variables as `variables`.
 
     Raises:
         TypeError: if `model` can't be called.
@@ -133,8 +133,8 @@ class Cached:
     it in the scope of the strategy.
 
     Args:
-        scale: the scale of `sidecars.Sidecars`.
-        bias: their bias.
+        scale: the scale of the embeddings in `sidecars.Sidecars`.
+        bias: the bias of these embeddings.
     """
 
     def __init__(self, scale: float, bias: float):
@@ -145,12 +145,12 @@ class Cached:
         ]
 
     def assign(self, scale: float, bias: float) -> None:
-        """Changes both, for embeddings of another model."""
+        """Changes scale and bias, for embeddings of another model."""
         self._scale.assign(scale)
         self._bias.assign(bias)
 
     def __call__(self, batch: dict) -> Embeddings:
-        """Returns the embeddings that the batch holds."""
+        """Returns the reference's embeddings in the batch."""
         missing = {"reference_image", "reference_text"} - set(batch)
         if missing:
             raise ValueError(
@@ -174,7 +174,7 @@ def describe(run: Run | Pretrained) -> file_format.Description:
     have equal descriptions, except for their names.
 
     Raises:
-        ValueError: the tokenizer is not known.
+        ValueError: the tokenizer is unknown.
     """
     if run.tokenizer is None:
         raise ValueError(
@@ -198,13 +198,13 @@ def fingerprint(model: keras.Model, *settings) -> str:
     """Hashes a built model and settings, as 32 hexadecimal digits.
 
     The hash covers names, shapes, dtypes and values of the weights, in the
-    model's order. Settings are what else the outputs depend on, with a
-    complete `repr`.
+    model's order. `settings` are the other values that the outputs depend on;
+    their `repr` must be complete.
     """
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for weight in model.weights:
-        # Without its path and the number in a name such as `variable_3`: both
-        # count what was made in this process.
+        # Skips the path, and the number in a name such as `variable_3`: both
+        # depend on the other objects that this process has made.
         value = np.ascontiguousarray(weight.numpy())
         name = re.sub(r"_\d+$", "", weight.name)
         about = (name, value.shape, value.dtype.name)
@@ -216,7 +216,7 @@ def fingerprint(model: keras.Model, *settings) -> str:
 def encoder(run: Run | Pretrained, batch_size: int = 256) -> Callable:
     """Adapts a model to the `encode` argument of `embed.write`.
 
-    Takes images [k, *run.picture.shape] and m strings, and returns embeddings
+    The result maps images [k, *run.picture.shape] and m strings to embeddings,
     float32 [k, D] and [m, D]. Passes are padded to `batch_size`, so only one
     shape is traced.
     """
@@ -261,7 +261,7 @@ def describe_tokenizer(tokenizer: Callable) -> str:
 
 
 def _in_batches(encode, values, size):
-    """`encode(values)`, `size` rows at a time; NumPy [n, ...] -> [n, D]."""
+    """Runs `encode(values)` by `size` rows; NumPy [n, ...] -> [n, D]."""
     parts = []
     # At least one batch, even without rows, to get the width.
     for start in range(0, max(1, len(values)), size):

@@ -50,7 +50,7 @@ class _Tower(layers.Configured):
         )
 
     def _dense(self):
-        """A Glorot-uniform layer to `embedding_dim`."""
+        """Returns a Glorot-uniform dense layer to `embedding_dim`."""
         return keras.layers.Dense(
             self.embedding_dim,
             kernel_initializer=keras.initializers.GlorotUniform(
@@ -79,7 +79,7 @@ class ImageTower(_Tower):
         image_size: height and width of the images in pixels.
         patch_size: side of a patch in pixels; must divide `image_size`.
         patch_sizes: further patch sizes of views; each must divide
-            `image_size`. They resize the weights of `patch_size` and add none.
+            `image_size`. They use the weights of `patch_size`, resized.
         width: size of a token.
         depth: number of transformer blocks.
         num_heads: number of attention heads; must divide `width`.
@@ -187,7 +187,7 @@ class ImageTower(_Tower):
 
         Raises:
             ValueError: if the tower was not built for the view's patch size,
-                or that size does not divide the view's images.
+                or this size does not divide the view's image size.
         """
         size = self.patch_size if view.patch_size is None else view.patch_size
         sizes = (self.patch_size, *self.patch_sizes)

@@ -25,7 +25,7 @@ from jest_tf.models import layers, patches
 
 _TOWERS = ("image_tower", "text_tower")
 
-# TensorFlow's words.
+# The message of TensorFlow's error about a token id.
 _NO_ID = re.compile(r"indices\[.*?\] = (-?\d+) is not in \[0, (\d+)\)")
 
 # Added to the norm before the division, as in big_vision's two_towers.py.
@@ -53,9 +53,9 @@ class TwoTower(keras.Model):
 
     Args:
         image_tower: Keras layer or model, images [B, ...] -> [B, D].
-        text_tower: Keras layer or model, texts [B, ...] -> [B, D]. An input of
-            floats, as a `Sequential` without an `Input` has it, is refused: in
-            mixed precision it rounds token ids.
+        text_tower: Keras layer or model, texts [B, ...] -> [B, D]. A tower with
+            a float input, such as a `Sequential` without an `Input`, is
+            refused: mixed precision would round token ids.
         temperature: initial scale, above 0; the default is SigLIP's.
         bias: initial bias; the default is SigLIP's.
         learn_bias: train the bias. Turn this off for the softmax loss, which
@@ -177,7 +177,7 @@ class TwoTower(keras.Model):
             if self.pixels is None:
                 images = images / 127.5 - 1.0  # 127.5 maps to 0
             else:
-                # KerasHub keeps an integer as such.
+                # KerasHub's scale or offset may be an integer.
                 scale, offset = (
                     ops.convert_to_tensor(x, "float32") for x in self.pixels
                 )
@@ -223,7 +223,7 @@ class TwoTower(keras.Model):
 
         Raises:
             ValueError: if it cannot, see `patches.check_view`.
-            TypeError: if `view` is no view.
+            TypeError: if `view` is not a view, a tuple of views or None.
         """
         for seen in _views(view):
             if seen != config_lib.View():
@@ -294,7 +294,7 @@ class TwoTower(keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        """Builds the model of `get_config`."""
+        """Builds the model from the result of `get_config`."""
         deserialize = keras.saving.deserialize_keras_object
         towers = {name: deserialize(config[name]) for name in _TOWERS}
         return cls(**config | towers)
@@ -311,11 +311,11 @@ class TwoTower(keras.Model):
 
 
 def pixel_fault(pixels: np.ndarray, learner: TwoTower | None = None) -> str:
-    """Says what is wrong with pictures, [..., 3]; "" if nothing is.
+    """Describes the fault of pictures, [..., 3]; "" if there is none.
 
-    uint8 is right. Floats need a learner, and must lie in the range to which
-    its `pixels` map [0, 255]. Some excess is allowed, as filters overshoot, but
-    some pixel must be dark, or [0, 1] would pass for [-1, 1].
+    uint8 is valid. Floats need a learner, and must lie in the range to which
+    its `pixels` map [0, 255]. Some excess is allowed, because filters
+    overshoot. One pixel must be dark; without this, [0, 1] passes for [-1, 1].
     """
     expected = "pixels must be uint8 in [0, 255]"
     if pixels.dtype == np.uint8:
@@ -372,7 +372,7 @@ def _views(view):
 
 
 def _parts(views, images):
-    """Pairs views with their rows; equal neighbours share a call."""
+    """Pairs views with their rows; equal neighbouring views share a call."""
     if len(views) == 1:
         return [(views[0], images)]
     num_rows = images.shape[0]
@@ -399,8 +399,8 @@ def _check_keys(batch):
 def _check_takes_ids(tower):
     """Refuses a built text tower that takes token ids as floats.
 
-    Keras gives a `Sequential` without an `Input` an input of the compute dtype,
-    also within a tower, where ids go into an `Embedding`.
+    Keras gives a `Sequential` without an `Input` an input of the compute dtype.
+    Such a `Sequential` may be within a tower, before an `Embedding`.
     """
     inputs = list(getattr(tower, "inputs", None) or ())
     for layer in tower._flatten_layers():
@@ -433,7 +433,7 @@ def _check_embeddings(image_shape, text_shape):
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class Projection(layers.Configured):
-    """Learned linear maps of embeddings to another width, normalised again.
+    """Maps embeddings linearly to another width, and normalises them again.
 
     Weights: `image_kernel` and `text_kernel`, [D, dim] in float32. Maps
     `Embeddings` of width D to width `dim`.
