@@ -1,4 +1,4 @@
-"""The compiled model of a run."""
+"""Builds and compiles the model of a run."""
 
 from collections.abc import Callable
 

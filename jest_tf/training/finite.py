@@ -39,7 +39,7 @@ def cleaned(
 ) -> tuple[Embeddings | None, Tensor]:
     """Replaces NaN and infinity by 0; also returns whether all were finite.
 
-    XLA and TPUs raise no errors: the step goes on, with NaN in `stages/...`.
+    The step goes on, with NaN in `stages/...`: XLA and TPUs raise no errors.
     """
     if embeddings is None:
         return None, ops.convert_to_tensor(True)

@@ -1,4 +1,4 @@
-"""FLOPs of a training step, from a traced forward pass of each model.
+"""Counts the FLOPs of a training step, from traced forward passes of models.
 
 Only matrix products and convolutions count; a multiply-add is two FLOPs. A
 forward pass is counted in a model's traced graph, at the size of a micro-batch;
@@ -37,7 +37,7 @@ def of_step(
     super_batch: Mapping[str, tf.TensorSpec],
     num_replicas: int = 1,
 ) -> dict[str, int]:
-    """FLOPs of a step on all R replicas together, by the names of `columns`.
+    """Counts the FLOPs of a step on all R replicas together, see `columns`.
 
     `super_batch` has the specs `[B/R, ...]` of the rows on one replica.
 
@@ -115,18 +115,18 @@ def of_step(
 
 
 def columns(counts: Mapping[str, int], reused: int) -> dict[str, int]:
-    """The parts of a step, their sum, and the paper's two conventions.
+    """Returns the FLOPs of a step's parts, and three totals.
 
-    With F the forward pass over the trained rows, S over the scored rows, and T
-    the live reference's, 0 if cached:
+    `step` is the sum of the parts: what a step here computes. The other totals
+    follow the paper. F is the forward pass over the trained rows, S that over
+    the scored rows, and T the live reference's pass, 0 if cached. Table 1
+    reuses the forward passes of the selected rows:
 
-        no_reuse: 3 F + S + T
-        reuse:    3 F + S - `reused` + T
+        no_reuse: 3 F + S + T             (the paper's figure 1)
+        reuse:    3 F + S - `reused` + T  (its table 1)
 
-    The paper's figure 1 counts without reuse; its table 1 reuses the forward
-    passes of the selected rows. `step` is what a step here computes. `counts`
-    has the FLOPs of each of `PARTS`; `reused` are those of scoring the rows
-    that are trained on in the same view.
+    `counts` has the FLOPs of each of `PARTS`. `reused` are the FLOPs of scoring
+    the rows that are trained on in the same view.
 
     Reference: Evans et al. 2024, arXiv 2406.17711, figure 1 and table 1.
     """
@@ -145,9 +145,9 @@ def num_reused(
     trained_in: Sequence[config_lib.View],
     patch_size: int | None,
 ) -> int:
-    """Number of the `size` chosen rows scored and trained in the same view.
+    """Counts rows, of `size` chosen, that are scored and trained in one view.
 
-    `patch_size` is the tower's default; empty `trained_in` is the default view.
+    `patch_size` is the tower's default; `trained_in=()` is the default view.
     """
     *trained, scored = (
         dataclasses.replace(view, patch_size=view.patch_size or patch_size)
@@ -157,11 +157,11 @@ def num_reused(
 
 
 def count(function: Callable, *specs) -> tuple[int, int]:
-    """FLOPs of a call of a function, and the last dimension of its result.
+    """Returns the FLOPs of a function call, and the result's last dimension.
 
     Args:
         function: maps tensors to tensors; it is traced.
-        specs: nests of `tf.TensorSpec` of static shape, its arguments.
+        specs: its arguments, nests of `tf.TensorSpec` of static shape.
 
     Raises:
         ValueError: on a product of unknown shape, a loop without
@@ -179,7 +179,7 @@ def count(function: Callable, *specs) -> tuple[int, int]:
 
 
 def _frozen(learner):
-    """The forward passes of towers with nothing to train, of a batch."""
+    """Yields the forward pass of each tower that has nothing to train."""
 
     def encode_image(batch, **options):
         return learner.encode_image(batch["image"], **options)
@@ -225,10 +225,10 @@ def _multiplications(graph):
 
 
 def _iterations(op):
-    """The constant `maximum_iterations` of a `tf.while_loop`.
+    """Returns the constant `maximum_iterations` of a `tf.while_loop`.
 
-    It is the loop's second input, or -1 there. A loop may end earlier, but the
-    loops of models do not.
+    The loop's second input has it, or else is -1. A loop may end earlier, but
+    the loops of models do not.
     """
     number = tf.get_static_value(op.inputs[1])
     if number is None or number.shape or number < 0:
@@ -247,7 +247,7 @@ def _product(*shapes):
 
 
 def _matmul(op):
-    """Each output value is a sum over the inner axis."""
+    """Counts a product: each output value is a sum over the inner axis."""
     shape = op.inputs[0].shape
     if shape.rank is None:
         return None
@@ -259,7 +259,7 @@ def _matmul(op):
 
 
 def _einsum(op):
-    """A single loop over all axes; one input needs no multiplication."""
+    """Counts one loop over all axes; a single input has no multiplication."""
     if len(op.inputs) == 1:
         return 0
     terms = op.get_attr("equation").decode().split("->")[0].split(",")
@@ -278,7 +278,7 @@ def _einsum(op):
 
 
 def _convolution(op):
-    """Each output value uses every weight of its filter.
+    """Counts a convolution: each output value uses all of its filter.
 
     Filters are `[..., inputs of a group, outputs]`; depthwise filters have a
     single input channel.

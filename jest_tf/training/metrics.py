@@ -10,7 +10,7 @@ from jest_tf.embeddings import Tensor
 
 
 class StepMetrics:
-    """`loss`, `scale`, `bias`, `stages/...` of draws, `data/..._replaced`.
+    """The metrics `loss`, `scale`, `bias`, `stages/...`, `data/..._replaced`.
 
     Create it in the scope of the strategy. For stages that score, it has the
     values of `selection.summarize` as `stages/0/score` and so on; `distils`
@@ -43,7 +43,7 @@ class StepMetrics:
         return [*self._means.values(), *self._sums.values()]
 
     def result(self, name: str) -> Tensor:
-        """Running mean of the metric `name`."""
+        """Returns the running mean of the metric `name`."""
         return self._means[name].result()
 
     def update(self, values: Mapping[str, Tensor], replicas=None) -> None:
@@ -56,7 +56,7 @@ class StepMetrics:
     def count_replaced(self, super_batch: Mapping[str, Tensor]) -> None:
         """Counts local rows with `caption_replaced` or `record_replaced`."""
         parts = [super_batch, super_batch.get("curated", {})]
-        # Known once the step is traced.
+        # Tracing the step shows which of the counts the batches have.
         self._counted = tuple(
             name for name in self._sums if name in super_batch
         )
@@ -68,12 +68,12 @@ class StepMetrics:
 
 
 class ProgressBar(keras.callbacks.ProgbarLogger):
-    """Keras' bar with only the losses and the two scores of each draw.
+    """Keras' progress bar, with only the losses and the scores of each draw.
 
     `History` and other callbacks get every metric.
     """
 
-    async_safe = True  # as Keras' own bar: it does not wait for steps
+    async_safe = True  # like Keras' own bar: it does not wait for steps
 
     def on_train_batch_end(self, batch, logs=None):
         """Updates the bar."""

@@ -25,7 +25,7 @@ from jest_tf.embeddings import Embeddings
 class Gradients(NamedTuple):
     """Results of `gradients`.
 
-    `terms` are the loss's scalars by name, `embeddings` those of all n rows.
+    `terms` are the loss's scalars by name; `embeddings` are of all n rows.
     `by_variable` has None for trainable variables without effect on the loss.
     """
 
@@ -39,13 +39,13 @@ def embed(
     batch: dict[str, tf.Tensor],
     size: int | None,
 ) -> Embeddings:
-    """`encode(batch)`, `size` rows at a time; None takes all at once."""
+    """Runs `encode(batch)`, `size` rows at a time; None takes all at once."""
     rows = batch["image"].shape[0]
     if size in (None, rows):
         return encode(batch)
 
     def in_float32(part):
-        # The loop fixes its types beforehand; a tower may return any.
+        # The loop's dtypes are fixed beforehand; a tower may return any dtype.
         return Embeddings(
             *(tf.cast(value, tf.float32) for value in encode(part))
         )
@@ -74,7 +74,7 @@ def gradients(
     views: Sequence[config_lib.View] = (),
     projection: keras.layers.Layer | None = None,
 ) -> Gradients:
-    """The loss of a batch and its gradient, with the learner in training mode.
+    """Computes a batch's loss and gradient, with the learner in training mode.
 
     With a `micro_batch_size`, both passes over a row use the same dropout.
     Layers that mix rows, such as batch normalisation, see a micro-batch, and
@@ -90,9 +90,9 @@ def gradients(
         scale_loss: applied to the loss before differentiation, for float16.
         num_replicas: replicas whose gradients will be summed; each adds its
             share of the regularizers.
-        views: passed to the learner's calls, if there are any.
+        views: passed to the learner's calls, unless empty.
         projection: a layer with variables that the loss uses; their gradients
-            follow those of the learner's.
+            follow those of the learner's variables.
 
     Raises:
         ValueError: if `micro_batch_size` does not divide n.
@@ -114,8 +114,8 @@ def gradients(
                 terms["loss"] + _regularizers(learner, num_replicas)
             )
         found = tape.gradient(target, variables + of_loss)
-        # A lookup table's gradient repeats a row for each token;
-        # clipping needs the norm of their sum.
+        # A lookup table's gradient has a row for each token, with repeats;
+        # clipping needs the norm after equal rows are summed.
         dense = [
             gradient if gradient is None else tf.convert_to_tensor(gradient)
             for gradient in found
@@ -138,7 +138,7 @@ def gradients(
     for variable, old in zip(state, before, strict=True):
         variable.assign(old)
     parts, *upstream_parts = split((batch, *upstream[:2]), micro_batch_size)
-    # Scale and bias belong to the batch: the first micro-batch takes theirs.
+    # Scale and bias belong to the batch: micro-batch 0 takes their gradient.
     once = tf.one_hot(0, rows // micro_batch_size)
     upstream_parts += [once * upstream.scale, once * upstream.bias]
     share = num_replicas * (rows // micro_batch_size)
@@ -192,14 +192,14 @@ def _backward(encode, parts, upstream, variables, regularizers):
 
 @contextlib.contextmanager
 def _tape_of(variables):
-    """A tape that ignores other variables, those of frozen parts."""
+    """Opens a tape of `variables` only, which ignores frozen parts."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch([variable.value for variable in variables])
         yield tape
 
 
 def split(tensors, size: int):
-    """A nest of tensors `[n, ...]` -> `[n / size, size, ...]`."""
+    """Splits a nest of tensors, `[n, ...]` -> `[n / size, size, ...]`."""
     return keras.tree.map_structure(
         lambda tensor: ops.reshape(tensor, [-1, size, *tensor.shape[1:]]),
         tensors,

@@ -15,7 +15,7 @@ from jest_tf.training.micro_batches import split
 
 
 def embed(encode, batch, size):
-    """`encode(batch)`, `size` rows at a time; None takes all at once."""
+    """Runs `encode(batch)`, `size` rows at a time; None takes all at once."""
     if size in (None, batch["image"].shape[0]):
         return encode(batch)
     return _joined(jax.lax.map(encode, split(batch, size)))
@@ -32,13 +32,13 @@ def gradients(
     views=(),
     projection=None,
 ):
-    """The loss of a batch and its gradient, summed over replicas."""
+    """Computes a batch's loss, and its gradient summed over replicas."""
     of_loss = projection.trainable_variables if projection else []
     state = learner.non_trainable_variables
     options = {"view": views} if views else {}
 
     def encode(weights, others, part):
-        """The embeddings, the new state, and the sum of regularizers."""
+        """Returns embeddings, the new state, and the sum of regularizers."""
         output, others, terms = learner.stateless_call(
             weights, others, part, training=True, return_losses=True, **options
         )
@@ -82,7 +82,7 @@ def gradients(
             of_embeddings, argnums=(0, 1), has_aux=True
         )(embeddings, projected)
         count = rows // micro_batch_size
-        # Scale and bias belong to the batch: the first part takes theirs.
+        # Scale and bias belong to the batch: part 0 takes their gradient.
         once = jax.nn.one_hot(0, count)
         upstream = Embeddings(
             *split(upstream[:2], micro_batch_size),

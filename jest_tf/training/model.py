@@ -1,6 +1,6 @@
 """`JESTModel`: the training step (`step.py`) as a `keras.Model`.
 
-What depends on Keras' backend is in `on_tensorflow.py` and `on_jax.py`.
+The code for each backend of Keras is in `on_tensorflow.py` and `on_jax.py`.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ class JESTModel(trainer.Trainer, keras.Model):
     A step takes a super-batch, a dict of tensors with B rows: `image`, `text`,
     and optionally `id` (for the digest of the draw) and `caption_id` (for
     `equal_captions`). Other entries with B rows are passed through, except
-    reference-only keys. Under `curated` a batch may hold a dict of c further
-    rows, which are trained on as they are. Calling the model gives the
-    learner's embeddings.
+    reference-only keys. Under `curated` a batch may have a dict of c further
+    rows, which all enter the sub-batch. Calling the model returns the learner's
+    embeddings.
 
     Metrics are means over the steps since the last reset: `loss`, `scale`,
     `bias`, and for each stage the values of `selection.summarize` as
@@ -59,9 +59,9 @@ class JESTModel(trainer.Trainer, keras.Model):
             again after loading.
         selection: a `config.SelectionConfig`, whose live stages choose from
             each super-batch; the dataset runs the stored stages
-            (`pipeline.super_batches`). None trains on the batch as it comes.
-            If stages begin or end during the run, each kind of step is
-            compiled on first use.
+            (`pipeline.super_batches`). None trains on the whole batch. If
+            stages begin or end during the run, the step is compiled once for
+            each set of active stages, on first use.
         loss: "sigmoid", "softmax" or a "module:function", as in
             `config.ModelConfig`.
         options: the other options of a step, see `training.StepOptions`.
@@ -71,7 +71,7 @@ class JESTModel(trainer.Trainer, keras.Model):
         rows: per-row outputs of the last execution, a `row_outputs.RowReport`.
 
     Raises:
-        TypeError: `learner`, `reference` or `selection` is of another type.
+        TypeError: `learner`, `reference` or `selection` has the wrong type.
         ValueError: at construction or with the first batch, if settings do not
             fit each other or the batch.
 
@@ -125,7 +125,7 @@ class JESTModel(trainer.Trainer, keras.Model):
             self.projection = two_tower.Projection(
                 options.projection_dim, seed=options.seed
             )
-        # Refused here, not in the first step.
+        # Raises for unknown losses here, not in the first step.
         losses.pair_loss(loss)
         if selection is not None and selection.loss is not None:
             losses.pair_loss(selection.loss)
@@ -160,7 +160,7 @@ class JESTModel(trainer.Trainer, keras.Model):
             self.selection, self.step.distils
         )
         self._next_step = None  # read when `fit` begins
-        self._specs = {}  # of the super-batch, by the kind of step
+        self._specs = {}  # of super-batches, by the step's selection
         self._flops = {}
         self._last_logs = {}
         if learner.built:
@@ -170,8 +170,8 @@ class JESTModel(trainer.Trainer, keras.Model):
         """Sets the reference, e.g. after loading; see the class.
 
         Raises:
-            TypeError: if it can't be called.
-            ValueError: if the replicas can't run it.
+            TypeError: if `model` can't be called.
+            ValueError: if the replicas can't run `model`.
         """
         self._check_placed("reference", model)
         self._change_step(reference=reference.frozen(model))
@@ -189,9 +189,9 @@ class JESTModel(trainer.Trainer, keras.Model):
     def step_flops(
         self,
     ) -> dict[config_lib.SelectionConfig | None, dict[str, int]]:
-        """FLOPs of a step on all replicas, by `SelectionConfig.in_step`.
+        """Counts a step's FLOPs on all replicas, by `SelectionConfig.in_step`.
 
-        Available only for traced steps of `fit`; see `flops.of_step`.
+        Covers only steps that `fit` has traced; see `flops.of_step`.
 
         Raises:
             ValueError: if a model's graph can't be counted, or Keras runs on
@@ -224,11 +224,11 @@ class JESTModel(trainer.Trainer, keras.Model):
             self.projection.build((None, self.learner.embedding_dim))
 
     def call(self, batch, training=None):
-        """The learner's `Embeddings` of a batch."""
+        """Returns the learner's `Embeddings` of a batch."""
         return self.learner(batch, training=training)
 
     def compile(self, optimizer="adamw", **kwargs):
-        """As `keras.Model.compile`, but the loss belongs to the model."""
+        """Compiles as `keras.Model` does, but with the loss of the model."""
         if kwargs.get("loss") is not None:
             raise ValueError(
                 "The loss is an argument of JESTModel, not of `compile`. "
@@ -245,27 +245,26 @@ class JESTModel(trainer.Trainer, keras.Model):
         self._change_step(optimizer=self.optimizer)
 
     def compile_from_config(self, config):
-        """Compiles a loaded model as before; the optimizer's state follows."""
+        """Compiles a loaded model; Keras then loads the optimizer's state."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
     def fit(self, *args, shuffle=False, **kwargs):
-        """As `keras.Model.fit`, without shuffling by default.
+        """Trains as `keras.Model.fit` does, without shuffling by default.
 
         Raises:
-            finite.NotFinite: after a step that scored embeddings that are not
-                finite.
+            finite.NotFinite: after a step that scored non-finite embeddings.
             ValueError: besides Keras' own, if B varies or R does not divide it;
                 a reference is missing; float pictures of the first batch do
-                not fill the range of the learner's pixels; or a token's id is
-                not in its vocabulary.
+                not fill the range of the learner's pixels; or a token id is
+                not in the text tower's vocabulary.
         """
         self._check_before(args[0] if args else kwargs.get("x"))
         self._next_step = None
         self._last_logs = {}
         callbacks = kwargs.get("callbacks")
-        # Positional callbacks and Keras' `CallbackList` are left as they are.
+        # Positional callbacks and Keras' `CallbackList` are not changed.
         if (
             len(args) < 5
             and isinstance(callbacks, list | tuple | None)
@@ -283,7 +282,7 @@ class JESTModel(trainer.Trainer, keras.Model):
         return history
 
     def _check_before(self, data):
-        """Refuses what a step would refuse deep within Keras, or not at all."""
+        """Raises errors that a step would raise within Keras, or not at all."""
         if self.step.optimizer is not None:
             settings = self.selection
             if settings is not None:
@@ -302,7 +301,7 @@ class JESTModel(trainer.Trainer, keras.Model):
                 )
 
     def _test_step(self, data):
-        """The contrastive loss of a batch as it comes, in evaluation mode."""
+        """Computes the contrastive loss of a batch, in evaluation mode."""
         may_vary = self._num_replicas == 1
         batch = sub_batch.super_batch_of(data, self._num_replicas, may_vary)
         step = dataclasses.replace(self.step, replicas=distribution.current())
@@ -330,7 +329,7 @@ class JESTModel(trainer.Trainer, keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        """Builds the model of `get_config`, without its reference."""
+        """Builds the model from `get_config`'s result, without a reference."""
         config = keras.saving.deserialize_keras_object(config)
         if config["selection"] is not None:
             config["selection"] = overrides.build(
@@ -344,14 +343,14 @@ class JESTModel(trainer.Trainer, keras.Model):
         return cls(**config)
 
     def _change_step(self, **changes):
-        # Keras neither tracks, trains nor saves what is within a dataclass.
+        # Keras does not track, train or save the fields of a dataclass.
         self.step = dataclasses.replace(self.step, **changes)
 
     def _super_batch(self, data):
         return sub_batch.super_batch_of(data, self._num_replicas)
 
     def _train_step(self, super_batch, settings):
-        """The outputs that are equal on all replicas, and the row outputs."""
+        """Returns the outputs equal on all replicas, and the row outputs."""
         replicas = distribution.current()
         number = ops.cast(self.optimizer.iterations, "int32")
         step = dataclasses.replace(
@@ -365,8 +364,8 @@ class JESTModel(trainer.Trainer, keras.Model):
         self._step_metrics.update(outputs.metrics, replicas)
         rows, equal = outputs.rows, {"rows": {}}
         if self._gather_rows is not None and "trained" in rows:
-            # Inside the step: Keras reads all properties of a saved model, and
-            # nothing outside a step may wait for other workers.
+            # Gathered in the step: Keras reads all properties of a saved model,
+            # and code outside a step must not wait for other workers.
             trained = replicas.all_gather(rows.pop("trained"))
             equal["rows"]["trained"] = trained
         if outputs.drawn is not None:

@@ -24,11 +24,11 @@ from jest_tf.training import finite, row_outputs
 class Trainer(keras_fit.Averages):
     """Mixin of `JESTModel`, before `keras.Model`."""
 
-    distribute_strategy = tf.distribute.get_strategy()  # TensorFlow's: none
+    distribute_strategy = tf.distribute.get_strategy()  # the default: none
 
     @property
     def metrics_variables(self) -> list[keras.Variable]:
-        """Those of all metrics; tracing shows which metrics have values."""
+        """All metrics' variables; tracing shows which metrics have values."""
         return [
             variable
             for metric in self.step_metrics
@@ -36,7 +36,7 @@ class Trainer(keras_fit.Averages):
         ]
 
     def compile(self, *args, **kwargs):
-        """As `keras.Model.compile`; refuses the scaling of losses."""
+        """Compiles as `keras.Model` does; refuses loss scaling."""
         super().compile(*args, **kwargs)
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             raise ValueError(
@@ -46,13 +46,13 @@ class Trainer(keras_fit.Averages):
             )
 
     def fit(self, x=None, *args, validation_data=None, **kwargs):
-        """As `keras.Model.fit`; ids keep their 64 bits, as int32 `[n, 2]`."""
+        """Trains as `keras.Model.fit`; 64-bit ids become int32 `[n, 2]`."""
         if validation_data is not None:
             kwargs["validation_data"] = _in_halves(validation_data)
         return super().fit(_in_halves(x), *args, **kwargs)
 
     def evaluate(self, x=None, *args, **kwargs):
-        """As `keras.Model.evaluate`, with ids as in `fit`."""
+        """Evaluates as `keras.Model.evaluate`, with ids as in `fit`."""
         return super().evaluate(_in_halves(x), *args, **kwargs)
 
     def make_train_function(self, force=False):
@@ -92,7 +92,7 @@ class Trainer(keras_fit.Averages):
         self.train_function = function
 
     def test_step(self, state, data):
-        """The contrastive loss of a batch as it comes, in evaluation mode."""
+        """Computes the contrastive loss of a batch, in evaluation mode."""
         groups = (
             self.trainable_variables,
             self.non_trainable_variables,
@@ -103,7 +103,7 @@ class Trainer(keras_fit.Averages):
         return logs, _values(groups, scope)
 
     def _compiled_step(self, settings):
-        """`(state, frozen, super_batch) -> outputs, state`, compiled."""
+        """Compiles `(state, frozen, super_batch) -> outputs, state`."""
         groups = (
             self.trainable_variables,
             self.non_trainable_variables,
@@ -123,7 +123,7 @@ class Trainer(keras_fit.Averages):
                 trained, others, optimizer, added = _values(groups, on)
                 if replicas is not None:
                     added = replicas.all_reduce(added)
-                    # Statistics, as in batch normalisation, are of local rows.
+                    # Statistics, e.g. of batch normalisation, cover local rows.
                     others = [_mean(value, replicas) for value in others]
             metrics = [
                 old + new for old, new in zip(metrics, added, strict=True)
@@ -145,7 +145,7 @@ class Trainer(keras_fit.Averages):
         return jax.jit(on_replica, donate_argnums=0)
 
     def _logs_of(self, metrics):
-        """The values of metrics that have values, from their variables."""
+        """Returns results of the metrics shown, from values of variables."""
         values = dict(
             zip(map(id, self.metrics_variables), metrics, strict=True)
         )
@@ -177,7 +177,7 @@ class Trainer(keras_fit.Averages):
         super()._exchange_average()
 
     def _check_placed(self, name, model):
-        """Keras' distribution places variables when they are made."""
+        """Raises under a `tf.distribute.Strategy`: Keras places variables."""
         if tf.distribute.has_strategy():
             embeddings.check_backend("A `tf.distribute.Strategy`")
 
@@ -205,7 +205,7 @@ def _in_halves(data):
 
 
 def _check_shares(spec):
-    """Refuses, in every process, shares that differ: a step would hang."""
+    """Raises in every process if shares differ, as a step would then hang."""
     digest = np.uint32(zlib.crc32(repr(spec).encode()))
     if len(np.unique(multihost_utils.process_allgather(digest))) > 1:
         raise ValueError(

@@ -47,7 +47,7 @@ class Trainer(keras_fit.TrainerHooks):
             return self._make_function(step)
 
         def function(iterator):
-            # From the last execution, so that devices don't wait for Python.
+            # Checks the last execution, so that devices don't wait for Python.
             finite.check_scores(self._last_logs)
             equal, rows = execution(self._next_selection())(iterator)
             self.rows = row_outputs.RowReport(
@@ -59,15 +59,15 @@ class Trainer(keras_fit.TrainerHooks):
         self.train_function = function
 
     def train_step(self, data):
-        """One step on one super-batch; returns the metrics' running means.
+        """Runs one step on a super-batch; returns the metrics' running means.
 
-        The stages that are active are decided when this is traced.
+        The active stages are fixed when the step is traced.
         """
         super_batch = self._super_batch(data)
         return self._with_logs(super_batch, self._next_selection())[0]["logs"]
 
     def test_step(self, data):
-        """The contrastive loss of a batch as it comes, in evaluation mode."""
+        """Computes the contrastive loss of a batch, in evaluation mode."""
         return self._test_step(data)
 
     def _with_logs(self, super_batch, settings):
@@ -75,11 +75,11 @@ class Trainer(keras_fit.TrainerHooks):
         return {"logs": self.get_metrics_result()} | equal, rows
 
     def _next_selection(self):
-        """The selection of the next execution.
+        """Returns the selection of the next execution.
 
-        Steps in which other stages are active have other graphs. So the kind of
-        step is chosen between executions, and each kind is compiled once, on
-        first use.
+        Steps with different active stages have different graphs. So the
+        selection is fixed for an execution, and the step is compiled once for
+        each selection, on first use.
         """
         settings = self.selection
         if settings is None or settings.turns == [0]:
@@ -91,7 +91,7 @@ class Trainer(keras_fit.TrainerHooks):
         return settings.at(step).in_step
 
     def _steps_done(self):
-        """Reads the steps so far, on any number of replicas and in traces."""
+        """Reads the number of steps so far, also on replicas and in traces."""
         with tf.init_scope():
             counter = tf.convert_to_tensor(self.optimizer.iterations.value)
             return int(counter.numpy())

@@ -30,7 +30,7 @@ class RecipeOptimizer(keras_fit.AggregateThenClip if ON_TENSORFLOW else object):
     rate_factors: Sequence[float | Sequence[float]] | None = None
 
     def build(self, variables):
-        """Creates the state; raises ValueError unless factors fit."""
+        """Creates the state; raises ValueError for a wrong count of factors."""
         factors = self.rate_factors
         if factors is not None and len(factors) != len(variables):
             raise ValueError(
@@ -40,7 +40,7 @@ class RecipeOptimizer(keras_fit.AggregateThenClip if ON_TENSORFLOW else object):
         super().build(variables)
 
     def update_step(self, gradient, variable, learning_rate):
-        """As Keras', with the variable's factor of the rate."""
+        """Updates as Keras does, with the variable's factor of the rate."""
         if self.rate_factors is not None:
             learning_rate = self._scaled(learning_rate, variable)
             if self.weight_decay and self._use_weight_decay(variable):
@@ -101,8 +101,8 @@ class Lion(RecipeOptimizer, keras.optimizers.Lion):
 class Adafactor(RecipeOptimizer, keras.optimizers.Adafactor):
     """Keras' Adafactor with the rules of `RecipeOptimizer`.
 
-    It bounds the update of a variable by its root mean square; a stack of
-    blocks is one variable.
+    Adafactor bounds the root mean square of a variable's update; a stack of
+    blocks counts as one variable.
     """
 
 
@@ -111,7 +111,7 @@ _KINDS = {kind.__name__.lower(): kind for kind in (AdamW, SGD, Lion, Adafactor)}
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class Joined(keras.optimizers.schedules.LearningRateSchedule):
-    """Schedules one after the other, each counted from its first step.
+    """Schedules in sequence; each counts steps from its own start.
 
     Args:
         schedules: Keras' schedules.
@@ -123,7 +123,7 @@ class Joined(keras.optimizers.schedules.LearningRateSchedule):
         self.starts = list(starts)
 
     def __call__(self, step):
-        """Returns the rate of a step."""
+        """Returns the learning rate of a step."""
         step = ops.cast(step, "float32")
         rate = self.schedules[0](step)
         for schedule, start in zip(
@@ -150,11 +150,11 @@ class Joined(keras.optimizers.schedules.LearningRateSchedule):
 def build_schedule(
     settings: config_lib.OptimizerConfig, steps: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Builds the learning rate of a run of `steps` steps.
+    """Builds the learning-rate schedule of a run of `steps` steps.
 
     Raises:
-        ValueError: `optimizer.schedule` names no function, or one that returns
-            no schedule.
+        ValueError: `optimizer.schedule` does not name a function that returns
+            a schedule.
     """
     starts = [0, *settings.restarts]
     lengths = np.diff([*starts, steps]).tolist()
@@ -165,7 +165,7 @@ def build_schedule(
 
 
 def _from_warmup(settings, steps):
-    """A single schedule of `steps` steps, including its warm-up."""
+    """Builds a single schedule of `steps` steps, including its warm-up."""
     kinds = keras.optimizers.schedules
     peak, warmup = settings.learning_rate, settings.warmup_steps
     if settings.schedule == "cosine":
@@ -207,8 +207,8 @@ def build_optimizer(
         rate_factors: as in `RecipeOptimizer`; `models.parts` computes them.
 
     Raises:
-        ValueError: a function that the settings name cannot be imported, or
-            builds something else; or it builds an optimizer without factors.
+        ValueError: a function that the settings name cannot be imported or
+            returns the wrong type, or its optimizer does not take factors.
     """
     schedule = build_schedule(settings, steps)
     kind = _KINDS.get(settings.name)

@@ -1,8 +1,8 @@
 """Per-row outputs of a training step: ids, scores and losses.
 
-They are groups of tensors by name, local rows of each replica, and stay on the
-device until a callback reads them through `RowReport`. They need no callback in
-the graph and no collective.
+They are groups of tensors by name, with the local rows of each replica. They
+stay on the device until a callback reads them through `RowReport`, and need no
+callback in the graph and no collective.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from jest_tf.embeddings import Tensor
 def of_trained(
     batch: Mapping[str, Tensor], places: Tensor
 ) -> dict[str, dict[str, Tensor]]:
-    """Ids of the rows trained on here, if the batch has them.
+    """Returns the ids of the local trained rows, if the batch has ids.
 
     `places`, int32 `[b/R]`, are the rows' places in the sub-batch.
     """
@@ -35,11 +35,11 @@ def of_scored(
     about: tuple[Tensor, Tensor | None],
     replicas=None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Scores and losses of the rows scored here by a stage.
+    """Returns scores and losses of the local rows that a stage scored.
 
-    `rows` are those into the stage. `about` has, for all of them, the row of
-    the super-batch and the place in the previous draw, int32 `[n]` each; the
-    places are None if no draw came before.
+    `rows` are the local rows into the stage. `about` has, for the rows of all
+    replicas, the row of the super-batch and the place in the previous draw,
+    int32 `[n]` each; the places are None without a previous draw.
     """
     here = placement.rows_of_all(rows["image"].shape[0], replicas)
     numbers, order = about
@@ -67,12 +67,12 @@ def of_scored(
 
 
 def scored(stage: int) -> str:
-    """Returns the group of the rows that a stage scored."""
+    """Returns the name of the group of rows that a stage scored."""
     return f"stages/{stage}"
 
 
 def uniform(stage: int) -> str:
-    """Returns the group of the stage's uniform draw for comparison."""
+    """Returns the name of the group of the stage's uniform draw."""
     return f"stages/{stage}/uniform"
 
 
@@ -96,10 +96,10 @@ def recent_draws(
 
 
 def with_draw(draws: tf.Variable | None, rows: Tensor, step: Tensor) -> Tensor:
-    """Adds a draw, int32 `[b - c]`, to `recent_draws`, and returns them all.
+    """Writes a draw, int32 `[b - c]`, into `draws`; returns all draws.
 
-    Lines of b are padded with -1. `draws` may be None for executions of one
-    step; `step` is int32.
+    Draws are padded with -1 to b rows. `draws`, from `recent_draws`, may be
+    None for executions of one step; `step` is int32.
     """
     if draws is None:
         return rows[None]
@@ -119,10 +119,10 @@ def with_draw(draws: tf.Variable | None, rows: Tensor, step: Tensor) -> Tensor:
 class RowReport:
     """Per-row outputs of the last step of an execution.
 
-    `groups` are the outputs of the step, of all local replicas; {} before the
-    first step. `draws`, `[steps, b]`, are those of the whole execution. With
-    several workers, `gather` joins the rows of all, and all must call `scored`
-    and `uniform` together.
+    `groups` are the step's outputs on all local replicas; {} before the first
+    step. `draws`, `[steps, b]`, are the draws of the whole execution. With
+    several workers, `gather` joins the rows of all workers, which must all call
+    `scored` and `uniform` together.
     """
 
     def __init__(
@@ -136,10 +136,9 @@ class RowReport:
         self._gather = gather
 
     def drawn(self, step: int) -> np.ndarray | None:
-        """Rows of the super-batch chosen in a step, in the order drawn.
+        """Returns the super-batch's rows that a step chose, in the order drawn.
 
-        `[b - c]`; None without a live stage. `step` is the number of steps
-        before it.
+        They are `[b - c]`, or None without a live stage. `step` counts from 0.
         """
         if self._draws is None:
             return None
@@ -147,23 +146,23 @@ class RowReport:
         return line[line >= 0]
 
     def trained_ids(self) -> np.ndarray | None:
-        """Ids of the sub-batch, `[b]`, in the order drawn, if known."""
+        """Returns the sub-batch's ids, `[b]`, in the order drawn, if known."""
         return _ordered(self._groups.get("trained", {}), "place").get("id")
 
     def scored(self, stage: int) -> dict[str, np.ndarray]:
-        """Arrays `[n]` of the rows that a stage scored; {} if it did not.
+        """Returns arrays `[n]` of the rows that a stage scored, {} without any.
 
-        `number` is the row's place among the rows into the stage, and sorts
-        them; `row` is its place in the super-batch; `kept` is true if it
+        They are sorted by `number`, the row's place among the rows into the
+        stage; `row` is its place in the super-batch; `kept` is true if it
         passed. `own_score`, `learner_loss` and `reference_loss` are as in
         `selection.Draw`, if present there. `id` is present if the batches have
-        it.
+        ids.
         """
         rows = self._gathered(scored(stage), "number")
         return rows and rows | {"kept": rows["kept"] > 0}
 
     def uniform(self, stage: int) -> dict[str, np.ndarray]:
-        """Losses of the stage's uniform draw, by `place` in that draw."""
+        """Returns losses of the stage's uniform draw, sorted by `place`."""
         return self._gathered(uniform(stage), "place")
 
     def _gathered(self, group, key):
@@ -174,7 +173,7 @@ class RowReport:
 
 
 def _ordered(values, key):
-    """Sorts rows by the column `key`, each once; joins ids."""
+    """Sorts rows by the column `key`, drops repeats, joins halves of ids."""
     if not values:
         return {}
     parts = {name: np.asarray(part) for name, part in values.items()}

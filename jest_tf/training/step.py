@@ -3,8 +3,8 @@
 `train_step` is Algorithm 1 of the paper on one page. R replicas run it on B/R
 rows each, and together make the step of one replica.
 
-Shapes: of the B rows of a super-batch, n come into a stage; b rows are trained
-on, and c of these are curated. D and Dr are the embedding widths of learner and
+Shapes: of the B rows of a super-batch, n enter a stage. The sub-batch has b
+rows, c of them curated. D and Dr are the embedding widths of learner and
 reference. Tensors are local: those of `rows` are `[n/R, ...]`, those of `batch`
 `[b/R, ...]`.
 
@@ -29,7 +29,7 @@ from jest_tf.models import two_tower
 from jest_tf.training import finite, row_outputs, sub_batch
 from jest_tf.training.sub_batch import micro_batches  # of Keras' backend
 
-# Makes the draws of the second live stage, and of later ones, independent.
+# Makes the draws of the live stages independent of each other.
 _STAGE_SALT = 0x57A6E5
 
 
@@ -38,18 +38,18 @@ class StepOptions:
     """Options of a training step beyond models, selection and loss.
 
     Attributes:
-        equal_captions: treatment of rows with the same caption, as in
-            `config.ModelConfig`, like `loss_block_size`, `views` and
-            `micro_batch_size`. Views need a learner whose `call` takes a
+        equal_captions: treatment of rows with the same caption. This option,
+            `loss_block_size`, `views` and `micro_batch_size` are as in
+            `config.ModelConfig`. Views need a learner whose `call` takes a
             `view`.
         loss_block_size: rows of logits computed at a time.
         views: training views.
         micro_batch_size: examples embedded at a time on a replica.
-        distillation_weight: as in `config.ReferenceConfig`, like
-            `distillation_steps`. Distillation costs a pass of the reference,
-            unless a stage scores by it or the batch holds its embeddings. The
-            reference's input is not augmented.
-        distillation_steps: steps until the weight is 0.
+        distillation_weight: as in `config.ReferenceConfig`. Distillation costs
+            a pass of the reference, unless a stage scores with the reference or
+            the batch has its embeddings. Its input is not augmented.
+        distillation_steps: steps until the weight is 0, as in
+            `config.ReferenceConfig`.
         projection_dim: `projection` of `config.ReferenceConfig`; the learner
             must be a `TwoTower`.
         augment: `(images, seed, places, batch_size) -> images`, applied in the
@@ -86,9 +86,9 @@ class Step:
             nor distillation need it.
         optimizer: built for the trained `variables`.
         projection: a built `two_tower.Projection` of the learner's embeddings
-            to the reference's width, for distillation; None if they are equal.
+            to the reference's width, for distillation; None for equal widths.
         selection: a `config.SelectionConfig`, whose live stages run here; None
-            trains on the batch as it comes.
+            trains on the whole batch.
         loss: name of the pair loss, see `losses.pair_loss`.
         options: see `StepOptions`.
         seed: int32 `[2]`, (run seed, step).
@@ -116,7 +116,7 @@ class Step:
 
     @property
     def quota(self) -> str:
-        """Quota of the draws; without a draw no row changes its replica."""
+        """Quota of the draws. Without a draw, rows stay on their replica."""
         draws = self.selection is not None and self.selection.live
         return self.selection.quota if draws else "per_replica"
 
@@ -135,7 +135,7 @@ class Step:
 
     @property
     def num_replicas(self) -> int:
-        """R."""
+        """R, the number of replicas."""
         return placement.count(self.replicas)
 
     def check_reference(self, setting: str) -> None:
@@ -162,8 +162,8 @@ class Outputs(NamedTuple):
     Attributes:
         metrics: scalars by name, equal on every replica.
         draws: the draws of stages that scored, by the stage's number.
-        drawn: int32 `[b - c]`, rows of the super-batch that were chosen, in
-            the order of the last draw; None without a live stage.
+        drawn: int32 `[b - c]`, chosen rows of the super-batch, in the order of
+            the last draw; None without a live stage.
         rows: per-row results of this replica, see `row_outputs.py`.
     """
 
@@ -176,15 +176,15 @@ class Outputs(NamedTuple):
 def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
     """Trains the learner on the sub-batch chosen from one super-batch.
 
-    `super_batch` has the local rows, `[B/R, ...]`, and under "curated" those
-    that are trained on as they are, `[c/R, ...]`.
+    `super_batch` has the local rows, `[B/R, ...]`, and under "curated" the
+    local curated rows, `[c/R, ...]`.
 
     Raises:
         ValueError: if settings do not fit each other or the batch.
     """
     rows, curated = sub_batch.split_curated(super_batch)
     sizes = sub_batch.check_sizes(step, rows, curated)  # [B - c, ..., b - c]
-    # For each of all rows, its place in the super-batch.
+    # The place in the super-batch of every row, on all replicas.
     numbers = ops.arange(sizes[0], dtype="int32")
     views, reference, drawn, order = step.options.views, None, None, None
     draws, metrics, report = {}, {}, {}
@@ -217,7 +217,7 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
             order = sub_batch.places_of_all(step, places)
             numbers = embeddings_lib.take(drawn, order)
             if step.quota == "per_replica":
-                order = None  # replicas draw by themselves
+                order = None  # each replica draws on its own
 
     if drawn is None:
         rows = sub_batch.needed(step, rows, curated, True)
@@ -258,10 +258,10 @@ def score(
     rows: Mapping[str, Tensor],
     known: Embeddings | None = None,
 ) -> tuple[Embeddings | None, Embeddings | None]:
-    """Embeds the rows into a stage, `[n/R, ...]`, in evaluation mode.
+    """Embeds the rows that enter a stage, `[n/R, ...]`, in evaluation mode.
 
-    `known` are the reference's embeddings from the stage before. Their scale
-    and bias belong to the embeddings that the rows bring along.
+    `known` are the reference's embeddings from a stage before; then `rows` have
+    their own reference embeddings, and only scale and bias of `known` are used.
 
     Returns the learner's and the reference's embeddings, `[n/R, D]` and
     `[n/R, Dr]`; None if the criterion does not use the model.
@@ -297,7 +297,7 @@ def score(
 
 
 def view_options(view: config_lib.View) -> dict[str, config_lib.View]:
-    """Arguments of a learner's call; none for the tower's default view."""
+    """Returns arguments for a learner's call; {} for the default view."""
     return {} if view == config_lib.View() else {"view": view}
 
 
@@ -315,12 +315,12 @@ def select(
         number: the stage's place among all stages.
         size: rows that pass.
         models: embeddings by learner and reference, as `score` returns them.
-        order: int32 `[n]`, the places of the rows in the draw before. The noise
+        order: int32 `[n]`, places of the rows in the previous draw. The noise
             follows these places, so that the draw does not depend on R.
 
     Returns:
-        int32 `[size]`, rows into the stage in the order drawn; and the `Draw`
-        of a stage that scores.
+        int32 `[size]`, the chosen rows of those into the stage, in the order
+        drawn; and the `Draw`, or None if the stage does not score.
     """
     settings, stage = step.selection, step.selection.stages[number]
     seed = stage_seed(settings, number, step.seed)
@@ -350,7 +350,7 @@ def select(
 def stage_seed(
     settings: config_lib.SelectionConfig, number: int, seed: Any
 ) -> Tensor:
-    """Returns the seed of stage `number`, a live one; int32 `[2]`.
+    """Returns the seed of the live stage `number`; int32 `[2]`.
 
     The first live stage has `seed` itself, (run seed, step).
     """
@@ -364,7 +364,7 @@ def objective(
     batch: Mapping[str, Tensor],
     targets: Embeddings | None,
 ) -> dict[str, Tensor]:
-    """The minimised `loss` and its terms by name; scalars.
+    """Computes the minimised `loss` and its terms, scalars by name.
 
     `embeddings` are the learner's, `[b/R, D]`; `targets` come from
     `sub_batch.distillation_targets`.
@@ -388,7 +388,7 @@ def objective(
 def contrastive_loss(
     step: Step, embeddings: Embeddings, batch: Mapping[str, Tensor]
 ) -> Tensor:
-    """The contrastive loss over all b rows, a scalar.
+    """Computes the contrastive loss over all b rows, a scalar.
 
     Raises:
         ValueError: if `equal_captions` needs a missing `caption_id`.
@@ -411,7 +411,7 @@ def contrastive_loss(
 
 
 def _of_draw(step, number, draw, learner_is_finite, reference_is_finite):
-    """Metrics of a draw; NaN for scores of embeddings that are not finite."""
+    """Returns metrics of a draw, NaN where embeddings are not finite."""
     by_model = {"learner": learner_is_finite, "reference": reference_is_finite}
     of_both = learner_is_finite & reference_is_finite
     metrics = {}

@@ -23,13 +23,13 @@ else:
 _VIEWS_SALT = 0x0715
 _AUGMENT_SALT = 0x0A06
 
-# Keys used only for counters, and by the reference; dropped before training.
+# Keys of the counters and of the reference, which are dropped before training.
 _COUNTED = ("caption_replaced", "record_replaced")
 _FOR_REFERENCE = ("image_for_reference", "text_for_reference")
 FROM_REFERENCE = ("reference_image", "reference_text")
 # The number of pictures whose range is checked.
 _LOOKED_AT = 1024
-# The key of the rows that are trained on as they are.
+# The key of the curated rows.
 CURATED = "curated"
 
 
@@ -39,8 +39,8 @@ def super_batch_of(
     """Extracts the super-batch from Keras' step data.
 
     Raises:
-        ValueError: if it is not a super-batch, or if its size is known only
-            when the step runs, unless the size `may_vary`.
+        ValueError: if the data are not a super-batch, or its size is not
+            static, unless `may_vary`.
     """
     batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
     if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
@@ -63,7 +63,7 @@ def super_batch_of(
             f"{', '.join(shown)}"
         )
     if batch["image"].shape[0] is None and not may_vary:
-        # TensorFlow also gives unknown sizes to parts if R does not divide B.
+        # TensorFlow also makes a replica's size unknown if R does not divide B.
         raise ValueError(
             "The size of a super-batch (B) must be static and a multiple of "
             "the number of replicas (R): batch with `drop_remainder=True`, "
@@ -74,9 +74,9 @@ def super_batch_of(
 
 
 def first_images(data) -> np.ndarray | None:
-    """Returns the first images that `fit` gets if they are floats, else None.
+    """Returns the first images of the data of `fit` if floats, else None.
 
-    The dtype is known without reading the data set.
+    A data set with other images is not read, because its spec has the dtype.
     """
     spec = _batch_of(getattr(data, "element_spec", data))
     parts = tf.nest.flatten(spec.get("image"), expand_composites=True)
@@ -87,7 +87,7 @@ def first_images(data) -> np.ndarray | None:
     if spec is not data:
         data = next(iter(data), {})
     images = _batch_of(data).get("image")
-    # Of a distributed batch, take those of the first replica.
+    # A distributed batch has images for each replica; take the first's.
     images = getattr(images, "values", (images,))[0]
     return np.asarray(images)[:_LOOKED_AT]
 
@@ -110,10 +110,10 @@ def check_sizes(
     rows: Mapping[str, Tensor],
     curated: Mapping[str, Tensor] | None,
 ) -> tuple[int, ...]:
-    """Rows into each live stage, and out of the last, on all replicas.
+    """Counts all replicas' rows into each live stage, and out of the last.
 
     Raises:
-        ValueError: if the batch has other sizes, or R does not divide them.
+        ValueError: if the batch has a wrong size, or R does not divide a size.
     """
     count = rows["image"].shape[0] * step.num_replicas
     if step.selection is None:
@@ -141,7 +141,7 @@ def check_sizes(
 def with_reference(
     rows: Mapping[str, Tensor], reference: Embeddings | None
 ) -> Mapping[str, Tensor]:
-    """Attaches the reference's embeddings, to save later passes."""
+    """Adds the reference's embeddings to the rows, to save later passes."""
     if reference is None or _is_embedded(rows):
         return rows
     return dict(rows) | dict(zip(FROM_REFERENCE, reference[:2], strict=True))
@@ -173,8 +173,8 @@ def gather(
     """Brings the rows that pass a stage to their replicas.
 
     With P training views, the sub-batch is split randomly into P equal parts,
-    and every micro-batch holds equally many rows of each. Without `indices`
-    every row is taken.
+    and every micro-batch has equally many rows of each part. Without `indices`
+    every row passes.
 
     Returns:
         Tensors `[m/R, ...]`, and int32 `[m/R]`, the rows' places in the draw.
@@ -232,10 +232,10 @@ def add_curated(
     places: Tensor,
     curated: Mapping[str, Tensor] | None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Appends the curated rows to the chosen rows; returns as `gather` does.
+    """Appends the curated rows to the chosen rows; returns what `gather` does.
 
     Raises:
-        ValueError: if the curated rows lack a key of the others.
+        ValueError: if the curated rows lack a key of the chosen rows.
     """
     if curated is None:
         return batch, places
@@ -306,7 +306,7 @@ def _salted(step, salt):
 
 
 def _interleaved(size, num_views, micro_batch_size):
-    """Reorders places of rows sorted by part, to mix the parts evenly."""
+    """Returns an order that mixes rows, sorted by view, evenly."""
     # int32, as TPUs have no 64-bit integers.
     rows = np.arange(size, dtype=np.int32).reshape([num_views, -1])
     per_view, rest = divmod(micro_batch_size, num_views)
