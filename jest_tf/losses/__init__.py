@@ -30,7 +30,7 @@ __all__ = [
 
 
 class PairLoss(NamedTuple):
-    """A contrastive loss: how it trains, and how it scores.
+    """A contrastive loss, for training and for scoring.
 
     Attributes:
         train: the loss of a batch, with the arguments of `sigmoid_loss`.
@@ -58,10 +58,10 @@ def softmax() -> PairLoss:
 
 
 def pair_loss(name: str) -> PairLoss:
-    """Returns the loss that a name or a "module:function" stands for.
+    """Returns the loss of a name or of a "module:function".
 
     Raises:
-        ValueError: there is no such loss, or the function returns none.
+        ValueError: there is no such loss, or the function returns no PairLoss.
     """
     checks.check("loss", name, checks.name_or_function(*methods.LOSSES))
     found = imports.load_function("loss", methods.LOSSES.get(name, name))()

@@ -45,18 +45,18 @@ class SigmoidRows(NamedTuple):
         return self._replace(sums=self.sums + more)
 
     def conditional(self) -> Tensor:
-        """float32 `[B/R]`: the loss that each row would add."""
+        """Returns the loss that each row would add, float32 `[B/R]`."""
         return ops.softplus(-self.own) + ops.sum(self.sums, 0)
 
     def row_losses(self, kept: Tensor) -> Tensor:
-        """float32 `[B/R]`: losses of rows given the chosen rows, `kept`."""
+        """Returns losses given the chosen rows, `kept`; float32 `[B/R]`."""
         # `sums` counts a kept row as its own negative, once per direction.
         itself = ops.where(kept, ops.softplus(self.own), 0.0)
         others = ops.sum(self.sums - itself, 0)
         return ops.softplus(-self.own) + 0.5 * others
 
     def sample_losses(self, size: int, batch_size: int) -> Tensor:
-        """Losses of the `size` chosen rows, scaled up to a larger batch."""
+        """Returns losses of the `size` chosen rows, scaled to `batch_size`."""
         others = ops.sum(self.sums - ops.softplus(self.own), 0)
         scale = 0.5 * (batch_size - 1) / max(size - 1, 1)
         return ops.softplus(-self.own) + scale * others
@@ -92,21 +92,21 @@ class SoftmaxRows(NamedTuple):
         return self._replace(sums=embeddings.logaddexp(self.sums, more))
 
     def conditional(self) -> Tensor:
-        """float32 `[B/R]`: the loss of each row among the chosen rows."""
+        """Returns each row's loss among the chosen rows, float32 `[B/R]`."""
         # Without a chosen row there is no normaliser.
         return self._loss(ops.where(self.sums > -np.inf, self.sums, 0.0))
 
     def row_losses(self, kept: Tensor) -> Tensor:
-        """float32 `[B/R]`: losses of rows given the chosen rows, `kept`."""
-        # A row's normaliser includes the row itself; a kept row's already does.
+        """Returns losses given the chosen rows, `kept`; float32 `[B/R]`."""
+        # A row's normaliser includes the row itself; `sums` of kept rows do.
         joined = embeddings.logaddexp(self.sums, self.own)
         return self._loss(ops.where(kept, self.sums, joined))
 
     def sample_losses(self, size: int, batch_size: int) -> Tensor:
-        """Losses of the `size` chosen rows, scaled up to a larger batch."""
+        """Returns losses of the `size` chosen rows, scaled to `batch_size`."""
         if size == batch_size:
             return self.conditional()
-        # The row itself counts once, whatever the size of the batch.
+        # The row itself counts once in a batch of any size.
         share = ops.exp(ops.minimum(self.own - self.sums, 0.0))
         others = self.sums + ops.log1p(-share)
         others += np.log((batch_size - 1) / (size - 1))
@@ -117,6 +117,6 @@ class SoftmaxRows(NamedTuple):
 
 
 def _own_logits(model):
-    """scale <image_i, text_i> + bias; einsum forms no `[B, dim]` products."""
+    """Computes scale <image_i, text_i> + bias, without `[B, dim]` products."""
     cosines = ops.einsum("nd,nd->n", model.image, model.text)
     return model.scale * cosines + model.bias

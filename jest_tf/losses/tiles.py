@@ -14,12 +14,12 @@ from jest_tf import embeddings
 from jest_tf.embeddings import Embeddings, Tensor
 
 # A tile of logits is at most 16 MB of float32: large enough for the matrix
-# product to run at full speed and for the loop to cost little, small beside
+# product to run at full speed and for the loop to cost little, but small beside
 # the embeddings (benchmarks/bench_selection.py).
 _TILE_LOGITS = 4096 * 1024
 _TALLEST_TILE = 16384
 # Tiles of at least this width justify launching a fused kernel. A threshold on
-# size would depend on the number of replicas, and so would the last bit.
+# a tile's size would make the last bit depend on the number of replicas.
 _FUSED_COLUMNS = 32
 # Columns whose terms a fused kernel combines before writing them.
 _GROUP = 16
@@ -28,12 +28,12 @@ _GROUP = 16
 def reduce_pairs(
     reduce: Callable, model: Embeddings, image: Tensor, text: Tensor
 ) -> Tensor:
-    """Reduces the cosines of all rows with the chosen rows, both ways.
+    """Reduces the cosines of all rows with the chosen rows, in both directions.
 
     Args:
-        reduce: `[rows, c]` cosines of a tile -> `[rows]`.
+        reduce: maps the cosines of a tile, `[rows, c]`, to `[rows]`.
         model: embeddings of the rows, `[B/R, dim]`.
-        image, text: float32 `[c, dim]`, of the chosen rows.
+        image, text: embeddings of the chosen rows, float32 `[c, dim]`.
 
     Returns:
         float32 `[2, B/R]`, image to text, then text to image.
@@ -69,7 +69,7 @@ def sum_softplus(cosines: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def log_sum_exp(cosines: Tensor, scale: Tensor) -> Tensor:
-    """`logsumexp(scale * cosines, 1)`."""
+    """Computes `logsumexp(scale * cosines, 1)`."""
     if cosines.shape[1] < _FUSED_COLUMNS:
         return ops.logsumexp(scale * cosines, 1)
     return ops.logsumexp(_log_sum_exp_of_groups(cosines, scale), 1)
@@ -83,8 +83,8 @@ _fused = functools.partial(embeddings.compiled, jit_compile=True)
 def _softplus_of_groups(cosines, scale, bias):
     """Sums softplus over groups of columns, `[rows, ceil(columns / 16)]`.
 
-    A sum of log(1 + exp(-|x|)) is the logarithm of a product of at most 2^16,
-    stored minus 1 to keep the precision of small terms.
+    A sum of log(1 + exp(-|x|)) is the logarithm of a product of at most 2^16.
+    The product is stored minus 1, to keep the precision of small terms.
     """
 
     def join(left, right):
@@ -111,11 +111,11 @@ def _log_sum_exp_of_groups(cosines, scale):
 
 
 def _in_groups(cosines, scale, bias):
-    """Logits as 16 tensors, each with one column of every group.
+    """Returns logits as 16 tensors, each with one column of every group.
 
     A group's columns lie a fixed stride apart, so that all work is elementwise
     over contiguous memory: XLA does not vectorise reductions on CPUs. Logits
-    are formed per part; a whole tile would be written out before the split.
+    are formed per part, as a whole tile would be written out before the split.
     """
     num_columns = cosines.shape[1]
     width = -(-num_columns // _GROUP)
@@ -131,7 +131,7 @@ def _in_groups(cosines, scale, bias):
 
 
 def _join_pairs(join, parts):
-    """Joins neighbours, a power of 2 in number, until one part is left."""
+    """Joins neighbouring parts, a power of 2 in number, until one is left."""
     while len(parts) > 1:
         pairs = zip(parts[::2], parts[1::2], strict=True)
         parts = [join(left, right) for left, right in pairs]
@@ -139,9 +139,9 @@ def _join_pairs(join, parts):
 
 
 def _log1p(values):
-    """log(1 + values) for values >= 0, with relative error 3e-6.
+    """Computes log(1 + values) for values >= 0, with relative error 3e-6.
 
-    XLA's log1p is slow on CPUs and makes draws take 1.2 to 1.7 times as long.
+    XLA's log1p is slow on CPUs: with it, draws take 1.2 to 1.7 times as long.
     """
     # The series to the fifth power; its next term is below 4e-9 of the value.
     series = values * (

@@ -6,7 +6,7 @@ Both take unit-norm embeddings of `b` image-text pairs, form the logits
 closed-form gradient, so no `b x b` matrix is held. The results are the same.
 
 With `replicas`, the collectives, each replica forms the logits of its b/R rows
-with all b, so negatives come from all replicas.
+with all b rows, so negatives come from all replicas.
 
 Reference: Zhai et al. 2023, "Sigmoid loss for language image pre-training"
 (arXiv 2303.15343), section 3.
@@ -29,7 +29,7 @@ def sigmoid_loss(
     block_size: int | None = None,
     replicas=None,
 ) -> Tensor:
-    """SigLIP's pairwise sigmoid loss.
+    """Computes SigLIP's pairwise sigmoid loss.
 
     With z_ij = +1 for a positive pair and -1 for a negative one:
 
@@ -38,10 +38,10 @@ def sigmoid_loss(
     that is, the mean over rows of the sum over columns.
 
     Args:
-        learner: embeddings of the batch, `[b, dim]`; any float dtype, the loss
-            is computed in float32.
+        learner: embeddings of the batch, `[b, dim]`, of any float dtype; the
+            loss is computed in float32.
         ids: int `[b]`; rows with equal ids are duplicates, e.g. of a caption.
-            Or `[b, parts]`, equal in all parts.
+            Or int `[b, parts]`; ids are equal if all their parts are.
         equal_ids: the meaning of a pair of different rows with equal ids:
             "negative" (the paper), "positive", or "ignore" (no term).
         block_size: rows of logits formed at a time; None forms all local rows
@@ -56,8 +56,8 @@ def sigmoid_loss(
         replicas, as optimizers do, it is the gradient of the whole loss.
 
     Raises:
-        ValueError: if shapes do not fit, `equal_ids` is unknown, or it needs
-            `ids` and there are none.
+        ValueError: if shapes do not fit, `equal_ids` is unknown, or `equal_ids`
+            needs `ids` and they are None.
 
     Reference: arXiv 2303.15343, equation 2 and algorithm 1.
     """
@@ -72,7 +72,7 @@ def softmax_loss(
     block_size: int | None = None,
     replicas=None,
 ) -> Tensor:
-    """Symmetric softmax (InfoNCE) loss, as in CLIP.
+    """Computes the symmetric softmax (InfoNCE) loss, as in CLIP.
 
         loss = 1/b sum_i [ -l_ii + 1/2 log sum_j exp(l_ij)
                                  + 1/2 log sum_j exp(l_ji) ],
@@ -96,7 +96,7 @@ def softmax_loss(
 def feature_distillation(
     learner: Embeddings, reference: Embeddings, *, replicas=None
 ) -> Tensor:
-    """Squared distance between the learner's and the reference's embeddings.
+    """Computes the mean squared distance of the models' embeddings.
 
         loss = 1/b sum_i ( |image_i - image_i^ref|^2 + |text_i - text_i^ref|^2 )
 
@@ -104,14 +104,14 @@ def feature_distillation(
     and biases have no effect.
 
     Args:
-        learner: embeddings of the batch, `[b, dim]`, any float dtype; the loss
-            is computed in float32.
+        learner: embeddings of the batch, `[b, dim]`, of any float dtype; the
+            loss is computed in float32.
         reference: embeddings of the same rows and width. No gradient flows
-            into it.
-        replicas: as in `sigmoid_loss`, each with `[b/R, dim]` of both.
+            into them.
+        replicas: as in `sigmoid_loss`; both embeddings are `[b/R, dim]`.
 
     Returns:
-        float32 scalar; with `replicas` as `sigmoid_loss`.
+        float32 scalar; with `replicas` as in `sigmoid_loss`.
 
     Raises:
         ValueError: if the widths or the numbers of rows differ.
@@ -188,7 +188,7 @@ def _checked_ids(num_rows, ids, equal_ids):
 
 
 def _fit(left, right):
-    """True if shapes may be equal; None is any size."""
+    """Returns whether shapes may be equal; None is any size."""
     return len(left) == len(right) and all(
         size == other or None in (size, other)
         for size, other in zip(left, right, strict=True)
@@ -255,7 +255,7 @@ def _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas):
             )
 
         def pull(rows, columns, slope, state=()):
-            """Sums slope times column over columns; over rows, in `state`."""
+            """Sums slope * column over columns; in `state`, slope * row."""
 
             def body(state, part, logits, start, size):
                 slopes = slope(logits, start, size)
@@ -293,10 +293,10 @@ def _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas):
     return loss(*learner)
 
 
-# Each loss has a dense form, `(logits, positive, keep) -> value`, and one by
-# blocks, `(fold, sides, pairs, replicas) -> total, slopes`: the local rows'
-# part of b times the value, and for both of `sides`, (local images, all texts)
-# and (local texts, all images), `(logits, start, size) -> d(total)/d(logits)`.
+# Each loss has a dense form, `(logits, positive, keep) -> value`, and a form by
+# blocks, `(fold, sides, pairs, replicas) -> total, slopes`. `total` is the part
+# of local rows in b * value. `slopes` has `(logits, start, size) -> d(total) /
+# d(logits)` for (local images, all texts) and for (local texts, all images).
 
 
 def _sigmoid_terms(logits, positive, keep):
@@ -326,7 +326,7 @@ def _sigmoid_by_blocks(fold, sides, pairs, replicas):
 
 
 def _softmax_terms(logits, positive, keep):
-    """The mean logit of each row's positives, and the logits that count."""
+    """Returns the mean logit of each row's positives, and the kept logits."""
     total = ops.sum(ops.where(positive, logits, 0.0), 1)
     target = total / ops.sum(ops.cast(positive, "float32"), 1)
     return target, ops.where(keep, logits, -np.inf)

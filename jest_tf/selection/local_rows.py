@@ -1,8 +1,8 @@
 """Rows of a super-batch on one replica, and the collectives of a draw.
 
 R replicas hold B/R rows each: row i of replica r is the global row
-`r * B/R + i`. `LocalRows` hides from scores and samplers how many replicas
-there are. docs/distribution.md has the cost of each collective.
+`r * B/R + i`. `LocalRows` hides the number of replicas from scores and
+samplers. docs/distribution.md has the cost of each collective.
 """
 
 from keras import ops, tree
@@ -61,8 +61,8 @@ class LocalRows:
         rows = self._replicas.all_gather(self._first + rows)
         if self.num_quotas > 1:
             return rows
-        # Ordered by replica, then key, then row: ties go to the lower row here
-        # too.
+        # The gathered rows are in the order of replica, key, row: here, too,
+        # ties go to the lower row.
         keys = self._replicas.all_gather(best)
         return embeddings.take(rows, ops.top_k(keys, size)[1])
 
@@ -75,7 +75,7 @@ class LocalRows:
             return tree.map_structure(
                 lambda tensor: embeddings.take(tensor, rows), tensors
             )
-        # All but the owner add zeros: b * dim per draw, not B * dim.
+        # Replicas add zeros for others' rows: b * dim per draw, not B * dim.
         here, is_local = self._places_here(rows)
 
         def contribution(tensor):
@@ -125,13 +125,13 @@ class LocalRows:
         return {name: total / size for name, total in totals.items()}
 
     def _places_here(self, rows):
-        """Converts global rows to local rows, and tells which are local."""
+        """Converts global to local rows; also returns which rows are local."""
         here = rows - self._first
         return here, (here >= 0) & (here < self.num_rows)
 
 
 def top_rows(keys: Tensor, size: int, num_quotas: int = 1) -> Tensor:
-    """`LocalRows.top` on keys `[B]` of all rows, without collectives."""
+    """Does `LocalRows.top` on keys `[B]` of all rows, without collectives."""
     parts = ops.reshape(keys, [num_quotas, -1])
     best = ops.top_k(parts, size // num_quotas)[1]
     first = ops.arange(num_quotas, dtype="int32") * parts.shape[1]

@@ -15,7 +15,7 @@ from jest_tf.embeddings import Tensor
 
 
 class Placed(NamedTuple):
-    """A seed for rows that have changed places: each keeps its noise.
+    """A seed for rows that have changed places; each row keeps its noise.
 
     Attributes:
         seed: two integers, (run seed, step).
@@ -50,21 +50,21 @@ def random_bits(shape, seed: Tensor) -> Tensor:
         return philox_bits(shape, seed)
     import tensorflow as tf
 
-    # One kernel, where `philox_bits` takes some two hundred ops.
+    # One kernel, instead of some two hundred ops of `philox_bits`.
     return tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
     )
 
 
 def philox_bits(shape, seed: Tensor) -> Tensor:
-    """`random_bits` by ops that every backend has; `shape` is static.
+    """Draws `random_bits` by ops of every backend; `shape` is static.
 
     Reference: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
-    3"; a seed is scrambled as by TensorFlow's `StatelessRandomGetKeyCounter`.
+    3"; the seed is scrambled as in TensorFlow's `StatelessRandomGetKeyCounter`.
     """
     seed = ops.cast(seed, "int32")
     words = []
-    for part in ops.unstack(seed):  # to 64 bits, with the sign
+    for part in ops.unstack(seed):  # sign-extended to 64 bits
         words += [part, ops.where(part < 0, -1, 0)]
     words = [ops.cast(word, "uint32") for word in words]
     *key, third, fourth = _philox(words, map(_uint32, _SCRAMBLE))
@@ -77,9 +77,9 @@ def philox_bits(shape, seed: Tensor) -> Tensor:
 
 
 def _philox(counter, key):
-    """Ten rounds on four words of 32 bits, with a key of two words."""
-    # In a loop: unrolled, XLA recomputes words for each use, and took 70 times
-    # as long on CPUs.
+    """Runs ten rounds on four words of 32 bits, with a key of two words."""
+    # In a loop: XLA recomputes the words of unrolled rounds for each use, which
+    # took 70 times as long on CPUs.
     return ops.fori_loop(0, 10, _philox_round, (*counter, *key))[:4]
 
 
@@ -96,7 +96,7 @@ def _philox_round(_, words):
 
 
 def _multiply(constant, words):
-    """The high and the low 32 bits of a product, from halves of 16 bits."""
+    """Returns a product's high and low 32 bits, from halves of 16 bits."""
     half, mask = _uint32(16), _uint32(0xFFFF)
     low, high = _uint32(constant & 0xFFFF), _uint32(constant >> 16)
     below, above = words & mask, ops.right_shift(words, half)
@@ -136,14 +136,14 @@ def gumbel_noise(seed: Seed, num_chunks: int, super_batch_size: int) -> Tensor:
 
 
 def salted(seed: Seed, salt: int) -> Seed:
-    """Returns a seed of the same rows whose noise is independent."""
+    """Returns a seed for the same rows, with independent noise."""
     if isinstance(seed, Placed):
         return seed._replace(seed=salted(seed.seed, salt))
     return ops.bitwise_xor(seed_tensor(seed), [salt, 0])
 
 
 def seed_tensor(seed: Seed) -> Tensor:
-    """Converts a seed to int32 `[2]`; raises ValueError unless two integers."""
+    """Converts a seed of two integers to int32 `[2]`, or raises ValueError."""
     if isinstance(seed, (tuple, list)):
         seed = ops.stack([ops.cast(part, "int32") for part in seed])
     seed = ops.cast(ops.convert_to_tensor(seed), "int32")

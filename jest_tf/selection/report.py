@@ -19,31 +19,31 @@ class Draw(NamedTuple):
     """A sub-batch, and the losses and scores of its super-batch.
 
     A row's loss is its share of the contrastive loss of the sub-batch. For a
-    row that was not chosen, it is the share as one additional row. The mean
-    over the chosen rows is the sub-batch's loss.
+    row that was not chosen, it is the share of the row if it were added. The
+    mean over the chosen rows is the sub-batch's loss.
 
     All replicas have the same indices and scores. The other fields cover the
-    B/R rows of each replica, and its part of the uniform draw.
+    B/R rows of a replica, and its part of the uniform draw.
 
     Attributes:
         indices: int32 `[b]`, rows of the super-batch in the order drawn; with
-            quota "per_replica", chunk by chunk, those of replica 0 first.
+            quota "per_replica", each chunk has the rows of replica 0 first.
         score: float32 scalar, the criterion of the sub-batch: for learnability
             the learner's loss on it minus the reference's. NaN, in a graph that
             XLA compiles, if embeddings on this replica are not finite.
         uniform_score: float32 scalar, `score` of a uniform draw of `b` rows.
             Above 1,024 rows it is scaled up from a uniform draw of 1,024.
         kept: bool `[B/R]`, true for the chosen rows.
-        learner_loss: float32 `[B/R]`, given the sub-batch; None without a
-            learner.
-        reference_loss: float32 `[B/R]`, the reference's.
+        learner_loss: float32 `[B/R]`, losses of rows given the sub-batch; None
+            without a learner.
+        reference_loss: float32 `[B/R]`, likewise of the reference.
         own_score: float32 `[B/R]`, the criterion of each row's own pair, by
             which `independent_rows` draws.
         uniform_places: int32 `[u]`, the rows of the uniform draw that the next
             two fields cover, in the order drawn; the last may be repeated.
-        uniform_learner_loss: float32 `[u]`, of rows of the uniform draw given
-            that draw; None without a learner.
-        uniform_reference_loss: float32 `[u]`, the reference's.
+        uniform_learner_loss: float32 `[u]`, losses of rows of the uniform draw
+            given that draw; None without a learner.
+        uniform_reference_loss: float32 `[u]`, likewise of the reference.
     """
 
     indices: Tensor
@@ -66,7 +66,7 @@ def report(
     criterion: methods.Criterion,
     local: local_rows.LocalRows,
 ) -> Draw:
-    """Builds the `Draw` of `indices`, int32 `[b]`, all added to `state`."""
+    """Builds the `Draw` of `indices`, int32 `[b]`, which `state` includes."""
     size = indices.shape[0]
     row_losses = scores.row_losses(state)
     means = local.means(row_losses, state.kept, size)
@@ -74,7 +74,7 @@ def report(
         state, size, seed, criterion, local
     )
     # Under XLA nothing checks the embeddings, and a row whose score is NaN
-    # might not be drawn. So the score of the draw shows it.
+    # might not be drawn. So the score of the draw is set to NaN.
     finite = ops.all(ops.isfinite(own_score))
     score = criterion.score(means)
     return Draw(
@@ -92,9 +92,9 @@ def report(
 
 
 def _uniform_draw(state, batch_size, seed, criterion, local):
-    """Draws `batch_size` rows uniformly: criterion, places, their losses."""
+    """Draws rows uniformly; returns the draw's score, places and losses."""
     size = min(batch_size, UNIFORM_ROWS)
-    # Independent of the draw's noise; equal noise would share rows.
+    # Independent of the draw's noise: with equal noise, draws would share rows.
     seed = noise.salted(seed, 0x5EED)
     keys = noise.gumbel_noise(seed, 1, local.super_batch_size)[0]
     rows = ops.top_k(keys, size)[1]
@@ -112,10 +112,10 @@ def _uniform_draw(state, batch_size, seed, criterion, local):
 
 
 def summarize(draw: Draw, replicas=None) -> dict[str, Tensor]:
-    """Summarizes a draw for a log, in scalars by name.
+    """Summarises a draw for a log, in scalars by name.
 
     Returns `score`, `uniform_score`, and for each model the mean loss of the
-    kept and of the dropped rows, 0 where there are none. With `replicas`, the
+    kept and of the dropped rows, or 0 without rows. With `replicas`, the
     means cover the rows of all replicas.
     """
     totals = {}

@@ -1,4 +1,4 @@
-"""Draws: a stage's rows, jointly, independently, from the top or uniformly.
+"""Draws a stage's rows: jointly, independently, from the top or uniformly.
 
 JEST chooses the `b` of `B` examples of a super-batch that are most *learnable*
 together: hard for the learner, easy for the reference. In a contrastive loss
@@ -7,8 +7,8 @@ one after another, each given the rows already chosen (Evans et al. 2024, arXiv
 2406.17711, section 3 and algorithm 1).
 
 A draw is a pure function of embeddings, settings and seed. It is computed in
-float32, compiles under XLA, and has no gradient. With R replicas, each passes
-the embeddings of its B/R rows, and all compute the same draw.
+float32, compiles under XLA, and has no gradient. Each of R replicas passes the
+embeddings of its B/R rows, and all replicas compute the same draw.
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ def draw(
     settings: config.SelectionConfig | None = None,
     replicas=None,
 ) -> report.Draw:
-    """Draws the rows that pass a stage: chunks, each given those before it.
+    """Draws the rows that pass a stage, each chunk given those before it.
 
     With S_ij the criterion of the pair (image i, text j), a row's score given
     the chosen rows C is
@@ -54,8 +54,8 @@ def draw(
 
     Args:
         learner: embeddings of the super-batch, `[B, dim]`, or with `replicas`
-            of the local rows, `[B/R, dim]`. None, for a criterion that does not
-            use the learner, also leaves it out of the report.
+            of the local rows, `[B/R, dim]`. It may be None if the criterion
+            does not use it; then the report has no losses of the learner.
         reference: embeddings of the same rows, `[B/R, other_dim]`; may be None
             for "hard_learner".
         stage: settings of the draw; `candidates` and `view` are not used here.
@@ -63,14 +63,14 @@ def draw(
         seed: two integers, (run seed, step).
         settings: `loss` and `quota` of the draw; None means the sigmoid loss
             and the global quota.
-        replicas: the collectives of `distribution.current()`; None where one
+        replicas: the collectives of `distribution.current()`; None if one
             replica has all rows.
 
     Raises:
         ValueError: if settings or shapes do not fit together, or, run eagerly,
-            if embeddings are not finite. For these a graph raises
-            `tf.errors.InvalidArgumentError`. A graph that XLA compiles gives a
-            `score` of NaN, and so does Keras on JAX.
+            if embeddings are not finite. For such embeddings a graph raises
+            `tf.errors.InvalidArgumentError`; a graph that XLA compiles, and
+            Keras on JAX, return a `score` of NaN.
 
     Reference: arXiv 2406.17711, algorithm 1; docs/method.md lists where this
     differs and why.
@@ -100,7 +100,7 @@ def draw(
 
     chosen = []
     draw_chunks = _draw_in_a_loop if local.in_loops else _draw_unrolled
-    for size in sorted(set(sizes), reverse=True):  # two at most
+    for size in sorted(set(sizes), reverse=True):  # at most two sizes
         rows, state = draw_chunks(
             draw_chunk, sizes.index(size), sizes.count(size), size, state
         )
@@ -183,15 +183,15 @@ def independent_rows(
     gain: float = 1.0,
     num_quotas: int = 1,
 ) -> Tensor:
-    """Draws each row by the score of its own pair alone; int32 `[b]`.
+    """Draws rows, each by the score of its own pair alone; int32 `[b]`.
 
     Args:
         own_score: float32 `[B]`, `Draw.own_score` of all rows.
         seed: two integers, (run seed, step).
         batch_size: b.
         gain: factor of every score.
-        num_quotas: R for quota "per_replica", 1 for "global". Neither needs a
-            collective.
+        num_quotas: R for quota "per_replica", 1 for "global". Both draw without
+            a collective.
 
     Raises:
         ValueError: unless 1 <= batch_size <= B, and `num_quotas` divides both.
@@ -254,7 +254,7 @@ def draw_flops(
 
 
 def _chunk_keys(stage, num_chunks, seed, local):
-    """`(chunk, score) -> keys`, `[B/R]`; the highest keys are drawn."""
+    """Returns `(chunk, score) -> keys`, `[B/R]`; the highest keys are drawn."""
     method = methods.METHODS[stage.method]
     if not method.adds_noise:
         return lambda chunk, score: score
@@ -275,7 +275,7 @@ def _uniform_keys(seed, local):
 
 
 def _draw_unrolled(draw_chunk, first, count, size, state):
-    """`_draw_in_a_loop`, unrolled for collectives that a loop can't contain."""
+    """As `_draw_in_a_loop`, unrolled: a loop can't contain some collectives."""
     drawn = []
     for chunk in range(first, first + count):
         rows, state = draw_chunk(chunk, size, state)

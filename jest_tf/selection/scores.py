@@ -17,7 +17,7 @@ class State(NamedTuple):
 
     Attributes:
         kept: bool `[B/R]`, true for the chosen rows.
-        models: by name, such as `losses.SigmoidRows`.
+        models: running losses by the model's name, e.g. `losses.SigmoidRows`.
     """
 
     kept: Tensor
@@ -46,14 +46,14 @@ def add(state: State, rows: Tensor, local: local_rows.LocalRows) -> State:
 
 
 def conditional(state: State, criterion: methods.Criterion) -> Tensor:
-    """float32 `[B/R]`: the score of each row given the chosen rows."""
+    """Returns each row's score given the chosen rows, float32 `[B/R]`."""
     return criterion.score(
         {name: rows.conditional() for name, rows in state.models.items()}
     )
 
 
 def row_losses(state: State) -> dict[str, Tensor]:
-    """Each row's loss given the chosen rows, by model; float32 `[B/R]`."""
+    """Returns rows' losses given the chosen rows, by model; float32 `[B/R]`."""
     return {
         name: rows.row_losses(state.kept) for name, rows in state.models.items()
     }
@@ -71,7 +71,7 @@ def check_models(
     reference: Embeddings | None,
     needs: Sequence[str],
 ) -> dict[str, Embeddings]:
-    """Returns the models given, by name, in float32 without gradient.
+    """Returns the models that are not None, by name, in float32, no gradient.
 
     Raises:
         ValueError: if models do not fit together, or one of `needs` is None.

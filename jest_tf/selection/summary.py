@@ -1,6 +1,6 @@
 """Summaries of a stage's draw for logs and pages: the same for every stage.
 
-NumPy, on the host, from the rows that a stage scored.
+NumPy computes them on the host, from the rows that a stage scored.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def of_rows(
 
     Args:
         stage: the stage that drew.
-        rows: arrays `[n]` of the rows into it: `own_score`, `kept`,
+        rows: arrays `[n]` of the rows into the stage: `own_score`, `kept`,
             `learner_loss` and `reference_loss` as in `selection.Draw`, if
             present there; `row` or `position`; `id` and `clean`, if known.
         uniform: losses of the uniform draw for comparison, by model.
@@ -103,7 +103,7 @@ def overlap(left: np.ndarray, right: np.ndarray) -> float:
 
 @embeddings.compiled  # many small operations
 def _other_rows(own_score, seed, size, gain, num_quotas):
-    """The rows of an independent and of a uniform draw, int32 `[size]`."""
+    """Returns the rows of an independent and a uniform draw, int32 `[size]`."""
     options = {"num_quotas": num_quotas}
     return {
         "independent": samplers.independent_rows(
@@ -116,7 +116,7 @@ def _other_rows(own_score, seed, size, gain, num_quotas):
 
 
 def _extremes(scores, rows):
-    """The rows with the highest and lowest scores, most extreme first."""
+    """Returns the rows with the highest and lowest scores, extremes first."""
     order = np.argsort(-scores, kind="stable")
 
     def describe(place):
