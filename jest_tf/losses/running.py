@@ -98,7 +98,7 @@ class SoftmaxRows(NamedTuple):
 
     def row_losses(self, kept: Tensor) -> Tensor:
         """Returns losses given the chosen rows, `kept`; float32 `[B/R]`."""
-        # A row's normaliser includes the row itself; `sums` of kept rows do.
+        # Normalisers include the row itself; for kept rows, `sums` already do.
         joined = embeddings.logaddexp(self.sums, self.own)
         return self._loss(ops.where(kept, self.sums, joined))
 

@@ -326,7 +326,7 @@ def _sigmoid_by_blocks(fold, sides, pairs, replicas):
 
 
 def _softmax_terms(logits, positive, keep):
-    """Returns the mean logit of each row's positives, and the kept logits."""
+    """Returns each row's mean positive logit, and logits, -inf if not kept."""
     total = ops.sum(ops.where(positive, logits, 0.0), 1)
     target = total / ops.sum(ops.cast(positive, "float32"), 1)
     return target, ops.where(keep, logits, -np.inf)

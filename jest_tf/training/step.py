@@ -46,8 +46,8 @@ class StepOptions:
         views: training views.
         micro_batch_size: examples embedded at a time on a replica.
         distillation_weight: as in `config.ReferenceConfig`. Distillation costs
-            a pass of the reference, unless a stage scores with the reference or
-            the batch has its embeddings. Its input is not augmented.
+            a pass of the reference, unless a stage scores with it or the batch
+            has its embeddings. The reference's input is not augmented.
         distillation_steps: steps until the weight is 0, as in
             `config.ReferenceConfig`.
         projection_dim: `projection` of `config.ReferenceConfig`; the learner
