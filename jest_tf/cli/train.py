@@ -3,7 +3,7 @@
 A run directory gets `config.json` (every setting, resolved), `versions.json`,
 the vocabulary, `checkpoints/`, `final.weights.h5` (the learner), `tensorboard/`
 and logs: `metrics.jsonl` (a JSON object per logged step), `evaluation.jsonl`,
-`flops.json`. On SIGTERM or Ctrl-C it finishes the step in progress, saves, and
+`flops.json`. After SIGTERM or Ctrl-C the command finishes its step, saves, and
 exits with code 75; the same command continues. A second Ctrl-C kills it.
 """
 
@@ -97,8 +97,8 @@ def _signals_answered():
 
     It ends at once, unless `runs.train` handles the signal, and after `GRACE`
     seconds in any case. Python calls a handler once TensorFlow returns to the
-    main thread, but TensorFlow may retry a bucket for minutes. So a second
-    thread watches a socket, even while the process, ending, awaits requests.
+    main thread, but TensorFlow may retry a bucket for minutes. So a thread
+    watches a socket, also while the process waits for requests at its end.
     """
 
     def stop(number, frame):

@@ -92,7 +92,7 @@ class Entry(Checked):
             is OpenAI's 80, from open_clip. Empty takes `prompts`, the data's
             own templates or `evaluation.prompts`.
         prompts: templates, each with one "{}" for the class name.
-        max_captions: number of a picture's captions to take; None takes all.
+        max_captions: number of first captions to take per picture; None: all.
     """
 
     task: Annotated[tuple[str, ...], _TASKS] = ("zero_shot",)

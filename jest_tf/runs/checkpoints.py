@@ -270,8 +270,8 @@ def read(workdir: str, step: int) -> State:
     folder = _folder(workdir, step)
     with files.staged_folder(folder) as local:
         try:
-            # If this were a folder, `tf.train.load_checkpoint` would follow a
-            # path that is written in it.
+            # `tf.train.load_checkpoint` would take a folder of this name for a
+            # list of checkpoints, and follow a path that is written in it.
             reader = tf.compat.v1.train.NewCheckpointReader(
                 os.path.join(local, _STATE)
             )
@@ -375,8 +375,8 @@ def _folder(workdir, step):
 def named(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
     """Names variables by their paths, identically in every process.
 
-    Keras counts layer names within a process, so numbers are dropped, and equal
-    names are distinguished by order.
+    Keras numbers layers per process, so numbers are dropped, and equal names
+    are distinguished by order.
     """
     return _distinct([variable.path for variable in variables], variables)
 
