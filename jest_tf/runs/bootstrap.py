@@ -319,7 +319,7 @@ def embedded_rows(
 
 
 def _num_pool(config, store):
-    """Counts the records of `data.train`, which precede the curated ones."""
+    """Counts the records of `data.train`; curated records follow them."""
     return sum(store.parts[: len(config.data.train)])
 
 
