@@ -64,7 +64,7 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
         words = sys.argv[1:] if argv is None else argv
         flags = parser().parse_args([command, *words] if command else words)
         _check_backend()
-        # Before TensorFlow, which a run directory may have a namesake of.
+        # Before importing TensorFlow, as a run may have a module of that name.
         imports.begin_command(*_runs(flags))
         return flags.run(flags)
     except ValueError as error:
@@ -73,7 +73,7 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
         code = stopped.code
     except OSError as error:
         code = f"error: {error}"
-        # The system and a bucket say what they refuse, and where.
+        # An error with a file name or a remote path explains itself.
         if error.filename is None and not files.is_remote(code):
             traceback.print_exc()
             code = 1
@@ -119,7 +119,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line and say what was probably meant."""
 
     def parse_known_args(self, args=None, namespace=None):
-        # Before what is required, which a misspelt flag may have given.
+        # Before required flags are checked: one of them may be misspelt.
         for place, word in enumerate(args or () if self._is_command else ()):
             flag = word.partition("=")[0]
             if (
@@ -153,7 +153,7 @@ class _Parser(argparse.ArgumentParser):
                 self.error(str(error))
 
     def _meant(self, flag, words):
-        """Says which flag or setting `flag`, the first of `words`, may be."""
+        """Suggests what `flag`, the first of `words`, was meant to be."""
         known = [option.lstrip("-") for option in self._option_string_actions]
         name = flag.lstrip("-").replace("-", "_").removeprefix("config.")
         close, setting = checks.nearest(name.replace("_", "-"), known), ""
@@ -179,16 +179,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _runs(flags):
-    """The run directories that a command is given, and whether to trust them.
+    """Returns a command's run directories, and whether to trust them.
 
-    A public model is none, which does no harm here.
+    Names of public models may be among them, which does no harm.
     """
     given = vars(flags)
     names = [given.get(name) for name in flags_lib.RUNS]
     recipe = given.get("config") or ""
-    if os.path.basename(recipe) == "config.json":  # that of a run
+    if os.path.basename(recipe) == "config.json":  # written by a run
         names.append(os.path.dirname(recipe) or ".")
-    # A recipe may load the run in which the command runs.
+    # A recipe may load the run in the working directory.
     if all(map(os.path.isfile, ("config.json", "final.weights.h5"))):
         names.append(".")
     return filter(None, names), given.get("trust", False)

@@ -1,14 +1,14 @@
 """Measure a pool, and advise whether and how to select from it.
 
-Embeds samples of the pool and of curated pairs by a reference, and estimates,
-without labels, the share of pairs that match, in the pool and in what a stage
-would choose, near-duplicates and breadth. Without `--reference` a small model
-is trained on three quarters of the curated set first, in a minute or two on a
-CPU.
+Embeds samples of the pool and of curated pairs with a reference. Estimates,
+without labels, the share of pairs that match (in the pool, and among the pairs
+that a stage would choose), near-duplicates and breadth. Without `--reference` a
+small model is trained on three quarters of the curated set first, in a minute
+or two on a CPU.
 Prints the numbers and a few sentences of advice, and writes advice.json and
-advice.html, with pictures of what the reference calls noise and of what it
-would choose (docs/advise.md). Rerun the command to resume. `--set` takes fields
-of `curation.survey.Settings`, such as sample=4096.
+advice.html, with pictures of pairs that the reference calls noise, and of pairs
+that it would choose (docs/advise.md). Rerun the command to resume. `--set`
+takes fields of `curation.survey.Settings`, such as sample=4096.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from jest_tf.cli import flags as flags_lib
 ADVICE_FILE = "advice.json"
 PAGE_FILE = "advice.html"
 REFERENCE_FOLDER = "reference"
-# Numbers of candidates that are printed; advice.json has all.
+# Numbers of candidates for which results are printed; advice.json has all.
 _SHOWN_CANDIDATES = (2, 3, 5, 10)
 
 
@@ -124,7 +124,7 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def _recipe(flags):
-    """The recipe, with the data of the flags."""
+    """Returns the recipe, with the data that the flags name."""
     if not flags.config and not flags.pool:
         raise ValueError(
             "`--pool` must name the shards of the pool, or `--config` a recipe "

@@ -1,12 +1,12 @@
-"""Choose from a whole data set once, into a manifest that training draws by.
+"""Choose from a whole data set once, into a manifest for training.
 
-By default every window of the data passes a stored stage of five candidates by
-easy-reference, such as a run's (docs/funnel.md). With `--learner` the score is
-the learnability between that run and the reference. A run draws by the manifest
-with `data.manifest=DIR`. The output has a report, `report.html`. An interrupted
-command is continued by the same command; `--overwrite` starts again. `--set`
-takes fields of `curation.Choice`, such as stage.candidates=3. The format flags
-must equal `data` in the training recipe.
+By default every window of the data passes a stored stage with five candidates
+and the criterion easy-reference, like those of a run (docs/funnel.md). With
+`--learner` the score is the learnability between that run and the reference. A
+run with `data.manifest=DIR` draws by the manifest. The output has a report,
+`report.html`. The same command continues after an interruption; `--overwrite`
+starts again. `--set` takes fields of `curation.Choice`, such as
+stage.candidates=3. The format flags must equal `data` in the training recipe.
 """
 
 import argparse

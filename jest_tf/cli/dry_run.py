@@ -21,8 +21,8 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
     """Describes a run, after all checks that need no training.
 
     Opens the data, the reference and its sidecars, and builds the learner.
-    Local sidecars are read whole, to compare their checksums; of those on
-    buckets, 256 MiB. Writes only indexes that are missing, as the run would.
+    Local sidecars are read whole, to compare their checksums; sidecars on
+    buckets, up to 256 MiB. Writes only missing indexes, as the run would.
 
     Raises:
         ValueError: `jest-tf train` would refuse the run.

@@ -1,11 +1,11 @@
 """Embed a data set into sidecars.
 
 A sidecar holds the reference's embeddings of a shard. Stored stages choose by
-them, and live stages read them in place of running the reference
-(docs/funnel.md). Existing sidecars are kept, and an interrupted command is
-continued by the same command. If another process writes some of them, it exits
-with code 75, "try again later". On several hosts give each its `--host` and
-`--num-hosts`. The format flags must equal `data` in the training recipe.
+them, and live stages read them instead of running the reference
+(docs/funnel.md). Existing sidecars are kept, and the same command continues
+after an interruption. If another process is writing some of the sidecars, the
+command exits with code 75, "try again later". With several hosts, give each its
+`--host` and `--num-hosts`. Format flags must equal `data` in the recipe.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from jest_tf import config
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import checks
 
-DTYPES = ("float16", "float32")  # as of `sidecars.file_format`
+DTYPES = ("float16", "float32")  # as in `sidecars.file_format`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

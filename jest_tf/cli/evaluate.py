@@ -1,12 +1,12 @@
 """Measure the learner of a run, or a public model, on held-out data.
 
 Settings, vocabulary and weights come from the run directory; `--step` takes
-the weights of a checkpoint. Prints a measure a line, or JSON with `--json`.
+the weights of a checkpoint. Prints one measure per line, or JSON with `--json`.
 
 `--suite` takes a file of data sets and tasks (docs/evaluation.md): zero-shot
-classification and retrieval. It also writes `evaluation.json` and its
-parts, `evaluation/`, in the form of CLIP_benchmark, and `evaluation.html` into
-the run directory or `--output`.
+classification and retrieval. The command then also writes `evaluation.json` and
+its parts, `evaluation/`, in the form of CLIP_benchmark, and `evaluation.html`
+into the run directory or `--output`.
 Embeddings are kept there, for the next evaluation of the same weights.
 """
 
@@ -22,7 +22,7 @@ from jest_tf import config
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import overrides
 
-# Of the data of a suite, its entries say this.
+# Flags for `--data` only: the entries of a suite set these themselves.
 _READING = ("format", "image_field", "caption_fields")
 
 
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Measures and prints."""
+    """Measures the model and prints the measures."""
     for name in ("data", "step", *_READING) if flags.model else ():
         if getattr(flags, name) is not None:
             raise ValueError(
@@ -187,7 +187,7 @@ def together(patterns: Sequence[str]) -> list[str | list[str]]:
     """Joins the shards of a data set that a shell has listed.
 
     Paths that differ only in the first number of `-00000-of-00002` form a list,
-    in the place of the first of them.
+    which takes the place of the first of them.
     """
     sets: dict[str, list[str]] = {}
     for pattern in patterns:

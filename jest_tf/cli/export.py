@@ -2,8 +2,8 @@
 
 A `saved_model` takes encoded pictures and strings, and runs with TensorFlow and
 TensorFlow Text. `onnx` has both towers, which take pixels and tokens. A
-`keras_hub` preset can be named wherever a model is asked for, if the towers are
-KerasHub's. docs/models.md shows how to load each.
+`keras_hub` preset, for towers from KerasHub only, can be named wherever a
+command takes a model. docs/models.md shows how to load each.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Writes the export and says where."""
+    """Writes the export and prints where."""
     from jest_tf import inference
     from jest_tf.inference import export
     from jest_tf.runs import loading

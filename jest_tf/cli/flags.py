@@ -7,7 +7,7 @@ from jest_tf.config import overrides
 
 FORMAT_FIELDS = ("format", "image_field", "caption_fields", "index_dir")
 SEVERAL = {"nargs": "+", "action": "extend"}
-# Those that name a run directory.
+# Flags that may name a run directory.
 RUNS = ("workdir", "model", "learner", "reference")
 
 
@@ -17,7 +17,7 @@ def name(field: str) -> str:
 
 
 def format_of(flags: argparse.Namespace) -> dict:
-    """Returns the fields of `DataConfig` that the flags of a format give."""
+    """Returns the fields of `DataConfig` that the format flags set."""
     given = {name: getattr(flags, name) for name in FORMAT_FIELDS}
     return {
         name: tuple(value) if isinstance(value, list) else value
@@ -27,7 +27,7 @@ def format_of(flags: argparse.Namespace) -> dict:
 
 
 def open_store(data: config.DataConfig, setting: str = "--data"):
-    """Opens the store of `data`, and shows progress where it is indexed.
+    """Opens the store of `data`, and shows progress if it is indexed first.
 
     `setting` is the flag that gives the patterns.
     """
@@ -39,7 +39,7 @@ def open_store(data: config.DataConfig, setting: str = "--data"):
 
 
 def settings(kind: type, flags: argparse.Namespace, **values):
-    """Builds a dataclass `kind` of the values and of `--set`."""
+    """Builds a dataclass `kind` from the values and `--set`."""
     for text in flags.set:
         overrides.override(kind, values, text)
     return overrides.build(kind, values)
@@ -57,7 +57,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 def add_format(parser: argparse.ArgumentParser, from_run: bool = False) -> None:
     """Adds the flags of the data format, as in `data` of a recipe.
 
-    With `from_run` they default to None, for the run's settings.
+    With `from_run` they default to None, which takes the run's settings.
     """
     for field in FORMAT_FIELDS:
         default = getattr(config.DataConfig, field)

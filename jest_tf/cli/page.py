@@ -1,9 +1,9 @@
 """Write a page that shows what a run selects.
 
-The page is an HTML file that needs no server and no network: the examples with
-the highest and the lowest scores over time, and charts of the selection. It is
-made from the run directory and the run's data. The run may still be training:
-`--watch` then writes the page again until the run has finished.
+The page is an HTML file that needs no server and no network. It shows the
+examples with the highest and the lowest scores over time, and charts of the
+selection. It is made from the run directory and the run's data. While the run
+is training, `--watch` writes the page again until the run has finished.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def _leave_accelerators():
-    """Hides GPUs, whose memory a run may need; refused once they are in use."""
+    """Hides GPUs, whose memory a run may need, unless already in use here."""
     import tensorflow as tf
 
     with contextlib.suppress(RuntimeError):

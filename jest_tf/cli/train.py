@@ -2,9 +2,9 @@
 
 A run directory gets `config.json` (every setting, resolved), `versions.json`,
 the vocabulary, `checkpoints/`, `final.weights.h5` (the learner), `tensorboard/`
-and logs: `metrics.jsonl` (a JSON object a logged step), `evaluation.jsonl`,
-`flops.json`. SIGTERM and Ctrl-C finish the step in progress, save, and exit
-with code 75; the same command continues. A second Ctrl-C kills.
+and logs: `metrics.jsonl` (a JSON object per logged step), `evaluation.jsonl`,
+`flops.json`. After SIGTERM or Ctrl-C the command finishes its step, saves, and
+exits with code 75; the same command continues. A second Ctrl-C kills it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from jest_tf import config
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import checks, overrides
 
-# Seconds after SIGTERM in which a process may end by itself. A pod has 30.
+# Seconds that a process has to end by itself after SIGTERM; a pod has 30.
 GRACE = 18.0
 
 
@@ -85,7 +85,7 @@ def _run(flags):
     try:
         runs.train(recipe, flags.workdir, overwrite=flags.overwrite)
     except Exception as error:
-        # TensorFlow's, which may be of any device and step.
+        # TensorFlow's error, which may come from any device and step.
         if type(error).__name__ != "ResourceExhaustedError":
             raise
         raise ValueError(_out_of_memory(recipe, str(error))) from error
@@ -93,16 +93,16 @@ def _run(flags):
 
 @contextlib.contextmanager
 def _signals_answered():
-    """Ends the process at a SIGTERM, whatever it is doing.
+    """Ends the process on SIGTERM, whatever it is doing.
 
-    At once, unless `runs.train` handles it; and `GRACE` seconds later in any
-    case. Python calls a handler when the main thread is back from TensorFlow,
-    which may ask a bucket again for minutes, but a socket tells another thread
-    at once. It watches until the process ends, which waits for such requests.
+    It ends at once, unless `runs.train` handles the signal, and after `GRACE`
+    seconds in any case. Python calls a handler once TensorFlow returns to the
+    main thread, but TensorFlow may retry a bucket for minutes. So a thread
+    watches a socket, also while the process waits for requests at its end.
     """
 
     def stop(number, frame):
-        # No exception, which may get lost while modules are imported.
+        # Raises no exception: it may get lost while modules are imported.
         leave("stopped by SIGTERM; the same command goes on")
 
     def watch():

@@ -3,7 +3,7 @@
 Run it on every host of a slice of several hosts, then `jest-tf train` on one of
 them, with `distribution.tpu=grpc://HOST:PORT,grpc://HOST:PORT` (docs/tpu.md).
 It is TensorFlow's server with the ops of TensorFlow Text, and runs until it is
-stopped. Whoever reaches the port may run any code of TensorFlow's: keep it
+stopped. Whoever reaches the port may run any TensorFlow code: keep the port
 within the slice's network.
 """
 
@@ -23,7 +23,7 @@ def run(flags: argparse.Namespace) -> None:
     """Serves until the process is stopped.
 
     Raises:
-        ValueError: the port cannot be listened at.
+        ValueError: the server cannot listen on the port.
     """
     import tensorflow as tf
     import tensorflow_text  # noqa: F401  (its import registers its ops)
@@ -32,7 +32,7 @@ def run(flags: argparse.Namespace) -> None:
 
     distribution.bypass_proxy()
     try:
-        # The process that trains says what number this host has.
+        # The process that trains tells each host its number.
         server = tf.distribute.Server(
             {"worker": [f"0.0.0.0:{flags.port}"]}, "worker", 0
         )
@@ -42,6 +42,6 @@ def run(flags: argparse.Namespace) -> None:
         ) from error
     print(f"serving at {server.target}", flush=True)
     while True:
-        # A run that is served takes SIGTERM for itself, and would keep it.
+        # A run that is served replaces the handler of SIGTERM, and leaves it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(1)

@@ -56,7 +56,7 @@ class _OneOf:
 def nearest(word: str, names: Iterable[str], likeness: float = 0.6) -> str:
     """Returns the name that a misspelt word was probably meant to be, or "".
 
-    A word of initials, such as `lr`, stands for `learning_rate`.
+    Initials count, too: `lr` stands for `learning_rate`.
     """
     names = list(names)
     close = difflib.get_close_matches(word, names, 1, likeness)
@@ -131,7 +131,7 @@ def name_or_function(*names: str) -> Rule:
 class Checked:
     """A settings dataclass that checks its fields by their annotations.
 
-    None passes the rules of a field whose type allows it. `path` is the group's
+    A value of None skips all rules but that of the type. `path` is the group's
     path in a recipe, such as "data".
 
     Raises:
@@ -166,7 +166,7 @@ class Checked:
 
 
 def _part(owner, name):
-    """A field of a dataclass, or an item of a tuple of them."""
+    """Returns a field of a dataclass, or an item of a tuple of dataclasses."""
     return owner[int(name)] if name.isdecimal() else getattr(owner, name)
 
 
@@ -201,7 +201,7 @@ def rules_of(kind: type) -> dict[str, list[Rule]]:
 
 @functools.cache
 def _all_rules_of(kind) -> dict[str, list[Rule]]:
-    """As `rules_of`, after the rules of type and finiteness."""
+    """Returns the rules of type and finiteness, then those of `rules_of`."""
     own = rules_of(kind)
     return {
         name: [_of_type(hint), _FINITE, *own[name]]

@@ -64,8 +64,8 @@ class DataConfig(Checked, path="data"):
             a store each (docs/data.md).
         weights: share of each store of `train` in the stream. If empty, a
             store's share follows its size.
-        curated: further shards, of the curated set. They are trained on as they
-            come, beside the rows that are chosen from `train`.
+        curated: shards of the curated set. Their rows are trained on without
+            selection, beside the rows that are chosen from `train`.
         curated_rows: c of the b rows trained on in a step come from `curated`,
             in an order of their own; the others are chosen from `train`.
         manifest: folder of a manifest of `train`, written by `jest-tf curate`.
@@ -83,14 +83,14 @@ class DataConfig(Checked, path="data"):
         index_dir: folder of the index files. Empty puts each beside its shard.
         shuffle_block_size: neighbouring records that stay together in the
             shuffled order, so that slow storage, such as a bucket, is read in
-            long pieces. None shuffles single records; keep it on local disks.
+            long pieces. None shuffles single records, best on local disks.
         max_fault_rate: share of records that may be lost in damaged shards, or
             unreadable and replaced when drawn, before the run stops.
-        max_image_pixels: larger images are replaced instead of decoded.
+        max_image_pixels: images with more pixels are replaced, not decoded.
         image_size: side in pixels to which images are resized.
         text_length: tokens per caption, truncated or padded.
         vocabulary: a SentencePiece `.model`, a WordPiece `vocab.txt`, the
-            `preprocessor.json` of KerasHub's in another run, or the
+            `preprocessor.json` of KerasHub in another run, or the
             "module:function" that builds a tokenizer. Empty builds a WordPiece
             vocabulary from the training captions.
         vocabulary_size: tokens in a vocabulary built from the captions.
@@ -98,8 +98,8 @@ class DataConfig(Checked, path="data"):
         min_crop_area: smallest area of the random training crop, as a share of
             the image. 1 turns cropping off.
         augment: distortions after flip and crop: "randaugment",
-            "trivialaugment" or "autoaugment", of Model Garden's operations, or
-            the "module:function" that builds an augmentation. Empty makes none.
+            "trivialaugment" or "autoaugment", all from Model Garden, or the
+            "module:function" that builds an augmentation. Empty applies none.
     """
 
     train: tuple[str, ...] = ()
@@ -145,9 +145,9 @@ class DataConfig(Checked, path="data"):
         )
 
     def reading(self, patterns: Sequence[str], **changes) -> "DataConfig":
-        """Returns these settings to read other shards.
+        """Returns these settings for reading other shards.
 
-        Weights, curated rows and the manifest belong to `train`: they are
+        Weights, curated rows and the manifest belong to `train`, so they are
         dropped, unless `changes` has them.
         """
         alone = {"weights": (), "curated": (), "curated_rows": 0}
@@ -165,7 +165,7 @@ class ModelConfig(Checked, path="model"):
             importable from the working directory. The function takes the
             `TrainConfig` and the vocabulary size, and returns an image and a
             text tower, two Keras layers (see `models.TwoTower`).
-        init_from: the model that the learner starts as, by name, as in
+        init_from: the model that the learner starts from, named as in
             `reference.model`: its towers, weights, temperature, bias, tokenizer
             and resizing of pictures. `preset` and `patch_size` then have no
             effect. Learned positions are resized to `data.image_size`.
@@ -181,7 +181,7 @@ class ModelConfig(Checked, path="model"):
             "mixed_bfloat16". Embeddings, losses and scores stay float32.
         loss: "sigmoid" (SigLIP), "softmax" (CLIP), or the "module:function"
             that returns a `losses.PairLoss` (docs/towers.md).
-        equal_captions: treatment of rows with the same caption in the loss:
+        equal_captions: how the loss treats rows with the same caption:
             "negative" (the paper), "positive" or "ignore".
         loss_block_size: rows of logits computed at a time. None computes all at
             once.
@@ -230,8 +230,8 @@ class ModelConfig(Checked, path="model"):
 class ReferenceConfig(Checked, path="reference"):
     """The frozen reference model of the learnability score.
 
-    Stages and distillation read its embeddings from the sidecars that
-    `jest-tf embed` wrote if a stage is stored, if `sidecar_dir` is set, if the
+    Stages and distillation read its embeddings from sidecars, as written by
+    `jest-tf embed`, if a stage is stored, if `sidecar_dir` is set, if the
     reference is renewed, or if there is no `model`. Otherwise the step runs it.
 
     Attributes:
@@ -245,10 +245,10 @@ class ReferenceConfig(Checked, path="reference"):
             contrastive loss has weight 1. 0 turns distillation off. Reference
             and learner must have the same embedding width, unless there is a
             `projection`.
-        projection: the width of the reference's embeddings, where it is not the
-            learner's: for distillation, learned linear maps project the
-            learner's embeddings to it. They are in checkpoints, not in the
-            learner. None uses no projection.
+        projection: the width of the reference's embeddings, if the learner's
+            differs: for distillation, learned linear maps then project the
+            learner's embeddings to this width. Checkpoints have the maps; the
+            learner does not. None uses no projection.
         distillation_steps: steps over which `distillation_weight` falls
             linearly to 0, for a learner that should surpass its reference.
             None keeps the weight.
@@ -299,19 +299,19 @@ class OptimizerConfig(Checked, path="optimizer"):
         learning_rate: peak rate, at the end of the warm-up.
         warmup_steps: steps of the linear warm-up from zero.
         restarts: steps at which the schedule begins anew, with its warm-up;
-            each ends at the next. `jest-tf train --extend` adds to them,
-            except at a constant rate.
+            each schedule ends where the next begins. `jest-tf train --extend`
+            adds a restart, except at a constant rate.
         weight_decay: share of a weight removed per step, times the learning
             rate. Applies to variables whose name ends in `kernel`: not to
             biases, norms, positions, embeddings or temperature. SigLIP 2's
-            1e-4, which its code does not multiply by the rate, is 0.1.
+            1e-4, which its code does not multiply by the rate, is 0.1 here.
         beta_1: decay of the first moment; the momentum of "sgd". "adafactor"
             keeps none.
         beta_2: decay of the second moment, of "adamw" and "lion".
         clip_norm: global norm to which gradients are clipped. None turns
             clipping off.
-        rate_factors: factors of the learning rate by variable. Those of all
-            patterns that match a variable are multiplied.
+        rate_factors: factors of the learning rate by variable. The factors of
+            all patterns that match a variable are multiplied.
         layer_decay: factor of the learning rate from each transformer block to
             the block before it, in both towers, as in BEiT. None trains all
             blocks at the same rate.
@@ -342,11 +342,11 @@ class EvaluationConfig(Checked, path="evaluation"):
     """Evaluation during training, and logging.
 
     Attributes:
-        data: paths or globs of shards or tables to evaluate on, read as
-            `data.train`. Each is a data set, named after its files. Data of
-            another form are entries of a `suite`.
+        data: paths or globs of shards or tables to evaluate on, read like
+            `data.train`. Each is a data set, named after its files. Data in
+            another form belong in a `suite`.
         suite: a .toml or .json file of further data sets and their tasks:
-            classification and retrieval (docs/evaluation.md). Empty has none.
+            classification and retrieval (docs/evaluation.md). Empty adds none.
         every_steps: steps between evaluations. None evaluates only at the end.
         batch_size: examples per forward pass.
         prompts: zero-shot templates, each with one "{}" for the class name.

@@ -1,8 +1,8 @@
 """Code that settings name, as "module:function".
 
-A run directory is data: a module that lies in it is imported only if its user
-trusts it. Modules of packages are imported, and those of the working directory,
-unless it lies in a run directory itself.
+A run directory is data: a module in it is imported only if the user trusts it.
+Modules of packages are imported, and so are modules of the working directory,
+unless that lies in a run directory.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from jest_tf.config import checks
 # Real paths of run directories, and whether each is trusted.
 _runs: dict[str, bool] = {}
 _trusts_all = False
-# A run directory may be a whole project, with its packages.
+# Always trusted: a run directory may be a whole project, with its packages.
 _PACKAGES = [
     os.path.dirname(os.path.dirname(os.path.realpath(__file__))),
     *(
@@ -30,7 +30,7 @@ _PACKAGES = [
 
 
 def begin_command(names: Iterable[str], trust: bool) -> None:
-    """Begins a command that loads models by name, and may trust them all.
+    """Begins a command that loads models by name; `trust` is for all of them.
 
     The working directory is searched first, as under `python -m`, unless it
     lies in a run directory that is not trusted.
@@ -46,9 +46,9 @@ def begin_command(names: Iterable[str], trust: bool) -> None:
 
 
 def enter(name: str, trust: bool | None = None) -> None:
-    """Notes a run directory, or that of a `.keras` file, and whether to trust.
+    """Notes whether to trust a run directory, or the folder of a `.keras` file.
 
-    None keeps what was noted before, or is the command's.
+    None keeps the earlier note, if any. The command's trust always counts.
     """
     name = files.local_path(name)
     if not name or files.is_remote(name):
@@ -62,7 +62,7 @@ def enter(name: str, trust: bool | None = None) -> None:
 
 @contextlib.contextmanager
 def only_trusted(name: str, trust: bool) -> Iterator[None]:
-    """Keeps Python from searching a run directory within the block."""
+    """Keeps Python from searching untrusted run directories in the block."""
     enter(name, trust)
     hidden = [path for path in sys.path if _is_of_run(path)]
     sys.path[:] = [path for path in sys.path if path not in hidden]
@@ -129,7 +129,7 @@ def describe(names: Iterable[str]) -> str:
 def _files_of(module):
     """The files of a module and of the packages around it, by name.
 
-    Nothing is imported, as `importlib.util.find_spec` would do with packages.
+    Imports nothing, whereas `importlib.util.find_spec` imports packages.
     """
     found, places, whole = {}, None, ""
     for name in module.split("."):
@@ -148,7 +148,7 @@ def _spec(whole, name, places):
         return sys.modules[whole].__spec__
     for finder in sys.meta_path:
         if finder is importlib.machinery.PathFinder:
-            # By the whole name it would look for the package in sys.modules.
+            # Given the whole name, it would take the package of sys.modules.
             path = [*sys.path, os.getcwd()] if places is None else [*places]
             spec = finder.find_spec(name, path)
         else:
@@ -161,7 +161,7 @@ def _spec(whole, name, places):
 def _is_of_run(path):
     """True if a path lies in a run directory that is not trusted."""
     folder, name = os.path.split(os.path.abspath(path))
-    # The file itself, and what it is a link to.
+    # The file itself, and the target if it is a link.
     for place in (
         os.path.join(os.path.realpath(folder), name),
         os.path.realpath(path),

@@ -1,7 +1,7 @@
-"""Criteria and methods of a stage: each a value, with all its name needs.
+"""Criteria and methods of a stage, each a value with all that defines it.
 
 Imports no TensorFlow. A new criterion is an entry of `CRITERIA`, or a user's
-"module:function" that returns a `Criterion`; nothing else mentions names.
+"module:function" that returns a `Criterion`; no other code need change.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ class Criterion(NamedTuple):
     """A score of rows by the models' losses.
 
     Attributes:
-        needs: the models whose losses it reads, of `MODELS`.
+        needs: the models, from `MODELS`, whose losses it reads.
         score: maps losses by model, tensors of one shape, to scores of that
-            shape; rows with higher scores are more likely chosen.
-        highest: heading of the rows with the highest scores, for people.
-        lowest: heading of the rows with the lowest.
+            shape; rows with higher scores are more likely to be chosen.
+        highest: heading, on pages, of the rows with the highest scores.
+        lowest: heading of the rows with the lowest scores.
 
     Example:
         >>> doubt = Criterion(
@@ -67,10 +67,10 @@ class Method(NamedTuple):
     """A sampler of rows.
 
     Attributes:
-        scores: whether it reads scores; without, every row is as likely.
+        scores: whether it reads scores; if not, all rows are equally likely.
         in_chunks: whether chunks are scored given the chunks before them.
-        adds_noise: whether rows are drawn at random by their scores, or the
-            rows with the highest scores are taken.
+        adds_noise: whether rows are drawn at random by their scores; if not,
+            the rows with the highest scores are taken.
     """
 
     scores: bool = True
@@ -86,8 +86,8 @@ METHODS = {
     "uniform": Method(scores=False),
 }
 
-# Pair losses that train and score, by the function that returns each; so a
-# user's "module:function" is no special case.
+# Pair losses that train and score, each named by the function that returns it,
+# so that a user's "module:function" is no special case.
 LOSSES = {
     "sigmoid": "jest_tf.losses:sigmoid",
     "softmax": "jest_tf.losses:softmax",
@@ -98,7 +98,7 @@ def criterion(name: str) -> Criterion:
     """Returns the criterion of a name or of a "module:function".
 
     Raises:
-        ValueError: there is no such criterion, or the function returns none.
+        ValueError: the name is unknown, or the function returns no criterion.
     """
     if name in CRITERIA:
         return CRITERIA[name]

@@ -22,10 +22,10 @@ class Setting(NamedTuple):
 
     Attributes:
         path: "a.b".
-        type: as the annotation is written.
-        default: None if there is none.
-        rules: the values that it accepts, in words, beside those of its type.
-        meaning: from "Attributes:" of the docstring.
+        type: the annotation, as written.
+        default: the default; None if there is none.
+        rules: which values of its type it accepts, in words.
+        meaning: text from "Attributes:" of the docstring.
     """
 
     path: str
@@ -61,7 +61,7 @@ def override(kind: type, values: dict, text: str) -> None:
 
 
 def _enter(owner, values, name, path, root):
-    """The type and the values of a group, or of a number in a list of them.
+    """Returns type and values of a group, or of a numbered group in a list.
 
     The number after the last adds a group to the list.
     """
@@ -87,7 +87,7 @@ def _check_number(values, name, path):
 
 
 def _part_kind(kind):
-    """The dataclass that a list is of, or None."""
+    """Returns the dataclass of a list's items, or None."""
     if typing.get_origin(kind) is not tuple:
         return None
     part = typing.get_args(kind)[0]
@@ -176,9 +176,8 @@ def similar(kind: type, path: str, prefix: str = "") -> str:
 def describe(kind: type) -> str:
     """Lists the settings of a dataclass, a line "a.b=default" per setting.
 
-    A setting that must be set has its type there, as "<int>".
-
-    Below each is its meaning.
+    A setting without a default shows its type instead, as "<int>". Below each
+    line is the meaning of the setting.
     """
     lines = []
     for setting in settings(kind):
@@ -224,7 +223,7 @@ def _default(owner, name):
 
 
 def _field_type(owner, name, path, root, prefix=""):
-    """The type of a field of `owner`, in the settings `root` at `prefix`."""
+    """Finds the type of a field of `owner`, in settings `root` at `prefix`."""
     if not dataclasses.is_dataclass(owner):
         raise ValueError(f"No setting `{path}`: nothing lies below that field")
     hints = typing.get_type_hints(owner)

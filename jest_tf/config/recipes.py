@@ -23,12 +23,12 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     Args:
         path: a Python file with a function `config() -> TrainConfig`, or a
             `.json` file that `save_config` wrote.
-        overrides: "a.b=c" each, e.g. "selection.batch_size=64". Commas separate
-            list items; "none" unsets a setting. The result is checked once,
-            after all of them.
+        overrides: texts "a.b=c", such as "selection.batch_size=64". Commas
+            separate list items; "none" unsets a setting. The result is checked
+            once, after all overrides.
 
     Raises:
-        ValueError: if the file is no recipe or fails, a setting does not
+        ValueError: the file is not a recipe or fails, a setting does not
             exist, or a value does not fit.
     """
     if isinstance(overrides, str | dict):
@@ -53,14 +53,14 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def save_config(config: TrainConfig, path: str) -> None:
-    """Writes `config` as JSON that `load_config` reads back equal."""
+    """Writes `config` as JSON that `load_config` reads back unchanged."""
     with open(path, "w", encoding="utf-8") as file:
         json.dump(dataclasses.asdict(config), file, indent=2)
         file.write("\n")
 
 
 def _similar(path):
-    """A question with the recipe of a similar path, or ""."""
+    """Returns a question that names a recipe with a similar path, or ""."""
     folder, name = os.path.split(path)
     found = {}
     for place in (os.path.join(folder, "configs"), folder):
@@ -106,7 +106,7 @@ def _run_recipe(path):
 
 
 def _error_in(path, error):
-    """Says what went wrong in a recipe, and in which of its lines."""
+    """Describes what went wrong in a recipe, and in which line."""
     text = str(error)
     if isinstance(error, SyntaxError):
         return f"Recipe {path!r}: {text}"

@@ -26,14 +26,14 @@ from jest_tf.config.selection import (
 
 
 class Piece(NamedTuple):
-    """Steps of a run that select alike.
+    """Consecutive steps of a run with the same selection.
 
     Attributes:
-        first: the steps done before them.
-        num_steps: their number.
-        selection: their `SelectionConfig`; stages that do not score in them
-            are uniform.
-        curated_rows: c, of the b rows trained on.
+        first: the steps done before the piece.
+        num_steps: the number of steps in the piece.
+        selection: the `SelectionConfig` of these steps; stages that do not
+            score in them are uniform.
+        curated_rows: c, the curated rows among the b rows trained on.
     """
 
     first: int
@@ -44,11 +44,11 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainConfig(Checked):
-    """A run.
+    """All settings of a run.
 
     Attributes:
         seed: seed of initial weights, data order, augmentation and draws. All
-            randomness is a function of it and the step.
+            randomness is a function of the seed and the step.
         steps: optimizer steps, a multiple of
             `distribution.steps_per_execution`.
         data: see `DataConfig`; the other groups likewise.
@@ -110,7 +110,7 @@ class TrainConfig(Checked):
         self._check_executions()
 
     def _check_executions(self):
-        """Checks that saves, stops and stages turn between executions."""
+        """Checks that saves, stops and new stages fall between executions."""
         together = self.distribution.steps_per_execution
         for rule, steps in (
             ("`steps` must be a multiple", [self.steps]),
@@ -248,7 +248,7 @@ class TrainConfig(Checked):
 
     @property
     def has_first_reference(self) -> bool:
-        """True if a reference that is used exists from the first step on."""
+        """True if any reference that is used exists from the first step on."""
         is_named = bool(self.reference.model or self.reference.sidecar_dir)
         return is_named or not self.bootstrap.renew_at
 
@@ -289,7 +289,7 @@ class TrainConfig(Checked):
     def segment_selection(self, step: int) -> SelectionConfig:
         """Returns the selection from a step on, up to the next renewal.
 
-        Without a reference so far, stages that need it are uniform.
+        Until there is a reference, stages that need it are uniform.
         """
         selection = self.selection
         if self.is_clean(step):

@@ -24,11 +24,11 @@ Loss = Annotated[str, name_or_function(*methods.LOSSES)]
 
 @dataclass(frozen=True)
 class View(Checked, path="view"):
-    """An approximation of images; the default is none.
+    """An approximation of images; by default, the images themselves.
 
     Scores may be computed on a coarse view, as in Flexi-JEST (Evans et al.,
-    2024, arXiv 2406.17711). Both approximations may be combined. Texts are
-    never approximated.
+    2024, arXiv 2406.17711). A view may set both sizes. Texts are never
+    approximated.
 
     Attributes:
         patch_size: side of a patch in pixels. None takes the tower's.
@@ -49,31 +49,31 @@ class Stage(Checked, path="selection.stages"):
 
     Attributes:
         candidates: rows that come in for each row that passes. The filter
-            ratio f is 1 - 1 / candidates: the paper's 0.8 is 5.
+            ratio f is 1 - 1 / candidates: the paper's 0.8 is 5 candidates.
         embeddings: "live" runs the models on the rows within the step.
             "stored" reads the reference's embeddings from sidecars, on the
-            host, before a record is read; before there are any, its first rows
-            pass.
+            host, before a record is read; until there are sidecars, the first
+            rows pass.
         method: "joint" (the paper's), "independent", "top", or "uniform",
             which scores nothing.
         criterion: "learnability", "easy_reference", "hard_learner", or the
-            "module:function" that returns a `config.Criterion`. A stored stage
-            has no learner.
+            "module:function" that returns a `config.Criterion`. The criterion
+            of a stored stage cannot need the learner.
         num_chunks: N, chunks of a joint draw.
         gain: factor of every score; 0 draws uniformly.
         uniform_share: share of the rows that pass, in [0, 1), drawn uniformly
-            from those that the criterion leaves; it keeps breadth.
-        view: view of the images for the learner's scores, of a live stage. The
+            from the rows that the criterion did not choose; it keeps breadth.
+        view: view of the images for the learner's scores in a live stage. The
             reference and texts are not approximated.
-        scoring_batch_size: examples per forward pass while scoring, of a live
+        scoring_batch_size: examples per forward pass while scoring in a live
             stage; must divide a replica's share of the rows. None scores all
             at once.
-        captions: of a stored stage: "best" scores a record with the caption
-            most similar to its picture, so that records are chosen and not
-            captions; "drawn" with the caption that is trained on.
-        first_step: the steps before it, counted from 0, pass rows on unscored.
-        last_step: the steps after it pass rows on unscored. None scores to
-            the end.
+        captions: the caption by which a stored stage scores a record: "best"
+            is the most similar to the picture, so that records are chosen and
+            not captions; "drawn" is the caption that is trained on.
+        first_step: first step that scores, counted from 0. Earlier steps pass
+            rows on unscored.
+        last_step: last step that scores. None scores to the end.
 
     Example:
         >>> jest = Stage(candidates=5)
@@ -130,7 +130,7 @@ class Stage(Checked, path="selection.stages"):
         return methods.criterion(self.criterion).needs if self.scores else ()
 
     def num_uniform(self, size: int) -> int:
-        """Counts the rows drawn uniformly, of `size` rows that pass."""
+        """Returns how many of `size` rows that pass are drawn uniformly."""
         return round(self.uniform_share * size)
 
     def is_active(self, step: int) -> bool:
@@ -143,17 +143,17 @@ class Stage(Checked, path="selection.stages"):
 class SelectionConfig(Checked, path="selection"):
     """The funnel: the stages that rows pass, and the rows trained on.
 
-    Sizes follow from b and the stages: without curated rows, b rows are
-    trained on; the last stage chooses them from b x its `candidates`, and so
-    on upwards. The rows into the first live stage are the super-batch, B; the
+    Sizes follow from b and the stages. Without curated rows, the last stage
+    chooses the b rows trained on from b x its `candidates` rows, and so on
+    upwards. The rows into the first live stage are the super-batch, B; the
     rows into the first stored stage are the hyper-batch.
 
     Attributes:
         batch_size: b, examples trained on per step.
-        stages: from the first that rows pass to the last. Stored stages come
+        stages: stages in the order in which rows pass them. Stored stages come
             first. () trains on every row.
         loss: pair loss of the scores: "sigmoid", "softmax" or a
-            "module:function", as `model.loss`, which None takes.
+            "module:function". None takes `model.loss`.
         quota: on several replicas, "global" draws as one replica would and
             exchanges rows; "per_replica" draws equally many of each replica's
             rows, so that no image moves.
@@ -206,9 +206,9 @@ class SelectionConfig(Checked, path="selection"):
         return tuple(stage for stage in self.stages if not stage.is_stored)
 
     def sizes(self, curated_rows: int = 0) -> tuple[int, ...]:
-        """Rows into each stage in turn, and out of the last.
+        """Returns the rows into each stage in turn, and out of the last.
 
-        `curated_rows`, c, of the b rows are not chosen.
+        Of the b rows, `curated_rows` (c) are not chosen.
 
         Raises:
             ValueError: c is not less than b, or a stage passes fewer rows than
@@ -246,15 +246,15 @@ class SelectionConfig(Checked, path="selection"):
         return tuple(reversed(sizes))
 
     def super_batch_size(self, curated_rows: int = 0) -> int:
-        """B, rows into the first live stage, without the curated rows."""
+        """Returns B, the rows into the first live stage; none are curated."""
         return self.sizes(curated_rows)[len(self.stored)]
 
     def hyper_batch_size(self, curated_rows: int = 0) -> int:
-        """Rows into the first stored stage; B if there is none."""
+        """Returns the rows into the first stored stage; B if there is none."""
         return self.sizes(curated_rows)[0]
 
     def describe(self, curated_rows: int = 0) -> list[str]:
-        """Says in lines how rows pass the funnel in a step, for people."""
+        """Describes in lines of text how rows pass the funnel in a step."""
         size = self.batch_size
         if curated_rows == size:
             return [f"trained: {size:,} curated rows"]
@@ -302,7 +302,7 @@ class SelectionConfig(Checked, path="selection"):
 
     @property
     def turns(self) -> list[int]:
-        """Steps, ascending from 0, from which on other stages are active."""
+        """Steps, ascending from 0, at which the active stages change."""
         starts = [stage.first_step for stage in self.stages]
         ends = [
             stage.last_step + 1
@@ -315,7 +315,7 @@ class SelectionConfig(Checked, path="selection"):
 def unscored(
     selection: SelectionConfig, is_idle: Callable[[Stage], bool]
 ) -> SelectionConfig:
-    """Returns a selection whose idle stages are uniform."""
+    """Returns the selection with its idle stages made uniform."""
     return dataclasses.replace(
         selection,
         stages=tuple(
@@ -329,19 +329,19 @@ def unscored(
 
 @dataclass(frozen=True)
 class BootstrapConfig(Checked, path="bootstrap"):
-    """A reference that is renewed: the learner's own embeddings replace it.
+    """Renewal of the reference: the learner's own embeddings replace it.
 
     Attributes:
         renew_at: steps, ascending, after which the learner embeds the records
-            of `data.train` and is the reference of the steps that follow; with
-            `optimizer.ema`, by its averaged weights. Empty keeps the first
-            reference, of `reference`. If there is none, stages that need a
+            of `data.train` and becomes the reference of the steps that follow;
+            with `optimizer.ema`, by its averaged weights. Empty keeps the first
+            reference, that of `reference`. If there is none, stages that need a
             reference begin to score with the first renewal.
-        shares: share of the records that each renewal embeds, chosen anew
-            each time; only these are drawn until the next renewal. A single
-            share holds for all renewals. A small share costs little, and
-            still offers each step other records; late renewals, which serve
-            more steps by a better learner, are worth a larger share.
+        shares: share of the records that each renewal embeds, chosen anew each
+            time; only these records are drawn until the next renewal. A single
+            share applies to all renewals. A small share costs little, and
+            still offers new records to each step; late renewals, which serve
+            more steps and have a better learner, are worth a larger share.
         clean_start: train on `data.curated` alone before the first renewal,
             when nothing is chosen yet.
     """

@@ -24,8 +24,8 @@ _TASKS: Rule = (
     f"one or more of {_NAMES}",
     lambda tasks: tasks and {*tasks} <= {*_NAMES},
 )
-# Where the ImageNets lie below the suite's root, as they are unpacked, as TFDS
-# prepares them, and as CLIP_benchmark's tars.
+# Places of the ImageNets below the suite's root: unpacked, prepared by TFDS, or
+# as CLIP_benchmark's tars.
 _IMAGENETS = {
     "imagenet": (
         "imagenet/val",
@@ -45,7 +45,7 @@ _IMAGENETS = {
         "wds_imagenet_sketch",
     ),
 }
-# Fields of entries with these names; a suite's own values replace them. The
+# Defaults of entries with these names; a suite's own values replace them. The
 # classes of `imagenet_a` and `imagenet_r` are 200 of the 1,000.
 NAMED = {
     name: {
@@ -76,23 +76,23 @@ class Entry(Checked):
 
     Attributes:
         task: "zero_shot", "retrieval" or both.
-        data: the examples: a folder with a subfolder a class, a folder of
-            CLIP_benchmark's tars, or paths and globs as `evaluation.data`
-            (docs/evaluation.md). Of several the first that exists is taken.
-        split: of CLIP_benchmark's tars.
+        data: the examples: a folder with a subfolder per class, a folder of
+            CLIP_benchmark's tars, or paths and globs as in `evaluation.data`
+            (docs/evaluation.md). The first of them that exists is taken.
+        split: the split to read, in a folder of CLIP_benchmark's tars.
         format: as `data.format`.
         image_field: as `data.image_field`.
         caption_fields: as `data.caption_fields`.
         label_field: the field of labels.
-        classes: file of class names, a line a name, or JSON: a list, or an
+        classes: file of class names: a name per line, a JSON list, or a JSON
             object of names by label. "imagenet" is OpenAI's names, from
-            open_clip. Empty takes the data's own.
+            open_clip. Empty takes the data's own names.
         classes_present: choose only among the classes that `data` has.
-        templates: file of templates, a line each, or a JSON list. "imagenet" is
-            OpenAI's 80, from open_clip. Empty takes `prompts`, the data's own
-            or `evaluation.prompts`.
+        templates: file of templates: one per line, or a JSON list. "imagenet"
+            is OpenAI's 80, from open_clip. Empty takes `prompts`, the data's
+            own templates or `evaluation.prompts`.
         prompts: templates, each with one "{}" for the class name.
-        max_captions: take the first captions of a picture; None takes all.
+        max_captions: number of first captions to take per picture; None: all.
     """
 
     task: Annotated[tuple[str, ...], _TASKS] = ("zero_shot",)
@@ -127,9 +127,9 @@ class Entry(Checked):
 def load_suite(path: str) -> dict[str, Entry]:
     """Reads a suite: the entries by name, with absolute paths.
 
-    The file is TOML or JSON, a table an entry. A string may stand for a list
-    with a single item. `root`, beside the tables, is the folder that paths
-    start from; it is the file's own folder unless given.
+    The file is TOML or JSON, with a table per entry. A string may stand for a
+    list with a single item. `root`, beside the tables, is the folder that paths
+    start from; its default is the file's own folder.
 
     Raises:
         ValueError: there is no such file, or an entry does not fit.
@@ -181,7 +181,7 @@ def _root(path, values):
 
 
 def _listed(given):
-    """The values with lists where the field is a tuple."""
+    """Puts single values into lists where the field is a tuple."""
     lists = {
         field.name
         for field in dataclasses.fields(Entry)

@@ -1,15 +1,15 @@
-"""References that a run makes of itself.
+"""Renewal: a run makes its own learner its reference.
 
 At each step of `bootstrap.renew_at` the learner embeds records into sidecars
-within the run directory, and is the reference of the steps that follow. A run
-ends its `fit` there, saves a checkpoint and goes on from it as if it had been
+in the run directory, and becomes the reference of the steps that follow. There
+the run ends its `fit`, saves a checkpoint and goes on from it as if it had been
 killed, so a renewal is a function of the checkpoint and resuming is exact.
 
-A learner that recognises fewer pairs than the reference before it does not
-replace it, so a run that goes astray keeps a reference that has not.
+A learner that recognises fewer pairs than the current reference does not
+replace it, so a run that goes astray keeps its earlier reference.
 
-It works because a learner that was trained on a choice chooses better than the
-reference that made the choice.
+Renewal helps because a learner that was trained on the rows that a reference
+chose chooses better than that reference.
 """
 
 import contextlib
@@ -32,24 +32,24 @@ from jest_tf.training import flops
 
 _ROWS_SALT = 0x72656E6577
 _BATCH_SIZE = 256
-# Renewals in succession that are not kept, after which none is made.
+# Rejected renewals in succession after which no more are made.
 _REJECTIONS = 2
 
 
 class Renewal(NamedTuple):
-    """A renewal on record, `references/step-000000300/renewal.json`.
+    """A renewal, as saved in `references/step-000000300/renewal.json`.
 
     Attributes:
         step: steps done before it.
         images: pictures embedded.
         captions: captions embedded.
-        flops: operations of both.
-        seconds: time taken by the process that ended it.
+        flops: floating-point operations of embedding both.
+        seconds: time taken by the process that finished it.
         recognised: share of the pairs that the learner recognises, see
             `recognition.recognised_share`.
         kept: whether the learner became the reference.
-        agreement: `recognition.agreement` with the last renewal that was kept
-            before it; None if there is none.
+        agreement: `recognition.agreement` with the last kept renewal before
+            it; None if there is none.
     """
 
     step: int
@@ -69,7 +69,7 @@ def end_of(config: config_lib.TrainConfig, step: int) -> int:
 
 
 def renewals(config: config_lib.TrainConfig, workdir: str) -> list[Renewal]:
-    """Returns the renewals on record, in order."""
+    """Returns the renewals saved in a run directory, in order."""
     folders = [_folder(workdir, step) for step in config.bootstrap.renew_at]
     return [
         _read(folder)
@@ -81,7 +81,7 @@ def renewals(config: config_lib.TrainConfig, workdir: str) -> list[Renewal]:
 def _read(folder):
     with directory.as_written(folder, directory.RENEWAL_FILE):
         found = Renewal(**directory.read(folder, directory.RENEWAL_FILE))
-        sum(found[:6])  # are numbers
+        sum(found[:6])  # raises unless they are numbers
         return found
 
 
@@ -92,11 +92,11 @@ def stored_flops(
     learner: int,
     step: int,
 ) -> int:
-    """Counts a host's operations of the stored stages in `step` steps.
+    """Counts the FLOPs of the stored stages on a host, in `step` steps.
 
     Args:
-        config: the run.
-        renewals: so far.
+        config: the settings of the run.
+        renewals: the renewals so far.
         first: width of the first reference; 0 if there is none.
         learner: width of the learner.
         step: number of steps.
@@ -121,12 +121,12 @@ def renew(
     step: int,
     first: sidecars_lib.Sidecars | None = None,
 ) -> None:
-    """Makes the learner, as it is after `step` steps, the reference.
+    """Makes the learner after `step` steps the reference, if this is due.
 
-    Does nothing if nothing is due. Continues a renewal that was interrupted, a
-    shard at a time. Sidecars that no checkpoint needs are deleted. After two
-    renewals in succession that were not kept, nothing is embedded any more.
-    `first` is the reference before all renewals, if any.
+    Continues an interrupted renewal from its last complete shard. Deletes
+    sidecars that no checkpoint needs. After two rejected renewals in
+    succession, embeds nothing more. `first` is the reference before all
+    renewals, if any.
     """
     config = run.config
     if step not in config.bootstrap.renew_at:
@@ -181,10 +181,10 @@ def renew(
 
 
 def _compared(config, store, workdir, step, sidecars, first, rows):
-    """Shares recognised, now and by the reference before, and their agreement.
+    """Shares recognised by the learner and the reference, and their agreement.
 
-    The agreement is None without a renewal before. Curated records do not
-    count.
+    The agreement is None if no earlier renewal was kept. Curated records do
+    not count.
     """
     pool = np.ones(len(store), bool) if rows is None else rows.copy()
     pool[_num_pool(config, store) :] = False
@@ -197,7 +197,7 @@ def _compared(config, store, workdir, step, sidecars, first, rows):
     if before is None:
         return recognised(sidecars), recognised(first) if first else 0.0, None
     agreement = None
-    # The run may go on from a renewal whose record was lost.
+    # The sidecars of the earlier renewal may be lost.
     with contextlib.suppress(ValueError):
         earlier = sidecars_lib.Sidecars(store, _folder(workdir, before.step))
         agreement = recognition.agreement(
@@ -207,7 +207,7 @@ def _compared(config, store, workdir, step, sidecars, first, rows):
 
 
 class Cost(NamedTuple):
-    """The cost of embedding records; attributes as of `Renewal`."""
+    """The cost of embedding records; attributes as in `Renewal`."""
 
     images: int
     captions: int
@@ -221,13 +221,13 @@ def embed_records(
     folder: str,
     rows: np.ndarray | None = None,
 ) -> Cost:
-    """Writes sidecars of a run's learner, or what is missing of them.
+    """Writes the sidecars of a run's learner, or those that are missing.
 
-    `rows`, bool [n], are the records to embed; None embeds all.
+    `rows`, bool [n], marks the records to embed; None embeds all.
 
     Raises:
         ValueError: more than `data.max_fault_rate` of the records could not be
-            read, as while a disk is away. The folder's sidecars are deleted.
+            read, such as while a disk is away. The sidecars are then deleted.
     """
     started = time.monotonic()
     files.make_folder(folder)
@@ -248,7 +248,7 @@ def embed_records(
     wanted = len(store) if rows is None else int(rows.sum())
     limit = run.config.data.max_fault_rate
     if wanted - cost.images > limit * max(wanted, fault_log.MIN_DRAWN):
-        # Kept, they would stop every further step by their faults.
+        # If they were kept, their faults would stop every later step.
         _delete_sidecars(folder)
         raise ValueError(
             "At most the share `data.max_fault_rate` of the records that are "
@@ -263,7 +263,7 @@ def embed_records(
 def embedding_cost(
     run: reference.Run, store: stores_lib.Store, folder: str
 ) -> Cost:
-    """Returns what a folder of a run's sidecars took, with 0 seconds."""
+    """Returns the cost of a folder of a run's sidecars, with 0 seconds."""
     sidecars = sidecars_lib.Sidecars(store, folder)
     images = captions = 0
     for shard in range(len(store.shards.paths)):
@@ -281,14 +281,14 @@ def sidecars_at(
     workdir: str,
     step: int,
 ) -> tuple[sidecars_lib.Sidecars, np.ndarray | None] | None:
-    """Opens the sidecars that the step after `step` steps chooses by.
+    """Opens the sidecars by which the step after `step` steps chooses.
 
     Returns:
-        The sidecars, and the rows with embeddings, bool [n], None for all of
-        them. None stands for the reference before all renewals.
+        The sidecars, and the rows with embeddings, bool [n], or None for all
+        rows. None if the reference has not been renewed.
 
     Raises:
-        ValueError: they are missing or damaged.
+        ValueError: the sidecars are missing or damaged.
     """
     last = _last_kept(config, workdir, step)
     if last is None:
@@ -302,7 +302,7 @@ def embedded_rows(
 ) -> np.ndarray | None:
     """Returns the rows that the renewal after `step` steps embeds, bool [n].
 
-    None stands for all of them.
+    None means all rows.
     """
     settings = config.bootstrap
     drawn = store.manifest and store.manifest.weights > 0
@@ -313,21 +313,21 @@ def embedded_rows(
     values = hashes.uniform_hash(config.seed, np.arange(len(store)), salt)
     rows = values < np.uint64(share * 2.0**64)
     if config.data.curated:
-        # Their embeddings may be read too.
+        # The embeddings of curated records may be read, too.
         rows[_num_pool(config, store) :] = True
     return rows if drawn is None else rows & drawn
 
 
 def _num_pool(config, store):
-    """Records of `data.train`, which stand before the curated records."""
+    """Counts the records of `data.train`; curated records follow them."""
     return sum(store.parts[: len(config.data.train)])
 
 
 def _last_kept(config, workdir, step):
-    """The last kept renewal up to a step; None if there is none.
+    """Returns the last kept renewal up to a step; None if there is none.
 
     Raises:
-        ValueError: a renewal is not on record.
+        ValueError: the `renewal.json` of a renewal up to there is missing.
     """
     settings = config.bootstrap
     last = None
@@ -351,7 +351,7 @@ def _folder(workdir, step):
 
 
 def _flops(run):
-    """FLOPs of embedding a picture and a caption."""
+    """Counts the FLOPs of embedding a picture, and of a caption."""
     learner = run.learner
     picture = tf.TensorSpec([1, *run.picture.shape], run.picture.dtype)
     tokens = tf.TensorSpec([1, run.tokenizer.length], tf.int32)

@@ -1,11 +1,11 @@
-"""Checkpoints: the state of a run on disk, written whole and found again.
+"""Checkpoints: the state of a run on disk, written whole and restored.
 
 A checkpoint is a folder `step-000000100` with a TensorFlow checkpoint
-(`tf.train.load_checkpoint` reads it). It names every array of the state: the
-variables of the model, random seeds included, and of the optimizer by their
-paths, and the arrays of callbacks. The names are the same for every version of
-Keras. Everything else is a function of (seed, step). If the newest fails
-TensorFlow's checksums, an earlier checkpoint is used.
+(`tf.train.load_checkpoint` reads it). It has every array of the state by name:
+the variables of the model (random seeds included) and of the optimizer, named
+by their paths, and the arrays of callbacks. All versions of Keras get the same
+names. Everything else is a function of (seed, step). If the newest checkpoint
+fails TensorFlow's checksums, an earlier checkpoint is used.
 """
 
 import collections
@@ -41,7 +41,7 @@ class Damaged(ValueError):
 
 
 class Restored(NamedTuple):
-    """The step of a checkpoint, or 0, and the state of callbacks, by name."""
+    """The step of a checkpoint, or 0, and the callbacks' state by name."""
 
     step: int
     parts: dict[str, State]
@@ -50,9 +50,8 @@ class Restored(NamedTuple):
 class Checkpoints(steps.StepCallback):
     """Saves the state when it is due, and deletes old checkpoints.
 
-    A checkpoint is due every so many steps or minutes, before the reference is
-    renewed, after the last step, and after an evaluation that is the best so
-    far.
+    A checkpoint is due at intervals of steps or minutes, before the reference
+    is renewed, after the last step, and after the best evaluation so far.
 
     Args:
         workdir: the run directory.
@@ -60,7 +59,7 @@ class Checkpoints(steps.StepCallback):
         start_step: steps done before this `fit`.
         parts: functions that return the state of callbacks, by name.
         guard: a context manager that defers signals while saving.
-        agree: given whether this worker would save, returns whether any
+        agree: given whether this worker would save, returns whether any worker
             would; called where the step alone does not decide.
     """
 
@@ -105,7 +104,7 @@ class Checkpoints(steps.StepCallback):
         wanted = self._settings.keep_best
         check_keep_best(wanted, measures)
         if wanted and self.step == self._last_step:
-            self.delete_old()  # saved when it was made
+            self.delete_old()  # the last step is saved already
         elif wanted:
             best = best_step(self._workdir, wanted)
             if self._agree(step == self.step == best):
@@ -125,11 +124,11 @@ class Checkpoints(steps.StepCallback):
                 if names:
                     raise finite.NotFinite(names)
                 parts = {name: part() for name, part in self._parts.items()}
-                directory.sync_logs(self._workdir)  # no older than the state
+                directory.sync_logs(self._workdir)  # before the state
                 save(self.model, self._workdir, self.step, parts)
             self._saved_at = time.monotonic()
             self.delete_old()
-            self._check_room()  # now, as no step is lost
+            self._check_room()  # here, a full disk costs no step
         self.seconds += time.monotonic() - started
 
     def delete_old(self) -> None:
@@ -165,8 +164,8 @@ def save(
 ) -> None:
     """Writes a checkpoint of a compiled model, whole or not at all.
 
-    The model and its optimizer are built if they are not. `parts` is the state
-    of callbacks, by name.
+    Builds the model and its optimizer if necessary. `parts` is the state of
+    callbacks, by name.
     """
     _build(model)
     arrays = {
@@ -193,8 +192,8 @@ def restore(model: keras.Model, workdir: str) -> Restored:
     Damaged checkpoints are renamed, with a line on standard error.
 
     Raises:
-        ValueError: all checkpoints are damaged, now or when they were renamed,
-            or the newest is of another model or an older version.
+        ValueError: all checkpoints are damaged, or were renamed as damaged, or
+            the newest is of another model or an older version.
     """
     _build(model)
     saved = saved_steps(workdir)
@@ -203,7 +202,7 @@ def restore(model: keras.Model, workdir: str) -> Restored:
             return load(model, workdir, step)
         except Damaged as error:
             folder = _folder(workdir, step)
-            # Another worker may have been faster.
+            # Another worker may have renamed it already.
             with contextlib.suppress(FileNotFoundError):
                 files.move_folder(folder, folder + _DAMAGED)
             progress.say(
@@ -222,10 +221,10 @@ def restore(model: keras.Model, workdir: str) -> Restored:
 
 
 def begin_anew(workdir: str) -> None:
-    """Lets a run begin again whose checkpoints have all been found damaged.
+    """Resets a run whose checkpoints have all been found damaged.
 
-    Any other run stays as it is, so that a command with `--overwrite` can be
-    repeated to go on. Hold the lock.
+    Any other run stays as it is, so that repeating a command with `--overwrite`
+    continues it. The caller must hold the lock.
     """
     damaged = _steps(workdir, _DAMAGED)
     if saved_steps(workdir) or not damaged:
@@ -240,8 +239,8 @@ def load(model: keras.Model, workdir: str, step: int) -> Restored:
     """Builds a compiled model, and loads the checkpoint of a step.
 
     Raises:
-        ValueError: there is none, or it is of another model.
-        Damaged: it is damaged; the model is unchanged.
+        ValueError: there is no such checkpoint, or it is of another model.
+        Damaged: the checkpoint is damaged; the model is unchanged.
     """
     if step not in saved_steps(workdir):
         raise ValueError(
@@ -271,8 +270,8 @@ def read(workdir: str, step: int) -> State:
     folder = _folder(workdir, step)
     with files.staged_folder(folder) as local:
         try:
-            # `tf.train.load_checkpoint` would follow a path that a folder of
-            # this name holds.
+            # `tf.train.load_checkpoint` would take a folder of this name for a
+            # list of checkpoints, and follow a path that is written in it.
             reader = tf.compat.v1.train.NewCheckpointReader(
                 os.path.join(local, _STATE)
             )
@@ -285,7 +284,7 @@ def read(workdir: str, step: int) -> State:
         except (tf.errors.OpError, IndexError, RuntimeError) as error:
             for name in os.listdir(local):
                 with open(os.path.join(local, name), "rb") as file:
-                    hashlib.file_digest(file, "blake2b")  # reads all
+                    hashlib.file_digest(file, "blake2b")  # or raises OSError
             raise Damaged(f"{folder} is damaged: {error}") from error
 
 
@@ -323,13 +322,13 @@ def saved_steps(workdir: str) -> list[int]:
 
 
 def _steps(workdir, suffix=""):
-    """Steps with a folder whose name ends so, ascending."""
+    """Returns the steps with a folder that has the suffix, ascending."""
     folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
     pattern = rf"step-(\d+){re.escape(suffix)}"
     found = (re.fullmatch(pattern, name) for name in files.list_folder(folder))
     steps = sorted(int(match[1]) for match in found if match)
     if files.is_remote(workdir):
-        # Of a process that was killed, files without an index may be left.
+        # A process that was killed may have left files without an index.
         steps = [
             step
             for step in steps
@@ -346,9 +345,9 @@ def newest_step(workdir: str) -> int:
 def best_step(
     workdir: str, measure: str, among: Collection[int] | None = None
 ) -> int | None:
-    """Returns the step with the highest measure, of equals the first.
+    """Returns the step with the highest measure; the first of equal steps.
 
-    Considers the steps `among`, or all evaluated steps; None without any.
+    Considers the steps in `among`, or all evaluated steps; None without steps.
     """
     values = {}
     for row in directory.read_rows(workdir, directory.EVALUATION_FILE):
@@ -374,9 +373,9 @@ def _folder(workdir, step):
 
 
 def named(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
-    """Names variables by their paths, equally in every process.
+    """Names variables by their paths, identically in every process.
 
-    Keras numbers layer names by process, so numbers are dropped and equal names
+    Keras numbers layers per process, so numbers are dropped, and equal names
     are distinguished by order.
     """
     return _distinct([variable.path for variable in variables], variables)
@@ -394,10 +393,10 @@ def _distinct(paths, variables):
 
 
 def _optimizer_paths(optimizer):
-    """Paths of an optimizer's variables that name its class.
+    """Returns the paths of an optimizer's variables, with its class as a name.
 
-    Keras' own have its name, whose default depends on Keras' version: an AdamW
-    is `adamw` in 3.12 and `adam_w` in 3.15.
+    Paths in Keras have the optimizer's name, whose default depends on Keras'
+    version: an AdamW is `adamw` in 3.12 and `adam_w` in 3.15.
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # loss scaling
     kinds = {
@@ -417,12 +416,12 @@ def _snake_case(name):
 
 def _build(model):
     model.build(None)
-    if not model.optimizer.built:  # loss scaling's makes its state again
+    if not model.optimizer.built:  # loss scaling would make its state anew
         model.optimizer.build(model.trainable_variables)
 
 
 def _variables(model):
-    """Every variable of a run's state, by name."""
+    """Returns every variable of a run's state, by name."""
     optimizer = model.optimizer
     groups = {
         "model": named(model.variables),

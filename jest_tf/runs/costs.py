@@ -42,7 +42,7 @@ class StepFlops:
     for a process that continues the run. A renewed reference changes them.
 
     Args:
-        config: the run.
+        config: the settings of the run.
         workdir: the run directory.
         start: steps done when the reference was last renewed.
     """

@@ -48,21 +48,21 @@ RESULTS_PAGE_FILE = "evaluation.html"
 PAGE_FILE = "selection.html"
 LOCK_FILE = ".lock"
 
-# Logs that are cut back; the fault log is when the stream starts.
+# Logs that `cut_back` shortens; the stream shortens the fault log.
 _LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE, TELEMETRY_FILE)
 _BLOCK = 2**24  # bytes of a log that are read at once
-_MARGIN = 2**20  # bytes of a checkpoint and of logs beside the arrays
+_MARGIN = 2**20  # bytes of logs, and of a checkpoint beside its arrays
 
 
 def path(workdir: str, name: str) -> str:
     """Returns the path of a file of a run directory, see `files.inside`.
 
-    From here on this process knows that the directory, if it is on a bucket,
-    has views.
+    Also declares that the directory, if it is on a bucket, has views
+    (`files.keep_views`).
 
     Raises:
-        ValueError: the name is no plain name, or the directory is a copy of
-            what lay on a bucket.
+        ValueError: the name is not a plain file name, or the directory is a
+            local copy of a run directory on a bucket.
     """
     if not files.is_remote(workdir) and os.path.isdir(
         os.path.join(workdir, files.VIEWS)
@@ -95,7 +95,7 @@ def read(workdir: str, name: str):
 def as_written(workdir: str, name: str, errors=ValueError) -> Iterator[None]:
     """Names a file of a run directory as the cause of errors in its content.
 
-    These are the errors that an unexpected value leads to, and `errors`.
+    Covers the errors that unexpected values cause, and `errors`.
 
     Raises:
         ValueError: in place of these errors.
@@ -126,16 +126,16 @@ def append(workdir: str, name: str, row: dict) -> None:
 
 
 def read_rows(workdir: str, name: str) -> list[dict]:
-    """Reads the complete rows of a JSON-lines file; [] without the file."""
+    """Reads the complete rows of a JSON-lines file; [] if there is no file."""
     return [row for row, _ in _rows(path(workdir, name))]
 
 
 class Tail:
     """The rows of a JSON-lines file that may be growing, in bounded memory.
 
-    Above `most` rows, an even number, pairs of rows are merged. A merged row
-    has the values of the later row, and those of the earlier row that the later
-    lacks. Memory and the time of a `read` therefore don't grow with the file.
+    Above `most` rows (an even number), pairs of rows are merged. A merged row
+    has the values of the later row, and the earlier row's where the later has
+    none. Memory and the time of a `read` therefore don't grow with the file.
     """
 
     def __init__(self, workdir: str, name: str, most: int = 1000):
@@ -147,8 +147,8 @@ class Tail:
     def read(self) -> list[dict]:
         """Returns all rows; reads only those appended since the last call.
 
-        A line without its end is left to the next call. A file that has been
-        cut back is read from its start. There are no rows without the file.
+        An incomplete line is left to the next call. A file that has been cut
+        back is read from its start. Returns [] if there is no file.
         """
         if not files.is_file(self._path):
             self._stamp = None
@@ -156,7 +156,7 @@ class Tail:
             return []
         stamp = files.stat(self._path)
         if stamp != self._stamp:
-            # Before the rows: what comes meanwhile is for the next call.
+            # Set before reading: rows added meanwhile are for the next call.
             self._stamp = stamp
             with files.staged(self._path) as local, open(local, "rb") as file:
                 self._read_on(file)
@@ -196,7 +196,7 @@ class Tail:
 
 
 def load_config(workdir: str) -> config_lib.TrainConfig:
-    """Loads the settings of a run, and says which modules they name.
+    """Loads the settings of a run, and prints which modules they name.
 
     Raises:
         ValueError: there is no run in `workdir`.
@@ -219,12 +219,12 @@ def load_config(workdir: str) -> config_lib.TrainConfig:
 
 @functools.lru_cache
 def _say_modules(workdir, *names):
-    """Says it once in a process."""
+    """Prints which modules a run names, once per process."""
     progress.say(f"{workdir} names code of {imports.describe(names)}")
 
 
 def received(workdir: str) -> str:
-    """Shows a path that is no run directory, and the run that may be meant."""
+    """Describes a path that is no run directory, and the run it may mean."""
     if files.is_remote(workdir):
         return repr(workdir)
     above, name = os.path.split(os.path.normpath(workdir))
@@ -261,7 +261,7 @@ def check_room(workdir: str, arrays: Iterable) -> None:
         math.prod(array.shape) * tf.as_dtype(array.dtype).size
         for array in arrays
     )
-    # To a bucket, files are uploaded from a temporary folder.
+    # Files for a bucket are written to a temporary folder, then uploaded.
     place = tempfile.gettempdir() if files.is_remote(workdir) else workdir
     disks.check_room(place, size + _MARGIN)
 
@@ -287,7 +287,7 @@ def sync_logs(workdir: str) -> None:
 def cut_back(workdir: str, step: int) -> None:
     """Removes rows of steps after `step` from the logs.
 
-    TensorBoard itself drops what an earlier process wrote of later steps.
+    TensorBoard itself drops what an earlier process wrote for later steps.
     """
     for log in (path(workdir, name) for name in _LOGS if has(workdir, name)):
         with (
@@ -336,7 +336,7 @@ def has_begun(workdir: str) -> bool:
 
 
 def delete_new(workdir: str, before: Iterable[str]) -> None:
-    """Deletes files other than logs that are not among `before`."""
+    """Deletes the files that are neither logs nor among `before`."""
     for name in {*files.list_folder(workdir)} - {*before, LOCK_FILE}:
         if has(workdir, name) and not name.endswith(".jsonl"):
             files.remove(path(workdir, name))
@@ -355,7 +355,7 @@ def _delete_partial(workdir):
 
 
 def _rows(path):
-    """The complete rows of a file, if any, and their lines."""
+    """Yields the complete rows of a file, if it exists, with their lines."""
     if not files.is_file(path):
         return
     # Bytes left by a power cut need not be UTF-8.
@@ -370,7 +370,7 @@ def _rows(path):
 
 
 def _parse(line):
-    """The row of a line of a log; None if it is incomplete."""
+    """Returns the row in a line of a log; None if it is incomplete."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

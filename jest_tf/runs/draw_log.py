@@ -20,7 +20,7 @@ from jest_tf.training import step as step_lib
 
 
 class Repeats:
-    """The records that a run has trained on, a bit each, and repeats.
+    """Counts repeats among the records trained on, with one bit per record.
 
     A replacement counts as the unreadable record that it replaces. `state`
     comes from an earlier process.
@@ -74,15 +74,15 @@ class Telemetry:
     """Follows the choices of a run; the ledger calls it.
 
     Args:
-        config: the run.
+        config: the settings of the run.
         workdir: the run directory.
         start_step: steps already done.
-        order: of the stream; None omits counts by record.
+        order: the order of the stream; None omits counts by record.
         super_batch_at: maps the steps done before a step to the number of its
-            super-batch; None is the same number.
-        summaries: of what stored stages chose; None if there are none.
+            super-batch; None takes the same number.
+        summaries: what stored stages chose; None if there are none.
         clean: maps ids to whether the records are clean; None if not known.
-        state: of the checkpoint that the run continues from.
+        state: arrays in the checkpoint that the run continues from.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class Telemetry:
         self._super_batch_at = super_batch_at or (lambda step: step)
         self._summaries = summaries or stored_stages.Summaries()
         self._clean = clean
-        # Renewals may change what is drawn from.
+        # Renewals may change the records that are drawn from.
         self._draws_alike = (
             bool(config.selection.live)
             and min(config.bootstrap.shares) == 1.0
             and not config.bootstrap.clean_start
         )
         state = state or {}
-        # Whether a row is owed. Kept here, as some workers have no file.
+        # Whether a row is still due. Saved, as some workers have no file.
         self._is_due = bool(state.get("is_due", False))
         self._repeats = None
         self._size = config.selection.super_batch_size(config.data.curated_rows)
@@ -133,8 +133,7 @@ class Telemetry:
         """Follows an execution, and returns numbers for the row of the log.
 
         The execution made the steps from `previous` to `step`. If a logged
-        step scores nothing, the rows of `telemetry.jsonl` are those of the
-        next step that scores.
+        step scores nothing, `telemetry.jsonl` gets the next step that scores.
         """
         report, repeats, scalars, stored = model.rows, self._repeats, {}, {}
         for before in range(previous, step):
@@ -159,7 +158,7 @@ class Telemetry:
         return scalars if is_logged else {}
 
     def _of_live(self, model, step, writer):
-        """Summaries of the live stages of the last step, by stage."""
+        """Summarises the live stages of the last step, by stage number."""
         settings, found = model.selection, {}
         num_replicas = model.distribute_strategy.num_replicas_in_sync
         for number, stage in enumerate(settings.stages if settings else ()):
@@ -185,7 +184,7 @@ class Telemetry:
         return found
 
     def _write(self, step, found):
-        """Writes a line of a step's stages; returns numbers for the log."""
+        """Writes a line on a step's stages; returns numbers for the log."""
         if not found:
             return {}
         line = {
@@ -204,10 +203,10 @@ class Telemetry:
 
 
 def _scalars(found):
-    """The numbers of a stage's summary that the log has."""
+    """Returns the numbers of a stage's summary that go into the log."""
     names = ("overlap_independent", "overlap_uniform", "clean_in", "clean_out")
     scalars = {name: found[name] for name in names if name in found}
-    if "score" in found:  # a stored stage has no metrics of the step
+    if "score" in found:  # a stored stage, which has no metrics in the step
         names = ("score", "uniform_score")
         scalars |= {name: found[name] for name in names}
         for group in ("kept", "dropped"):
@@ -217,19 +216,19 @@ def _scalars(found):
 
 
 class StageRow(NamedTuple):
-    """A stage of a run, and what it chose of late.
+    """A stage of a run, and its latest choice.
 
     Attributes:
-        number: of the stage.
-        stage: its settings.
-        rows_in: rows into it in a step.
-        rows_out: rows that pass.
-        step: last logged step with its scores, to which the others belong;
+        number: number of the stage.
+        stage: settings of the stage.
+        rows_in: rows that come in per step.
+        rows_out: rows that pass per step.
+        step: last logged step with scores of the stage, for the values below;
             None if there is none.
-        score: of the rows that passed.
-        uniform_score: of a uniform draw.
-        clean_in: clean share of the rows into it; None if it is not known.
-        clean_out: clean share of those that passed.
+        score: score of the rows that passed.
+        uniform_score: score of a uniform draw.
+        clean_in: clean share of the rows that came in; None if not known.
+        clean_out: clean share of the rows that passed.
     """
 
     number: int

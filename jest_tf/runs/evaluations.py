@@ -15,7 +15,7 @@ from jest_tf.data import pictures
 from jest_tf.data import stores as stores_lib
 from jest_tf.runs import directory, progress, steps
 
-# Measures of a store, if it has them, and their titles.
+# Headline measures of a store, where it has them, and their titles.
 HEADLINES = (
     ("image_to_text/recall@1", "image to text recall@1"),
     ("image_to_text/mrr", "image to text MRR"),
@@ -48,7 +48,7 @@ def open_data(config: config_lib.TrainConfig) -> Opened:
     """Opens `evaluation.data` and the entries of `evaluation.suite`.
 
     Raises:
-        ValueError: something cannot be read, or two share a name.
+        ValueError: data cannot be read, or two data sets share a name.
     """
     settings, entries = config.evaluation, {}
     stores = evaluation.open_stores(settings.data, config.data)
@@ -78,7 +78,7 @@ def keep_suite(workdir: str, opened: Opened) -> None:
 class Evaluations:
     """Evaluations of a learner, with its current weights, on opened data.
 
-    `picture` is the form of its pictures, `strategy` that of the learner.
+    `picture` is the form of the learner's pictures, `strategy` its strategy.
     """
 
     def __init__(
@@ -118,15 +118,15 @@ class Evaluations:
 
 
 def write_results(output: str, found: Sequence[Mapping]) -> None:
-    """Writes results, as of `evaluation.results`, into a folder.
+    """Writes results, as `evaluation.results` returns them, into a folder.
 
     `evaluation.json` has all of them. `evaluation/` has a file for each, which
-    `clip_benchmark build` takes. The files of the results before these, which
+    `clip_benchmark build` takes. Files of earlier results, which the old
     `evaluation.json` lists, are deleted.
     """
     folder = directory.path(output, directory.RESULTS_FOLDER)
     if directory.has(output, directory.RESULTS_FILE):
-        # A file that is not of this command lists nothing to delete.
+        # A file that this command did not write lists nothing to delete.
         with contextlib.suppress(ValueError, KeyError, TypeError):
             for result in directory.read(output, directory.RESULTS_FILE):
                 files.remove(files.inside(folder, _file_of(result)))
@@ -141,19 +141,19 @@ def _file_of(result):
 
 
 class Evaluation(steps.StepCallback):
-    """Evaluates every so many steps and after a `fit`, each step once.
+    """Evaluates every `every_steps` steps and after a `fit`, each step once.
 
     Args:
-        evaluations: to make.
-        workdir: the run directory; `evaluation.jsonl` gets a row a step.
-        every_steps: steps between two evaluations; None is the last step only.
+        evaluations: the evaluations to make.
+        workdir: the run directory; `evaluation.jsonl` gets a row per step.
+        every_steps: steps between two evaluations; None: only the last step.
         start_step: steps done before this `fit`.
         costs: maps a step to the costs of the steps up to it, for the row.
         report: called with the step and the measures.
         weights: a context manager that gives the learner the weights to
             measure.
-        follows: whether `start_step` was the last of an earlier `fit`, whose
-            evaluation a killed process may still owe.
+        follows: whether `start_step` ended an earlier `fit`; a killed process
+            may not have evaluated it.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Evaluation(steps.StepCallback):
         self._follows = follows
 
     def on_train_begin(self, logs=None):
-        """Makes an evaluation that a killed process still owed."""
+        """Makes an evaluation that a killed process did not make."""
         self.previous = max(0, self.step - self.model.steps_per_execution)
         if self.step and (self._follows or self.passed(self._every_steps)):
             self.run(self.step)
@@ -196,7 +196,7 @@ class Evaluation(steps.StepCallback):
         self.run(self.step)
 
     def run(self, step: int) -> dict[str, float]:
-        """Evaluates the learner unless `step` is done; returns the measures."""
+        """Returns the measures of `step`, which it evaluates only once."""
         rows = directory.read_rows(self._workdir, directory.EVALUATION_FILE)
         for row in rows:
             if row["step"] == step:
@@ -231,7 +231,7 @@ def describe(
 ) -> str:
     """Formats the headline measures of a store on a line.
 
-    `chance` are those of a model that sees nothing, as far as they are known.
+    `chance` has the measures of a model that guesses, as far as known.
     """
     parts = []
     for measure, title in HEADLINES:

@@ -23,7 +23,7 @@ from jest_tf.data.stores import shards
 from jest_tf.models import reference
 from jest_tf.runs import bootstrap, interruptions, loading, progress
 
-# Bytes of sidecars whose checksums a run compares when it starts, which takes
+# Bytes of sidecars whose checksums a run compares when it starts; this takes
 # less than a second.
 _VERIFIED = 2**28
 # A noise field with any of these values marks a clean record.
@@ -37,10 +37,10 @@ class Sources(NamedTuple):
         store: the records.
         teacher: the reference; None if there is none, or if it is known by its
             sidecars alone.
-        sidecars: the reference's embeddings; None if it runs in the step.
+        sidecars: the reference's embeddings; None if the step runs the model.
         selection: the funnel, `config.segment_selection`.
         rows: bool [n], the rows that are drawn; None draws all.
-        curated_rows: c.
+        curated_rows: c, the curated rows of a step.
         clean: maps ids, int64 [k], to whether the records are clean, bool [k];
             None if that is not known.
     """
@@ -74,14 +74,14 @@ class Sources(NamedTuple):
 def open_sources(
     config: config_lib.TrainConfig, strategy: tf.distribute.Strategy
 ) -> Sources:
-    """Opens the inputs of a run, with the reference under a strategy.
+    """Opens the inputs of a run; loads the reference under `strategy`.
 
     Raises:
         ValueError: data is unreadable, or the reference does not fit.
     """
     for setting, name in config.functions:  # before data is read
         imports.load_function(setting, name)
-    if not config.model.init_from:  # which `loading.open_start` checks
+    if not config.model.init_from:  # else `loading.open_start` checks them
         training.check_parts(config)
     settings = config.reference
     needs_reference = config.has_first_reference and config.uses_reference
@@ -136,7 +136,7 @@ def _open_sidecars(config, store, teacher):
 
 
 def _clean_of(config, store):
-    """A function of ids, or None if nobody knows what is clean."""
+    """Makes `Sources.clean`; returns None without `data.noise_field`."""
     field = config.data.noise_field
     if not field:
         return None
@@ -158,17 +158,17 @@ def _clean_of(config, store):
 
 
 def _with_loss(config, selection):
-    """The selection with a pair loss, by default the model's."""
+    """Returns the selection with its pair loss set, by default the model's."""
     return dataclasses.replace(
         selection, loss=selection.loss or config.model.loss
     )
 
 
 def _check_renewals(config, store):
-    """Refuses renewals that embed too little to draw from.
+    """Refuses renewals that embed too few records to draw from.
 
-    A part of the pool with a weight needs a record. A hyper-batch needs as many
-    records as it offers.
+    Each weighted part of the pool needs an embedded record. A hyper-batch of n
+    rows needs n embedded records.
     """
     lengths = store.parts[: len(config.data.train)]
     num_pool = sum(lengths)
@@ -176,7 +176,7 @@ def _check_renewals(config, store):
     for step in config.bootstrap.renew_at:
         number = config.bootstrap.share(step) * num_pool
         if number > 2 * offered and not (store.manifest or config.data.weights):
-            continue  # enough, whatever the draw of the rows is
+            continue  # enough, whichever records are embedded
         rows = bootstrap.embedded_rows(config, store, step)
         embedded = num_pool if rows is None else int(rows[:num_pool].sum())
         if config.selection.stored and offered > embedded:
@@ -226,7 +226,7 @@ def at_step(
 def options_of(
     config: config_lib.TrainConfig, sources: Sources
 ) -> pipeline.Options:
-    """Returns the options of a run's stream that say what is drawn."""
+    """Returns the options of a run's stream that decide what is drawn."""
     return pipeline.Options(
         weights=config.data.weights,
         shuffle_block_size=config.data.shuffle_block_size,
@@ -245,8 +245,8 @@ def check_widths(
     """Checks that the reference can be distilled into the learner.
 
     Raises:
-        ValueError: `reference.projection`, or without it the learner's width,
-            differs from the reference's width.
+        ValueError: the width of the reference differs from
+            `reference.projection` or, without it, from the learner's width.
     """
     settings, dim = config.reference, sources.dim
     width = settings.projection or learner.embedding_dim
@@ -272,7 +272,7 @@ def order_of(
 def stored_stages_of(
     config: config_lib.TrainConfig, sources: Sources
 ) -> stored_stages.StoredStages | None:
-    """Returns the stored stages of a run, None if it has none."""
+    """Returns the stored stages of a run; None if it has none."""
     return pipeline.stored_stages_of(
         _with_loss(config, sources.selection),
         sources.store,
@@ -286,7 +286,7 @@ class Stream:
     """The super-batches of a run, except those skipped.
 
     Attributes:
-        summaries: of what stored stages chose.
+        summaries: summaries of what the stored stages chose.
     """
 
     def __init__(
@@ -316,7 +316,7 @@ class Stream:
         starts = [first, *(n + 1 for n in self._skipped.numbers if n > first)]
         stops = [*(start - 1 for start in starts[1:]), None]
         whole = None
-        # From the end, so that the fault log starts before the first.
+        # Backwards, as the fault log takes its start from the last one made.
         for start, stop in zip(reversed(starts), reversed(stops), strict=True):
             part = self.super_batches(start, faults, host, num_hosts)
             if stop is not None:
@@ -365,8 +365,8 @@ class Stream:
 def _warn_of_losses(config, learned):
     """Warns if a score uses a loss that the reference was not trained with.
 
-    Its scale and bias are for its loss only; by another, its part of a score
-    may drown the learner's.
+    The reference's scale and bias fit its own loss only; under another loss,
+    its part of a score may drown the learner's.
     """
     loss = config.selection.loss or config.model.loss
     if config.selection.needs("reference") and loss != learned:
@@ -378,7 +378,7 @@ def _warn_of_losses(config, learned):
 
 
 def _warn_of_seen_records(config, teacher):
-    """Warns if the reference has learned the records that it chooses from."""
+    """Warns if the reference was trained on the records it chooses from."""
     seen = seen_shards(teacher, config.data.train)
     if seen:
         own = shards_of(config.data.train)
@@ -391,9 +391,9 @@ def _warn_of_seen_records(config, teacher):
 
 
 def seen_shards(model, patterns: Sequence[str]) -> set[str]:
-    """Returns the files of a pool that a model was trained on, as a whole.
+    """Returns the files of a pool of which a model was trained on all records.
 
-    None for a model that is no run, or that was trained on chosen records.
+    There are none for a model that is no run, or was trained on chosen records.
     """
     if not isinstance(model, reference.Run):
         return set()
@@ -404,7 +404,7 @@ def seen_shards(model, patterns: Sequence[str]) -> set[str]:
 
 
 def shards_of(patterns: Sequence[str]) -> set[str]:
-    """Returns the files of `data.train`; other patterns stay as they are."""
+    """Returns the files of `patterns`; keeps patterns that match no files."""
     found = set()
     for pattern in patterns:
         try:

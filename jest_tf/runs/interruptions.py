@@ -1,8 +1,8 @@
 """Interruptions of a run: signals, and nonfinite numbers.
 
-A signal lets the step in progress end and saves the state. A nonfinite loss or
-weight ends `fit` before anything of its step is written; the settings may then
-leave out the super-batches at fault, by a list in the run directory.
+On a signal, the step in progress ends and the state is saved. A nonfinite loss
+or weight ends `fit` before its step is written; depending on the settings, the
+super-batches at fault are then listed in the run directory and left out.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from jest_tf.training import finite
 # EX_TEMPFAIL of sysexits.h: "try again later", here with the same command.
 EXIT_CODE = 75
 
-# Few batches break a step; several close together mean that the learner itself
-# has diverged.
+# A batch rarely breaks a step; several close together mean that the learner
+# itself has diverged.
 _MOST_SKIPS = 3
 _SKIPS_WINDOW = 1000  # super-batches
 
@@ -28,17 +28,17 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(SystemExit):
-    """The process was asked to stop; unless caught, it exits with 75."""
+    """Ends a process that was asked to stop; uncaught, it exits with 75."""
 
 
 class Signals(keras.callbacks.Callback):
     """Turns SIGTERM and the first SIGINT into `Preempted` at the end of a step.
 
-    It is a context manager, which restores the handlers, and a callback of
-    `fit`, which belongs after the callbacks that log and save a step, and
-    before slow callbacks. Outside of steps and in the first step, which changes
+    It is a context manager, which restores the handlers at its end, and a
+    callback of `fit`, to be placed after the callbacks that log and save a step
+    and before slow ones. Outside of steps, and in the first step, which changes
     nothing worth saving, `Preempted` is raised at once. A second SIGINT kills.
-    Ignored signals stay ignored, and only the main thread handles any.
+    Ignored signals stay ignored, and only the main thread handles signals.
 
     Attributes:
         received: the name of the signal; None before any.
@@ -81,11 +81,11 @@ class Signals(keras.callbacks.Callback):
     def stop_together(self, any_worker: Callable[[bool], bool]) -> None:
         """Makes all workers stop after the same execution.
 
-        All call `any_worker` at the end of each; given whether this worker had
-        a signal, it returns whether any had.
+        Each worker calls `any_worker` after each execution; given whether this
+        worker got a signal, it returns whether any worker did.
         """
         self._any_worker = any_worker
-        # TensorFlow's service for workers takes SIGTERM and ignores it.
+        # TensorFlow's service for workers has taken SIGTERM and ignores it.
         self._take()
 
     def on_train_begin(self, logs=None):
@@ -134,9 +134,9 @@ class FiniteCheck(steps.StepCallback):
     """Ends `fit` at a nonfinite loss, score or weight.
 
     Belongs before the callbacks that log and save. A nonfinite gradient leaves
-    its step's loss finite, so weights are checked: a pass over them, where
-    AdamW makes about seven. On TPUs only scalars are checked, as weights would
-    move to the host; `optimizer.clip_norm` spreads nonfinite gradients to all.
+    its step's loss finite, so weights are checked in one pass over them; AdamW
+    makes about seven. On TPUs only scalars are checked, as others would move to
+    the host; `optimizer.clip_norm` spreads a nonfinite gradient to all weights.
 
     Raises:
         finite.NotFinite: from within `fit`.
@@ -151,7 +151,7 @@ class FiniteCheck(steps.StepCallback):
         self._find = finite.finder(variables)
 
     def on_train_batch_end(self, batch, logs=None):
-        """Checks."""
+        """Checks the metrics of the step and the variables."""
         super().on_train_batch_end(batch, logs)
         logs = logs or {}
         names = finite.not_finite(logs) + self._find()
@@ -170,9 +170,9 @@ def case_of(
     ids: Sequence[Sequence[int]],
     error: finite.NotFinite,
 ) -> tuple[dict, str]:
-    """Returns what a run notes of nonfinite numbers, and its message.
+    """Describes nonfinite numbers, as values for JSON and as a message.
 
-    `step` is the last of the execution, `ids` are those of each super-batch.
+    `step` is the last of the execution; `ids` has the ids of each super-batch.
     """
     case = {
         "step": step,
@@ -196,7 +196,7 @@ def case_of(
 class Skipped:
     """The super-batches that a run leaves out, a list in its directory.
 
-    Of several workers, a single worker `writes` the list.
+    With several workers, only one `writes` the list.
     """
 
     def __init__(self, workdir: str, *, writes: bool = True):
@@ -218,7 +218,7 @@ class Skipped:
     def at(self, step: int) -> int:
         """Returns the super-batch number of the step after `step` steps.
 
-        Leaving a super-batch out changes nothing of the steps before it.
+        Leaving out a super-batch does not change the steps before it.
         """
         number = step
         for skipped in self.numbers:
@@ -233,7 +233,7 @@ class Skipped:
         """Leaves out more super-batches: `case["super_batches"]`.
 
         Returns False, with nothing added, after three cases within the last
-        thousand super-batches: leaving out does not help.
+        thousand super-batches: leaving out more would not help.
         """
         start = min(case["super_batches"]) - _SKIPS_WINDOW
         recent = [

@@ -24,7 +24,7 @@ from jest_tf.data import stores as stores_lib
 from jest_tf.models import parts, pretrained, reference
 from jest_tf.runs import checkpoints, directory, progress
 
-# Records whose captions are tokenised to see if they are cut.
+# Records whose captions are tokenised to see whether they are cut.
 _LOOKED_AT = 64
 
 
@@ -34,9 +34,9 @@ def load(
     """Loads a model by name: the learner of a run, or a pretrained model.
 
     Args:
-        name: a run directory, the only thing that is then read, or a name that
+        name: a run directory (nothing outside of it is read), or a name that
             `pretrained.load` takes.
-        step: of the run's checkpoint; None takes the final weights.
+        step: step of a checkpoint of the run; None takes the final weights.
         trust: whether modules that lie in the run directory may be imported.
 
     Raises:
@@ -71,22 +71,22 @@ def _load_run(workdir, step):
         path = directory.path(workdir, directory.WEIGHTS_FILE)
         with (
             files.staged(path) as local,
-            # Keras and HDF5 raise almost any.
+            # Keras and HDF5 raise almost any exception.
             directory.as_written(workdir, directory.WEIGHTS_FILE, Exception),
         ):
             _check_arrays(local)
             learner.load_weights(local)
     else:
-        # A checkpoint is of the whole model, which has no other weights.
+        # A checkpoint has exactly the weights of the whole model.
         model = training.build_model(config, learner)
         checkpoints.load(model, workdir, step)
-        # With `optimizer.ema`, the average, as evaluations have it.
+        # With `optimizer.ema`, takes the average, as evaluations do.
         model.optimizer.finalize_variable_values(model.trainable_variables)
     return reference.Run(config, tokenizer, learner, workdir, picture)
 
 
 def _check_positions(workdir, config):
-    """Refuses a learner that takes more memory than its weights could fill."""
+    """Refuses a learner that needs more memory than its weights could fill."""
     model, data = config.model, config.data
     if model.towers or model.init_from:
         return
@@ -95,7 +95,7 @@ def _check_positions(workdir, config):
     positions = data.text_length + (data.image_size // patch) ** 2
     path = directory.path(workdir, directory.WEIGHTS_FILE)
     size, _ = files.stat(path)
-    if positions * preset.width > size:  # numbers have bytes
+    if positions * preset.width > size:  # a number takes at least one byte
         raise ValueError(
             f"`data.text_length={data.text_length}` and `data.image_size="
             f"{data.image_size}` must be those of the run's weights. Received: "
@@ -104,7 +104,7 @@ def _check_positions(workdir, config):
 
 
 def _check_arrays(path):
-    """Refuses HDF5 of few bytes that claims, compressed or empty, many more."""
+    """Refuses HDF5 whose arrays, compressed or empty, exceed the file size."""
     sizes = []
     with h5py.File(path) as file:
         file.visititems(
@@ -117,7 +117,7 @@ def _check_arrays(path):
 
 
 def check_model(name: str, setting: str) -> None:
-    """Raises ValueError unless `load` knows `name`, a `setting`."""
+    """Raises ValueError unless `load` can load `name`, a `setting`'s value."""
     checks.check(setting, name, checks.MODEL)
     if pretrained.is_name(name):
         return pretrained.check(name, setting)
@@ -140,8 +140,8 @@ class Start(NamedTuple):
     Attributes:
         build: maps the vocabulary's size to the learner.
         picture: the form of its pictures.
-        tokenizer: that of `model.init_from` or `data.vocabulary`; None without
-            both, or where the run directory has it.
+        tokenizer: the tokenizer of `model.init_from` or `data.vocabulary`; None
+            without both, or if the run directory has a tokenizer.
     """
 
     build: Callable[[int], models.TwoTower]
@@ -150,7 +150,7 @@ class Start(NamedTuple):
 
 
 def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
-    """Opens `data.vocabulary`, and `model.init_from`, unless the run has them.
+    """Opens `data.vocabulary` and `model.init_from`, unless the run has them.
 
     Raises:
         ValueError: there is no such model or vocabulary, it does not fit the
@@ -225,8 +225,8 @@ def tokenizer_of(
 ) -> Callable:
     """Returns the run's tokenizer.
 
-    It comes from the run directory, is `initial`, that of a model or a file, or
-    is built from the store's captions. A new tokenizer is saved in `output`.
+    It is that of the run directory; or else `initial`, from a model or a file;
+    or else built from the store's captions. If new, it is saved in `output`.
     """
     length = config.data.text_length
     if tokenizers.has_tokenizer(workdir):
@@ -255,7 +255,7 @@ def warn_of_cut_captions(store: stores_lib.Store, tokenizer: Callable) -> None:
         for caption in getattr(record, "captions", ())
     ]
     texts = [text for text in texts if text]
-    # Where the last word is beyond the last token, it makes no difference.
+    # A caption is cut if its tokens are the same without its last word.
     heads = [
         text.rpartition(" ")[0] or text[: len(text) // 2] for text in texts
     ]
@@ -274,7 +274,7 @@ def warn_of_cut_captions(store: stores_lib.Store, tokenizer: Callable) -> None:
 def write_learner(
     workdir: str, learner: models.TwoTower, picture: pictures.Form
 ) -> None:
-    """Writes the architecture of a learner with `model.init_from`."""
+    """Writes the architecture of a learner that began as `model.init_from`."""
     content = json.loads(models.to_json(learner))
     content["picture"] = dataclasses.asdict(picture)
     directory.write(workdir, directory.LEARNER_FILE, content)
@@ -285,7 +285,7 @@ def _read_learner(workdir, config):
         content = directory.read(workdir, directory.LEARNER_FILE)
         picture = pictures.Resizing(**content.pop("picture"))
         text = json.dumps(content)
-        if "keras_hub" in text:  # whose classes Keras must know
+        if "keras_hub" in text:  # Keras must know its classes
             tokenizers.import_keras_hub(workdir)
         learner = models.from_json(text)
     parts.freeze(learner, config.model.frozen)
@@ -315,7 +315,7 @@ def _check_fits(initial, config):
 
 
 def check_finished(workdir: str, setting: str = "workdir") -> None:
-    """Raises ValueError unless `workdir`, a `setting`, holds a finished run."""
+    """Raises ValueError unless `workdir`, from `setting`, is a finished run."""
     expected = f"`{setting}` must be the directory of a finished run"
     if not directory.has(workdir, directory.CONFIG_FILE):
         raise ValueError(

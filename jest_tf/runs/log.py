@@ -1,7 +1,7 @@
 """The log of a run: what its steps did and cost, written while `fit` runs.
 
-`seconds` and names with `time/` and `memory/` are measured; the rest is a
-function of the settings and the step, also in a run that was killed.
+`seconds` and the columns `time/` and `memory/` are measured; the others are a
+function of the settings and the step, even in a run that was killed.
 """
 
 import collections
@@ -26,19 +26,19 @@ from jest_tf.runs import (
     steps,
 )
 
-# Least lead of the chosen rows' score over a uniform draw's, as a share of
-# the reference's loss on the dropped rows. In configs/quickstart_jest.py it is
-# above 0.3; with a reference of two steps, below 0.01.
+# Least lead of the chosen rows' score over a uniform draw's, as a share of the
+# reference's loss on the dropped rows. The lead is above 0.3 in
+# configs/quickstart_jest.py, and below 0.01 with a reference of two steps.
 _LEAST_LIFT = 0.05
-# Rows of the log in succession before a doubt is said.
+# Doubtful rows of the log in succession that lead to a warning.
 _PATIENCE = 3
 
 
 def doubt(row: dict[str, float], stage: int) -> str:
-    """Returns why a row of the log says that a stage is pointless, or "".
+    """Returns why a row of the log makes a stage look pointless, or "".
 
-    Rows without the reference's losses give "", as only a reference is
-    doubted.
+    Returns "" for a row without the reference's losses, as only a reference
+    can be doubted.
     """
     found = {
         name.removeprefix(f"stages/{stage}/"): value
@@ -78,29 +78,29 @@ class Ledger(steps.StepCallback):
 
     Every `evaluation.log_every_steps` steps, and after the last,
     `metrics.jsonl` and TensorBoard get a row: the model's metrics since the
-    row before, `select/digest` of the step's draw, counts of examples, FLOPs
+    last row, `select/digest` of the step's draw, counts of examples, FLOPs
     and seconds. `time/step_seconds` and `time/input_wait_share` exclude
     tracing, evaluating and saving. `evaluation.log_ids` adds the ids of these
     draws to `draws.jsonl`. docs/logs.md describes each column.
 
     Args:
-        config: the run.
+        config: the settings of the run.
         workdir: the run directory.
         start_step: steps already done.
         telemetry: follows the selection; None omits it.
         input_wait: watches the dataset, or None.
         stored_flops: given a step, returns the FLOPs of the stored stages up
             to there.
-        renewals: of the reference, so far.
-        state: of the checkpoint that the run continues from.
-        started: when the clock started, by `time.monotonic`; None is when
+        renewals: the renewals of the reference so far.
+        state: metrics in the checkpoint that the run continues from.
+        started: `time.monotonic` when the clock started; None starts it when
             training begins.
-        before: the ledger of the steps before, of this process. Its clock goes
-            on, and what it spent after its last row is carried over.
+        before: this process's ledger of the earlier steps. Its clock goes on,
+            and time spent since its last row is carried over.
 
     Attributes:
-        spent: functions that return what this process has spent, by column;
-            rows have the totals of the run.
+        spent: functions that return the seconds spent by this process, by
+            column; rows have the totals of the run.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Ledger(steps.StepCallback):
         renewed_at = config.bootstrap.renewed_at(start_step)
         self._flops = costs.StepFlops(config, workdir, renewed_at)
         self._counts_flops = True
-        # Rows of the log in succession, by stage.
+        # Doubtful rows of the log in succession, by stage.
         self._doubtful = collections.Counter()
         self._writer = tf.summary.create_file_writer(
             files.appendable(
@@ -139,7 +139,7 @@ class Ledger(steps.StepCallback):
             )
         )
         self._started = started
-        self._written = None  # time of the last row, and spent until then
+        self._written = None  # time of the last row, and `spent` at that time
         if before is not None:
             self._go_on(before)
         self._times = step_timing.StepTimes(input_wait)
@@ -153,7 +153,7 @@ class Ledger(steps.StepCallback):
         }
 
     def on_train_begin(self, logs=None):
-        """Starts the clock, unless it goes on."""
+        """Starts the clock, unless it is running."""
         if self._started is None:
             self._started = time.monotonic()
 
@@ -213,14 +213,14 @@ class Ledger(steps.StepCallback):
         with self._writer.as_default(step=step):
             for name, value in values.items():
                 if name != "step" and not isinstance(value, str):
-                    # FLOPs exceed an integer tensor.
+                    # FLOPs may overflow an integer tensor.
                     tf.summary.scalar(name, float(value))
         self._writer.flush()  # or a kill would lose them
 
     def _counts_at(self, step):
         counts = costs.examples_at(self._config, step)
         flops = self._flops.at(step)
-        # Alone, those of stored stages and of renewals would seem to be all.
+        # Without the step's FLOPs, the following would look like the total.
         if flops and self._config.selection.stored:
             flops["flops/stored"] = self._stored_flops(step)
         if self._config.bootstrap.renew_at:
@@ -248,9 +248,9 @@ class Ledger(steps.StepCallback):
             progress.say(f"FLOPs are not counted: {error}")
 
     def _go_on(self, before):
-        """Takes over a ledger's clock and its spending since its last row."""
+        """Takes over a ledger's clock and the time spent since its last row."""
         written = before._written
-        if written is None:  # it has no row
+        if written is None:  # it wrote no row
             self._before = before._before
             written = before._started, dict.fromkeys(before.spent, 0.0)
         self._started, spent = written
@@ -300,7 +300,7 @@ class Ledger(steps.StepCallback):
         self._say_doubt(step, row)
 
     def _say_doubt(self, step, row):
-        """Says once that a stage is pointless, if the last rows agree."""
+        """Warns once that a stage is pointless, if the last rows agree."""
         for stage in range(len(self._config.selection.stages)):
             if self._doubtful[stage] == _PATIENCE:
                 continue

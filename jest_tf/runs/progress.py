@@ -35,7 +35,7 @@ class Progress:
             self._write_line(done, total, note)
 
     def close(self) -> None:
-        """Leaves the bar as it is; the work ended early."""
+        """Closes the bar where it stands, when the work ends early."""
         if self._bar is not None:
             self._bar.close()
 
@@ -77,6 +77,6 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """Writes a line to standard error, above a bar if any."""
+    """Writes a line to standard error, above the bar if there is one."""
     tqdm.tqdm.write(text, file=sys.stderr)
     sys.stderr.flush()

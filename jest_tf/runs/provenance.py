@@ -36,12 +36,12 @@ _MAY_CHANGE = (
 
 @contextlib.contextmanager
 def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
-    """Holds a run directory that is new or holds this run, and yields it.
+    """Locks a run directory that is new or has this run, and yields it.
 
     A run refused before its first step leaves no settings behind.
 
     Raises:
-        ValueError: it holds another run, or another process holds it.
+        ValueError: it has another run, or another process has locked it.
     """
     with directory.locked(workdir):
         before = {*files.list_folder(workdir)}
@@ -56,13 +56,13 @@ def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
 
 
 def extend(workdir: str, steps: int) -> config_lib.TrainConfig:
-    """Makes a finished run unfinished, with `steps` more to train.
+    """Reopens a finished run, with `steps` more steps to train.
 
     Returns:
-        Its settings.
+        The new settings.
 
     Raises:
-        ValueError: it has not finished, or another process holds the directory.
+        ValueError: the run has not finished, or its directory is locked.
     """
     loading.check_finished(workdir, "--workdir")
     before = directory.load_config(workdir)
@@ -81,7 +81,7 @@ def extend(workdir: str, steps: int) -> config_lib.TrainConfig:
         before, steps=before.steps + steps, optimizer=optimizer
     )
     with directory.locked(workdir):
-        # In this order a kill in between leaves a run that only has to write
+        # In this order, a kill in between leaves a run that only has to write
         # its weights again.
         files.remove(directory.path(workdir, directory.WEIGHTS_FILE))
         _save_config(workdir, config)
@@ -186,7 +186,7 @@ def _differences(now, was, path=""):
 
 
 def _compare_versions(workdir):
-    """Reports changed versions, with which the last bits may differ."""
+    """Reports changed versions, which may change the last bits of results."""
     with directory.as_written(workdir, directory.VERSIONS_FILE):
         before = directory.read(workdir, directory.VERSIONS_FILE)["versions"]
         changed = [
@@ -204,7 +204,7 @@ def _versions():
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = None  # used from a checkout, say
+            versions[package] = None  # for example, used from a checkout
     return {
         "versions": versions,
         "platform": platform.platform(),
@@ -219,7 +219,7 @@ def _git(*arguments):
         # An installed copy may lie in an unrelated checkout.
         for command in (("ls-files", "--error-unmatch", name), arguments):
             done = subprocess.run(
-                # Not to lock the index of whoever works there.
+                # Avoids locking the index of somebody who works there.
                 ["git", "--no-optional-locks", *command],
                 cwd=folder,
                 capture_output=True,

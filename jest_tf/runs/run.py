@@ -1,7 +1,7 @@
 """A run: from settings to final weights, in a resumable directory.
 
-A process may be killed at any instant. The next with the same settings goes on
-from the newest checkpoint to the same end, bit for bit on the same hardware.
+A process may be killed at any time. Another with the same settings continues
+from the newest checkpoint to a bit-identical result on the same hardware.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def train(
         except (interruptions.Preempted, Exception) as error:
             if not signals.received:
                 raise
-            # An error, too, may come of a signal, or of the outage before it.
+            # The signal, or the outage behind it, may have caused an error.
             found = ""
             if not isinstance(error, interruptions.Preempted):
                 text = " ".join(str(error).split())[:200]
@@ -73,11 +73,11 @@ def train(
 
 
 def extend(workdir: str, steps: int) -> dict[str, float]:
-    """Trains a finished run for further `steps`, as `train`.
+    """Trains a finished run for `steps` more steps, like `train`.
 
-    A constant learning rate goes on. Any other schedule begins anew, with its
-    warm-up: a step of `optimizer.restarts`. The run equals a run that had these
-    settings from its first step.
+    A constant learning rate continues. Any other schedule restarts with its
+    warm-up, and `optimizer.restarts` gets the step. The result equals that of a
+    run that had these settings from its first step.
 
     Raises:
         ValueError: as `train`; or the run has not finished.
@@ -86,7 +86,7 @@ def extend(workdir: str, steps: int) -> dict[str, float]:
 
 
 def _train(config, workdir, signals, overwrite):
-    # For towers that draw weights by `tf.random`. Here, because it clears
+    # For towers that draw weights with `tf.random`. Done first: it clears
     # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
     tf.random.set_seed(config.seed)
     strategy = distribution.build_strategy(config.distribution)
@@ -103,7 +103,7 @@ def _train(config, workdir, signals, overwrite):
     checkpoints_lib.check_keep_best(
         config.checkpoint.keep_best, opened.measures
     )
-    # After all checks, so that the message of a refusal stands alone.
+    # After all checks, so that a refusal prints nothing but its own message.
     progress.say(
         f"{workdir}: strategy {config.distribution.strategy} on "
         f"{distribution.describe(strategy)}"
@@ -115,7 +115,7 @@ def _train(config, workdir, signals, overwrite):
                 checkpoints_lib.begin_anew(output)
             provenance.check_data(output, sources)
             evaluations.keep_suite(output, opened)
-        else:  # some values are reduced over workers when written
+        else:  # writing reduces some values over all workers
             output = stack.enter_context(tempfile.TemporaryDirectory())
         run = _Run(
             config,
@@ -148,8 +148,8 @@ def _warn_of_one_cpu(config, strategy):
 class _Run:
     """Parts of a run that are opened once and outlive a rollback.
 
-    Of several workers, the first has the run directory as `output`, the others
-    a temporary folder.
+    With several workers, `output` is the run directory on the first worker and
+    a temporary folder on the others.
     """
 
     config: config_lib.TrainConfig
@@ -172,15 +172,15 @@ class _Run:
         )
         self.skipped = interruptions.Skipped(self.workdir, writes=self.writes)
         self.started = time.monotonic()
-        self.log = None  # of the steps before the next renewal
+        self.log = None  # ledger of the steps up to the next renewal
         self.model = None  # kept over renewals, with its compiled step
 
     def attempt(self) -> dict[str, float] | None:
-        """Trains to the end, or to where another attempt must go on.
+        """Trains to the end, or until another attempt must continue.
 
         Returns:
-            The final measures; None before the reference is renewed, and after
-            leaving out super-batches at fault.
+            The final measures; None if the reference must be renewed now, or
+            if super-batches at fault were left out.
         """
         config, workdir = self.config, self.workdir
         newest = checkpoints_lib.newest_step(workdir)
@@ -196,7 +196,7 @@ class _Run:
         if self.writes:
             directory.cut_back(workdir, start_step)
         _check_executions(config, start_step)
-        # A temporary file is of no use in a message.
+        # None on other workers: a message must not name a temporary file.
         path = directory.path(workdir, directory.FAULTS_FILE)
         faults = pipeline.FaultLog(
             path if self.writes else None,
@@ -261,7 +261,7 @@ class _Run:
     def _build(self, selection):
         """Builds the model of the steps up to the next renewal, if it changes.
 
-        The weights of a kept model are the checkpoint's, and are restored.
+        The caller restores the checkpoint, also into a model that is kept.
         """
         config, last = self.config, self.model
         if last is not None and last.selection.in_step == selection.in_step:
@@ -381,7 +381,7 @@ class _Run:
 
     def _telemetry(self, restored):
         config, sources = self.config, self.segment
-        order = None  # without, rows do not give positions
+        order = None  # where rows do not give stream positions
         if not sources.selection.stored and not config.is_clean(restored.step):
             order = inputs.order_of(config, sources)
         return draw_log.Telemetry(
@@ -408,7 +408,7 @@ class _Run:
         return input_wait.watch(dataset), input_wait
 
     def _leave_out(self, steps, error):
-        """Leaves out the super-batches at fault; raises if that is no help."""
+        """Leaves out the super-batches at fault, or raises ValueError."""
         numbers = [self.skipped.at(step) for step in steps]
         ids = [
             self.stream.read(number)["id"].numpy().tolist()
@@ -463,7 +463,7 @@ def _fit(model, dataset, callbacks, faults, last_step):
 
 
 def _check_executions(config, start_step):
-    """Refuses a number of remaining steps that executions do not divide."""
+    """Checks that `steps_per_execution` divides the remaining steps."""
     together = config.distribution.steps_per_execution
     if (config.steps - start_step) % together:
         raise ValueError(

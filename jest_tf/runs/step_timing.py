@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 class InputWait:
-    """The `seconds` that the watched dataset's consumer was blocked."""
+    """Sums up the `seconds` for which a dataset's consumer was blocked."""
 
     def __init__(self):
         self.seconds = 0.0
@@ -18,7 +18,7 @@ class InputWait:
         """Returns the same dataset, timing the wait for each element.
 
         It must be iterated directly, under the default strategy: others fetch
-        ahead, and their threads' waiting would be counted.
+        ahead, so the waiting of their threads would be counted.
         """
 
         def ask(_):
@@ -48,7 +48,7 @@ class InputWait:
 
 
 class StepTimes:
-    """Seconds of steps and of waiting, since the last row and in all.
+    """Seconds of steps and of waiting, since the last row and in total.
 
     An execution that traces a new kind of step is left out. An `input_wait` of
     None omits waiting.
@@ -58,7 +58,7 @@ class StepTimes:
         self._input_wait = input_wait
         self._kinds = set()
         self._began = np.zeros(2)
-        # Steps, their seconds, and the seconds waited: in all, and before the
+        # Steps, their seconds, and the seconds waited: in total, and up to the
         # last row.
         self._sums, self._before = np.zeros(3), np.zeros(3)
 
@@ -67,7 +67,7 @@ class StepTimes:
         self._began = self._now()
 
     def end(self, steps: int, kind: Hashable) -> bool:
-        """Counts an execution of `steps` steps; returns if `kind` is new."""
+        """Counts an execution of `steps` steps; True if `kind` is new."""
         spent = self._now() - self._began
         if kind in self._kinds:
             self._sums += (steps, *spent)
@@ -82,7 +82,7 @@ class StepTimes:
         return values
 
     def total(self) -> dict[str, float]:
-        """Returns the same of all executions."""
+        """Returns the same values over all executions."""
         return self._values(self._sums)
 
     def _now(self):

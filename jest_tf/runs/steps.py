@@ -36,10 +36,10 @@ def named_callbacks(
 ) -> list[keras.callbacks.Callback]:
     """Makes the callbacks of `config.callbacks`, for a run in `workdir`.
 
-    Those with `on_evaluation(step, measures)` get the measures, too.
+    A callback with a method `on_evaluation(step, measures)` gets the measures.
 
     Raises:
-        ValueError: a name is not of a function that returns a callback.
+        ValueError: a name is not that of a function that returns a callback.
     """
     found = []
     for name in config.callbacks:
