@@ -112,7 +112,7 @@ MODELS = (
         ".*/rnu', which does not exist. Did you mean '.*/run'?",
     ),
     (f"JEST {MODEL}=$/vocab.txt", "vocab.txt', a file"),
-    (f"JEST {MODEL}=$/run/checkpoints", "a folder without it. .*'.*/run'?"),
+    (f"JEST {MODEL}=$/run/checkpoints", "a folder without config.json. .*'.*/run'?"),
     (f"JEST {MODEL}=$/unfinished", "`jest-tf train .*/unfinished` finishes"),
     (
         "JEST reference.model=$/cut",
@@ -352,7 +352,7 @@ class PythonTest(tf.test.TestCase):
                 with self.assertRaisesRegex(
                     ValueError,
                     r"`image`: .* floats that fill \[-1, 1\], not float32 in "
-                    f"{received}. The model maps uint8 itself",
+                    f"{received}. The model rescales uint8 itself",
                 ):
                     self.fit(learner, data)
         self.fit(learner, batch | {"image": levels / 127.5 - 1})

@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tests",
         **several,
         metavar="GLOB",
-        help="examples of the tests, to see whether they are of the curated "
-        "set's kind",
+        help="examples of the tests, to see whether they resemble the curated "
+        "set",
     )
     add(
         "--reference",
@@ -222,7 +222,7 @@ def _words(found, advice):
         + f", of {sizes['sampled']:,} sampled of {sizes['pool']:,}",
         "matched, chosen": f"by number of candidates: {chosen}",
         "near-duplicates": f"{found.duplicates.share:.1%} of the sample, about "
-        f"{found.duplicates.copies:.2f} a picture in the pool",
+        f"{found.duplicates.copies:.2f} copies per picture in the pool",
         "breadth": f"effective clusters: {breadth}",
         "kind": kind,
     }

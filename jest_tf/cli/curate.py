@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--learner-step",
         type=int,
         metavar="STEP",
-        help="of the learner's checkpoint (default: the end)",
+        help="step of the learner's checkpoint (default: the final weights)",
     )
     add(
         "--learner-sidecar-dir",
@@ -116,5 +116,5 @@ def _check(flags):
         if values[name] is not None and not values[other]:
             raise ValueError(
                 f"`{flags_lib.name(name)}` needs `--{other}`. "
-                "Received: it alone"
+                f"Received: no `--{other}`"
             )

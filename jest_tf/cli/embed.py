@@ -45,14 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="float16",
         choices=DTYPES,
-        help="of the embeddings (default: float16)",
+        help="dtype of the embeddings (default: float16)",
     )
     add(
         "--batch-size",
         type=int,
         default=256,
         metavar="N",
-        help="records a forward pass (default: 256)",
+        help="records per forward pass (default: 256)",
     )
     add(
         "--overwrite",

@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags_lib.add_format(parser, from_run=True)
     parser.add_argument(
-        "--step", type=int, help="of a checkpoint (default: the final weights)"
+        "--step",
+        type=int,
+        help="step of a checkpoint (default: the final weights)",
     )
     flags_lib.add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")

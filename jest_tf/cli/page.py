@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=30,
         metavar="SECONDS",
-        help="every so many seconds (30 without a number), write the page "
+        help="every SECONDS seconds (30 without a number), write the page "
         "again if the run has logged more; the browser reloads it. Ends with "
         "the run; waits for a run that has not begun or has stopped",
     )

@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--extend",
         type=int,
         metavar="STEPS",
-        help="train the finished run in the directory for further steps, with "
-        "the schedule of the learning rate begun anew",
+        help="train the finished run in the directory for further steps; a "
+        "schedule of the learning rate other than constant begins anew",
     )
     flags_lib.add_trust(parser)
     add(
@@ -112,9 +112,9 @@ def _signals_answered():
                     leave(
                         ""
                         if is_ending
-                        else f"stopped by SIGTERM, after {GRACE:g} s in which "
-                        "what was under way has not ended; the same command "
-                        "goes on from the last checkpoint"
+                        else f"stopped by SIGTERM {GRACE:g} s ago, before the "
+                        "work in progress had ended; the same command "
+                        "continues from the last checkpoint"
                     )
 
     def leave(text):

@@ -15,7 +15,10 @@ import time
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     parser.add_argument(
-        "--port", type=int, default=8470, help="to listen at (default: 8470)"
+        "--port",
+        type=int,
+        default=8470,
+        help="port to listen on (default: 8470)",
     )
 
 

@@ -81,8 +81,8 @@ def _enter(owner, values, name, path, root):
 def _check_number(values, name, path):
     if not name.isdecimal() or int(name) > len(values):
         raise ValueError(
-            f"No setting `{path}`: after the list comes a number from 0 to "
-            f"{len(values)}. Received: {name!r}"
+            f"No setting `{path}`: after the name of a list comes a number "
+            f"from 0 to {len(values)}. Received: {name!r}"
         )
 
 
@@ -251,8 +251,8 @@ def _parse(kind, path, text):
         part_kind = typing.get_args(kind)[0]
         if dataclasses.is_dataclass(part_kind) and text:
             raise ValueError(
-                f"`{path}` is a list of groups of settings; set it in a "
-                f"recipe, or to nothing to empty it. Received: {text!r}"
+                f"`{path}` is a list of groups of settings: set it in a "
+                f"recipe, or empty it with `{path}=`. Received: {text!r}"
             )
         parts = (part.strip() for part in text.split(","))
         return tuple(_parse(part_kind, path, part) for part in parts if part)

@@ -84,7 +84,7 @@ class TrainConfig(Checked):
         lengths = [end - start for start, end in self.schedules]
         self._expect(
             min(lengths) > 0,
-            "`optimizer.restarts` must rise, from above 0 to below `steps`",
+            "`optimizer.restarts` must increase, between 0 and `steps`",
         )
         self._expect(
             not self.model.init_from
@@ -102,9 +102,8 @@ class TrainConfig(Checked):
             self.data.augment not in POLICIES
             or self.distribution.strategy != "tpu"
             and not self.distribution.jit_compile,
-            "`data.augment` has operations that XLA cannot compile, by name: "
-            "on TPUs and with `distribution.jit_compile` take a "
-            "'module:function' of other operations",
+            "`data.augment`: XLA cannot compile the named policies; on TPUs "
+            "and with `distribution.jit_compile` take a 'module:function'",
         )
         self._check_patches()
         self._check_executions()

@@ -107,7 +107,7 @@ class Stage(Checked, path="selection.stages"):
             or self.view == View()
             and self.scoring_batch_size is None,
             "`selection.stages.view` and `selection.stages.scoring_batch_size` "
-            "are of live stages: leave them out with "
+            "are only for live stages: leave them out with "
             "`selection.stages.embeddings` 'stored'",
         )
 

@@ -120,7 +120,7 @@ class Entry(Checked):
         self._expect(
             self.data,
             "`data` must name examples; without it the entry must be one of "
-            f"{', '.join(NAMED)}, which know where theirs lie",
+            f"{', '.join(NAMED)}, whose examples have a default place",
         )
 
 

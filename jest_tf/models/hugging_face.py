@@ -30,7 +30,7 @@ def check(name: str, setting: str = "model") -> None:
     if files.is_remote(path):
         raise ValueError(
             f"`{setting}` must name a model of Hugging Face by 'hf:OWNER/NAME' "
-            "or by a local folder, as transformers reads no bucket: copy it. "
+            "or by a local folder: transformers cannot read buckets. "
             f"Received: {name!r}"
         )
     _import(name)

@@ -33,8 +33,8 @@ def check_view(model: keras.layers.Layer, view: config.View) -> None:
     """
     if "view" not in inspect.signature(model.call).parameters:
         raise ValueError(
-            f"`view` needs a model whose `call` takes a `view`, as that of "
-            f"`ImageTower` and of a `TwoTower` with one does. "
+            "`view` needs a model whose `call` takes a `view`, such as "
+            "`ImageTower` or a `TwoTower` with an `ImageTower`. "
             f"Received: {view} for a {type(model).__name__}"
         )
     if hasattr(model, "check_view"):

@@ -252,7 +252,7 @@ def _resizing(name, backbone, converter):
     if converter is None:
         raise ValueError(
             f"{name!r} must have an image converter, as KerasHub's presets do: "
-            "save it with its `save_to_preset`. Received: none"
+            "add it to the preset with its `save_to_preset`. Received: none"
         )
     if converter.image_size != (size, size):
         raise ValueError(
@@ -261,7 +261,7 @@ def _resizing(name, backbone, converter):
         )
     if converter.pad_to_aspect_ratio:
         raise ValueError(
-            f"The image converter of {name!r} must not pad: Keras cannot, with "
+            f"The image converter of {name!r} must not pad: Keras cannot pad "
             "8-bit pictures. Received: pad_to_aspect_ratio=True"
         )
     return pictures.Resizing(

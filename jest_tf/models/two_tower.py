@@ -352,7 +352,8 @@ def plain_id_errors() -> Iterator[None]:
         number, rows = found.groups()
         raise ValueError(
             f"`text` must hold token ids in [0, {rows}), the rows of the text "
-            "tower's table: build it for the tokenizer's `vocabulary_size`. "
+            "tower's table: build the tower for the tokenizer's "
+            "`vocabulary_size`. "
             f"Received: {number}"
         ) from None
 
@@ -378,8 +379,8 @@ def _parts(views, images):
     num_rows = images.shape[0]
     if num_rows is None or num_rows % len(views):
         raise ValueError(
-            f"`view` must hold as many views as divide the rows of the batch, "
-            f"or one. Received: {len(views)} views for {num_rows} rows"
+            "The number of views in `view` must divide the number of rows in "
+            f"the batch. Received: {len(views)} views for {num_rows} rows"
         )
     parts, end = [], 0
     for view, equal in itertools.groupby(views):

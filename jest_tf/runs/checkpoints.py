@@ -361,8 +361,9 @@ def check_keep_best(wanted: str, measures: Collection[str]) -> None:
     """Raises ValueError for a `checkpoint.keep_best` that is not measured."""
     if wanted and wanted not in measures:
         raise ValueError(
-            "`checkpoint.keep_best` must be a measure of `evaluation.data`: "
-            f"{', '.join(measures) or 'there is none without data'}. "
+            "`checkpoint.keep_best` must be a measure of `evaluation.data` or "
+            "`evaluation.suite`: "
+            f"{', '.join(measures) or 'there is none without these'}. "
             f"Received: {wanted!r}"
         )
 

@@ -231,7 +231,7 @@ def received(workdir: str) -> str:
     if os.path.isfile(workdir):
         what, near = "a file", []
     elif os.path.isdir(workdir):
-        what, near = "a folder without it", _runs_in(workdir)
+        what, near = f"a folder without {CONFIG_FILE}", _runs_in(workdir)
     else:
         what = "which does not exist"
         near = [

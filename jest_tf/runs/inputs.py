@@ -371,9 +371,9 @@ def _warn_of_losses(config, learned):
     loss = config.selection.loss or config.model.loss
     if config.selection.needs("reference") and loss != learned:
         progress.say(
-            f"warning: scores are of the {loss} loss, and the reference, "
-            f"{config.reference.model}, has learned by the {learned} loss: "
-            f"`selection.loss={learned}` scores by that"
+            f"warning: scores use the {loss} loss, but the reference, "
+            f"{config.reference.model}, was trained with the {learned} loss: "
+            f"set `selection.loss={learned}`"
         )
 
 
@@ -384,9 +384,9 @@ def _warn_of_seen_records(config, teacher):
         own = shards_of(config.data.train)
         progress.say(
             f"warning: the reference, {config.reference.model}, was trained on "
-            f"{len(seen):,} of the {len(own):,} shards of `data.train`, on "
-            "every record: what is wrong in them it may have learned, too; a "
-            "reference of curated records alone has not (docs/bootstrap.md)"
+            f"every record of {len(seen):,} of the {len(own):,} shards of "
+            "`data.train`, and may have learned their errors; a reference "
+            "trained on curated records alone has not (docs/bootstrap.md)"
         )
 
 
@@ -422,15 +422,15 @@ def _warn_of_repeats(config, store):
     num_drawn = order_of(config, sources).num_drawn
     if size > num_drawn:
         progress.say(
-            f"warning: a super-batch of {size:,} rows is more than the "
-            f"{num_drawn:,} records to draw from, so that every super-batch "
-            "holds some of them several times"
+            f"warning: a super-batch of {size:,} rows is larger than the "
+            f"{num_drawn:,} records to draw from, so every super-batch repeats "
+            "records"
         )
     num_curated = sum(store.parts[len(config.data.train) :])
     rows = max(config.curated_rows(0), curated_rows)
     if rows > num_curated:
         progress.say(
             f"warning: {rows:,} curated rows in a batch are more than the "
-            f"{num_curated:,} records of `data.curated`, so that a batch holds "
-            "some of them several times"
+            f"{num_curated:,} records of `data.curated`, so every batch "
+            "repeats records"
         )

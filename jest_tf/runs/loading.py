@@ -48,7 +48,7 @@ def load(
         check_model(name, "name")
     elif pretrained.is_name(name):
         raise ValueError(
-            "`step` is of a checkpoint of a run: expected a run directory. "
+            "`step` selects a checkpoint of a run: expected a run directory. "
             f"Received: {name!r}, step={step}"
         )
     with imports.only_trusted(name, trust):
@@ -265,9 +265,8 @@ def warn_of_cut_captions(store: stores_lib.Store, tokenizer: Callable) -> None:
     count = int(tf.reduce_all(whole == less, 1).numpy().sum())
     if count:
         progress.say(
-            f"warning: {count:,} of {len(texts):,} captions that were looked "
-            f"at are longer than `data.text_length`={tokenizer.length} tokens, "
-            "and are cut"
+            f"warning: {count:,} of {len(texts):,} sampled captions are longer "
+            f"than `data.text_length`={tokenizer.length} tokens, and are cut"
         )
 
 
@@ -296,7 +295,7 @@ def _check_fits(initial, config):
     name, data = config.model.init_from, config.data
     if not isinstance(initial.learner, models.TwoTower):
         raise ValueError(
-            "`model.init_from` must be a model of Keras; others only embed. "
+            "`model.init_from` must be a Keras model; others can only embed. "
             f"Received: {name!r}"
         )
     if config.model.init_tower == "image_tower":

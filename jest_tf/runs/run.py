@@ -421,20 +421,21 @@ class _Run:
         if self.config.checkpoint.on_non_finite == "rollback":
             if self.skipped.add(case):
                 progress.say(
-                    f"{message}. Leaving it out and going on from step "
-                    f"{newest:,}; its ids are in {directory.SKIPPED_FILE}"
+                    f"{message}. Leaving these rows out and continuing from "
+                    f"step {newest:,}; their ids are in "
+                    f"{directory.SKIPPED_FILE}"
                 )
                 return
             way_out = "leaving out earlier super-batches did not help"
         else:
             way_out = (
-                "with checkpoint.on_non_finite=rollback the same command goes "
-                f"on from step {newest:,} without it"
+                "with checkpoint.on_non_finite=rollback the same command "
+                f"continues from step {newest:,} without these rows"
             )
         if self.writes:
             directory.write(self.workdir, directory.NOT_FINITE_FILE, case)
             path = directory.path(self.workdir, directory.NOT_FINITE_FILE)
-            message += f". Its ids are in {path}"
+            message += f". Their ids are in {path}"
         raise ValueError(
             f"{message}; a lower `optimizer.learning_rate` or "
             f"`optimizer.clip_norm` may help; {way_out}"
@@ -456,8 +457,8 @@ def _fit(model, dataset, callbacks, faults, last_step):
         if not distribution.has_workers(model.distribute_strategy):
             raise
         raise ValueError(
-            "All workers must go on together, but another has ended, or "
-            "can't be reached: what it said last tells why. Received: "
+            "All workers must run together, but another has ended or cannot "
+            "be reached; its last output tells why. Received: "
             f"{type(error).__name__} in the step after {check.step}"
         ) from error
 

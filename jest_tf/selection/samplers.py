@@ -222,10 +222,10 @@ def chunk_sizes(
     rest += super_batch_size % num_quotas
     if rest or not 1 <= num_chunks <= share <= super_batch_size // num_quotas:
         raise ValueError(
-            "`batch_size` (b) must be at most the super-batch (B), R divide "
-            "both, and `num_chunks` be from 1 to b/R, so that every chunk "
-            "draws a row; with `quota='per_replica'` R is the number of "
-            "replicas, or else 1. "
+            "`batch_size` (b) must not exceed the super-batch (B), R must "
+            "divide both, and `num_chunks` must be from 1 to b/R, so that "
+            "every chunk draws a row. R is the number of replicas with "
+            "`quota='per_replica'`, else 1. "
             f"Received: num_chunks={num_chunks}, B={super_batch_size}, "
             f"batch_size={batch_size}, R={num_quotas}"
         )

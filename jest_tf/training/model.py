@@ -237,9 +237,9 @@ class JESTModel(trainer.Trainer, keras.Model):
         for name in ("metrics", "weighted_metrics"):
             if kwargs.get(name):
                 raise ValueError(
-                    f"JESTModel has metrics of its own, and none of `{name}`, "
-                    "which compare with labels: expected `compile` without "
-                    f"it. Received: {name}={kwargs[name]!r}"
+                    "JESTModel has its own metrics, and no labels that Keras' "
+                    f"metrics need: call `compile` without `{name}`. "
+                    f"Received: {name}={kwargs[name]!r}"
                 )
         super().compile(optimizer=optimizer, **kwargs)
         self._change_step(optimizer=self.optimizer)
@@ -296,7 +296,7 @@ class JESTModel(trainer.Trainer, keras.Model):
             )
             if fault:
                 raise ValueError(
-                    f"`image`: {fault}. The model maps uint8 itself: leave "
+                    f"`image`: {fault}. The model rescales uint8 itself: leave "
                     "pictures as they are"
                 )
 

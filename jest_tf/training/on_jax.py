@@ -197,7 +197,7 @@ def _in_halves(data):
     if not isinstance(data, dict | tf.data.Dataset):
         raise ValueError(
             "On Keras' JAX backend `x` must be a `tf.data.Dataset` or a dict "
-            "of arrays, because JAX cuts ids to 32 bits. Received: "
+            "of arrays: JAX would truncate other ids to 32 bits. Received: "
             f"{type(data).__name__}"
         )
     _check_shares(getattr(data, "element_spec", None))
@@ -209,8 +209,8 @@ def _check_shares(spec):
     digest = np.uint32(zlib.crc32(repr(spec).encode()))
     if len(np.unique(multihost_utils.process_allgather(digest))) > 1:
         raise ValueError(
-            "Every process must hand over batches of the same entries, dtypes "
-            "and sizes, B / processes rows of each super-batch. Received in "
+            "Every process must pass batches with the same keys, dtypes and "
+            "sizes: B / processes rows of each super-batch. Received in "
             f"process {jax.process_index()} of {jax.process_count()}: {spec}"
         )
 

@@ -47,7 +47,7 @@ def super_batch_of(
         raise ValueError(
             'A batch must be a dict with "image" and "text". Received: '
             f"{sorted(batch) if isinstance(batch, dict) else type(data)}; "
-            "`dataset.map` can rename what it holds"
+            "rename its keys with `dataset.map`"
         )
     shapes = {
         name: tuple(batch[name].shape)
@@ -66,8 +66,8 @@ def super_batch_of(
         # TensorFlow also makes a replica's size unknown if R does not divide B.
         raise ValueError(
             "The size of a super-batch (B) must be static and a multiple of "
-            "the number of replicas (R): batch with `drop_remainder=True`, "
-            "and take an endless dataset with several workers. "
+            "the number of replicas (R): batch with `drop_remainder=True`; "
+            "with several workers, also `repeat()` the dataset. "
             f"Received: images {batch['image'].shape}, R={num_replicas}"
         )
     return batch

@@ -69,7 +69,7 @@ REFUSED = [
     (
         "selection.stages",
         {"view": View(8), "embeddings": "stored"},
-        "and .*are of live stages.*patch_size=8.*'stored'",
+        "and .*are only for live stages.*patch_size=8.*'stored'",
     ),
     ("view", {"patch_size": 0}, "must be at least 1.*: 0"),
     ("bootstrap", {"renew_at": (0, 3)}, r"ascending steps from 1.*\(0, 3\)"),

@@ -250,7 +250,7 @@ class CaptionsTest(tf.test.TestCase):
             with contextlib.redirect_stderr(io.StringIO()) as said:
                 loading.warn_of_cut_captions(store, tokenizer)
             warning = (
-                "warning: 20 of 20 captions that were looked at are longer "
+                "warning: 20 of 20 sampled captions are longer "
                 "than `data.text_length`=2 tokens, and are cut\n"
             )
             self.assertEqual(said.getvalue(), warning * bool(count))

@@ -148,9 +148,9 @@ class DivergenceTest(RunsTestCase):
             message,
             r"^Step 8 \(super-batch 7\): expected finite numbers. Received: "
             r"loss, .* and \d+ more not finite; loss nan, scale \S+, bias \S+, "
-            r"learning rate \S+\. Its ids are in .*not_finite.json; .*",
+            r"learning rate \S+\. Their ids are in .*not_finite.json; .*",
         )
-        self.assertIn("goes on from step 4 without it", message)
+        self.assertIn("continues from step 4 without these rows", message)
         case = self.read("stop", directory.NOT_FINITE_FILE)
         self.assertEqual(case["super_batches"], [BAD])
         self.assertEqual(case["step"], BAD + 1)
@@ -167,7 +167,7 @@ class DivergenceTest(RunsTestCase):
             said = self.train(
                 "rolled", LONG, rollback, build=self.poison("loss")
             )
-        self.assertIn("Leaving it out and going on from step 4", said)
+        self.assertIn("Leaving these rows out and continuing from step 4", said)
         (case,) = self.read("rolled", directory.SKIPPED_FILE)
         self.assertEqual(case["super_batches"], [BAD])
         os.makedirs(self.workdir("never"))

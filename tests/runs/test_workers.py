@@ -152,7 +152,7 @@ class RunsTest(tf.test.TestCase):
         self.assertRegex(said, "error: Too many records cannot be read: ")
         self.assertRegex(
             its,
-            "error: All workers must go on together, but another has .*"
+            "error: All workers must run together, but another has .*"
             r"Received: \w+Error in the step after \d+",
         )
         # That of a worker that writes nothing is in no file.
