@@ -1,10 +1,10 @@
-"""Tokenizers: WordPiece, SentencePiece, KerasHub's, and users' functions.
+"""Tokenizers of captions: WordPiece, SentencePiece, KerasHub's, functions.
 
-They map captions to rows of tokens. WordPiece and SentencePiece rows have
-SigLIP's layout (Zhai et al., 2023): tokens, then end-of-sequence as padding.
-The last position is always end-of-sequence, even in a truncated caption, so a
-text tower may pool there. `KerasHubTokenizer` does what the preprocessor of a
-pretrained model does.
+Rows of WordPiece and SentencePiece have SigLIP's layout (Zhai et al., 2023):
+tokens, then end-of-sequence as padding. The last position is always
+end-of-sequence, even in a truncated caption, so a text tower may pool there. No
+mask is needed. `KerasHubTokenizer` does what the preprocessor of a pretrained
+model does.
 """
 
 import base64
