@@ -1,10 +1,9 @@
-"""Tokenizers of captions: WordPiece, SentencePiece, KerasHub's, functions.
+"""Tokenizers of captions: WordPiece, SentencePiece, KerasHub's, and users'.
 
-Rows of WordPiece and SentencePiece have SigLIP's layout (Zhai et al., 2023):
-tokens, then end-of-sequence as padding. The last position is always
-end-of-sequence, even in a truncated caption, so a text tower may pool there. No
-mask is needed. `KerasHubTokenizer` does what the preprocessor of a pretrained
-model does.
+WordPiece and SentencePiece rows are as in SigLIP (Zhai et al., 2023): tokens,
+then end-of-sequence as padding, always at the last position, even in a
+truncated caption. So a text tower may pool there, and no mask is needed.
+`KerasHubTokenizer` does what the preprocessor of a pretrained model does.
 """
 
 import base64
