@@ -57,8 +57,8 @@ class Augmentation(checks.Checked):
         Args:
             images: uint8 [b, H, W, 3].
             seed: int32 [2], (run seed, step). Equal seeds give equal views.
-            places: int32 [b], indices of these pictures in a larger batch; they
-                get the same views as in it. None if they are the whole batch.
+            places: int32 [b], indices of these pictures in a larger batch, to
+                give the same views as there; None if they are the whole batch.
             batch_size: size of the larger batch; required with `places`.
 
         Returns:

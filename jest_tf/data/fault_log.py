@@ -29,7 +29,7 @@ class FaultLog:
     Args:
         path: file of the log, in JSON lines; None writes no log.
         max_rate: share of the drawn positions that may be replaced, in [0, 1];
-            before 1,024 positions are drawn, the share of 1,024.
+            until 1,024 positions are drawn, a share of 1,024.
         lost_share: share of the records that damaged shards have lost; it
             counts like an equal share of replaced positions.
 

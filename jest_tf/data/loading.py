@@ -85,7 +85,7 @@ class Loader:
 
     Attributes:
         store: the records.
-        forms: of the pictures, by name in the batch.
+        forms: forms of the pictures, by name in the batch.
         tokenizer_of: tokenizers, by the name of their tokens in the batch.
         faults: counts and logs unreadable records.
         options: of the stream.

@@ -52,7 +52,7 @@ class Resizing:
         interpolation: "bilinear", "bicubic", "nearest", "lanczos3" or
             "lanczos5".
         antialias: filter before reducing the size.
-        crop_to_aspect_ratio: keep the aspect, and cut off the longer side.
+        crop_to_aspect_ratio: keep the aspect, and crop the longer side.
     """
 
     size: int
@@ -136,7 +136,7 @@ def prepare(encoded: bytes, max_pixels: int) -> bytes | shards.Fault:
             "unknown picture format: neither JPEG, PNG, GIF, BMP nor WebP, or "
             f"damaged, {len(encoded)} bytes"
         )
-    except Exception as error:  # Pillow's decoders raise all kinds.
+    except Exception as error:  # Pillow's decoders raise errors of all kinds.
         reason = f"damaged picture: {shards.one_line(error)}"
     return shards.Fault(reason)
 
@@ -276,7 +276,7 @@ def _prepare(encoded, max_pixels):
         )
     if image is None:
         return encoded
-    # TensorFlow decodes only WebP with a single frame and without alpha.
+    # TensorFlow decodes WebP only if it has a single frame and no alpha.
     animated = encoded[12:16] == b"VP8X" and encoded[20] & 0x02
     plain = image.format == "WEBP" and image.mode == "RGB" and not animated
     if plain and READS_WEBP:

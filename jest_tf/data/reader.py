@@ -208,9 +208,9 @@ class Reader:
 class Blocks:
     """Reads a store by blocks of neighbouring records; thread-safe.
 
-    A request to a bucket takes as long as a megabyte, and a stream shuffled by
-    blocks soon needs a record's neighbours. So the first request for a record
-    of a block reads the whole block, and the last used blocks are kept.
+    A request to a bucket takes as long as reading a megabyte, and a stream
+    shuffled by blocks soon needs a record's neighbours. So the first request in
+    a block reads the whole block, and recently used blocks are kept.
 
     Args:
         store: the records.

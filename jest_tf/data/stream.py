@@ -109,7 +109,7 @@ class Order:
         return self.start + rows
 
     def num_distinct(self, num_positions: int) -> int:
-        """Counts the first positions' distinct rows; on average if weighted."""
+        """Counts distinct rows of the first positions; the mean if weighted."""
         if self.weighted is not None:
             return self.weighted.num_distinct(num_positions)
         return min(num_positions, self.num_records)

@@ -34,7 +34,7 @@ def build_wordpiece_vocabulary(
         The reserved tokens, then characters, then pieces by falling frequency.
 
     Raises:
-        ValueError: `size` leaves no room beside the reserved tokens, or there
+        ValueError: `size` leaves no room besides the reserved tokens, or there
             are no words.
     """
     least = len(tokenizers.RESERVED_TOKENS)

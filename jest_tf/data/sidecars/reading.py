@@ -287,7 +287,7 @@ class Sidecars:
         ).arrays
 
     def _excerpts(self, rows):
-        """Yields indices in `rows`, a shard's arrays, and rows in these."""
+        """Yields indices in `rows`, a shard's arrays, and rows in those."""
         pieces = self.store.by_shard(rows)
         if self.is_remote:
             yield from retries.map_parallel(
@@ -303,7 +303,7 @@ class Sidecars:
             yield places, self._part(shard), local
 
     def _excerpt(self, shard, rows, local):
-        """Returns a shard's arrays, cut if remote, and rows in them."""
+        """Returns a shard's arrays, only `local` if remote, and its rows."""
         part = self._part(shard)
         if not isinstance(part["ids"], artefacts.RemoteArray):
             return part, local

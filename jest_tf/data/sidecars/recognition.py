@@ -1,8 +1,8 @@
 """Measures references on a pool's pairs, without labels.
 
 An untrained reference finds pairs no more similar than mismatched pairs. The
-better it is, the more pairs stand out, up to the matched share of the pool. So
-the share that stands out compares references on a pool, and is a lower bound on
+better it is, the more pairs it recognises, up to the matched share of the pool.
+So the recognised share compares references on a pool, and is a lower bound on
 the pool's matched share.
 """
 
@@ -16,7 +16,7 @@ from jest_tf.data.sidecars import reading
 FALSE_POSITIVES = 0.1
 # Pairs read; a share of them has a standard error of at most 0.004.
 NUM_PAIRS = 20_000
-# Makes the sample independent of data that were made with the run's seed.
+# Makes the sample independent of data that were shuffled with the run's seed.
 _SALT = 0x7265636F67
 
 

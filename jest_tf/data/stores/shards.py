@@ -52,7 +52,7 @@ _PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
 # Bytes per read in a scan.
 _WINDOW = 2**22
 # Ranges up to this far apart are read together. An object-storage request takes
-# as long as about a megabyte; a local request takes almost no time.
+# as long as reading about a megabyte; a local request takes almost no time.
 _LOCAL_GAP = 2**12
 _REMOTE_GAP = 2**19
 # Limit on a joint read, to bound memory.

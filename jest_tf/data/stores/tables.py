@@ -24,7 +24,7 @@ class Columns:
     """The role of each column of a table.
 
     By default the picture's column is the first of `IMAGE_COLUMNS`, and the
-    caption's the first of `CAPTION_COLUMNS`; labelled pictures may have none.
+    caption's the first of `CAPTION_COLUMNS`, optional for labelled pictures.
     `classes` has the names of numbered classes, by column.
 
     Raises:

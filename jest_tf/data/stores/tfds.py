@@ -31,8 +31,8 @@ def find(
     Args:
         pattern: the folder of a version, or "<folder>:<split>"; the default
             split is "train", or the only split.
-        fields: names of features. If no picture feature has a usual name, a
-            single picture feature is taken.
+        fields: names of features. A picture feature without a usual name is
+            taken if it is the only picture feature.
 
     Raises:
         ValueError: the split or its shards are missing, or the files have

@@ -24,7 +24,7 @@ CAPTION_FIELDS = ("caption", "txt", "text", "captions", "captions/text")
 
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
-# Bytes of a frame before its payload, and around it in all.
+# Bytes of a frame before its payload, and before and after it together.
 HEAD, FRAME = _HEADER.size, _HEADER.size + _CHECKSUM.size
 
 
