@@ -29,18 +29,18 @@ KINDS = {
 _VERSION = "1"
 _DTYPES = {"I64": "int64", "F32": "float32", "F16": "float16"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_LENGTH = struct.Struct("<Q")  # of the head, which follows
+_LENGTH = struct.Struct("<Q")  # size of the head that follows
 _ALIGNMENT = 64  # a cache line
-_HEAD = 2**14  # bytes that hold most heads
+_HEAD = 2**14  # bytes, enough for most heads
 _LARGEST_HEAD = 10**8  # the format's limit
 
 
 class RemoteArray:
-    """An array in a remote file, of which rows are read by pages.
+    """An array in a remote file, whose rows are read by pages.
 
     Args:
         file: from `files.open_pages`.
-        offset: of the array in it.
+        offset: of the array in the file.
         dtype, shape: of the array.
     """
 
@@ -55,10 +55,10 @@ class RemoteArray:
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Reads ascending rows, int64 [k], none twice.
+        """Reads rows, int64 [k], in strictly ascending order.
 
         Raises:
-            ValueError: another file has taken the place of this file.
+            ValueError: the file has been replaced.
         """
         if not len(rows):
             return np.empty([0, *self.shape[1:]], self.dtype)
@@ -75,12 +75,12 @@ class RemoteArray:
 
 
 class Artefact(NamedTuple):
-    """An artefact that was read.
+    """The content of an artefact.
 
     Attributes:
         metadata: strings; `crc32` is a JSON object of checksums by array.
-        arrays: read-only views of the mapped file, by name; of a remote file
-            that was not verified, `RemoteArray`s.
+        arrays: by name, read-only views of the mapped file; `RemoteArray`s if
+            the file is remote and was not verified.
     """
 
     metadata: dict[str, str]
@@ -105,11 +105,11 @@ def written(
         path: of the artefact, see `files.written_whole`.
         kind: one of `KINDS`.
         metadata: strings that identify the artefact's origin.
-        arrays: dtype and shape of each array by name. The last array may have
-            None rows: as many as are appended.
+        arrays: dtype and shape of each array by name. None as the number of
+            rows of the last array accepts any number.
 
     Raises:
-        ValueError: an array has another number of rows than its shape says.
+        ValueError: an array has more or fewer rows than its shape demands.
     """
     metadata = {"kind": kind, "version": _VERSION, **metadata}
     rows, checksums = dict.fromkeys(arrays, 0), dict.fromkeys(arrays, 0)
@@ -156,7 +156,7 @@ def write(
     metadata: Mapping[str, str],
     arrays: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes a whole artefact, as `written` does."""
+    """Writes an artefact from whole arrays; see `written`."""
     shapes = {
         name: (str(values.dtype), values.shape)
         for name, values in arrays.items()
@@ -169,8 +169,8 @@ def write(
 def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
     """Maps an artefact.
 
-    To `verify` is to compare the checksums, which reads all arrays; a remote
-    file is copied to a local file first. Otherwise it is read by range.
+    With `verify`, compares the checksums, which reads all arrays and copies a
+    remote file to a local file first. Otherwise a remote file is read by range.
 
     Raises:
         OSError: the file cannot be read.
@@ -188,7 +188,7 @@ def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
 
 @contextlib.contextmanager
 def read_as(path: str, kind: str) -> Iterator[None]:
-    """Raises ValueError if the content of a file is not of a kind."""
+    """Turns errors in the block into a ValueError: not a file of the kind."""
     try:
         yield
     except (
@@ -203,7 +203,7 @@ def read_as(path: str, kind: str) -> Iterator[None]:
 def read_again(
     path: str, kind: str, expected: tuple[tuple[str, str], ...]
 ) -> Artefact:
-    """Maps an artefact that was read before; `functools.lru_cache` fits it.
+    """Maps an artefact that was read before; suits `functools.lru_cache`.
 
     Raises:
         ValueError: the file is gone, or lacks the `expected` metadata.
@@ -221,7 +221,7 @@ def read_again(
 
 
 def _layout(arrays, rows):
-    """Safetensors' entries of arrays with so many rows, by name."""
+    """Returns safetensors' entries, by name, of arrays with these rows."""
     found, end = {}, 0
     for name, (dtype, shape) in arrays.items():
         shape, start = [rows[name], *shape[1:]], end
@@ -262,7 +262,7 @@ def _open_remote(path):
 
 
 def _artefact(size, first, make):
-    """Reads the head of a file, by `first`, and makes its arrays by place."""
+    """Reads a file's head with `first(size)`, and makes arrays with `make`."""
     head = first(min(size, _HEAD))
     (length,) = _LENGTH.unpack_from(head)
     start = _LENGTH.size + length

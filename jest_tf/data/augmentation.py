@@ -16,8 +16,8 @@ from jest_tf.config import checks
 from jest_tf.embeddings import Tensor
 from jest_tf.selection import noise
 
-# Aspect of a crop relative to the picture's, as in Inception's training crops
-# (Szegedy et al., 2015).
+# Log of a crop's largest aspect relative to the picture's, as in Inception's
+# training crops (Szegedy et al., 2015).
 _MAX_LOG_ASPECT = math.log(4 / 3)
 
 # Makes the noise of the parts of a chain independent.
@@ -31,8 +31,8 @@ class Augmentation(checks.Checked):
 
     A crop's area is uniform in [min_area, 1] of the picture's, its aspect
     log-uniform in [3/4, 4/3] of the picture's as far as it fits, and its place
-    uniform. It is resized bilinearly as `rows @ image @ columns`, two small
-    interpolation matrices, which compile to static matrix products.
+    uniform. It is resized bilinearly as `rows @ image @ columns` with two small
+    interpolation matrices, which compiles to static matrix products.
 
     Args:
         flip: mirror half of the pictures left to right.
@@ -57,8 +57,8 @@ class Augmentation(checks.Checked):
         Args:
             images: uint8 [b, H, W, 3].
             seed: int32 [2], (run seed, step). Equal seeds give equal views.
-            places: int32 [b], places of these pictures in a larger batch, where
-                they would get the same views; None if they are the whole batch.
+            places: int32 [b], indices of these pictures in a larger batch, to
+                give the same views as there; None if they are the whole batch.
             batch_size: size of the larger batch; required with `places`.
 
         Returns:
@@ -102,7 +102,7 @@ class Augmentation(checks.Checked):
 
 @keras.saving.register_keras_serializable(package="jest_tf")
 class Chain:
-    """Augmentations one after the other, each with noise of its own.
+    """Applies several augmentations in turn, each with independent noise.
 
     Args:
         parts: callables with the arguments of `Augmentation`.
@@ -121,7 +121,7 @@ class Chain:
                 )
 
     def __call__(self, images, seed, places=None, batch_size=None):
-        """Augments pictures, as `Augmentation`."""
+        """Augments pictures; see `Augmentation`."""
         for number, part in enumerate(self.parts):
             salted = ops.bitwise_xor(seed, [number * _SALT, 0])
             images = part(images, salted, places, batch_size)
@@ -140,7 +140,7 @@ class Chain:
 
 
 def _sample_points(fraction, place, size):
-    """Pixel coordinates of a view on one side, 0 is the first; [b, size]."""
+    """Returns a view's pixel coordinates along one side, from 0; [b, size]."""
     centres = ops.arange(size, dtype="float32") + 0.5
     start = place * (1 - fraction) * size
     points = start[:, None] + fraction[:, None] * centres - 0.5
@@ -148,6 +148,6 @@ def _sample_points(fraction, place, size):
 
 
 def _interpolation(points, size):
-    """Pixel weights for points on one side; [b, n] -> [b, n, size]."""
+    """Returns pixel weights of points on one side; [b, n] -> [b, n, size]."""
     pixels = ops.arange(size, dtype="float32")
     return ops.relu(1 - ops.abs(points[:, :, None] - pixels))

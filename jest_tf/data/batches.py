@@ -1,4 +1,4 @@
-"""Batches of every record once, for evaluation; helpers shared with the stream.
+"""Batches of all records, for evaluation; helpers shared with the stream.
 
 An unreadable record is an error here and is not replaced.
 """
@@ -20,7 +20,7 @@ Tokenizer = Callable[[tf.Tensor], tf.Tensor]
 # A batch on the device and a batch in preparation.
 _PREFETCH = 2
 
-# Texts of the latest errors in NumPy functions of datasets, of any thread.
+# Messages of the latest errors in datasets' NumPy functions, in all threads.
 _raised: collections.deque = collections.deque(maxlen=64)
 
 
@@ -37,8 +37,8 @@ def examples(
     Args:
         store: the records.
         batch_size: k; the last batch may be smaller.
-        image_size: S, for `image`, or a form of pictures.
-        tokenizer: for `text`; None yields no texts, and needs no captions.
+        image_size: side S of `image`, or a form of pictures.
+        tokenizer: makes `text`; None yields no texts, and needs no captions.
         start: row of the first record.
 
     Returns:
@@ -123,7 +123,7 @@ def decode(
     good = [i for i, result in enumerate(found) if isinstance(result, bytes)]
     with tf.device("CPU:0"):
         kept, images = _decoder(form)(
-            [found[i] for i in good] or [b""]  # which is dropped
+            [found[i] for i in good] or [b""]  # undecodable: dropped
         )
     for place in np.setdiff1d(np.arange(len(good)), kept):
         i = good[place]
@@ -136,7 +136,7 @@ def decode(
 
 @functools.cache
 def _decoder(form):
-    """A compiled `pictures.decode_batch` of a form."""
+    """Compiles `pictures.decode_batch` for a form."""
 
     def decode(encoded):
         kept, images = pictures.decode_batch(encoded, {"image": form})
@@ -146,7 +146,7 @@ def _decoder(form):
 
 
 def texts_of(captions, tokenizer_of):
-    """Tokens and ids of captions, string [k], and which were not UTF-8."""
+    """Makes tokens and ids of captions, string [k]; marks invalid UTF-8."""
     captions, replaced = tokenizers.sanitize_captions(captions)
     batch = {name: make(captions) for name, make in tokenizer_of.items()}
     batch["caption_id"] = tf.strings.to_hash_bucket_fast(captions, 2**63 - 1)
@@ -155,7 +155,7 @@ def texts_of(captions, tokenizer_of):
 
 
 def in_order(pool, function, items, ahead):
-    """Yields results of a pool's threads, at most `ahead` before they go."""
+    """Maps items in a thread pool, in order; computes `ahead` items ahead."""
     pending = collections.deque()
     for item in items:
         pending.append(pool.submit(function, item))
@@ -176,7 +176,7 @@ def map_in_order(dataset, function):
 
 
 def finish(dataset):
-    """Makes a dataset deterministic and prefetches."""
+    """Makes a dataset deterministic, and prefetches it."""
     options = tf.data.Options()
     options.deterministic = True
     return dataset.with_options(options).prefetch(_PREFETCH)
@@ -200,10 +200,10 @@ def call_numpy(function, inputs, specs):
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raises a dataset's own ValueError, which TensorFlow would wrap.
+    """Unwraps the ValueError of a dataset from TensorFlow's error.
 
     Raises:
-        ValueError: as the NumPy function of a dataset raised it in the block.
+        ValueError: a dataset's NumPy function has raised it in the block.
     """
     try:
         yield

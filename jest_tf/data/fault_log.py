@@ -21,17 +21,17 @@ _MAX_REASONS = 1000
 class FaultLog:
     """Counts faults and logs a line for each; thread-safe.
 
-    A line is {"step", "setting", "position", "id", "place", "reason"}: the
-    setting of its shards, "data.train" or "data.curated", whose positions are
-    separate, and the id and place of the unreadable record. An unreadable
+    A line is {"step", "setting", "position", "id", "place", "reason"}. The
+    setting is "data.train" or "data.curated", which number their positions
+    separately; id and place are those of the unreadable record. An unreadable
     replacement adds another line for the same position.
 
     Args:
-        path: of the log, JSON lines; None writes none.
+        path: file of the log, in JSON lines; None writes no log.
         max_rate: share of the drawn positions that may be replaced, in [0, 1];
-            of the first 1,024 positions, that share of 1,024.
-        lost_share: share of the records that damaged shards have lost, which
-            counts as if so many were replaced.
+            until 1,024 positions are drawn, a share of 1,024.
+        lost_share: share of the records that damaged shards have lost; it
+            counts like an equal share of replaced positions.
 
     Attributes:
         max_rate, lost_share: as given.
@@ -52,9 +52,9 @@ class FaultLog:
         self.num_replaced = 0
 
     def start(self, step: int, num_drawn: int) -> None:
-        """Drops the faults from `step` on, which will be drawn again.
+        """Drops the faults from `step` on, whose positions are drawn again.
 
-        `num_drawn` is the number of positions of the steps before it.
+        `num_drawn` is the number of positions in all steps before `step`.
         """
         with self._lock:
             self._error = ""
@@ -88,15 +88,15 @@ class FaultLog:
         self.check()
 
     def check(self) -> None:
-        """Raises the ValueError of `count` again; `tf.data` wraps the first."""
+        """Raises again the ValueError of `count`, which `tf.data` wraps."""
         if self._error:
             raise ValueError(self._error)
 
     def close(self, stop_step: int | None = None) -> None:
         """Sorts the lines by step and position.
 
-        A `stop_step` drops the faults from this step on, which were only read
-        ahead.
+        With `stop_step`, drops the faults from this step on, whose records were
+        only read ahead.
         """
         with self._lock:
             self._sort(stop_step)
@@ -132,17 +132,17 @@ class FaultLog:
             self._reasons[kind] += 1
 
     def _sort(self, stop_step):
-        """Rewrites the log, and returns the places in the stream of its lines.
+        """Sorts the log's lines; returns their places in the stream.
 
-        Of a fault that was met twice, the first line stays.
+        Keeps only the first line of a fault that was logged twice.
         """
         if not self._path or not files.is_file(self._path):
             return []
-        # The log of a long run may be large, so no line is held.
+        # The log of a long run may be large, so no lines stay in memory.
         starts: dict = {}
         start = 0
         with (
-            # Bytes, as what a power cut leaves need not be UTF-8.
+            # Bytes, as a power cut may leave text that is not UTF-8.
             files.staged(self._path) as local,
             open(local, "rb") as log,
             files.written_whole(self._path) as partial,
@@ -152,17 +152,17 @@ class FaultLog:
                 try:
                     line = json.loads(text)
                 except ValueError:
-                    break  # a kill has cut it off
+                    break  # cut off when the run was killed
                 if stop_step is None or line["step"] < stop_step:
                     place = line["step"], line["setting"], line["position"]
                     fault = place, hash(line["place"])
                     starts.setdefault(fault, start)
                     self._count(line["reason"])
                 start += len(text)
-            # The lines of a place stay in their order.
+            # Lines of the same place keep their order.
             order = sorted((fault[0], start) for fault, start in starts.items())
             for _, start in order:
                 log.seek(start)
-                # The last line may be whole but for its end.
+                # The last line may lack only its newline.
                 out.write(log.readline().rstrip(b"\n") + b"\n")
         return [place for place, _ in order]

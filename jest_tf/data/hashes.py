@@ -2,8 +2,8 @@
 
 import numpy as np
 
-# In theory four rounds of a good function suffice for large domains; the halves
-# of small domains have so few values that we take three times as many.
+# In theory four rounds of a good function suffice for large domains. The halves
+# of small domains have very few values, so three times as many are used.
 _ROUNDS = 12
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -40,16 +40,16 @@ def high_bits(values: np.ndarray, bits: int) -> np.ndarray:
 def permute(values, sizes, keys, largest=None):
     """Applies keyed bijections of [0, size); integers [k] x 3 -> int64 [k].
 
-    `sizes` may be a single number; otherwise `largest` bounds them, and time
-    grows with its ratio to them.
+    `sizes` may be a single number. If it is a vector, `largest` must be an
+    upper bound; the time grows with `largest / sizes`.
     """
     bits = ((largest or sizes) - 1).bit_length()
-    # Half of the bits of the smallest 4**k >= n, at least one.
+    # Half of the bits of the smallest power of four >= size, at least one.
     half_bits = max(1, (bits + 1) // 2)
     values, sizes = unsigned(values), unsigned(sizes)
     values = _walk(values, sizes, keys, half_bits)
-    # A Feistel network makes only even permutations, and small n keep that
-    # sign under cycle walking. So a key bit swaps 0 and 1 for half the keys.
+    # A Feistel network makes only even permutations, and for small sizes cycle
+    # walking keeps the parity. So half of the keys also swap 0 and 1.
     swaps = (values < 2) & (sizes > 1) & (keys & np.uint64(1) == 1)
     return (values ^ swaps).astype(np.int64)
 
@@ -67,12 +67,12 @@ def _walk(values, sizes, keys, half_bits):
 
 
 def _encrypt(values, keys, half_bits):
-    """A bijection of [0, 4**half_bits) for each key; uint64 [k] x 2."""
+    """Applies a bijection of [0, 4**half_bits) per key; uint64 [k] x 2."""
     half = np.uint64(1 << half_bits)
     shift = np.uint64(64 - half_bits)
     left, right = values // half, values & (half - np.uint64(1))
     for round_key in _ROUND_KEYS:
-        # The high bits, which a multiplication mixes best.
+        # A multiplication mixes the high bits best.
         mixed = mix((keys + round_key) ^ right) >> shift
         left, right = right, left ^ mixed
     return left * half + right
@@ -86,12 +86,12 @@ def mix(values):
 
 
 def unsigned(values):
-    """Returns integers as uint64; of a Python integer, a vector of it."""
+    """Returns integers as uint64; a Python integer becomes a vector."""
     return np.atleast_1d(values).astype(np.uint64)
 
 
 def check_positions(positions):
-    """Returns positions as uint64; raises ValueError for others."""
+    """Returns positions as uint64; raises ValueError if they are invalid."""
     positions = np.asarray(positions)
     if positions.ndim != 1 or positions.dtype.kind not in "iu":
         raise ValueError(

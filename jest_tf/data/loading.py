@@ -23,8 +23,8 @@ from jest_tf.data import sidecars as sidecars_lib
 # Records in a unit of parallel work. Throughput is equal within noise from 128
 # to 1,280; smaller units balance better and use less memory.
 _CHUNK = 256
-# Chunks of a bucket that are read ahead: those of half a window, so that the
-# blocks of the next window are on their way before the first of them is needed.
+# Limits on the chunks read ahead from a bucket. Half a window is read ahead, so
+# that the next window's blocks are requested before the first is needed.
 _MIN_AHEAD, _MAX_AHEAD = 8, 32
 
 
@@ -33,20 +33,20 @@ class Options:
     """Options of a training stream beyond store, seed and sizes.
 
     Attributes:
-        weights: shares of `store.parts` in the stream; () takes each by size.
+        weights: shares of `store.parts` in the stream; () uses their sizes.
         shuffle_block_size: as in `stream.Order`; None shuffles freely.
         host: the number of this host, from 0.
         num_hosts: H, must divide B. Host h yields the rows [h B/H, (h + 1)
             B/H) of every super-batch.
-        sidecars: of a reference over the same store, for stored stages, which
-            pass their first rows without.
+        sidecars: a reference's, of the same store, for stored stages. Without
+            sidecars, each stage passes its first rows.
         embeddings: add the sidecars' `reference_image` and `reference_text`.
         rows: bool [n], the rows of the store that are drawn; None draws all.
-        num_curated: the number of the store's last parts that are the curated
-            set; not drawn without `curated_rows`.
-        curated_rows: c of the b rows trained on come from the curated set, in
-            an order of its own. If c is b, nothing is drawn from the pool.
-        clean: see `StoredStages`, like `summaries`.
+        num_curated: the number of parts, last in the store, that form the
+            curated set; they are drawn only with `curated_rows`.
+        curated_rows: c of the b rows of a sub-batch come from the curated set,
+            in a separate order. If c = b, nothing is drawn from the pool.
+        clean: see `StoredStages`.
         summaries: of the stored stages' choices, for logs.
         faults: counts and logs unreadable records and limits their rate; None
             counts with the default limit.
@@ -75,7 +75,7 @@ class Options:
 
     @property
     def embedded(self) -> Callable | None:
-        """Maps rows to whether sidecars embed them; None without sidecars."""
+        """Returns `sidecars.valid`, or None without sidecars."""
         return self.sidecars and self.sidecars.valid
 
 
@@ -85,8 +85,8 @@ class Loader:
 
     Attributes:
         store: the records.
-        forms: of the pictures, by name in the batch.
-        tokenizer_of: tokenizers, by name of their tokens in the batch.
+        forms: forms of the pictures, by name in the batch.
+        tokenizer_of: tokenizers, by the name of their tokens in the batch.
         faults: counts and logs unreadable records.
         options: of the stream.
     """
@@ -109,14 +109,14 @@ class Loader:
         """Reads and decodes the records at positions, in order.
 
         Args:
-            places: the order that the positions are of.
-            positions: int64 [rows], an element a step.
-            seed: of captions and replacements.
-            step_size: positions of a step, on all hosts.
-            setting: of the shards of the order, for the log of faults.
+            places: the order, which maps positions to rows.
+            positions: int64 [rows], one element per step.
+            seed: for the choice of captions and replacements.
+            step_size: number of positions of a step, on all hosts.
+            setting: names the shards of the order in the log of faults.
 
         Returns:
-            A dataset of dicts, `[rows, ...]` a step.
+            A dataset of dicts of `[rows, ...]`, one per step.
         """
         options, store, forms = self.options, self.store, self.forms
         size = positions.element_spec.shape[0]
@@ -169,7 +169,7 @@ class Loader:
 
 
 def _embeddings(sidecars, chunk, ids):
-    """The reference's embeddings of a chunk of records."""
+    """Reads the reference's embeddings of a chunk of records."""
     shape = [*chunk.rows.shape, sidecars.dim]
     spec = tf.TensorSpec(shape, tf.as_dtype(sidecars.dtype))
     image, text = batches.call_numpy(
@@ -179,7 +179,7 @@ def _embeddings(sidecars, chunk, ids):
 
 
 def _chunk_size(super_batch_size):
-    """The largest divisor of at most _CHUNK; all rows if it is too small."""
+    """Returns the largest divisor up to _CHUNK; all rows if it is too small."""
     divisor = max(
         size
         for size in range(1, min(_CHUNK, super_batch_size) + 1)
@@ -195,14 +195,14 @@ def _is_distant(store, options):
 
 
 def _blocks(store, options, is_chosen):
-    """Whole blocks of a store on a bucket; None elsewhere or without blocks.
+    """Makes the reader of blocks of a store on a bucket; None otherwise.
 
-    Where rows are chosen, some rows of a block are never asked for.
+    `is_chosen` means that stored stages choose the rows of each step.
     """
     if not (options.shuffle_block_size and store.is_remote):
         return None
     pool = len(store.parts) - options.num_curated
-    # Without weights the pool is a single order, as the curated set always is.
+    # Without weights the pool has a single order; the curated set always does.
     firsts = [*range(pool if options.weights else 1)]
     if options.num_curated:
         firsts.append(pool)
@@ -212,10 +212,10 @@ def _blocks(store, options, is_chosen):
         store,
         size,
         starts,
-        # An epoch's last window has almost two windows' blocks.
+        # The last window of an epoch may have almost twice as many blocks.
         kept=3 * window * len(starts),
-        # Otherwise some rows of a block are never asked for, or the store is
-        # so small that all blocks are kept.
+        # If one of these fails, some rows of a block are never read, or the
+        # store is so small that all blocks are kept.
         once=store.manifest is None
         and options.rows is None
         and not is_chosen
@@ -225,7 +225,7 @@ def _blocks(store, options, is_chosen):
 
 
 def _starting(ahead):
-    """A map over chunks of positions that begins to read them."""
+    """Returns a map function that starts to read each chunk of positions."""
 
     def start(positions):
         ahead.start(positions)
@@ -239,7 +239,7 @@ def _starting(ahead):
 
 
 def _read_chunk(reader, ahead, positions, forms):
-    """A `reader.Chunk` of tensors and its pictures, for positions int64 [k]."""
+    """Reads positions, int64 [k], to a `Chunk` of tensors, and its pictures."""
     size = positions.shape[0]
     types = (tf.int64, tf.int64, tf.string, tf.string, tf.int64)
     specs = [tf.TensorSpec([size], dtype) for dtype in types]

@@ -1,11 +1,11 @@
-"""Stored pictures to square uint8 arrays.
+"""Decodes stored pictures to square uint8 arrays.
 
 `prepare` reads the size from the header and refuses pictures that are too large
-or of an unknown format. JPEG, PNG and, with a TensorFlow that reads it, plain
-WebP pass through. Pillow converts GIF, BMP and other WebP to PNG, first frame
-only: `tf.io.decode_image` decodes some of these to wrong pixels or
-uninitialized memory. `decode` then gives the pixels of a single picture,
-`decode_batch` those of many, in a graph.
+or of an unknown format. JPEG, PNG and, if this TensorFlow reads it, plain WebP
+pass through. Pillow converts the first frame of GIF, BMP and other WebP to PNG,
+because `tf.io.decode_image` decodes some of these to wrong pixels or
+uninitialized memory. `decode` then decodes a single picture, and `decode_batch`
+decodes many in a graph.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from jest_tf.config import checks
 from jest_tf.data.stores import shards
 
 # Each scan of a JPEG costs a pass over all pixels, so a small file could
-# occupy a worker for minutes. Encoders write about ten.
+# occupy a worker for minutes. Encoders write about ten scans.
 MAX_SCANS = 100
 
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -43,16 +43,16 @@ READS_WEBP = hasattr(tf.io, "decode_webp")
 class Resizing:
     """Resizes decoded pictures to a square, as a model expects them.
 
-    The defaults are SigLIP's (Zhai et al., 2023): the aspect is ignored. Other
-    values do what `keras.layers.Resizing` does to 8-bit pictures outside of a
-    graph; in a graph that layer does not round.
+    The defaults are SigLIP's (Zhai et al., 2023) and ignore the aspect. Other
+    values give what `keras.layers.Resizing` gives for 8-bit pictures outside of
+    a graph; in a graph that layer does not round.
 
     Attributes:
         size: S, pixels a side.
         interpolation: "bilinear", "bicubic", "nearest", "lanczos3" or
             "lanczos5".
-        antialias: filter before reducing.
-        crop_to_aspect_ratio: keep the aspect; what is too long is cut off.
+        antialias: filter before reducing the size.
+        crop_to_aspect_ratio: keep the aspect, and crop the longer side.
     """
 
     size: int
@@ -111,12 +111,12 @@ class Form(Protocol):
 
 
 def form_of(image_size: int | Form) -> Form:
-    """Returns a form as it is, and the package's `Resizing` for a size."""
+    """Returns a form unchanged, or the `Resizing` to a size."""
     return image_size if callable(image_size) else Resizing(image_size)
 
 
 def prepare(encoded: bytes, max_pixels: int) -> bytes | shards.Fault:
-    """Checks a picture's header, and converts what TensorFlow decodes wrongly.
+    """Checks a picture's header; converts formats that TensorFlow misreads.
 
     Returns:
         Bytes for `tf.io.decode_image`: `encoded` itself, or a PNG of the first
@@ -136,7 +136,7 @@ def prepare(encoded: bytes, max_pixels: int) -> bytes | shards.Fault:
             "unknown picture format: neither JPEG, PNG, GIF, BMP nor WebP, or "
             f"damaged, {len(encoded)} bytes"
         )
-    except Exception as error:  # Pillow's decoders raise all kinds.
+    except Exception as error:  # Pillow's decoders raise errors of all kinds.
         reason = f"damaged picture: {shards.one_line(error)}"
     return shards.Fault(reason)
 
@@ -158,11 +158,11 @@ def decode(encoded: bytes, max_pixels: int) -> np.ndarray | shards.Fault:
 
 
 def decode_all(encoded: tf.Tensor, form: Form) -> tf.Tensor:
-    """Decodes strings [k] to [k, *form.shape] by TensorFlow alone.
+    """Decodes strings [k] to [k, *form.shape] with TensorFlow alone.
 
-    For graphs that leave this package. JPEG, PNG and, if this TensorFlow reads
-    it, still, opaque WebP have the pixels that `prepare` and `decode_batch`
-    give. Other pictures, which `prepare` converts or refuses, raise
+    This is for exported graphs. JPEG, PNG and, if this TensorFlow reads it,
+    still, opaque WebP give the same pixels as `prepare` and `decode_batch`.
+    Other pictures, which `prepare` converts or refuses, raise
     `tf.errors.InvalidArgumentError`.
     """
 
@@ -213,7 +213,7 @@ def decode_batch(
 
     Args:
         encoded: string [k], from `prepare`.
-        forms: of the pictures, by name; each picture is made in every form.
+        forms: forms by name; each picture is converted to every form.
 
     Returns:
         Indices of the pictures that decode, int64 [m], and these pictures by
@@ -236,12 +236,12 @@ def decode_batch(
 
 
 def readable(dataset: tf.data.Dataset, size: tf.Tensor, specs):
-    """Returns the elements of a dataset that raise no error, in a batch.
+    """Returns a batch of those elements of a dataset that raise no error.
 
-    There are at most `size` elements, of the given specs.
+    The dataset has at most `size` elements, which `specs` describe.
     """
     # A graph cannot catch an error, but a dataset can drop the element that
-    # raised it. The empty batch covers the case that it drops all of them.
+    # raised it. The empty batch is for the case that all are dropped.
     nothing = tf.nest.map_structure(
         lambda spec: tf.zeros([0, *spec.shape], spec.dtype), specs
     )
@@ -255,7 +255,7 @@ def readable(dataset: tf.data.Dataset, size: tf.Tensor, specs):
 
 
 class _Refused(Exception):
-    """The picture must not be decoded; the text says why."""
+    """The picture must not be decoded, for the reason in the message."""
 
 
 def _prepare(encoded, max_pixels):
@@ -276,7 +276,7 @@ def _prepare(encoded, max_pixels):
         )
     if image is None:
         return encoded
-    # TensorFlow decodes a WebP of a single frame without alpha.
+    # TensorFlow decodes WebP only if it has a single frame and no alpha.
     animated = encoded[12:16] == b"VP8X" and encoded[20] & 0x02
     plain = image.format == "WEBP" and image.mode == "RGB" and not animated
     if plain and READS_WEBP:
@@ -287,7 +287,7 @@ def _prepare(encoded, max_pixels):
 
 
 def decodes_alike(encoded):
-    """A boolean tensor: true if `_prepare` passes a picture through."""
+    """Returns a boolean tensor: whether `_prepare` passes a picture through."""
     head = tf.io.decode_raw(
         tf.strings.substr(tf.strings.join([encoded, "\0" * 25]), 0, 25),
         tf.uint8,
@@ -299,7 +299,7 @@ def decodes_alike(encoded):
     def lacks(place, flags):
         return tf.bitwise.bitwise_and(head[place], flags) == 0
 
-    # Flags: of VP8L alpha, of VP8X alpha and animation.
+    # Flags: alpha in VP8L; alpha and animation in VP8X.
     return (
         has(0, JPEG_MAGIC)
         | has(0, PNG_MAGIC)

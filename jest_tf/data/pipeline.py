@@ -3,10 +3,10 @@
 A super-batch is a pure function of (seed, step), so resuming needs only a start
 step: there is no shuffle buffer and no iterator state. A counter numbers chunks
 of positions, the reader (`data/reader.py`) reads each chunk's records in the
-stream's order (`data/stream.py`), and a graph decodes and tokenises it.
+stream's order (`data/stream.py`), and a graph decodes and tokenises them.
 Chunks run in parallel and are joined in order. Stored stages
 (`data/stored_stages.py`) first choose the positions. Curated rows come from a
-stream of their own. Live stages and augmentation follow on the device.
+separate stream. Live stages and augmentation follow on the device.
 """
 
 import dataclasses
@@ -50,17 +50,17 @@ def super_batches(
     """The endless training stream; element n is super-batch start_step + n.
 
     Super-batch s comes from the H positions [s H, (s + 1) H) of `stream.Order`,
-    or of `stream.Mixture` with weights: the stored stages of the selection
-    choose B of them, or all if there are none. A hash of (seed, position)
-    chooses among a record's nonblank captions, and the replacement of an
-    unreadable record.
+    or of `stream.Mixture` with weights. The selection's stored stages choose B
+    of them; without stored stages, H = B. A hash of (seed, position) chooses
+    one of a record's nonblank captions, and the replacement of an unreadable
+    record.
 
     Args:
         store: the records; a manifest restricts them.
-        selection: its sizes, and its stored stages, which are run here.
+        selection: gives the sizes, and the stored stages, which run here.
         seed: the run's seed, in [0, 2**63).
         tokenizer: the learner's, for `text`.
-        image_size: S, for `image`, or a form of pictures.
+        image_size: side S of `image`, or a form of pictures.
         start_step: the first step to yield.
         options: see `Options`.
 
@@ -71,8 +71,8 @@ def super_batches(
         `caption_replaced` bool [B] (bad UTF-8 was replaced), `record_replaced`
         bool [B] (the record is a replacement). Options add embeddings [B, D]
         in the sidecars' dtype, and the reference's pictures and tokens.
-        Curated rows are a dict of the same, under `curated`; if all rows are
-        curated, they are the batch.
+        Curated rows are a dict with the same names, under `curated`; if all
+        rows are curated, this dict is the batch.
 
     Raises:
         ValueError: an argument is out of range. Iteration raises
@@ -109,7 +109,7 @@ def super_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-    """The two datasets of a stream; arguments as of `super_batches`."""
+    """The two datasets of a stream; arguments as in `super_batches`."""
 
     store: stores.Store
     seed: int
@@ -118,7 +118,7 @@ class _Stream:
     options: Options
 
     def pool(self, selection):
-        """The rows to choose from, of every step."""
+        """Returns the dataset of the rows that each step chooses from."""
         options = self.options
         sizes = selection.sizes(options.curated_rows)
         places = order(self.store, self.seed, options)
@@ -140,7 +140,7 @@ class _Stream:
         )
 
     def curated(self, size):
-        """The curated rows of every step."""
+        """Returns the dataset of each step's curated rows."""
         own = self._share(size, "`data.curated_rows` (c)")
         pool, curated = _parts(self.store, self.options)
         seed = hashes.uniform_hash(self.seed, np.zeros(1, int), _CURATED_SALT)
@@ -209,8 +209,8 @@ def order(
     """Returns the order of the pool's records in a training stream.
 
     Raises:
-        ValueError: as `stream.Order` and `stream.Mixture`, or the manifest has
-            no record of a store with a share.
+        ValueError: as in `stream.Order` and `stream.Mixture`, or the manifest
+            draws no record of a part that has a share.
     """
     lengths, _ = _parts(store, options)
     weights = options.weights
@@ -239,7 +239,7 @@ def order(
 
 
 def _parts(store, options):
-    """Numbers of records of the pool's parts, and of the curated parts."""
+    """Returns the lengths of the pool's parts, and of the curated parts."""
     pool = store.parts[: len(store.parts) - options.num_curated]
     return pool, store.parts[len(pool) :]
 
@@ -280,11 +280,11 @@ def at_positions(
         order(store, seed, options),
         seed=seed,
         step_size=1,
-        log=FaultLog(None, 1.0),  # the run has counted them
+        log=FaultLog(None, 1.0),  # the run has counted the faults
         embedded=options.embedded,
     )
     chunk = reader.read(positions)
-    # `repair` decodes the pictures that it keeps, too.
+    # `repair` also decodes the pictures that it keeps.
     images = reader.repair(positions, chunk, np.arange(len(positions)))
     with tf.device("CPU:0"):
         images = [pictures.form_of(image_size)(picture) for picture in images]

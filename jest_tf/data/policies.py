@@ -22,8 +22,8 @@ from jest_tf import config, embeddings
 from jest_tf.config import checks
 from jest_tf.selection import noise
 
-_GREY = [128, 128, 128]  # of what a picture does not cover
-_SIDE = 224  # the pictures that Model Garden's constants are for
+_GREY = [128, 128, 128]  # fills pixels outside of a moved picture
+_SIDE = 224  # picture side for which Model Garden chose its constants
 _BLENDED = ("Color", "Brightness", "Sharpness")
 _SHEARED, _TRANSLATED = ("ShearX", "ShearY"), ("TranslateX", "TranslateY")
 OPERATIONS = (
@@ -42,9 +42,9 @@ class Policy(checks.Checked):
     Args:
         name: "randaugment" takes `num_layers` operations at a set magnitude,
             "trivialaugment" a single operation at a random magnitude,
-            "autoaugment" a pair of Model Garden's policy "v0".
-        num_layers: operations of RandAugment.
-        magnitude: of RandAugment's operations, in [0, 10].
+            "autoaugment" a pair of operations of Model Garden's policy "v0".
+        num_layers: number of operations of RandAugment.
+        magnitude: strength of RandAugment's operations, in [0, 10].
 
     Raises:
         ValueError: a value is out of range.
@@ -75,7 +75,7 @@ class Policy(checks.Checked):
         uniform = tf.gather(uniform, places, axis=1)
         choice, level, sign, chance = tf.split(uniform, 4)  # [count, b]
         if self.name == "autoaugment":
-            # Both operations of a picture are of the same pair.
+            # Both operations of a picture come from the same pair.
             table = _pairs()
             pair = tf.cast(choice[0] * len(table), tf.int32)
             number, share, level = tf.unstack(
@@ -136,7 +136,7 @@ def _apply(name, image, level, sign):
     operation = _augment().NAME_TO_FUNC[name]
     arguments = ()
     if name in _BLENDED:
-        # Model Garden's takes Python numbers; 0 is the other picture whole.
+        # Model Garden takes Python numbers only; 0 gives the picture to blend.
         other = tf.cast(operation(image, 0.0), tf.float32)
         blend = other + (1.8 * level + 0.1) * (
             tf.cast(image, tf.float32) - other
@@ -150,8 +150,8 @@ def _apply(name, image, level, sign):
         side = 100.0 / _SIDE * image.shape[1]
         arguments = (side * level * sign, _GREY)
     elif name == "Contrast":
-        # As Model Garden since 2.20; before that it took Python numbers, and a
-        # mean that grew with the picture.
+        # As in Model Garden since 2.20. Before, it took only Python numbers,
+        # and used a mean that grew with the picture.
         return tf.image.adjust_contrast(image, 1.8 * level + 0.1)
     elif name == "Posterize":
         arguments = (tf.cast(4.0 * level, tf.uint8),)
@@ -172,7 +172,7 @@ def _augment():
 
 @functools.cache
 def _pairs():
-    """AutoAugment's pairs: operation, share and level, float32 [n, 2, 3]."""
+    """AutoAugment's pairs of (operation, share, level), float32 [n, 2, 3]."""
     return np.float32(
         [
             [

@@ -1,11 +1,11 @@
-"""Records at positions of the stream, and their replacements.
+"""Reads the records at positions of the stream, or their replacements.
 
 The example at a position is a pure function of (seed, position) and the data:
 the record at the position's row or, if it is unreadable, the first readable
 substitute (`data/stream.py`). A readable record can be read by its store, has a
 nonblank caption and a picture that decodes and, with sidecars, has embeddings.
 
-What lies on a bucket is read ahead (`Ahead`), by whole blocks (`Blocks`).
+Data on a bucket are read ahead (`Ahead`) and in whole blocks (`Blocks`).
 """
 
 import collections
@@ -35,7 +35,7 @@ def check_pictures(store: stores.Store) -> None:
     """Refuses a training store whose pictures do not decode.
 
     Raises:
-        ValueError: no picture decodes of a few records spread over the store.
+        ValueError: no picture decodes, in a few records spread over the store.
     """
     rows = np.unique(np.linspace(0, len(store) - 1, 16).astype(np.int64))
     for record in store.read(rows):
@@ -52,14 +52,14 @@ def check_pictures(store: stores.Store) -> None:
 
 
 class Chunk(NamedTuple):
-    """The records at consecutive positions.
+    """The records at k positions.
 
     Attributes:
         rows: int64 [k], row of each record, after replacements.
-        attempts: int64 [k], 0, or the number of the substitute.
+        attempts: int64 [k], the number of the substitute; 0 if not replaced.
         pictures: bytes [k], encoded.
         captions: bytes [k], the chosen captions.
-        choices: int64 [k], number of the chosen caption in its record.
+        choices: int64 [k], index of the chosen caption in its record.
     """
 
     rows: np.ndarray
@@ -75,15 +75,15 @@ class Reader:
 
     Attributes:
         store: the records.
-        order: of their rows.
+        order: maps positions to rows.
         seed: the run's seed, for the choice of captions.
-        step_size: positions of a step.
+        step_size: number of positions of a step.
         log: counts and logs unreadable records.
         embedded: rows int64 [k] -> bool [k], whether the sidecars have their
-            embeddings; None requires none.
-        blocks: read the records of the order, though not their substitutes;
-            None reads each from the store.
-        setting: of the shards of the order, for the log.
+            embeddings; None requires no embeddings.
+        blocks: reads the records of the order, but not their substitutes;
+            None reads every record from the store.
+        setting: names the shards of the order in the log.
     """
 
     store: stores.Store
@@ -97,9 +97,9 @@ class Reader:
     setting: str = "data.train"
 
     def read(self, positions: np.ndarray) -> Chunk:
-        """Reads records at positions, int64 [k], replacing the unreadable.
+        """Reads records at positions, int64 [k], replacing unreadable records.
 
-        Pictures are not decoded; `repair` replaces those that turn out damaged.
+        Does not decode the pictures; `repair` replaces damaged pictures.
 
         Raises:
             ValueError: too many records are unreadable.
@@ -125,7 +125,7 @@ class Reader:
     def repair(
         self, positions: np.ndarray, chunk: Chunk, missing: np.ndarray
     ) -> list[np.ndarray]:
-        """Replaces, in place, records of a chunk that `read` returned.
+        """Replaces, in place, undecodable records of a chunk from `read`.
 
         Args:
             positions: int64 [k].
@@ -133,7 +133,7 @@ class Reader:
             missing: int64 [m], indices of pictures that failed to decode.
 
         Returns:
-            m pictures in their place, uint8 [H, W, 3] each.
+            The m decoded pictures, uint8 [H, W, 3] each.
 
         Raises:
             ValueError: too many records are unreadable.
@@ -208,18 +208,18 @@ class Reader:
 class Blocks:
     """Reads a store by blocks of neighbouring records; thread-safe.
 
-    A request to a bucket costs as much as a megabyte, and a stream by blocks
-    comes back to a block for its neighbours. So a block is read whole when its
-    first record is asked for, and the latest blocks are kept.
+    A request to a bucket takes as long as reading a megabyte, and a stream
+    shuffled by blocks soon needs a record's neighbours. So the first request in
+    a block reads the whole block, and recently used blocks are kept.
 
     Args:
         store: the records.
-        size: records of a block.
+        size: number of records in a block.
         starts: int64 [p], ascending, the first row of each part of the store;
             blocks are counted from there.
-        kept: number of blocks.
-        once: whether records are dropped as they are returned. A record that
-            is asked for again, as in the next epoch, brings its whole block.
+        kept: number of blocks to keep.
+        once: whether to drop each record when it is returned. If it is
+            requested again, as in the next epoch, its whole block is read.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ class Blocks:
         self._kept, self._once = kept, once
         self._starts = np.asarray(starts)
         self._ends = np.append(starts[1:], len(store))
-        # A future of each block's records by row.
+        # By a block's first row, a future of its records by row.
         self._found: collections.OrderedDict = collections.OrderedDict()
         self._lock = threading.Lock()
 
@@ -267,7 +267,7 @@ class Blocks:
             block = found[first].result()
             take = block.pop if self._once else block.get
             out.append(stores.parsed(take(row, None)))
-            if out[i] is None:  # taken a moment ago
+            if out[i] is None:  # another call has just taken it
                 again.append(i)
             if not block:
                 self._drop([first], found)
@@ -296,7 +296,7 @@ class Blocks:
             raise
         records = iter(records)
         for first, rows in zip(missing, wanted, strict=True):
-            # Strict would take a record too many.
+            # `strict=True` would consume the next block's first record.
             found[first].set_result(
                 dict(zip(rows.tolist(), records, strict=False))
             )
@@ -304,17 +304,17 @@ class Blocks:
     def _drop(self, firsts, found):
         with self._lock:
             for first in firsts:
-                # Another may have taken its place.
+                # A newer future may have replaced it.
                 if self._found.get(first) is found[first]:
                     del self._found[first]
 
 
 class Ahead:
-    """Reads chunks before they are asked for; thread-safe.
+    """Reads chunks before they are requested; thread-safe.
 
     Args:
         read: `Reader.read`.
-        depth: chunks that are read at a time.
+        depth: number of chunks to read at a time.
     """
 
     def __init__(self, read: Callable[[np.ndarray], Chunk], depth: int):
@@ -328,7 +328,7 @@ class Ahead:
         future = self._pool.submit(self._read, positions.copy())
         with self._lock:
             self._found[positions.tobytes()] = future
-            # Nobody asked for these, because an iterator was given up.
+            # These were not requested: their iterator was abandoned.
             while len(self._found) > 2 * self._depth:
                 self._found.popitem(last=False)[1].cancel()
 
@@ -353,6 +353,6 @@ def candidates(captions: Sequence[bytes]) -> list[int]:
     return [
         i
         for i, caption in enumerate(captions)
-        # Bytes first: decoding is needed only for white space beyond ASCII.
+        # Tests bytes first: only white space beyond ASCII needs decoding.
         if caption.strip() and caption.decode("utf-8", "replace").strip()
     ]

@@ -1,9 +1,9 @@
-"""Stored stages: they choose stream positions before any record is read.
+"""Stored stages, which choose stream positions before any record is read.
 
-The reference's part of a score needs only its embeddings, which sidecars hold.
-A step takes a *hyper-batch*, the next H positions of the stream, and reads
-their sidecar rows. Each stored stage passes some of them; the rows that the
-last stage passes are the super-batch. Captions and replacements are those of a
+The reference's part of a score needs only its embeddings, which are in
+sidecars. A step takes a *hyper-batch*, the next H positions of the stream, and
+reads their sidecar rows. Each stored stage passes some of these rows; the last
+stage passes the super-batch. Captions and replacements are the same as in a
 stream without stages (`data/reader.py`).
 
 The choice is a pure function of (settings, seed, step, sidecars), so hosts need
@@ -27,15 +27,15 @@ from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.embeddings import Embeddings
 from jest_tf.selection import summary
 
-# Separates the noise of stored stages from that of live stages, which have the
-# seed (run seed, step); later stages take its multiples.
+# Separates the noise of stored stages from that of live stages, whose seed is
+# (run seed, step). Later stages use multiples of the salt.
 _SALT = 0x57A6E0
-# Most rows into the first stage of a group. Work grows with the rows times the
-# rows that pass in their group (benchmarks/README.md).
+# Limit on a group's rows into the first stage. The work grows with the rows
+# times the rows that pass in their group (benchmarks/README.md).
 MOST_ROWS = 2**14
 # Groups in flight: a group's rows are read while another is drawn.
 _GROUPS_AHEAD = 2
-# Steps whose summaries are kept for the log: streams run ahead of steps.
+# Steps whose summaries are kept for the log: streams run ahead of training.
 _SUMMARIES = 1024
 
 
@@ -47,7 +47,7 @@ class Summaries:
         self._found: collections.OrderedDict = collections.OrderedDict()
 
     def put(self, number: int, group: int, found: dict[int, dict]) -> None:
-        """Keeps the summaries of a super-batch by stage, of its first group."""
+        """Keeps a super-batch's summaries by stage, only of its first group."""
         with self._lock:
             before = self._found.get(number)
             if before is None or group < before[0]:
@@ -67,13 +67,13 @@ class StoredStages:
 
     Attributes:
         settings: the funnel, with stored stages and a `loss`.
-        sidecars: of the reference, over the store; None passes the first rows.
+        sidecars: the reference's, of the store; None passes the first rows.
         store: the records.
         order: of the pool.
         seed: the run's seed.
-        curated_rows: c, rows of a step that are not chosen.
+        curated_rows: c, rows of a step from the curated set.
         clean: maps ids, int64 [k], to whether the records are clean, bool [k];
-            None if that is not known.
+            None if this is unknown.
         summaries: of the choices, for the logs.
 
     Raises:
@@ -107,11 +107,11 @@ class StoredStages:
 
     @functools.cached_property
     def num_groups(self) -> int:
-        """G, equal parts of a hyper-batch within which rows are drawn."""
+        """G, the number of equal parts of a hyper-batch, drawn separately."""
         return num_groups(self.settings.stored, self.sizes)
 
     def positions(self, start_step: int, rows: slice) -> tf.data.Dataset:
-        """Returns the endless dataset of chosen positions, an element a step.
+        """Returns the endless dataset of chosen positions, one element a step.
 
         Args:
             start_step: the first step.
@@ -149,8 +149,8 @@ class StoredStages:
     def choose(self, step: int, group: int) -> np.ndarray:
         """Returns the positions that a group of a step passes.
 
-        int64 [B / G], ascending, which spreads the best rows evenly over
-        replicas.
+        They are int64 [B / G] and ascending, which spreads the best rows evenly
+        over replicas.
         """
         size = self.sizes[0] // self.num_groups
         first = (step * self.num_groups + group) * size
@@ -217,9 +217,9 @@ class StoredStages:
 def num_groups(stages: Sequence[config_lib.Stage], sizes: Sequence[int]) -> int:
     """Returns G, the number of groups of a hyper-batch.
 
-    The smallest divisor of B with at most `MOST_ROWS` rows into the first
-    stage of a group, and in every stage a row for each chunk; the largest with
-    these rows where there is none.
+    G is the smallest divisor of B that leaves a group at most `MOST_ROWS` rows
+    into its first stage. If some stage of a group would then pass fewer rows
+    than it has chunks, G is the largest divisor that avoids this.
 
     Args:
         stages: the stored stages.
@@ -245,12 +245,12 @@ def num_groups(stages: Sequence[config_lib.Stage], sizes: Sequence[int]) -> int:
 def flops(
     settings: config_lib.SelectionConfig, dim: int, curated_rows: int = 0
 ) -> int:
-    """Counts a host's floating-point operations of a step's stored stages.
+    """Counts the host's floating-point operations in a step's stored stages.
 
     Args:
-        settings: the funnel; stages that do not score are uniform.
+        settings: the funnel; only stages that score are counted.
         dim: width of the reference's embeddings; 0 if there is none.
-        curated_rows: c, rows that are not chosen.
+        curated_rows: c, rows of a step from the curated set.
     """
     stages = settings.stored
     sizes = settings.sizes(curated_rows)[: len(stages) + 1]
@@ -264,7 +264,7 @@ def flops(
 
 @functools.lru_cache(maxsize=32)
 def _drawer(stage, loss, passed):
-    """Compiles the draw of a group, a function of its embeddings."""
+    """Compiles the draw of a group as a function of its embeddings."""
     settings = config_lib.SelectionConfig(passed, loss=loss)
 
     def draw(seed, *parts):
@@ -277,7 +277,7 @@ def _drawer(stage, loss, passed):
             seed=seed,
             settings=settings,
         )
-        # A graph returns no None.
+        # A graph cannot return None.
         return drawn._replace(learner_loss=(), uniform_learner_loss=())
 
     return tf.function(draw, autograph=False)
@@ -305,9 +305,9 @@ def load_rows(
         is_best: read each record's best caption, not the drawn caption.
 
     Returns:
-        The positions, int64 [k], sorted by row, which reads fastest; and in
-        the same order the embeddings of the pictures and of the captions,
-        each [k, D] in the sidecars' dtype.
+        The positions, int64 [k], sorted by row, because this reads fastest. In
+        the same order, the embeddings of the pictures and of the captions, each
+        [k, D] in the sidecars' dtype.
 
     Raises:
         ValueError: ids differ, a sidecar is damaged, or too many substitutes
@@ -315,7 +315,7 @@ def load_rows(
     """
     count = len(positions)
     positions = np.sort(positions)
-    # Stable for equal rows. Fits int64: 2^21 of 2^42 rows.
+    # Stable for equal rows. Fits int64: 2^21 positions times 2^42 rows.
     line = np.sort(order.rows(positions) * count + np.arange(count))
     rows, line = np.divmod(line, count)
     positions = positions[line]

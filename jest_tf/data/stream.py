@@ -3,7 +3,7 @@
 Position p is offset p mod n of epoch p // n, and every epoch is a different
 permutation: a balanced Feistel network on the next power of four with cycle
 walking (Black and Rogaway, 2002, "Ciphers with arbitrary finite domains"). Any
-position costs the same, nothing is held in memory and no records are read.
+position costs the same, nothing is kept in memory and no records are read.
 
 With blocks, an epoch permutes blocks of neighbouring records, cuts the sequence
 of blocks into windows of 64, and permutes the records within each window, so
@@ -21,7 +21,7 @@ import numpy as np
 
 from jest_tf.data import hashes
 
-# Separate the uses of a run's seed.
+# These separate the uses of a run's seed.
 _ORDER_SALT = 0x6F72646572
 _WINDOW_SALT = 0x77696E646F77
 _TAIL_SALT = 0x7461696C
@@ -33,9 +33,9 @@ _SHIFT_SALT = 0x7368696674
 # see docs/data.md.
 WINDOW_BLOCKS = 64
 
-# Positions after which the shares of a mixture are exact.
+# The shares of a mixture are exact in each period of this many positions.
 PERIOD = 2**16
-# The mean weight of a row is two to this power in integers.
+# Weights become integers whose mean is two to this power.
 _SLOT_BITS = 20
 
 
@@ -53,13 +53,13 @@ class Order:
             the rows; rows of weight 0 are never drawn and not in blocks. A
             weight below 2**-20 of the others' mean may count as 0. None weighs
             all rows alike.
-        start: the first row, where other rows are before it, such as those of
-            other parts of a store.
+        start: the first row, not 0 if other rows come before it, such as those
+            of other parts of a store.
 
     Attributes:
         num_records, seed, start: as given.
-        weighted: the rows of slots; None without row weights.
-        num_drawn: rows with a weight; the positions of an epoch.
+        weighted: assigns rows to slots; None without row weights.
+        num_drawn: number of rows with a weight, and of positions in an epoch.
 
     Raises:
         ValueError: an argument is out of range, or there is no row to draw.
@@ -101,7 +101,7 @@ class Order:
         if self._blocks is not None:
             rows = self._blocks.rows(epochs, offsets.astype(np.int64))
         else:
-            # A key a position and round; epochs differ within a batch.
+            # A key for each position, as epochs may differ within a batch.
             keys = hashes.uniform_hash(self.seed, epochs, _ORDER_SALT)
             rows = hashes.permute(offsets, self.num_drawn, keys)
         if self.weighted is not None:
@@ -148,7 +148,7 @@ class Mixture:
         orders: of each part.
         counts: int64 [parts], positions of each part in every 65,536.
         parts, turns: int64 [65536], the part of each of these positions, and
-            its number among the part's.
+            the position's number within this part.
 
     Raises:
         ValueError: an argument is out of range, a weight is too small for one
@@ -196,7 +196,7 @@ class Mixture:
         self.counts = counts
         parts = np.repeat(numbers, counts)  # [period]
         turns = np.concatenate([np.arange(count) for count in counts])
-        # The j-th of c turns is in the middle of the j-th c-th.
+        # The j-th of c turns is in the middle of the j-th of c equal intervals.
         line = np.argsort((turns + 0.5) / counts[parts], kind="stable")
         self.parts, self.turns = parts[line], turns[line]
 
@@ -241,7 +241,7 @@ class _Blocks:
     """An order that permutes blocks, and records within windows of blocks.
 
     The short block, if any, is at a random place between the full blocks. The
-    last window takes the remainder, so that none is small.
+    last window takes the remainder, so that no window is small.
     """
 
     def __init__(self, num_records, seed, block_size):
@@ -278,7 +278,7 @@ class _Blocks:
         )
         slots = self._slots(mixed, tails)
         is_short = slots == tails
-        # The number of the short block, of any, is replaced.
+        # The short block's number, here arbitrary, is replaced below.
         numbers = np.where(is_short, 0, slots - (slots > tails))
         keys = hashes.uniform_hash(self._seed, epochs, _ORDER_SALT)
         blocks = hashes.permute(numbers, self._num_full, keys)
@@ -298,12 +298,12 @@ class _Blocks:
 
 
 class _Weighted:
-    """The row of each slot of an epoch, by systematic sampling.
+    """Assigns a row to each slot of an epoch, by systematic sampling.
 
-    On a line of integers every row has a stretch proportional to its weight,
-    2**20 on average; slot s of an epoch is the row at s * 2**20 plus the
+    On a line of integers every row has an interval proportional to its weight,
+    2**20 long on average. Slot s of an epoch is the row at s * 2**20 plus the
     epoch's random shift in [0, 2**20). `drawn` has the weighted rows, [m], and
-    `ends` the ends of their stretches.
+    `ends` the ends of their intervals.
     """
 
     def __init__(self, weights, num_records, seed):
@@ -325,8 +325,8 @@ class _Weighted:
         epochs, rest = divmod(num_positions, len(self.drawn))
         whole, part = np.divmod(self._lengths, 1 << _SLOT_BITS)
         part = part / (1 << _SLOT_BITS)
-        # A row has `whole` slots of an epoch, and another with this chance;
-        # the positions of a partial epoch are a uniform draw of slots.
+        # A row has `whole` slots of an epoch, and one more with probability
+        # `part`; the positions of a partial epoch are a uniform draw of slots.
         share = rest / len(self.drawn)
         missed = np.where(whole > 0, 0.0, 1.0 - part) ** epochs
         missed *= (1.0 - share) ** whole * (1.0 - part * share)
@@ -350,8 +350,8 @@ def _check_weights(name, weights, count):
 
 
 def _largest_remainder(weights, total):
-    """Integers in the proportion of positive weights; int64 [k], sum total."""
-    # Divided twice, so that a large sum stays finite.
+    """Returns integers proportional to positive weights, of sum `total`."""
+    # Divided twice, so that the sum of large weights stays finite.
     shares = weights / weights.max()
     shares *= total / shares.sum()
     counts = np.floor(shares).astype(np.int64)

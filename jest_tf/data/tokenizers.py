@@ -1,8 +1,8 @@
-"""Captions to rows of tokens: WordPiece, SentencePiece, and KerasHub's own.
+"""Tokenizers of captions: WordPiece, SentencePiece, KerasHub's, and users'.
 
-Rows of the first two have SigLIP's layout (Zhai et al., 2023): tokens, then
-end-of-sequence as padding. The last position is always end-of-sequence, even in
-a truncated caption, so a text tower may pool there. No mask is needed.
+WordPiece and SentencePiece rows are as in SigLIP (Zhai et al., 2023): tokens,
+then end-of-sequence as padding, always at the last position, even in a
+truncated caption. So a text tower may pool there, and no mask is needed.
 `KerasHubTokenizer` does what the preprocessor of a pretrained model does.
 """
 
@@ -42,7 +42,7 @@ def sanitize_captions(captions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 class Tokenizer:
-    """A tokenizer in a file; two are equal if their files and lengths are.
+    """A tokenizer in a file; equal if the files and lengths are equal.
 
     Attributes:
         length: L, tokens of a row.
@@ -70,7 +70,7 @@ class Tokenizer:
         return self._graph(captions)
 
     def save(self, directory: str) -> None:
-        """Writes its file into an existing directory."""
+        """Writes the tokenizer's file into an existing directory."""
         files.write_whole(files.inside(directory, self.FILE), self._content)
 
 
@@ -94,15 +94,15 @@ class _TextTokenizer(Tokenizer):
             rows = tokens.to_tensor(self.end_id, shape=[None, self.length - 1])
             return tf.pad(rows, [[0, 0], [0, 1]], constant_values=self.end_id)
 
-        # TensorFlow Text does without AutoGraph, which takes half a second.
+        # TensorFlow Text needs no AutoGraph, which would take half a second.
         return _in_graph(tokenize, autograph=False)
 
 
 def _in_graph(tokenize, autograph=True):
-    """Compiles `tokenize`, which makes its tokenizer itself.
+    """Compiles `tokenize`, which must create its tokenizer itself.
 
-    A new seed (`tf.random.set_seed`) destroys the resource of a SentencePiece
-    tokenizer outside of a graph.
+    Outside of a graph, `tf.random.set_seed` would destroy the resource of a
+    SentencePiece tokenizer.
     """
     signature = [tf.TensorSpec([None], tf.string)]
     return tf.function(tokenize, signature, autograph=autograph)
@@ -112,7 +112,7 @@ class WordPieceTokenizer(_TextTokenizer):
     """Lower-cased WordPiece tokens, as in BERT.
 
     Text is lower-cased, decomposed (NFD), stripped of accents and split at
-    white space and punctuation, then each word into its longest pieces.
+    white space and punctuation. Each word is then split into longest pieces.
 
     Args:
         vocabulary: distinct tokens, including `[UNK]` and `[EOS]`; pieces
@@ -123,7 +123,7 @@ class WordPieceTokenizer(_TextTokenizer):
         ValueError: the vocabulary or the length is unusable.
     """
 
-    FILE = "vocab.txt"  # a line a token
+    FILE = "vocab.txt"  # one token per line
 
     def __init__(self, vocabulary: Sequence[str], length: int):
         self.vocabulary = tuple(vocabulary)
@@ -137,8 +137,8 @@ class WordPieceTokenizer(_TextTokenizer):
         )
 
     def _tokenizer(self):
-        # It holds tables alone. Within a graph, TensorFlow checks every byte of
-        # them in Python, which takes seconds.
+        # The tokenizer has only tables. Within a graph, TensorFlow would check
+        # every byte of them in Python, which takes seconds.
         with tf.init_scope():
             return tf_text.FastBertTokenizer(
                 list(self.vocabulary),
@@ -156,7 +156,7 @@ class SentencePieceTokenizer(_TextTokenizer):
         length: L, tokens of a row, at least 1.
 
     Raises:
-        ValueError: the model cannot be read, or has no such piece.
+        ValueError: the model is unreadable or has no end-of-sequence piece.
     """
 
     FILE = "tokenizer.model"
@@ -204,11 +204,11 @@ class KerasHubTokenizer(Tokenizer):
 
     @classmethod
     def of(cls, preprocessor: keras.layers.Layer, length: int):
-        """Makes that of a preprocessor, from `prompts` to `token_ids`."""
+        """Makes a preprocessor's tokenizer, from `prompts` to `token_ids`."""
         config = keras.saving.serialize_keras_object(preprocessor)
         config["config"].pop("image_converter", None)
         for part in (config, config["config"]["tokenizer"]):
-            del part["config"]["name"]  # which counts layers of a process
+            del part["config"]["name"]  # numbered anew in each process
         content = {
             "preprocessor": config,
             "assets": _read_assets(preprocessor.tokenizer),
@@ -238,8 +238,8 @@ class KerasHubTokenizer(Tokenizer):
     def _byte_pairs(self, preprocessor, captions):
         """Tokenises in Python and packs in the graph.
 
-        KerasHub's graph of BPE splits numbers and lower-cases otherwise than
-        CLIP does; its Python is CLIP's.
+        In a graph, KerasHub's BPE splits numbers and lower-cases differently
+        from CLIP; in Python, it agrees with CLIP.
         """
 
         def pieces(captions):
@@ -269,7 +269,7 @@ class KerasHubTokenizer(Tokenizer):
 
     @property
     def preprocessor(self) -> keras.layers.Layer:
-        """Returns KerasHub's preprocessor of texts, anew."""
+        """Returns a new copy of KerasHub's preprocessor of texts."""
         return self._make()
 
     def _make(self):
@@ -293,12 +293,12 @@ class KerasHubTokenizer(Tokenizer):
 
 
 class FunctionTokenizer(Tokenizer):
-    """A tokenizer of the user's, by "module:function".
+    """A user's tokenizer, named as "module:function".
 
     Args:
-        name: of a function that takes L and returns a callable, from valid
-            UTF-8, string [k], to token ids [k, L], with the attribute
-            `vocabulary_size`.
+        name: of a function that takes L and returns a callable with the
+            attribute `vocabulary_size`. The callable maps valid UTF-8, string
+            [k], to token ids [k, L].
         length: L, tokens of a row, at least 1.
 
     Raises:
@@ -330,7 +330,7 @@ def import_keras_hub(name: str):
     """Imports KerasHub, which `name` needs.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: KerasHub is not installed.
     """
     try:
         import keras_hub
@@ -343,7 +343,7 @@ def import_keras_hub(name: str):
 
 
 def _read_assets(tokenizer):
-    """The files of a tokenizer of KerasHub, in base64, by name."""
+    """Returns the files of a KerasHub tokenizer, in base64, by name."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_assets(folder)
         assets = {}
@@ -372,9 +372,9 @@ _FILES = (
 def read_tokenizer(path: str, length: int) -> Tokenizer:
     """Reads a tokenizer of any kind, for rows of L = `length` tokens.
 
-    It is a SentencePiece model if `path` ends in `.model`, KerasHub's
-    preprocessor if it ends in `.json`, else a WordPiece vocabulary, a token a
-    line. "module:function" is a tokenizer of the user's.
+    A path that ends in `.model` is a SentencePiece model, in `.json` KerasHub's
+    preprocessor, and otherwise a WordPiece vocabulary with one token per line.
+    "module:function" names a user's tokenizer.
 
     Raises:
         ValueError: there is no such file, or it is unusable.

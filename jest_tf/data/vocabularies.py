@@ -15,8 +15,8 @@ from tensorflow_text.tools.wordpiece_vocab import (
 from jest_tf.data import tokenizers
 
 _COUNT_BATCH = 4096
-# The share of a vocabulary's size that may stay empty, and the length of the
-# longest words that are learned from; the learner's defaults.
+# The share of a vocabulary that may stay empty, and the length of the longest
+# words used for learning. Both are the learner's defaults.
 _SLACK, _LONGEST = 0.05, 50
 
 
@@ -27,14 +27,14 @@ def build_wordpiece_vocabulary(
 
     Args:
         captions: texts; bytes are read as UTF-8, invalid bytes as U+FFFD.
-        size: limit on the tokens. The learner cuts at a count, so many words
-            of equal count may leave far fewer.
+        size: limit on the number of tokens. The learner cuts at a word count,
+            so there may be far fewer if many words have equal counts.
 
     Returns:
         The reserved tokens, then characters, then pieces by falling frequency.
 
     Raises:
-        ValueError: `size` leaves no room beside the reserved tokens, or there
+        ValueError: `size` leaves no room besides the reserved tokens, or there
             are no words.
     """
     least = len(tokenizers.RESERVED_TOKENS)
@@ -48,7 +48,7 @@ def build_wordpiece_vocabulary(
         raise ValueError("`captions` must hold at least one word.")
     learn = functools.partial(
         wordpiece_learner.learn,
-        # Sorted, because the learner drops rare words by order.
+        # Sorted, because the order decides which rare words the learner drops.
         sorted(counts.items(), key=lambda item: (-item[1], item[0])),
         vocab_size=size,
         reserved_tokens=list(tokenizers.RESERVED_TOKENS),
@@ -57,8 +57,8 @@ def build_wordpiece_vocabulary(
         slack_ratio=_SLACK,
         max_token_length=_LONGEST,
     )
-    # All pieces of a small set fit; the search for the least count that a piece
-    # needs would end after a dozen trials.
+    # All pieces of a small set fit, so this avoids a dozen trials in search of
+    # the least count of a piece.
     learned = learn(upper_thresh=1)
     if len(learned) > size:
         learned = learn(upper_thresh=_highest_threshold(counts, size))
@@ -66,12 +66,12 @@ def build_wordpiece_vocabulary(
 
 
 def _highest_threshold(counts, size):
-    """The upper end that the learner's search has after its hopeless trials.
+    """Returns an upper end for the learner's search, past hopeless trials.
 
     The learner searches for the least count of a piece by bisection. Each trial
     counts all pieces of all words, and the first trials find far too few. A
-    piece never counts for more than its occurrences in the words, so these
-    bound the number of pieces and tell the same without a trial.
+    piece's count is at most its occurrences in the words. So the occurrences
+    bound the number of pieces, and rule out these trials in advance.
     """
     occurrences, characters = collections.Counter(), set()
     for word, count in counts.items():
@@ -82,7 +82,7 @@ def _highest_threshold(counts, size):
             for end in range(start + 1, len(word) + 1):
                 occurrences[start > 0, word[start:end]] += count
     found = np.sort(np.fromiter(occurrences.values(), np.int64))
-    # Characters are kept however rare, at a word's start and within.
+    # All characters are kept, at the start of a word and within it.
     always = len(tokenizers.RESERVED_TOKENS) + 2 * len(characters)
     lower, upper = min(counts.values()), max(counts.values())
     while lower < upper:

@@ -1,7 +1,7 @@
-"""The captions of a sidecar's rows: by number among the nonblank, or the best.
+"""Chooses captions of a sidecar's rows: by number, or the best.
 
-Captions of all rows stand in a single array; `starts` and `ends`, int64 [k],
-say where a row's begin and end.
+A single array has the captions of all rows; `starts` and `ends`, int64 [k], are
+where each row's captions begin and end.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from jest_tf.data.sidecars import file_format
 
 
 def numbered(text, starts, ends, numbers):
-    """Indices of captions chosen by hashes, int64 [k]; -1 if all are blank."""
+    """Returns captions chosen by hashes: indices int64 [k], -1 if all blank."""
     counts, firsts, line = in_line(starts, ends)
     blank = file_format.is_zero(text, line)
     if not blank.any():
@@ -27,7 +27,7 @@ def numbered(text, starts, ends, numbers):
 
 
 def best(text, starts, ends, pictures):
-    """Indices of the captions most like the pictures; -1 if all are blank."""
+    """Returns captions most like the pictures: indices, -1 if all are blank."""
     counts, firsts, line = in_line(starts, ends)
     owners = np.repeat(np.arange(len(counts)), counts)
     captions = np.asarray(text[line], np.float32)
@@ -46,7 +46,7 @@ def best(text, starts, ends, pictures):
 
 
 def in_line(starts, ends):
-    """Returns counts of captions, where each row's begin, and their indices."""
+    """Returns rows' caption counts and offsets, and all captions' indices."""
     counts = ends - starts
     firsts = np.cumsum(counts) - counts
     line = np.repeat(starts - firsts, counts) + np.arange(counts.sum())

@@ -1,8 +1,8 @@
 """Writes the sidecars of a store, with any model.
 
 `write` runs a model over the pictures and captions of a store; `write_arrays`
-takes finished embeddings. The model gets NumPy arrays and strings, so any
-framework will do. `jest-tf embed` is the command.
+takes finished embeddings. The model gets NumPy arrays and strings, so it may
+use any framework. `jest-tf embed` is the command.
 """
 
 import collections
@@ -25,7 +25,7 @@ from jest_tf.data.sidecars import reading as reading_lib
 
 # Rows that `write_arrays` copies at a time.
 _COPY_ROWS = 2**16
-# Decoded batches waiting for the model, beside a batch in each thread.
+# Decoded batches waiting for the model, besides a batch in each thread.
 _AHEAD = 2
 
 
@@ -38,7 +38,7 @@ class Output:
         dtype: of the stored embeddings, "float16" or "float32".
         overwrite: replace existing sidecars that do not fit.
         shards: indices of the shards to embed; None is all.
-        progress: called with the rows done and the rows in all.
+        progress: called with the numbers of rows done and of all rows.
         rows: bool [n], the rows of the store to embed; the others are marked
             as unreadable. None embeds all.
     """
@@ -52,15 +52,15 @@ class Output:
 
 
 class Summary(NamedTuple):
-    """The work of a call of `write` or `write_arrays`.
+    """The result of `write` or `write_arrays`.
 
     Attributes:
-        written: sidecars written.
-        skipped: sidecars that existed.
+        written: number of sidecars written.
+        skipped: number of sidecars that existed.
         busy: paths that another process is writing.
-        rows: rows of the sidecars written.
-        invalid: these rows without an embedding.
-        reasons: why records were unreadable, with counts.
+        rows: number of rows of the sidecars written.
+        invalid: number of these rows that have no embedding.
+        reasons: counts of the reasons why records were unreadable.
     """
 
     written: int
@@ -77,7 +77,7 @@ class Batch(NamedTuple):
     Attributes:
         ids: int64 [k].
         valid: bool [k], whether a record is readable.
-        images: [valid, S, S, 3], uint8 unless the form is another.
+        images: pictures of the valid records, in the form's shape and dtype.
         texts: the nonblank captions.
         places: int64 [len(texts)], their indices among all captions.
         captions: int64 [k], the number of captions of each record.
@@ -119,7 +119,7 @@ def write(
         batch_size: records read at a time.
 
     Raises:
-        ValueError: an existing sidecar, or what `encode` returns, does not fit.
+        ValueError: an existing sidecar or a result of `encode` does not fit.
 
     Example:
         A PyTorch model, with `image` and `text` of unit length:
@@ -197,14 +197,14 @@ def write_arrays(
 
     Args:
         store: the n records, from `stores.open_store`.
-        image: float [n, D], row for row, of unit length; may be mapped.
+        image: float [n, D], row for row, of unit length; may be memory-mapped.
         text: float [m, D], of unit length, all records' captions in order;
             zero where a caption is blank.
         description: of the model.
         output: see `Output`.
-        captions: int64 [n], the number of captions of each record; None is 1
-            each.
-        valid: bool [n], false where there is no embedding; None is true.
+        captions: int64 [n], the number of captions of each record; None means
+            1 each.
+        valid: bool [n], false where there is no embedding; None means all true.
 
     Raises:
         ValueError: shapes do not fit, a row is not of unit length, or an
@@ -313,7 +313,7 @@ def _write(store, description, output, parts):
         with contextlib.ExitStack() as stack:
             folder, name = os.path.split(path)
             try:
-                # To a bucket two may write the same sidecar, each whole.
+                # On a bucket two processes may write a sidecar, each whole.
                 if not files.is_remote(path):
                     lock = files.inside(folder, f".{name}.lock")
                     stack.enter_context(files.locked(lock))

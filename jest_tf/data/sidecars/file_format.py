@@ -28,7 +28,7 @@ _LENGTH_TOLERANCE = 2**-6
 
 
 class Description(NamedTuple):
-    """A reference; embeddings of equal descriptions may be mixed.
+    """Describes a reference; embeddings of equal descriptions may be mixed.
 
     Attributes:
         fingerprint: any text that identifies the reference and its weights;
@@ -38,7 +38,7 @@ class Description(NamedTuple):
         dim: D, the width of an embedding.
         scale: of the logits `scale * image @ text.T + bias`.
         bias: of the logits.
-        name: of the reference, for people; it may differ.
+        name: of the reference, for messages; it is not compared.
     """
 
     fingerprint: str
@@ -70,11 +70,11 @@ class Header(NamedTuple):
 def written(path: str, header: Header) -> Iterator[Callable[..., None]]:
     """Yields `append(ids, image, text, captions, valid)` of a new sidecar.
 
-    It adds k rows: ids int64 [k]; image [k, D] and text [m, D] of unit length,
-    the captions of the rows in order, zero where a caption is blank; captions
-    int64 [k], their numbers; valid bool [k], false for unreadable records,
-    which have no captions and any picture. The sidecar appears as the block
-    ends.
+    `append` adds k rows: ids int64 [k]; image [k, D]; text [m, D], all captions
+    of the rows in order, zero where a caption is blank; captions int64 [k], the
+    caption count of each row; valid bool [k], false for unreadable records,
+    which have no captions and whose image is ignored. Embeddings have unit
+    length. The sidecar appears as the block ends.
 
     Raises:
         ValueError: a field of the header is invalid, rows are missing, or an
@@ -153,7 +153,7 @@ def read(path: str) -> tuple[Header, artefacts.Artefact]:
 
 def is_zero(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Returns which rows are all zero; int64 [k] -> bool [k]."""
-    # The first number of a row almost always settles it.
+    # The first number of a row almost always decides.
     zero = embeddings[rows, 0] == 0
     doubtful = np.flatnonzero(zero)
     zero[doubtful] = ~embeddings[rows[doubtful]].any(1)

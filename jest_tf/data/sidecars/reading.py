@@ -1,8 +1,8 @@
 """Reads the sidecars of a store, refusing those that do not fit.
 
-Joint scores need pairs, so a reference's embeddings are stored, with the scale
-and bias of its logits, and not its scores. `data/sidecars/file_format.py`
-describes a file.
+Joint scores depend on all rows of a batch, so a sidecar has a reference's
+embeddings, with the scale and bias of its logits, instead of its scores.
+`data/sidecars/file_format.py` describes a file.
 """
 
 import concurrent.futures
@@ -23,11 +23,11 @@ from jest_tf.files import retries
 
 SUFFIX = ".sidecar"
 
-# Each holds a file descriptor; processes are often limited to 1,024.
+# Each mapped file uses a file descriptor; processes often may have only 1,024.
 _MAX_MAPPED = 256
 # File heads read at a time, for slow storage.
 _THREADS = 16
-# Most bytes that are fetched from buckets to compare checksums, in seconds.
+# Limit on bytes fetched from buckets to compare checksums; this takes seconds.
 _FETCHED = 2**28
 
 
@@ -58,7 +58,7 @@ class Sidecars:
     Args:
         store: the records, from `stores.open_store`.
         directory: folder of the sidecars; "" looks beside each shard.
-        expected: the reference; None takes any that is the same for all.
+        expected: the reference; None takes any that all sidecars share.
 
     Attributes:
         store: as given.
@@ -101,14 +101,14 @@ class Sidecars:
 
     @property
     def is_remote(self) -> bool:
-        """True if any is read from a bucket; what is read is kept a while."""
+        """True if any sidecar is on a bucket; pages of it are cached."""
         return any(map(files.is_remote, self._paths))
 
     @property
     def identity(self) -> str:
         """A string that is equal for equal descriptions and dtypes."""
         shown = self.description._replace(
-            # Rounded, as `check_header` lets the last digits differ.
+            # Rounded, as `check_header` accepts different last digits.
             scale=f"{self.scale:.4g}",
             bias=f"{self.bias:.4g}",
             name="",
@@ -157,8 +157,8 @@ class Sidecars:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Reads the embeddings of records and of captions chosen by hashes.
 
-        The choice is that of `reader.Reader`. Records without an embedding or a
-        nonblank caption are marked, not refused.
+        Chooses the same captions as `reader.Reader`. Marks records without an
+        embedding or a nonblank caption instead of refusing them.
 
         Args:
             rows: as in `read`, like `ids`.
@@ -188,8 +188,8 @@ class Sidecars:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Reads the embeddings of records and of their best captions.
 
-        The best caption of a record is the most similar to its picture, of
-        equals the first.
+        The best caption of a record is the first of those that are most similar
+        to its picture.
 
         Args:
             rows: as in `read`, like `ids`.
@@ -211,11 +211,11 @@ class Sidecars:
         return self._read(rows, ids, choose)
 
     def verify(self, most: float = math.inf) -> None:
-        """Compares the checksums of files, which reads them.
+        """Compares the checksums of files, which reads the files.
 
         Args:
-            most: bytes that are read; the files after these are not. From
-                buckets, at most 256 MiB are read.
+            most: limit on the bytes read; the remaining files are skipped. At
+                most 256 MiB are read from buckets.
 
         Raises:
             ValueError: names a damaged file.
@@ -236,7 +236,7 @@ class Sidecars:
             )
 
     def read_shard(self, shard: int) -> Rows:
-        """Returns all rows of a shard, with all captions, unchecked."""
+        """Returns all rows of a shard, with all captions, without checks."""
         part = {
             name: np.asarray(values)
             for name, values in self._part(shard).items()
@@ -257,7 +257,7 @@ class Sidecars:
         return valid
 
     def _read(self, rows, ids, choose):
-        """`read_numbered`, by `choose(part, local, starts, ends, places)`."""
+        """Reads as `read_numbered`, with the captions that `choose` returns."""
         captions = np.empty(len(rows), np.int64)
         image = np.empty([len(rows), self.dim], self.dtype)
         text = np.empty_like(image)
@@ -287,7 +287,7 @@ class Sidecars:
         ).arrays
 
     def _excerpts(self, rows):
-        """Yields places in `rows`, arrays with these rows, and rows in them."""
+        """Yields indices in `rows`, a shard's arrays, and rows in those."""
         pieces = self.store.by_shard(rows)
         if self.is_remote:
             yield from retries.map_parallel(
@@ -303,7 +303,7 @@ class Sidecars:
             yield places, self._part(shard), local
 
     def _excerpt(self, shard, rows, local):
-        """`_excerpts` of a shard with a remote sidecar."""
+        """Returns a shard's arrays, only `local` if remote, and its rows."""
         part = self._part(shard)
         if not isinstance(part["ids"], artefacts.RemoteArray):
             return part, local
@@ -329,7 +329,7 @@ class Sidecars:
 
     def _check_spans(self, part, rows, starts, ends):
         self._require(
-            # Ordered so that no overflow decides.
+            # Compares without sums, which could overflow.
             (starts >= 0) & (starts <= ends) & (ends <= len(part["text"])),
             rows,
             "captions within the file. Received: {} to {}",
@@ -350,7 +350,7 @@ class Sidecars:
 
 
 def sidecar_path(store: stores.Store, shard: int, directory: str = "") -> str:
-    """Returns the path of a shard's sidecar, in a folder or, for "", beside it.
+    """Returns the path of a shard's sidecar: in a folder or, for "", beside it.
 
     In a folder the name holds part of the shard's stamp, as shards of several
     folders may share a name.
@@ -406,7 +406,7 @@ def check_header(
 
 
 def _find(store, directory, shard):
-    """The path of a shard's sidecar, its header, and its checksums."""
+    """Returns the path, the header and the checksums of a shard's sidecar."""
     path = sidecar_path(store, shard, directory)
     if files.is_file(path):
         header, found = file_format.read(path)

@@ -1,9 +1,9 @@
-"""Measures of references by a pool's pairs, without labels.
+"""Measures references on a pool's pairs, without labels.
 
-A reference that knows nothing gives a pair and a mismatched pair the same
-similarity. The better it is, the more pairs stand out, up to the share of the
-pairs that match; so the number compares references of a pool, and bounds the
-pool's clean share from below.
+An untrained reference finds pairs no more similar than mismatched pairs. The
+better it is, the more pairs it recognises, up to the matched share of the pool.
+So the recognised share compares references on a pool, and is a lower bound on
+the pool's matched share.
 """
 
 import numpy as np
@@ -14,9 +14,9 @@ from jest_tf.data.sidecars import reading
 
 # Share of mismatched pairs that may stand out.
 FALSE_POSITIVES = 0.1
-# Pairs read, whose share has a standard error of at most 0.004.
+# Pairs read; a share of them has a standard error of at most 0.004.
 NUM_PAIRS = 20_000
-# Data may have been shuffled with the run's own seed.
+# Makes the sample independent of data that were shuffled with the run's seed.
 _SALT = 0x7265636F67
 
 
@@ -29,14 +29,14 @@ def recognised_share(
     """Estimates the share of pairs that a reference tells from mismatches.
 
     A pair stands out if its cosine similarity is above that of 90 % of the
-    mismatched pairs. With p the share that does, (p - 0.1) / 0.9 of the pairs
-    are recognised.
+    mismatched pairs. If a share p stands out, (p - 0.1) / 0.9 of the pairs are
+    recognised.
 
     Args:
         sidecars: of the reference.
         store: the records.
-        rows: bool [n], of the records considered; None takes all.
-        seed: of the pairs read, at most `NUM_PAIRS`.
+        rows: bool [n], true for records to consider; None takes all.
+        seed: of the sample of at most `NUM_PAIRS` pairs.
 
     Returns:
         A share in [0, 1].
@@ -76,13 +76,13 @@ def agreement(
         before: sidecars of the first reference.
         after: sidecars of the second.
         store: the records.
-        rows: bool [n], of the records considered; None takes all.
-        seed: of the pairs read, at most twice `NUM_PAIRS`.
+        rows: bool [n], true for records to consider; None takes all.
+        seed: of the sample of at most twice `NUM_PAIRS` pairs.
 
     Returns:
-        Spearman's correlation of the cosine similarities of the pairs that
-        both have embedded, in [-1, 1]; None for fewer than three pairs, or
-        if a reference finds all equally similar.
+        Spearman's correlation, in [-1, 1], of the cosine similarities of the
+        pairs that both references have embedded; None for fewer than three
+        pairs, or if a reference finds all pairs equally similar.
     """
     _, found = _sample(store, rows, seed)
     numbers, ids = reader.caption_numbers(seed, found), store.ids(found)
@@ -103,14 +103,14 @@ def agreement(
 
 
 def spearman(left: np.ndarray, right: np.ndarray) -> float:
-    """Returns the rank correlation of two vectors; NaN of a constant."""
+    """Returns the rank correlation of two vectors; NaN if one is constant."""
     ranks = [stats.rankdata(values) for values in (left, right)]
     with np.errstate(invalid="ignore"):
         return float(np.corrcoef(ranks)[0, 1])
 
 
 def _sample(store, rows, seed):
-    """A generator, and rows at random, ascending: twice `NUM_PAIRS` of them."""
+    """Returns a generator, and up to twice `NUM_PAIRS` random rows, sorted."""
     random = np.random.default_rng([seed, _SALT])
     found = random.permutation(
         len(store) if rows is None else np.flatnonzero(rows)

@@ -1,9 +1,9 @@
 """CSV and TSV tables; the columns are described in `data/stores/tables.py`.
 
 The first row names the columns. Quoting follows RFC 4180: a quoted field may
-hold the delimiter, line breaks and doubled quotation marks. A quotation mark
-that is left open swallows the rows up to the next: these bytes are marked.
-Rows are located by byte offset, so no table is held in memory.
+hold the delimiter, line breaks and doubled quotation marks. An unclosed mark
+swallows the rows up to the next mark; these bytes are marked as damage. Rows
+are located by byte offset, so no table is kept in memory.
 """
 
 import csv
@@ -18,7 +18,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # A longer line or field probably has an unclosed quotation mark.
 _MAX_LINE = 2**20
 
-# Python's default limit is lower, and process-wide.
+# The limit is process-wide, and Python's default is lower.
 csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE))
 
 
@@ -55,7 +55,7 @@ class Delimited:
         columns = self._columns_of(path)
 
         def parse(row):
-            # An open quotation mark swallows the last delimiter.
+            # An unclosed quotation mark swallows this last delimiter.
             text = _decode(row).rstrip("\r\n") + self._delimiter
             try:
                 reader = csv.reader([text], delimiter=self._delimiter)
@@ -75,7 +75,7 @@ class Delimited:
     def _rows(self, file):
         """Yields offset, size and fields of every row that is not blank.
 
-        The fields of lines that quotation marks join wrongly are None.
+        The fields are None where quotation marks wrongly join lines.
         """
         mark = file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
         end = file.seek(len(_BYTE_ORDER_MARK) if mark else 0)
@@ -87,14 +87,14 @@ class Delimited:
             try:
                 values = next(reader)
             except csv.Error:
-                # A single line is read as it is, or is a fault then.
+                # A single line is kept; `read` parses it, or makes it a fault.
                 values = [""] if reader.line_num - before == 1 else None
             end = file.tell()
             if values != []:
                 yield start, end - start, values
 
     def _swallows(self, columns, values):
-        """True if a field has a line that is a row: its mark was left open."""
+        """True if a field has a whole row: a quotation mark was unclosed."""
         image = columns.position(columns.image)
         for line in (line for text in values for line in text.splitlines()[1:]):
             row = next(csv.reader([line], delimiter=self._delimiter), [])

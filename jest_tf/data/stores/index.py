@@ -7,9 +7,9 @@ any format setting that records depend on. Its only array, `records`, int64
 loaded. An index that is damaged or does not fit its shard (size, time of
 change, hash of head and tail) is rebuilt.
 
-A record without a stored id gets a hash of the shard's base name, size, head
-and tail, and the record's number. It survives a move of the folder and changes
-of other shards, but not renaming or rewriting the shard.
+The id of a record without a stored id is a hash of the shard's base name, size,
+head and tail, and the record's number. This id survives a move of the folder
+and changes of other shards, but not renaming or rewriting the shard.
 """
 
 import array
@@ -39,10 +39,10 @@ _EDGE = 2**16
 _WORKERS = 16
 
 _SOUND = np.empty([0, 2], np.int64)
-# Damaged shards that are named.
+# Damaged shards that warnings name.
 _NAMED = 10
 
-# Each holds a file descriptor; processes are often limited to 1,024.
+# Each mapped file uses a file descriptor; processes often may have only 1,024.
 _map = functools.lru_cache(128)(artefacts.read_again)
 _are_written = True
 
@@ -54,9 +54,9 @@ class Index(NamedTuple):
         num_records: number of records.
         stamp: identifies this version of the shard and how it is read.
         records: returns int64 [n, 3], spans and ids.
-        path: of its file; "" if it could not be written.
+        path: of the index's file; "" if it was not written.
         damage: int64 [m, 2], place and size of parts that hold no records.
-        num_lost: an estimate of the records that were in them.
+        num_lost: estimated number of records that were in these parts.
         is_cut: whether a damaged part is the shard's end, so that more records
             may have followed.
     """
@@ -86,8 +86,8 @@ def open_indexes(
         paths: the shards.
         formats: the format of each, see `data/stores/shards.py`.
         index_dir: folder of the indexes; "" is beside each shard.
-        progress: called with the bytes indexed so far and in all, by a single
-            thread at a time; not called if nothing has to be built.
+        progress: called with the numbers of bytes indexed so far and in all, by
+            one thread at a time; not called if nothing has to be built.
 
     Returns:
         An index for each shard.
@@ -96,7 +96,7 @@ def open_indexes(
         ValueError: a shard is unreadable, empty or not of the format.
     """
     unwritten: list[str] = []
-    _map.cache_clear()  # a mapped file may have been damaged in its place
+    _map.cache_clear()  # a mapped file may have been damaged in place
     lock = threading.Lock()
     done = total = 0
 
@@ -153,8 +153,8 @@ def open_indexes(
 def in_memory() -> Iterator[None]:
     """Keeps new indexes in memory within the block, so nothing is written.
 
-    For data that a run directory names: its user may have it from elsewhere,
-    and has not said where to write.
+    This is for data that a run directory names. The directory may come from
+    someone else, and its user has not chosen where to write.
     """
     global _are_written
     before, _are_written = _are_written, False
@@ -193,7 +193,7 @@ def _warn_of_damage(paths, formats, indexes):
 def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
     """Returns the path of a shard's index, beside it or in `index_dir`.
 
-    `variant` is that of the format, see `data/stores/shards.py`.
+    `variant` is the format's `index_variant`, see `data/stores/shards.py`.
     """
     ending = ".index"
     if variant:
@@ -218,7 +218,7 @@ def _naming(path):
 
 
 def _origin(path, form):
-    """The state of a shard that its index must have been built from."""
+    """Returns the state of a shard, from which its index must be built."""
     size, time = files.stat(path)
     if size == 0:
         raise ValueError(f"Shard {path} is empty: it has no record.")
@@ -245,7 +245,7 @@ def _load(place, origin, form):
     if files.is_remote(place):
         found = _in_memory(origin, form, np.array(records))
         return found._replace(path=place)
-    # Not the time of change: another process may have renewed it alone.
+    # Not the time of change: another process may have updated only that.
     known = tuple((key, found.metadata[key]) for key in ("identity", "crc32"))
     return _index(
         origin,
@@ -272,7 +272,7 @@ def _index(origin, form, records, checksum, again):
     if sound.all():
         return found
     damage = records[~sound, :2] * [1, -1]
-    # A record takes the bytes up to the next.
+    # A record extends to the start of the next.
     sizes = np.append(np.diff(records[:, 0]), records[-1, 1])[sound]
     mean = sizes.mean() if len(sizes) else np.inf
     return found._replace(
@@ -283,7 +283,7 @@ def _index(origin, form, records, checksum, again):
 
 
 def _scan(path, form, origin, advance):
-    """Records of a shard's new index; int64 [n, 3]."""
+    """Scans a shard for the records of a new index; int64 [n, 3]."""
     left = int(origin["size"])
 
     def report(size):
@@ -311,7 +311,7 @@ def _derived_ids(name, identity, count):
     digest = _digest(name.encode(), identity)
     key = np.uint64(int.from_bytes(digest[:8], "little"))
     mixed = np.arange(count, dtype=np.uint64) + key
-    # Odd multipliers and shifted sums: one to one before the sign bit goes.
+    # Odd factors and xor-shifts are one to one, until the sign bit is dropped.
     for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)

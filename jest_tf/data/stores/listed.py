@@ -1,7 +1,7 @@
 """Picture files with their captions and metadata, as an array of records.
 
-Unlike a `Store` it has no index and is not trained on: reading a row opens a
-file. It has the part of a `Store` that evaluations use.
+Unlike a `Store` it has no index and is not for training, because reading a row
+opens a file. It has the methods of a `Store` that evaluations use.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ class Listed:
     """Records of picture files, in the order given.
 
     Args:
-        records: path, captions and metadata of each.
+        records: with the path of a file in place of the picture.
         max_image_pixels: limit on width times height of a picture.
     """
 
@@ -79,7 +79,7 @@ def find_pictures(folder: str) -> list[str]:
     folders are left out.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the folder has no pictures.
     """
     names = [
         name

@@ -1,6 +1,6 @@
 """Manifests: which records of a store are drawn, and how often.
 
-A manifest is a folder that belongs to a certain version of a store. It holds an
+A manifest is a folder that belongs to a certain version of a store. It has an
 artefact (`data/artefacts.py`) for every shard, row for row,
 
     ids        int64 [n]
@@ -54,13 +54,13 @@ class Manifest:
     """A finished manifest, loaded and checked against its store.
 
     Args:
-        directory: of the manifest.
+        directory: folder of the manifest.
         store: the records.
 
     Attributes:
         directory: as given.
         identity: hash of the manifest, 32 hexadecimal digits.
-        weights: float32 [n], of all rows of the store; 0 is never drawn.
+        weights: float32 [n], of all rows; rows of weight 0 are never drawn.
         scores: float32 [n], NaN where a record was not scored.
         made_by: settings and models that made it.
 
@@ -124,7 +124,7 @@ def check_distinct(store: "store_lib.Store") -> None:
 def describe(store: "store_lib.Store", shard: int, made_by: Mapping) -> dict:
     """Returns the header of a shard's file.
 
-    `made_by` are settings and the fingerprints of models, as JSON values.
+    `made_by` has settings and the fingerprints of models, as JSON values.
     """
     return {
         "shard": os.path.basename(store.shards.paths[shard]),
@@ -149,7 +149,7 @@ def write_part(path: str, header: dict, part: Part) -> None:
 
 
 def read_part(path: str) -> tuple[dict, Part, str]:
-    """Reads the file of a shard; returns its checksum, too.
+    """Reads the file of a shard; returns its header, rows and checksum.
 
     Raises:
         ValueError: the file is missing or damaged.
@@ -175,7 +175,7 @@ def is_there(path: str, header: dict) -> bool:
     """Returns whether a shard's file has been written with this header.
 
     Raises:
-        ValueError: it has another origin, or is damaged.
+        ValueError: the file has another origin, or is damaged.
     """
     if not files.is_file(path):
         return False
@@ -190,7 +190,7 @@ def write(
     weights: np.ndarray,
     scores: np.ndarray,
 ) -> Manifest:
-    """Writes a whole manifest, of weights and scores of all rows, [n].
+    """Writes a whole manifest, from weights and scores of all rows, [n].
 
     Raises:
         ValueError: as `finish`.
@@ -242,7 +242,7 @@ def finish(
 
 
 def _read_list(path):
-    """The bytes and the content of `manifest.json`."""
+    """Returns the bytes and the content of `manifest.json`."""
     try:
         text = files.read_whole(path)
         values = json.loads(text)
@@ -262,7 +262,7 @@ def _read_list(path):
 
 
 def _refuse_other(path, header, found):
-    # As JSON gives it back: tuples become lists.
+    # As if read back from JSON: tuples become lists.
     wanted = json.loads(json.dumps(header))
     for name, (here, there) in _differences(wanted, found):
         raise ValueError(

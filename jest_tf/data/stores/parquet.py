@@ -1,6 +1,6 @@
 """Parquet tables; the columns are described in `data/stores/tables.py`.
 
-Files are read by row group, and a few groups are kept decoded. Shuffle in
+Files are read by row group, and a few decoded groups are kept. So shuffle in
 blocks (`data.shuffle_block_size`), or write small groups.
 """
 
@@ -58,7 +58,7 @@ class Parquet:
     def _read_rows(self, path, group, numbers):
         try:
             columns, table = _groups.get(
-                # Not by path alone: another store may see a newer file.
+                # Not by path only: another store may have opened a newer file.
                 (self, path, group),
                 lambda: retries.call(lambda: self._read_group(path, group)),
             )
@@ -109,7 +109,7 @@ class _Groups:
         with self._lock:
             entry = self._entries.setdefault(key, [threading.Lock(), None])
             self._entries.move_to_end(key)
-        # A single thread decodes a group; others that want it wait.
+        # A single thread decodes a group; others that need it wait.
         with entry[0]:
             entry[1] = entry[1] or load()
         with self._lock:
@@ -125,7 +125,7 @@ _groups = _Groups()
 
 
 def _lengths(path, metadata):
-    """The number of rows of each group, checked for consistency."""
+    """Returns the number of rows of each group, checked for consistency."""
     groups = range(metadata.num_row_groups)
     lengths = [metadata.row_group(group).num_rows for group in groups]
     if min(lengths, default=0) < 0 or sum(lengths) != metadata.num_rows:
@@ -137,7 +137,7 @@ def _lengths(path, metadata):
 
 
 def _class_names(metadata):
-    """Class names by column, where Hugging Face's metadata has them."""
+    """Returns class names by column, from Hugging Face's metadata if any."""
     try:
         about = json.loads((metadata or {}).get(b"huggingface", b"{}"))
         features = about.get("info", {}).get("features", {})
@@ -190,7 +190,7 @@ def _open(path):
 
 
 def _corrupt():
-    """Errors of Arrow on damaged files; their text may not be UTF-8."""
+    """Returns Arrow's errors on damaged files; their text may not be UTF-8."""
     import pyarrow
 
     return pyarrow.ArrowException, UnicodeError

@@ -7,10 +7,10 @@ A shard is a file. A format is an object with two methods
                          # or a function that returns it
 
 and the attributes `name`; `fields`; `index_key`, everything that an index
-depends on; and `index_variant`, the part of it that is a setting. `advance`
-takes the bytes read since the last call. In byte sequences the place is the
-offset, and a negative size marks bytes that hold no records. Such formats have
-an attribute `damage`, which says in words what has happened to such a shard.
+depends on; and `index_variant`, the part of the key that is a setting.
+`advance` takes the number of bytes read since the last call. In formats read by
+byte range, the place is the offset, a negative size marks bytes that hold no
+records, and the attribute `damage` describes a shard with such bytes in words.
 """
 
 import concurrent.futures
@@ -32,15 +32,15 @@ from jest_tf.files import remote as remote_files
 from jest_tf.files import retries
 
 # A larger record is a fault, so that a wrong length cannot claim all memory.
-# The largest photographs take a tenth of it.
+# The largest photographs take a tenth of this size.
 MAX_RECORD_BYTES = 2**28
 # Endings of files that this package writes beside shards.
 NO_SHARDS = (".index", ".sidecar", ".weights", files.PARTIAL, ".tmp")
 
-# Integers of these names are numbers of classes, and become metadata `cls`.
+# Integer fields with these names are class numbers, and become metadata `cls`.
 CLASS_NUMBERS = ("label", "cls")
 
-# First bytes of files that are no shards.
+# First bytes of files that are not shards.
 _COMPRESSIONS = {
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",
@@ -49,16 +49,16 @@ _COMPRESSIONS = {
 }
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
 
-# Bytes of a read in a scan.
+# Bytes per read in a scan.
 _WINDOW = 2**22
-# Ranges no farther apart are read together. An object-storage request takes as
-# long as about a megabyte; a local read takes next to nothing.
+# Ranges up to this far apart are read together. An object-storage request takes
+# as long as reading about a megabyte; a local request takes almost no time.
 _LOCAL_GAP = 2**12
 _REMOTE_GAP = 2**19
 # Limit on a joint read, to bound memory.
 _MAX_READ = 2**24
-# Seconds for a remote picture, if its bucket or host has never answered. A host
-# that has answered is worth the waits of its library.
+# Seconds to wait for a remote picture whose bucket or host has never answered.
+# Once a host has answered, the waits of its library apply.
 _PATIENCE = 5.0
 _answered: set[str] = set()
 
@@ -68,7 +68,7 @@ class Record(NamedTuple):
 
     Attributes:
         image: the encoded picture.
-        captions: raw captions in stored order; may be blank or none.
+        captions: raw captions in stored order; may be blank, or there are none.
         metadata: other fields, by name: strings, integers and booleans as text.
     """
 
@@ -84,7 +84,7 @@ class Fault(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """The fields that hold a record; an empty field is the format's usual.
+    """The fields that hold a record; empty means the format's usual fields.
 
     Attributes:
         image: feature, extension or column of the picture.
@@ -101,8 +101,8 @@ USUAL = Fields()
 def texts(fields: Mapping[str, object]) -> dict[str, str]:
     """Returns the fields that metadata keeps, as text.
 
-    These are strings, integers and booleans. Numbers of ids and classes are
-    left out, as they have places of their own.
+    These are strings, integers and booleans. Integer ids and class numbers are
+    left out, as they are kept separately.
     """
     return {
         name: value if isinstance(value, str) else str(value).lower()
@@ -114,10 +114,10 @@ def texts(fields: Mapping[str, object]) -> dict[str, str]:
 
 
 def stored_id(value: int | str | bytes | None) -> int | None:
-    """Converts a value to a 64-bit id, or None if it has none.
+    """Converts a value to a 64-bit id, or None if it cannot be an id.
 
-    Integers and decimal strings are that integer; other strings are hashed to
-    [0, 2**63).
+    Integers and decimal strings of up to 18 characters keep their value; other
+    strings are hashed to [0, 2**63).
     """
     if isinstance(value, int):
         return value if -(2**63) <= value < 2**63 else None
@@ -142,11 +142,11 @@ def expand(pattern: str, setting: str = "data.train") -> list[str]:
     Indexes and sidecars are left out unless named by path.
 
     Raises:
-        NoFiles: nothing matches the pattern, a `setting`.
+        NoFiles: nothing matches the pattern; the message names `setting`.
     """
     reason = ""
     try:
-        # An existing path is itself, even with a `[` or `*`.
+        # An existing path is taken literally, even with a `[` or `*`.
         if files.is_file(pattern):
             return [pattern]
         found = files.find(pattern)
@@ -166,7 +166,7 @@ def expand(pattern: str, setting: str = "data.train") -> list[str]:
 
 
 def _unmatched(pattern):
-    """Says why a pattern matches no file."""
+    """Explains why a pattern matches no file."""
     if files.is_folder(pattern):
         shown = os.path.join(pattern, "*.tar")
         return f"a folder: name files in it, such as {shown!r}"
@@ -185,7 +185,7 @@ def _unmatched(pattern):
 
 
 def contents(path: str) -> str:
-    """Says what a file is, by its first bytes, and what it needs; or ""."""
+    """Explains what a file is, by its first bytes, and what to do; or ""."""
     with files.open_file(path) as file:
         head = file.read(512)
     for start, command in _COMPRESSIONS.items():
@@ -229,7 +229,7 @@ def read_records(
     remote = files.is_remote(path)
     out: list = [_size_fault(size) for size in spans[:, 1].tolist()]
     spans = (spans + [-head, head + tail]).tolist()
-    # Remote pieces are read in parallel, a request each.
+    # Remote pieces are read in parallel, with one request each.
     gap, limit = _LOCAL_GAP, _MAX_READ
     if remote:
         gap, limit = _REMOTE_GAP, min(_MAX_READ, remote_files.PIECE)
@@ -251,7 +251,7 @@ def read_records(
             if not isinstance(joint, Exception):
                 data = joint[offset - start : offset - start + size]
             elif len(places) > 1:
-                # The error may be in another range.
+                # The error may be due to another range.
                 alone = offset, offset + size, [i]
                 (data,) = retries.call_all(read, [alone], tries=1)
             else:
@@ -283,7 +283,7 @@ def open_scan(
 def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
     """Reads whole files, such as pictures named by a table's rows.
 
-    A path that cannot be opened, of whatever scheme, is a fault within seconds.
+    A path of any scheme that cannot be opened becomes a fault within seconds.
     """
     remote = any(map(files.is_remote, paths))
     patience = _PATIENCE if remote else math.inf
@@ -303,7 +303,7 @@ def columns(
     batches: Iterable[tuple[np.ndarray, Sequence[Record | Fault]]],
     ids: Callable[[np.ndarray], np.ndarray],
 ) -> dict[str, np.ndarray | list]:
-    """Makes `Store.columns` of batches, rows and records, and ids of rows."""
+    """Makes `Store.columns` from (rows, records) pairs, and `ids` of rows."""
     found: dict = {name: [] for name in names}
     for rows, records in batches:
         captions = [list(getattr(record, "captions", ())) for record in records]
@@ -322,12 +322,12 @@ def columns(
 
 
 def one_line(text) -> str:
-    """Cuts foreign text, such as an error, to a short line."""
+    """Shortens text, such as a library's error message, to a single line."""
     return " ".join(str(text).split())[:200]
 
 
 class _RetriedFile(io.RawIOBase):
-    """A file whose failed reads are repeated; `advance` is told of each."""
+    """A file that repeats failed reads, and reports the sizes to `advance`."""
 
     def __init__(self, file, size, advance):
         self.size = size
@@ -372,7 +372,7 @@ class _RetriedFile(io.RawIOBase):
 
 
 def _groups(spans, faults, gap, limit):
-    """Joint reads: the start, end and indices of ranges without a fault."""
+    """Groups ranges without a fault into joint reads: start, end, indices."""
     groups: list = []
     for i in sorted(range(len(spans)), key=lambda i: spans[i][0]):
         start, size = spans[i]
@@ -401,7 +401,7 @@ def _read_file(path):
     path = files.local_path(path)
     if files.is_remote(path):
         return _read_remote(path)
-    # A pipe or device would never end.
+    # Reading a pipe or a device would never end.
     if not os.path.isfile(path):
         raise FileNotFoundError(path)
     size, _ = files.stat(path)
@@ -416,8 +416,8 @@ def _read_remote(path):
     root = "/".join(path.split("/")[:3])
     if root in _answered:
         return _fetch(path, root)
-    # In a thread that nothing waits for, not even the end of the process: no
-    # library's call can be broken off.
+    # A library's call cannot be interrupted, so it runs in a thread for which
+    # nothing waits, not even the end of the process.
     found: concurrent.futures.Future = concurrent.futures.Future()
 
     def run():
@@ -431,9 +431,9 @@ def _read_remote(path):
 
 
 def _fetch(path, root):
-    """The bytes of a remote file, or what is wrong with it."""
+    """Returns the bytes of a remote file, or its error or fault."""
     try:
-        # Not by `files.read_whole`, whose retries would be within those here.
+        # Not with `files.read_whole`: the caller repeats failed reads, too.
         with files.open_file(path) as file:
             data = file.read(MAX_RECORD_BYTES + 1)
         result = data
@@ -441,7 +441,7 @@ def _fetch(path, root):
             result = Fault(f"oversized: more than {MAX_RECORD_BYTES} bytes")
     except retries.ERRORS as error:
         result = error
-    except Exception as error:  # Of an unknown scheme, or of any library.
+    except Exception as error:  # An unknown scheme, or a library's own error.
         return Fault(f"unreadable: {path[:100]!r}, {one_line(error)}")
     if not retries.may_pass(result):
         _answered.add(root)

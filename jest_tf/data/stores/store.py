@@ -31,7 +31,7 @@ Fault = shards.Fault
 NoFiles = shards.NoFiles
 MAX_IMAGE_PIXELS = config_lib.DataConfig.max_image_pixels
 
-# Records of a read in a sequential pass.
+# Records per read in a sequential pass.
 _BATCH = 256
 # Records checked when a store is opened, evenly spread.
 _PROBES = 16
@@ -67,7 +67,7 @@ class Store:
 
     Attributes:
         shards: the files and their numbers of records.
-        formats, indexes: of each of them.
+        formats, indexes: the format and the index of each shard.
         parts: as given.
         max_image_pixels: as given; decoders treat larger pictures as faults.
         manifest: weights of the rows in a stream; None draws all alike.
@@ -95,12 +95,12 @@ class Store:
 
     @property
     def num_lost(self) -> int:
-        """An estimate of the records that damaged parts of shards have lost."""
+        """An estimate of the number of records lost in damaged parts."""
         return sum(shard.num_lost for shard in self.indexes)
 
     @property
     def lost_share(self) -> float:
-        """The share of `num_lost` in the records that there were."""
+        """`num_lost` as a share of all records, including those lost."""
         there = len(self) - sum(len(shard.damage) for shard in self.indexes)
         return self.num_lost / (self.num_lost + there)
 
@@ -124,7 +124,7 @@ class Store:
     def read_unparsed(
         self, rows: np.ndarray
     ) -> list[Record | Fault | Callable[[], Record | Fault]]:
-        """Reads records as `read`, but leaves it to `parsed` to parse them.
+        """Reads records like `read`, but leaves parsing to `parsed`.
 
         Parsing, with checksums, costs more than reading, and a caller that
         reads whole blocks may not need every record.
@@ -175,14 +175,14 @@ class Store:
     def stamp(self, shard: int) -> str:
         """Identifies a shard's version, format and the fields taken from it.
 
-        Depends on the shard's size and hashes of its head, tail and index, but
-        not on its time of change or on pictures that a table names.
+        It depends on the shard's size and hashes of its head, tail and index,
+        but not on its time of change or on pictures that a table names.
         """
         return self.indexes[shard].stamp
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the records of all shards, see `stamp`."""
+        """Identifies the records of all shards; see `stamp`."""
         return " ".join(self.stamp(i) for i in range(len(self.shards.paths)))
 
     def of_shard(self, shard: int) -> "Store":
@@ -190,7 +190,7 @@ class Store:
         return Store([self._opened[shard]], self.max_image_pixels)
 
     def describe(self, row: int) -> str:
-        """Names a row in error messages, by shard and number within it."""
+        """Names a row for error messages, by shard and number within it."""
         ((shard, _, local),) = self.by_shard([row])
         return f"record {local[0]} of {self.shards.paths[shard]}"
 
@@ -202,7 +202,7 @@ class Store:
     def by_shard(
         self, rows: np.ndarray
     ) -> Iterator[tuple[int, slice | np.ndarray, np.ndarray]]:
-        """Yields shards, places in `rows`, int64 [k], and rows in the shard.
+        """Yields, by shard, its number, indices in `rows` [k], and its rows.
 
         Raises:
             IndexError: a row is out of range.
@@ -217,7 +217,7 @@ class Store:
                 f"Received: {low if low < 0 else high}"
             )
         owners = np.searchsorted(self._ends, rows, side="right")
-        order = None  # sorted already
+        order = None  # already sorted
         if (np.diff(owners) < 0).any():
             order = np.argsort(owners, kind="stable")
             owners = owners[order]
@@ -233,7 +233,7 @@ class Store:
 def parsed(
     unparsed: Record | Fault | Callable[[], Record | Fault],
 ) -> Record | Fault:
-    """Returns what `Store.read` would for an item of `Store.read_unparsed`."""
+    """Parses an item of `Store.read_unparsed` to an item of `Store.read`."""
     return unparsed() if callable(unparsed) else unparsed
 
 
@@ -255,7 +255,7 @@ def open_store(
             count once. A prepared TFDS data set is the folder of its version,
             or "<folder>:<split>".
         format: "tfrecord", "webdataset", "tfds", "table", or "auto", by file
-            name; a file of an unknown name is a TFRecord.
+            name; files with unknown names are read as TFRecord.
         image_field: feature, extension or column of the picture; "" is the
             format's default.
         caption_fields: features, extensions, `json` fields or columns of the
@@ -263,7 +263,7 @@ def open_store(
         index_dir: folder of the index files; "" is beside each shard.
         max_image_pixels: limit on width times height of a picture; larger
             pictures are never decoded.
-        progress: called with the bytes indexed so far and in all.
+        progress: called with the numbers of bytes indexed so far and in all.
         setting: name of the patterns in errors.
 
     Returns:
@@ -342,7 +342,7 @@ def check_captions(store: Store) -> None:
 
 
 def _open(groups, settings, progress):
-    """Opens each group of patterns, after its setting, and joins them."""
+    """Opens groups of (setting, patterns), and joins them into a store."""
     if not groups or not all(patterns for _, patterns in groups):
         raise ValueError(
             "`data.train` must name at least one store, and `patterns` at "
@@ -373,7 +373,7 @@ def _open(groups, settings, progress):
 
 
 def _find(pattern, form, fields, setting):
-    """The format of each file that a pattern names, by path."""
+    """Returns the format of each file that a pattern names, by path."""
     pattern = os.path.expanduser(os.fspath(pattern))
     if form in ("auto", "tfds"):
         found = tfds.find(pattern, fields)
@@ -400,7 +400,7 @@ def _find(pattern, form, fields, setting):
 
 
 def _kind(path, form):
-    """The format of a file: as set, or by its name."""
+    """Returns the format of a file: as set, or by its name."""
     name = os.path.basename(path).lower()
     if name.endswith(_COMPRESSED):
         raise ValueError(
@@ -447,7 +447,7 @@ def _way_out(reason):
 
 
 def _texts(found, names=()):
-    """Says which fields records have; any of them may hold the captions."""
+    """Lists the records' fields for an error; any may hold the captions."""
     known = sorted(
         {name for record in found for name in getattr(record, "metadata", {})}
     )
@@ -458,5 +458,5 @@ def _texts(found, names=()):
 
 
 def _spread(start, end):
-    """A few rows, evenly spread over [start, end)."""
+    """Returns a few rows, evenly spread over [start, end)."""
     return np.unique(np.linspace(start, end - 1, _PROBES).astype(np.int64))

@@ -2,9 +2,9 @@
 
 A row holds a picture and captions. The picture's column holds paths, relative
 to the table's folder, or, in Parquet, encoded pictures (plain, or structs of
-`bytes` and `path` as in Hugging Face data sets). Captions are in a column or
-several, in Parquet also lists of strings; a table with a column `label` or
-`cls` may have none. An `id` column holds the stored id.
+`bytes` and `path` as in Hugging Face data sets). Captions are in one or more
+columns, in Parquet also as lists of strings; a table with a column `label` or
+`cls` may have no captions. An `id` column holds the stored id.
 """
 
 import os
@@ -24,11 +24,11 @@ class Columns:
     """The role of each column of a table.
 
     By default the picture's column is the first of `IMAGE_COLUMNS`, and the
-    caption's the first of `CAPTION_COLUMNS`, which labelled pictures may lack.
-    `classes` are the names of numbered classes, by column.
+    caption's the first of `CAPTION_COLUMNS`, optional for labelled pictures.
+    `classes` has the names of numbered classes, by column.
 
     Raises:
-        ValueError: the table lacks such a column.
+        ValueError: the table lacks a column for pictures or for captions.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Columns:
         return self.names.index(name) if name in self.names else None
 
     def record(self, values: Mapping) -> shards.Record | shards.Fault:
-        """Converts a row's values by column; `image` may still be a path."""
+        """Makes a record of values by column; its `image` may be a path."""
         image = values[self.image]
         if isinstance(image, dict):
             image = image.get("bytes") or image.get("path")
@@ -101,12 +101,12 @@ class Columns:
 
 
 def with_pictures(path: str, rows: Sequence) -> list:
-    """Replaces the picture paths of a table's records by the pictures."""
+    """Replaces the picture paths of a table's records with the pictures."""
     rows = list(rows)
     named = {}
     for i, row in enumerate(rows):
         if isinstance(row, shards.Record) and isinstance(row.image, str):
-            # A remote path is whole.
+            # A remote path is absolute.
             folder = "" if files.is_remote(row.image) else os.path.dirname(path)
             named[i] = os.path.join(folder, row.image)
     pictures = shards.read_files(list(named.values()))

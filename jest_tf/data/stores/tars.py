@@ -3,9 +3,9 @@
 A sample is a run of files with equal names up to the first dot of the base
 name: `000000012.jpg`, `000000012.txt`, `000000012.json`. The rest is the
 extension. The picture is the file with a picture's extension; captions come
-from `.txt` or a field of `.json`; `.cls`, the number of a class, is metadata.
-Other members are skipped. A sample is read as a single byte range. A damaged
-header costs its sample, and garbage between samples is marked.
+from `.txt` or a field of `.json`; `.cls`, a class number, is metadata. Other
+members are skipped. A sample is read as a single byte range. A damaged header
+loses its sample, and garbage between samples is marked as damage.
 """
 
 import io
@@ -24,8 +24,8 @@ CAPTION_EXTENSIONS = ("txt", "caption", "text")
 JSON_FIELDS = ("caption", "captions", "text", "txt")
 
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-# Zeros that may stand between two members, if archives were joined: the usual
-# writers end an archive by at least two blocks, and fill up the last record.
+# Most zeros between two members where archives were joined: the usual writers
+# end an archive with at least two zero blocks, and fill up the last record.
 _PADDING = tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE
 # Everything that `tarfile` raises on damaged headers.
 _DAMAGE = (
@@ -42,9 +42,9 @@ _DAMAGE = (
 class Tars:
     """Samples in tar files.
 
-    `fields` are extensions. Those of captions are also fields of the `.json`
+    `fields` are extensions. Those of captions may also be fields of the `.json`
     file, strings or lists of strings; () takes the first of `.txt`, `.caption`,
-    `.text` or else of the fields `caption`, `captions`, `text`, `txt`.
+    `.text`, or else the first field of `caption`, `captions`, `text`, `txt`.
     """
 
     name = "webdataset"
@@ -72,7 +72,7 @@ class Tars:
                 torn = end > file.raw.size
                 found = [self._is_picture(part.extension) for part in sample]
                 pictures += any(found)
-                # Independent of the captions' fields, so that rows are too.
+                # Does not depend on the caption fields, so rows do not, either.
                 if torn or any(found) or any(map(_is_caption, sample)):
                     size = start - file.raw.size if torn else end - start
                     yield start, size, None
@@ -150,7 +150,7 @@ class Tars:
 class _Member(NamedTuple):
     """A file of a sample, from its first header at `start` to its `end`.
 
-    `lost` bytes before it are no members.
+    The `lost` bytes before it belong to no member.
     """
 
     key: str
@@ -162,11 +162,11 @@ class _Member(NamedTuple):
 
 
 def _members(file) -> Iterator[_Member]:
-    """Yields the files of samples, and a file without a key for a lost end."""
+    """Yields the files of samples; a file without a key marks a lost end."""
     size, place, lost = file.seek(0, io.SEEK_END), 0, None
     file.seek(0)
     try:
-        # Not to lose what `cat` has appended, nor all after a damaged header.
+        # Continues after a joined archive's end, and after a damaged header.
         tar = tarfile.TarFile(fileobj=file, encoding="utf-8", ignore_zeros=True)
         while place < size:
             info = tar.next()
@@ -196,7 +196,7 @@ def _members(file) -> Iterator[_Member]:
                 )
                 lost = None
             elif lost is None and place >= size + tarfile.BLOCKSIZE:
-                lost = start  # cut off in another file
+                lost = start  # cut off in a skipped file
     except _DAMAGE:
         lost = place if lost is None else lost
     if lost is not None and lost < size:
@@ -212,7 +212,7 @@ def _is_padding(file, start, end):
 
 
 def _has_end(file):
-    """True unless a tar was cut off, maybe just between two members."""
+    """True unless a tar was cut off, even if just between two members."""
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - tarfile.BLOCKSIZE))
     return size % tarfile.BLOCKSIZE == 0 and not any(file.read())

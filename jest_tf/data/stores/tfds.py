@@ -3,8 +3,8 @@
 A prepared version is a folder, `<data_dir>/<name>[/<config>]/<version>`, with
 `dataset_info.json`, `features.json` and TFRecord or ArrayRecord shards of
 `tf.train.Example`s, whose features are named by paths joined by "/". The
-package itself is not needed; ArrayRecord needs `array_record`. Class labels
-become their names.
+package itself is not needed; ArrayRecord needs `array_record`. Class numbers
+become class names.
 """
 
 import contextlib
@@ -17,22 +17,22 @@ from jest_tf import files
 from jest_tf.data.stores import shards, tfrecords
 
 _INFO = "dataset_info.json"
-# ArrayRecord records of a read in a scan.
+# ArrayRecord records per read in a scan.
 _BATCH = 256
 
 
 def find(
     pattern: str, fields: shards.Fields = shards.USUAL
 ) -> dict[str, object] | None:
-    """Returns the shards of the split that a pattern names, and their format.
+    """Returns the shards, each with its format, of the split of a pattern.
 
-    None if the pattern names no prepared folder.
+    Returns None if the pattern names no prepared folder.
 
     Args:
         pattern: the folder of a version, or "<folder>:<split>"; the default
             split is "train", or the only split.
-        fields: names of features. If no usual name of a picture exists, the
-            only picture feature is taken.
+        fields: names of features. A picture feature without a usual name is
+            taken if it is the only picture feature.
 
     Raises:
         ValueError: the split or its shards are missing, or the files have
@@ -115,7 +115,7 @@ def _open(path):
             "array_record"
         ) from error
     try:
-        # The package's advice for random access.
+        # As the package advises for random access.
         reader = array_record_module.ArrayRecordReader(
             path, "readahead_buffer_size:0,max_parallelism:0"
         )
@@ -128,7 +128,7 @@ def _open(path):
     try:
         yield reader
     finally:
-        # Closing reports damage that reads have already met.
+        # Closing raises an error for damage that reads have already found.
         with contextlib.suppress(RuntimeError):
             reader.close()
 
@@ -151,7 +151,7 @@ def _split_paths(folder, info, split, kind):
             f"{folder} must have a split {split!r}; name a split as "
             f"'{folder}:<split>'. Received: {', '.join(splits) or 'none'}"
         )
-    # The usual template; others differ only before the split.
+    # The usual template of file names; others differ only before the split.
     part = f"-{split}.{kind}"
     paths = sorted(
         f"{folder}/{name}"
@@ -174,13 +174,13 @@ def _split_paths(folder, info, split, kind):
 
 
 def _features(folder):
-    """The names of the features that are pictures, and the labels' classes."""
+    """Returns the names of picture features, and class names by label."""
     pictures, labels = [], {}
     path = f"{folder}/features.json"
     found = _load_json(path).get("featuresDict", {}) if _exists(path) else {}
     for name, feature in found.get("features", {}).items():
         kind = feature.get("pythonClassName", "").rpartition(".")[2]
-        # As TFDS names it.
+        # As TFDS names the file.
         path = files.inside(folder, f"{name.replace('/', '.')}.labels.txt")
         if kind == "Image":
             pictures.append(name)

@@ -1,11 +1,11 @@
 """TFRecord shards of `tf.train.Example`s.
 
-Two schemas are known: ours (`image`, `caption`, `id` and string features) and
+Two schemas are read: ours (`image`, `caption`, `id` and string features) and
 img2dataset's (`jpg`, `txt`, `key` and more). A shard is a sequence of frames,
 all integers little-endian: length (8 bytes), masked CRC-32C of those 8 bytes
-(4), payload, masked CRC-32C of the payload (4). Indexing checks lengths, every
-read its whole frame. A length that is damaged or reaches beyond the end ends
-the shard. Compressed files have no random access and are refused.
+(4), payload, masked CRC-32C of the payload (4). Indexing checks lengths, and a
+read checks its whole frame. Indexing stops at a length that is damaged or goes
+beyond the file. Compressed files have no random access and are refused.
 """
 
 import functools
@@ -24,7 +24,7 @@ CAPTION_FIELDS = ("caption", "txt", "text", "captions", "captions/text")
 
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
-# Bytes of a frame before its payload, and beside it.
+# Bytes of a frame before its payload, and before and after it together.
 HEAD, FRAME = _HEADER.size, _HEADER.size + _CHECKSUM.size
 
 
@@ -99,7 +99,7 @@ def parse(
         payload: its bytes.
         fields: features of the picture and of the captions, by default the
             first of `IMAGE_FIELDS` and the first of `CAPTION_FIELDS`.
-        labels: class names of integer features, which become metadata.
+        labels: class names by integer feature; the name becomes metadata.
     """
     features = _features(payload)
     if features is None:
@@ -164,7 +164,7 @@ def frame_size(header: bytes) -> int | None:
         return None
     size, checksum = _HEADER.unpack(header)
     sound = masked_crc32c(header[:8]) == checksum
-    # 2**62: a sum of an offset and a size stays within int64.
+    # Below 2**62, the sum of an offset and a size stays within int64.
     return size if sound and size < 2**62 else None
 
 
