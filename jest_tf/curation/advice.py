@@ -122,7 +122,7 @@ def _is_weak(facts):
 
 
 def _needs_stage(facts):
-    """True if the reference can tell the pool's noise from matched pairs.
+    """True if the pool has noise that the reference can tell from the rest.
 
     False for a quick reference if the tests are like the curated set: curated
     rows then do as well as its choice.

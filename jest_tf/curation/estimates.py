@@ -337,8 +337,8 @@ def nearer(
 ) -> float:
     """Measures the share of pictures that are nearer to the first of two sets.
 
-    A random part of the larger set, of the smaller one's size, is used. A share
-    of 0.5 means that both sets are equally like the queries.
+    Uses only a random part of the larger set, as large as the smaller set. A
+    share of 0.5 means that both sets are equally like the queries.
 
     Args:
         queries: float32 [k, D], of unit length.

@@ -131,7 +131,7 @@ def quick_reference(
             data=recipe.data.reading(patterns, manifest=folder),
             optimizer=dataclasses.replace(
                 recipe.optimizer,
-                # The best schedule for the end of so short a run.
+                # The best schedule for so short a run.
                 schedule="cosine",
                 warmup_steps=_WARMUP,
                 restarts=(),

@@ -64,7 +64,7 @@ def replica_id() -> jax.Array | int:
 
 
 def mesh() -> jax.sharding.Mesh | None:
-    """Returns the mesh of `keras.distribution`; None if it has one device.
+    """Returns the mesh of `keras.distribution`; None with at most one device.
 
     Raises:
         ValueError: the mesh has a second axis, for the model, or a process has

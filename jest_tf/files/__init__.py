@@ -344,7 +344,7 @@ def sync(*paths: str) -> None:
 
 
 def delete_partial(path: str) -> None:
-    """Deletes partial files that killed writers left. Needs a lock."""
+    """Deletes partial files that killed writers of a file left. Hold a lock."""
     if is_remote(path):
         return  # an interrupted upload never appears
     folder, name = os.path.split(path)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 # A distinctive name, so that no user's folder is deleted as a leftover.
 _TEMPORARY = "jest-tf-temporary-"
 _RANDOM = 8 * "[a-z0-9_]"  # what `mkdtemp` adds
-# Searched in the text of errors, because those of HDF5 have no number.
+# Searched for in the text of errors, because those of HDF5 have no number.
 _FULL = re.compile("|".join(map(os.strerror, (errno.ENOSPC, errno.EDQUOT))))
 
 

@@ -370,7 +370,7 @@ class _Fsspec:
 
 @contextlib.contextmanager
 def _naming(path):
-    """Converts errors of libraries to OSErrors with a number, else EIO."""
+    """Converts library errors to OSErrors; EIO if they have no number."""
     try:
         yield
     except OSError as error:
