@@ -3,11 +3,11 @@
     jest-tf train --config configs/flexi_jest_b16.py \
         --workdir runs/flexi_jest_b16 --set 'data.train=data/pool-*.tfrecord'
 
-Scores at patches of 32 pixels, and trains on a half of the sub-batch at 16 and
-on the other at 32, so that the tower knows both (Evans et al. 2024, arXiv
-2406.17711, table 1: 110 % of a uniform step's FLOPs; by the count of
-docs/logs.md, the text tower's included, 134 % with this recipe's 64 tokens).
-Before that, as for configs/jest_b16.py.
+Scores with patches of 32 pixels. Trains on one half of the sub-batch with
+patches of 16 and on the other with 32, so that the tower learns both. A step
+takes 110 % of a uniform step's FLOPs by Evans et al. 2024 (arXiv 2406.17711,
+table 1), and 134 % by docs/logs.md, which counts the text tower, here with 64
+tokens. Prepare the reference as configs/jest_b16.py says.
 
 Hardware: 256 chips of TPU v5p. NOT RUN BY US: we have neither the data nor the
 machine. The step of a small twin is compiled for TPUs.

@@ -3,10 +3,10 @@
     jest-tf train --config configs/icontext_web.py \
         --workdir icontext-work/runs/web
 
-First build the data with `make icontext-data`. The pool has 70 % of noise, the
-validation pairs are of icon sets that nobody trains on. The rate is that of
-chosen or curated pairs. Validation chose half of it for uniform training on
-this pool: `--set optimizer.learning_rate=1e-3`.
+First build the data with `make icontext-data`. 70 % of the pool is noise; the
+validation pairs come from icon sets that no run trains on. The learning rate is
+that for chosen or curated pairs. For uniform training on this pool, validation
+chose half of it: `--set optimizer.learning_rate=1e-3`.
 """
 
 from jest_tf import config as config_lib
@@ -15,7 +15,7 @@ DATA = "icontext-work/web"
 
 
 def config() -> config_lib.TrainConfig:
-    """Trains on every pair that comes."""
+    """Trains on every pair of the stream."""
     return config_lib.TrainConfig(
         steps=4500,
         data=config_lib.DataConfig(
@@ -30,8 +30,8 @@ def config() -> config_lib.TrainConfig:
             loss="softmax",
             equal_captions="ignore",
         ),
-        # At a constant rate runs of all lengths compare; averaged weights take
-        # the place of a decay.
+        # A constant rate makes runs of all lengths comparable; averaged weights
+        # take the place of a decay.
         optimizer=config_lib.OptimizerConfig(
             learning_rate=2e-3,
             schedule="constant",

@@ -15,7 +15,7 @@ from jest_tf import config as config_lib
 
 
 def config() -> config_lib.TrainConfig:
-    """Trains on what its own earlier selves find easy."""
+    """Trains on pairs that its own earlier learners find easy."""
     baseline = icontext_web.config()
     return dataclasses.replace(
         baseline,

@@ -16,7 +16,7 @@ from jest_tf import config as config_lib
 
 
 def config() -> config_lib.TrainConfig:
-    """Scores at 16 pixels; trains half at 16, half at 32."""
+    """Scores at 16 pixels; trains on one half at 16, the other at 32."""
     baseline = icontext_web.config()
     fine, coarse = config_lib.View(), config_lib.View(image_size=16)
     return dataclasses.replace(

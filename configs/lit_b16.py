@@ -3,9 +3,9 @@
     jest-tf train --config configs/lit_b16.py \
         --workdir runs/lit_b16 --set 'data.train=data/pool-*.tfrecord'
 
-First, `pip install '.[keras-hub]'`. The text tower and its vocabulary
-are learned from your captions, in whatever language; pictures are embedded as
-by SigLIP 2. `--set model.init_tower=none` starts from its text tower, too.
+First run `pip install '.[keras-hub]'`. The text tower and its vocabulary are
+learned from your captions, in any language; pictures are embedded as by SigLIP
+2. `--set model.init_tower=none` starts from SigLIP 2's text tower, too.
 
 Hardware: one GPU with 80 GB. Time: an hour or two; the image tower has no
 backward pass. NOT RUN BY US at this size: tests run it on a small preset with

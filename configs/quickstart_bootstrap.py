@@ -1,10 +1,10 @@
-"""A stored stage whose reference the run renews, for those who have none.
+"""A stored stage for users without a reference: the run makes and renews it.
 
     jest-tf train --config configs/quickstart_bootstrap.py \
         --workdir runs/bootstrap
 
-The run starts on the curated set, and chooses by its
-own earlier self (docs/bootstrap.md). Three minutes on 2 CPU cores.
+The run starts on the curated set, and then chooses by its own earlier learner
+(docs/bootstrap.md). It takes three minutes on 2 CPU cores.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ CURATED = "examples/icontext_mini/curated-*.tfrecord"
 
 
 def config() -> config_lib.TrainConfig:
-    """Trains on the best-matching third of what is drawn."""
+    """Trains on the best-matching third of the candidates."""
     uniform = config_lib.load_config(
         pathlib.Path(__file__).with_name("quickstart_uniform.py")
     )
@@ -26,7 +26,7 @@ def config() -> config_lib.TrainConfig:
         data=dataclasses.replace(
             uniform.data, curated=(CURATED,), curated_rows=32
         ),
-        # No given reference is larger: the learner is its own.
+        # The learner is its own reference, so it has the size of a reference.
         model=dataclasses.replace(
             uniform.model, towers="benchmarks.icontext.towers:build_small"
         ),

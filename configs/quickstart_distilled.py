@@ -1,4 +1,4 @@
-"""Quickstart: the uniform learner's recipe, chosen and taught by the reference.
+"""Quickstart: the uniform recipe, with a stored stage and distillation.
 
     jest-tf embed --model examples/icontext_mini/reference \
         --data 'examples/icontext_mini/pool-*.tfrecord' \
@@ -6,7 +6,7 @@
     jest-tf train --config configs/quickstart_distilled.py \
         --workdir runs/distilled
 
-Result of three seeds: docs/quickstart.md.
+docs/quickstart.md has the result of three seeds.
 """
 
 import dataclasses

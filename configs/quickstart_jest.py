@@ -5,7 +5,7 @@
         --output runs/embeddings
     jest-tf train --config configs/quickstart_jest.py --workdir runs/jest
 
-Result of three seeds: docs/quickstart.md.
+docs/quickstart.md has the result of three seeds.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ DATA = "examples/icontext_mini"
 
 
 def config() -> config_lib.TrainConfig:
-    """Draws 1,280, trains on the 256 that are jointly most learnable."""
+    """Trains on the 256 jointly most learnable of 1,280 pairs."""
     uniform = config_lib.load_config(
         pathlib.Path(__file__).with_name("quickstart_uniform.py")
     )

@@ -3,7 +3,7 @@
     jest-tf train --config configs/quickstart_uniform.py \
         --workdir runs/uniform
 
-Result of three seeds: docs/quickstart.md.
+docs/quickstart.md has the result of three seeds.
 """
 
 from jest_tf import config as config_lib
@@ -12,7 +12,7 @@ DATA = "examples/icontext_mini"
 
 
 def config() -> config_lib.TrainConfig:
-    """18,000 pairs, of which 5,400 are clean."""
+    """Trains on 18,000 pairs, of which 5,400 are clean."""
     return config_lib.TrainConfig(
         steps=1000,
         data=config_lib.DataConfig(
@@ -24,7 +24,7 @@ def config() -> config_lib.TrainConfig:
             min_crop_area=0.5,
         ),
         selection=config_lib.SelectionConfig(256),
-        # Several sets have an icon of the same name.
+        # Several icon sets have icons of the same name.
         model=config_lib.ModelConfig(
             towers="benchmarks.icontext.towers:build_narrow",
             loss="softmax",

@@ -5,23 +5,23 @@
 
 Hardware: 256 chips of TPU v5p, 128 examples each. Time: 1.7 days, if a chip
 reaches 40 % of its 459 TFLOP/s: 6.9e21 FLOPs, three forward passes of 57
-GFLOPs an example. NOT RUN BY US: we have neither the data nor the machine, and
-docs/tpu.md says what several hosts run.
-The step of a small twin is compiled for TPUs.
+GFLOPs per example. NOT RUN BY US: we have neither the data nor the machine. We
+compile the step of a small twin for TPUs. docs/tpu.md has the commands for
+several hosts.
 
 Expected, with the paper's 40 billion examples of WebLI (Evans et al. 2024,
 arXiv 2406.17711, table 1): ImageNet 10-shot 70.3 and zero-shot 76.7, COCO
 recall@1 image to text 65.2 and text to image 47.4.
 
 Vocabulary: SigLIP's, 32,000 SentencePiece tokens of English C4, which Google
-publishes as gs://t5-data/vocabs/cc_en.32000/sentencepiece.model; copy it to
-where `data.vocabulary` says. Sizes are those of SigLIP's released model (arXiv
+publishes as gs://t5-data/vocabs/cc_en.32000/sentencepiece.model; copy it to the
+path of `data.vocabulary`. The sizes are those of SigLIP's released model (arXiv
 2303.15343), the optimizer is SigLIP 2's (arXiv 2502.14786, section 2.1).
 """
 
 from jest_tf import config as config_lib
 
-# What the SigLIP of table 1 has seen, in batches of 32,768.
+# Examples that the SigLIP of table 1 is trained on, in batches of 32,768.
 EXAMPLES = 40_000_000_000
 BATCH_SIZE = 32_768
 
@@ -32,12 +32,12 @@ def config() -> config_lib.TrainConfig:
         steps=EXAMPLES // BATCH_SIZE,
         data=config_lib.DataConfig(
             train=("data/pool-*.tfrecord",),
-            # A replica's host reads neighbours, and not a record at a time.
+            # Hosts read blocks of neighbours, not single records.
             shuffle_block_size=64,
             image_size=256,
             text_length=64,
             vocabulary="data/c4_en.model",
-            flip=False,  # of the web's pictures many hold letters
+            flip=False,  # many pictures of the web show text
         ),
         model=config_lib.ModelConfig(
             preset="b16", dtype_policy="mixed_bfloat16"

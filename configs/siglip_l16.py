@@ -5,7 +5,7 @@
 
 Hardware: 256 chips of TPU v5p, 128 examples each. Time: 5.9 days, if a chip
 reaches 40 % of its 459 TFLOP/s: 2.4e22 FLOPs, three forward passes of 200
-GFLOPs an example. NOT RUN BY US; see configs/siglip_b16.py for what is needed.
+GFLOPs per example. NOT RUN BY US; configs/siglip_b16.py says what is needed.
 
 Expected, with the paper's 40 billion examples of WebLI (Evans et al. 2024,
 arXiv 2406.17711, table 1): ImageNet 10-shot 77.1 and zero-shot 80.5, COCO

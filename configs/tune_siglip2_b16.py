@@ -3,23 +3,23 @@
     jest-tf train --config configs/tune_siglip2_b16.py \
         --workdir runs/tune_siglip2_b16 --set 'data.train=data/pool-*.tfrecord'
 
-First, `pip install '.[keras-hub]'`, and train the reference, which starts
-as SigLIP 2, too, on a small curated set: the same recipe with `--workdir
+First run `pip install '.[keras-hub]'`, and train the reference on a small
+curated set. It starts from SigLIP 2, too: use this recipe with `--workdir
 runs/tune_reference --set 'data.train=data/curated-*.tfrecord'
 selection.stages=none`. Without a curated set, `reference.model` may be the
-public model itself; learnability then only finds what tuning has unlearned.
+public model itself; learnability then finds only pairs that tuning unlearned.
 
 Hardware: one GPU with 80 GB. Time: half an hour at 400 TFLOP/s: a step
 has 3,328 passes of 46 GFLOPs, for scores, reference and training. NOT RUN BY
-US: the weights are not at hand where this was written; tests run it on a small
-preset with random weights. Where JEST pays and where not: docs/recipes.md.
+US: we did not have the weights; tests run it on a small preset with random
+weights. docs/recipes.md says where JEST pays.
 """
 
 from jest_tf import config as config_lib
 
 
 def config() -> config_lib.TrainConfig:
-    """Draws 1,280, trains on the 256 jointly most learnable."""
+    """Trains on the 256 jointly most learnable of 1,280 pairs."""
     return config_lib.TrainConfig(
         steps=5000,
         data=config_lib.DataConfig(

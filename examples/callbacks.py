@@ -23,7 +23,7 @@ def weights_and_biases(config, workdir):
 
 
 def profile(config, workdir, first=10, last=13):
-    """Traces a few steps for TensorBoard's profiler, to the run directory."""
+    """Writes a trace of a few steps, for TensorBoard, to the run directory."""
 
     def trace(batch, logs):
         if batch == first:

@@ -5,8 +5,8 @@
         --workdir runs/convnet --set model.towers=examples.custom_towers:build
 
 Any two Keras layers or models that map to embeddings of equal width will do.
-The first command is a Keras program: a reference is trained on a small curated
-set; then a learner of the same make is trained on the noisy pool, on the most
+The first command is a Keras program. It trains a reference on a small curated
+set, then a learner with the same towers on the noisy pool, on the most
 learnable fifth of each super-batch. The second gives `build` to a recipe.
 """
 
@@ -24,7 +24,7 @@ IMAGE_SIZE, TEXT_LENGTH, EMBEDDING_DIM = 32, 16, 64
 
 
 def build(config, vocabulary_size):
-    """The image and the text tower; as `model.towers` of a recipe, too."""
+    """Returns the image and the text tower, also for a recipe."""
     del config  # all settings of the run, for towers that depend on them
     convolutions = [
         keras.layers.Conv2D(width, 3, 2, padding="same", activation="relu")
@@ -39,7 +39,7 @@ def build(config, vocabulary_size):
     )
     text_tower = keras.Sequential(
         [
-            # Without, mixed precision would round the ids.
+            # Without this, mixed precision would round the ids.
             keras.Input([None], dtype="int32"),
             keras.layers.Embedding(vocabulary_size, EMBEDDING_DIM),
             keras.layers.GlobalAveragePooling1D(),
@@ -50,7 +50,7 @@ def build(config, vocabulary_size):
 
 
 def train(model, store, tokenizer, selection, steps):
-    """A stream of super-batches, and `fit` as in any Keras program."""
+    """Trains on a stream of super-batches, with Keras' own `fit`."""
     model.compile(optimizer=keras.optimizers.AdamW(1e-3))
     super_batches = pipeline.super_batches(
         store,
@@ -59,7 +59,7 @@ def train(model, store, tokenizer, selection, steps):
         tokenizer=tokenizer,
         image_size=IMAGE_SIZE,
     )
-    # Keras warns of a dataset that it cannot shuffle; the stream is in order.
+    # By default, Keras warns that it cannot shuffle the stream.
     model.fit(super_batches, steps_per_epoch=steps, shuffle=False, verbose=2)
 
 

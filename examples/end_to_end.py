@@ -4,13 +4,13 @@
 
 1. A small SigLIP of KerasHub is trained on the curated pictures, and saved as a
    preset.
-2. A smaller learner is trained on the noisy pool, with a stored stage
-   and distillation from that preset, which it knows by name.
+2. A smaller learner is trained on the noisy pool, with a stored stage and
+   distillation from that preset, named `keras_hub:FOLDER`.
 3. The learner is exported as a SavedModel, and a program with TensorFlow alone
    searches the pool's pictures with it (`examples/search.py`).
 
-Five to ten minutes on 2 CPU cores. What is finished is not repeated. The figure
-shows the best hits of each query.
+It takes five to ten minutes on 2 CPU cores, and does not repeat finished parts.
+The figure shows the best hits of each query.
 """
 
 import argparse
@@ -34,7 +34,7 @@ QUERIES = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the flags and does what is missing."""
+    """Parses the flags and runs the unfinished parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     folder = "runs/end_to_end"
     parser.add_argument("--runs", default=folder, help="folder of all results")
@@ -85,14 +85,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         export("saved_model", learner, exported)
     if not photos.exists():
         write_pictures(photos)
-    # A process that imports TensorFlow and not `jest_tf`.
+    # A process that imports TensorFlow but not `jest_tf`.
     program = [sys.executable, ROOT / "examples" / "search.py"]
     words = [exported, photos, *flags.queries, "--figure", flags.figure]
     subprocess.run([*program, *words], check=True, cwd=ROOT)
 
 
 def towers(config, vocabulary_size):
-    """The encoders of a small SigLIP, for `model.towers`."""
+    """Returns the encoders of a small SigLIP, for `model.towers`."""
     import keras
     from keras_hub import models
 
@@ -118,7 +118,7 @@ def towers(config, vocabulary_size):
 
 
 def write_vocabulary(path: pathlib.Path) -> None:
-    """Trains a SentencePiece model as SigLIP's on the curated captions."""
+    """Trains a SentencePiece model like SigLIP's on the curated captions."""
     import sentencepiece
 
     from jest_tf.data import stores
@@ -146,7 +146,7 @@ def write_vocabulary(path: pathlib.Path) -> None:
 
 
 def write_pictures(folder: pathlib.Path) -> None:
-    """Writes the pool's pictures as files, as a user has them."""
+    """Writes the pool's pictures to files, as a user would have them."""
     from jest_tf.data import stores
 
     store = stores.open_store(f"{DATA}/pool-*.tfrecord")
@@ -159,7 +159,7 @@ def write_pictures(folder: pathlib.Path) -> None:
 
 
 def train(recipe: str, workdir: pathlib.Path, *settings: str) -> None:
-    """Trains a recipe of the quickstart; a finished run ends at once."""
+    """Trains a recipe of the quickstart; returns at once if it is finished."""
     jest_tf(
         *("train", "--config", f"configs/quickstart_{recipe}.py"),
         *("--workdir", workdir, "--set", *settings),

@@ -3,7 +3,7 @@
     jest-tf train --config configs/quickstart_jest.py --workdir runs/measured \
         --set callbacks=examples.energy:measure
 
-It covers the whole machine. codecarbon reads the counters of GPUs and
+It measures the whole machine. codecarbon reads the counters of GPUs and
 processors, and estimates a processor without counters from its rated power. It
 runs offline and sends nothing.
 """
@@ -18,14 +18,14 @@ def measure(config, workdir):
     """Adds a row to `energy.jsonl` at each evaluation and after the last step.
 
     A row has the step, and the joules since the row before or since the process
-    began to train. Their sum is the energy of the run, but for its last
-    evaluation and what a killed process used after its last row.
+    began to train. Their sum is the energy of the run, except for its last
+    evaluation and for the time of a killed process after its last row.
     """
     del config
     import codecarbon
 
     tracker = codecarbon.OfflineEmissionsTracker(
-        country_iso_code="USA",  # for the carbon, which is not logged
+        country_iso_code="USA",  # needed for carbon, which is not logged
         allow_multiple_runs=True,
         log_level="error",
         save_to_file=False,

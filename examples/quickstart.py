@@ -2,12 +2,12 @@
 
     python -m examples.quickstart
 
-The reference in `examples/icontext_mini` is trained; a command embeds the noisy
-pool with it. Three runs of `jest-tf train` follow: uniform; JEST, by these
-embeddings; and a stored stage with distillation. All take the same FLOPs by the
-paper's count: embedding and scoring count, the reference's training does not.
-The report is written to `--runs`. Finished runs are not repeated. `--publish`
-also renews the results in README.md and docs/quickstart.md.
+The reference in `examples/icontext_mini` is already trained; `jest-tf embed`
+embeds the noisy pool with it. Three runs of `jest-tf train` follow: uniform;
+JEST, by these embeddings; and a stored stage with distillation. All take the
+same FLOPs by the paper's count: embedding and scoring count, the reference's
+training does not. The report goes to `--runs`. Finished runs are not repeated.
+`--publish` also renews the results in README.md and docs/quickstart.md.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from examples import quickstart_report as report
 
 # Two runs at a time, one core each. The number of threads changes rounding, so
-# the results are then those of any machine of this kind.
+# with one thread, all machines of a kind give the same results.
 _ONE_THREAD = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
@@ -31,7 +31,7 @@ _ONE_THREAD = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the flags, trains what is missing, reports."""
+    """Parses the flags, trains the missing runs, and reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", default="runs", help="folder for the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -59,7 +59,7 @@ def train(
 
     Args:
         runs: folder for the runs.
-        seed: seed of all of them.
+        seed: seed of all runs.
         overrides: settings to override, by recipe.
     """
     embed = ("embed", "--model", report.REFERENCE, "--data", report.POOL)
@@ -90,7 +90,7 @@ def train(
 
 
 def _run(title, command, *arguments):
-    """Runs a command on one thread, its lines marked with a title."""
+    """Runs a command on one thread, and marks its lines with a title."""
     words = [sys.executable, "-m", f"trainers.{command}", *arguments]
     with subprocess.Popen(
         [os.fspath(word) for word in words],

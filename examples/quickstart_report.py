@@ -22,7 +22,7 @@ from jest_tf.runs import bootstrap, directory
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = f"{ROOT}/examples/icontext_mini"
 POOL, REFERENCE = f"{DATA}/pool-*.tfrecord", f"{DATA}/reference"
-EMBEDDINGS = "embeddings"  # folder of the sidecars, in that of the runs
+EMBEDDINGS = "embeddings"  # folder of the sidecars, in the folder of the runs
 COMMAND = "python -m examples.quickstart --seeds 0 1 2 --publish"
 # By recipe, in the order of the tables.
 NAMES = {"uniform": "uniform", "jest": "JEST", "distilled": "stored, distilled"}
@@ -32,7 +32,7 @@ _COLUMNS = 8  # of pictures
 
 
 def workdir(runs: pathlib.Path, recipe: str, seed: int) -> str:
-    """The run directory of a recipe and a seed."""
+    """Returns the run directory of a recipe and a seed."""
     return str(runs / (recipe if seed == 0 else f"{recipe}-seed{seed}"))
 
 
@@ -41,7 +41,7 @@ def write(
 ) -> str:
     """Writes the report into `runs`; returns its summary, for a terminal.
 
-    To publish also renews README.md, and docs/quickstart.md with its figures.
+    `is_published` also renews README.md, and docs/quickstart.md with figures.
     """
     given = _given(runs)
     frame = _results(runs, seeds, given)
@@ -75,7 +75,7 @@ def write(
 
 
 def summary(frame: pd.DataFrame, given: dict) -> str:
-    """The result in one table and a few sentences."""
+    """Returns the result in one table and a few sentences."""
     header = ("learner", "steps", "examples trained", "TFLOPs")
     header += ("with the reference's training", "clean pairs", *_WAYS)
     rows = [
@@ -148,7 +148,7 @@ def curves(frame: pd.DataFrame, path: pathlib.Path) -> None:
 
 
 def pictures(run: str, path: pathlib.Path) -> None:
-    """Draws pairs of a step of JEST: some, the most and the least learnable.
+    """Draws pairs of a JEST step: some offered, most and least learnable ones.
 
     Captions of noise are red.
     """
@@ -204,7 +204,7 @@ def _given(runs):
 
 
 def _results(runs, seeds, given):
-    """A row for each run: the ends of its logs, its costs and scores."""
+    """A row for each run: its last line of the log, its costs and scores."""
     noise = stores_lib.open_store(POOL).columns(["noise"])["noise"]
     rows = []
     for recipe in NAMES:

@@ -3,7 +3,7 @@
     python examples/search.py exported/best photos 'a red car' house \
         --figure search.png
 
-Prints the best hits of each query and draws them, a row a query.
+Prints the best hits of each query and draws them, a row per query.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def embed(model, paths: Sequence[pathlib.Path]) -> np.ndarray:
 
 
 def draw(figure_path: str, queries: Sequence[str], hits) -> None:
-    """Draws the files that each query hit in a row, best first."""
+    """Draws a row of hits for each query, best first."""
     size = (0.8 * HITS, 0.95 * len(queries))
     figure = mpl_figure.Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(queries), HITS, squeeze=False)

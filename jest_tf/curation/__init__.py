@@ -2,7 +2,7 @@
 
 `choice` chooses by the scores of `models`. The result is a pure function of
 settings, models and shards; the same call continues an interrupted call.
-`survey` measures a pool by `estimates`, for the `advice` whether to choose.
+`survey` measures a pool with `estimates`; `advice` says whether to choose.
 """
 
 from jest_tf.curation.choice import Choice, curate

@@ -1,4 +1,4 @@
-"""Advice on a pool: the facts measured on it, and the rules that they meet."""
+"""Advice on a pool: the facts measured on it, and the rules that apply."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 from jest_tf.curation.estimates import Estimate
 
-# The low end of the estimate of a pool without noise (docs/advise.md), rounded.
+# Rounded lower end of the estimate for a pool without noise (docs/advise.md).
 CLEAN = 0.8
-# From here to `CLEAN`, selection gained nothing where it was measured.
+# From `MOST` to `CLEAN`, selection gained nothing where it was measured.
 MOST = 0.5
-# Pictures that are so often nearer to the curated set than to the pool are of
-# another kind than the pool; 0.5 is no difference.
+# If at least this share of pictures is nearer to the curated set than to the
+# pool, they are of another kind than the pool; 0.5 is no difference.
 APART = 2 / 3
-# Least `Facts.power` of a reference to choose by.
+# Least `Facts.power` of a reference that a stage may choose by.
 LEAST_POWER = 0.1
-# Numbers of candidates that are estimated, and advised.
+# Numbers of candidates that the survey estimates and the advice may name.
 CANDIDATES = range(2, 11)
-# Breadth of a narrow curated set, of the pool's.
+# A curated set is narrow if its breadth is below this share of the pool's.
 NARROW = 0.5
 
 
@@ -26,12 +26,12 @@ class Facts(NamedTuple):
 
     Attributes:
         matched: share of the pool's pairs that match.
-        precision: by number of candidates, the matched share that is expected
-            of the pairs most similar for the reference, one in so many.
-        apart: share of the curated pictures that are nearer to others of their
-            set than to as many of the pool.
+        precision: by number of candidates c, the expected matched share of the
+            1/c of the pairs that the reference finds most similar.
+        apart: share of the curated pictures that are nearer to other curated
+            pictures than to the same number of the pool's.
         covered: the same share of the tests' pictures; None without tests.
-        num_tests: number of these pictures.
+        num_tests: number of the tests' pictures.
         breadth: effective clusters of the curated pictures, over the pool's.
         reference: name of the reference.
         is_given: whether the user named it; else it was trained quickly.
@@ -50,23 +50,23 @@ class Facts(NamedTuple):
 
     @property
     def candidates(self) -> int:
-        """Returns as many candidates as hold a matched pair, from 2 to 10."""
+        """Returns the number of candidates per matched pair, from 2 to 10."""
         wanted = round(1.0 / max(self.matched.mean, 1e-9))
         return min(max(wanted, CANDIDATES[0]), CANDIDATES[-1])
 
     @property
     def chosen(self) -> float:
-        """Returns the matched share that is expected of the choice."""
+        """Returns the expected matched share of the choice."""
         return self.precision[self.candidates]
 
     @property
     def perfect(self) -> float:
-        """Returns the matched share of a choice that knows what matches."""
+        """Returns the matched share of a choice that makes no mistake."""
         return min(1.0, self.candidates * self.matched.mean)
 
     @property
     def power(self) -> float:
-        """Returns the gain of matched share, over that of a perfect choice.
+        """Returns the gain in matched share, as a share of a perfect choice's.
 
         0 is a choice by chance, 1 a choice without an avoidable mismatch.
         """
@@ -92,9 +92,9 @@ class Rule(NamedTuple):
     """A rule of the advice.
 
     Attributes:
-        name: of the rule.
-        condition: in words.
-        applies: the condition.
+        name: name of the rule.
+        condition: the condition in words.
+        applies: the condition as a function.
         sentence: the advice, with the numbers of the facts.
     """
 
@@ -122,10 +122,10 @@ def _is_weak(facts):
 
 
 def _needs_stage(facts):
-    """True if the pool has noise that the reference tells from the rest.
+    """True if the pool has noise that the reference can tell from the rest.
 
-    If the tests are like the curated set, curated rows do as well as a choice
-    by a quick reference.
+    False for a quick reference if the tests are like the curated set: curated
+    rows then do as well as its choice.
     """
     is_replaced = facts.is_covered and not facts.is_given
     return not (_is_clean(facts) or _is_weak(facts) or is_replaced)

@@ -2,9 +2,9 @@
 
 Each shard's records are dealt at random into windows, and each window passes
 the stage. Embeddings come from sidecars; missing files are written first.
-Unlike in a run, the stage may score by the learnability between a learner and
-a reference. Shards are independent, so an interrupted call goes on with those
-that are missing.
+Unlike in a run, the stage may score by learnability, from sidecars of a learner
+and of a reference. Shards are independent, so a call that follows an
+interrupted one chooses only from the missing shards.
 """
 
 import contextlib
@@ -37,9 +37,9 @@ class Choice(checks.Checked):
     """Settings of a choice.
 
     Attributes:
-        stage: a stored stage, which every window passes. Its share of the
-            records with embeddings is exact in each shard to within a record,
-            rounded up or down at random.
+        stage: a stored stage, which every window passes. In each shard, it
+            passes its share of the records with embeddings, rounded up or down
+            at random.
         window: approximate number of records chosen from jointly; a shard's
             windows are of equal size.
         passes: repetitions of dealing and choosing. A record's weight counts
@@ -81,16 +81,16 @@ def curate(
 
     Args:
         store: the records.
-        directory: of the manifest, local.
+        directory: the manifest's local folder.
         chosen_by: the settings.
         models: the reference, and the learner if the criterion needs it.
-        overwrite: write all files anew.
+        overwrite: whether to write all files anew.
         embedding: called with the records embedded so far and in all.
         scoring: called with the records scored so far and in all.
 
     Raises:
         ValueError: models and settings do not fit, embeddings are missing, two
-            shards are the same, or the folder holds another manifest or is in
+            shards are the same, or the folder has another manifest or is in
             use.
     """
     chosen_by = _for_models(chosen_by, models)
@@ -167,7 +167,7 @@ def _describe(chosen_by, sidecars):
     """The `made_by` of a manifest."""
     settings = dataclasses.asdict(chosen_by)
     made_by = settings.pop("stage") | settings
-    # Settings of live stages and of steps say nothing here.
+    # Settings of live stages and of steps have no effect here.
     for name in ("embeddings", "view", "scoring_batch_size"):
         del made_by[name]
     del made_by["first_step"], made_by["last_step"]
@@ -235,7 +235,7 @@ def _key(store, seed):
 def _embedded(sidecars, rows, numbers, ids):
     """Reads `Embeddings` of rows by each model, with the same captions.
 
-    Without `numbers`, these are the best captions by the first model.
+    Without `numbers`, the captions are those that the first model finds best.
     """
     # Sorted rows are read fastest.
     order = np.argsort(rows)
@@ -264,7 +264,7 @@ def _counts(share, sizes, key):
     Systematic rounding: cumulative counts stay within 1 of the share. The
     random start gives many small shards their share on average.
     """
-    # In fractions: a sum of floats may come out below a whole number.
+    # Fractions, because a sum of floats may fall just below a whole number.
     start = Fraction(key, 2**31)
     ends = [start]
     for size in sizes:
@@ -272,10 +272,10 @@ def _counts(share, sizes, key):
     return np.diff([math.floor(end) for end in ends]).tolist()
 
 
-# Shards are about equally large, so windows have few sizes.
+# Shards are about equally large, so few window sizes occur.
 @functools.lru_cache(maxsize=32)
 def _drawer(chosen_by, count):
-    """Compiles: seed, reference, learner -> rows, scores of all."""
+    """Compiles `seed, reference[, learner] -> drawn rows, scores of all`."""
     stage, settings = (
         chosen_by.stage,
         config_lib.SelectionConfig(count, loss=chosen_by.loss),

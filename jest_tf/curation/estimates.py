@@ -2,12 +2,12 @@
 
 A pool is a mixture: some of its pairs match, and are as similar as curated
 pairs that the reference has not seen; the others are as similar as a picture
-and the caption of another. With m the mean similarity of the pool's pairs, m1
-that of unseen curated pairs and m0 that of mismatched pairs, the share of the
-pairs that match is (m - m0) / (m1 - m0).
+and another picture's caption. If the pool's pairs have the mean similarity m,
+unseen curated pairs m1 and mismatched pairs m0, the share of the pool's pairs
+that match is (m - m0) / (m1 - m0).
 
-Similarities are standardised among mismatched pairs of the same picture and of
-the same caption, because some pictures and captions are similar to everything.
+Similarities are standardised by mismatched pairs of the same picture and of the
+same caption, because some pictures and captions are similar to everything.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ import numpy as np
 RESAMPLES = 1_000
 _PERCENTILES = (2.5, 97.5)
 _BLOCK = 1_024  # rows of the matrix of similarities at a time
-# Pictures that are clustered for the breadth; clusters are about their root.
+# Pictures clustered to measure breadth; clusters are about their square root.
 _CLUSTERED = 1_024
 
 
@@ -35,7 +35,7 @@ class Similarities(NamedTuple):
 
     Attributes:
         matched: float32 [n], of each picture with its own caption.
-        mismatched: float32 [n], of each picture with another's caption.
+        mismatched: float32 [n], of each picture with another one's caption.
     """
 
     matched: np.ndarray
@@ -45,9 +45,9 @@ class Similarities(NamedTuple):
 def similarities(image: np.ndarray, text: np.ndarray) -> Similarities:
     """Standardises the cosine similarities of pairs.
 
-    The cosine of a pair, less the mean of all mismatched pairs with its
-    picture, over their standard deviation; the same with its caption; the mean
-    of both.
+    Subtracts from a pair's cosine the mean cosine of all mismatched pairs with
+    its picture, and divides by their standard deviation; does the same with its
+    caption; averages both.
 
     Args:
         image: float32 [n, D], of unit length.
@@ -77,10 +77,10 @@ def similarities_to(
 ) -> np.ndarray:
     """Standardises the cosines of pairs by those of mismatched pool pairs.
 
-    As `Similarities.matched`, but the mismatched pairs are the pictures with
-    the pool's captions, and the captions with the pool's pictures: pairs of a
-    narrow set are then not compared with pairs of their own topics, which are
-    harder to tell apart.
+    Works like `Similarities.matched`, but with mismatched pairs of a picture
+    and the pool's captions, and of a caption and the pool's pictures. So pairs
+    of a narrow set are not compared with mismatched pairs of the same topics,
+    which are harder to tell apart.
 
     Args:
         image: float32 [m, D], of unit length.
@@ -92,7 +92,7 @@ def similarities_to(
         float32 [m].
 
     Raises:
-        ValueError: there, or in the pool, are fewer than three pairs.
+        ValueError: either set has fewer than three pairs.
     """
     _check_count(min(len(image), len(pool_image)))
     return _standardised(
@@ -117,11 +117,11 @@ def _standardised(image, text, of_image, of_text):
 def _moments(first, second, are_pairs=False):
     """Mean and deviation of each row's cosines with all of `second`, [2, n].
 
-    Pairs, equal rows of both, do not count if `are_pairs`.
+    If `are_pairs`, cosines of the same row in both do not count.
     """
     first, second = first.astype(np.float64), second.astype(np.float64)
     sums = first @ second.sum(0)
-    # Squares by the Gram matrix, which is smaller than that of all cosines.
+    # The Gram matrix of `second` is smaller than the matrix of all cosines.
     squares = ((first @ (second.T @ second)) * first).sum(1)
     if are_pairs:
         own = np.einsum("nd,nd->n", first, second)
@@ -139,17 +139,17 @@ def matched_share(
 
     Args:
         pool: float [n], `Similarities.matched` of a sample of the pool.
-        curated: float [m], `similarities_to` the pool of curated pairs that
+        curated: float [m], `similarities_to` the pool, of curated pairs that
             the reference has not seen.
-        seed: of the resamples of both, whose percentiles are the interval.
+        seed: seed of the resamples of both; their percentiles are the interval.
 
     Returns:
         A share in [0, 1]. Matched pairs that are harder for the reference than
-        the curated pairs count in part.
+        the curated pairs count only in part.
 
     Raises:
         ValueError: the reference finds the curated pairs no more similar than
-            mismatched pairs, so it can say nothing of the pool.
+            mismatched pairs, so its similarities cannot describe the pool.
     """
     random = np.random.default_rng(seed)
     error = curated.std() / len(curated) ** 0.5
@@ -179,13 +179,13 @@ def posterior(
 ) -> np.ndarray:
     """Estimates for each pair the probability that it matches.
 
-    The ratio of the two densities, of matched and of mismatched similarities,
-    is fitted as a rising function by isotonic regression; `share` is the prior.
+    Isotonic regression fits the ratio of the densities of matched and of
+    mismatched similarities as a rising function; `share` is the prior.
 
     Args:
         pool: similarities of the n pairs.
-        curated: float [m], as of `matched_share`.
-        share: of `matched_share`.
+        curated: float [m], as for `matched_share`.
+        share: the estimate of `matched_share`.
 
     Returns:
         float64 [n].
@@ -195,7 +195,7 @@ def posterior(
 
     values = np.concatenate([curated, pool.mismatched])
     labels = np.repeat([1.0, 0.0], [len(curated), len(pool.mismatched)])
-    # Both kinds weigh the same, so that the odds are the ratio of densities.
+    # Both kinds have equal weight, so that the odds are the density ratio.
     weights = np.repeat(
         [1.0 / len(curated), 1.0 / len(pool.mismatched)],
         [len(curated), len(pool.mismatched)],
@@ -203,7 +203,7 @@ def posterior(
     fitted = isotonic.IsotonicRegression(out_of_bounds="clip").fit(
         values, labels, weights
     )
-    # Neither is ever certain by so few pairs.
+    # So few pairs cannot make either outcome certain.
     least = 1.0 / (len(curated) + 1)
     chance = np.clip(fitted.predict(pool.matched), least, 1.0 - least)
     odds = chance / (1.0 - chance) * share / max(1.0 - share, 1e-9)
@@ -213,12 +213,12 @@ def posterior(
 def precision(
     similarity: np.ndarray, probability: np.ndarray, candidates: int
 ) -> float:
-    """Expects the share of matched pairs among the most similar.
+    """Returns the expected share of matched pairs among the most similar.
 
     Args:
         similarity: float [n], by which pairs are chosen.
-        probability: float [n], of `posterior`.
-        candidates: for each chosen pair.
+        probability: float [n], from `posterior`.
+        candidates: pairs for each chosen pair.
     """
     count = max(1, len(similarity) // candidates)
     best = np.argpartition(-similarity, count - 1)[:count]
@@ -229,10 +229,10 @@ class Duplicates(NamedTuple):
     """Near-duplicates of a sample.
 
     Attributes:
-        share: of the sample's pictures with a near-duplicate in the sample.
+        share: share of pictures with a near-duplicate in the sample.
         copies: expected number of near-duplicates of a picture in the pool.
         pairs: int64 [k, 2], places of the nearest pairs, nearest first.
-        cosines: float32 [k], of these pairs.
+        cosines: float32 [k], cosines of these pairs.
     """
 
     share: float
@@ -244,14 +244,14 @@ class Duplicates(NamedTuple):
 def duplicates(
     image: np.ndarray, size: int, near: float, listed: int = 12
 ) -> Duplicates:
-    """Finds near-duplicates, pictures of at least a cosine.
+    """Finds near-duplicates, pairs of pictures whose cosine is at least `near`.
 
     Args:
         image: float32 [n, D], a random sample of a pool's pictures.
-        size: N, pictures in the pool, of which each pair is in the sample with
-            a probability of about (n / N)^2.
-        near: cosine.
-        listed: pairs to return at most.
+        size: N, the number of pictures in the pool. The sample has a given pair
+            of them with a probability of about (n / N)^2.
+        near: least cosine of near-duplicates.
+        listed: most pairs to return.
     """
     n = len(image)
     counts = np.zeros(n, np.int64)
@@ -282,22 +282,22 @@ def duplicates(
 def breadth(groups: Sequence[np.ndarray], seed: int = 0) -> list[float]:
     """Measures how broad samples of pictures are, in effective clusters.
 
-    The first group is clustered by k-means; every group's pictures go to the
-    nearest cluster. exp(entropy) of a group's shares is the number of clusters
-    among which it is spread evenly.
+    K-means clusters the first group; every group's pictures go to the nearest
+    cluster. A group's effective clusters are exp(entropy) of its shares of the
+    clusters: k if it is spread evenly among k clusters.
 
     Args:
-        groups: float32 [n, D] each, of unit length; the pool first. Equally
-            many pictures of each are taken, at random, because few pictures
-            cannot be spread among many clusters.
-        seed: of the random choices.
+        groups: float32 [n, D] each, of unit length; the pool first. The same
+            number of pictures of each is used, chosen at random, because few
+            pictures cannot be spread among many clusters.
+        seed: seed of the random choices.
 
     Returns:
-        The number of each group, of about sqrt(1,024) clusters.
+        The effective clusters of each group, among about sqrt(1,024).
     """
     random = np.random.default_rng(seed)
     shuffled = [group[random.permutation(len(group))] for group in groups]
-    # The clusters' own pictures would be spread more evenly than others.
+    # Pictures that define the clusters would be spread more evenly than others.
     count = min(_CLUSTERED, len(groups[0]) // 2)
     basis = shuffled[0][:count]
     centres = _centres(basis, max(1, round(count**0.5)))
@@ -309,7 +309,7 @@ def breadth(groups: Sequence[np.ndarray], seed: int = 0) -> list[float]:
 def _centres(points, count):
     """Means of clusters of points of unit length, by k-means.
 
-    Of fewer different points than `count` there are fewer clusters.
+    With fewer than `count` distinct points, returns fewer clusters.
     """
     # Imported here: it takes seconds, and only clusters need it.
     import sklearn.cluster
@@ -317,7 +317,7 @@ def _centres(points, count):
 
     count = min(count, len(np.unique(points, axis=0)))
     means = sklearn.cluster.KMeans(count, n_init=10, random_state=0)
-    # A single thread: threads add in any order, which may change the last bits.
+    # One thread: several add in any order, which may change the last bits.
     with threadpoolctl.threadpool_limits(1):
         labels = means.fit_predict(points)
     return np.stack(
@@ -337,14 +337,14 @@ def nearer(
 ) -> float:
     """Measures the share of pictures that are nearer to the first of two sets.
 
-    The larger set is cut, at random, to the size of the smaller. 0.5 then says
-    that both sets are equally like the queries.
+    Uses only a random part of the larger set, as large as the smaller set. A
+    share of 0.5 means that both sets are equally like the queries.
 
     Args:
         queries: float32 [k, D], of unit length.
         first: float32 [n, D], without the queries.
         second: float32 [m, D].
-        seed: of the choice.
+        seed: seed of the random part.
     """
     random = np.random.default_rng(seed)
     size = min(len(first), len(second))

@@ -18,9 +18,9 @@ class Model(NamedTuple):
 
     Attributes:
         workdir: directory of its run, finished unless there is a `step`; ""
-            takes the sidecars of any model.
+            accepts sidecars of any model.
         sidecar_dir: folder of its sidecars; "" is beside each shard.
-        step: of the checkpoint with the weights; None is the end of the run.
+        step: step of the checkpoint to load; None is the end of the run.
     """
 
     workdir: str = ""
@@ -45,7 +45,7 @@ class Model(NamedTuple):
         """Opens the sidecars of a store, writing those that are missing.
 
         Raises:
-            ValueError: as `embed.write` and `sidecars.Sidecars`.
+            ValueError: as in `embed.write` and `sidecars.Sidecars`.
         """
         if not self.workdir:
             return sidecars_lib.Sidecars(store, self.sidecar_dir)
@@ -65,7 +65,7 @@ class Model(NamedTuple):
 
     def _load(self):
         path = directory_lib.path(self.workdir, directory_lib.WEIGHTS_FILE)
-        # The time a run was written tells it from a later run.
+        # The time of writing tells a run from a later run in its directory.
         written = files.stat(path)[1] if files.is_file(path) else 0
         return _loaded(self.workdir, self.step, written)
 

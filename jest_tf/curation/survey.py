@@ -1,8 +1,8 @@
 """Surveys a pool: embeds samples of it, and measures them for advice.
 
 The reference is a model by name, or a quick reference, trained here on three
-quarters of the curated set. The other quarter then holds pairs that match and
-that it has not seen.
+quarters of the curated set. The other quarter is then a sample of matched pairs
+that the reference has not seen.
 """
 
 import dataclasses
@@ -21,16 +21,16 @@ from jest_tf.data.sidecars import embed
 from jest_tf.data.stores import manifest
 from jest_tf.models import reference as reference_lib
 
-# Of the quick reference, as that of docs/advise.md.
+# Training of the quick reference, as in docs/advise.md.
 _STEPS, _WARMUP = 300, 50
 _HELD_OUT = 1 / 4
-# Without it, a sample could repeat the choice by which data were made with
-# the same seed.
+# Without the salt, a sample could repeat the random choice that made a data set
+# with the same seed.
 _SAMPLE_SALT = 0x73616D706C65
 _BATCH = 256
 _LEAST_CURATED = 64
 _LEAST_BREADTH = 64
-# Records of the same picture are often neighbours, so a set is cut in blocks.
+# Records of the same picture are often neighbours, so blocks are held out.
 _BLOCK = 8
 
 
@@ -39,12 +39,12 @@ class Settings(checks.Checked):
     """Sizes of the samples of a survey, and its thresholds.
 
     Attributes:
-        sample: records of the pool that are embedded, at random.
-        curated_sample: curated records that are embedded at most.
-        tests_sample: records of the tests at most.
-        near: pictures of at least this cosine are near-duplicates. It depends
-            on the reference: a weak model has all cosines near 1.
-        seed: of all samples.
+        sample: random records of the pool to embed.
+        curated_sample: most curated records to embed.
+        tests_sample: most records of the tests to embed.
+        near: least cosine of near-duplicates. The value depends on the
+            reference: a weak model has all cosines near 1.
+        seed: seed of all samples.
     """
 
     sample: checks.Count = 8_192
@@ -66,13 +66,13 @@ class Survey(NamedTuple):
     """Measurements of a survey.
 
     Attributes:
-        facts: the numbers of the advice.
+        facts: the numbers that the rules of the advice read.
         sizes: records of the pool, of the curated set, and of the sample.
         duplicates: near-duplicates in the sample.
         breadth: effective clusters of the pool, the curated set and the tests,
             by name.
         rows: int64 [n], rows of the pool in the sample, ascending.
-        similarity: of these pairs, standardised.
+        similarity: standardised similarities of these pairs.
         curated: float32 [m], similarity of the curated pairs that the
             reference has not seen.
         posterior: float64 [n], probability that a pair matches.
@@ -97,16 +97,16 @@ def quick_reference(
     """Trains a reference on three quarters of a curated set, or continues.
 
     Args:
-        recipe: of the learner: its towers, pictures, texts and optimizer.
+        recipe: the learner's, for towers, pictures, texts and optimizer.
         curated: the set.
-        patterns: of its shards.
-        workdir: of the run.
+        patterns: patterns of its shards.
+        workdir: directory of the run.
 
     Returns:
-        `workdir`, of a finished run.
+        `workdir`, with the run finished.
 
     Raises:
-        ValueError: the set is too small, or as `runs.train`.
+        ValueError: the set is too small, or as in `runs.train`.
     """
     is_held_out = held_out(curated)
     if len(curated) < _LEAST_CURATED:
@@ -131,13 +131,13 @@ def quick_reference(
             data=recipe.data.reading(patterns, manifest=folder),
             optimizer=dataclasses.replace(
                 recipe.optimizer,
-                # The best end of so short a run.
+                # The best schedule for so short a run.
                 schedule="cosine",
                 warmup_steps=_WARMUP,
                 restarts=(),
                 ema=None,
             ),
-            # Parts of a batch might not divide so small a batch.
+            # So small a batch might not divide into parts.
             model=dataclasses.replace(
                 recipe.model, views=(), micro_batch_size=None
             ),
@@ -157,8 +157,8 @@ def quick_reference(
 def held_out(curated: stores_lib.Store) -> np.ndarray:
     """Marks the records that a quick reference is not trained on, bool [n].
 
-    Every fourth block of eight, so that few pictures of several records are on
-    both sides. A caption may be on both.
+    These are every fourth block of eight records, so that few pictures with
+    several records are on both sides. Captions may be on both.
     """
     return np.arange(len(curated)) // _BLOCK % round(1 / _HELD_OUT) == 0
 
@@ -171,7 +171,7 @@ def survey(
     unseen: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Survey:
-    """Embeds samples by a reference, and measures them.
+    """Embeds samples with a reference, and measures them.
 
     Args:
         data: the stores.
@@ -179,11 +179,11 @@ def survey(
         settings: see `Settings`.
         unseen: bool [n], the curated records that the reference has not seen;
             None is all of them.
-        progress: called with the records embedded and all that will be.
+        progress: called with the records embedded so far and in all.
 
     Raises:
-        ValueError: too few records have embeddings, or the reference says
-            nothing of curated pairs.
+        ValueError: too few records have embeddings, or the reference cannot
+            tell curated pairs from mismatched pairs.
     """
     if unseen is None:
         unseen = np.ones(len(data.curated), bool)
@@ -206,7 +206,7 @@ def survey(
         "tests": found["tests"].image,
     }
     kinds = {name: image for name, image in kinds.items() if len(image)}
-    # All are measured by as many pictures as the smallest has.
+    # `breadth` uses as many pictures of each group as the smallest has.
     broad = {
         name: image
         for name, image in kinds.items()
@@ -251,10 +251,10 @@ def survey(
 
 
 class _Embedded(NamedTuple):
-    """Records with their embeddings and those of their first caption.
+    """Records with the embeddings of pictures and of first captions.
 
     Attributes:
-        rows: int64 [k], of the store.
+        rows: int64 [k], rows of the store.
         image: float32 [k, D].
         text: float32 [k, D].
     """
@@ -300,7 +300,7 @@ def _embed_samples(data, model, settings, unseen, progress):
 
 
 def _embed(store, rows, encode, form):
-    """Embeds records with their first captions that are not blank.
+    """Embeds records, each with its first caption that is not blank.
 
     Records whose embeddings are not finite are left out.
     """

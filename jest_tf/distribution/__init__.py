@@ -2,7 +2,7 @@
 
 `strategy` builds the `tf.distribute.Strategy`, `collectives` exchange tensors,
 `placement` assigns chosen rows to replicas, `keras_fit` corrects Keras' `fit`.
-Keras' JAX backend has `collectives_jax` instead of the first two.
+On Keras' JAX backend, `collectives_jax` takes the place of the first two.
 """
 
 from jest_tf.distribution.collectives import (

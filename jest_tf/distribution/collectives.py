@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from jest_tf.distribution import strategy as strategy_lib
 
-# TensorFlow gathers these on CPUs and GPUs; others are sent as bits.
+# TensorFlow gathers these on CPUs and GPUs; other dtypes are sent as bits.
 _GATHERED = (tf.float32, tf.float64, tf.int32, tf.int64)
 
 
@@ -63,8 +63,8 @@ class Replicas:
     def all_reduce(self, tensors):
         """Sums over replicas; its gradient is the sum of their gradients.
 
-        All devices can sum float16, bfloat16, float32 and float64, or int32,
-        but not both in one call: integers live on the host.
+        All devices can sum float16, bfloat16, float32, float64 and int32, but
+        not integers and floats in one call: integers live on the host.
         """
         flat = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(tensors)]
         totals = self._context.all_reduce(
@@ -77,10 +77,10 @@ class Replicas:
         return tf.nest.pack_sequence_as(tensors, totals)
 
     def all_to_all(self, tensors):
-        """Sends row d of `[R, m, ...]` to replica d; dtypes as `all_gather`.
+        """Sends row d of `[R, m, ...]` to replica d.
 
-        Row s of the result, `[R, m, ...]`, comes from replica s. Outside TPUs
-        every replica receives all rows and keeps its own.
+        Row s of the result, `[R, m, ...]`, comes from replica s; dtypes are as
+        in `all_gather`. Outside TPUs, a replica receives all rows.
         """
         flat = [_static(tensor) for tensor in tf.nest.flatten(tensors)]
         if self.in_loops:
@@ -102,7 +102,7 @@ def current() -> Replicas | None:
     """Returns the collectives of the running step; None on one replica.
 
     Raises:
-        ValueError: in a strategy's scope, but outside its `run`.
+        ValueError: the call is in a strategy's scope, but outside its `run`.
     """
     context = tf.distribute.get_replica_context()
     if context is None:
@@ -123,7 +123,7 @@ def replica_id() -> tf.Tensor:
 def placed(context: tf.distribute.ReplicaContext, tensors):
     """Places tensors on the replica's device, if it has a single device.
 
-    Collectives need the device, which a worker with one device does not set.
+    Collectives need an explicit device; a worker with one device sets none.
     """
     if context.num_replicas_in_sync == 1:
         return tensors
@@ -155,7 +155,7 @@ def any_worker(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
 
 
 def join_halves(numbers: tf.Tensor) -> tf.Tensor:
-    """Joins int32 `[n, 2]`, used on TPUs, to int64 `[n]`; passes others."""
+    """Joins int32 `[n, 2]`, used on TPUs, to int64 `[n]`; keeps other types."""
     if numbers.dtype == tf.int32 and numbers.shape.rank == 2:
         return tf.bitcast(numbers, tf.int64)
     return numbers

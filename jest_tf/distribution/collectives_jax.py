@@ -1,7 +1,7 @@
 """The collectives of `collectives.py` on Keras' JAX backend.
 
-A step runs on every device of `keras.distribution.DataParallel` by `shard_map`,
-with names for what is exchanged where TensorFlow has replica contexts.
+`shard_map` runs a step on every device of `keras.distribution.DataParallel`;
+its named axis takes the place of TensorFlow's replica context.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import jax
 import keras
 from keras import tree
 
-_running = []  # the collectives of the step that is traced, at most one
+_running = []  # the collectives of the step being traced, if any
 
 
 class Replicas:
@@ -64,11 +64,11 @@ def replica_id() -> jax.Array | int:
 
 
 def mesh() -> jax.sharding.Mesh | None:
-    """Returns the devices of `keras.distribution`; None if there is but one.
+    """Returns the mesh of `keras.distribution`; None with at most one device.
 
     Raises:
-        ValueError: if the model is distributed, too, or a process has none of
-            the devices.
+        ValueError: the mesh has a second axis, for the model, or a process has
+            none of its devices.
     """
     found = keras.distribution.distribution()
     devices = found.device_mesh.backend_mesh.devices.flat if found else ()
@@ -94,7 +94,7 @@ def mesh() -> jax.sharding.Mesh | None:
 
 @contextlib.contextmanager
 def running(devices: jax.sharding.Mesh | None) -> Iterator[Replicas | None]:
-    """Context manager of a step's body within `shard_map` over `devices`."""
+    """Context manager for a step's body within `shard_map` over `devices`."""
     if devices is None:
         yield None
         return

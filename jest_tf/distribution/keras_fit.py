@@ -17,10 +17,10 @@ from jest_tf.distribution import strategy as strategy_lib
 
 
 class Averages:
-    """Mixin that gives evaluations the averaged weights to the bit.
+    """Mixin that swaps in the averaged weights, and out again, bit for bit.
 
-    On TensorFlow, Keras' `SwapEMAWeights` exchanges them by sums and
-    differences, which round.
+    On TensorFlow, Keras' `SwapEMAWeights` swaps by sums and differences, which
+    round.
     """
 
     @contextlib.contextmanager
@@ -28,10 +28,10 @@ class Averages:
         """Context manager that gives the model its averaged weights.
 
         The average is the optimizer's, with `use_ema=True`. If there is none,
-        or before the first step, nothing changes. Average and weights are
-        exchanged, and exchanged back to the same bits, so neither train nor
-        save a checkpoint in between. Other variables, such as statistics of
-        batch normalisation, are not averaged.
+        or before the first step, nothing changes. Within the block, average
+        and weights have changed places, so neither train nor save a checkpoint
+        there. Other variables, such as statistics of batch normalisation, are
+        not averaged.
         """
         self._exchange_average()
         try:
@@ -71,7 +71,7 @@ class TrainerHooks(Averages):
     - computes logs from the metrics of all replicas; Keras takes those of
       one replica on TPUs and their mean elsewhere, even for sums, and fails
       with several workers;
-    - exchanges averages as `Averages` says.
+    - swaps in averaged weights as `Averages` does.
     """
 
     def compile(self, *args, **kwargs):
@@ -105,7 +105,7 @@ class TrainerHooks(Averages):
             )
 
     def get_metrics_result(self):
-        """The metrics' values, over all replicas, also within a step."""
+        """Returns the metrics' values over all replicas, also within a step."""
         context = tf.distribute.get_replica_context()
         if context is None or context.num_replicas_in_sync == 1:
             return super().get_metrics_result()
@@ -193,7 +193,7 @@ class AggregateThenClip:
 
 
 def check_placed(name: str, model, strategy: tf.distribute.Strategy) -> None:
-    """Raises ValueError unless the replicas hold `model`'s variables.
+    """Raises ValueError unless `model` was created in the strategy's scope.
 
     An object without `variables` passes.
     """
@@ -218,8 +218,8 @@ def check_placed(name: str, model, strategy: tf.distribute.Strategy) -> None:
 def _collected(outputs, strategy):
     """The result of a step on the local replicas.
 
-    A nest has values that are equal on all replicas. In a pair of nests, the
-    second has each replica's rows, which are joined.
+    A single nest has equal values on all replicas. In a pair of nests, the
+    second has different rows on each replica; they are concatenated.
     """
 
     def first(value):
@@ -241,8 +241,8 @@ def _last_of(num_steps, one_step):
     """Returns the result of the last of several steps, run in a loop.
 
     A loop needs the types of its state before any step is traced, and a first
-    step outside would be a second program on a TPU. So the loop carries an
-    optional, whose content need not be known.
+    step outside the loop would be a second program on a TPU. So the loop
+    carries an optional, whose content may have any type.
     """
     traced = {}
 

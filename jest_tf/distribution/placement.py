@@ -1,6 +1,6 @@
 """Placement of the rows of a draw: `deal` assigns them, `move` moves them.
 
-R replicas hold B/R rows each: row i of replica r is row `r * B/R + i` of all.
+R replicas have B/R rows each: row i of replica r is row `r * B/R + i` of B.
 All shapes are static. docs/distribution.md has the cost of each collective.
 """
 
@@ -20,8 +20,8 @@ class Deal(NamedTuple):
     Attributes:
         places: int32 `[b/R]`, places in the draw, disjoint across replicas; the
             rows are `Draw.indices[places]`.
-        send: int32 `[R, m]`, local rows by the replica that they go to;
-            int32 `[b/R]` if no row moves.
+        send: int32 `[R, m]`, local rows to send to each replica; int32 `[b/R]`
+            if no row moves.
         receive: int32 `[b/R]`, positions of the rows of `places` among the
             `R * m` that arrive; None if no row moves.
     """
@@ -46,7 +46,7 @@ def deal(
     m = ceil(min(b, B/R) / R) rows to another, so one exchange of fixed size
     moves them. Dealing itself needs no collective.
 
-    `indices` are int32 `[b]`, rows of all, equal on every replica.
+    `indices`, int32 `[b]`, are rows among all B, equal on every replica.
 
     Raises:
         ValueError: if R does not divide b and B.
@@ -130,13 +130,13 @@ def deal_parts(
     in `deal`.
 
     Args:
-        order: int32, a random permutation, equal on every replica: of the
-            `[b]` places, with quota "per_replica" of a replica's `[b/R]`.
+        order: int32, a random permutation, equal on every replica: `[b]`, of
+            all places; with quota "per_replica" `[b/R]`, of a replica's places.
             None makes one part.
         num_parts: P.
 
     Raises:
-        ValueError: as `deal`, and if P R does not divide b.
+        ValueError: as in `deal`, and if P R does not divide b.
     """
     if order is None:
         return [deal(indices, super_batch_size, quota=quota, replicas=replicas)]
@@ -178,7 +178,7 @@ def count(replicas) -> int:
 
 
 def rows_of_all(num_rows: int, replicas=None) -> Tensor:
-    """Numbers the local rows among those of all, int32 `[num_rows]`."""
+    """Returns the local rows' numbers among all rows, int32 `[num_rows]`."""
     number = 0 if replicas is None else replicas.replica_id
     return num_rows * number + ops.arange(num_rows, dtype="int32")
 

@@ -22,8 +22,8 @@ def build_strategy(
     in a process would use the same keys for different collectives.
 
     Raises:
-        ValueError: if there is no such TPU, TF_CONFIG is missing or invalid, or
-            TensorFlow is already running; or Keras runs on another backend.
+        ValueError: there is no such TPU, TF_CONFIG is missing or invalid,
+            TensorFlow is already running, or Keras runs on another backend.
     """
     embeddings.check_backend("A run")
     name, parts = settings.strategy, settings.virtual_devices
@@ -45,9 +45,9 @@ def build_strategy(
 def connect(tpu: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
     """Connects to the servers of a TPU's hosts, and adds all their devices.
 
-    TensorFlow would tell the hosts that this process is at "localhost", where
-    only hosts on the same machine find it. Python ops of their datasets call
-    it back, so they are told its address in their network.
+    By default, TensorFlow gives the hosts the address "localhost" for this
+    process, which works only on the same machine. Python ops of their datasets
+    call the process back, so they get its address in their network.
 
     Args:
         tpu: as `DistributionConfig.tpu`, except for "local".
@@ -84,7 +84,7 @@ def distribute(
     strategy: tf.distribute.Strategy,
     super_batches: Callable[[int, int], tf.data.Dataset],
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """Builds the dataset for `fit`; every host makes only its rows.
+    """Builds the dataset for `fit`; each host makes only its own rows.
 
     TPUs have no 64-bit integers: for them int64 `[n]` becomes int32 `[n, 2]`,
     see `join_halves`.
@@ -93,7 +93,7 @@ def distribute(
         strategy: the run's strategy.
         super_batches: `(host, num_hosts) -> dataset`, an endless dataset of
             that host's share of each super-batch, the `B / num_hosts` rows from
-            `host * B / num_hosts` on. A dict within it has rows of its own.
+            `host * B / num_hosts` on. A nested dict may have other row counts.
 
     Raises:
         ValueError: if R does not divide the rows.
@@ -112,7 +112,7 @@ def distribute(
             context.input_pipeline_id, context.num_input_pipelines
         )
         dataset = _by_replica(dataset, replicas // context.num_input_pipelines)
-        # Other datasets give several workers batches of dynamic shape.
+        # Without this, several workers get batches of dynamic shape.
         return dataset.apply(
             tf.data.experimental.assert_cardinality(
                 tf.data.INFINITE_CARDINALITY
@@ -127,7 +127,7 @@ def spread(
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     """Compiles a function of rows, and runs it on every replica's share.
 
-    Of several workers each computes all rows, on one of its devices.
+    With several workers, each computes all rows on one of its devices.
 
     Args:
         strategy: R replicas.
@@ -152,7 +152,7 @@ def spread(
 
 
 def describe(strategy: tf.distribute.Strategy) -> str:
-    """Names the devices of a strategy, for people."""
+    """Returns a readable list of the devices of a strategy."""
     gpus = tf.config.list_physical_devices("GPU")
     try:
         devices = [
@@ -224,7 +224,7 @@ def _strategy(name, tpu, parts):
         return tf.distribute.MirroredStrategy(
             [f"CPU:{index}" for index in range(parts)]
         )
-    # Imported late: it takes seconds and brings a second Keras.
+    # Imported late: it takes seconds and imports a second Keras.
     from official.common import distribute_utils
 
     try:

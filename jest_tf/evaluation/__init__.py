@@ -2,7 +2,7 @@
 
 Measures are plain functions of arrays; `StoreEvaluation` applies them to a
 learner and a store, `EntryEvaluation` to a learner and an entry of a suite.
-When a run evaluates is decided in `runs/evaluations.py`.
+`runs/evaluations.py` decides when a run evaluates.
 """
 
 from jest_tf.evaluation.embedding import Encoder

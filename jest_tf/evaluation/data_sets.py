@@ -1,9 +1,9 @@
 """Data of a suite's entries: records, captions, labels, class names, templates.
 
-Forms, beside those of `evaluation.data`: a folder with a subfolder a class; and
-CLIP_benchmark's tars, with `classnames.txt` and
-`zeroshot_classification_templates.txt` beside them. A record has a single
-label: hierarchies and several labels are not read.
+Besides the formats of `evaluation.data`: a folder with a subfolder per class,
+and CLIP_benchmark's tars, with `classnames.txt` and
+`zeroshot_classification_templates.txt` beside them. A record has one label:
+hierarchies and multiple labels are not supported.
 """
 
 import collections
@@ -27,7 +27,7 @@ _CLASSES_FILE = "classnames.txt"
 _TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 _TYPE_FILE = "dataset_type.txt"
 _INFO_FILE = "dataset_info.json"  # of TFDS
-_SLOT = re.compile(r"\{c?\}")  # ours, and CLIP_benchmark's
+_SLOT = re.compile(r"\{c?\}")  # {} is ours, {c} CLIP_benchmark's
 
 
 class DataSet(NamedTuple):
@@ -35,8 +35,8 @@ class DataSet(NamedTuple):
 
     Attributes:
         store: the records.
-        captions: bytes, of each record a list.
-        labels: bytes [n] each, by kind: `name`, or `number` of the class.
+        captions: bytes, a list for each record.
+        labels: bytes [n] by kind: the `name` and the `number` of the class.
         classes, templates: files that came with the data; "" if none.
     """
 
@@ -58,7 +58,7 @@ def open_data(entry: config_lib.Entry, index_dir: str = "") -> DataSet:
     """Opens the first of an entry's `data` that exists.
 
     Args:
-        entry: its fields say how to read.
+        entry: of a suite; its fields set how to read the data.
         index_dir: folder of the index files; "" is beside each shard.
 
     Raises:
@@ -84,10 +84,10 @@ def open_data(entry: config_lib.Entry, index_dir: str = "") -> DataSet:
 def labels_of(data: DataSet, classes: Classes, field: str) -> np.ndarray:
     """Returns the class of every record, int64 [n], rows of `classes`.
 
-    A record's label is the label, the name or the number, from 0, of a class.
+    A record gives the label, the name, or the number from 0 of its class.
 
     Raises:
-        ValueError: a record has no label, or a label of no class.
+        ValueError: a record has no label, or one that matches no class.
     """
     rows = {str(number): number for number in range(len(classes.names))}
     by_number = dict(rows)
@@ -120,9 +120,9 @@ def labels_of(data: DataSet, classes: Classes, field: str) -> np.ndarray:
 
 
 def read_classes(entry: config_lib.Entry, data: DataSet) -> Classes:
-    """Returns an entry's classes: as set, the data's own, or its labels.
+    """Returns an entry's classes: from its file, the data's, or the labels.
 
-    With `classes_present` they are those that the data has.
+    With `classes_present`, returns only the classes that the data has.
 
     Raises:
         ValueError: the file cannot be read, or names are missing.
@@ -191,7 +191,7 @@ def read_templates(
 def captions_of(
     data: DataSet, most: int | None
 ) -> tuple[list[bytes], np.ndarray]:
-    """Returns the captions that are not blank, and the row of each.
+    """Returns up to `most` nonblank captions of each record, and their rows.
 
     Raises:
         ValueError: a record has none.
@@ -211,7 +211,7 @@ def captions_of(
 
 
 def _find(path):
-    """The path, a glob's last match, or None; globs of files stay globs."""
+    """The path, a glob's last folder, or None; globs of files stay globs."""
     base, colon, split = path.rpartition(":")
     if not colon or "/" in split:
         base, colon, split = path, "", ""
@@ -238,7 +238,7 @@ def _stored(path, entry, index_dir):
 
 
 def _with_files(data, folder):
-    """Adds the files beside CLIP_benchmark's tars, or in the folder above."""
+    """Adds CLIP_benchmark's files, beside its tars or in the folder above."""
 
     def beside(name):
         for place in (folder, os.path.dirname(folder)):
@@ -265,7 +265,7 @@ def _with_files(data, folder):
 
 
 def _folder(path):
-    """A folder with a subfolder a class."""
+    """The data of a folder with a subfolder per class."""
     names = stores_lib.find_pictures(path)
     labels = [name.split(os.sep)[0].encode() for name in names]
     loose = [name for name in names if os.sep not in name]
@@ -296,7 +296,7 @@ def _read_list(setting, path):
     else:
         lines = _text(path).rstrip().splitlines()
         found = values = [line.strip() for line in lines]
-    # A line is the number of a class, so none may be blank.
+    # A line's number is that of a class, so no line may be blank.
     if not values or not all(text and isinstance(text, str) for text in values):
         raise ValueError(
             f"`{setting}` must be a file of texts, a line each and none blank, "
@@ -320,7 +320,7 @@ def _text(path):
 
 
 def _open_clip(name, setting):
-    """A list of open_clip's, which is MIT, without importing PyTorch."""
+    """A list from open_clip (MIT licence), without importing PyTorch."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None:
         raise ValueError(

@@ -12,22 +12,22 @@ from jest_tf import distribution, files, models
 from jest_tf.data import artefacts, batches, pictures, stores, tokenizers
 from jest_tf.models import reference
 
-# Rows of a part, which is computed again if the process is killed within it.
+# Rows of a part. A killed process loses only the part being computed.
 PART_ROWS = 2**14
 
 
 class Encoder:
     """Embeds stores and texts, in padded batches.
 
-    Within `fixed` the weights don't change: what was embedded is not embedded
-    again, in this process or, with a folder, in the next.
+    Within `fixed` the weights don't change, so nothing is embedded twice: not
+    in this process and, with a folder, not in the next.
 
     Args:
         learner: a built two-tower model.
         tokenizer: maps valid UTF-8 string [k] to int32 [k, L].
         picture: the form of its pictures, or their side in pixels.
-        batch_size: pictures or texts of a forward pass.
-        strategy: that of the learner; its replicas share a pass.
+        batch_size: pictures or texts per forward pass.
+        strategy: the learner's; its replicas share each pass.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Encoder:
         """Keeps embeddings within the block.
 
         Args:
-            folder: of files that a killed process leaves to the next; "" keeps
-                them in memory alone.
-            keep: whether the files stay when the block has succeeded.
+            folder: for files, from which a process continues after a killed
+                one; "" keeps embeddings in memory only.
+            keep: whether to keep the files after the block succeeds.
         """
         self._memory = {}
         if folder:
@@ -77,7 +77,7 @@ class Encoder:
         """Embeds the pictures of all records, float32 [n, D].
 
         Raises:
-            ValueError: a record has no picture that decodes.
+            ValueError: a record has no picture that can be decoded.
         """
         return self._kept(
             lambda: f"image {store.fingerprint}",
@@ -112,7 +112,7 @@ class Encoder:
         )
 
     def _kept(self, key, num_rows, parts):
-        """Rows from memory, from files as far as they go, and computed."""
+        """Rows from memory, or from files; computes those that are missing."""
         if self._memory is None:
             return np.concatenate(list(parts(0)))
         key = key()
@@ -200,7 +200,7 @@ class Encoder:
 
 
 def _joined(arrays):
-    """Joins arrays to parts of at least `PART_ROWS` rows, but for the last."""
+    """Joins arrays into parts of `PART_ROWS` rows or more, except the last."""
     part, rows = [], 0
     for array in arrays:
         part.append(array)

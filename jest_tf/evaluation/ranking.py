@@ -1,7 +1,7 @@
 """Ranks of queries among candidates, exact and with ties.
 
-Ties are broken at random in expectation, so a model that maps everything to the
-same point scores exactly chance. Scores are formed on the host, in blocks.
+Ties count by their mean over random orders, so a model that maps everything to
+the same point scores exactly chance. The host computes scores, in blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Scores are [block, tile]; 256 x 16,384 are 34 MB in float64, whatever the
+# Scores are [block, tile]; 256 x 16,384 take 34 MB in float64, whatever the
 # numbers of queries and candidates.
 BLOCK_SIZE = 256
 _TILE = 2**14
 
 
 class Places(NamedTuple):
-    """The place of each query's first match; int64 [queries] each.
+    """The place of each query's first match, as counts, int64 [queries] each.
 
     Attributes:
-        above: nonmatching candidates that score higher than any match.
-        tied: nonmatching candidates that score as the best match does.
-        matching: matches that score as the best match does, at least one.
+        above: nonmatching candidates that score higher than the best match.
+        tied: nonmatching candidates with the score of the best match.
+        matching: matches with the score of the best match, at least one.
     """
 
     above: np.ndarray
@@ -41,7 +41,7 @@ def places(
     A query and a candidate match if their groups are equal.
 
     Args:
-        name: of the measure, for errors.
+        name: name of the measure, for errors.
         queries: floats [Q, D].
         query_groups: integers [Q].
         candidates: floats [C, D].
@@ -80,7 +80,7 @@ def scores(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Returns inner products, float32 [b, C], of floats [b, D] and [C, D].
 
     Float64 sums are rounded to float32, so that equal candidates score equally
-    in any order and any blocks.
+    in any order and with any blocks.
     """
     return np.float32(np.float64(queries) @ np.float64(candidates).T)
 
@@ -88,12 +88,12 @@ def scores(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 def expected(
     places: Places, value: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Returns E[value(rank)] of each query, float64; int64 ranks from 1."""
+    """Returns each query's E[value(rank)], float64; ranks are int64, from 1."""
     above, tied, matching = places
     total, missed = np.zeros(len(above)), np.ones(len(above))
     for offset in range(int(tied.max()) + 1):
         # Each remaining candidate of equal score comes next with equal
-        # probability; after the last miss a match is certain.
+        # probability; after the last nonmatching one, a match is certain.
         left = np.maximum(tied + matching - offset, matching)
         hit = missed * matching / left
         total += hit * value(above + offset + 1)
@@ -102,14 +102,14 @@ def expected(
 
 
 def recall(places: Places, k: int) -> float:
-    """Returns the expected share of queries with a match in the first k."""
+    """Returns the expected share of queries with a match among the first k."""
     return float(np.mean(expected(places, lambda ranks: ranks <= k)))
 
 
 def check_vectors(name: str, vectors: np.ndarray) -> np.ndarray:
-    """Returns finite floats [rows, D], float32 as it is, or raises ValueError.
+    """Returns vectors as floats [rows, D]; raises ValueError unless finite.
 
-    Others become float64.
+    Float32 stays float32; other types become float64.
     """
     vectors = np.asarray(vectors)
     if vectors.dtype != np.float32:
@@ -119,7 +119,7 @@ def check_vectors(name: str, vectors: np.ndarray) -> np.ndarray:
             f"`{name}` must be [rows, D] with at least one row. "
             f"Received: shape={vectors.shape}"
         )
-    # Sums of large numbers may overflow, not those of embeddings.
+    # Sums of large numbers may overflow; those of embeddings don't.
     finite = np.isfinite(vectors.sum(axis=1, dtype=np.float64))
     if not finite.all():
         raise ValueError(
@@ -139,7 +139,7 @@ def check_rows(name: str, values: Sequence, num_rows: int) -> None:
 
 
 def _places_of_block(queries, query_groups, candidates, groups, matches):
-    """Places of a few queries; `matches` are the rows of all their groups."""
+    """Places of a few queries; `matches` are candidates of all their groups."""
     best = np.full(len(queries), -np.inf, np.float32)
     matching = np.zeros(len(queries), np.int64)
     for rows in _tiles(matches):

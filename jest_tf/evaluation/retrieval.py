@@ -55,7 +55,7 @@ def retrieval_measures(
 def chance(image_groups: Sequence, text_groups: Sequence) -> dict[str, float]:
     """Returns the measures of a model that maps everything to the same point.
 
-    Groups as in `retrieval_measures`; every query has a match.
+    Groups are as in `retrieval_measures`; every query must have a match.
     """
     results = {}
     for name, queries, candidates in (
@@ -88,14 +88,14 @@ def ranks(
     for name, (above, tied, matching) in _places(
         image_embeddings, text_embeddings, image_groups, text_groups
     ):
-        # Of t misses and m matches in random order, t / (m + 1) misses come
-        # before the first match.
+        # With t misses and m matches in random order, t / (m + 1) misses are
+        # expected before the first match.
         found[name] = above + 1 + tied / (matching + 1)
     return found
 
 
 def _measures(name, places, counts=None):
-    """The measures of places, which stand for `counts` queries each."""
+    """The measures of places, weighted by `counts`, the queries of each."""
     values = {
         f"recall@{k}": ranking.expected(places, lambda ranks, k=k: ranks <= k)
         for k in _RECALLS
@@ -108,7 +108,7 @@ def _measures(name, places, counts=None):
 
 
 def _places(images, texts, image_groups, text_groups):
-    """The places of both directions, by name."""
+    """Yields the name and the places of each direction."""
     images = ranking.check_vectors("image_embeddings", images)
     texts = ranking.check_vectors("text_embeddings", texts)
     ranking.check_rows("image_groups", image_groups, len(images))

@@ -75,7 +75,7 @@ class StoreEvaluation:
 
     @functools.cached_property
     def chance(self) -> dict[str, float]:
-        """The headline measures of a model that sees nothing."""
+        """The headline measures of a model that guesses at random."""
         _, groups = zip(*self._texts, strict=True)
         classes = len(np.unique(self._labels[self._labels != b""]))
         return retrieval.chance(self._groups, groups) | (
@@ -86,7 +86,7 @@ class StoreEvaluation:
         """Embeds the store with the current weights.
 
         Raises:
-            ValueError: a record has no picture that decodes.
+            ValueError: a record has no picture that can be decoded.
         """
         images = self._encoder.images(self._store)
         captions, text_groups = zip(*self._texts, strict=True)
@@ -110,7 +110,7 @@ class StoreEvaluation:
         )
 
     def measure(self) -> dict[str, float]:
-        """Returns `MEASURES`; those of zero-shot only with labels."""
+        """Returns `MEASURES`; zero-shot measures only if there are labels."""
         found = self.embed()
         results = retrieval.retrieval_measures(
             found.images, found.texts, found.image_groups, found.text_groups

@@ -1,7 +1,7 @@
 """Evaluation of a learner on the entries of a suite.
 
-Names of results are CLIP_benchmark's, so that its tools read the file: an
-object for each data set and task.
+Results have CLIP_benchmark's names and form, an object for each data set and
+task, so that its tools read the file.
 """
 
 import functools
@@ -65,12 +65,12 @@ class Captioned(NamedTuple):
 class EntryEvaluation:
     """Evaluates an attached learner on an entry, repeatedly.
 
-    Data is opened, and labels, class names, templates and captions are
-    checked, when it is made.
+    The constructor opens the data, and checks labels, class names, templates
+    and captions.
 
     Args:
-        entry: of the suite.
-        prompts: templates of an entry without its own.
+        entry: an entry of the suite.
+        prompts: templates for an entry without its own.
         index_dir: folder of the index files; "" is beside each shard.
 
     Raises:
@@ -104,7 +104,7 @@ class EntryEvaluation:
         self._encoder = encoder
 
     def outcomes(self) -> dict[str, dict[str, float]]:
-        """Returns the measures of each task, by name."""
+        """Returns the measures, by task and by name."""
         measure = {"zero_shot": self._zero_shot, "retrieval": self._retrieval}
         return {task: measure[task]() for task in self.entry.task}
 
@@ -127,7 +127,7 @@ class EntryEvaluation:
 
     @functools.cached_property
     def chance(self) -> dict[str, float]:
-        """The headline measures of a model that sees nothing."""
+        """The headline measures of a model that guesses at random."""
         found = {}
         if "retrieval" in self.entry.task:
             _, rows = self._captions
@@ -179,10 +179,10 @@ def open_suite(
 ) -> dict[str, EntryEvaluation]:
     """Opens the entries of a suite, by name.
 
-    Arguments as of `EntryEvaluation`.
+    Other arguments are as for `EntryEvaluation`.
 
     Raises:
-        ValueError: a file, an entry or its data does not fit; the text names
+        ValueError: a file, an entry or its data does not fit; the message names
             the entry.
     """
     opened = {}

@@ -32,9 +32,9 @@ def zero_shot_measures(
         class_embeddings: float [C, D].
 
     Returns:
-        `MEASURES`: shares of images whose class is among the k best, and the
-        mean of the share for k = 1 over the classes that have images. A tie
-        counts as its mean over all orders.
+        `MEASURES`: the shares of images whose class is among the k best, and
+        the mean, over classes with images, of each class's share for k = 1. A
+        tie counts as its mean over all orders.
 
     Raises:
         ValueError: shapes do not fit, an embedding is not finite, or a class is
@@ -70,7 +70,7 @@ def nearest(
 ) -> np.ndarray:
     """Returns the nearest class of each image, int64 [N].
 
-    Of equals the lower row is taken. Arguments as in `zero_shot_measures`.
+    Ties go to the lower row. Arguments are as in `zero_shot_measures`.
     """
     images = ranking.check_vectors("image_embeddings", image_embeddings)
     classes = ranking.check_vectors("class_embeddings", class_embeddings)
@@ -99,7 +99,7 @@ def class_embeddings(
         float32 [C, D].
 
     Raises:
-        ValueError: there are no names or prompts, or a prompt does not hold
+        ValueError: there are no names or prompts, or a prompt does not have
             exactly one "{}".
     """
     checks.check("class_names", class_names, ("at least one name", len))

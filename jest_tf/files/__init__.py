@@ -3,10 +3,10 @@
 Python opens local paths. A path with a scheme goes to the library that opens
 it (`files/remote.py`): `gs://` and `ram://` to TensorFlow, others, such as
 `s3://`, to fsspec. Object stores can't append, modify or rename, so a remote
-file is written at once, from a local copy; a log is appended to locally and
-uploaded by `sync`. Where `keep_views` says so, a remote file is an object of
-another name (`files/leases.py`), which callers never see. Errors are Python's,
-such as FileNotFoundError, for files of any scheme.
+file is written whole, from a local copy; a log grows locally, and `sync`
+uploads it. In a folder with views (`keep_views`), a remote file is an object
+of another name (`files/leases.py`), which callers never see. Errors are
+Python's, such as FileNotFoundError, for every scheme.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def local_path(path: str | os.PathLike) -> str:
-    """Returns the path without a scheme that means this machine's files."""
+    """Removes a scheme of local files, `file://` or `local://`, from a path."""
     return re.sub("^(file://[^/]*|local://)", "", os.fspath(path))
 
 
@@ -41,11 +41,11 @@ def absolute(path: str) -> str:
 
 
 def inside(folder: str, name: str) -> str:
-    """Returns the path of a name that a file or a listing gives in a folder.
+    """Joins a folder and a name that comes from a file or a listing.
 
     Raises:
-        ValueError: it is not a plain name, is a link that leads out, or neither
-            a file nor a folder.
+        ValueError: the name is not plain, or the path is a link that leads out
+            of the folder, or neither a file nor a folder.
     """
     if not name or name in (".", "..") or {"/", "\0"} & {*name}:
         raise ValueError(
@@ -62,7 +62,7 @@ def inside(folder: str, name: str) -> str:
 def check_links(paths: Iterable[str], folder: str) -> None:
     """Raises ValueError if a path is a link that leads out of a folder.
 
-    Also if it is neither a file nor a folder: to open a pipe waits for ever.
+    Also raises it for a device, pipe or socket: opening one may wait for ever.
     """
     root = os.path.realpath(folder)
     for path in paths:
@@ -92,7 +92,7 @@ def open_file(path: str, mode: str = "rb"):
 
 
 def place(path: str) -> str:
-    """Returns the name by which other libraries find a file."""
+    """Returns the path by which other libraries find a file."""
     return _leases().place(path) if is_remote(path) else path
 
 
@@ -114,12 +114,12 @@ def read_ranges(path: str, ranges) -> bytes:
 
 
 def open_pages(path: str):
-    """Opens a remote file to be read by pages; see `remote.PagedFile`."""
+    """Opens a remote file for reading by pages; see `remote.PagedFile`."""
     return _at_its_place(path, _remote().PagedFile)
 
 
 def stat(path: str) -> tuple[int, int]:
-    """Returns a file's size and time of change in nanoseconds."""
+    """Returns a file's size in bytes and its modification time in ns."""
 
     def find(found):
         if is_remote(found):
@@ -139,12 +139,12 @@ def is_file(path: str) -> bool:
 
 
 def is_folder(path: str) -> bool:
-    """Returns whether a path is a folder; in an object store, not empty."""
+    """Returns whether a folder exists; object stores have no empty folders."""
     return _remote().is_folder(path) if is_remote(path) else os.path.isdir(path)
 
 
 def list_folder(path: str) -> list[str]:
-    """Returns the sorted names in a folder; none if there is no folder."""
+    """Returns the sorted names in a folder; [] if it does not exist."""
     if is_remote(path):
         found = _leases().listed(path, _remote().names(path))
         return checked(path, {name.split("/")[0] for name in found})
@@ -185,13 +185,13 @@ def remove(path: str) -> None:
 
 
 def remove_folder(path: str) -> None:
-    """Deletes a folder, if it is there, and what is in it.
+    """Deletes a folder and its contents, if it is there.
 
-    The files of a remote folder without a lock go in the reverse order of their
-    names; `written_folder` writes them in the order of their names.
+    Files of a remote folder without a lock are deleted in the reverse order of
+    their names; `written_folder` writes them in the order of their names.
     """
     if not is_remote(path):
-        # Renamed first, so that a kill leaves no half of it.
+        # Renamed first, so that a killed process leaves no part of `path`.
         doomed = path + PARTIAL
         shutil.rmtree(doomed, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
@@ -203,7 +203,7 @@ def remove_folder(path: str) -> None:
 
 
 def move_folder(source: str, target: str) -> None:
-    """Renames a folder, and replaces `target`."""
+    """Renames a folder, replacing `target`."""
     if not is_remote(source):
         os.stat(source)
         shutil.rmtree(target, ignore_errors=True)
@@ -263,9 +263,9 @@ def written_folder(path: str) -> Iterator[str]:
 
     A local `path` appears whole, and so does a remote `path` in a folder that
     is locked and has views. To other remote folders, files are uploaded in the
-    order of their names. An error deletes the folder; a killed process leaves
-    it behind, as `path` with the ending `PARTIAL`, or as a remote folder that
-    is not whole. A local `path` must not exist.
+    order of their names. An error deletes the new folder; a killed process
+    leaves `path` with the ending `PARTIAL`, or an incomplete remote folder. A
+    local `path` must not exist.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory() as local, disks.room_for(local):
@@ -293,7 +293,7 @@ def written_folder(path: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def staged(path: str) -> Iterator[str]:
-    """Yields a local name of a file: its own, or that of a temporary copy."""
+    """Yields a local path of a file: its own, or that of a temporary copy."""
     found = place(path)
     if not is_remote(found):
         yield found
@@ -306,7 +306,7 @@ def staged(path: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def staged_folder(path: str) -> Iterator[str]:
-    """Yields a local name of a folder: its own, or that of a temporary copy."""
+    """Yields a local path of a folder: its own, or that of a temporary copy."""
     if not is_remote(path):
         check_links((os.path.join(path, name) for name in tree(path)), path)
         yield path
@@ -320,10 +320,10 @@ def staged_folder(path: str) -> Iterator[str]:
 
 
 def appendable(path: str) -> str:
-    """Returns a local name of a file, or folder, whose files are appended to.
+    """Returns the local path at which to append to a file or folder.
 
-    The local name of a remote path is that of a copy, kept while its folder is
-    `locked` and uploaded by `sync`.
+    For a remote path, it is a copy, which lasts while the remote folder is
+    `locked`; `sync` uploads it.
     """
     if not is_remote(path):
         return path
@@ -331,7 +331,7 @@ def appendable(path: str) -> str:
 
 
 def sync(*paths: str) -> None:
-    """Flushes local files or folders, or uploads what was appended to them."""
+    """Flushes local files or folders; uploads the copies of remote ones."""
     if paths and is_remote(paths[0]):
         _leases().of(paths[0]).sync(paths)
         return
@@ -344,9 +344,9 @@ def sync(*paths: str) -> None:
 
 
 def delete_partial(path: str) -> None:
-    """Deletes partial files of killed writers of a file. Hold a lock."""
+    """Deletes partial files that killed writers of a file left. Hold a lock."""
     if is_remote(path):
-        return  # what a killed process was uploading never appears
+        return  # an interrupted upload never appears
     folder, name = os.path.split(path)
     pattern = f".{glob.escape(name)}.*{PARTIAL}*"
     for found in glob.glob(os.path.join(glob.escape(folder), pattern)):
@@ -357,8 +357,8 @@ def delete_partial(path: str) -> None:
 def locked(path: str) -> Iterator[None]:
     """Holds a lock file, created and deleted here, until the block ends.
 
-    A remote lock is a lease (`files/leases.py`) on the folder it lies in. It is
-    checked before each write there.
+    A remote lock is a lease (`files/leases.py`) on its folder. Each write to
+    the folder checks the lease first.
 
     Raises:
         BlockingIOError: another process holds the lock.
@@ -386,18 +386,18 @@ def locked(path: str) -> Iterator[None]:
 def keep_views(lock: str) -> None:
     """Declares that the remote folder of a lock has views.
 
-    What a process sends after it has lost the lock is then never read. This is
-    for the calls of this process: each that reads the folder must say so.
+    Files that a process sends after it has lost the lock are then never read.
+    Every process that reads the folder must make this declaration.
     """
     if is_remote(lock):
         _leases().keep_views(lock)
 
 
 def checked(folder: str, names: Iterable[str]) -> list[str]:
-    """Sorts names within a remote folder, where objects may have any name.
+    """Sorts and checks names in a remote folder, where any name is possible.
 
     Raises:
-        ValueError: a name is not that of a file in the folder.
+        ValueError: a name is not that of a file within the folder.
     """
     for name in names:
         place = folder
@@ -415,7 +415,7 @@ def _at_its_place(path, call):
         except FileNotFoundError:
             lease = _leases().find(path) if is_remote(path) else None
             if lease is not None:
-                lease.check()  # its new holder deletes what others wrote
+                lease.check()  # a new holder may have deleted the file
             if place(path) == found:
                 raise
 
@@ -425,7 +425,7 @@ def _download(path, local):
 
 
 def _upload(pairs):
-    """Uploads pairs of a local file and a path, all to the same folder."""
+    """Uploads pairs of a local file and a path, all of the same folder."""
     lease = _leases().find(pairs[0][1]) if pairs else None
     if lease is not None:
         lease.write(pairs)

@@ -1,4 +1,4 @@
-"""Local disks: a process's temporary files, and disks that are full."""
+"""Local disks: temporary files of a process, and errors of full disks."""
 
 import contextlib
 import errno
@@ -11,23 +11,23 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-# Nobody's own folder may be taken for one that was left, and deleted.
+# A distinctive name, so that no user's folder is deleted as a leftover.
 _TEMPORARY = "jest-tf-temporary-"
 _RANDOM = 8 * "[a-z0-9_]"  # what `mkdtemp` adds
-# In errors of Python, of TensorFlow and of HDF5, which has no number.
+# Searched for in the text of errors, because those of HDF5 have no number.
 _FULL = re.compile("|".join(map(os.strerror, (errno.ENOSPC, errno.EDQUOT))))
 
 
 class Full(OSError):
-    """A disk has no room, or its user none of a quota."""
+    """A disk, or the user's quota on it, is full."""
 
 
 @contextlib.contextmanager
 def temporary() -> Iterator[None]:
-    """Gives a process a temporary folder of its own, for the time of the block.
+    """Gives the process its own temporary folder until the block ends.
 
-    Folders that killed processes have left are deleted. TensorFlow, too, puts
-    its temporary files there.
+    TensorFlow, too, puts its temporary files there. Folders that killed
+    processes have left are deleted.
     """
     before = tempfile.tempdir, os.environ.get("TMPDIR")
     above = tempfile.gettempdir()
@@ -40,7 +40,7 @@ def temporary() -> Iterator[None]:
     new = tempfile.mkdtemp(prefix=f".{_TEMPORARY}")
     folder = os.path.join(above, os.path.basename(new)[1:])
     with contextlib.ExitStack() as stack:
-        # Some network disks have no locks on folders, and nothing is swept up.
+        # Some network disks can't lock folders; leftovers then stay.
         with contextlib.suppress(OSError):
             stack.enter_context(_lock_of(new))
         os.rename(new, folder)  # locked before it can be found
@@ -57,10 +57,10 @@ def temporary() -> Iterator[None]:
 
 @contextlib.contextmanager
 def room_for(*paths: str) -> Iterator[None]:
-    """Tells a full disk from other errors, of whatever library.
+    """Converts errors of a full disk, whatever their library, to `Full`.
 
     If an error does not name the file that could not be written, `Full` names
-    the local path with the least room.
+    the path on the disk with the least room.
 
     Raises:
         Full: the disk is full.
@@ -108,5 +108,5 @@ def _free(path):
     while not os.path.exists(path):
         path = os.path.dirname(path) or "."
     usage = shutil.disk_usage(path)
-    # Some network disks tell nothing.
+    # Some network disks report zeros.
     return usage.free if usage.total else sys.maxsize

@@ -1,28 +1,28 @@
 """Leases: one writer at a time in a remote folder, however late requests are.
 
-Object stores have neither `flock` nor, by TensorFlow, writes on condition, and
-a request may be carried out long after its sender was given up. So nothing that
-counts is ever written twice under the same name.
+Object stores have neither `flock` nor, through TensorFlow, conditional writes,
+and a request may be carried out long after its sender was taken for dead. So
+nothing that counts is ever written twice under the same name.
 
-To write in a folder, a process claims the next number: it writes an object of
-its own, `.lock/000004-TOKEN`, and then looks for another claim to this number.
-If another is there, it takes its own back and tries again; a process that is
-alone has the number, as later claimants find its claim. A claim is rewritten
-every ten seconds. A claim that is a minute old by the storage's own clock, or
-that does not change for a minute of waiting, belongs to a dead process, and the
+To write in a folder, a process claims the next number: it writes its own
+object, `.lock/000004-TOKEN`, and then looks for other claims to this number. If
+it finds another, it withdraws its own and tries again; otherwise it has the
+number, because later claimants will find its claim. A claim is rewritten every
+ten seconds. A claim that is a minute old by the storage's own clock, or that
+does not change during a minute of waiting, belongs to a dead process, and the
 next number may be claimed. A process that finds a higher number than its own
 has lost its lease, and ends. Clocks decide only how long a newcomer waits.
 
-In a folder with views, a file is an object of another name, with the number of
-its writer and a count, `metrics.jsonl~000004-17`. A view, an object of
-`.view/`, names the object of each file, and the last view of the highest number
-counts; a file that it does not name is the object of its own name, if any.
-A writer begins with the files that count then. It uploads objects, publishes a
+In a folder with views, a file is stored as an object of another name, with its
+writer's number and a count, `metrics.jsonl~000004-17`. A view, an object in
+`.view/`, maps files to objects; the last view of the highest number counts. A
+file that this view does not list is the object of the file's own name, if any.
+A writer starts from the view that counts then. It uploads objects, publishes a
 view, checks that it still holds the lease, and deletes the objects that the
-view no longer names. Objects that it sends after it has lost the lease are in
+view no longer lists. Objects that it sends after it has lost the lease are in
 no view that is read.
 
-Listings must show what has been written, as those of Cloud Storage and S3 do.
+Listings must show every finished write, as those of Cloud Storage and S3 do.
 """
 
 import contextlib
@@ -42,14 +42,14 @@ from collections.abc import Iterator, Sequence
 from jest_tf import files
 from jest_tf.files import remote, retries
 
-# Seconds between two beats of a holder, and after which it counts as dead.
+# Seconds between a holder's beats, and without a beat until it counts as dead.
 BEAT = 10.0
 EXPIRY = 60.0
-# Most seconds that newcomers with the same number wait before the next try.
+# Most seconds until newcomers that claimed the same number try again.
 PAUSE = 2.0
-# Some storages tell times of change in whole seconds only.
+# Some storages report modification times in whole seconds only.
 _RESOLUTION = 1.0
-# Equally long, because a cached size may cut an object that has grown.
+# Bytes of every claim: a stale cached size would truncate a longer object.
 _SIZE = 512
 
 _NUMBER = re.compile(r"\d{6}-")
@@ -58,7 +58,7 @@ _END = ".end"
 _OBJECT = re.compile(r".+~(\d{6})-\d+", re.DOTALL)
 
 _held: dict[str, "Lease"] = {}
-_locks: dict[str, str] = {}  # of folders with views
+_locks: dict[str, str] = {}  # by folder with views
 
 
 class Lost(OSError):
@@ -70,7 +70,7 @@ class Lease:
 
     Args:
         claim: path of its claim.
-        folder: a local folder, for copies of the logs appended to.
+        folder: a local folder for copies of logs, which are appended to.
 
     Attributes:
         path: path of the lock.
@@ -81,7 +81,7 @@ class Lease:
         self.path, self._name = os.path.split(claim)
         self.view: dict[str, str] | None = None
         self._claim = claim
-        self._count = 0  # of what was written
+        self._count = 0  # of objects written
         self._published = ""
         self._folder = folder
         self._staged: dict[str, str] = {}
@@ -107,7 +107,7 @@ class Lease:
             )
 
     def begin(self) -> None:
-        """Starts from the files that count, and clears away all others."""
+        """Starts from the view that counts; deletes other, older objects."""
         root = os.path.dirname(self.path)
         self.view = dict(_last_view(root))
         self._publish(self.view)
@@ -126,7 +126,7 @@ class Lease:
         """Uploads local files to paths, where they appear together."""
         self._upload(pairs)
         for _, path in pairs:
-            # A log that was written anew is no longer the copy appended to.
+            # A log that is written whole makes its local copy obsolete.
             local = self._staged.pop(path, None)
             if local is not None and os.path.exists(local):
                 os.remove(local)
@@ -141,7 +141,7 @@ class Lease:
             self._publish(
                 {name: item for name, item in view.items() if name not in names}
             )
-        # Files from before there were views would appear again.
+        # Without a view, an object of the file's own name would reappear.
         for path in paths:
             remote.remove(path)
 
@@ -163,7 +163,7 @@ class Lease:
         return self._staged[path]
 
     def sync(self, paths: Sequence[str] | None = None) -> None:
-        """Uploads what has changed in copies of files and folders, or all."""
+        """Uploads changed local copies of files and folders, or of all."""
         pairs, states = [], {}
         for path in self._staged if paths is None else paths:
             local = self._staged.get(path, "")
@@ -178,7 +178,7 @@ class Lease:
                 if self._uploaded.get(local + name) == state:
                     continue
                 states[local + name] = state
-                if name:  # TensorBoard's, which has a name of this process
+                if name:  # TensorBoard's, with a name unique to this process
                     self.check()
                     remote.upload(local + name, path + name)
                 else:
@@ -196,7 +196,7 @@ class Lease:
         return True
 
     def release(self) -> None:
-        """Ends the beats, and gives the lease back."""
+        """Stops the beats, and gives the lease back."""
         self._stop.set()
         self._thread.join()
         with contextlib.suppress(OSError):
@@ -217,14 +217,14 @@ class Lease:
             self._publish(view)
 
     def _publish(self, view):
-        """Makes a view count, and deletes the objects that it leaves out."""
+        """Publishes a view, and deletes the objects that it leaves out."""
         old = {*self.view.values(), self._published} - {*view.values(), ""}
         self._count += 1
-        # With the token: a folder may be deleted, and its numbers begin anew.
+        # The token stays unique if a folder is deleted and numbers restart.
         number, _, token = self._name.partition("-")
         published = f"{files.VIEWS}/{number}-{self._count:08d}-{token}"
         _write(self._path_of(published), json.dumps(view).encode())
-        # From here on, whoever takes the lease begins with this view.
+        # From here on, a process that takes the lease starts from this view.
         self.check()
         self.view, self._published = view, published
         for name in sorted(old):
@@ -238,19 +238,19 @@ class Lease:
 
     def _keep(self):
         while not self._stop.wait(BEAT):
-            # A failed beat is skipped; the check before a write reports it.
+            # A failed beat is skipped; `check` finds a lease that was lost.
             with contextlib.suppress(OSError):
                 if not self.beat():
                     return
 
 
 def keep_views(lock: str) -> None:
-    """Declares that a folder has views; `lock` is that of the folder."""
+    """Declares that the folder of a lock has views."""
     _locks[os.path.dirname(lock)] = lock
 
 
 def find(path: str) -> Lease | None:
-    """Returns the lease of this process on a folder that a path lies in."""
+    """Returns this process's lease on a folder above a path, if any."""
     for folder, lease in _held.items():
         if path.startswith(f"{folder}/"):
             return lease
@@ -258,7 +258,7 @@ def find(path: str) -> Lease | None:
 
 
 def of(path: str) -> Lease:
-    """Returns the lease of this process that covers a path.
+    """Returns this process's lease on a folder above a path.
 
     Raises:
         ValueError: there is none.
@@ -273,9 +273,9 @@ def of(path: str) -> Lease:
 
 
 def place(path: str) -> str:
-    """Returns where a file is: in a local copy, an object of a view, or `path`.
+    """Returns a file's place: a local copy, an object of a view, or `path`.
 
-    It is `path` for a file that is not there, too.
+    The place of a missing file is `path`.
     """
     lease, root = find(path), _root(path)
     if lease is not None and lease.local(path):
@@ -287,9 +287,9 @@ def place(path: str) -> str:
 
 
 def listed(folder: str, names: Sequence[str]) -> set[str]:
-    """Returns the files of a folder that has objects of these `names`.
+    """Returns the files of a folder, given the names of its objects.
 
-    Both are relative to the folder; files of its folders are among them.
+    Files and names are relative to the folder, and include its subfolders.
     """
     root = _root(f"{folder}/")
     if root is None:
@@ -311,7 +311,7 @@ def listed(folder: str, names: Sequence[str]) -> set[str]:
 
 @contextlib.contextmanager
 def held(path: str) -> Iterator[None]:
-    """Holds a lease until the block ends, and uploads what was appended.
+    """Holds a lease until the block ends; then uploads the appended logs.
 
     Raises:
         BlockingIOError: a living process holds it.
@@ -338,11 +338,11 @@ def held(path: str) -> Iterator[None]:
 
 
 def _claim(path):
-    """Claims a number that nobody else has; returns the path of the claim."""
+    """Claims a number that no other process has; returns the claim's path."""
     views = f"{os.path.dirname(path)}/{files.VIEWS}"
     while True:
         _wait_until_free(path)
-        # A lock may have been deleted by hand; numbers are not used again.
+        # Views keep their numbers used even if a lock was deleted by hand.
         used = filter(_NUMBER.match, [*_newest(path), *remote.names(views)])
         number = 1 + max((int(name[:6]) for name in used), default=0)
         name = f"{number:06d}-{secrets.token_hex(8)}"
@@ -371,7 +371,7 @@ def _wait_until_free(path):
 
 
 def _living(path):
-    """The claims of the highest number that were not given back, by name."""
+    """The contents of the highest number's unreleased claims, by name."""
     return {
         name: _read(f"{path}/{name}")
         for name, has_ended in _newest(path).items()
@@ -380,7 +380,7 @@ def _living(path):
 
 
 def _newest(path):
-    """The claims of the highest number, and whether they were given back."""
+    """The claims of the highest number, and whether each was released."""
     names = {*remote.names(path)}
     claims = sorted(filter(_CLAIM.fullmatch, names))
     return {
@@ -406,7 +406,7 @@ def _last_view(root):
         names = remote.names(f"{root}/{files.VIEWS}")
         if not names:
             return {}
-        # A view is deleted when the next has been published.
+        # A view may vanish meanwhile: its successor's publication deletes it.
         with contextlib.suppress(FileNotFoundError):
             return _read_view(root, max(names))
 

@@ -1,6 +1,6 @@
 """Remote file systems: TensorFlow's, and fsspec's for all other schemes.
 
-Each function is retried as `retries.persist` says, and raises Python's errors.
+`retries.persist` retries each function, and raises Python's errors.
 """
 
 import collections
@@ -18,18 +18,18 @@ import tensorflow as tf
 
 from jest_tf.files import retries
 
-# TensorFlow's file systems on which a file appears whole, when it is closed.
+# TensorFlow's file systems on which a file appears once it is whole and closed.
 _WHOLE = ("gs://",)
-# TensorFlow's gs:// fetches as many bytes from where a read begins, by default
-# 64 MB; the command `jest-tf` sets another number.
+# Sets how many bytes TensorFlow's gs:// fetches from the start of a read, by
+# default 64 MB; the command `jest-tf` sets another number.
 READAHEAD = "GCS_READAHEAD_BUFFER_SIZE_BYTES"
 _FETCHED = int(os.environ.get(READAHEAD, 2**26))
-# A read skips to its start by reading the byte before it, and goes on by so
-# many bytes. Each byte beyond those fetched costs a further request.
+# A read seeks by reading the byte before its start, then advances by this many
+# bytes at a time. A byte beyond those fetched costs another request.
 _STRIDE = 2**19
-# Bytes that a request brings.
+# Bytes to read with one request.
 PIECE = (_FETCHED - 1) // _STRIDE * _STRIDE or _FETCHED - 1
-# Bytes of a page, which is kept, and of all pages.
+# Bytes of a page, and of all pages that are kept.
 _PAGE = 2**20
 _KEPT = 2**30
 
@@ -50,7 +50,7 @@ def read(path: str) -> bytes:
 
 
 def stat(path: str) -> tuple[int, int]:
-    """Returns size and time of change in nanoseconds, by the server's clock."""
+    """Returns the size, and the modification time in ns by the server."""
     return retries.persist(f"look up {path}", lambda: _of(path).stat(path))
 
 
@@ -88,7 +88,7 @@ def remove(path: str) -> None:
 
 
 def remove_empty(path: str) -> None:
-    """Deletes what stands for a folder without files, if anything does."""
+    """Deletes a folder without files, on systems that have such folders."""
     with contextlib.suppress(FileNotFoundError):
         retries.persist(f"delete {path}", lambda: _of(path).remove_empty(path))
 
@@ -111,12 +111,12 @@ def download(path: str, local: str) -> None:
 
 
 def read_ranges(path: str, ranges: np.ndarray, gap: int = 2**19) -> bytes:
-    """Reads byte ranges, neighbours together, several requests at a time.
+    """Reads byte ranges, neighbours together, with parallel requests.
 
     Args:
         path: the file.
-        ranges: int64 [k, 2], starts and ends, ascending, none overlapping.
-        gap: ranges at most this many bytes apart are read by a single request.
+        ranges: int64 [k, 2], starts and ends, ascending, without overlaps.
+        gap: ranges at most this many bytes apart are read together.
 
     Returns:
         The bytes of all ranges, concatenated.
@@ -149,10 +149,10 @@ def read_ranges(path: str, ranges: np.ndarray, gap: int = 2**19) -> bytes:
 
 
 class Pages:
-    """Reads byte ranges of remote files by pages, the latest of which are kept.
+    """Reads byte ranges of remote files by pages, and keeps the latest pages.
 
-    Neighbours are read together, once, however many threads ask for them.
-    Thread-safe.
+    Neighbouring pages are read together, and once for all threads that ask for
+    them. Thread-safe.
     """
 
     def __init__(self, page: int = _PAGE, kept: int = _KEPT):
@@ -211,7 +211,7 @@ class Pages:
             place += end - start
 
 
-# Of all files, such as sidecars of a learner and a reference.
+# Shared by all files, such as sidecars of a learner and a reference.
 PAGES = Pages()
 
 
@@ -219,8 +219,8 @@ class PagedFile:
     """A remote file that is read by pages, as it was when it was opened.
 
     Attributes:
-        path: of the file.
-        size: bytes.
+        path: the file's path.
+        size: the file's size in bytes.
     """
 
     def __init__(self, path: str):
@@ -235,12 +235,12 @@ class PagedFile:
 
         Raises:
             OSError: they cannot be read.
-            ValueError: another file has taken the place of this file.
+            ValueError: the file was replaced since it was opened.
         """
         return PAGES.read(self, ranges)
 
     def check_unchanged(self) -> None:
-        """Raises ValueError if another file has taken this file's place."""
+        """Raises ValueError if the file was replaced since it was opened."""
         if stat(self.path) != self._state:
             raise ValueError(
                 f"{self.path} was replaced by another file since it was "
@@ -263,7 +263,7 @@ def _read_range(path, start, end):
 
 
 class _TensorFlow:
-    """The schemes of `tf.io.gfile`."""
+    """The file systems of `tf.io.gfile`."""
 
     open = staticmethod(tf.io.gfile.GFile)
     is_folder = staticmethod(tf.io.gfile.isdir)
@@ -286,7 +286,7 @@ class _TensorFlow:
 
     def names(self, path):
         with contextlib.suppress(tf.errors.NotFoundError):
-            # A marker of the folder itself has no name.
+            # The marker object of the folder itself has an empty name.
             found = (name.rstrip("/") for name in tf.io.gfile.listdir(path))
             return [name for name in found if name]
         return []
@@ -300,7 +300,7 @@ class _TensorFlow:
         ]
 
     def upload(self, local, path):
-        # Copied without Python, so no signal can cut it short and leave half.
+        # Copied outside Python, so no signal cuts it short and leaves half.
         target = path
         if not path.startswith(_WHOLE):
             folder, name = os.path.split(path)
@@ -312,13 +312,13 @@ class _TensorFlow:
 
 
 class _Fsspec:
-    """A file system of fsspec; its calls get paths without the scheme."""
+    """A file system of fsspec, which returns paths without the scheme."""
 
     def __init__(self, system):
         self._system = system
 
     def open(self, path, mode):
-        # Callers read ranges, so nothing need be read ahead.
+        # Callers read ranges, so reading ahead would be wasted.
         with _naming(path):
             return self._system.open(path, mode, cache_type="none")
 
@@ -370,7 +370,7 @@ class _Fsspec:
 
 @contextlib.contextmanager
 def _naming(path):
-    """Gives errors of libraries the number of an input or output error."""
+    """Converts library errors to OSErrors; EIO if they have no number."""
     try:
         yield
     except OSError as error:

@@ -1,10 +1,10 @@
 """Retries: most errors of storage pass within seconds.
 
-NFS mounts and clients of object stores sit out longer outages, without a word,
-so a request that takes long is logged. A request that they give up on is tried
-again here, with growing waits, which are logged. After the last try,
-`data/stores/shards.py` makes a fault of a record; any other failure ends the
-command.
+NFS mounts and clients of object stores silently wait for the end of longer
+outages, so slow requests are logged here. Requests that they give up on are
+tried again, with growing waits; `persist` logs them. After the last try,
+`data/stores/shards.py` turns a failed record into a fault; any other failure
+ends the command.
 """
 
 import concurrent.futures
@@ -35,15 +35,15 @@ LASTING = (
     tf.errors.UnimplementedError,
     tf.errors.InvalidArgumentError,
 )
-# Seconds before each further try: of records, and of whole files.
+# Seconds before each further try, for records and for whole files.
 WAITS = (0.1, 1.0, 4.0)
 FILE_WAITS = (1.0, 4.0, 16.0, 60.0)
-# Seconds after which a request is said to take long; then after twice as many.
+# Seconds until a slow request is logged; the waits between logs then double.
 SILENCE = 8.0
-# Simultaneous requests to remote storage in a call.
+# Simultaneous requests of a call to remote storage.
 _REMOTE_REQUESTS = 16
 
-# What is asked for, and since when, by request in progress.
+# The action and the start time of each request in progress.
 _requests: dict[object, tuple[str, float]] = {}
 
 
@@ -54,17 +54,17 @@ def call_all(
     tries: int = 1 + len(WAITS),
     patience: float = math.inf,
 ) -> list:
-    """Calls a function on each item, and again on those that failed.
+    """Calls a function on each item, and again on the items that failed.
 
-    Failed items wait together, so a call lasts seconds however many fail.
+    Failed items wait together, so the waits take seconds however many fail.
 
     Args:
         function: item -> result; may raise one of `ERRORS`.
         items: its arguments.
-        remote: whether to call it on several items at a time, and to log what
-            takes long.
-        tries: limit on calls of an item.
-        patience: seconds after which no item is called again.
+        remote: whether to call it on several items at a time, and to log slow
+            calls.
+        tries: limit on the calls for an item.
+        patience: seconds after which no item is tried again.
 
     Returns:
         The result of each item, or its last error.
@@ -92,7 +92,7 @@ def call_all(
 
 
 def call(function: Callable):
-    """Calls a function until it returns; raises its last error."""
+    """Calls a function, again if it fails; raises its last error."""
     (result,) = call_all(lambda _: function(), [None], True)
     if isinstance(result, ERRORS):
         raise result
@@ -107,8 +107,8 @@ def persist(what: str, function: Callable):
     `what` names the action in the log: "upload gs://bucket/file".
 
     Raises:
-        OSError: the last error, of Python's kind for a file that is missing,
-            may not be touched, or exists.
+        OSError: the last error; FileNotFoundError, PermissionError or
+            FileExistsError where one fits.
     """
     for wait in (*FILE_WAITS, None):
         try:
@@ -126,7 +126,7 @@ def persist(what: str, function: Callable):
 
 @contextlib.contextmanager
 def watched(what: str) -> Iterator[None]:
-    """Logs if the block, which does `what` in a library, takes long."""
+    """Logs a warning if the block, whose action is `what`, takes long."""
     _start_watch(os.getpid())
     key = object()
     _requests[key] = what, time.monotonic()
@@ -138,7 +138,7 @@ def watched(what: str) -> Iterator[None]:
 
 @functools.cache
 def _start_watch(process):
-    del process  # a fork has no thread
+    del process  # keys the cache: a fork does not inherit the thread
     threading.Thread(target=_watch, daemon=True).start()
 
 
@@ -167,7 +167,7 @@ def _watch():
 
 
 def map_parallel(function: Callable, items: Sequence, remote: bool) -> list:
-    """Maps a function over items, over several at a time if they are remote."""
+    """Maps a function over items, several at a time if they are remote."""
     if not remote or len(items) < 2:
         return [function(item) for item in items]
     with concurrent.futures.ThreadPoolExecutor(_REMOTE_REQUESTS) as pool:
@@ -187,7 +187,7 @@ def may_pass(result) -> bool:
 
 
 def python_error(error: Exception) -> OSError:
-    """Returns the error of TensorFlow's file systems as Python has it."""
+    """Converts an error of TensorFlow's file systems to Python's own."""
     if isinstance(error, OSError):
         return error
     kinds = {

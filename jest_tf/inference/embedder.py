@@ -1,7 +1,7 @@
 """A trained learner with its tokenizer and its preprocessing of pictures.
 
 Pictures are decoded and resized as in training (`data/pictures.py`), to the
-same pixels. Embeddings equal those of evaluations and sidecars to the bit for
+same pixels. Embeddings equal those of evaluations and sidecars: bit for bit in
 the same batch of rows, and otherwise up to rounding, 1e-6 in float32.
 """
 
@@ -58,7 +58,7 @@ class Embedder:
         tokenizer: maps valid UTF-8 string [k] to int32 [k, L]; None if there
             are no texts to embed.
         picture: the form of its pictures; None resizes them as in training.
-        batch_size: pictures or texts of a forward pass.
+        batch_size: pictures or texts per forward pass.
         max_image_pixels: larger pictures are refused.
         config: settings of the run that trained the learner, if any.
 
@@ -116,7 +116,7 @@ class Embedder:
 
     @property
     def scale(self) -> float:
-        """Factor of the cosine similarities in the logits."""
+        """Factor by which the logits scale cosine similarities."""
         return float(np.exp(np.asarray(self.learner.log_temperature)))
 
     @property
@@ -133,7 +133,7 @@ class Embedder:
                 also mixed. Grey becomes RGB, and alpha is dropped.
 
         Raises:
-            ValueError: a picture cannot be read; the text names it.
+            ValueError: a picture cannot be read; the message names it.
         """
         images = _list("images", images)
         parts, done = [np.zeros([0, self.dim], np.float32)], 0
@@ -152,11 +152,11 @@ class Embedder:
     def embed_parts(
         self, images: Sequence[Picture]
     ) -> Iterator[tuple[list[stores.Fault | None], np.ndarray]]:
-        """Embeds pictures some at a time, skipping those that are damaged.
+        """Embeds pictures in batches, skipping damaged pictures.
 
         Yields:
-            The fault of each picture, or None, for at most `batch_size`
-            pictures; and float32 [m, D] of the m pictures without a fault.
+            For at most `batch_size` pictures, the fault of each or None, and
+            the embeddings, float32 [m, D], of the m pictures without a fault.
         """
         workers = os.cpu_count() or 1
         starts = range(0, len(images), self.batch_size)
@@ -196,18 +196,18 @@ class Embedder:
     ) -> Classification:
         """Classifies pictures by the texts of their labels.
 
-        Probabilities are softmax(scale cosine) over the labels: exactly one
-        label is taken to be right. A label's embedding is the mean over
-        prompts, at unit norm, as in `evaluation.class_embeddings`.
+        Probabilities are softmax(scale cosine) over the labels, which assumes
+        that exactly one is right. A label's embedding is the mean over prompts,
+        at unit norm, as in `evaluation.class_embeddings`.
 
         Args:
-            images: as of `embed_images`, or embeddings, float [n, D].
+            images: as for `embed_images`, or embeddings, float [n, D].
             labels: C class names.
             prompts: templates, each with one "{}" where the name goes.
 
         Raises:
-            ValueError: as `embed_images`; labels are missing; a prompt does not
-                hold exactly one "{}".
+            ValueError: as in `embed_images`, labels are missing, or a prompt
+                does not have exactly one "{}".
         """
         labels = _list("labels", labels)
         classes = evaluation.class_embeddings(self.embed_texts, labels, prompts)
@@ -228,13 +228,13 @@ class Embedder:
         """Finds the k nearest of n embeddings, exactly, by cosine similarity.
 
         Args:
-            queries: texts, or embeddings float [m, D], of pictures for
-                instance.
-            collection: embeddings, float [n, D], of this model.
-            k: hits of a query; all of them if there are fewer.
+            queries: texts, or embeddings, for instance of pictures, float
+                [m, D].
+            collection: embeddings by this model, float [n, D].
+            k: hits per query; n if that is smaller.
 
         Returns:
-            `Hits`; of equal scores the lower row comes first.
+            `Hits`; among equal scores, the lower row comes first.
 
         Raises:
             ValueError: widths differ.
@@ -257,7 +257,7 @@ class Embedder:
         return Hits(rows.astype(np.int64), scores)
 
     def _read(self, images):
-        """Returns faults, and the rest, [m, *picture.shape]."""
+        """Returns faults, and the other pictures, [m, *picture.shape]."""
         images = [_read(picture) for picture in images]
         encoded = [picture for picture in images if isinstance(picture, bytes)]
         faults, decoded = map(
@@ -303,12 +303,12 @@ def load(
 
     Args:
         name: a run's directory, a public model by name (docs/models.md), or a
-            `.keras` file of a `TwoTower` or `JESTModel`. A `.keras` file has
-            its tokenizer beside it, if it has any, as a run directory does.
-        step: of a checkpoint of the run; None takes the weights of a finished
-            run.
-        batch_size: pictures or texts of a forward pass.
-        trust: whether modules that lie in the run's directory may be imported
+            `.keras` file of a `TwoTower` or `JESTModel`. The tokenizer of a
+            `.keras` file, if any, lies beside it, as in a run directory.
+        step: step of a checkpoint of the run; None takes the weights of a
+            finished run.
+        batch_size: pictures or texts per forward pass.
+        trust: whether modules in the run's directory may be imported
             (docs/models.md).
 
     Returns:
@@ -317,7 +317,7 @@ def load(
 
     Raises:
         ValueError: there is no such model or checkpoint, the run has not
-            finished, or needs code that is not trusted.
+            finished, or it needs code that is not trusted.
 
     Example:
         ```python

@@ -1,7 +1,7 @@
 """Exports of a learner, for programs without `jest_tf`.
 
-`saved_model` needs TensorFlow and TensorFlow Text to run, `onnx` any runtime
-of ONNX. `jest-tf export` is the command.
+A SavedModel needs TensorFlow and TensorFlow Text to run, an ONNX file any ONNX
+runtime. `jest-tf export` is the command.
 """
 
 import contextlib
@@ -34,15 +34,15 @@ def saved_model(embedder: embedder_lib.Embedder, path: str) -> tuple[str, ...]:
     image text^T + bias. See `pictures.decode_all` for the formats of pictures.
 
     Args:
-        embedder: of the learner, with its tokenizer, if any.
-        path: of a folder that does not exist.
+        embedder: the learner, with its tokenizer, if any.
+        path: a folder that does not exist yet.
 
     Returns:
-        The names of the functions. `embed_texts` is not among them without a
-        tokenizer, or if that runs in Python, as CLIP's of KerasHub does.
+        The names of the functions. `embed_texts` is missing if there is no
+        tokenizer, or if it runs in Python, as KerasHub's for CLIP does.
 
     Raises:
-        ValueError: `path` exists, or the learner is no Keras model.
+        ValueError: `path` exists, or the learner is not a Keras model.
     """
     _check_keras(embedder)
     module = _Module(embedder)
@@ -65,11 +65,11 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
     Towers compute in float32, whatever the dtype policy of training.
 
     Args:
-        embedder: of the learner.
-        path: of a folder that does not exist.
+        embedder: the learner, with its tokenizer, if any.
+        path: a folder that does not exist yet.
 
     Raises:
-        ValueError: `path` exists, tf2onnx is missing, or the learner is no
+        ValueError: `path` exists, tf2onnx is missing, or the learner is not a
             Keras model.
     """
     try:
@@ -79,8 +79,8 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
             "ONNX needs tf2onnx: pip install '.[onnx]' in a clone"
         ) from error
     _check_keras(embedder)
-    # Eager tables, as of CLIP's tokenizer, leave Nones there, of which
-    # TensorFlow would warn.
+    # Eager tables, such as that of CLIP's tokenizer, leave Nones there, about
+    # which TensorFlow would warn.
     tf.compat.v1.get_default_graph().clear_collection("table_initializer")
     learner = _in_float32(embedder.learner)
     about = {"scale": str(embedder.scale), "bias": str(embedder.bias)}
@@ -107,12 +107,12 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
 
 
 def keras_hub(embedder: embedder_lib.Embedder, path: str) -> None:
-    """Writes a preset of KerasHub, which `keras_hub:PATH` names.
+    """Writes a preset of KerasHub, whose model name is `keras_hub:PATH`.
 
     See `pretrained.save`.
 
     Raises:
-        ValueError: `path` exists, or the model is none of KerasHub's.
+        ValueError: `path` exists, or the model is not from KerasHub.
     """
     _check_keras(embedder)
     with _written_folder(path) as partial:
@@ -155,7 +155,7 @@ class _Module(tf.Module):
 
 
 def _in_graph(tokenizer):
-    """The tokenizer of any bytes as a `tf.function`, or None in Python."""
+    """The tokenizer, for any bytes, as a `tf.function`; None if in Python."""
     if tokenizer is None:
         return None
     function = tf.function(
@@ -191,7 +191,7 @@ def _check_keras(embedder):
 
 
 def _erfc(graph, node, name, arguments):
-    """Erfc, of exact GELUs, which ONNX lacks, as 1 - Erf."""
+    """Writes Erfc, which exact GELUs use and ONNX lacks, as 1 - Erf."""
     (output,) = node.output
     form = {
         "shapes": [graph.get_shape(output)],
@@ -216,7 +216,7 @@ def _named_output(encode, spec):
 
 
 def _in_float32(learner):
-    """The learner, or if its layers have other policies, a twin in float32."""
+    """The learner if its dtype policies are float32, else a float32 copy."""
     config = keras.saving.serialize_keras_object(learner)
     replaced = _with_float32(config)
     if replaced == config:

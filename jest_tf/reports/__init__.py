@@ -1,4 +1,4 @@
-"""Reports: HTML pages for a run's selection and for a manifest.
+"""Reports: HTML pages of runs, manifests, evaluations and advice.
 
 Pages have no scripts and load nothing. `charts` draws SVG with matplotlib,
 `rendering` fills the Jinja templates in `templates/`, which hold all wording.

@@ -1,7 +1,7 @@
 """The page of an advice: estimates, sentences, and pictures of both sides.
 
-The least similar pairs of the sample are shown as noise, and the most similar
-as the choice of a stage, so that the user sees what the reference cannot tell.
+It shows the least similar pairs of the sample as noise, and the most similar as
+a stage's choice, so that users see which pairs the reference confuses.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def write(
 ) -> None:
     """Writes the page of a survey of `store`, the pool.
 
-    `path` may be remote. `advice` has sentences by the names of their rules.
+    `path` may be remote. `advice` maps names of rules to sentences.
     """
     order = np.argsort(-found.similarity.matched, kind="stable")
     chosen = order[: max(1, len(order) // found.facts.candidates)]

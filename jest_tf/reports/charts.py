@@ -15,7 +15,7 @@ from matplotlib import figure as mpl_figure
 KEPT, DROPPED, UNIFORM, CHANCE = "#c2410c", "#64748b", "#2563eb", "#a1a1aa"
 
 _MAX_POINTS = 500
-# Names of lines: letters of a row, and its height as a share of the chart's.
+# Names of lines: letters per row, and a row's height over the chart's.
 _NAME_WIDTH, _NAME_HEIGHT = 15, 0.085
 # Replaced by the page's text colour, so that charts follow dark mode.
 _TEXT = "#010203"
@@ -63,8 +63,8 @@ def draw(
 ) -> Chart:
     """Draws lines over their bands, each thinned to 500 points and named.
 
-    The name of a line is beside its last point. `unit_range` shows the range
-    [0, 1] whatever the values.
+    A line's name is beside its last point. `unit_range` shows the range [0, 1]
+    whatever the values.
     """
     with _figure() as (figure, axes):
         shown = [line for line in lines if len(line.x)]
@@ -85,8 +85,8 @@ def histogram(
 
     Args:
         title: shown above the chart.
-        groups: label, colour and values `[k]` of each.
-        edges: of the bins, ascending.
+        groups: label, colour and values `[k]` of each group.
+        edges: edges of the bins, ascending.
         xlabel: name of the horizontal axis.
     """
     middles = (edges[:-1] + edges[1:]) / 2
@@ -97,7 +97,7 @@ def histogram(
             band = (np.zeros_like(shares), shares)
             _add(axes, Line(label, colour, middles, shares, band))
         axes.set(xlabel=xlabel)
-        # Histograms end together, so names beside their ends would not tell.
+        # Histograms end together, so names at their ends would be ambiguous.
         figure.legend(loc="outside lower center", ncols=3, fontsize=10)
         return Chart(title, _svg(figure))
 
@@ -105,7 +105,7 @@ def histogram(
 def evenly(length: int, count: int) -> np.ndarray:
     """Returns at most `count` evenly spread indices in [0, length).
 
-    They include the first and the last; only the first if `count` is 1.
+    The first and the last are among them; if `count` is 1, only the first.
     """
     places = np.linspace(0, length - 1, min(count, length))
     return places.round().astype(int)
@@ -114,8 +114,8 @@ def evenly(length: int, count: int) -> np.ndarray:
 @contextlib.contextmanager
 def _figure():
     with matplotlib.rc_context():
-        # A `matplotlibrc` in the working directory may be a stranger's, and
-        # have text set by LaTeX.
+        # A `matplotlibrc` in the working directory may be someone else's, and
+        # have LaTeX set the text.
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         figure = mpl_figure.Figure(figsize=(4.4, 2.9), layout="constrained")
@@ -125,7 +125,7 @@ def _figure():
 
 
 def _name(axes, lines):
-    """Writes the names of lines at the right, from below without overlaps."""
+    """Writes names at the right of their lines, bottom up, without overlaps."""
     low, high = axes.get_ylim()
     lines = sorted(lines, key=lambda line: line.y[-1])
     wrapped = [textwrap.fill(line.label, _NAME_WIDTH) for line in lines]
@@ -164,9 +164,9 @@ def _add(axes, line):
     places = evenly(len(line.x), _MAX_POINTS)
     x, y = np.asarray(line.x)[places], np.asarray(line.y)[places]
     dashed = "--" if line.colour == CHANCE else "-"
-    # The limits hold every point, so nothing is clipped; clipping needs ids.
+    # Points lie within the limits, so clipping, which needs ids, is off.
     style = {"color": line.colour, "clip_on": False}
-    # Width tells the main line from others where colours do not.
+    # Width distinguishes the main line where colours do not.
     width = 2.2 if line.colour == KEPT else 1.3
     axes.plot(x, y, dashed, label=line.label, linewidth=width, **style)
     if line.band is not None:
@@ -176,7 +176,7 @@ def _add(axes, line):
 
 
 def _inline(svg):
-    """The SVG element without ids, which would repeat in a page."""
+    """The SVG element without ids, of which a page would have duplicates."""
     element = svg[svg.index("<svg") :]
     element = re.sub(r' (?:id|xmlns[:\w]*|clip-path)="[^"]*"', "", element)
     element = re.sub(r"<defs>.*?</defs>", "", element, flags=re.DOTALL)

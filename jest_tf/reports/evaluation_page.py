@@ -10,7 +10,7 @@ from jest_tf.evaluation import zero_shot
 from jest_tf.reports import rendering
 
 _PAIRS, _CARDS = 15, 12
-_MATRIX = 2048  # classes; a picture of so many pixels is a few megabytes
+_MATRIX = 2048  # classes; a picture of this side takes a few megabytes
 
 
 def write(
@@ -21,8 +21,8 @@ def write(
 ) -> None:
     """Writes the page of the evaluation of the model `name` on a suite.
 
-    `results` are those of `evaluation.results`. Of the entries, with a learner
-    attached, those with zero-shot or retrieval tasks get a section.
+    `results` come from `evaluation.results`. Entries have a learner attached;
+    those with a zero-shot or retrieval task get a section for it.
     """
     sections = []
     for title, evaluated in opened.items():
@@ -40,7 +40,7 @@ def write(
 
 
 def _tables(results):
-    """Rows by task: data set, and the task's measures."""
+    """Columns and results by task: a row per data set, a column per measure."""
     tables: dict = {}
     for result in results:
         table = tables.setdefault(result["task"], {"columns": [], "rows": []})
@@ -128,7 +128,7 @@ def _worst(values, is_wrong):
 
 
 def _matrix(pairs, shares, num_classes):
-    """A picture of shares, uint8 [C, C, 3]; None of more than 2,048 classes."""
+    """A picture of shares, uint8 [C, C, 3]; None if C is above 2,048."""
     if num_classes > _MATRIX:
         return None
     table = np.zeros([num_classes, num_classes])

@@ -1,8 +1,8 @@
 """The page of a manifest: scores, sources, near-duplicates, samples.
 
 Scores come from the manifest, pictures and sources from the store, and
-near-duplicates from sidecars; no model runs. Of a large store a bounded number
-of records is read, and the page says how many.
+near-duplicates from sidecars; no model runs. From a large store, only a limited
+number of records is read; the page shows the number.
 """
 
 import collections
@@ -43,8 +43,8 @@ def write(
 ) -> None:
     """Writes the page of the manifest of a store; `path` may be remote.
 
-    `sidecars` find near-duplicates. `source_fields` are metadata fields that
-    name a record's origin; missing fields are left out.
+    `sidecars` have the embeddings for near-duplicates. `source_fields` are
+    metadata fields that name a record's origin; missing fields are left out.
 
     Raises:
         ValueError: the store cannot be read, or the sidecars do not fit.
@@ -74,7 +74,7 @@ def write(
 
 
 def _count_sources(store, weights, fields):
-    """Records and sums of weights by field and value; the records read."""
+    """Counts and weights of records by field and value; records read in all."""
     counted: dict = {
         field: collections.defaultdict(lambda: np.zeros(2)) for field in fields
     }
@@ -100,13 +100,13 @@ def nearest_others(
 
     Args:
         source: sidecars of the records.
-        rows: int64 `[m]`, ascending, to search.
+        rows: int64 `[m]`, ascending, the rows to search.
         queries: int64 `[n]`, among `rows`.
 
     Returns:
         The queries with an embedding, int64 `[k]`; the row with the highest
-        cosine for each, int64 `[k]`; and that cosine, float32 `[k]`. -1 and
-        -inf if no other row has an embedding.
+        cosine for each, int64 `[k]`; and that cosine, float32 `[k]`. The row is
+        -1 and the cosine -inf if no other row has an embedding.
     """
     queries, asked = _pictures(source, queries)
     best = np.full(len(queries), -np.inf, np.float32)
@@ -127,7 +127,7 @@ def nearest_others(
 
 
 def _pictures(source, rows):
-    """The rows with a caption and embeddings, and those of their pictures."""
+    """The rows with a caption and embeddings; their pictures' embeddings."""
     numbers = np.zeros(len(rows), np.int64)
     captions, image, _ = source.read_numbered(
         rows, numbers, source.store.ids(rows)
@@ -140,7 +140,7 @@ def _charts(curated) -> Iterator[charts.Chart]:
     scored = np.isfinite(curated.scores)
     scores, weights = curated.scores[scored], curated.weights[scored]
     if len(scores):
-        # Outliers share the last bins.
+        # Outliers go into the outer bins.
         low, high = np.percentile(scores, [0.1, 99.9]).tolist()
         yield charts.histogram(
             "Scores: share of the records",
@@ -172,7 +172,7 @@ def _charts(curated) -> Iterator[charts.Chart]:
 
 
 def _shares(values):
-    """Rows of the table of sources: value, share of all, share of the drawn."""
+    """Rows of the table of sources: value, share of records, and of draws."""
     totals = sum(values.values())
     shares = {
         value: counts / np.maximum(totals, 1e-9)

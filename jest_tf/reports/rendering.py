@@ -44,11 +44,11 @@ def thumbnail(
 def cards(
     store: stores.Store, shown: Sequence[tuple[int, float, bool]]
 ) -> list[dict[str, object]]:
-    """Returns what `card_grid` shows of records.
+    """Returns the values of records for `card_grid`.
 
     Args:
         store: the records.
-        shown: of each its row, the number below it, and whether it is framed.
+        shown: each record's row, the number below it, and whether it is framed.
     """
     rows = np.array([row for row, *_ in shown], np.int64)
     return [

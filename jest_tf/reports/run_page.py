@@ -1,7 +1,7 @@
-"""The page of a run: charts of its selection, and what it kept and dropped.
+"""The page of a run: charts of its selection, and rows kept and dropped.
 
-Made from the run directory and the run's data, without a model; the run may
-still be training. `runs/draw_log.py` writes what is shown.
+The page is made from the run directory and the run's data, without a model; the
+run may still be training. `runs/draw_log.py` writes the log that it shows.
 """
 
 import copy
@@ -27,14 +27,14 @@ _GROUPS = {
     "dropped": ("dropped", charts.DROPPED),
     "uniform": ("a uniform draw", charts.UNIFORM),
 }
-_OFFERED = 8  # rows into the first stage that the page opens with
-_RATE_ROWS = 10  # of the log, for the time left
+_OFFERED = 8  # rows into the first stage that the page shows
+_RATE_ROWS = 10  # last rows of the log, which give the rate for the time left
 _MEASURES = (
     *(charts.KEPT, charts.UNIFORM, charts.DROPPED),
     *("#15803d", "#7e22ce"),
 )
-# How often a finished run's logs on a bucket are read again before the last
-# page is written without their missing lines.
+# Most times that a finished run's logs on a bucket are read again, before the
+# last page is written without their missing lines.
 _MOST_LATE = 20
 
 
@@ -57,16 +57,16 @@ def watch(
 ) -> None:
     """Writes the page whenever a run has logged more, until it has finished.
 
-    The run may begin later, stop and continue. Until its end the page shows
-    the pictures of the newest logged draw, and browsers load it again every
-    `seconds`. Pictures that cannot be read are left out with the reason.
+    The run may begin later, stop and continue. Until its end, the page shows
+    the pictures of the newest logged draw, and browsers reload it every
+    `seconds`. If pictures cannot be read, the page gives the reason instead.
     """
     tails, shown, sources = _tails(workdir), None, None
     if not directory.has(workdir, directory.CONFIG_FILE):
         progress.say(f"waiting for a run in {directory.received(workdir)}")
     late = 0
     while True:
-        # Before the logs, which are then complete, or on a bucket will be soon.
+        # Read before the logs: then they are complete, or on a bucket soon.
         finished = directory.has(workdir, directory.WEIGHTS_FILE)
         logs = [tail.read() for tail in tails]
         if finished and files.is_remote(workdir) and late < _MOST_LATE:
@@ -97,7 +97,7 @@ def read(workdir: str) -> list[dict]:
     """Returns the lines of a run's `telemetry.jsonl`.
 
     Raises:
-        ValueError: there are none, or it is no run directory.
+        ValueError: there are none, or `workdir` is not a run directory.
     """
     directory.load_config(workdir)
     lines = directory.read_rows(workdir, directory.TELEMETRY_FILE)
@@ -108,11 +108,11 @@ def read(workdir: str) -> list[dict]:
 def add_pictures(
     workdir: str, lines: Sequence[dict], sources: inputs.Sources | None = None
 ) -> None:
-    """Adds `image`, `caption` and `id` to the rows of lines as from `read`.
+    """Adds `image`, `caption` and `id` to the rows of lines from `read`.
 
-    These are the rows under `highest` and `lowest` of every stage and, if any,
-    the line's `offered`. `sources` are those of the run's first step; None
-    opens them.
+    The rows are those under `highest` and `lowest` of every stage, and under
+    `offered` of the line, if any. `sources` are those of the run's first step;
+    None opens them.
 
     Raises:
         ValueError: the data is not the run's.
@@ -130,7 +130,7 @@ def add_pictures(
 
 
 def _add_examples(workdir, config, sources, number, rows):
-    """Adds the examples of rows of a super-batch, by position or row."""
+    """Adds their examples to rows of a super-batch, by position or row."""
     if any("position" not in row for row in rows):
         super_batch = _positions(config, sources, number)
     positions = [
@@ -198,10 +198,10 @@ def _check_any(workdir, lines):
 def _moments(workdir, lines, count, sources=None):
     """Up to `count` lines with pictures, newest first.
 
-    The newest has some of the rows offered to its first stage.
+    The newest line also gets some of the rows offered to its first stage.
     """
     places = charts.evenly(len(lines), count) if lines else ()
-    # Lines without pictures are kept.
+    # Copied, because the caller's lines stay without pictures.
     moments = copy.deepcopy([lines[-1 - i] for i in places])
     if moments:
         config = directory.load_config(workdir)
@@ -247,7 +247,7 @@ def _write(workdir, path, logs, moments, problem="", refresh=None):
 
 
 def _time_left(config, log):
-    """Time to the last step, by the rate of the last rows; "" if unknown."""
+    """Time until the last step, by the rate of the last rows; "" if unknown."""
     if len(log) < 2 or log[-1]["step"] >= config.steps:
         return ""
     then, now = log[-_RATE_ROWS:][0], log[-1]
@@ -256,7 +256,7 @@ def _time_left(config, log):
 
 
 def _evaluated(rows):
-    """The headline measures of the last evaluation, a line a store."""
+    """The headline measures of the last evaluation, a line per store."""
     if not rows:
         return []
     last = rows[-1]
