@@ -14,7 +14,7 @@ with `jest-tf embed --model icontext-work/runs/reference --data
 twice as wide, `model.towers=benchmarks.icontext.towers:build_wide`. To surpass
 the reference, train the learner longer: `--set steps=3000
 reference.distillation_steps=750 selection.stages.0.uniform_share=0.5`.
-When this recipe pays: docs/recipes.md.
+docs/recipes.md says when this recipe pays.
 """
 
 from jest_tf import config as config_lib
@@ -25,19 +25,19 @@ DATA = "icontext-work/data"
 def config() -> config_lib.TrainConfig:
     """A stored stage chooses 256 of 6,400; the reference is distilled.
 
-    The learner scores nothing: a step has 5 % more FLOPs than a uniform step.
+    The learner scores nothing: a step takes 5 % more FLOPs than a uniform step.
     """
     return config_lib.TrainConfig(
         steps=380,  # a thirteenth of the uniform learner's
         data=config_lib.DataConfig(
             train=(f"{DATA}/pool-*.tfrecord",),
-            # The same vocabulary for all runs: they differ in the method only.
+            # All runs share a vocabulary, so they differ in the method only.
             vocabulary=f"{DATA}/vocab.txt",
             image_size=32,
             text_length=16,
             flip=False,
         ),
-        # Emoji art of several styles shares its captions.
+        # Emoji art of different styles has the same captions.
         model=config_lib.ModelConfig(
             towers="benchmarks.icontext.towers:build",
             loss="softmax",

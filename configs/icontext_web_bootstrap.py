@@ -19,7 +19,6 @@ def config() -> config_lib.TrainConfig:
     baseline = icontext_web.config()
     return dataclasses.replace(
         baseline,
-        steps=4500,
         data=dataclasses.replace(
             baseline.data,
             curated=(f"{icontext_web.DATA}/curated-*.tfrecord",),

@@ -30,8 +30,6 @@ def config() -> config_lib.TrainConfig:
         model=dataclasses.replace(
             uniform.model, towers="benchmarks.icontext.towers:build_small"
         ),
-        # Chosen pairs, with less noise, allow a higher rate.
-        optimizer=dataclasses.replace(uniform.optimizer, learning_rate=2e-3),
         selection=config_lib.SelectionConfig(
             256,
             stages=(config_lib.Stage(3, "stored", criterion="easy_reference"),),

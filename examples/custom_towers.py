@@ -66,7 +66,9 @@ def train(model, store, tokenizer, selection, steps):
 def main(argv=None):
     """Trains a reference and a learner, and measures both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=40, help="for each model")
+    parser.add_argument(
+        "--steps", type=int, default=40, help="training steps of each model"
+    )
     steps = parser.parse_args(argv).steps
 
     keras.utils.set_random_seed(0)

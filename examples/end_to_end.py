@@ -39,9 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = "runs/end_to_end"
     parser.add_argument("--runs", default=folder, help="folder of all results")
     parser.add_argument(
-        "--figure", default=f"{folder}/search.png", help="the picture to draw"
+        "--figure", default=f"{folder}/search.png", help="figure to write"
     )
-    parser.add_argument("--queries", nargs="+", default=QUERIES, help="texts")
+    parser.add_argument(
+        "--queries", nargs="+", default=QUERIES, help="texts to search for"
+    )
     parser.add_argument(
         "--set",
         nargs="+",

@@ -56,13 +56,13 @@ def write(
     ]
     page = (
         "# The quickstart's result\n\n"
-        f"This command makes it:\n\n```sh\n{COMMAND}\n```\n\n{shown}\n\n"
+        f"Reproduce it with:\n\n```sh\n{COMMAND}\n```\n\n{shown}\n\n"
         "![Learning curves](figures/quickstart_curves.png)\n\n"
         "![What JEST chooses](figures/offered_and_chosen.png)\n\n"
         "Mean of both MRRs on the test, percent, seed by seed:\n\n"
         f"{markdown.table(('seed', *NAMES.values()), by_seed)}"
-        "\n\nValidation of seed 0 chose the rates, after test scores at other "
-        f"rates had been seen.\n\n{markdown.processor()}; "
+        "\n\nValidation on seed 0 chose the learning rates, after we had seen "
+        f"test scores at other rates.\n\n{markdown.processor()}; "
         f"{', '.join(f'{name} {one}' for name, one in versions.items())}.\n"
     )
     (runs / "report.md").write_text(page.replace("figures/", ""), "utf-8")

@@ -112,7 +112,10 @@ MODELS = (
         ".*/rnu', which does not exist. Did you mean '.*/run'?",
     ),
     (f"JEST {MODEL}=$/vocab.txt", "vocab.txt', a file"),
-    (f"JEST {MODEL}=$/run/checkpoints", "a folder without config.json. .*'.*/run'?"),
+    (
+        f"JEST {MODEL}=$/run/checkpoints",
+        "a folder without config.json. .*'.*/run'?",
+    ),
     (f"JEST {MODEL}=$/unfinished", "`jest-tf train .*/unfinished` finishes"),
     (
         "JEST reference.model=$/cut",
@@ -130,7 +133,7 @@ MODELS = (
         "JEST reference.model=none reference.sidecar_dir=$/sidecars "
         "selection.stages.0.embeddings=stored "
         "selection.stages.0.criterion=easy_reference --dry-run",
-        r"sidecar must be .*damaged `text`; write it anew with `jest-tf embed",
+        r"sidecar must be .*damaged `text`; rewrite it with `jest-tf embed",
     ),
     (
         f"JEST {MODEL}=$/run reference.sidecar_dir=$/folder",
@@ -202,7 +205,7 @@ DATA = (
     ),
     ("TRAIN-IN-RUN seed=4", "with other settings. Expected seed=0, .*seed=4"),
     ("TRAIN-IN-RUN steps=4", "`jest-tf train --workdir .*/run --extend 3`"),
-    ("train --workdir $/badjson", "config.json' is no JSON file"),
+    ("train --workdir $/badjson", "config.json' is not a JSON file"),
 )
 
 

@@ -79,7 +79,7 @@ def _read_json(path):
         try:
             values = json.load(file)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path!r} is no JSON file: {error}") from error
+            raise ValueError(f"{path!r} is not a JSON file: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(
             f"{path!r} must hold an object of settings. "

@@ -148,9 +148,9 @@ RULES = (
         _is_weak,
         lambda facts: (
             f"The reference `{facts.reference}` hardly tells matched pairs "
-            "from mismatched pairs, so do not choose by it: of "
-            f"{facts.candidates} candidates it would choose "
-            f"{facts.chosen:.0%} matched pairs, a perfect choice "
+            "from mismatched pairs, so do not choose by it: with "
+            f"{facts.candidates} candidates, {facts.chosen:.0%} of the chosen "
+            "pairs would match, and by a perfect choice "
             f"{facts.perfect:.0%}. Name another with `--reference`"
         ),
     ),
@@ -172,8 +172,8 @@ RULES = (
         f"at least {MOST:.0%} matched",
         lambda facts: _needs_stage(facts) and facts.matched.mean >= MOST,
         lambda facts: (
-            f"Most pairs match without it, {facts.matched.mean:.0%}: compare "
-            "the stage with plain training before you rely on it"
+            f"{facts.matched.mean:.0%} of the pairs match without the stage: "
+            "compare it with plain training before you rely on it"
         ),
     ),
     Rule(
@@ -182,10 +182,10 @@ RULES = (
         "curated set than to the pool",
         lambda facts: facts.is_covered,
         lambda facts: (
-            "Your tests are like the curated set, not like the pool, by "
-            f"{facts.covered:.0%} of their pictures (give or take "
-            f"{facts.covered_error:.0%}): mix curated rows into "
-            "every batch, `data.curated_rows`, up to a half"
+            "Your tests are like the curated set, not like the pool: "
+            f"{facts.covered:.0%} of their pictures are nearer to it (give or "
+            f"take {facts.covered_error:.0%}). Mix curated rows into every "
+            "batch, `data.curated_rows`, up to half of it"
         ),
     ),
     Rule(
@@ -212,8 +212,8 @@ RULES = (
         lambda facts: _needs_stage(facts) and facts.breadth < NARROW,
         lambda facts: (
             "The curated set is narrow, with "
-            f"{facts.breadth:.0%} of the pool's effective clusters, and so "
-            "would the choice be: give the stage `uniform_share=0.5`"
+            f"{facts.breadth:.0%} of the pool's effective clusters, and the "
+            "stage's choice would be, too: give it `uniform_share=0.5`"
         ),
     ),
     Rule(
@@ -231,9 +231,9 @@ RULES = (
         "set than to the pool",
         lambda facts: facts.apart >= APART,
         lambda facts: (
-            "The curated set is of another kind than the pool, by "
-            f"{facts.apart:.0%} of its pictures, so the matched share may be "
-            "too low"
+            "The curated set is of another kind than the pool: "
+            f"{facts.apart:.0%} of its pictures are nearer to their own set. "
+            "The estimated matched share may be too low"
             + "; are your tests of that kind? Name them with `--tests`"
             * (facts.covered is None)
         ),

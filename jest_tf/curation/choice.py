@@ -204,9 +204,9 @@ def _for_models(chosen_by, models):
             for model in models
         ]
         raise ValueError(
-            "`loss` must be the pair loss by which what scores was "
-            "trained, unless it is a run, or two of the same loss. Received: "
-            f"none, with {' and '.join(names)}; `--set loss=sigmoid` sets it"
+            "`loss` must be set to the pair loss that trained the models, "
+            "unless all are runs with the same loss. Received: no `loss`, "
+            f"with {' and '.join(names)}; `--set loss=sigmoid` sets it"
         )
     return dataclasses.replace(chosen_by, loss=found.pop())
 

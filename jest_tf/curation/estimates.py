@@ -156,8 +156,8 @@ def matched_share(
     if curated.mean() <= 2.0 * error:
         raise ValueError(
             "The reference must find unseen curated pairs more similar than "
-            f"mismatched pairs. Received: {curated.mean():.3f} standard "
-            f"deviations more, with a standard error of {error:.3f}; take a "
+            f"mismatched pairs. Received: a mean {curated.mean():.3f} standard "
+            f"deviations higher, with a standard error of {error:.3f}; take a "
             "reference that was trained for longer, or a public model, or "
             "more curated pairs"
         )

@@ -21,10 +21,10 @@ from jest_tf import files
 
 # How to rebuild each kind.
 KINDS = {
-    "embeddings": "delete it, and it is made anew",
-    "index": "delete it, and it is built anew",
-    "sidecar": "write it anew with `jest-tf embed --overwrite`",
-    "manifest": "write it anew with `jest-tf curate --overwrite`",
+    "embeddings": "delete it; it will be rebuilt",
+    "index": "delete it; it will be rebuilt",
+    "sidecar": "rewrite it with `jest-tf embed --overwrite`",
+    "manifest": "rewrite it with `jest-tf curate --overwrite`",
 }
 _VERSION = "1"
 _DTYPES = {"I64": "int64", "F32": "float32", "F16": "float16"}
@@ -211,7 +211,7 @@ def read_again(
     try:
         found = read(path, kind)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read any more: {error}") from error
+        raise ValueError(f"{path} can no longer be read: {error}") from error
     if not set(expected) <= found.metadata.items():
         raise ValueError(
             f"{path} was replaced by another {kind} since it was opened: start "
@@ -267,7 +267,7 @@ def _artefact(size, first, make):
     (length,) = _LENGTH.unpack_from(head)
     start = _LENGTH.size + length
     if length > _LARGEST_HEAD or start > size:
-        raise ValueError("a head that is too long, or cut off")
+        raise ValueError("a header that is too long, or truncated")
     if start > len(head):
         head = first(start)
     entries = json.loads(head[_LENGTH.size : start])
@@ -281,10 +281,12 @@ def _artefact(size, first, make):
         place = end
         end += dtype.itemsize * math.prod(shape)
         if entry["data_offsets"] != [place, end]:
-            raise ValueError(f"a wrong place of `{name}`")
+            raise ValueError(f"wrong offsets of `{name}`")
         arrays[name] = make(start + place, dtype, shape)
     if start + end != size:
-        raise ValueError(f"{size} bytes, where the head has {start + end}")
+        raise ValueError(
+            f"{size} bytes, but its header describes {start + end}"
+        )
     return Artefact(metadata, arrays)
 
 
@@ -296,7 +298,7 @@ def _check(found, kind, verify):
     checksum = metadata.pop("checksum")
     shapes = {name: array.shape for name, array in found.arrays.items()}
     if checksum != _checksum(metadata, shapes):
-        raise ValueError("a damaged head")
+        raise ValueError("a damaged header")
     for name, expected in found.checksums.items() if verify else ():
         if zlib.crc32(found.arrays[name]) != expected:
             raise ValueError(f"damaged `{name}`")

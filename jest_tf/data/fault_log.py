@@ -111,7 +111,7 @@ class FaultLog:
         if self.lost_share:
             found.append(
                 f"{self.lost_share:.2%} are lost in damaged shards, which "
-                "warnings have named: copy these anew"
+                "warnings have named: copy those again"
             )
         reasons = "; ".join(
             f"{count} x {reason}"

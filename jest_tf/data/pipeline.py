@@ -230,10 +230,10 @@ def order(
         if not part.any():
             start = store.describe(int(ends[number]) - len(part))
             raise ValueError(
-                "`data.manifest` must have a record of each pattern of "
-                "`data.train` where `data.weights` give it a share. Received: "
-                f"{store.manifest.directory!r} with none of the {len(part):,} "
-                f"of `data.train[{number}]`, from {start} on"
+                "`data.manifest` must draw a record of every pattern of "
+                "`data.train` that `data.weights` give a share. Received: "
+                f"{store.manifest.directory!r}, which draws none of the "
+                f"{len(part):,} of `data.train[{number}]`, from {start} on"
             )
     return stream.Mixture(lengths, weights, seed, **settings)
 

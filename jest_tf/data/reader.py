@@ -23,7 +23,7 @@ from jest_tf.data import fault_log, hashes, pictures, stores, stream
 # positions.
 MAX_ATTEMPTS = 16
 
-NO_CAPTION = stores.Fault("no caption that is not blank")
+NO_CAPTION = stores.Fault("no nonblank caption")
 # The record was unreadable when its sidecar was written.
 NO_EMBEDDING = stores.Fault("no embedding in the sidecar")
 
@@ -46,8 +46,8 @@ def check_pictures(store: stores.Store) -> None:
             return
     raise ValueError(
         "`data.train` must hold encoded pictures; `data.image_field` names "
-        f"their field. Received: none that decodes in {len(rows)} records, the "
-        f"last {store.describe(int(rows[-1]))}: {fault.reason}"
+        f"their field. Received: {len(rows)} records whose pictures do not "
+        f"decode, the last {store.describe(int(rows[-1]))}: {fault.reason}"
     )
 
 
@@ -195,8 +195,8 @@ class Reader:
             attempt = int(chunk.attempts[i])
             if attempt > MAX_ATTEMPTS:
                 raise ValueError(
-                    f"{MAX_ATTEMPTS} records in a row cannot be read in place "
-                    f"of the record at position {position}, the last "
+                    f"{MAX_ATTEMPTS} substitutes in a row for the record at "
+                    f"position {position} cannot be read, the last "
                     f"{self.store.describe(row)}: {fault.reason}"
                 )
             rows = self.order.substitutes(np.array([position]), attempt)

@@ -94,9 +94,9 @@ class StoredStages:
         if self.sidecars is not None and hyper_batch > most:
             raise ValueError(
                 "A hyper-batch, `selection.batch_size` (b) times the "
-                "`candidates` of all stages, must be at most the records that "
-                f"are drawn from, {most:,}, or it would offer some of them "
-                f"twice. Received: {hyper_batch:,}"
+                "`candidates` of all stages, must not exceed the number of "
+                f"records to draw from, {most:,}, or a step would see some of "
+                f"them twice. Received: {hyper_batch:,}"
             )
 
     @functools.cached_property
@@ -336,8 +336,8 @@ def load_rows(
         missing = missing[captions < 0]
     if len(missing):
         raise ValueError(
-            f"{reader.MAX_ATTEMPTS} records in a row have no embedding in "
-            f"place of the record at position {positions[missing[0]]}, the "
-            f"last {store.describe(int(rows[captions < 0][0]))}"
+            f"{reader.MAX_ATTEMPTS} substitutes in a row for the record at "
+            f"position {positions[missing[0]]} have no embedding, the last "
+            f"{store.describe(int(rows[captions < 0][0]))}"
         )
     return positions, image, text

@@ -285,9 +285,9 @@ class KerasHubTokenizer(Tokenizer):
             RecursionError,
         ) as error:
             raise ValueError(
-                "A vocabulary that ends in .json must be written by a run with "
-                "a model of KerasHub. Received: another file "
-                f"({type(error).__name__}: {error})"
+                "A vocabulary that ends in .json must be one that a run with a "
+                "KerasHub model wrote. Received: "
+                f"{type(error).__name__}: {error}"
             ) from error
         return preprocessor
 

@@ -76,8 +76,8 @@ def mesh() -> jax.sharding.Mesh | None:
     if len(with_some) < jax.process_count() > 1:
         raise ValueError(
             "Several processes train together by "
-            "`keras.distribution.DataParallel` over the devices of all, set in "
-            "each before its model is made. Received: "
+            "`keras.distribution.DataParallel` over the devices of all "
+            "processes, set in each before it builds the model. Received: "
             f"{jax.process_count()} processes, devices of {len(with_some)}"
         )
     if len(devices) <= 1:

@@ -93,7 +93,7 @@ class TrainerHooks(Averages):
                 self._refuse(
                     f"Keras' {type(optimizer).__name__} clips the gradient of "
                     "each replica by itself; use `optimizer.AdamW`, or a class "
-                    "that inherits from `keras_fit.AggregateThenClip` and it",
+                    "of `keras_fit.AggregateThenClip` and this optimizer",
                     f"{name}={clip}",
                 )
         accumulated = getattr(optimizer, "gradient_accumulation_steps", None)

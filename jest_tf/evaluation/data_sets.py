@@ -68,8 +68,8 @@ def open_data(entry: config_lib.Entry, index_dir: str = "") -> DataSet:
     if path is None:
         raise ValueError(
             "the data is not there. Expected one of "
-            f"{', '.join(map(repr, entry.data))}: a folder with a subfolder a "
-            "class, a folder of tars, or shards "
+            f"{', '.join(map(repr, entry.data))}: a folder with a subfolder "
+            "per class, a folder of tars, or shards "
             "(docs/evaluation.md#preparing-data)"
         )
     if not files.is_folder(path) or files.is_file(f"{path}/{_INFO_FILE}"):
@@ -102,7 +102,8 @@ def labels_of(data: DataSet, classes: Classes, field: str) -> np.ndarray:
         if not label:
             raise ValueError(
                 f"every record must have a label, in `{field}` or, in tars, in "
-                f"a .cls file. Received: {data.store.describe(place)}, without"
+                "a .cls file. Received: "
+                f"{data.store.describe(place)}, which has no label"
             )
         found[place] = (rows if name else by_number).get(label, -1)
         unknown[label] += found[place] < 0
@@ -111,10 +112,9 @@ def labels_of(data: DataSet, classes: Classes, field: str) -> np.ndarray:
         shown = ", ".join(map(repr, [*unknown][:5]))
         raise ValueError(
             f"`classes` must name the class of every label. Received: "
-            f"{len(classes.names)} classes, {classes.labels[0]!r} and on, and "
-            f"labels of {sum(unknown.values()):,} records that none has: "
-            f"{shown}. A JSON object of names by label, as `classes`, pairs "
-            "them"
+            f"{len(classes.names)} classes, the first {classes.labels[0]!r}, "
+            f"and {sum(unknown.values()):,} records whose labels match none: "
+            f"{shown}. As `classes`, use a JSON object of names by label"
         )
     return found
 
@@ -176,8 +176,8 @@ def read_templates(
     templates = _read_list("templates", path)
     if isinstance(templates, dict):
         raise ValueError(
-            f"`templates` must be a list, the same for all classes. Received: "
-            f"an object, {path}"
+            "`templates` must be a list, the same for all classes. Received: "
+            f"a JSON object in {path}"
         )
     for number, template in enumerate(templates, 1):
         if len(_SLOT.findall(template)) != 1:
@@ -202,8 +202,8 @@ def captions_of(
         choices = reader.candidates(captions)[:most]
         if not choices:
             raise ValueError(
-                "every picture must have a caption that is not blank. "
-                f"Received: {data.store.describe(row)}, without"
+                "every picture must have a nonblank caption. Received: "
+                f"{data.store.describe(row)}, which has none"
             )
         texts += [captions[choice] for choice in choices]
         rows += [row] * len(choices)
@@ -299,8 +299,8 @@ def _read_list(setting, path):
     # A line's number is that of a class, so no line may be blank.
     if not values or not all(text and isinstance(text, str) for text in values):
         raise ValueError(
-            f"`{setting}` must be a file of texts, a line each and none blank, "
-            f"or of JSON. Received: {path}"
+            f"`{setting}` must be a file with one nonblank text per line, or a "
+            f"JSON file of texts. Received: {path}"
         )
     return found
 
@@ -309,7 +309,7 @@ def _json(path):
     try:
         return json.loads(_text(path))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
 
 
 def _text(path):

@@ -49,9 +49,9 @@ def inside(folder: str, name: str) -> str:
     """
     if not name or name in (".", "..") or {"/", "\0"} & {*name}:
         raise ValueError(
-            f"What lies in {folder} must have a plain name, not a path. "
-            f"Received: {name!r}; delete it, or take the folder from where you "
-            "trust its files"
+            f"Files in {folder} must have plain names, not paths. Received: "
+            f"{name!r}; delete the file, or take the folder from a source that "
+            "you trust"
         )
     path = os.path.join(folder, name)
     if not is_remote(local_path(path)):
@@ -70,7 +70,7 @@ def check_links(paths: Iterable[str], folder: str) -> None:
             os.path.isfile(path) or os.path.isdir(path)
         ):
             raise ValueError(
-                f"What lies in {folder} must be files and folders. Received: "
+                f"{folder} may contain only files and folders. Received: "
                 f"{path}, a device, pipe or socket; delete it"
             )
         if not os.path.islink(path):
@@ -78,8 +78,8 @@ def check_links(paths: Iterable[str], folder: str) -> None:
         real = os.path.realpath(path)
         if os.path.commonpath([real, root]) != root:
             raise ValueError(
-                f"Links within {folder} must not lead out of it: copy what "
-                f"they lead to. Received: {path}, to {real}"
+                f"Links within {folder} must not lead out of it: replace them "
+                f"with copies of their targets. Received: {path}, to {real}"
             )
 
 

@@ -74,7 +74,7 @@ def room_for(*paths: str) -> Iterator[None]:
         path = getattr(error, "filename", None)
         if not isinstance(path, str):
             path = min(paths, key=_free)
-        raise _full(found[0], path, "what is written to it") from error
+        raise _full(found[0], path, "the data to write") from error
 
 
 def check_room(path: str, size: int) -> None:
@@ -98,8 +98,8 @@ def _full(reason, path, needed):
     other = "or set TMPDIR, " if path.startswith(temporary) else ""
     return Full(
         errno.ENOSPC,
-        f"{reason}: expected room for {needed}. Received: {_free(path):,} "
-        f"bytes that are free. Make room, {other}and the same command goes on",
+        f"{reason}: expected room for {needed}. Received: {_free(path):,} free "
+        f"bytes. Make room, {other}and repeat the command, which continues",
         path,
     )
 

@@ -102,8 +102,8 @@ class Lease:
             raise Lost(
                 f"The lease {self.path} was lost: expected this process as its "
                 f"holder, number {self._name[:6]}. Received: {holder}, after "
-                f"{EXPIRY:.0f} seconds without a sign of it. What it "
-                "writes does not count any more"
+                f"{EXPIRY:.0f} seconds without a sign of this process. What it "
+                "writes from now on is ignored"
             )
 
     def begin(self) -> None:

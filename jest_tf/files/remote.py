@@ -400,9 +400,9 @@ def _system(scheme):
         hint = f". Did you mean {close[0]}://?" if close else ""
         raise ValueError(
             "A path must be local, or of a scheme that TensorFlow opens, "
-            f"{', '.join(_schemes())}, or fsspec with the library of the "
-            "scheme, as s3:// with pip install '.[s3]' in a clone. Received: "
-            f"{scheme}:// ({error}){hint}"
+            f"{', '.join(_schemes())}, or that fsspec opens with the scheme's "
+            "library, as s3:// after `pip install '.[s3]'` in a clone. "
+            f"Received: {scheme}:// ({error}){hint}"
         ) from error
 
 

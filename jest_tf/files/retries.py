@@ -118,7 +118,7 @@ def persist(what: str, function: Callable):
             if wait is None or not may_pass(error):
                 raise python_error(error) from error
             logging.warning(
-                "To %s failed, and is tried again in %g s: %s",
+                "Failed to %s; trying again in %g s: %s",
                 *(what, wait, " ".join(str(error).split())[:200]),
             )
         time.sleep(wait)
@@ -157,8 +157,8 @@ def _watch():
         elif said is None or now - said >= wait:
             since, what = min(slow)
             logging.warning(
-                "To %s has taken %.0f s, and goes on%s: the network is slow, "
-                "or the storage fails and is asked again",
+                "Still trying to %s after %.0f s%s: the network is slow, or "
+                "the storage fails and is asked again",
                 *(what, now - since),
                 f", as do {len(slow) - 1} other requests" * (len(slow) > 1),
             )

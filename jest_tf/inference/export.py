@@ -184,7 +184,7 @@ def _specs(embedder):
 def _check_keras(embedder):
     if not isinstance(embedder.learner, keras.Model):
         raise ValueError(
-            "An export needs a Keras model, and `hf:` models run in PyTorch: "
+            "An export needs a Keras model, but `hf:` models run in PyTorch: "
             "take the same weights from KerasHub, `keras_hub:NAME`. "
             f"Received: a {type(embedder.learner).__name__}"
         )

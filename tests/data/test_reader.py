@@ -96,7 +96,7 @@ def bad_records():
     png, jpeg = good.image, picture_files.every_kind()["jpeg"]
     return {
         "truncated: 1 of 2 bytes": stores.Fault("truncated: 1 of 2 bytes"),
-        "no caption that is not blank": good._replace(captions=()),
+        "no nonblank caption": good._replace(captions=()),
         "no caption .*": good._replace(captions=(b"", b" \n", b"\xc2\xa0")),
         "empty picture": good._replace(image=b""),
         "truncated picture": good._replace(image=png[:20]),
@@ -363,7 +363,7 @@ class LimitTest(ReadingTestCase):
             store = ListStore([bad[reason]] * 4)
             with self.assertRaisesRegex(
                 tf.errors.InvalidArgumentError,
-                rf"16 records in a row.*position \d+.*of memory: {reason}",
+                rf"16 substitutes in a row.*position \d+.*of memory: {reason}",
             ):
                 self.batches(store, 1)
 

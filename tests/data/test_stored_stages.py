@@ -437,8 +437,8 @@ class RefusalsTest(stored_cases.StoredTestCase):
         first = 30 + np.argmin(stream.Order(80, SEED).rows(np.arange(30, 60)))
         with self.assertRaisesRegex(
             ValueError,
-            f"{reader.MAX_ATTEMPTS} records in a row have no embedding in place"
-            f" of the record at position {first}, the last record",
+            f"{reader.MAX_ATTEMPTS} substitutes in a row for the record at"
+            f" position {first} have no embedding, the last record",
         ):
             self.load(np.arange(30, 60), sidecars=Nothing())
 

@@ -191,7 +191,7 @@ class DataSetsTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, "`classes` must be a file"):
                 self.rows(classes=self.write(name, text))
-        with self.assertRaisesRegex(ValueError, "is no JSON file"):
+        with self.assertRaisesRegex(ValueError, "is not a JSON file"):
             self.rows(classes=self.write("names.json", "a"))
         with self.assertRaisesRegex(ValueError, "nothing.txt cannot be read"):
             self.rows(classes=str(self.folder / "nothing.txt"))

@@ -470,7 +470,9 @@ class FaultTest(remote_files.Gcs, tf.test.TestCase):
         self.server.fail("GET storage", times=11)
         with self.assertLogs("absl", "WARNING") as log:
             self.assertEqual(files.read_whole(self.path), self.content)
-        self.assertRegex(log.output[0], "To read gs://.* tried again in 0 s")
+        self.assertRegex(
+            log.output[0], "Failed to read gs://.*; trying again in 0 s"
+        )
 
     def test_a_request_that_takes_long_is_said_again_and_again(self):
         self.enterContext(mock.patch.object(retries, "SILENCE", 0.2))

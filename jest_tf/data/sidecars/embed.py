@@ -348,8 +348,8 @@ def _is_there(path, header, overwrite):
         if overwrite:
             return False
         raise ValueError(
-            f"{error}; `overwrite` (`--overwrite`) replaces it, another "
-            "folder keeps it"
+            f"{error}; set `overwrite` (`--overwrite`) to replace it, or "
+            "choose another folder"
         ) from error
     return True
 

@@ -400,7 +400,7 @@ def check_header(
         ]
         raise ValueError(
             f"Sidecar {path} does not fit: expected the {what}{writers[0]}, "
-            f"{wanted!r}. Received: {value!r}{writers[1]}; write it anew with "
+            f"{wanted!r}. Received: {value!r}{writers[1]}; rewrite it with "
             "`jest-tf embed`"
         )
 

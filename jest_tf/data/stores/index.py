@@ -180,12 +180,12 @@ def _warn_of_damage(paths, formats, indexes):
             f"{index.damage[0, 0]:,}",
             f"{index.num_lost:,}",
             f"{index.num_lost + index.num_records - len(index.damage):,}",
-            ", and any behind its end" * index.is_cut,
+            ", and any beyond its end" * index.is_cut,
         )
     if len(damaged) > _NAMED:
         lost = sum(index.num_lost for _, _, index in damaged)
         logging.warning(
-            "%s shards are damaged so. Lost in all: about %s records.",
+            "%s shards are damaged in all; about %s records are lost.",
             *(f"{len(damaged):,}", f"{lost:,}"),
         )
 

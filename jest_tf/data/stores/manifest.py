@@ -89,8 +89,8 @@ class Manifest:
             header, part, checksum = read_part(place)
             if checksum != listed.get((header["shard"], header["stamp"])):
                 raise ValueError(
-                    f"Manifest {path} does not list {place} as it is: it was "
-                    "written anew since, or belongs to another manifest"
+                    f"Manifest {path} does not match {place}, which has been "
+                    "rewritten since, or belongs to another manifest"
                 )
             parts.append(part)
         self.weights = np.concatenate([part.weights for part in parts])
@@ -266,7 +266,7 @@ def _refuse_other(path, header, found):
     wanted = json.loads(json.dumps(header))
     for name, (here, there) in _differences(wanted, found):
         raise ValueError(
-            f"Manifest {path} was made by something else: expected "
+            f"Manifest {path} was made with other settings: expected "
             f"{name}={here!r}. Received: {there!r}; take another folder, or "
             "overwrite it"
         )
@@ -287,7 +287,9 @@ def _check_shards(path, listed, store):
 
 def _few(found):
     names = [f"{name} of version {stamp}" for name, stamp in sorted(found)]
-    return ", ".join([*names[:3], *(["..."] if names[3:] else [])]) or "no more"
+    return (
+        ", ".join([*names[:3], *(["..."] if names[3:] else [])]) or "no others"
+    )
 
 
 def _differences(wanted, found, path=""):

@@ -360,7 +360,7 @@ class _RetriedFile(io.RawIOBase):
                 f"at byte {self._place}: {one_line(error)}"
             ) from error
         if len(data) < size:
-            raise OSError("it has become shorter while it was read")
+            raise OSError("the file shrank while it was being read")
         buffer[:size] = data
         self._place += size
         self._advance(size)
@@ -391,7 +391,7 @@ def _groups(spans, faults, gap, limit):
 
 def _size_fault(size):
     if size < 0:
-        return Fault(f"damaged: {-size} bytes that are no record")
+        return Fault(f"damaged: {-size} bytes that are not a record")
     if size > MAX_RECORD_BYTES:
         return Fault(f"oversized: {size} bytes, more than {MAX_RECORD_BYTES}")
     return None
@@ -427,7 +427,7 @@ def _read_remote(path):
     try:
         return found.result(_PATIENCE)
     except TimeoutError:
-        return Fault(f"unreadable: no answer of {root} in {_PATIENCE:g} s")
+        return Fault(f"unreadable: no answer from {root} in {_PATIENCE:g} s")
 
 
 def _fetch(path, root):

@@ -432,8 +432,8 @@ def _check_readable(store, caption_fields):
     ):
         raise ValueError(
             f"`data.caption_fields` must name captions. Received: "
-            f"{tuple(caption_fields)}, of which the {len(rows)} records that "
-            "were checked have none, the first "
+            f"{tuple(caption_fields)}, none of which is in the {len(rows)} "
+            "records that were checked, the first "
             f"{store.describe(int(rows[0]))}{_texts(found, caption_fields)}"
         )
 

@@ -74,7 +74,7 @@ class TFRecords:
             payload = frame[HEAD : HEAD - FRAME]
             if frame_size(frame[:HEAD]) != len(payload):
                 return shards.Fault(
-                    f"damaged: the length before {len(payload)} bytes"
+                    f"damaged: wrong length before {len(payload)} bytes"
                 )
             (checksum,) = _CHECKSUM.unpack(frame[HEAD - FRAME :])
             if masked_crc32c(payload) != checksum:
@@ -103,7 +103,7 @@ def parse(
     """
     features = _features(payload)
     if features is None:
-        return shards.Fault(f"no tf.train.Example: {len(payload)} other bytes")
+        return shards.Fault(f"not a tf.train.Example: {len(payload)} bytes")
     wanted = (fields.image,) if fields.image else IMAGE_FIELDS
     image = next((name for name in wanted if name in features), None)
     if image is None:

@@ -141,7 +141,7 @@ class FileTest(IndexTestCase):
         with self.assertRaisesRegex(ValueError, "was replaced by another"):
             store.read(np.array([0]))
         os.remove(self.shard + ".index")
-        with self.assertRaisesRegex(ValueError, "cannot be read any more"):
+        with self.assertRaisesRegex(ValueError, "can no longer be read"):
             store.read(np.array([0]))
 
     def test_several_builders_at_once_all_get_the_index(self):
@@ -200,7 +200,7 @@ class LossesTest(shard_files.FolderTestCase):
                 store = stores.open_store(path)
             (line,) = logs.output
             there = len(store) - len(parts)
-            end = ", and any behind its end" * (
+            end = ", and any beyond its end" * (
                 int(sum(parts[-1])) == os.path.getsize(path)
             )
             self.assertIn(f"Shard {path} ", line)
@@ -219,7 +219,10 @@ class LossesTest(shard_files.FolderTestCase):
                 for record in found
                 if isinstance(record, stores.Fault)
             ],
-            [f"damaged: {size} bytes that are no record" for _, size in parts],
+            [
+                f"damaged: {size} bytes that are not a record"
+                for _, size in parts
+            ],
         )
         return store
 
@@ -292,7 +295,7 @@ class LossesTest(shard_files.FolderTestCase):
         self.assertEqual(store.num_lost, 13)
         self.assertLen(logs.output, 11)
         self.assertIn(
-            "13 shards are damaged so. Lost in all: about 13 ", logs.output[-1]
+            "13 shards are damaged in all; about 13 ", logs.output[-1]
         )
 
 

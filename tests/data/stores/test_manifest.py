@@ -83,7 +83,7 @@ class ManifestTest(FolderTestCase):
         before = self.store.stamp(1)
         head = r"manifest\.json must be of the shards of `data.train`.* "
         self.assert_refused(
-            rf"{head}Expected: no more. Received: 2.tfrecord of version ",
+            rf"{head}Expected: no others. Received: 2.tfrecord of version ",
             self.open("[01]"),
         )
         tiny.write_shard(self.shard(1), rows=7, seed=8)
@@ -96,7 +96,7 @@ class ManifestTest(FolderTestCase):
         tiny.write_shard(os.path.join(self.folder, "x.tfrecord"), seed=9)
         tiny.write_shard(self.shard(1), rows=7, seed=1)
         self.assert_refused(
-            rf"{head}Expected: x\.tfrecord of version .* Received: no more",
+            rf"{head}Expected: x\.tfrecord of version .* Received: no others",
             self.open(),
         )
 

@@ -66,7 +66,7 @@ class ReadTest(FilesTestCase):
             [
                 self.data[10:15],
                 shards.Fault("truncated: 3 of 10 bytes"),
-                shards.Fault("damaged: 7 bytes that are no record"),
+                shards.Fault("damaged: 7 bytes that are not a record"),
                 shards.Fault(f"oversized: {2**40} bytes, more than {2**28}"),
                 shards.Fault("truncated: 0 of 3 bytes"),
                 self.data[15:20],
@@ -97,7 +97,7 @@ class ReadTest(FilesTestCase):
         with shards.open_scan(self.path) as file:
             os.truncate(self.path, 1000)
             file.seek(900)
-            with self.assertRaisesRegex(OSError, "become shorter"):
+            with self.assertRaisesRegex(OSError, "shrank while"):
                 file.read(200)
 
     def test_whole_files_are_read_or_are_faults(self):

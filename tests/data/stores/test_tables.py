@@ -176,7 +176,7 @@ class DelimitedTest(TablesTestCase):
         with mock.patch.object(shards, "_PATIENCE", 0.5):
             found = self.read(path)
         self.assertEqual(
-            found[2].reason, "unreadable: no answer of gs://mute in 0.5 s"
+            found[2].reason, "unreadable: no answer from gs://mute in 0.5 s"
         )
         self.assertLess(time.monotonic() - started, 5)
 

@@ -212,7 +212,7 @@ class DamageTest(TarsTestCase):
             os.truncate(self.path, size)
             with self.assertLogs("absl", "WARNING") as logs:
                 found = self.everything(stores.open_store(self.path))
-            fault = stores.Fault(f"damaged: {lost} bytes that are no record")
+            fault = stores.Fault(f"damaged: {lost} bytes that are not a record")
             self.assertEqual(found, [*whole[:left], fault])
             self.assertRegex(
                 logs.output[0],
@@ -223,7 +223,7 @@ class DamageTest(TarsTestCase):
     def test_a_damaged_header_costs_its_sample(self):
         shard_files.write_tar(self.path, self.samples())
         whole = self.everything(stores.open_store(self.path))
-        lost = stores.Fault("damaged: 1024 bytes that are no record")
+        lost = stores.Fault("damaged: 1024 bytes that are not a record")
         for block, expected in (
             (6, [lost, stores.Fault("no picture among the files: json, txt")]),
             (8, [stores.Fault("damaged: a tar header is unreadable")]),

@@ -46,7 +46,7 @@ class FramesTest(shard_files.FolderTestCase):
             if rest:
                 self.assertEqual(
                     [fault.reason for fault in found[number:]],
-                    [f"damaged: {rest} bytes that are no record"],
+                    [f"damaged: {rest} bytes that are not a record"],
                 )
 
     def test_a_damaged_length_ends_the_shard(self):
@@ -66,7 +66,9 @@ class FramesTest(shard_files.FolderTestCase):
                 found,
                 [
                     self.whole[0],
-                    stores.Fault(f"damaged: {rest} bytes that are no record"),
+                    stores.Fault(
+                        f"damaged: {rest} bytes that are not a record"
+                    ),
                 ],
             )
             self.patch(self.shard, byte, data[byte : byte + 1])
