@@ -123,7 +123,7 @@ MODELS = (
     ),
     (
         "JEST reference.model=$/preset",
-        r"preset', which is no run .* mean 'keras_hub:.*preset'?",
+        r"preset', which is not a run .* mean 'keras_hub:.*preset'?",
     ),
     (
         "evaluate --workdir $/run --suite $/none.toml",
@@ -152,7 +152,7 @@ MODELS = (
     ("page --workdir $/run --moments 0", "`--moments` must be at least 1"),
     (
         "export --model nothing --output $/x --format onnx",
-        "`--model` must be a run directory, .*'nothing', which is no run",
+        "`--model` must be a run directory, .*'nothing', which is not a run",
     ),
     (
         "embed --model $/folder --data $/pool-*",

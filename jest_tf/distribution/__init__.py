@@ -8,7 +8,6 @@ On Keras' JAX backend, `collectives_jax` takes the place of the first two.
 from jest_tf.distribution.collectives import (
     any_worker,
     join_halves,
-    placed,
 )
 from jest_tf.distribution.strategy import (
     build_strategy,
@@ -45,7 +44,6 @@ __all__ = [
     "in_halves",
     "is_tpu",
     "join_halves",
-    "placed",
     "replica_id",
     "spread",
 ]

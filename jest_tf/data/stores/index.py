@@ -54,7 +54,6 @@ class Index(NamedTuple):
         num_records: number of records.
         stamp: identifies this version of the shard and how it is read.
         records: returns int64 [n, 3], spans and ids.
-        path: of the index's file; "" if it was not written.
         damage: int64 [m, 2], place and size of parts that hold no records.
         num_lost: estimated number of records that were in these parts.
         is_cut: whether a damaged part is the shard's end, so that more records
@@ -64,7 +63,6 @@ class Index(NamedTuple):
     num_records: int
     stamp: str
     records: Callable[[], np.ndarray]
-    path: str = ""
     damage: np.ndarray = _SOUND
     num_lost: int = 0
     is_cut: bool = False
@@ -243,8 +241,7 @@ def _load(place, origin, form):
     if not origin.items() <= found.metadata.items():
         return None
     if files.is_remote(place):
-        found = _in_memory(origin, form, np.array(records))
-        return found._replace(path=place)
+        return _in_memory(origin, form, np.array(records))
     # Not the time of change: another process may have updated only that.
     known = tuple((key, found.metadata[key]) for key in ("identity", "crc32"))
     return _index(
@@ -253,7 +250,7 @@ def _load(place, origin, form):
         records,
         found.checksums[_ARRAY],
         lambda: _map(place, _KIND, known).arrays[_ARRAY],
-    )._replace(path=place)
+    )
 
 
 def _in_memory(origin, form, records):

@@ -67,7 +67,7 @@ class Store:
 
     Attributes:
         shards: the files and their numbers of records.
-        formats, indexes: the format and the index of each shard.
+        indexes: the index of each shard.
         parts: as given.
         max_image_pixels: as given; decoders treat larger pictures as faults.
         manifest: weights of the rows in a stream; None draws all alike.
@@ -79,7 +79,7 @@ class Store:
         max_image_pixels: int,
         parts: Sequence[int] | None = None,
     ):
-        paths, self.formats, self.indexes = zip(*opened, strict=True)
+        paths, _, self.indexes = zip(*opened, strict=True)
         lengths = np.array(
             [shard.num_records for shard in self.indexes], np.int64
         )
