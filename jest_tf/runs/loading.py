@@ -128,8 +128,8 @@ def check_model(name: str, setting: str) -> None:
         kinds, _ = checks.MODEL
         hint = f". Did you mean {meant!r}?" if meant else ""
         raise ValueError(
-            f"`{setting}` must be {kinds}. Received: {name!r}, which is not a run "
-            f"directory{hint}"
+            f"`{setting}` must be {kinds}. Received: {name!r}, which is not a "
+            f"run directory{hint}"
         )
     check_finished(name, setting)
 
