@@ -32,7 +32,7 @@ def rows(
 ):
     """The rows that pass a stage, in order; see `oracles.select_jointly`."""
     size = len((reference if learner is None else learner).image)
-    num_chunks = stage.num_chunks if stage.method == "joint" else 1
+    num_chunks = stage.num_chunks if stage.in_chunks else 1
     noise = np.asarray(_noise(seed, num_chunks, size))
     salted = seed[0] ^ UNIFORM_SALT, seed[1]
     criterion = stage.criterion if stage.method != "uniform" else "none"

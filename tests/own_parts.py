@@ -32,6 +32,23 @@ def nothing():
     """A function that is no part of any kind."""
 
 
+def mean():
+    """A criterion that returns one number for all rows."""
+    return config.Criterion(
+        ("learner",), lambda losses: ops.mean(losses["learner"])
+    )
+
+
+def letters():
+    """A criterion whose `needs` is no tuple."""
+    return doubt()._replace(needs="reference")
+
+
+def no_rows():
+    """A pair loss that cannot score."""
+    return squares()._replace(rows=Embeddings)
+
+
 def _square(logits, target=0.0):
     return 0.01 * (logits - target) ** 2
 

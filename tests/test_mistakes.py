@@ -104,7 +104,7 @@ MODELS = (
     ),
     (
         f"JEST {MODEL}=hf:gs://bucket/model data.train=/missing",
-        f"`{MODEL}` must .* a local folder, .*Received: 'hf:gs://bu",
+        f"`{MODEL}` must .* a local folder: .*Received: 'hf:gs://bu",
     ),
     (
         f"JEST {MODEL}=$/rnu",
@@ -134,6 +134,13 @@ MODELS = (
         "selection.stages.0.embeddings=stored "
         "selection.stages.0.criterion=easy_reference --dry-run",
         r"sidecar must be .*damaged `text`; rewrite it with `jest-tf embed",
+    ),
+    (
+        "JEST reference.model=none reference.sidecar_dir=$/sidecars "
+        "selection.stages.0.embeddings=stored "
+        "selection.stages.0.criterion=own_parts:doubt --dry-run",
+        "`selection.stages.0.criterion` of a stored stage must need only the "
+        "reference. .*doubt', which needs learner, reference",
     ),
     (
         f"JEST {MODEL}=$/run reference.sidecar_dir=$/folder",
@@ -196,7 +203,7 @@ DATA = (
     (
         "TRAIN data.vocabulary=$/vocab.json",
         # The second without KerasHub, which would read it.
-        "(A vocabulary that ends in .json must be written by|needs KerasHub)",
+        "(A vocabulary that ends in .json must be one that|needs KerasHub)",
     ),
     ("embed --model $/run --data $/nowhere/*", "`--data` must match files"),
     (

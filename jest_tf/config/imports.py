@@ -8,6 +8,7 @@ unless that lies in a run directory.
 import contextlib
 import importlib
 import importlib.machinery
+import inspect
 import os
 import sys
 import sysconfig
@@ -115,6 +116,23 @@ def load_function(setting: str, name: str) -> Callable:
             f"a {type(found).__name__}"
         )
     return found
+
+
+def call_function(setting: str, name: str, result: str):
+    """Calls "module:function", which takes no arguments and returns a `result`.
+
+    Raises:
+        ValueError: as `load_function`, or the function has arguments.
+    """
+    function = load_function(setting, name)
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"`{setting}` must name a function without arguments that returns "
+            f"a {result}. Received: {name!r} ({error})"
+        ) from error
+    return function()
 
 
 def describe(names: Iterable[str]) -> str:

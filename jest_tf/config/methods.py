@@ -64,7 +64,7 @@ CRITERIA = {
 
 
 class Method(NamedTuple):
-    """A sampler of rows.
+    """A sampler of rows; other samplers need code in `selection/samplers.py`.
 
     Attributes:
         scores: whether it reads scores; if not, all rows are equally likely.
@@ -94,7 +94,9 @@ LOSSES = {
 }
 
 
-def criterion(name: str) -> Criterion:
+def criterion(
+    name: str, setting: str = "selection.stages.criterion"
+) -> Criterion:
     """Returns the criterion of a name or of a "module:function".
 
     Raises:
@@ -102,12 +104,13 @@ def criterion(name: str) -> Criterion:
     """
     if name in CRITERIA:
         return CRITERIA[name]
-    checks.check("criterion", name, checks.name_or_function(*CRITERIA))
-    found = imports.load_function("criterion", name)()
+    checks.check(setting, name, checks.name_or_function(*CRITERIA))
+    found = imports.call_function(setting, name, "Criterion")
     needs = getattr(found, "needs", None)
-    if not isinstance(found, Criterion) or not {*needs} <= {*MODELS}:
+    if not isinstance(needs, tuple) or not needs or {*needs} - {*MODELS}:
         raise ValueError(
-            "`criterion` must name a function that returns a Criterion whose "
-            f"`needs` are of {MODELS}. Received: {found!r}, of {name}"
+            f"`{setting}` must name a function that returns a Criterion whose "
+            f"`needs` is a tuple of some of {MODELS}. Received: {found!r} from "
+            f"{name}"
         )
     return found

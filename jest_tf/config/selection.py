@@ -60,7 +60,8 @@ class Stage(Checked, path="selection.stages"):
             "module:function" that returns a `config.Criterion`. The criterion
             of a stored stage cannot need the learner.
         num_chunks: N, chunks of a joint draw.
-        gain: factor of every score; 0 draws uniformly.
+        gain: factor of the scores before noise is added; 0 draws uniformly.
+            "top" and "uniform" do not use it.
         uniform_share: share of the rows that pass, in [0, 1), drawn uniformly
             from the rows that the criterion did not choose; it keeps breadth.
         view: view of the images for the learner's scores in a live stage. The
@@ -110,6 +111,11 @@ class Stage(Checked, path="selection.stages"):
             "are only for live stages: leave them out with "
             "`selection.stages.embeddings` 'stored'",
         )
+        self._expect(
+            self.is_stored or self.captions == "best",
+            "`selection.stages.captions` is only for stored stages: live "
+            "stages score the caption that is trained on",
+        )
 
     @property
     def is_stored(self) -> bool:
@@ -122,12 +128,32 @@ class Stage(Checked, path="selection.stages"):
         return methods.METHODS[self.method].scores
 
     @property
+    def in_chunks(self) -> bool:
+        """True if the stage draws in chunks, each given those before it."""
+        return methods.METHODS[self.method].in_chunks
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The models that the stage scores with.
 
         Imports the module of a criterion that is a "module:function".
         """
         return methods.criterion(self.criterion).needs if self.scores else ()
+
+    @property
+    def limits(self) -> str:
+        """The view and the steps of the stage in words, "" by default."""
+        words = [
+            f"{name} {value}"
+            for name, value in (
+                ("patch size", self.view.patch_size),
+                ("image size", self.view.image_size),
+                ("from step", self.first_step or None),
+                ("to step", self.last_step),
+            )
+            if value is not None
+        ]
+        return f" ({', '.join(words)})" if words else ""
 
     def num_uniform(self, size: int) -> int:
         """Returns how many of `size` rows that pass are drawn uniformly."""
@@ -225,7 +251,7 @@ class SelectionConfig(Checked, path="selection"):
         for number, stage in reversed([*enumerate(self.stages)]):
             passed = size - stage.num_uniform(size)
             self._expect(
-                stage.method != "joint" or stage.num_chunks <= passed,
+                not stage.in_chunks or stage.num_chunks <= passed,
                 f"`selection.stages.{number}.num_chunks` must be at most the "
                 "rows that the stage draws by score, so that every chunk draws "
                 "a row: those that pass it, less "
@@ -262,7 +288,7 @@ class SelectionConfig(Checked, path="selection"):
         for number, stage in enumerate(self.stages):
             rows = "hyper-batch" if stage.is_stored else "super-batch"
             is_first = not number or number == len(self.stored)
-            how = f"{stage.method} by {stage.criterion}"
+            how = f"{stage.method} by {stage.criterion}{stage.limits}"
             lines.append(
                 f"stage {number}, {stage.embeddings}: {sizes[number]:,} rows"
                 + f", the {rows}," * is_first

@@ -29,13 +29,18 @@ __all__ = [
 ]
 
 
+_PARTS_OF_ROWS = (
+    *("start", "add", "conditional", "row_losses", "sample_losses"),
+)
+
+
 class PairLoss(NamedTuple):
     """A contrastive loss, for training and for scoring.
 
     Attributes:
         train: the loss of a batch, with the arguments of `sigmoid_loss`.
-        rows: a class with the methods of `SigmoidRows`: the losses of all rows
-            given the chosen rows.
+        rows: a NamedTuple of tensors with the methods and the field `model` of
+            `SigmoidRows`: the losses of all rows given the chosen rows.
 
     Example:
         >>> def scaled(learner, **options):
@@ -57,17 +62,24 @@ def softmax() -> PairLoss:
     return PairLoss(softmax_loss, SoftmaxRows)
 
 
-def pair_loss(name: str) -> PairLoss:
+def pair_loss(name: str, setting: str = "loss") -> PairLoss:
     """Returns the loss of a name or of a "module:function".
 
     Raises:
         ValueError: there is no such loss, or the function returns no PairLoss.
     """
-    checks.check("loss", name, checks.name_or_function(*methods.LOSSES))
-    found = imports.load_function("loss", methods.LOSSES.get(name, name))()
-    if not isinstance(found, PairLoss):
+    checks.check(setting, name, checks.name_or_function(*methods.LOSSES))
+    path = methods.LOSSES.get(name, name)
+    found = imports.call_function(setting, path, "PairLoss")
+    missing = [
+        part
+        for part in (*_PARTS_OF_ROWS, "model")
+        if not hasattr(getattr(found, "rows", None), part)
+    ]
+    if not isinstance(found, PairLoss) or missing:
         raise ValueError(
-            "`loss` must name a function that returns a PairLoss. Received: "
-            f"{found!r}, of {name}"
+            f"`{setting}` must name a function that returns a PairLoss, whose "
+            "`rows` has the methods of SigmoidRows and the field `model`. "
+            f"Received: {found!r} from {name}, without {', '.join(missing)}"
         )
     return found

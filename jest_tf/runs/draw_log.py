@@ -243,8 +243,9 @@ class StageRow(NamedTuple):
 
     def __str__(self):
         text = (
-            f"stage {self.number}, {self.stage.method} by "
-            f"{self.stage.criterion}: {self.rows_in:,} rows -> "
+            f"stage {self.number}, {self.stage.embeddings}, "
+            f"{self.stage.method} by {self.stage.criterion}"
+            f"{self.stage.limits}: {self.rows_in:,} rows -> "
             f"{self.rows_out:,}"
         )
         if self.step is None:

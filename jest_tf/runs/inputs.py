@@ -81,6 +81,13 @@ def open_sources(
     """
     for setting, name in config.functions:  # before data is read
         imports.load_function(setting, name)
+    for number, stage in enumerate(config.selection.stages):
+        if stage.is_stored and "learner" in stage.needs:
+            raise ValueError(
+                f"`selection.stages.{number}.criterion` of a stored stage must "
+                f"need only the reference. Received: {stage.criterion!r}, "
+                f"which needs {', '.join(stage.needs)}"
+            )
     if not config.model.init_from:  # else `loading.open_start` checks them
         training.check_parts(config)
     settings = config.reference

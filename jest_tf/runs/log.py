@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files
+from jest_tf.config import methods
 from jest_tf.runs import (
     bootstrap,
     costs,
@@ -301,8 +302,10 @@ class Ledger(steps.StepCallback):
 
     def _say_doubt(self, step, row):
         """Warns once that a stage is pointless, if the last rows agree."""
-        for stage in range(len(self._config.selection.stages)):
-            if self._doubtful[stage] == _PATIENCE:
+        for stage, settings in enumerate(self._config.selection.stages):
+            # Scores by a user's criterion have a scale of their own.
+            is_known = settings.criterion in methods.CRITERIA
+            if not is_known or self._doubtful[stage] == _PATIENCE:
                 continue
             text = doubt(row, stage)
             self._doubtful[stage] = self._doubtful[stage] + 1 if text else 0

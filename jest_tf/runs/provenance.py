@@ -181,8 +181,20 @@ def _differences(now, was, path=""):
     for name, value in now.items():
         if isinstance(value, dict):
             yield from _differences(value, was[name], f"{path}{name}.")
+        elif _are_groups(value) and _are_groups(was[name], len(value)):
+            for number, pair in enumerate(zip(value, was[name], strict=True)):
+                yield from _differences(*pair, f"{path}{name}.{number}.")
         elif value != was[name]:
             yield path + name, value, was[name]
+
+
+def _are_groups(value, count=None):
+    """Returns whether a value is a list of groups of settings."""
+    return (
+        isinstance(value, list | tuple)
+        and count in (None, len(value))
+        and all(isinstance(part, dict) for part in value)
+    )
 
 
 def _compare_versions(workdir):

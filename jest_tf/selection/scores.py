@@ -47,9 +47,16 @@ def add(state: State, rows: Tensor, local: local_rows.LocalRows) -> State:
 
 def conditional(state: State, criterion: methods.Criterion) -> Tensor:
     """Returns each row's score given the chosen rows, float32 `[B/R]`."""
-    return criterion.score(
+    score = criterion.score(
         {name: rows.conditional() for name, rows in state.models.items()}
     )
+    expected = tuple(state.kept.shape)
+    if tuple(getattr(score, "shape", ())) != expected:
+        raise ValueError(
+            "The `score` of a criterion must return a number for each row, "
+            f"float32 {list(expected)}. Received: {score!r}"
+        )
+    return ops.cast(score, "float32")
 
 
 def row_losses(state: State) -> dict[str, Tensor]:

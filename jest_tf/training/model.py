@@ -128,7 +128,7 @@ class JESTModel(trainer.Trainer, keras.Model):
         # Raises for unknown losses here, not in the first step.
         losses.pair_loss(loss)
         if selection is not None and selection.loss is not None:
-            losses.pair_loss(selection.loss)
+            losses.pair_loss(selection.loss, "selection.loss")
         self.step = step_lib.Step(
             learner,
             projection=self.projection,

@@ -10,7 +10,7 @@ from unittest import mock
 import tensorflow as tf
 
 from jest_tf import config
-from jest_tf.config import overrides
+from jest_tf.config import methods, overrides
 
 CONFIGS = os.path.join(os.path.dirname(__file__), "..", "..", "configs")
 Stage, View = config.Stage, config.View
@@ -71,6 +71,7 @@ REFUSED = [
         {"view": View(8), "embeddings": "stored"},
         "and .*are only for live stages.*patch_size=8.*'stored'",
     ),
+    ("selection.stages", {"captions": "drawn"}, "is only for stored .*'drawn'"),
     ("view", {"patch_size": 0}, "must be at least 1.*: 0"),
     ("bootstrap", {"renew_at": (0, 3)}, r"ascending steps from 1.*\(0, 3\)"),
     ("bootstrap", {"shares": (0.5, 0.0)}, r"shares in \(0, 1\].*\(0.5, 0.0\)"),
@@ -140,6 +141,15 @@ class DefaultsTest(tf.test.TestCase):
 
 
 class FunnelTest(tf.test.TestCase):
+    def test_every_method_in_chunks_needs_a_row_for_each_chunk(self):
+        greedy = methods.Method(in_chunks=True, adds_noise=False)
+        with mock.patch.dict(methods.METHODS, {"greedy": greedy}):
+            # The rule of the setting was made before the method.
+            stage = config.Stage(3)
+            object.__setattr__(stage, "method", "greedy")
+            with self.assertRaisesRegex(ValueError, "num_chunks=16, rows=4"):
+                config.SelectionConfig(4, (stage,))
+
     def test_sizes_follow_from_b_and_the_stages(self):
         for stages, curated_rows, sizes, super_batch in (
             ((), 0, (256,), 256),
@@ -530,7 +540,7 @@ class FilesTest(tf.test.TestCase):
             ("steps.x=3", "No setting `steps.x`: nothing lies below"),
             ("checkpoint=x", "group of settings.*: every_steps, every_min"),
             ("model.views=8", "`model.views` is a list of"),
-            (f"{stage}.gain=5", f"No setting `{stage}.gain`: after the list"),
+            (f"{stage}.gain=5", f"No setting `{stage}.gain`: after the name"),
             (f"{stage}.0=5", f"No setting `{stage}.0`"),
             (f"{stage}.1.gain=5", "a number from 0 to 0. Received: '1'"),
             (f"{stage}.0.candidate=5", f"mean `{stage}.0.candidates`"),

@@ -478,7 +478,9 @@ class CommandTest(tf.test.TestCase):
         self.assertEqual(loss("softmax"), "softmax")
         self.assertEqual(loss("softmax", loss="sigmoid"), "sigmoid")
         self.assertEqual(loss("reference", "learner"), "sigmoid")
-        with self.assertRaisesRegex(ValueError, "none, with 'sigmoid' of "):
+        with self.assertRaisesRegex(
+            ValueError, "no `loss`, with 'sigmoid' of "
+        ):
             loss("reference", "softmax")
 
     def test_what_does_not_fit_is_one_line(self):

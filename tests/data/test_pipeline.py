@@ -423,7 +423,7 @@ class BadEvaluationRecordTest(PipelineTestCase):
 
     def test_a_record_without_a_caption_or_a_picture_is_named(self):
         for captions in (None, [b"", b" "]):
-            store = self.refuse("no caption", caption=captions)
+            store = self.refuse("no nonblank caption", caption=captions)
             (batch,) = batches_lib.examples(
                 store, batch_size=2, image_size=SIZE
             )

@@ -266,7 +266,7 @@ class StreamTest(stored_cases.StoredTestCase):
             self.assertAllInRange(batch["id"] - 1000, 0, 39)
             self.assertAllInRange(batch["curated"]["id"] - 1000, 40, 79)
         # A hyper-batch is of the pool's 40 records.
-        with self.assertRaisesRegex(ValueError, "drawn from, 40.*: 45$"):
+        with self.assertRaisesRegex(ValueError, "draw from, 40.*: 45$"):
             self.batches(1, batch_size=11, stages=stages, **curated)
 
 

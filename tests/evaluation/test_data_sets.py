@@ -170,7 +170,11 @@ class DataSetsTest(tf.test.TestCase):
             several, samples[:1], {"dataset_type.txt": "multilabel"}
         )
         for data, classes, message in (
-            (folder, names, "2 classes, 'a' and.*3 records.*'7', 'x'"),
+            (
+                folder,
+                names,
+                "2 classes, the first 'a', and 3 records.*'7', 'x'",
+            ),
             (some, "", "must have a label, in `label`.*record 1 of"),
             (numbers, "", "`classes` must name a file"),
             (several, "", "several labels are not"),

@@ -253,7 +253,7 @@ class KerasHubTest(tf.test.TestCase):
             content["assets"] = {**assets, name: "bmV3"}
             with open(path, "w") as file:
                 json.dump(content, file)
-            with self.assertRaisesRegex(ValueError, "a plain name, not a path"):
+            with self.assertRaisesRegex(ValueError, "plain names, not paths"):
                 tokenizers.load_tokenizer(folder, presets.LENGTH)
         self.assertEqual(os.listdir(folder), ["preprocessor.json"])
         self.assertFalse(os.path.exists(f"{folder}/../new"))

@@ -299,6 +299,9 @@ class DirectoryTest(RunsTestCase):
         # A run that has begun keeps its settings, whatever it is refused for.
         with self.assertRaisesRegex(ValueError, "other settings"):
             self.train("refused", bad)
+        only = r"Expected selection\.stages\.0\.gain=1\.0, .*\.0\.gain=2\.0;"
+        with self.assertRaisesRegex(ValueError, only):
+            self.train("refused", "selection.stages.0.gain=2")
         with self.assertRaisesRegex(ValueError, "steps=7; .*--extend 3`$"):
             self.train("refused", "steps=7")
         with self.assertRaisesRegex(ValueError, "gone"):
@@ -531,8 +534,8 @@ class InputsTest(RunsTestCase):
 
     def test_what_does_not_suit_a_run_is_warned_of(self):
         by_name = "reference.model=teacher"
-        seen = "was trained on 1 of the 1 shards of `data.train`"
-        by_loss = "has learned by the softmax loss"
+        seen = "was trained on every record of 1 of the 1 shards"
+        by_loss = "was trained with the softmax loss"
         repeats = "a super-batch of 21 rows is more than the 20 records"
         chosen = [self.BY_REFERENCE]
         softmax = [self.UNIFORM, "model.loss=softmax"]
@@ -644,6 +647,6 @@ class MistakesTest(RunsTestCase):
         for name in ("mrr", "eval/b/image_to_text/mrr", "eval/a/loss"):
             with self.assertRaisesRegex(ValueError, f"keep_best` .*{name}"):
                 self.train("run", f"checkpoint.keep_best={name}")
-        with self.assertRaisesRegex(ValueError, "none without data"):
+        with self.assertRaisesRegex(ValueError, "none without these"):
             self.train("run", "evaluation.data=")
         self.assertFalse(os.path.exists(self.workdir("run")))

@@ -329,14 +329,31 @@ class ErrorsTest(tf.test.TestCase):
         for options, message in (
             (dict(batch_size=11), r"`batch_size` \(b\).*B=10.*11"),
             (dict(batch_size=0), "batch_size` must be at least 1.*0"),
-            (dict(num_chunks=5), "num_chunks` be.*5.*batch_size=4"),
+            (dict(num_chunks=5), "num_chunks` must be.*5.*batch_size=4"),
             (dict(num_chunks=0), "num_chunks` must be at least 1"),
             (dict(criterion="easy"), "criterion` must be one of.*'easy'"),
             (dict(criterion="own_parts:d"), "criterion` .*own_parts:d"),
             (dict(criterion="own_parts:nothing"), "criterion`.*Received: None"),
+            (
+                dict(criterion="own_parts:square_pairs"),
+                "criterion` must name .* without arguments .*'embeddings'",
+            ),
+            (
+                dict(criterion="own_parts:letters"),
+                "criterion` .*`needs` is a tuple .*needs='reference'",
+            ),
+            (
+                dict(criterion="own_parts:mean"),
+                r"`score` .* a number for each row, float32 \[10\]\. Received",
+            ),
             (dict(loss="hinge"), "loss` must be one of .*'hinge'"),
             (dict(loss="own_parts:square"), "loss` must name .*own_parts:squ"),
-            (dict(loss="own_parts:nothing"), "loss`.*PairLoss. Received: None"),
+            (dict(loss="own_parts:nothing"), "loss`.*PairLoss.*Received: None"),
+            (
+                dict(loss="own_parts:no_rows"),
+                "loss` .*SigmoidRows.*without start, add, conditional, "
+                "row_losses, sample_losses, model",
+            ),
             (dict(seed=(1, 2, 3)), "`seed` must be two integers"),
         ):
             options = {

@@ -115,7 +115,7 @@ class ManifestTest(FolderTestCase):
         self.write()
         with open(path, "wb") as file:
             file.write(other)
-        self.assert_refused("was written anew since, or belongs to another")
+        self.assert_refused("rewritten since, or belongs to another")
 
     def test_a_damaged_list_is_refused(self):
         self.write()
@@ -159,7 +159,7 @@ class ManifestTest(FolderTestCase):
         store = stores.open_stores(data)
         with self.assertRaisesRegex(
             ValueError,
-            f"`data.manifest` must have.*{self.directory}' with none of the 20 "
+            f"`data.manifest` must draw.*{self.directory}', which draws none of the 20 "
             rf"of `data.train\[0\]`, from record 0 of {self.shard(0)} on",
         ):
             pipeline.order(store, 0, pipeline.Options(weights=data.weights))

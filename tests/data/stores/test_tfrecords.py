@@ -149,7 +149,7 @@ class SchemaTest(tf.test.TestCase):
         self.assertEqual(found.metadata, {"image": b"small"})
 
     def test_payloads_that_are_not_records_are_faults(self):
-        self.assertRegex(tfrecords.parse(b"xyz").reason, "Example: 3 other")
+        self.assertRegex(tfrecords.parse(b"xyz").reason, "Example: 3 bytes")
         self.assertRegex(
             self.parse(alt="x").reason, "no picture: .*png.* among alt"
         )
