@@ -159,8 +159,8 @@ class ManifestTest(FolderTestCase):
         store = stores.open_stores(data)
         with self.assertRaisesRegex(
             ValueError,
-            f"`data.manifest` must draw.*{self.directory}', which draws none of the 20 "
-            rf"of `data.train\[0\]`, from record 0 of {self.shard(0)} on",
+            f"`data.manifest` must draw.*{self.directory}', which draws none of "
+            rf"the 20 of `data.train\[0\]`, from record 0 of {self.shard(0)} on",
         ):
             pipeline.order(store, 0, pipeline.Options(weights=data.weights))
         # By their size, what is left out has no share.
@@ -270,7 +270,5 @@ class StreamTest(stored_cases.StoredTestCase):
         rows = streams.joined(batches)["id"] - 1000
         self.assertAllGreater(self.WEIGHTS[rows], 0)
         drawn = int((self.WEIGHTS > 0).sum())
-        with self.assertRaisesRegex(
-            ValueError, f"drawn from, {drawn}, .*: 51$"
-        ):
+        with self.assertRaisesRegex(ValueError, f"draw from, {drawn}, .*: 51$"):
             self.batches(1, batch_size=17, stages=(stage,))
