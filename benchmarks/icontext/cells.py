@@ -237,7 +237,11 @@ _LEARNERS_OF_GIVEN = (
             f"{_NARROW}{_SLOW} {_APART}{rows}",
             pool="part70",
         )
-        for rows, lengths in ((16, (9000,)), (64, (2250, 4500, 9000, 18_000)))
+        for rows, lengths in (
+            (16, (9000,)),
+            (64, (2250, 4500, 9000, 18_000)),
+            (128, (9000,)),
+        )
     ),
     *(
         _part(f"narrow_{method}{name}", _SHORT, _NARROW + settings + rate, **to)
@@ -251,6 +255,15 @@ _LEARNERS_OF_GIVEN = (
             ("distilled", _PROJECTED, {}),
             ("stored_3_distilled", f"{_stored(3)} {_PROJECTED}", {}),
         )
+    ),
+    # References of fewer steps, which cost less where their training counts.
+    *(
+        _part(
+            *(f"narrow_stored_3_distilled_by_{steps}", _SHORT),
+            f"{_NARROW}{_stored(3)} {_PROJECTED}" + _rate("4e-3"),
+            reference=f"apart_reference_{steps}",
+        )
+        for steps in (800, 1600)
     ),
     # Other settings.
     *(
