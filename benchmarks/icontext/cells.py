@@ -227,7 +227,13 @@ _LEARNERS_OF_GIVEN = (
     ),
     # The learner of half the width, at the rates that validation chose.
     Cell("narrow_uniform", _UNIFORM[1:], _NARROW + _SLOW, pool="part70"),
-    Cell("narrow_clean", _SHORT, _NARROW, pool="part_clean70"),
+    *(
+        Cell(
+            *(f"narrow_clean{name}", _SHORT, _NARROW + rate),
+            pool="part_clean70",
+        )
+        for name, rate in (("", _rate("4e-3")), ("_at_2e-3", ""))
+    ),
     # The clean pairs that the reference was trained on, and nothing else.
     Cell("narrow_reference_data", _SHORT, _NARROW, pool="apart"),
     *(
@@ -276,10 +282,6 @@ _LEARNERS_OF_GIVEN = (
             ("jest", _live(5)),
             ("stored_3_distilled", f"{_stored(3)} {_PROJECTED}"),
         )
-    ),
-    Cell(
-        *("narrow_clean_at_4e-3", _SHORT, _NARROW + _rate("4e-3")),
-        pool="part_clean70",
     ),
     *(
         Cell(
