@@ -249,6 +249,10 @@ _LEARNERS_OF_GIVEN = (
             (128, (9000,)),
         )
     ),
+    Cell(
+        *("narrow_mixed_4_at_2e-3", (9000,), f"{_NARROW}{_APART}64"),
+        pool="part70",
+    ),
     *(
         _part(f"narrow_{method}{name}", _SHORT, _NARROW + settings + rate, **to)
         for name, rate in (("", _rate("4e-3")), ("_at_2e-3", ""))
