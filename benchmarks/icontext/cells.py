@@ -320,6 +320,13 @@ _LEARNERS_OF_GIVEN = (
             ),
         )
     ),
+    Cell("uniform_at_4e-3", (2250,), _rate("4e-3"), pool="part00"),
+    *(
+        _part(
+            f"{name}_at_4e-3", (700,), settings + _rate("4e-3"), pool="part00"
+        )
+        for name, settings in (("jest", _live(5)), ("jest_f50", _live(2)))
+    ),
 )
 
 CELLS = (
