@@ -102,6 +102,11 @@ _RENEWED = {
 }
 
 
+def _rate(rate):
+    """Another learning rate than 2e-3 of the recipe."""
+    return f" optimizer.learning_rate={rate}"
+
+
 def _live(candidates):
     """JEST: the learner scores beside the sidecars of the reference."""
     return f"{_STAGE}.candidates={candidates}"
@@ -201,6 +206,14 @@ _LEARNERS_OF_GIVEN = (
         *("distilled_then_stored", (1400, 2800)),
         f"{_stored(3)} {_DISTILLED} reference.distillation_steps=700",
     ),
+    *(
+        _part(f"{method}_at_4e-3", _SHORT, settings + _rate("4e-3"))
+        for method, settings in (
+            ("jest", _live(5)),
+            ("distilled", _DISTILLED),
+            ("stored_3_distilled", f"{_stored(3)} {_DISTILLED}"),
+        )
+    ),
     *(cell for steps in (350, 800, 1600) for cell in _by(steps)),
     # In-batch negatives; a sigmoid loss has a term for each of them.
     *(
@@ -212,23 +225,17 @@ _LEARNERS_OF_GIVEN = (
         )
         for method in ("joint", "independent")
     ),
-    # The learner of half the width.
+    # The learner of half the width, at the rates that validation chose.
     Cell("narrow_uniform", _UNIFORM[1:], _NARROW + _SLOW, pool="part70"),
     *(
         Cell(
-            f"narrow_uniform_{name}", (9000,), _NARROW + settings, pool="part70"
+            *(f"narrow_clean{name}", _SHORT, _NARROW + rate),
+            pool="part_clean70",
         )
-        for name, settings in (
-            ("slow", "optimizer.learning_rate=5e-4"),
-            ("fast", ""),
-            ("crops", f"{_SLOW} data.min_crop_area=0.5"),
-            ("cosine", f"{_SLOW} optimizer.schedule=cosine"),
-        )
+        for name, rate in (("", _rate("4e-3")), ("_at_2e-3", ""))
     ),
-    Cell("narrow_clean", _SHORT, _NARROW, pool="part_clean70"),
     # The clean pairs that the reference was trained on, and nothing else.
     Cell("narrow_reference_data", _SHORT, _NARROW, pool="apart"),
-    _part("narrow_cut_3", _SHORT, f"{_NARROW}data.manifest={{cut}}"),
     *(
         Cell(
             f"narrow_mixed_{256 // rows}",
@@ -236,27 +243,61 @@ _LEARNERS_OF_GIVEN = (
             f"{_NARROW}{_SLOW} {_APART}{rows}",
             pool="part70",
         )
-        for rows, lengths in ((16, (9000,)), (64, (2250, 4500, 9000, 18_000)))
+        for rows, lengths in (
+            (16, (9000,)),
+            (64, (2250, 4500, 9000, 18_000)),
+            (128, (9000,)),
+        )
     ),
-    _part("narrow_jest", _SHORT, _NARROW + _live(5)),
-    _part("narrow_flexi", _SHORT, _NARROW, recipe="icontext_web_flexi"),
-    _part("narrow_stored_3", _SHORT, _NARROW + _stored(3)),
-    _part("narrow_stored_5", _SHORT, _NARROW + _stored(5)),
-    _part("narrow_distilled", _SHORT, _NARROW + _PROJECTED),
-    _part(
-        *("narrow_stored_3_distilled", _SHORT),
-        f"{_NARROW}{_stored(3)} {_PROJECTED}",
+    Cell(
+        *("narrow_mixed_4_at_2e-3", (9000,), f"{_NARROW}{_APART}64"),
+        pool="part70",
     ),
     *(
+        _part(f"narrow_{method}{name}", _SHORT, _NARROW + settings + rate, **to)
+        for name, rate in (("", _rate("4e-3")), ("_at_2e-3", ""))
+        for method, settings, to in (
+            ("jest", _live(5), {}),
+            ("flexi", "", {"recipe": "icontext_web_flexi"}),
+            ("stored_3", _stored(3), {}),
+            ("stored_5", _stored(5), {}),
+            ("cut_3", "data.manifest={cut}", {}),
+            ("distilled", _PROJECTED, {}),
+            ("stored_3_distilled", f"{_stored(3)} {_PROJECTED}", {}),
+        )
+    ),
+    # References of fewer steps, which cost less where their training counts.
+    *(
         _part(
-            *(f"narrow_{method}_fast", _SHORT),
-            f"{_NARROW}{settings} optimizer.learning_rate=4e-3",
+            *(f"narrow_stored_3_distilled_by_{steps}", _SHORT),
+            f"{_NARROW}{_stored(3)} {_PROJECTED}" + _rate("4e-3"),
+            reference=f"apart_reference_{steps}",
+        )
+        for steps in (800, 1600)
+    ),
+    # Other settings.
+    *(
+        _part(
+            f"narrow_{method}_at_8e-3",
+            _SHORT,
+            _NARROW + settings + _rate("8e-3"),
         )
         for method, settings in (
             ("jest", _live(5)),
-            ("stored_3", _stored(3)),
-            ("distilled", _PROJECTED),
             ("stored_3_distilled", f"{_stored(3)} {_PROJECTED}"),
+        )
+    ),
+    *(
+        Cell(
+            *(f"narrow_uniform_{name}", (9000,), _NARROW + settings),
+            pool="part70",
+        )
+        for name, settings in (
+            ("at_5e-4", _rate("5e-4")),
+            ("at_2e-3", ""),
+            ("at_4e-3", _rate("4e-3")),
+            ("crops", f"{_SLOW} data.min_crop_area=0.5"),
+            ("cosine", f"{_SLOW} optimizer.schedule=cosine"),
         )
     ),
     # Other levels of noise.
@@ -278,6 +319,13 @@ _LEARNERS_OF_GIVEN = (
                 pool=f"part{noise}",
             ),
         )
+    ),
+    Cell("uniform_at_4e-3", (2250,), _rate("4e-3"), pool="part00"),
+    *(
+        _part(
+            f"{name}_at_4e-3", (700,), settings + _rate("4e-3"), pool="part00"
+        )
+        for name, settings in (("jest", _live(5)), ("jest_f50", _live(2)))
     ),
 )
 

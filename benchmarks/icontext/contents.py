@@ -41,6 +41,10 @@ GIVEN = (
         "**stored stage, 3 candidates, with distillation**",
         *("stored_3_distilled", None),
     ),
+    (
+        "the same, reference trained for 1,600 steps, not 3,000",
+        *("stored_3_distilled_by_1600", None),
+    ),
     ("distillation alone", "distilled", None),
 )
 # Rows of the README's table: results, method, and how FLOPs are counted.
@@ -57,7 +61,7 @@ OFFERS = (
     (
         "clean pairs to train such a model, and four learners to share it",
         "the same, a quarter of the training counted",
-        *("narrow", "stored_3_distilled", "shared"),
+        *("narrow", "stored_3_distilled_by_1600", "shared"),
     ),
     (
         "no model, but a few thousand clean pairs",
@@ -145,26 +149,65 @@ TRIED = (
 )
 # Trials by a given reference, seed 1: learner, what, trial, kept one, steps.
 TRIED_GIVEN = (
-    ("narrow", "uniform, rate 5e-4", "uniform_slow", "uniform", 9000),
-    ("narrow", "uniform, rate 2e-3", "uniform_fast", "uniform", 9000),
-    ("narrow", "uniform, crops", "uniform_crops", "uniform", 9000),
-    ("narrow", "uniform, cosine decay", "uniform_cosine", "uniform", 9000),
+    *(
+        ("narrow", f"uniform, {what}", f"uniform_{name}", "uniform", 9000)
+        for what, name in (
+            ("rate 5e-4, not 1e-3", "at_5e-4"),
+            ("rate 2e-3", "at_2e-3"),
+            ("rate 4e-3", "at_4e-3"),
+            ("crops", "crops"),
+            ("cosine decay", "cosine"),
+        )
+    ),
+    *(
+        ("narrow", f"{what}, rate {rate}", f"{name}_at_{rate}", name, steps)
+        for what, name, rate, steps in (
+            ("the clean pairs of the pool alone", "clean", "2e-3", 1400),
+            ("JEST", "jest", "2e-3", 1400),
+            ("JEST", "jest", "8e-3", 700),
+            ("Flexi-JEST", "flexi", "2e-3", 1400),
+            ("a stage of 3", "stored_3", "2e-3", 1400),
+            ("distillation", "distilled", "2e-3", 1400),
+            *(
+                ("a stage of 3 with distillation", "stored_3_distilled", *of)
+                for of in (("2e-3", 1400), ("8e-3", 1400))
+            ),
+        )
+    ),
     (
         *("narrow", "the pool cut once, not a stage of 3"),
         *("cut_3", "stored_3", 1400),
     ),
     ("narrow", "a stage of 5, not 3", "stored_5", "stored_3", 1400),
-    ("narrow", "a sixteenth mixed, not a quarter", "mixed_16", "mixed_4", 9000),
+    *(
+        ("narrow", f"{what} mixed, not a quarter", name, "mixed_4", 9000)
+        for what, name in (("a sixteenth", "mixed_16"), ("a half", "mixed_2"))
+    ),
+    (
+        "narrow",
+        "a quarter mixed, rate 2e-3",
+        "mixed_4_at_2e-3",
+        "mixed_4",
+        9000,
+    ),
     (
         *("narrow", "the reference's clean pairs, not the pool's"),
         *("reference_data", "clean", 1400),
     ),
-    ("narrow", "JEST, rate 4e-3", "jest_fast", "jest", 700),
-    ("narrow", "a stage of 3, rate 4e-3", "stored_3_fast", "stored_3", 700),
-    ("narrow", "distillation, rate 4e-3", "distilled_fast", "distilled", 1400),
     (
-        *("narrow", "stage of 3 with distillation, rate 4e-3"),
-        *("stored_3_distilled_fast", "stored_3_distilled", 1400),
+        *("narrow", "a reference of 800 steps, not 3,000"),
+        *("stored_3_distilled_by_800", "stored_3_distilled", 1400),
+    ),
+    *(
+        ("same", f"{what}, rate 4e-3, not 2e-3", f"{name}_at_4e-3", name, steps)
+        for what, name, steps in (
+            ("JEST", "jest", 700),
+            ("distillation", "distilled", 700),
+            (
+                "a stage of 3 with distillation",
+                *("stored_3_distilled", 700),
+            ),
+        )
     ),
     (
         *("same", "3 stored, then 3 live candidates, not 5 live"),
