@@ -191,8 +191,11 @@ TRIED_GIVEN = (
         9000,
     ),
     (
-        *("narrow", "the reference's clean pairs, not the pool's"),
-        *("reference_data", "clean", 1400),
+        *(
+            "narrow",
+            "the reference's clean pairs, not the pool's, both at 2e-3",
+        ),
+        *("reference_data", "clean_at_2e-3", 1400),
     ),
     (
         *("narrow", "a reference of 800 steps, not 3,000"),
