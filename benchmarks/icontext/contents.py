@@ -60,7 +60,7 @@ OFFERS = (
     ),
     (
         "clean pairs to train such a model, and four learners to share it",
-        "the same, a quarter of the training counted",
+        "a stored stage with distillation, a quarter of the training counted",
         *("narrow", "stored_3_distilled_by_1600", "shared"),
     ),
     (
