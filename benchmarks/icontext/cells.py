@@ -154,6 +154,8 @@ _DISTILLED = "reference.distillation_weight=8"
 _NARROW = "model.towers=benchmarks.icontext.towers:build_narrow "
 _PROJECTED = f"{_DISTILLED} reference.projection=128"
 _SHORT = (350, 700, 1400)
+_MIXED = (2250, 4500, 9000, 18_000)
+_CROPS, _COSINE = "data.min_crop_area=0.5", "optimizer.schedule=cosine"
 # Learners of a given reference begin with other weights than it did.
 _OTHERS = (1, 2, 3)
 
@@ -225,37 +227,33 @@ _LEARNERS_OF_GIVEN = (
         )
         for method in ("joint", "independent")
     ),
-    # The learner of half the width, at the rates that validation chose.
-    Cell("narrow_uniform", _UNIFORM[1:], _NARROW + _SLOW, pool="part70"),
+    # The learner of half the width, at the rates that validation chose. The
+    # reference data are the clean pairs that the reference was trained on.
     *(
-        Cell(
-            *(f"narrow_clean{name}", _SHORT, _NARROW + rate),
-            pool="part_clean70",
+        Cell(f"narrow_{name}", lengths, _NARROW + settings, pool=pool)
+        for name, lengths, pool, settings in (
+            ("uniform", _UNIFORM[1:], "part70", _SLOW),
+            ("uniform_at_5e-4", (9000,), "part70", _rate("5e-4")),
+            ("uniform_at_2e-3", (9000,), "part70", ""),
+            ("uniform_at_4e-3", (9000,), "part70", _rate("4e-3")),
+            ("uniform_crops", (9000,), "part70", f"{_SLOW} {_CROPS}"),
+            ("uniform_cosine", (9000,), "part70", f"{_SLOW} {_COSINE}"),
+            ("clean", _SHORT, "part_clean70", _rate("4e-3")),
+            ("clean_at_2e-3", _SHORT, "part_clean70", ""),
+            ("reference_data", _SHORT, "apart", ""),
+            ("mixed_16", (9000,), "part70", f"{_SLOW} {_APART}16"),
+            ("mixed_4", _MIXED, "part70", f"{_SLOW} {_APART}64"),
+            ("mixed_4_at_2e-3", (9000,), "part70", f"{_APART}64"),
+            ("mixed_2", (9000,), "part70", f"{_SLOW} {_APART}128"),
         )
-        for name, rate in (("", _rate("4e-3")), ("_at_2e-3", ""))
-    ),
-    # The clean pairs that the reference was trained on, and nothing else.
-    Cell("narrow_reference_data", _SHORT, _NARROW, pool="apart"),
-    *(
-        Cell(
-            f"narrow_mixed_{256 // rows}",
-            lengths,
-            f"{_NARROW}{_SLOW} {_APART}{rows}",
-            pool="part70",
-        )
-        for rows, lengths in (
-            (16, (9000,)),
-            (64, (2250, 4500, 9000, 18_000)),
-            (128, (9000,)),
-        )
-    ),
-    Cell(
-        *("narrow_mixed_4_at_2e-3", (9000,), f"{_NARROW}{_APART}64"),
-        pool="part70",
     ),
     *(
         _part(f"narrow_{method}{name}", _SHORT, _NARROW + settings + rate, **to)
-        for name, rate in (("", _rate("4e-3")), ("_at_2e-3", ""))
+        for name, rate, only in (
+            ("", _rate("4e-3"), None),
+            ("_at_2e-3", "", None),
+            ("_at_8e-3", _rate("8e-3"), ("jest", "stored_3_distilled")),
+        )
         for method, settings, to in (
             ("jest", _live(5), {}),
             ("flexi", "", {"recipe": "icontext_web_flexi"}),
@@ -265,6 +263,7 @@ _LEARNERS_OF_GIVEN = (
             ("distilled", _PROJECTED, {}),
             ("stored_3_distilled", f"{_stored(3)} {_PROJECTED}", {}),
         )
+        if only is None or method in only
     ),
     # References of fewer steps, which cost less where their training counts.
     *(
@@ -274,31 +273,6 @@ _LEARNERS_OF_GIVEN = (
             reference=f"apart_reference_{steps}",
         )
         for steps in (800, 1600)
-    ),
-    # Other settings.
-    *(
-        _part(
-            f"narrow_{method}_at_8e-3",
-            _SHORT,
-            _NARROW + settings + _rate("8e-3"),
-        )
-        for method, settings in (
-            ("jest", _live(5)),
-            ("stored_3_distilled", f"{_stored(3)} {_PROJECTED}"),
-        )
-    ),
-    *(
-        Cell(
-            *(f"narrow_uniform_{name}", (9000,), _NARROW + settings),
-            pool="part70",
-        )
-        for name, settings in (
-            ("at_5e-4", _rate("5e-4")),
-            ("at_2e-3", ""),
-            ("at_4e-3", _rate("4e-3")),
-            ("crops", f"{_SLOW} data.min_crop_area=0.5"),
-            ("cosine", f"{_SLOW} optimizer.schedule=cosine"),
-        )
     ),
     # Other levels of noise.
     *(

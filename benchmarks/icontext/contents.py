@@ -4,23 +4,12 @@
 # regime, whose references are made of the pool and the curated set.
 OWN = (
     ("uniform, the target", "uniform", 36_000),
-    (
-        "an eighth of every batch curated, the best of 2 mixtures run to "
-        "18,000 steps",
-        *("mixed_8", 18_000),
-    ),
-    (
-        "the best-matching half of the pool, cut once by a reference of the "
-        "curated set",
-        *("filtered_50", 9000),
-    ),
+    ("an eighth of every batch curated", "mixed_8", 18_000),
+    ("the pool cut once to its best-matching half", "filtered_50", 9000),
     ("JEST, f = 0.8, reference of the curated set", "jest_curated", 1400),
     ("Flexi-JEST, f = 0.8, reference of the curated set", "flexi", 1400),
     ("stored stage, reference of the curated set", "cascade_curated", 4500),
-    (
-        "stored stage begun by a reference of the curated set, then renewed",
-        *("renewed", 4500),
-    ),
+    ("the same, then renewed", "renewed", 4500),
     ("**stored stage, bootstrapped**", "bootstrapped", 4500),
     ("the same, longer", "bootstrapped", 14_000),
     ("the clean pairs of the pool alone", "clean", 4500),
@@ -29,22 +18,13 @@ OWN = (
 # Of the given regime; None is the longest.
 GIVEN = (
     ("uniform, the target", "uniform", None),
-    (
-        "a quarter of every batch from the reference's clean pairs",
-        *("mixed_4", None),
-    ),
+    ("the reference's clean pairs, 1/4 of every batch", "mixed_4", None),
     ("the clean pairs of the pool alone", "clean", None),
     ("JEST, f = 0.8", "jest", None),
     ("Flexi-JEST, f = 0.8", "flexi", None),
     ("stored stage, 3 candidates", "stored_3", None),
-    (
-        "**stored stage, 3 candidates, with distillation**",
-        *("stored_3_distilled", None),
-    ),
-    (
-        "the same, reference trained for 1,600 steps, not 3,000",
-        *("stored_3_distilled_by_1600", None),
-    ),
+    ("**stored stage with distillation**", "stored_3_distilled", None),
+    ("the same, reference of 1,600 steps", "stored_3_distilled_by_1600", None),
     ("distillation alone", "distilled", None),
 )
 # Rows of the README's table: results, method, and how FLOPs are counted.
@@ -69,67 +49,54 @@ OFFERS = (
         *("own", "bootstrapped", "all"),
     ),
 )
-# Rows of the table over noise: steps, and how FLOPs are counted.
+# Rows of the table over noise: in runs.csv, steps.
 OVER_NOISE = (
-    ("an eighth of every batch curated", "mixed_8", 2250, "all"),
-    (
-        "JEST, f = 0.8, reference of the curated set",
-        *("jest_curated", 1400, "all"),
-    ),
-    (
-        "stored stage, 5 candidates, reference of the curated set",
-        *("cascade_curated", 1400, "all"),
-    ),
-    (
-        "stored stage begun by a reference of the curated set, then renewed",
-        *("renewed", 1400, "all"),
-    ),
-    ("**stored stage, bootstrapped**", "bootstrapped", 1400, "all"),
-    ("the clean pairs of the pool alone", "clean", 1400, "all"),
+    ("an eighth of every batch curated", "mixed_8", 2250),
+    ("JEST, f = 0.8, reference of the curated set", "jest_curated", 1400),
+    ("stored stage, reference of the curated set", "cascade_curated", 1400),
+    ("the same, then renewed", "renewed", 1400),
+    ("**stored stage, bootstrapped**", "bootstrapped", 1400),
+    ("the clean pairs of the pool alone", "clean", 1400),
 )
-# Differences in points, as the paper claims: cells of the own and given regime.
+GIVEN_NOISE = (
+    ("JEST, f = 0.5", "jest_f50", 700),
+    ("JEST, f = 0.8", "jest", 700),
+    ("distillation alone", "distilled", 700),
+    ("stored stage, 3 candidates, distillation", "stored_3_distilled", 700),
+)
+# Differences in points, as the paper claims: methods, after 700 steps.
+_PAIRS = (
+    ("joint minus independent", "better", "jest_f80", "independent"),
+    ("f = 0.8 minus 0.5", "better", "jest_f80", "jest_f50"),
+    ("f = 0.9 minus 0.8", "better", "jest_f90", "jest_f80"),
+    ("f = 0.95 minus 0.9", "better", "jest_f95", "jest_f90"),
+    (
+        "learnability minus easy-reference",
+        "better",
+        "jest_f80",
+        "easy_reference",
+    ),
+    ("learnability minus hard-learner", "better", "jest_f80", "hard_learner"),
+    ("16 chunks minus 32", "no worse", "jest_f80", "chunks_32"),
+)
+# Cells of the own and of the given regime, whose JEST has f = 0.8.
 CLAIMS = (
-    (
-        *("joint minus independent selection", "significant"),
-        ("web_jest_f80_700", "web_independent_700"),
-        ("part70_jest_700", "part70_independent_700"),
+    *(
+        (
+            *(what, paper, [f"web_{method}_700" for method in pair]),
+            [
+                f"part70_{method.replace('jest_f80', 'jest')}_700"
+                for method in pair
+            ],
+        )
+        for what, paper, *pair in _PAIRS
     ),
     (
-        *("the same, b = 1,024, sigmoid loss, 350 steps", "significant", None),
-        ("part70_joint_b1024_350", "part70_independent_b1024_350"),
+        *("joint minus independent, b = 1,024, sigmoid, 350 steps", "better"),
+        *((), ("part70_joint_b1024_350", "part70_independent_b1024_350")),
     ),
     (
-        *("f = 0.8 minus 0.5", "monotone"),
-        ("web_jest_f80_700", "web_jest_f50_700"),
-        ("part70_jest_700", "part70_jest_f50_700"),
-    ),
-    (
-        *("f = 0.9 minus 0.8", "monotone"),
-        ("web_jest_f90_700", "web_jest_f80_700"),
-        ("part70_jest_f90_700", "part70_jest_700"),
-    ),
-    (
-        *("f = 0.95 minus 0.9", "monotone"),
-        ("web_jest_f95_700", "web_jest_f90_700"),
-        ("part70_jest_f95_700", "part70_jest_f90_700"),
-    ),
-    (
-        *("learnability minus easy-reference", "scales better"),
-        ("web_jest_f80_700", "web_easy_reference_700"),
-        ("part70_jest_700", "part70_easy_reference_700"),
-    ),
-    (
-        *("learnability minus hard-learner", "scales better"),
-        ("web_jest_f80_700", "web_hard_learner_700"),
-        ("part70_jest_700", "part70_hard_learner_700"),
-    ),
-    (
-        *("16 chunks minus 32", "no worse"),
-        ("web_jest_f80_700", "web_chunks_32_700"),
-        None,
-    ),
-    (
-        *("JEST minus its reference", "better on many tasks"),
+        *("JEST minus its reference, 1,400 steps", "better"),
         ("web_jest_curated_1400", "web_curated_1000"),
         ("part70_jest_1400", "apart_reference_3000"),
     ),
@@ -138,84 +105,63 @@ CLAIMS = (
 TRIED = (
     ("bootstrapped, 2 candidates", "bootstrapped_k2_2700", "bootstrapped_2700"),
     (
-        "stored stage renewed, and distilled from each renewal",
-        *("renewed_distilled_1400", "renewed_1400"),
+        "renewed, and distilled from it",
+        "renewed_distilled_1400",
+        "renewed_1400",
     ),
     ("uniform, learning rate 2e-3", "uniform_fast_4500", "uniform_4500"),
-    (
-        "an eighth curated, learning rate 1e-3",
-        *("mixed_8_slow_4500", "mixed_8_4500"),
-    ),
+    ("an eighth curated, rate 1e-3", "mixed_8_slow_4500", "mixed_8_4500"),
 )
+_NAMES = {
+    "clean": "the pool's clean pairs",
+    "jest": "JEST",
+    "flexi": "Flexi-JEST",
+    "stored_3": "a stage of 3",
+    "distilled": "distillation",
+    "stored_3_distilled": "a stage of 3 with distillation",
+}
 # Trials by a given reference, seed 1: learner, what, trial, kept one, steps.
 TRIED_GIVEN = (
     *(
         ("narrow", f"uniform, {what}", f"uniform_{name}", "uniform", 9000)
         for what, name in (
-            ("rate 5e-4, not 1e-3", "at_5e-4"),
-            ("rate 2e-3", "at_2e-3"),
-            ("rate 4e-3", "at_4e-3"),
-            ("crops", "crops"),
+            *((f"rate {rate}", f"at_{rate}") for rate in ("5e-4", "2e-3")),
+            *(("rate 4e-3", "at_4e-3"), ("crops", "crops")),
             ("cosine decay", "cosine"),
         )
     ),
     *(
-        ("narrow", f"{what}, rate {rate}", f"{name}_at_{rate}", name, steps)
-        for what, name, rate, steps in (
-            ("the clean pairs of the pool alone", "clean", "2e-3", 1400),
-            ("JEST", "jest", "2e-3", 1400),
-            ("JEST", "jest", "8e-3", 700),
-            ("Flexi-JEST", "flexi", "2e-3", 1400),
-            ("a stage of 3", "stored_3", "2e-3", 1400),
-            ("distillation", "distilled", "2e-3", 1400),
-            *(
-                ("a stage of 3 with distillation", "stored_3_distilled", *of)
-                for of in (("2e-3", 1400), ("8e-3", 1400))
-            ),
-        )
-    ),
-    (
-        *("narrow", "the pool cut once, not a stage of 3"),
-        *("cut_3", "stored_3", 1400),
-    ),
-    ("narrow", "a stage of 5, not 3", "stored_5", "stored_3", 1400),
-    *(
-        ("narrow", f"{what} mixed, not a quarter", name, "mixed_4", 9000)
-        for what, name in (("a sixteenth", "mixed_16"), ("a half", "mixed_2"))
-    ),
-    (
-        "narrow",
-        "a quarter mixed, rate 2e-3",
-        "mixed_4_at_2e-3",
-        "mixed_4",
-        9000,
-    ),
-    (
-        *(
-            "narrow",
-            "the reference's clean pairs, not the pool's, both at 2e-3",
-        ),
-        *("reference_data", "clean_at_2e-3", 1400),
-    ),
-    (
-        *("narrow", "a reference of 800 steps, not 3,000"),
-        *("stored_3_distilled_by_800", "stored_3_distilled", 1400),
+        ("narrow", f"{what}, rate {rate}", f"{name}_at_{rate}", name, 1400)
+        for name, what in _NAMES.items()
+        for rate in ("2e-3", "8e-3")
     ),
     *(
-        ("same", f"{what}, rate 4e-3, not 2e-3", f"{name}_at_4e-3", name, steps)
-        for what, name, steps in (
-            ("JEST", "jest", 700),
-            ("distillation", "distilled", 700),
+        ("same", f"{what}, rate 4e-3", f"{name}_at_4e-3", name, 700)
+        for name, what in _NAMES.items()
+    ),
+    *(
+        ("narrow", what, *cells, 1400)
+        for what, *cells in (
+            ("the pool cut once, not a stage of 3", "cut_3", "stored_3"),
+            ("a stage of 5, not 3", "stored_5", "stored_3"),
             (
-                "a stage of 3 with distillation",
-                *("stored_3_distilled", 700),
+                "a stage of 3 with distillation, reference of 800 steps",
+                *("stored_3_distilled_by_800", "stored_3_distilled"),
+            ),
+            (
+                "the reference's clean pairs, not the pool's, both at 2e-3",
+                *("reference_data", "clean_at_2e-3"),
             ),
         )
     ),
-    (
-        *("same", "3 stored, then 3 live candidates, not 5 live"),
-        *("stored_live", "jest", 700),
+    *(
+        ("narrow", f"{what} of every batch clean", name, "mixed_4", 9000)
+        for what, name in (
+            *(("1/16, not 1/4,", "mixed_16"), ("half, not 1/4,", "mixed_2")),
+            ("1/4, at a rate of 2e-3,", "mixed_4_at_2e-3"),
+        )
     ),
+    ("same", "3 stored, then 3 live, not 5 live", "stored_live", "jest", 700),
     (
         *("same", "distillation that ends after 700 steps"),
         *("distilled_then_stored", "stored_3_distilled", 1400),
@@ -235,9 +181,6 @@ EMOJI_ART = (
         "uniform",
         "best_3000_half",
     ),
-    (
-        "uniform on curated set and pool, half each (the reference)",
-        "mixed_3000",
-    ),
+    ("uniform, half of each batch curated (the reference)", "mixed_3000"),
     ("uniform on the curated set only", "reference_curated"),
 )

@@ -184,15 +184,23 @@ def validation(found, folder):
 
 def over_noise(found, folder):
     """Score ratios at equal FLOPs over levels of noise."""
-    found = found.own
-    levels = [f"{100 * level:.0f} % noise" for level in found.levels]
+    return _noise(found.own, contents.OVER_NOISE, "all")
+
+
+def given_noise(found, folder):
+    """Score ratios at equal FLOPs over levels of noise, a given reference."""
+    return _noise(found.same, contents.GIVEN_NOISE, "paper")
+
+
+def _noise(results, rows, cost):
+    levels = [f"{100 * level:.0f} % noise" for level in results.levels]
     yield ("training", "steps", *levels)
-    for what, method, steps, cost in contents.OVER_NOISE:
+    for what, method, steps in rows:
         yield (
             *(what, f"{steps:,}"),
             *(
-                _ratio(found, method, level, steps, cost)
-                for level in found.levels
+                _ratio(results, method, level, steps, cost)
+                for level in results.levels
             ),
         )
 
@@ -208,31 +216,6 @@ def claims(found, folder):
             for results, names in ((found.same, given), (found.own, own))
         ]
         yield what, paper, *shown
-
-
-def given_noise(found, folder):
-    """Score ratios at equal FLOPs over levels of noise, a given reference."""
-    results = found.same
-    yield (
-        "training",
-        *(f"{100 * level:.0f} % noise" for level in results.levels),
-    )
-    for what, method in (
-        ("JEST, f = 0.5", "jest_f50"),
-        ("JEST, f = 0.8", "jest"),
-        ("distillation alone", "distilled"),
-        (
-            "stored stage, 3 candidates, with distillation",
-            "stored_3_distilled",
-        ),
-    ):
-        yield (
-            what,
-            *(
-                _ratio(results, method, level, 700, "paper")
-                for level in results.levels
-            ),
-        )
 
 
 def strengths(found, folder):
