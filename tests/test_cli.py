@@ -350,7 +350,7 @@ class StartTest(tf.test.TestCase):
             ("", "time.sleep(60)", "stopped by SIGTERM; .* goes on\n"),
             # As `runs.train` takes it, which waits for a request, or whose
             # process does after it has said so.
-            (taken, "time.sleep(60)", "stopped by SIGTERM, after 0.1 s .*\n"),
+            (taken, "time.sleep(60)", "stopped by SIGTERM 0.1 s ago, .*\n"),
             (
                 f"{taken}threading.Thread(target=time.sleep, args=[60]).start()"
                 "; ",

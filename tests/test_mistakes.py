@@ -81,7 +81,7 @@ SETTINGS = (
     ),
     (
         f"JEST {STAGE}.criterion=nowhere:none data.train=missing",
-        "`criterion` must name a function .*'nowhere:none'",
+        "criterion` must name a function .*'nowhere:none'",
     ),
     ("TRAIN callbacks=profile", "`callbacks.0` must be 'module:function'"),
     (

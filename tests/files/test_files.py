@@ -137,7 +137,7 @@ class AnySchemeTest(FilesTestCase):
         os.mkdir(f"{above}/inner")
         with (
             mock.patch.object(tempfile, "tempdir", f"{above}/inner"),
-            self.assertRaisesRegex(ValueError, "lead out|not a path"),
+            self.assertRaisesRegex(ValueError, "lead out|not paths"),
             files.staged_folder(folder),
         ):
             self.fail("it is staged")

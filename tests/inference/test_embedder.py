@@ -261,7 +261,7 @@ class LoadTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 embedder_lib.load(source)
-        with self.assertRaisesRegex(ValueError, "`step` is of .*step=3"):
+        with self.assertRaisesRegex(ValueError, "`step` selects .*step=3"):
             embedder_lib.load(other, step=3)
 
     def test_refuses_learners_of_other_inputs(self):

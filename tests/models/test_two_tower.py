@@ -328,7 +328,7 @@ class ViewsTest(tf.test.TestCase):
             (ValueError, r"`view.patch_size` must be one", config.View(1)),
             (
                 ValueError,
-                "as many views as divide the rows.*3 views for 4 rows",
+                "must divide the number of rows.*3 views for 4 rows",
                 (config.View(), self.coarse, config.View()),
             ),
         ):

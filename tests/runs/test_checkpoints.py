@@ -131,7 +131,7 @@ class SavingTest(CheckpointTestCase):
         callback = self.callback(model, every_steps=3)
         with mock.patch.object(shutil, "disk_usage") as usage:
             usage.return_value.free = size - 1
-            pattern = f"{size:,} bytes. Received: {size - 1:,} bytes"
+            pattern = f"{size:,} bytes. Received: {size - 1:,} free bytes"
             with self.assertRaisesRegex(OSError, pattern):
                 callback.on_train_begin()
             usage.return_value.free = size

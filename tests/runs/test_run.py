@@ -536,7 +536,7 @@ class InputsTest(RunsTestCase):
         by_name = "reference.model=teacher"
         seen = "was trained on every record of 1 of the 1 shards"
         by_loss = "was trained with the softmax loss"
-        repeats = "a super-batch of 21 rows is more than the 20 records"
+        repeats = "a super-batch of 21 rows is larger than the 20"
         chosen = [self.BY_REFERENCE]
         softmax = [self.UNIFORM, "model.loss=softmax"]
         other = tiny.write_shard(self.workdir("b.tfrecord"))

@@ -746,7 +746,7 @@ class RefusalsTest(TrainingTestCase):
         model = training.JESTModel(learner)
         for settings, message in (
             ({"loss": "mse"}, "not of `compile`.*'mse'"),
-            ({"metrics": ["accuracy"]}, "none of `metrics`.*accuracy"),
+            ({"metrics": ["accuracy"]}, "without `metrics`.*accuracy"),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 model.compile(**settings)
