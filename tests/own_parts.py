@@ -32,11 +32,9 @@ def nothing():
     """A function that is no part of any kind."""
 
 
-def mean():
+def same():
     """A criterion that returns one number for all rows."""
-    return config.Criterion(
-        ("learner",), lambda losses: ops.mean(losses["learner"])
-    )
+    return config.Criterion(("learner",), lambda losses: 0.0)
 
 
 def letters():

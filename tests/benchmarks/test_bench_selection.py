@@ -80,19 +80,12 @@ class ReportTest(tf.test.TestCase):
         self.readme.write_text("# By hand\n", "utf-8")
         report.write_block(self.readme, "one", "first", "make it")
         report.write_block(self.readme, "two", "second", "make it")
-        self.readme.write_text(
-            self.readme.read_text("utf-8") + "\nThe end\n", "utf-8"
-        )
         before = self.readme.read_text("utf-8")
-        report.write_block(
-            self.readme, "one", "changed\n\nand longer", "make it"
-        )
-        self.assertEqual(
-            self.readme.read_text("utf-8"),
-            before.replace("first", "changed\n\nand longer"),
-        )
-        report.write_block(self.readme, "one", "first", "make it")
-        self.assertEqual(self.readme.read_text("utf-8"), before)
+        for text in ("changed\n\nand longer", "first"):
+            report.write_block(self.readme, "one", text, "make it")
+            self.assertEqual(
+                self.readme.read_text("utf-8"), before.replace("first", text)
+            )
         self.assertStartsWith(before, "# By hand\n")
 
     @pytest.mark.slow

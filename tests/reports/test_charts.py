@@ -3,7 +3,6 @@
 import re
 
 import html_elements
-import matplotlib
 import numpy as np
 import tensorflow as tf
 
@@ -21,11 +20,6 @@ class ChartsTest(tf.test.TestCase):
         self.assertEqual(html_elements.parse(svg).tags[0], "svg")
         self.assertNotRegex(svg, r"http|href|url\(| id=|<b>")
         self.assertIn("currentColor", svg)
-
-    def test_settings_of_matplotlib_itself_make_no_difference(self):
-        expected = self.draw(5)
-        with matplotlib.rc_context({"text.usetex": True, "font.size": 3}):
-            self.assertEqual(self.draw(5), expected)
 
     def test_the_size_of_a_chart_does_not_grow_with_the_run(self):
         self.assertLess(len(self.draw(100_000)), 2 * len(self.draw(600)))
