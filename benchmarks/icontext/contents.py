@@ -104,11 +104,7 @@ CLAIMS = (
 # Runs of seed 0 on validation beside what was kept.
 TRIED = (
     ("bootstrapped, 2 candidates", "bootstrapped_k2_2700", "bootstrapped_2700"),
-    (
-        "renewed, and distilled from it",
-        "renewed_distilled_1400",
-        "renewed_1400",
-    ),
+    ("renewed, distilled from it", "renewed_distilled_1400", "renewed_1400"),
     ("uniform, learning rate 2e-3", "uniform_fast_4500", "uniform_4500"),
     ("an eighth curated, rate 1e-3", "mixed_8_slow_4500", "mixed_8_4500"),
 )
