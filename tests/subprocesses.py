@@ -33,7 +33,10 @@ class Server:
         request = {"workdir": workdir, "settings": overrides, **options}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        process = int(self._process.stdout.readline())
+        # Else a code that nobody waited for: a kill would hit other processes.
+        assert process > 1, process
+        return process
 
     def wait(self):
         """The run's exit code, or minus the number of the signal."""

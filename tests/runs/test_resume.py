@@ -514,7 +514,7 @@ class BucketResumeTest(ResumeTestCase):
         storage.heal()
         storage.fail("^a: ", times=10**9)
         started = time.monotonic()
-        self.wait_for(lambda: "has taken" in self.said_in(local))
+        self.wait_for(lambda: "Still trying to" in self.said_in(local))
         self.assertLess(time.monotonic() - started, 10.0)
         os.kill(process, signal.SIGTERM)
         started = time.monotonic()
