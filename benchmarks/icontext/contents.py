@@ -127,9 +127,9 @@ TRIED_GIVEN = (
         )
     ),
     *(
-        ("narrow", f"{what}, rate {rate}", f"{name}_at_{rate}", name, 1400)
+        ("narrow", f"{what}, rate {rate}", f"{name}_at_{rate}", name, steps)
         for name, what in _NAMES.items()
-        for rate in ("2e-3", "8e-3")
+        for rate, steps in (("2e-3", 1400), ("8e-3", 1400), ("8e-3", 700))
     ),
     *(
         ("same", f"{what}, rate 4e-3", f"{name}_at_4e-3", name, 700)
