@@ -94,9 +94,7 @@ LOSSES = {
 }
 
 
-def criterion(
-    name: str, setting: str = "selection.stages.criterion"
-) -> Criterion:
+def criterion(name: str) -> Criterion:
     """Returns the criterion of a name or of a "module:function".
 
     Raises:
@@ -104,10 +102,14 @@ def criterion(
     """
     if name in CRITERIA:
         return CRITERIA[name]
+    setting = "selection.stages.criterion"
     checks.check(setting, name, checks.name_or_function(*CRITERIA))
     found = imports.call_function(setting, name, "Criterion")
-    needs = getattr(found, "needs", None)
-    if not isinstance(needs, tuple) or not needs or {*needs} - {*MODELS}:
+    if not (
+        isinstance(found, Criterion)
+        and isinstance(found.needs, tuple)
+        and set() < {*found.needs} <= {*MODELS}
+    ):
         raise ValueError(
             f"`{setting}` must name a function that returns a Criterion whose "
             f"`needs` is a tuple of some of {MODELS}. Received: {found!r} from "

@@ -141,7 +141,7 @@ class Stage(Checked, path="selection.stages"):
         return methods.criterion(self.criterion).needs if self.scores else ()
 
     @property
-    def limits(self) -> str:
+    def view_and_steps(self) -> str:
         """The view and the steps of the stage in words, "" by default."""
         words = [
             f"{name} {value}"
@@ -288,7 +288,7 @@ class SelectionConfig(Checked, path="selection"):
         for number, stage in enumerate(self.stages):
             rows = "hyper-batch" if stage.is_stored else "super-batch"
             is_first = not number or number == len(self.stored)
-            how = f"{stage.method} by {stage.criterion}{stage.limits}"
+            how = f"{stage.method} by {stage.criterion}{stage.view_and_steps}"
             lines.append(
                 f"stage {number}, {stage.embeddings}: {sizes[number]:,} rows"
                 + f", the {rows}," * is_first

@@ -30,7 +30,7 @@ __all__ = [
 
 
 _PARTS_OF_ROWS = (
-    *("start", "add", "conditional", "row_losses", "sample_losses"),
+    *("start", "add", "conditional", "row_losses", "sample_losses", "model"),
 )
 
 
@@ -71,15 +71,12 @@ def pair_loss(name: str, setting: str = "loss") -> PairLoss:
     checks.check(setting, name, checks.name_or_function(*methods.LOSSES))
     path = methods.LOSSES.get(name, name)
     found = imports.call_function(setting, path, "PairLoss")
-    missing = [
-        part
-        for part in (*_PARTS_OF_ROWS, "model")
-        if not hasattr(getattr(found, "rows", None), part)
-    ]
-    if not isinstance(found, PairLoss) or missing:
+    if not isinstance(found, PairLoss) or not all(
+        hasattr(found.rows, part) for part in _PARTS_OF_ROWS
+    ):
         raise ValueError(
             f"`{setting}` must name a function that returns a PairLoss, whose "
             "`rows` has the methods of SigmoidRows and the field `model`. "
-            f"Received: {found!r} from {name}, without {', '.join(missing)}"
+            f"Received: {found!r} from {name}"
         )
     return found

@@ -245,7 +245,7 @@ class StageRow(NamedTuple):
         text = (
             f"stage {self.number}, {self.stage.embeddings}, "
             f"{self.stage.method} by {self.stage.criterion}"
-            f"{self.stage.limits}: {self.rows_in:,} rows -> "
+            f"{self.stage.view_and_steps}: {self.rows_in:,} rows -> "
             f"{self.rows_out:,}"
         )
         if self.step is None:

@@ -343,7 +343,7 @@ class ErrorsTest(tf.test.TestCase):
             (dict(loss="hinge"), "loss` must be one of .*'hinge'"),
             (dict(loss="own_parts:square"), "loss` must name .*own_parts:squ"),
             (dict(loss="own_parts:nothing"), "loss`.*PairLoss.*Received: None"),
-            (dict(loss="own_parts:no_rows"), "without start, add, .*, model"),
+            (dict(loss="own_parts:no_rows"), "SigmoidRows .*no_rows"),
             (dict(seed=(1, 2, 3)), "`seed` must be two integers"),
         ):
             options = {
