@@ -52,7 +52,7 @@ help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
 
 quickstart: $(INSTALLED) ## train with and without JEST on the shipped pictures
-	@echo "quickstart: four runs and a report, some minutes on 2 cores"
+	@echo "quickstart: three runs and a report, some minutes on 2 cores"
 	@$(BIN)/python -m examples.quickstart
 
 # Not --quiet, which would hide warnings from --strict, too.

@@ -12,7 +12,7 @@ GFLOPs a pair, or 1 hour. Training never runs the reference.
 
 The stored stage passes the best-matching third. Set its `candidates` to 1 over
 your pool's matched share, which `jest-tf advise` estimates. Distillation fades
-out over the run, so that the reference does not limit the learner at the end.
+out over half of the run, so that the reference does not limit the learner.
 
 Hardware: one GPU with 80 GB. Time: a few hours; a step trains on 1,024 examples
 with three passes of a ViT-S/16, and scores none. NOT RUN BY US at this size:
@@ -40,7 +40,7 @@ def config() -> config_lib.TrainConfig:
         reference=config_lib.ReferenceConfig(
             model="keras_hub:siglip2_so400m_patch14_224",
             distillation_weight=8.0,
-            distillation_steps=20_000,
+            distillation_steps=10_000,
             projection=1152,
         ),
         selection=config_lib.SelectionConfig(

@@ -30,7 +30,8 @@ def main(arguments=None):
     add = parser.add_argument
     add("command", choices=("fetch", "full", "web", "mini"))
     add("--work", type=pathlib.Path, default="icontext-work")
-    add("--out", type=pathlib.Path, help="of mini (WORK/mini)")
+    add("--out", type=pathlib.Path, help="of web, mini (WORK/web, WORK/mini)")
+    add("--split", type=int, default=web.SEED, help="seed of web's splits (0)")
     add(
         "--jobs",
         type=int,
@@ -46,7 +47,9 @@ def main(arguments=None):
         elif options.command == "full":
             full.build(cache, data, options.jobs)
         elif options.command == "web":
-            web.build(data, work / "web", sources.load_collections(cache))
+            descriptions = sources.load_collections(cache)
+            out = options.out or work / "web"
+            web.build(data, out, descriptions, options.split)
         else:
             mini.build(work, options.out or work / "mini")
     except (ImportError, OSError, RuntimeError) as error:

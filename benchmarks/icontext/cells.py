@@ -144,7 +144,7 @@ def _given(method, steps, candidates, renewals, pool="pool70"):
 
 
 # A strong reference, trained on other families of icon sets than the learner's,
-# clean; validation chose its longest run, which stops improving there.
+# clean.
 STRONG = "apart_reference_3000"
 # The same of permissive licences, which ships with the examples.
 SHIPPED = "apart_permissive_reference_3000"
@@ -167,7 +167,7 @@ def _part(method, lengths, settings="", **changes):
 
 
 def _by(steps):
-    """Cells by a weaker reference, of fewer steps."""
+    """Cells by a reference of fewer or more steps."""
     name = f"apart_reference_{steps}"
     for method, settings in (
         ("jest", _live(5)),
@@ -178,7 +178,7 @@ def _by(steps):
 
 
 _REFERENCES = (
-    Cell("reference", (350, 800, 1600, 3000), pool="apart"),
+    Cell("reference", (350, 800, 1600, 3000, 6000), pool="apart"),
     Cell("reference", (3000,), pool="apart_permissive"),
     Cell("sigmoid_reference", (3000,), "model.loss=sigmoid", pool="apart"),
 )
@@ -208,6 +208,7 @@ _LEARNERS_OF_GIVEN = (
         *("distilled_then_stored", (1400, 2800)),
         f"{_stored(3)} {_DISTILLED} reference.distillation_steps=700",
     ),
+    Cell("clean_at_4e-3", _SHORT, _rate("4e-3"), pool="part_clean70"),
     *(
         _part(f"{method}_at_4e-3", _SHORT, settings + _rate("4e-3"))
         for method, settings in (
@@ -216,7 +217,7 @@ _LEARNERS_OF_GIVEN = (
             ("stored_3_distilled", f"{_stored(3)} {_DISTILLED}"),
         )
     ),
-    *(cell for steps in (350, 800, 1600) for cell in _by(steps)),
+    *(cell for steps in (350, 800, 1600, 6000) for cell in _by(steps)),
     # In-batch negatives; a sigmoid loss has a term for each of them.
     *(
         _part(
@@ -258,10 +259,18 @@ _LEARNERS_OF_GIVEN = (
             ("jest", _live(5), {}),
             ("flexi", "", {"recipe": "icontext_web_flexi"}),
             ("stored_3", _stored(3), {}),
-            ("stored_5", _stored(5), {}),
+            *((f"stored_{n}", _stored(n), {}) for n in (5, 10)),
             ("cut_3", "data.manifest={cut}", {}),
             ("distilled", _PROJECTED, {}),
-            ("stored_3_distilled", f"{_stored(3)} {_PROJECTED}", {}),
+            *(
+                (f"stored_{n}_distilled", f"{_stored(n)} {_PROJECTED}", {})
+                for n in (3, 5, 10)
+            ),
+            (
+                "distilled_then_stored",
+                f"{_stored(3)} {_PROJECTED} reference.distillation_steps=700",
+                {},
+            ),
         )
         if only is None or method in only
     ),
@@ -294,7 +303,7 @@ _LEARNERS_OF_GIVEN = (
             ),
         )
     ),
-    Cell("uniform_at_4e-3", (2250,), _rate("4e-3"), pool="part00"),
+    Cell("uniform_at_4e-3", (1125, 2250), _rate("4e-3"), pool="part00"),
     *(
         _part(
             f"{name}_at_4e-3", (700,), settings + _rate("4e-3"), pool="part00"

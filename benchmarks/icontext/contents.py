@@ -15,7 +15,7 @@ OWN = (
     ("the clean pairs of the pool alone", "clean", 4500),
     ("the curated set alone", "curated", 1000),
 )
-# Of the given regime; None is the longest.
+# Of the given regime, a learner of half the width; None is the longest.
 GIVEN = (
     ("uniform, the target", "uniform", None),
     ("the reference's clean pairs, 1/4 of every batch", "mixed_4", None),
@@ -24,8 +24,23 @@ GIVEN = (
     ("Flexi-JEST, f = 0.8", "flexi", None),
     ("stored stage, 3 candidates", "stored_3", None),
     ("**stored stage with distillation**", "stored_3_distilled", None),
-    ("the same, reference of 1,600 steps", "stored_3_distilled_by_1600", None),
+)
+MORE_GIVEN = (
+    (
+        "stored stage with distillation, reference of 1,600 steps",
+        *("stored_3_distilled_by_1600", None),
+    ),
     ("distillation alone", "distilled", None),
+    ("stored stage, 5 candidates", "stored_5", None),
+    ("stored stage, 5 candidates, distillation", "stored_5_distilled", None),
+)
+# Of a learner as wide as the reference.
+SAME = (
+    ("uniform, the target", "uniform", None),
+    ("the clean pairs of the pool alone", "clean_at_4e-3", None),
+    ("JEST, f = 0.8", "jest_at_4e-3", None),
+    ("stored stage with distillation", "stored_3_distilled_at_4e-3", None),
+    ("distillation alone", "distilled_at_4e-3", None),
 )
 # Rows of the README's table: results, method, and how FLOPs are counted.
 OFFERS = (

@@ -5,12 +5,14 @@ import matplotlib.ticker
 import numpy as np
 from matplotlib import figure as mpl_figure
 
+from benchmarks.icontext import cells
+
 _LEVEL = 0.7  # of noise, where no other is named
 _RC = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 # Labels and marks of methods, in both figures.
 _GIVEN = {
     "uniform": ("uniform", "0.6", "-", "."),
-    "clean": ("the pool's clean pairs", "0.6", "--", "D"),
+    "clean": ("the pool's\nclean pairs", "0.6", "--", "D"),
     "distilled": ("distillation alone", "0.35", ":", "s"),
     "jest": ("JEST", "tab:blue", "-", "o"),
     "easy_reference": ("live easy-reference", "tab:green", "--", "x"),
@@ -18,12 +20,16 @@ _GIVEN = {
 }
 _OWN = {
     "uniform": ("uniform", "0.6", "-", "."),
-    "clean": ("the pool's clean pairs", "0.6", "--", "D"),
+    "clean": ("the pool's\nclean pairs", "0.6", "--", "D"),
     "mixed_8": ("an eighth curated", "0.35", ":", "^"),
     "bootstrapped": ("stored stage, bootstrapped", "tab:red", "-", "v"),
 }
-# Points by which a label is above the end of its line, to keep labels apart.
-_RAISED = {"stored_3_distilled": 5, "jest": -5, "distilled": -8}
+# Where a label is not beside the end of its line: point, offset, alignment.
+_PLACES = {
+    "clean": (-1, (-10, -3), "right"),
+    "distilled": (0, (-8, -4), "right"),
+    "stored_3_distilled": (-1, (7, 5), "left"),
+}
 # Steps of the runs that the map compares, by regime.
 _OWN_STEPS, _GIVEN_STEPS = 1400, 700
 
@@ -56,25 +62,38 @@ def _scores(found):
     ):
         for method, (label, color, style, marker) in methods.items():
             lines = results.ladder(method, _LEVEL)
-            if not lines:
+            if not (lines and results.target(_LEVEL)):
                 continue
             bills = [results.bill(line, "paper") for line in lines]
             scores = [100 * results.end(line)[0] for line in lines]
             options = {"color": color, "ls": style, "marker": marker}
             axis.plot(bills, scores, **options, lw=2, ms=5)
+            index, offset, side = _PLACES.get(method, (-1, (7, 0), "left"))
             axis.annotate(
-                *(label, (bills[-1], scores[-1]), (7, _RAISED.get(method, 0))),
+                *(label, (bills[index], scores[index]), offset),
                 textcoords="offset points",
                 va="center",
+                ha=side,
                 color=color,
+            )
+        if results is found.narrow and cells.STRONG in results.runs.index:
+            score = 100 * results.runs.loc[cells.STRONG, 0]["test_sets"]
+            axis.axhline(score, color="0.85", lw=1, zorder=0)
+            axis.annotate(
+                *("the reference", (1, score), (0, 5)),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                color="0.5",
             )
         axis.set_title(title, loc="left")
         axis.set_xscale("log", base=2)
-        axis.set_xlim(right=5 * axis.get_xlim()[1])
+        low, high = axis.get_xlim()
+        axis.set_xlim(low / 3, 5 * high)
         _marked(axis.xaxis, 250 * 4.0 ** np.arange(-1, 6), "{:,.0f}")
         axis.set(xlabel="FLOPs, in steps of uniform training")
         axis.set(ylabel="mean reciprocal rank x 100")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.06 * axis.get_ylim()[1])
     return figure
 
 
@@ -129,16 +148,15 @@ def strength(results, method):
     Returns:
         The references' scores over the target's, increasing, and `Line`s.
     """
-    target = results.end(results.target(_LEVEL))[0]
-    found = []
-    for reference in results.ladder("reference", _LEVEL):
+    best, found = results.target(_LEVEL), []
+    for reference in results.ladder("reference", _LEVEL) if best else ():
         name = f"{method}_by_{reference.steps}"
-        longest = results.line("reference", _LEVEL)
-        line = results.line(
-            method if reference == longest else name, _LEVEL, _GIVEN_STEPS
-        )
+        if reference.cell == cells.STRONG:
+            name = method
+        line = results.line(name, _LEVEL, _GIVEN_STEPS)
         if line:
-            found.append((results.end(reference)[0] / target, line))
+            share = results.end(reference)[0] / results.end(best)[0]
+            found.append((share, line))
     return [place for place, _ in found], [line for _, line in found]
 
 

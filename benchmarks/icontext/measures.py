@@ -303,8 +303,8 @@ class Results:
         for cell, rows in self._tested.groupby(level="cell"):
             if len(rows) >= LEAST_SEEDS:
                 found[cell] = rows["steps"].iloc[0], rows[_SCORE].to_numpy()
-        if not found:  # of no cell yet
-            return Results(self._folder).spread(steps)
+        if not found:  # of no cell yet: the published runs'
+            return Results().spread(steps)
         long = [ends for length, ends in found.values() if 2 * length >= steps]
         ends = np.stack(long or [ends for _, ends in found.values()])
         relative = ends / ends.mean(axis=1, keepdims=True) - 1
@@ -322,15 +322,17 @@ class Results:
             seeds: those wanted, if any of them was run; all without.
         """
         seeds = [seed for seed in line.seeds if seed in seeds] or line.seeds
-        scores = over_seeds(
-            [self._resampled(line.cell, seed) for seed in seeds]
-        )
+        return self._end(line.cell, seeds)
+
+    def _end(self, cell, seeds):
+        scores = over_seeds([self._resampled(cell, seed) for seed in seeds])
         if len(seeds) < LEAST_SEEDS:
-            # Draws of the line's own, the same in each comparison.
-            key = zlib.crc32(repr(tuple(line[:3])).encode())
-            draws = np.random.default_rng(key).normal(size=RESAMPLES)
-            spread = self.spread(line.steps) / len(seeds) ** 0.5
-            scores[1:] *= np.maximum(1.0 + spread * draws, 0.0)
+            # Draws of the cell's own, the same in each comparison.
+            draws = np.random.default_rng(zlib.crc32(cell.encode()))
+            steps = self.runs.loc[cell, seeds[0]]["steps"]
+            spread = self.spread(steps) / len(seeds) ** 0.5
+            spread *= draws.normal(size=RESAMPLES)
+            scores[1:] *= np.maximum(1.0 + spread, 0.0)
         return scores
 
     def ends(self, ladder, seeds=()):
@@ -338,21 +340,29 @@ class Results:
         return np.stack([self.end(line, seeds) for line in ladder])
 
     def difference(self, *names):
-        """`Estimate` of the score of a cell less another's.
+        """The score of a cell less another's.
 
-        By the seeds that both have; by all if they share none.
+        Returns:
+            `Estimate` and the number of seeds: of those that both have, or of
+            all if they share none.
         """
         first, second = (self.runs.loc[name].index for name in names)
         shared = sorted({*first} & {*second})
         left, right = (
-            over_seeds([self._resampled(name, seed) for seed in shared or own])
+            self._end(name, shared or sorted(own))
             for name, own in zip(names, (first, second), strict=True)
         )
-        return estimate(left - right)
+        return estimate(left - right), len(shared or first)
 
     def target(self, noise):
-        """The line of uniform training that ends best on validation."""
+        """The line of uniform training that ends best on validation.
+
+        Returns:
+            None if uniform training was not run.
+        """
         ladder = self.ladder(UNIFORM, noise)
+        if not ladder:
+            return None
         # A length with fewer seeds than others is no target yet.
         most = min(max(len(rung.seeds) for rung in ladder), LEAST_SEEDS)
         return max(
@@ -367,6 +377,8 @@ class Results:
     def to_target(self, line):
         """`Ratios` by full schedules of up to the line's length."""
         target = self.target(line.noise)
+        if not target:
+            return Ratios(None, dict.fromkeys(COSTS), False)
         end = self.end(target, line.seeds)
         ladder = self.ladder(line.method, line.noise, line.steps)
         ours = self._needed(ladder, end, line.seeds)
@@ -392,12 +404,13 @@ class Results:
             costs: of `COSTS`, a ratio for each.
 
         Returns:
-            `Estimate`s; Nones below uniform training's shortest schedule.
+            `Estimate`s; Nones below uniform training's shortest schedule, or
+            without one.
         """
-        ladder, target = (
-            self.ladder(UNIFORM, line.noise),
-            self.target(line.noise),
-        )
+        target = self.target(line.noise)
+        if not target:
+            return [None] * (1 + len(costs))
+        ladder = self.ladder(UNIFORM, line.noise)
         ends = self.ends(ladder, line.seeds)
         score = np.minimum(
             self.end(line, line.seeds), self.end(target, line.seeds)
@@ -421,6 +434,8 @@ class Results:
             None where uniform training was not run for so long.
         """
         ladder = self.ladder(UNIFORM, line.noise)
+        if not ladder:
+            return None
         highest = np.maximum.accumulate(self.ends(ladder, line.seeds))
         lengths = [rung.steps for rung in ladder]
         best = end_at(lengths, highest, self.bill(line, cost))

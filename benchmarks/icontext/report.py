@@ -51,7 +51,8 @@ def main(arguments=None):
             except (FileNotFoundError, KeyError) as error:
                 report.log(f"{name}: left out, as there is no {error}")
                 continue
-            print(f"\n{name}:\n\n{report.table(header, rows)}")
+            if rows:
+                print(f"\n{name}:\n\n{report.table(header, rows)}")
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -110,12 +111,17 @@ def methods(found, folder):
 
 def half_width(found, folder):
     """Scores and ratios of learners of half the width of a given reference."""
-    return _given(found.narrow)
+    return _given(found.narrow, contents.GIVEN)
+
+
+def half_width_more(found, folder):
+    """The same of further methods."""
+    return _given(found.narrow, contents.MORE_GIVEN)
 
 
 def same_width(found, folder):
     """Scores and ratios of learners as wide as a given reference."""
-    return _given(found.same)
+    return _given(found.same, contents.SAME)
 
 
 def readme(found, folder):
@@ -138,12 +144,12 @@ def readme(found, folder):
             yield have, use, gives(results, *line[1:])
 
 
-def _given(results):
+def _given(results, rows):
     yield (
         *("training", "steps", "seeds", "score", "fewer examples"),
         *("fewer FLOPs", "with 1/4 of the reference", "with all of it"),
     )
-    for what, line in _rows(results, contents.GIVEN):
+    for what, line in _rows(results, rows):
         yield (
             *(what, f"{line.steps:,}", str(len(line.seeds))),
             _score(results, line),
@@ -160,26 +166,43 @@ def _rows(results, rows):
             yield what, line
 
 
+def held_out(found, folder):
+    """Scores on emoji art, of learners of half the width and the reference."""
+    yield "training", "steps", "concepts", "styles"
+    rows = *contents.GIVEN, *contents.MORE_GIVEN
+    for what, line in _rows(
+        found.narrow, (*rows, ("the reference", "reference", 3000))
+    ):
+        scores = (
+            100 * found.narrow.mean(line, f"test_{split}")
+            for split in ("concept", "style")
+        )
+        yield what, f"{line.steps:,}", *(f"{score:.1f}" for score in scores)
+
+
 def validation(found, folder):
-    """The tests' scores and ratios beside validation's, of the half width."""
-    seen = measures.Results(
-        folder / "web", cells.GIVEN, "narrow", measures.VALIDATION
-    )
+    """The tests' scores and ratios beside validation's."""
     yield (
-        *("training", "steps", "tests", "validation"),
+        *("reference", "training", "steps", "tests", "validation"),
         *("fewer examples, tests", "validation"),
     )
-    for what, line in _rows(found.narrow, contents.GIVEN):
-        both = found.narrow, seen
-        yield (
-            *(what, f"{line.steps:,}"),
-            *(f"{100 * results.end(line)[0]:.1f}" for results in both),
-            *(
-                f"{ratio.value:.1f}x" if ratio else "missed"
-                for results in both
-                for ratio in [results.to_target(line).examples]
-            ),
-        )
+    for kind, tests, rows, *which in (
+        ("strong", found.narrow, contents.GIVEN, cells.GIVEN, "narrow"),
+        ("strong", found.narrow, contents.MORE_GIVEN, cells.GIVEN, "narrow"),
+        ("weak", found.own, contents.OWN, cells.OWN, ""),
+    ):
+        seen = measures.Results(folder / "web", *which, measures.VALIDATION)
+        for what, line in _rows(tests, rows):
+            both = tests, seen
+            yield (
+                *(kind, what, f"{line.steps:,}"),
+                *(f"{100 * results.end(line)[0]:.1f}" for results in both),
+                *(
+                    f"{ratio.value:.1f}x" if ratio else "missed"
+                    for results in both
+                    for ratio in [results.to_target(line).examples]
+                ),
+            )
 
 
 def over_noise(found, folder):
@@ -196,13 +219,12 @@ def _noise(results, rows, cost):
     levels = [f"{100 * level:.0f} % noise" for level in results.levels]
     yield ("training", "steps", *levels)
     for what, method, steps in rows:
-        yield (
-            *(what, f"{steps:,}"),
-            *(
-                _ratio(results, method, level, steps, cost)
-                for level in results.levels
-            ),
-        )
+        ratios = [
+            _ratio(results, method, level, steps, cost)
+            for level in results.levels
+        ]
+        if any(ratios):
+            yield what, f"{steps:,}", *ratios
 
 
 def claims(found, folder):
@@ -210,12 +232,13 @@ def claims(found, folder):
     yield "comparison", "paper", "strong reference", "weak reference"
     for what, paper, own, given in contents.CLAIMS:
         shown = [
-            told(results.difference(*names), factor=100, sign="+")
+            _difference(results, names)
             if names and all(name in results.runs.index for name in names)
             else ""
             for results, names in ((found.same, given), (found.own, own))
         ]
-        yield what, paper, *shown
+        if any(shown):
+            yield what, paper, *shown
 
 
 def strengths(found, folder):
@@ -296,6 +319,7 @@ TABLES = {
     "methods": methods,
     "readme": readme,
     "half_width": half_width,
+    "half_width_more": half_width_more,
     "same_width": same_width,
     "given_noise": given_noise,
     "strengths": strengths,
@@ -303,6 +327,7 @@ TABLES = {
     "claims": claims,
     "tried": tried,
     "tried_given": tried_given,
+    "held_out": held_out,
     "validation": validation,
     "emoji": emoji,
 }
@@ -317,8 +342,9 @@ def summary(found):
     rows = []
     for regime, learner, results, methods in (
         (cells.OWN, "same width", found.own, contents.OWN),
-        (cells.GIVEN, "same width", found.same, contents.GIVEN),
+        (cells.GIVEN, "same width", found.same, contents.SAME),
         (cells.GIVEN, "half width", found.narrow, contents.GIVEN),
+        (cells.GIVEN, "half width", found.narrow, contents.MORE_GIVEN),
     ):
         for what, line in _rows(results, methods):
             ratios = results.to_target(line)
@@ -354,14 +380,20 @@ def _fewer(found, line, costs):
     if ratios.examples is None:
         estimates = found.to_own_end(line, costs)
         return [
-            f"{told(estimate, 'x')} to its own end"
-            if estimate
-            else "not reached"
+            f"{told(estimate, 'x')} to its own end" if estimate else ""
             for estimate in estimates
         ]
     if ratios.is_bound:
         return [f"at least {estimate.value:.1f}x" for estimate in estimates]
     return [told(estimate, "x") for estimate in estimates]
+
+
+def _difference(results, names):
+    found, count = results.difference(*names)
+    words = told(found, factor=100, sign="+")
+    if count < measures.LEAST_SEEDS:
+        words += f" ({count} seed{'s' * (count > 1)})"
+    return words
 
 
 def _ratio(found, method, noise, steps, cost="all"):

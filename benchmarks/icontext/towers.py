@@ -1,9 +1,9 @@
 """The benchmark's towers: a convolutional network and a bag of tokens.
 
 The recipes configs/icontext_*.py name them by the setting
-`model.towers=benchmarks.icontext.towers:build`. In the few steps that two cores
-can make they learn far more of drawings of 32 x 32 pixels and names of three
-words than transformers of the same cost.
+`model.towers=benchmarks.icontext.towers:build_small`. In the few steps that two
+cores can make they learn far more of drawings of 32 x 32 pixels and names of
+three words than transformers of the same cost.
 """
 
 # `build`, `call` and `get_config` are described by their class.
@@ -18,70 +18,36 @@ WIDTHS = (16, 32, 64, 128)
 EMBEDDING_DIM = 128
 
 
-def build(config, vocabulary_size):
-    """Returns the image and the text tower, see `config.ModelConfig`."""
-    return _build(config, vocabulary_size, WIDTHS)
-
-
-def build_wide(config, vocabulary_size):
-    """Returns towers with an image network twice as wide, for a reference."""
-    return _build(config, vocabulary_size, [2 * width for width in WIDTHS])
-
-
 def build_small(config, vocabulary_size):
-    """Returns towers of a tenth of the cost, for runs of 20,000 steps."""
-    return _build(config, vocabulary_size, WIDTHS, StridedTower)
+    """Returns the image and the text tower, see `config.ModelConfig`."""
+    return _build(config, vocabulary_size, WIDTHS, EMBEDDING_DIM)
 
 
 def build_narrow(config, vocabulary_size):
     """Returns towers of half the width of `build_small`'s."""
     widths = [width // 2 for width in WIDTHS]
-    return _build(
-        config, vocabulary_size, widths, StridedTower, EMBEDDING_DIM // 2
-    )
+    return _build(config, vocabulary_size, widths, EMBEDDING_DIM // 2)
 
 
-def _build(
-    config, vocabulary_size, widths, image_tower=None, dim=EMBEDDING_DIM
-):
+def _build(config, vocabulary_size, widths, dim):
     image_seed, text_seed = (
         layers.child_seed(config.seed, name)
         for name in ("image_tower", "text_tower")
     )
-    image_tower = image_tower or ConvolutionalTower
     return (
-        image_tower(widths, dim, seed=image_seed),
+        StridedTower(widths, dim, seed=image_seed),
         BagTower(vocabulary_size, dim, seed=text_seed),
     )
 
 
-class _ImageTower(keras.layers.Layer):
-    """A tower whose coarse view is a smaller picture."""
-
-    def check_view(self, view):
-        """Raises ValueError if a view has more than an image size."""
-        if view.image_size is None or view.patch_size is not None:
-            raise ValueError(
-                "a convolutional tower's `view` must have an `image_size` and "
-                f"nothing else. Received: {view}"
-            )
-
-    def seen(self, images, view):
-        """Returns images as a view, `config.View` or None, shows them."""
-        if view is None:
-            return images
-        self.check_view(view)
-        return patches.resize_images(images, view.image_size)
-
-
 @keras.saving.register_keras_serializable(package="icontext")
-class ConvolutionalTower(_ImageTower, layers.Configured):
-    """A residual network of 3 x 3 convolutions with averaged features.
+class StridedTower(layers.Configured):
+    """A stride of 2 in every convolution, then an MLP on the last grid.
 
-    Each stage after the first halves the sides of the picture.
+    The grid of a smaller picture is stretched.
 
     Args:
-        widths: channels of each stage.
+        widths: channels of each convolution.
         embedding_dim: size of an embedding.
         seed: integer that sets the initial weights.
 
@@ -91,55 +57,6 @@ class ConvolutionalTower(_ImageTower, layers.Configured):
 
     Returns:
         Embeddings [B, embedding_dim], not normalised.
-    """
-
-    def __init__(self, widths, embedding_dim, *, seed=None, **kwargs):
-        super().__init__(**kwargs)
-        self.widths = tuple(widths)
-        self.embedding_dim = embedding_dim
-        self.seed = seed
-        first, *others = self.widths
-        self.stem = ConvolutionBlock(first, 1, seed=self._seed("stem"))
-        self.stages = [
-            (
-                ConvolutionBlock(width, 2, seed=self._seed(f"halve{place}")),
-                ConvolutionBlock(width, 1, seed=self._seed(f"refine{place}")),
-            )
-            for place, width in enumerate(others)
-        ]
-        self.normalisation = keras.layers.LayerNormalization()
-        self.head = _dense(embedding_dim, self._seed("head"))
-
-    def build(self, input_shape):
-        channels = input_shape[-1]
-        for layer in (
-            self.stem,
-            *(layer for stage in self.stages for layer in stage),
-        ):
-            layer.build((None, None, None, channels))
-            channels = layer.width
-        self.normalisation.build((None, channels))
-        self.head.build((None, channels))
-        self.built = True
-
-    def call(self, images, training=None, view=None):
-        features = self.stem(self.seen(images, view))
-        for halve, refine in self.stages:
-            features = halve(features)
-            features += refine(features)
-        features = tf.reduce_mean(features, axis=[1, 2])
-        return self.head(self.normalisation(features))
-
-    def _seed(self, name):
-        return layers.child_seed(self.seed, name)
-
-
-@keras.saving.register_keras_serializable(package="icontext")
-class StridedTower(_ImageTower, layers.Configured):
-    """A stride of 2 in every convolution, then an MLP on the last grid.
-
-    Arguments are as for `ConvolutionalTower`, at about a tenth of its cost for
-    pictures of 32 x 32 pixels. The grid of a smaller picture is stretched.
     """
 
     def __init__(self, widths, embedding_dim, *, seed=None, **kwargs):
@@ -171,6 +88,21 @@ class StridedTower(_ImageTower, layers.Configured):
         self.hidden.build((None, height * width * channels))
         self.head.build((None, 2 * self.embedding_dim))
         self.built = True
+
+    def check_view(self, view):
+        """Raises ValueError if a view has more than an image size."""
+        if view.image_size is None or view.patch_size is not None:
+            raise ValueError(
+                "a convolutional tower's `view` must have an `image_size` and "
+                f"nothing else. Received: {view}"
+            )
+
+    def seen(self, images, view):
+        """Returns images as a view, `config.View` or None, shows them."""
+        if view is None:
+            return images
+        self.check_view(view)
+        return patches.resize_images(images, view.image_size)
 
     def call(self, images, training=None, view=None):
         features = self.seen(images, view)

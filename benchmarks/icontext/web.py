@@ -55,20 +55,32 @@ NUM_SHARDS = 16
 _BLOCK_SIZE = 4_096  # pictures compared at a time with all that are held out
 
 
-def build(data, out, descriptions):
+def build(data, out, descriptions, seed=SEED):
     """Writes all splits, the vocabulary and, last, stats.json.
 
     Args:
         data: folder of the whole data set.
         out: folder to write to; left alone if it has the data.
         descriptions: iconify's description of each set.
+        seed: of what is held out, apart and curated; the published results
+            have `SEED`.
+
+    Raises:
+        RuntimeError: if the folder has the data of another seed.
     """
-    if (out / "stats.json").exists():
+    stats = out / "stats.json"
+    if stats.exists():
+        made = json.loads(stats.read_text(encoding="utf-8"))["seed"]
+        if made != seed:
+            raise RuntimeError(
+                f"`--split` must be {made}, as '{out}' was made with it. "
+                f"Received: {seed}. Name another folder with `--out`."
+            )
         return
-    splits, foreign, dropped = split(data)
+    splits, foreign, dropped = split(data, seed)
     out.mkdir(parents=True, exist_ok=True)
     pool = splits.pop("pool")
-    part, splits["apart"] = apart(pool)
+    part, splits["apart"] = apart(pool, seed)
     splits["apart_permissive"] = [
         record
         for record in splits["apart"]
@@ -92,8 +104,8 @@ def build(data, out, descriptions):
             sizes[f"{kind}{level:02d}"] = {
                 label or "pairs": counts[label] for label in sorted(counts)
             }
-    stats = {
-        "seed": SEED,
+    facts = {
+        "seed": seed,
         "sizes": sizes,
         "held_out": {
             name: sorted({record.row.style for record in splits[name]})
@@ -102,12 +114,11 @@ def build(data, out, descriptions):
         "dropped": dropped,
         "noise": noise.CRAWL,
     }
-    text = json.dumps(stats, indent=1) + "\n"
-    (out / "stats.json").write_text(text, encoding="utf-8")
+    stats.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def split(data):
-    """Splits the whole data set.
+def split(data, seed):
+    """Splits the whole data set; see `build`.
 
     Returns:
         `{split: list of selection.Record}` with a `pool` without noise, the
@@ -122,7 +133,7 @@ def split(data):
         for name in ("pool", "val_concept", "test_concept", "test_style")
     }
     everything = records.pop("pool")
-    held_out = families(everything)
+    held_out = families(everything, seed)
     of_split = {
         style: name for name, styles in held_out.items() for style in styles
     }
@@ -136,11 +147,11 @@ def split(data):
         else:
             name = "foreign" if row.kind == sources.LOGO else "pool"
         parts[name].append(record)
-    foreign, pool = _sampled(parts["foreign"]), parts["pool"]
+    foreign, pool = _sampled(parts["foreign"], seed), parts["pool"]
     splits = records | {
         "val_style": parts["val_style"],
         **{
-            name: _distinct(parts[name], count)
+            name: _distinct(parts[name], count, seed)
             for name, count in NUM_HELD_OUT.items()
         },
     }
@@ -149,7 +160,8 @@ def split(data):
     pool = [
         record for record, drop in zip(pool, is_copy, strict=True) if not drop
     ]
-    candidates = [record for record in _sampled(pool) if _is_plain(record.row)]
+    sampled = _sampled(pool, seed)
+    candidates = [record for record in sampled if _is_plain(record.row)]
     for count in FEWER_CURATED:
         splits[f"curated{count}"] = candidates[:count]
     splits["curated"] = candidates[:NUM_CURATED]
@@ -161,7 +173,7 @@ def split(data):
     return splits, foreign, dropped
 
 
-def apart(pool):
+def apart(pool, seed=SEED):
     """Cuts a pool without noise into a learner's part and a reference's.
 
     Returns:
@@ -170,7 +182,7 @@ def apart(pool):
     """
     parts = {True: [], False: []}
     for record in pool:
-        name = f"{SEED}|apart|{family(record.row.style)}"
+        name = f"{seed}|apart|{family(record.row.style)}"
         share = hashlib.sha256(name.encode()).digest()[0] / 256
         parts[share < PART].append(record)
     known = {record.png for record in parts[True]}
@@ -178,7 +190,7 @@ def apart(pool):
     return parts[True], others
 
 
-def families(records):
+def families(records, seed):
     """Icon sets to hold out, `{split: list of styles}`, whole families.
 
     Sets of a family, such as fa6-solid and fa6-brands, share their drawings.
@@ -195,7 +207,7 @@ def families(records):
             for name, styles in of_family.items()
             if sum(map(sizes.get, styles)) in FAMILY_SIZES
         ),
-        key=lambda name: hashlib.sha256(f"{SEED}|{name}".encode()).digest(),
+        key=lambda name: hashlib.sha256(f"{seed}|{name}".encode()).digest(),
     )
     found, start = {}, 0
     for split_name, count in NUM_FAMILIES.items():
@@ -226,18 +238,18 @@ def family(style):
     return re.sub(r"\d+$", "", style.split("-")[0])
 
 
-def _distinct(records, count):
+def _distinct(records, count, seed):
     """Plain pairs with distinct captions, sampled."""
     first = {}
-    for record in _sampled(records):
+    for record in _sampled(records, seed):
         if _is_plain(record.row):
             first.setdefault(record.row.captions[0].lower(), record)
     return list(first.values())[:count]
 
 
-def _sampled(records):
+def _sampled(records, seed):
     """Records in a pseudo-random order that depends on each alone."""
-    return selection.shuffled(records, "web", SEED)
+    return selection.shuffled(records, "web", seed)
 
 
 def _is_plain(row):

@@ -106,7 +106,7 @@ def run(flags: argparse.Namespace) -> None:
         image_size=teacher.picture,
         batch_size=flags.batch_size,
     )
-    _report(summary)
+    _report(summary, flags)
     if summary.busy:
         raise SystemExit(interruptions.EXIT_CODE)
 
@@ -120,7 +120,7 @@ def _check(flags):
         )
 
 
-def _report(summary):
+def _report(summary, flags):
     print(
         f"{summary.written} sidecar{'s' * (summary.written != 1)} written, "
         f"{summary.rows:,} records; {summary.skipped} were there"
@@ -131,3 +131,8 @@ def _report(summary):
         print(f"{summary.invalid:,} of the records could not be read:")
     for reason, count in summary.reasons.items():
         print(f"{count:8,}  {reason}")
+    if not summary.busy:
+        settings = f"reference.model={flags.model}"
+        if flags.output:
+            settings += f" reference.sidecar_dir={flags.output}"
+        print(f"next: jest-tf train --config RECIPE --set {settings}")

@@ -272,6 +272,14 @@ class WebTest(tf.test.TestCase):
             for record in shards.read(file)
         ]
 
+    def test_another_split_needs_another_folder(self):
+        with self.assertRaisesRegex(RuntimeError, "`--split` must be 0"):
+            web.build(self.out.parent, self.out, {}, seed=1)
+        records = self.read("pool00/*")
+        parts = [web.apart(records, seed)[0] for seed in (0, 1)]
+        ids = [{record.identifier for record in part} for part in parts]
+        self.assertNotEqual(*ids)
+
     def test_held_out_families_are_in_no_training_split(self):
         held_out = {
             style for some in self.stats["held_out"].values() for style in some

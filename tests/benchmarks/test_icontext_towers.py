@@ -6,9 +6,8 @@ import tensorflow as tf
 from jest_tf import config, models
 
 
-def build(seed=0, name="build"):
+def build(name):
     recipe = config.TrainConfig(
-        seed=seed,
         data=config.DataConfig(image_size=32, text_length=5),
         model=config.ModelConfig(towers=f"benchmarks.icontext.towers:{name}"),
     )
@@ -23,7 +22,7 @@ class TowersTest(tf.test.TestCase):
         self.images = tf.constant(pixels)
 
     def test_a_small_tower_stretches_the_grid_of_a_small_picture(self):
-        tower = build(name="build_small").image_tower
+        tower = build("build_small").image_tower
         view = config.View(image_size=16)
         seen = tower.seen(tf.cast(self.images, tf.float32), view)
         self.assertEqual(seen.shape, (3, 16, 16, 3))

@@ -387,6 +387,27 @@ class PaperTest(tf.test.TestCase):
         # The recipe's header: 57 GFLOPs an example, in round numbers.
         self.assertEqual(forward // 32_768 // 10**9, 57)
 
+    def test_the_pages_say_what_embedding_by_public_models_costs(self):
+        root = pathlib.Path(__file__).parents[2]
+        recipe, page = (
+            " ".join((root / path).read_text(encoding="utf-8").split())
+            for path in ("configs/distil_s16.py", "docs/recipes.md")
+        )
+        for text, width, depth, ratio, patch in (
+            (recipe + page, 768, 12, 4, 16),
+            (recipe, 1152, 27, 4304 / 1152, 14),
+        ):
+            pair = 2 * width * width + depth * (
+                block_products(64, width, ratio)
+                + block_products((224 // patch) ** 2, width, ratio)
+            )
+            pair += image_products((224 // patch) ** 2, patch, width, 0, ratio)[
+                0
+            ]
+            hours = 1e7 * pair / (0.4 * 312e12) / 3600
+            self.assertIn(f"{pair / 1e9:.0f} GFLOPs", text)
+            self.assertRegex(text, f"{hours:.0f} hours?\\b")
+
     def test_flexi_jest_costs_110_per_cent_with_twelve_tokens(self):
         def share(length):
             """Of the closed form: b rows in three passes, 5 b scored."""

@@ -313,6 +313,8 @@ class CommandTest(tf.test.TestCase):
     def test_it_writes_what_the_reference_says_of_each_record(self):
         printed, shown = self.run_command("--dtype", "float32", output="a")
         self.assertIn("3 sidecars written, 90 records", printed)
+        settings = r"reference.model=\S+ reference.sidecar_dir=\S*a\n"
+        self.assertRegex(printed, f"next: jest-tf train .* --set {settings}")
         self.assertRegex(shown, "embedding: 90 of 90 records")
         run, sidecars = self.run_of_reference, self.open("a")
         batch = next(
