@@ -38,21 +38,6 @@ _PAPER_RATIOS = {0.0: 0.00, 0.5: 1.00, 0.8: 1.12, 0.9: 1.15}
 
 
 @dataclasses.dataclass(frozen=True)
-class FigureSizes:
-    """How much `figure` computes.
-
-    Attributes:
-        batch_size: b, the same at every filter ratio, as in the paper.
-        num_seeds: super-batches drawn of each kind of embeddings.
-        gibbs_iterations: the mean over their second half is the plateau.
-    """
-
-    batch_size: int = 512
-    num_seeds: int = 10
-    gibbs_iterations: int = 8_000
-
-
-@dataclasses.dataclass(frozen=True)
 class Case:
     """A process of `speed`.
 
@@ -202,7 +187,7 @@ def gibbs(
     return np.array(totals) / batch_size
 
 
-def measure_figure(embeddings: tuple, sizes: FigureSizes, seed: int) -> dict:
+def measure_figure(embeddings, batch_size, gibbs_iterations, seed):
     """A super-batch's values, normalised as in the paper's figure.
 
     0 is the expectation of a uniform draw and 1 the Gibbs sampler's plateau,
@@ -211,13 +196,14 @@ def measure_figure(embeddings: tuple, sizes: FigureSizes, seed: int) -> dict:
 
     Args:
         embeddings: learner's and reference's, of 10 b rows or more.
-        sizes: how much to compute.
+        batch_size: b, the same at every filter ratio, as in the paper.
+        gibbs_iterations: the mean over their second half is the plateau.
         seed: of the draws.
 
     Returns:
         "chunks", "gibbs" and "ratios", each a value by setting.
     """
-    batch_size, half = sizes.batch_size, 2 * sizes.batch_size
+    half = 2 * batch_size
 
     def joint(size, num_chunks):
         pool = [_take(model, slice(size)) for model in embeddings]
@@ -226,7 +212,7 @@ def measure_figure(embeddings: tuple, sizes: FigureSizes, seed: int) -> dict:
         return pair_scores(*(_take(model, rows) for model in pool)).sum()
 
     scores = pair_scores(*(_take(model, slice(half)) for model in embeddings))
-    trace = gibbs(scores, batch_size, sizes.gibbs_iterations, seed)
+    trace = gibbs(scores, batch_size, gibbs_iterations, seed)
     settled = trace[len(trace) // 2 :]
     uniform, plateau = uniform_learnability(scores, batch_size), settled.mean()
 
@@ -272,14 +258,14 @@ def _take(embeddings, rows):
 
 def figure(small: bool) -> str:
     """Measures both kinds of embeddings; the Markdown of the block."""
-    sizes = FigureSizes(32, 2, 800) if small else FigureSizes()
+    size, num_seeds, iterations = (32, 2, 800) if small else (512, 10, 8_000)
     results = {}
     for regime in ("late", "early"):
         runs = results[f"synthetic, {regime}"] = []
-        for seed in range(sizes.num_seeds):
+        for seed in range(num_seeds):
             report.log(f"figure: {regime}, seed {seed}")
-            pair = synthetic(regime, 10 * sizes.batch_size, seed)
-            runs.append(measure_figure(pair, sizes, seed))
+            pair = synthetic(regime, 10 * size, seed)
+            runs.append(measure_figure(pair, size, iterations, seed))
     tables = []
     for sweep, name, paper in (
         ("chunks", "chunks N", _PAPER_CHUNKS),
@@ -299,8 +285,8 @@ def figure(small: bool) -> str:
 
 Learnability of the sub-batch, 0 for a uniform draw (its exact expectation) and
 1 for the plateau of a Gibbs sampler at filter ratio 0.5. The cells give the
-mean over {sizes.num_seeds} seeds and in brackets the lowest and the highest.
-b = {sizes.batch_size} rows always, from b / (1 - f) at filter ratio f, as in
+mean over {num_seeds} seeds and in brackets the lowest and the highest.
+b = {size} rows always, from b / (1 - f) at filter ratio f, as in
 the paper, whose b is 32,768. The paper's numbers are read off its figure 2,
 +-0.01. Synthetic: 64 clusters in 64 dimensions, a fifth of the texts belong to
 other rows; the late learner sees the clusters, the early learner hardly.

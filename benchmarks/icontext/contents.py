@@ -86,10 +86,8 @@ _PAIRS = (
     ("f = 0.9 minus 0.8", "better", "jest_f90", "jest_f80"),
     ("f = 0.95 minus 0.9", "better", "jest_f95", "jest_f90"),
     (
-        "learnability minus easy-reference",
-        "better",
-        "jest_f80",
-        "easy_reference",
+        *("learnability minus easy-reference", "better"),
+        *("jest_f80", "easy_reference"),
     ),
     ("learnability minus hard-learner", "better", "jest_f80", "hard_learner"),
     ("16 chunks minus 32", "no worse", "jest_f80", "chunks_32"),

@@ -103,10 +103,8 @@ def _map(found):
         method: strength(found.same, method)
         for method in ("jest", "easy_reference", "distilled")
     }
-    # A single strength is no axis.
-    count = 1 + any(len(lines) > 1 for _, lines in by_strength.values())
-    figure = mpl_figure.Figure(figsize=(5 * count, 4.2), layout="tight")
-    axes = figure.subplots(1, count, squeeze=False)[0]
+    figure = mpl_figure.Figure(figsize=(10, 4.2), layout="tight")
+    axes = figure.subplots(1, 2)
     for results, methods, steps, shown in (
         (found.same, _GIVEN, _GIVEN_STEPS, ("jest", "stored_3_distilled")),
         (found.own, _OWN, _OWN_STEPS, ("bootstrapped",)),
@@ -119,9 +117,8 @@ def _map(found):
             ]
             places = [100 * line.noise for line in lines]
             _ratios(axes[0], results, places, lines, methods[method])
-    if count > 1:
-        for method, (strengths, lines) in by_strength.items():
-            _ratios(axes[1], found.same, strengths, lines, _GIVEN[method])
+    for method, (strengths, lines) in by_strength.items():
+        _ratios(axes[1], found.same, strengths, lines, _GIVEN[method])
     for axis, title, words in zip(
         axes,
         ("Noise", "The reference's strength"),
@@ -129,7 +126,7 @@ def _map(found):
             "noise in the pool, %",
             "reference's score / learner's target, at 70 % noise",
         ),
-        strict=False,
+        strict=True,
     ):
         axis.set_title(title, loc="left")
         axis.set(
