@@ -142,10 +142,7 @@ def memory_table(small: bool = False) -> str:
     )
 
 
-_PARTS = {
-    "traffic": traffic_table,
-    "memory": memory_table,
-}
+_PARTS = {"traffic": traffic_table, "memory": memory_table}
 
 
 def _number(value, scale):
@@ -164,9 +161,7 @@ def _embeddings(rng, size, dim, agreement, scale, bias):
         part / np.linalg.norm(part, axis=1, keepdims=True)
         for part in (image, text)
     )
-    return Embeddings(
-        *map(np.float32, (image, text, scale, bias)),
-    )
+    return Embeddings(*map(np.float32, (image, text, scale, bias)))
 
 
 def _measure_memory(loss, num_replicas, size, dim, block):

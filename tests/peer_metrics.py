@@ -12,10 +12,7 @@ import sys
 
 import numpy as np
 import torch
-from clip_benchmark.metrics import (
-    zeroshot_classification,
-    zeroshot_retrieval,
-)
+from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 from open_clip import zero_shot_classifier
 from open_clip_train import train, zero_shot
 

@@ -44,8 +44,7 @@ def write_shipped(folder, **counts):
         name = f"{split}-00000-of-00001.tfrecord"
         records = tf.data.TFRecordDataset(os.fspath(shipped / name))
         write_shard(
-            os.path.join(folder, name),
-            records.take(count).as_numpy_iterator(),
+            os.path.join(folder, name), records.take(count).as_numpy_iterator()
         )
 
 

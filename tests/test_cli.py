@@ -194,8 +194,7 @@ class TrainersTest(tf.test.TestCase):
         self.assertLen(os.listdir(f"{self.learner}/evaluation"), 2)
         self.assertEqual(
             directory.read(
-                f"{self.learner}/evaluation",
-                "icons_zeroshot_retrieval_en.json",
+                f"{self.learner}/evaluation", "icons_zeroshot_retrieval_en.json"
             ),
             results[1],
         )

@@ -347,8 +347,7 @@ CELLS = (
             Cell("mixed_8", (2250,), f"{_CURATED}32", pool=pool),
             _bootstrapped("bootstrapped", 1400, pool=pool),
             _given(
-                *("renewed", 1400, 3, "300,600,1000 bootstrap.shares=0.3"),
-                pool,
+                *("renewed", 1400, 3, "300,600,1000 bootstrap.shares=0.3"), pool
             ),
         )
     ),
@@ -371,7 +370,7 @@ CELLS = (
         for n in (1400, 2700)
     ),
     _given(
-        *("renewed", 1400, 5, "300,600,1000 bootstrap.shares=0.3", "pool90"),
+        *("renewed", 1400, 5, "300,600,1000 bootstrap.shares=0.3", "pool90")
     ),
     # JEST's settings that the paper compares.
     *(

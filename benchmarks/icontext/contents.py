@@ -55,7 +55,7 @@ OFFERS = (
     ),
     (
         "clean pairs to train such a model, and four learners to share it",
-        "a stored stage with distillation, a quarter of the training counted",
+        "a stored stage with distillation, charged a quarter of the training",
         *("narrow", "stored_3_distilled_by_1600", "shared"),
     ),
     (

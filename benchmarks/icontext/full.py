@@ -18,13 +18,7 @@ import os
 
 import tqdm
 
-from benchmarks.icontext import (
-    concepts,
-    manifest,
-    packages,
-    selection,
-    sources,
-)
+from benchmarks.icontext import concepts, manifest, packages, selection, sources
 
 SEED = 0
 REFERENCE_STYLES = ("noto", sources.FLUENT_3D_STYLE)

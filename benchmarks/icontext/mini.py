@@ -15,14 +15,7 @@ trained on the other part: it has seen no icon set of any split.
 import collections
 import shutil
 
-from benchmarks.icontext import (
-    cells,
-    manifest,
-    noise,
-    selection,
-    sources,
-    web,
-)
+from benchmarks.icontext import cells, manifest, noise, selection, sources, web
 
 SEED = 0
 NOISE_LEVEL = 0.7

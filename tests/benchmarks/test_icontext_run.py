@@ -12,13 +12,7 @@ import tensorflow as tf
 import test_icontext_data
 
 import jest_tf
-from benchmarks.icontext import (
-    cells,
-    collect,
-    run,
-    shards,
-    towers,
-)
+from benchmarks.icontext import cells, collect, run, shards, towers
 from jest_tf import config as config_lib
 from jest_tf.data import stores, tokenizers
 
@@ -143,8 +137,7 @@ class RunnerTest(tf.test.TestCase):
                 continue
             with self.subTest(name):
                 recipe = config_lib.load_config(
-                    f"{ROOT}/configs/{job.cell.recipe}.py",
-                    runner.settings(job),
+                    f"{ROOT}/configs/{job.cell.recipe}.py", runner.settings(job)
                 )
                 self.assertEqual(recipe.steps, job.steps)
                 self.assertEqual(recipe.selection.batch_size, 256)

@@ -10,13 +10,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from benchmarks.tpu import (
-    fake_strategy,
-    hlo,
-    lifter,
-    step,
-    twins,
-)
+from benchmarks.tpu import fake_strategy, hlo, lifter, step, twins
 from jest_tf import config as config_lib
 from jest_tf import training
 from jest_tf.data import pipeline, stores, tokenizers

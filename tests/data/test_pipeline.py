@@ -15,13 +15,7 @@ import tiny
 
 from jest_tf import files
 from jest_tf.data import batches as batches_lib
-from jest_tf.data import (
-    fault_log,
-    hashes,
-    pictures,
-    stream,
-    tokenizers,
-)
+from jest_tf.data import fault_log, hashes, pictures, stream, tokenizers
 from jest_tf.data import stores as stores_lib
 from jest_tf.files import retries
 
@@ -441,10 +435,7 @@ class BadEvaluationRecordTest(PipelineTestCase):
 class EvaluationTest(PipelineTestCase):
     def test_examples_come_once_in_order_with_the_first_caption(self):
         dataset = batches_lib.examples(
-            self.store,
-            batch_size=3,
-            tokenizer=self.tokenizer,
-            image_size=SIZE,
+            self.store, batch_size=3, tokenizer=self.tokenizer, image_size=SIZE
         )
         batches = list(dataset.as_numpy_iterator())
         self.assertEqual([len(b["id"]) for b in batches], [3, 3, 1])

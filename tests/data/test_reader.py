@@ -15,13 +15,7 @@ import shard_files
 import streams
 import tensorflow as tf
 
-from jest_tf.data import (
-    pictures,
-    pipeline,
-    stores,
-    stream,
-    tokenizers,
-)
+from jest_tf.data import pictures, pipeline, stores, stream, tokenizers
 from jest_tf.data import reader as reader_lib
 
 SIZE = 8
@@ -169,8 +163,7 @@ class ReplacementTest(ReadingTestCase):
             self.assertEqual(values["id"][position], 1000 + row)
             self.assertEqual(values["record_replaced"][position], bool(tried))
             self.assertAllEqual(
-                values["image"][position],
-                self.resized(row, SIZE),
+                values["image"][position], self.resized(row, SIZE)
             )
             if not tried:
                 for name, value in values.items():

@@ -22,10 +22,7 @@ from jest_tf.data import (
 from jest_tf.embeddings import Embeddings
 
 EASY = functools.partial(
-    config.Stage,
-    embeddings="stored",
-    criterion="easy_reference",
-    num_chunks=3,
+    config.Stage, embeddings="stored", criterion="easy_reference", num_chunks=3
 )
 UNSCORED = config.Stage(2, "stored", method="uniform")
 # Funnels whose hyper-batches have at most the 80 rows of the store.

@@ -344,8 +344,7 @@ class TrainingTest(tf.test.TestCase):
                 rows = model.rows.drawn(number)
                 if rows is not None:
                     self.assertAllEqual(
-                        batches[number]["id"][rows],
-                        drawn[number][: len(rows)],
+                        batches[number]["id"][rows], drawn[number][: len(rows)]
                     )
         return history
 

@@ -266,8 +266,7 @@ class LoadTest(tf.test.TestCase):
 
     def test_refuses_learners_of_other_inputs(self):
         model = models.TwoTower(
-            keras.layers.Dense(3),
-            keras.layers.Embedding(3, 3),
+            keras.layers.Dense(3), keras.layers.Embedding(3, 3)
         )
         with self.assertRaisesRegex(ValueError, "must be built first"):
             jest_tf.Embedder(model)

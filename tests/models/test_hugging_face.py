@@ -99,8 +99,7 @@ def save_metaclip(folder):
         vocab=[*vocabulary, ("<mask>", 0.0)]
     ).save_pretrained(folder)
     transformers.CLIPImageProcessor(
-        size={"shortest_edge": SIZE},
-        crop_size={"height": SIZE, "width": SIZE},
+        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
     ).save_pretrained(folder)
 
 

@@ -288,8 +288,7 @@ class KerasHubTest(tf.test.TestCase):
         vocabulary = [f"{letter}{n}" for letter in "abc" for n in range(300)]
         vocabulary += ["a", "0", "<|startoftext|>", "<|endoftext|>"]
         hub_models.CLIPTokenizer(
-            {token: number for number, token in enumerate(vocabulary)},
-            ["a 0"],
+            {token: number for number, token in enumerate(vocabulary)}, ["a 0"]
         ).save_to_preset(path)
         with self.assertRaisesRegex(ValueError, "does not belong .*: 904 tok"):
             pretrained.load(f"keras_hub:{path}")

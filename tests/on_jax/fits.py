@@ -65,10 +65,7 @@ def towers(seed, width=6, **settings):
     )
     size = tiny_towers.IMAGE_SIZE
     model.build(
-        {
-            "image": (None, size, size, 3),
-            "text": (None, tiny_towers.LENGTH),
-        }
+        {"image": (None, size, size, 3), "text": (None, tiny_towers.LENGTH)}
     )
     tiny_towers.randomise(model.image_tower, seed)
     tiny_towers.randomise(model.text_tower, seed + 1)

@@ -17,13 +17,7 @@ import tiny
 
 from jest_tf import config, models
 from jest_tf.cli import dry_run
-from jest_tf.data import (
-    pipeline,
-    sidecars,
-    stored_stages,
-    stores,
-    tokenizers,
-)
+from jest_tf.data import pipeline, sidecars, stored_stages, stores, tokenizers
 from jest_tf.data.sidecars import embed, recognition
 from jest_tf.runs import bootstrap, checkpoints, directory, inputs
 
@@ -39,8 +33,7 @@ SETTINGS = (
     "checkpoint.keep=9",
 )
 STORED = config.SelectionConfig(
-    64,
-    stages=(config.Stage(4, "stored", criterion="easy_reference"),),
+    64, stages=(config.Stage(4, "stored", criterion="easy_reference"),)
 )
 
 
@@ -184,8 +177,7 @@ class RunTest(tf.test.TestCase):
                 self.config, self.store, self.unbroken, step
             )
             self.assertAllEqual(
-                rows,
-                bootstrap.embedded_rows(self.config, self.store, expected),
+                rows, bootstrap.embedded_rows(self.config, self.store, expected)
             )
 
     def sidecars_of(self, workdir, step):

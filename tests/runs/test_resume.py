@@ -21,12 +21,7 @@ from jest_tf import files
 from jest_tf.data import sidecars
 from jest_tf.data.sidecars import file_format
 from jest_tf.files import remote
-from jest_tf.runs import (
-    bootstrap,
-    checkpoints,
-    directory,
-    interruptions,
-)
+from jest_tf.runs import bootstrap, checkpoints, directory, interruptions
 
 SEED = 1
 
@@ -359,8 +354,7 @@ class FunnelResumeTest(ResumeTestCase):
         # The row of step 6 has the mean of step 5.
         rows = self.lines(unbroken, directory.METRICS_FILE)
         self.assertEqual(
-            ["stages/0/score" in row for row in rows],
-            [True, True, True, False],
+            ["stages/0/score" in row for row in rows], [True, True, True, False]
         )
         self.assertEqual(
             [row["examples/scored"] for row in rows],

@@ -136,8 +136,7 @@ class RunsTest(tf.test.TestCase):
             # What the steps before the checkpoint logged, without a gap.
             logged = directory.read_rows(workdir, directory.METRICS_FILE)
             self.assertEqual(
-                [row["step"] for row in logged],
-                list(range(1, steps[-1] + 1)),
+                [row["step"] for row in logged], list(range(1, steps[-1] + 1))
             )
 
     def test_too_many_damaged_records_of_one_worker_end_both(self):

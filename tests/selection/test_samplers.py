@@ -122,10 +122,7 @@ class SamplerTest(tf.test.TestCase):
             config.METHODS, (1, 33, 77), (0.0, 0.4)
         ):
             stage = config.Stage(
-                1,
-                method=method,
-                num_chunks=min(batch, 7),
-                uniform_share=share,
+                1, method=method, num_chunks=min(batch, 7), uniform_share=share
             )
             rows = draw(*models, stage, batch_size=batch).indices
             self.assertDTypeEqual(rows, np.int32)

@@ -214,10 +214,7 @@ class WriteTest(StoreTestCase):
     def test_a_model_that_returns_something_else_is_refused(self):
         for message, model in (
             ("Received: 1 values", lambda *_: encode(*_)[:1]),
-            (
-                r"for its images \[2, 5\]. Rec",
-                lambda i, c: encode(i[:1], c),
-            ),
+            (r"for its images \[2, 5\]. Rec", lambda i, c: encode(i[:1], c)),
             (
                 r"must return for its captions \[4, 5\]. Received: \[4, 4\]",
                 lambda i, c: (encode(i, c)[0], encode(i, c)[1][:, :4]),

@@ -45,8 +45,7 @@ class ReadTest(FilesTestCase):
         spans[7] = spans[3]
         spans[8] = 5 * 10**6, 0
         self.assertEqual(
-            self.read(spans),
-            [self.data[o : o + s] for o, s in spans.tolist()],
+            self.read(spans), [self.data[o : o + s] for o, s in spans.tolist()]
         )
         self.assertEqual(self.read(np.empty((0, 2), np.int64)), [])
 
