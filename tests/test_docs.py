@@ -107,6 +107,14 @@ def shell_commands(page):
     return [line for text in shell for line in commands(text)]
 
 
+def recipe_commands(path):
+    """The words of every `jest-tf` command in the header of a recipe."""
+    header = path.read_text(encoding="utf-8").split('"""')[1]
+    lines = re.findall(r"(?m)^    (jest-tf (?:.*\\\n)*.*)", header)
+    inline = re.findall(r"`(jest-tf [^`]+ --[^`]+)`", header)
+    return commands("\n".join(lines)) + [*map(shlex.split, inline)]
+
+
 def write_files(page, folder):
     """Writes the files that a page shows."""
     for _, text in blocks(page):
@@ -419,8 +427,12 @@ class CommandsTest(DocsTestCase):
         count = 0
         for page in PAGES:  # recipes that a page shows are files by now
             write_files(page, self.folder)
-        for page in PAGES:
-            for line in shell_commands(page):
+        lines = {page: shell_commands(page) for page in PAGES}
+        for path in ROOT.glob("configs/*.py"):
+            lines[path.name] = recipe_commands(path)
+            self.assertNotEmpty(lines[path.name], path.name)
+        for page in lines:
+            for line in lines[page]:
                 with self.subTest(page=page, command=shlex.join(line)):
                     self.check(line)
                     count += 1

@@ -173,6 +173,7 @@ def _by(steps):
         ("jest", _live(5)),
         ("easy_reference", f"{_live(5)} {_STAGE}.criterion=easy_reference"),
         ("distilled", _DISTILLED),
+        ("stored_3_distilled", f"{_stored(3)} {_DISTILLED}"),
     ):
         yield _part(f"{method}_by_{steps}", (700,), settings, reference=name)
 

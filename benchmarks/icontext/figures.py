@@ -30,6 +30,8 @@ _PLACES = {
     "distilled": (0, (-8, -4), "right"),
     "stored_3_distilled": (-1, (7, 5), "left"),
 }
+# Methods by references of several strengths.
+BY_STRENGTH = "jest", "easy_reference", "distilled", "stored_3_distilled"
 # Steps of the runs that the map compares, by regime.
 _OWN_STEPS, _GIVEN_STEPS = 1400, 700
 
@@ -100,8 +102,7 @@ def _scores(found):
 def _map(found):
     """Score ratios over noise, and over the strength of the reference."""
     by_strength = {
-        method: strength(found.same, method)
-        for method in ("jest", "easy_reference", "distilled")
+        method: strength(found.same, method) for method in BY_STRENGTH
     }
     figure = mpl_figure.Figure(figsize=(10, 4.2), layout="tight")
     axes = figure.subplots(1, 2)

@@ -244,11 +244,12 @@ def claims(found, folder):
 def strengths(found, folder):
     """Score ratios at equal FLOPs over the strength of the reference."""
     results, lines = found.same, {}
-    for method in ("jest", "easy_reference", "distilled"):
+    for method in figures.BY_STRENGTH:
         places, of_method = figures.strength(results, method)
         lines[method] = dict(zip(places, of_method, strict=True))
     yield (
         *("reference / target", "JEST", "easy-reference", "distillation alone"),
+        "stored stage, distillation",
         *("clean rows of JEST, %", "of easy-reference, %"),
     )
     for place in sorted(
