@@ -103,10 +103,11 @@ def summary(frame: pd.DataFrame, given: dict) -> str:
         "the reference's training does not), the mean MRR is "
         f"{score['uniform']:.1f} % for uniform training, {score['jest']:.1f} % "
         f"for JEST, and {score['distilled']:.1f} % for a stored stage with "
-        "distillation. With the reference's training, the last two would cost "
-        f"{in_all['jest'] / tflops['uniform']:.0f} times what uniform training "
-        "does: they pay where a reference exists, or serves many runs. *Clean "
-        "pairs*: the share of the training examples that are not noise."
+        "distillation. With the reference's training, JEST and the stored "
+        f"stage would cost {in_all['jest'] / tflops['uniform']:.0f} times what "
+        "uniform training does. They pay where a reference already exists, or "
+        "serves many runs. *Clean pairs*: the share of the training examples "
+        "that are not noise."
     )
 
 

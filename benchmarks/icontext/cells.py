@@ -247,6 +247,12 @@ _LEARNERS_OF_GIVEN = (
             ("mixed_4", _MIXED, "part70", f"{_SLOW} {_APART}64"),
             ("mixed_4_at_2e-3", (9000,), "part70", f"{_APART}64"),
             ("mixed_2", (9000,), "part70", f"{_SLOW} {_APART}128"),
+            ("mixed_2_at_2e-3", _MIXED[:3], "part70", f"{_APART}128"),
+            *(
+                (f"mixed_{n}_at_4e-3", (9000,), "part70", settings)
+                for n in (2, 4)
+                for settings in [f"{_APART}{256 // n}{_rate('4e-3')}"]
+            ),
         )
     ),
     *(

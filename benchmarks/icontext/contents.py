@@ -55,7 +55,8 @@ OFFERS = (
     ),
     (
         "clean pairs to train such a model, and four learners to share it",
-        "a stored stage with distillation, charged a quarter of the training",
+        "a stored stage with distillation, each learner charged a quarter of "
+        "the model's training",
         *("narrow", "stored_3_distilled_by_1600", "shared"),
     ),
     (

@@ -84,7 +84,7 @@ class PagesTest(tf.test.TestCase):
         gained = f"{100 * (ends[1] - ends[0])[0]:.1f} points"
         words = " ".join(read(ROOT / "docs/results.md").split())
         self.assertIn(f"gains {gained} in its last 18,000 steps", words)
-        self.assertIn("the ratios are about half", words)
+        self.assertIn("the ratios roughly halve", words)
         for method in ("jest", "stored_3_distilled"):
             line = found.line(method, 0.7)
             ladder = found.ladder(method, 0.7, line.steps)
