@@ -153,21 +153,11 @@ def _number(value, scale):
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _embeddings(rng, size, dim, agreement, scale, bias):
-    """Pairs whose cosines are about `agreement`."""
-    image, other = rng.normal(size=(2, size, dim)) / np.sqrt(dim)
-    text = agreement * image + np.sqrt(1.0 - agreement**2) * other
-    image, text = (
-        part / np.linalg.norm(part, axis=1, keepdims=True)
-        for part in (image, text)
-    )
-    return Embeddings(*map(np.float32, (image, text, scale, bias)))
-
-
 def _measure_memory(loss, num_replicas, size, dim, block):
     """Peak bytes of a step on one replica."""
     share = size // num_replicas
-    parts = _embeddings(np.random.default_rng(0), share, dim, 0.5, 10.0, -10.0)
+    rows = np.random.default_rng(0).normal(size=(2, share, dim)) / dim**0.5
+    parts = Embeddings(*map(np.float32, (*rows, 10.0, -10.0)))
     replicas = traffic.Echo(num_replicas) if num_replicas > 1 else None
     function = getattr(losses, f"{loss}_loss")
 

@@ -107,6 +107,9 @@ def _rate(rate):
     return f" optimizer.learning_rate={rate}"
 
 
+_FAST = _rate("4e-3")
+
+
 def _live(candidates):
     """JEST: the learner scores beside the sidecars of the reference."""
     return f"{_STAGE}.candidates={candidates}"
@@ -209,9 +212,8 @@ _LEARNERS_OF_GIVEN = (
         *("distilled_then_stored", (1400, 2800)),
         f"{_stored(3)} {_DISTILLED} reference.distillation_steps=700",
     ),
-    Cell("clean_at_4e-3", _SHORT, _rate("4e-3"), pool="part_clean70"),
     *(
-        _part(f"{method}_at_4e-3", _SHORT, settings + _rate("4e-3"))
+        _part(f"{method}_at_4e-3", _SHORT, settings + _FAST)
         for method, settings in (
             ("jest", _live(5)),
             ("distilled", _DISTILLED),
@@ -237,10 +239,10 @@ _LEARNERS_OF_GIVEN = (
             ("uniform", _UNIFORM[1:], "part70", _SLOW),
             ("uniform_at_5e-4", (9000,), "part70", _rate("5e-4")),
             ("uniform_at_2e-3", (9000,), "part70", ""),
-            ("uniform_at_4e-3", (9000,), "part70", _rate("4e-3")),
+            ("uniform_at_4e-3", (9000,), "part70", _FAST),
             ("uniform_crops", (9000,), "part70", f"{_SLOW} {_CROPS}"),
             ("uniform_cosine", (9000,), "part70", f"{_SLOW} {_COSINE}"),
-            ("clean", _SHORT, "part_clean70", _rate("4e-3")),
+            ("clean", _SHORT, "part_clean70", _FAST),
             ("clean_at_2e-3", _SHORT, "part_clean70", ""),
             ("reference_data", _SHORT, "apart", ""),
             ("mixed_16", (9000,), "part70", f"{_SLOW} {_APART}16"),
@@ -248,17 +250,13 @@ _LEARNERS_OF_GIVEN = (
             ("mixed_4_at_2e-3", (9000,), "part70", f"{_APART}64"),
             ("mixed_2", (9000,), "part70", f"{_SLOW} {_APART}128"),
             ("mixed_2_at_2e-3", _MIXED[:3], "part70", f"{_APART}128"),
-            *(
-                (f"mixed_{n}_at_4e-3", (9000,), "part70", settings)
-                for n in (2, 4)
-                for settings in [f"{_APART}{256 // n}{_rate('4e-3')}"]
-            ),
+            ("mixed_2_at_4e-3", (9000,), "part70", f"{_APART}128 {_FAST}"),
         )
     ),
     *(
         _part(f"narrow_{method}{name}", _SHORT, _NARROW + settings + rate, **to)
         for name, rate, only in (
-            ("", _rate("4e-3"), None),
+            ("", _FAST, None),
             ("_at_2e-3", "", None),
             ("_at_8e-3", _rate("8e-3"), ("jest", "stored_3_distilled")),
         )
@@ -285,7 +283,7 @@ _LEARNERS_OF_GIVEN = (
     *(
         _part(
             *(f"narrow_stored_3_distilled_by_{steps}", _SHORT),
-            f"{_NARROW}{_stored(3)} {_PROJECTED}" + _rate("4e-3"),
+            f"{_NARROW}{_stored(3)} {_PROJECTED}" + _FAST,
             reference=f"apart_reference_{steps}",
         )
         for steps in (800, 1600)
@@ -310,11 +308,9 @@ _LEARNERS_OF_GIVEN = (
             ),
         )
     ),
-    Cell("uniform_at_4e-3", (1125, 2250), _rate("4e-3"), pool="part00"),
+    Cell("uniform_at_4e-3", (1125, 2250), _FAST, pool="part00"),
     *(
-        _part(
-            f"{name}_at_4e-3", (700,), settings + _rate("4e-3"), pool="part00"
-        )
+        _part(f"{name}_at_4e-3", (700,), settings + _FAST, pool="part00")
         for name, settings in (("jest", _live(5)), ("jest_f50", _live(2)))
     ),
 )

@@ -18,7 +18,11 @@ OWN = (
 # Of the given regime, a learner of half the width; None is the longest.
 GIVEN = (
     ("uniform, the target", "uniform", None),
-    ("the reference's clean pairs, 1/4 of every batch", "mixed_4", None),
+    (
+        "the reference's clean pairs, half of every batch",
+        "mixed_2_at_2e-3",
+        None,
+    ),
     ("the clean pairs of the pool alone", "clean", None),
     ("JEST, f = 0.8", "jest", None),
     ("Flexi-JEST, f = 0.8", "flexi", None),
@@ -34,13 +38,14 @@ MORE_GIVEN = (
     ("stored stage, 5 candidates", "stored_5", None),
     ("stored stage, 5 candidates, distillation", "stored_5_distilled", None),
 )
+ALL_GIVEN = (*GIVEN, *MORE_GIVEN)
 # Of a learner as wide as the reference.
 SAME = (
     ("uniform, the target", "uniform", None),
-    ("the clean pairs of the pool alone", "clean_at_4e-3", None),
-    ("JEST, f = 0.8", "jest_at_4e-3", None),
-    ("stored stage with distillation", "stored_3_distilled_at_4e-3", None),
-    ("distillation alone", "distilled_at_4e-3", None),
+    ("the clean pairs of the pool alone", "clean", None),
+    ("JEST, f = 0.8", "jest", None),
+    ("stored stage with distillation", "stored_3_distilled", None),
+    ("distillation alone", "distilled", None),
 )
 # Rows of the README's table: results, method, and how FLOPs are counted.
 OFFERS = (
@@ -130,10 +135,18 @@ _NAMES = {
     "distilled": "distillation",
     "stored_3_distilled": "a stage of 3 with distillation",
 }
+_BEST = "stored_3_distilled"
+_ENDS = "distilled_then_stored", _BEST
+
+
+def _half(what, trial, kept, steps=1400):
+    return "narrow", what, trial, kept, steps
+
+
 # Trials by a given reference, seed 1: learner, what, trial, kept one, steps.
 TRIED_GIVEN = (
     *(
-        ("narrow", f"uniform, {what}", f"uniform_{name}", "uniform", 9000)
+        _half(f"uniform, {what}", f"uniform_{name}", "uniform", 9000)
         for what, name in (
             *((f"rate {rate}", f"at_{rate}") for rate in ("5e-4", "2e-3")),
             *(("rate 4e-3", "at_4e-3"), ("crops", "crops")),
@@ -141,41 +154,43 @@ TRIED_GIVEN = (
         )
     ),
     *(
-        ("narrow", f"{what}, rate {rate}", f"{name}_at_{rate}", name, steps)
+        _half(what, f"mixed_{name}", "mixed_2_at_2e-3", 9000)
+        for what, name in (
+            ("1/16 of every batch clean, rate 1e-3", "16"),
+            ("1/4 of every batch clean, rate 1e-3", "4"),
+            ("1/4 of every batch clean, rate 2e-3", "4_at_2e-3"),
+            ("half of every batch clean, rate 1e-3", "2"),
+            ("half of every batch clean, rate 4e-3", "2_at_4e-3"),
+        )
+    ),
+    *(
+        _half(f"{what}, rate {rate}", f"{name}_at_{rate}", name, steps)
         for name, what in _NAMES.items()
         for rate, steps in (("2e-3", 1400), ("8e-3", 1400), ("8e-3", 700))
     ),
     *(
-        ("same", f"{what}, rate 4e-3", f"{name}_at_4e-3", name, 700)
+        ("same", f"{what}, rate 4e-3", f"{name}_at_4e-3", name, steps)
         for name, what in _NAMES.items()
+        for steps in (700, 1400)
     ),
-    *(
-        ("narrow", what, *cells, 1400)
-        for what, *cells in (
-            ("the pool cut once, not a stage of 3", "cut_3", "stored_3"),
-            ("a stage of 5, not 3", "stored_5", "stored_3"),
-            (
-                "a stage of 3 with distillation, reference of 800 steps",
-                *("stored_3_distilled_by_800", "stored_3_distilled"),
-            ),
-            (
-                "the reference's clean pairs, not the pool's, both at 2e-3",
-                *("reference_data", "clean_at_2e-3"),
-            ),
-        )
+    _half("the pool cut once, not a stage of 3", "cut_3", "stored_3"),
+    _half("a stage of 5, not 3", "stored_5", "stored_3"),
+    _half("a stage of 10, not 3", "stored_10", "stored_3"),
+    _half("a stage of 5 with distillation, not 3", "stored_5_distilled", _BEST),
+    _half(
+        "a stage of 10 with distillation, not 3", "stored_10_distilled", _BEST
     ),
-    *(
-        ("narrow", f"{what} of every batch clean", name, "mixed_4", 9000)
-        for what, name in (
-            *(("1/16, not 1/4,", "mixed_16"), ("half, not 1/4,", "mixed_2")),
-            ("1/4, at a rate of 2e-3,", "mixed_4_at_2e-3"),
-        )
+    _half("a stage of 3 whose distillation ends at step 700", *_ENDS),
+    _half(
+        "a stage of 3 with distillation, reference of 800 steps",
+        *(f"{_BEST}_by_800", _BEST),
+    ),
+    _half(
+        "the reference's clean pairs, not the pool's, both at 2e-3",
+        *("reference_data", "clean_at_2e-3"),
     ),
     ("same", "3 stored, then 3 live, not 5 live", "stored_live", "jest", 700),
-    (
-        *("same", "distillation that ends after 700 steps"),
-        *("distilled_then_stored", "stored_3_distilled", 1400),
-    ),
+    ("same", "a stage of 3 whose distillation ends at step 700", *_ENDS, 1400),
 )
 
 # Rows of the table of emoji art, by cell.

@@ -169,10 +169,8 @@ def _rows(results, rows):
 def held_out(found, folder):
     """Scores on emoji art, of learners of half the width and the reference."""
     yield "training", "steps", "concepts", "styles"
-    rows = *contents.GIVEN, *contents.MORE_GIVEN
-    for what, line in _rows(
-        found.narrow, (*rows, ("the reference", "reference", 3000))
-    ):
+    rows = *contents.ALL_GIVEN, ("the reference", "reference", 3000)
+    for what, line in _rows(found.narrow, rows):
         scores = (
             100 * found.narrow.mean(line, f"test_{split}")
             for split in ("concept", "style")
@@ -187,8 +185,7 @@ def validation(found, folder):
         *("fewer examples, tests", "validation"),
     )
     for kind, tests, rows, *which in (
-        ("strong", found.narrow, contents.GIVEN, cells.GIVEN, "narrow"),
-        ("strong", found.narrow, contents.MORE_GIVEN, cells.GIVEN, "narrow"),
+        ("strong", found.narrow, contents.ALL_GIVEN, cells.GIVEN, "narrow"),
         ("weak", found.own, contents.OWN, cells.OWN, ""),
     ):
         seen = measures.Results(folder / "web", *which, measures.VALIDATION)
@@ -344,8 +341,7 @@ def summary(found):
     for regime, learner, results, methods in (
         (cells.OWN, "same width", found.own, contents.OWN),
         (cells.GIVEN, "same width", found.same, contents.SAME),
-        (cells.GIVEN, "half width", found.narrow, contents.GIVEN),
-        (cells.GIVEN, "half width", found.narrow, contents.MORE_GIVEN),
+        (cells.GIVEN, "half width", found.narrow, contents.ALL_GIVEN),
     ):
         for what, line in _rows(results, methods):
             ratios = results.to_target(line)
