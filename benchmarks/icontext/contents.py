@@ -18,11 +18,7 @@ OWN = (
 # Of the given regime, a learner of half the width; None is the longest.
 GIVEN = (
     ("uniform, the target", "uniform", None),
-    (
-        "the reference's clean pairs, half of every batch",
-        "mixed_2_at_2e-3",
-        None,
-    ),
+    ("the reference's clean pairs, half a batch", "mixed_2_at_2e-3", None),
     ("the clean pairs of the pool alone", "clean", None),
     ("JEST, f = 0.8", "jest", None),
     ("Flexi-JEST, f = 0.8", "flexi", None),

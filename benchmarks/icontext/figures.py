@@ -19,14 +19,13 @@ _GIVEN = {
     "stored_3_distilled": ("stored stage, distillation", "black", "-", "o"),
 }
 _OWN = {
-    "uniform": ("uniform", "0.6", "-", "."),
-    "clean": ("the pool's\nclean pairs", "0.6", "--", "D"),
+    **{method: _GIVEN[method] for method in ("uniform", "clean")},
     "mixed_8": ("an eighth curated", "0.35", ":", "^"),
     "bootstrapped": ("stored stage, bootstrapped", "tab:red", "-", "v"),
 }
 # Where a label is not beside the end of its line: point, offset, alignment.
 _PLACES = {
-    "clean": (-1, (-10, -3), "right"),
+    "clean": (-1, (-8, 6), "right"),
     "distilled": (0, (-8, -4), "right"),
     "stored_3_distilled": (-1, (7, 5), "left"),
 }
@@ -77,6 +76,8 @@ def _scores(found):
                 va="center",
                 ha=side,
                 color=color,
+                bbox={"fc": "white", "ec": "none", "pad": 0},
+                zorder=1,
             )
         if results is found.narrow and cells.STRONG in results.runs.index:
             score = 100 * results.runs.loc[cells.STRONG, 0]["test_sets"]
