@@ -88,6 +88,7 @@ _THREE = (0, 1, 2)
 _UNIFORM = (700, 1125, 2250, 4500, 9000, 18_000, 36_000)
 # Uniform training and balanced pools at 70 and 90 % of noise; 2e-3 elsewhere.
 _SLOW = "optimizer.learning_rate=1e-3"
+_FAST = " optimizer.learning_rate=4e-3"
 _CURATED = "data.curated={data}/curated-*.tfrecord data.curated_rows="
 _STAGE = "selection.stages.0"
 _DRAWN = " selection.stages.0.captions=drawn"
@@ -105,9 +106,6 @@ _RENEWED = {
 def _rate(rate):
     """Another learning rate than 2e-3 of the recipe."""
     return f" optimizer.learning_rate={rate}"
-
-
-_FAST = _rate("4e-3")
 
 
 def _live(candidates):
@@ -354,6 +352,8 @@ CELLS = (
             ),
         )
     ),
+    _bootstrapped("bootstrapped_k2", 1400, _live(2), pool="pool00"),
+    _bootstrapped("bootstrapped_k2", 1400, _live(2), pool="pool30"),
     *(
         Cell(method, (1400,), settings, pool=pool, reference=_GIVEN)
         for pool in ("pool00", "pool30", "pool50", "pool90")

@@ -73,6 +73,7 @@ OVER_NOISE = (
     ("stored stage, reference of the curated set", "cascade_curated", 1400),
     ("the same, then renewed", "renewed", 1400),
     ("**stored stage, bootstrapped**", "bootstrapped", 1400),
+    ("the same, 2 candidates", "bootstrapped_k2", 1400),
     ("the clean pairs of the pool alone", "clean", 1400),
 )
 GIVEN_NOISE = (
