@@ -88,7 +88,7 @@ _THREE = (0, 1, 2)
 _UNIFORM = (700, 1125, 2250, 4500, 9000, 18_000, 36_000)
 # Uniform training and balanced pools at 70 and 90 % of noise; 2e-3 elsewhere.
 _SLOW = "optimizer.learning_rate=1e-3"
-_FAST = " optimizer.learning_rate=4e-3"
+_FAST = " optimizer.learning_rate=4e-3"  # after other settings
 _CURATED = "data.curated={data}/curated-*.tfrecord data.curated_rows="
 _STAGE = "selection.stages.0"
 _DRAWN = " selection.stages.0.captions=drawn"
@@ -144,8 +144,7 @@ def _given(method, steps, candidates, renewals, pool="pool70"):
     )
 
 
-# A strong reference, trained on other families of icon sets than the learner's,
-# clean.
+# A strong reference, trained on clean pairs of other families of icon sets.
 STRONG = "apart_reference_3000"
 # The same of permissive licences, which ships with the examples.
 SHIPPED = "apart_permissive_reference_3000"
@@ -248,7 +247,7 @@ _LEARNERS_OF_GIVEN = (
             ("mixed_4_at_2e-3", (9000,), "part70", f"{_APART}64"),
             ("mixed_2", (9000,), "part70", f"{_SLOW} {_APART}128"),
             ("mixed_2_at_2e-3", _MIXED[:3], "part70", f"{_APART}128"),
-            ("mixed_2_at_4e-3", (9000,), "part70", f"{_APART}128 {_FAST}"),
+            ("mixed_2_at_4e-3", (9000,), "part70", f"{_APART}128{_FAST}"),
         )
     ),
     *(

@@ -154,8 +154,8 @@ def strength(results, method):
             name = method
         line = results.line(name, _LEVEL, _GIVEN_STEPS)
         if line:
-            share = results.end(reference)[0] / results.end(best)[0]
-            found.append((share, line))
+            ratio = results.end(reference)[0] / results.end(best)[0]
+            found.append((ratio, line))
     return [place for place, _ in found], [line for _, line in found]
 
 

@@ -343,8 +343,8 @@ class Results:
         """The score of a cell less another's.
 
         Returns:
-            `Estimate` and the number of seeds: of those that both have, or of
-            all if they share none.
+            `Estimate` and the number of seeds, those that both have; if they
+            share none, all of each count, and the number is the first's.
         """
         first, second = (self.runs.loc[name].index for name in names)
         shared = sorted({*first} & {*second})

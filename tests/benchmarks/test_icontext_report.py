@@ -74,6 +74,7 @@ class PagesTest(tf.test.TestCase):
             # The quickstart's scores have a page of their own.
             prose = re.sub(r"<!-- q[^§]*end quickstart -->", "", prose)
             stated = re.findall(r"(?<![\d.])\d+\.\d(?=x|\b(?![.\d]))", prose)
+            self.assertNotEmpty(stated, page)
             self.assertContainsSubset(stated, numbers, page)
 
     def test_what_uniform_training_gains_last_is_half_of_the_ratios(self):
