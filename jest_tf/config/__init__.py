@@ -29,6 +29,13 @@ from jest_tf.config.methods import (
 )
 from jest_tf.config.recipes import load_config, save_config
 from jest_tf.config.run import TrainConfig
+from jest_tf.config.segments import (
+    Segment,
+    between_renewals,
+    cut,
+    plan,
+    segment_at,
+)
 from jest_tf.config.selection import (
     QUOTAS,
     BootstrapConfig,
@@ -64,11 +71,16 @@ __all__ = [
     "ReferenceConfig",
     "SCHEDULES",
     "SelectionConfig",
+    "Segment",
     "Stage",
     "TrainConfig",
     "View",
+    "between_renewals",
     "criterion",
+    "cut",
     "load_config",
     "load_suite",
+    "plan",
     "save_config",
+    "segment_at",
 ]

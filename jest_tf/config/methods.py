@@ -18,8 +18,11 @@ class Criterion(NamedTuple):
 
     Attributes:
         needs: the models, from `MODELS`, whose losses it reads.
-        score: maps losses by model, tensors of one shape, to scores of that
-            shape; rows with higher scores are more likely to be chosen.
+        score: maps losses by model, float32 tensors of one shape, to scores of
+            that shape; rows with higher scores are more likely to be chosen.
+            It must be elementwise: the score of a row depends on the losses of
+            that row alone, not on the mean or the rank among other rows,
+            because rows are scored in parts. This is checked when a run begins.
         highest: heading, on pages, of the rows with the highest scores.
         lowest: heading of the rows with the lowest scores.
 

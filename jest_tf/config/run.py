@@ -1,11 +1,9 @@
 """All settings of a run, and the checks across groups."""
 
-import dataclasses
-import itertools
+import functools
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from jest_tf.config import checks, methods
+from jest_tf.config import checks, methods, segments
 from jest_tf.config.checks import Checked, Count, Seed
 from jest_tf.config.groups import (
     POLICIES,
@@ -18,28 +16,7 @@ from jest_tf.config.groups import (
     OptimizerConfig,
     ReferenceConfig,
 )
-from jest_tf.config.selection import (
-    BootstrapConfig,
-    SelectionConfig,
-    unscored,
-)
-
-
-class Piece(NamedTuple):
-    """Consecutive steps of a run with the same selection.
-
-    Attributes:
-        first: the steps done before the piece.
-        num_steps: the number of steps in the piece.
-        selection: the `SelectionConfig` of these steps; stages that do not
-            score in them are uniform.
-        curated_rows: c, the curated rows among the b rows trained on.
-    """
-
-    first: int
-    num_steps: int
-    selection: SelectionConfig
-    curated_rows: int
+from jest_tf.config.selection import BootstrapConfig, SelectionConfig
 
 
 @dataclass(frozen=True)
@@ -124,7 +101,11 @@ class TrainConfig(Checked):
             (
                 "`selection.stages` must begin at a multiple, and end one step "
                 "before a multiple,",
-                self.selection.turns,
+                [
+                    step
+                    for stage in self.selection.stages
+                    for step in (stage.first_step, stage.end_step or 0)
+                ],
             ),
         ):
             self._expect(
@@ -274,42 +255,20 @@ class TrainConfig(Checked):
             or not self.reference.model
         )
 
-    def is_clean(self, step: int) -> bool:
-        """True if the step after `step` steps has curated rows alone."""
-        is_first = not self.bootstrap.num_renewals(step)
-        return self.bootstrap.clean_start and is_first
+    @functools.cached_property
+    def plan(self) -> tuple[segments.Segment, ...]:
+        """The segments of the run, see `config.plan`.
 
-    def curated_rows(self, step: int) -> int:
-        """Returns c in the step after `step` steps."""
-        if self.is_clean(step):
-            return self.selection.batch_size
-        return self.data.curated_rows
-
-    def segment_selection(self, step: int) -> SelectionConfig:
-        """Returns the selection from a step on, up to the next renewal.
-
-        Until there is a reference, stages that need it are uniform.
+        Imports the modules of users' criteria if the run begins without a
+        reference.
         """
-        selection = self.selection
-        if self.is_clean(step):
-            return dataclasses.replace(selection, stages=())
-        if self.has_first_reference or self.bootstrap.num_renewals(step):
-            return selection
-        return unscored(selection, lambda stage: "reference" in stage.needs)
-
-    def pieces(self, steps: int) -> list[Piece]:
-        """Returns the pieces that the first `steps` steps consist of."""
-        starts = {*self.selection.turns, *self.bootstrap.renew_at}
-        starts = sorted(start for start in starts if start < steps)
-        return [
-            Piece(
-                start,
-                end - start,
-                self.segment_selection(start).at(start),
-                self.curated_rows(start),
-            )
-            for start, end in itertools.pairwise([*starts, steps])
-        ]
+        return segments.plan(
+            self.selection,
+            steps=self.steps,
+            curated_rows=self.data.curated_rows,
+            bootstrap=self.bootstrap,
+            has_reference=self.has_first_reference,
+        )
 
     @property
     def _stage_views(self):

@@ -1,8 +1,6 @@
 """Settings of the funnel: its stages, and the views of live stages."""
 
-import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -52,8 +50,8 @@ class Stage(Checked, path="selection.stages"):
             ratio f is 1 - 1 / candidates: the paper's 0.8 is 5 candidates.
         embeddings: "live" runs the models on the rows within the step.
             "stored" reads the reference's embeddings from sidecars, on the
-            host, before a record is read; until there are sidecars, the first
-            rows pass.
+            host, before a record is read; while a run has no reference yet,
+            the first rows pass.
         method: "joint" (the paper's), "independent", "top", or "uniform",
             which scores nothing.
         criterion: "learnability", "easy_reference", "hard_learner", or the
@@ -159,10 +157,15 @@ class Stage(Checked, path="selection.stages"):
         """Returns how many of `size` rows that pass are drawn uniformly."""
         return round(self.uniform_share * size)
 
+    @property
+    def end_step(self) -> int | None:
+        """The step after the last that scores; None if it scores to the end."""
+        return None if self.last_step is None else self.last_step + 1
+
     def is_active(self, step: int) -> bool:
         """True if the stage scores in a step, counted from 0."""
-        last = math.inf if self.last_step is None else self.last_step
-        return self.first_step <= step <= last
+        end = math.inf if self.end_step is None else self.end_step
+        return self.first_step <= step < end
 
 
 @dataclass(frozen=True)
@@ -279,27 +282,6 @@ class SelectionConfig(Checked, path="selection"):
         """Returns the rows into the first stored stage; B if there is none."""
         return self.sizes(curated_rows)[0]
 
-    def describe(self, curated_rows: int = 0) -> list[str]:
-        """Describes in lines of text how rows pass the funnel in a step."""
-        size = self.batch_size
-        if curated_rows == size:
-            return [f"trained: {size:,} curated rows"]
-        sizes, lines = self.sizes(curated_rows), []
-        for number, stage in enumerate(self.stages):
-            rows = "hyper-batch" if stage.is_stored else "super-batch"
-            is_first = not number or number == len(self.stored)
-            how = f"{stage.method} by {stage.criterion}{stage.view_and_steps}"
-            lines.append(
-                f"stage {number}, {stage.embeddings}: {sizes[number]:,} rows"
-                + f", the {rows}," * is_first
-                + f" -> {sizes[number + 1]:,}, "
-                + (how if stage.scores else "unscored")
-            )
-        if curated_rows:
-            rows = f"{sizes[-1]:,} chosen rows and {curated_rows:,} curated"
-            return [*lines, f"trained: {rows}"]
-        return [*lines, f"trained: {size:,} rows"]
-
     @property
     def scores(self) -> bool:
         """True if some stage scores rows."""
@@ -313,44 +295,6 @@ class SelectionConfig(Checked, path="selection"):
     def needs_stored(self) -> bool:
         """True if some stage scores by sidecars."""
         return any(stage.scores for stage in self.stored)
-
-    def at(self, step: int) -> "SelectionConfig":
-        """Returns the selection of a step, counted from 0.
-
-        Its inactive stages are uniform: they pass rows on unscored.
-        """
-        return unscored(self, lambda stage: not stage.is_active(step))
-
-    @property
-    def in_step(self) -> "SelectionConfig":
-        """The selection as a step sees it: its stored stages are uniform."""
-        return unscored(self, lambda stage: stage.is_stored)
-
-    @property
-    def turns(self) -> list[int]:
-        """Steps, ascending from 0, at which the active stages change."""
-        starts = [stage.first_step for stage in self.stages]
-        ends = [
-            stage.last_step + 1
-            for stage in self.stages
-            if stage.last_step is not None
-        ]
-        return sorted({0, *starts, *ends})
-
-
-def unscored(
-    selection: SelectionConfig, is_idle: Callable[[Stage], bool]
-) -> SelectionConfig:
-    """Returns the selection with its idle stages made uniform."""
-    return dataclasses.replace(
-        selection,
-        stages=tuple(
-            dataclasses.replace(stage, method="uniform")
-            if is_idle(stage)
-            else stage
-            for stage in selection.stages
-        ),
-    )
 
 
 @dataclass(frozen=True)

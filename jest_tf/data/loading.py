@@ -38,40 +38,45 @@ class Options:
         host: the number of this host, from 0.
         num_hosts: H, must divide B. Host h yields the rows [h B/H, (h + 1)
             B/H) of every super-batch.
-        sidecars: a reference's, of the same store, for stored stages. Without
-            sidecars, each stage passes its first rows.
-        embeddings: add the sidecars' `reference_image` and `reference_text`.
         rows: bool [n], the rows of the store that are drawn; None draws all.
         num_curated: the number of parts, last in the store, that form the
-            curated set; they are drawn only with `curated_rows`.
-        curated_rows: c of the b rows of a sub-batch come from the curated set,
-            in a separate order. If c = b, nothing is drawn from the pool.
+            curated set; they are drawn only as curated rows.
         clean: see `StoredStages`.
         summaries: of the stored stages' choices, for logs.
         faults: counts and logs unreadable records and limits their rate; None
             counts with the default limit.
-        reference_tokenizer: adds `text_for_reference` if it differs from the
-            learner's.
-        reference_image: form of the reference's pictures; adds
-            `image_for_reference` if it differs from the learner's.
     """
 
     weights: Sequence[float] = ()
     shuffle_block_size: int | None = None
     host: int = 0
     num_hosts: int = 1
-    sidecars: sidecars_lib.Sidecars | None = None
-    embeddings: bool = False
     rows: np.ndarray | None = None
     num_curated: int = 0
-    curated_rows: int = 0
     clean: Callable[[np.ndarray], np.ndarray] | None = None
     summaries: stored_stages.Summaries = dataclasses.field(
         default_factory=stored_stages.Summaries
     )
     faults: fault_log.FaultLog | None = None
-    reference_tokenizer: batches.Tokenizer | None = None
-    reference_image: pictures.Form | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceInputs:
+    """What a stream reads for the reference.
+
+    Attributes:
+        sidecars: the reference's, of the same store; None if there are none.
+        embeddings: add the sidecars' `reference_image` and `reference_text`.
+        tokenizer: of a live reference; adds `text_for_reference` if it differs
+            from the learner's.
+        picture: form of a live reference's pictures; adds
+            `image_for_reference` if it differs from the learner's.
+    """
+
+    sidecars: sidecars_lib.Sidecars | None = None
+    embeddings: bool = False
+    tokenizer: batches.Tokenizer | None = None
+    picture: pictures.Form | None = None
 
     @property
     def embedded(self) -> Callable | None:
@@ -89,6 +94,7 @@ class Loader:
         tokenizer_of: tokenizers, by the name of their tokens in the batch.
         faults: counts and logs unreadable records.
         options: of the stream.
+        reference: what is read for the reference.
     """
 
     store: stores.Store
@@ -96,6 +102,7 @@ class Loader:
     tokenizer_of: Mapping[str, batches.Tokenizer]
     faults: fault_log.FaultLog
     options: Options
+    reference: ReferenceInputs
 
     def load(
         self,
@@ -119,6 +126,7 @@ class Loader:
             A dataset of dicts of `[rows, ...]`, one per step.
         """
         options, store, forms = self.options, self.store, self.forms
+        sidecars = self.reference.sidecars
         size = positions.element_spec.shape[0]
         chunk_size = _chunk_size(size)
         is_chosen = step_size != size * options.num_hosts
@@ -128,12 +136,12 @@ class Loader:
             seed=seed,
             step_size=step_size,
             log=self.faults,
-            embedded=options.embedded,
+            embedded=self.reference.embedded,
             blocks=_blocks(store, options, is_chosen),
             setting=setting,
         )
         ahead = None
-        if _is_distant(store, options):
+        if store.is_remote or sidecars is not None and sidecars.is_remote:
             window = (options.shuffle_block_size or 1) * stream.WINDOW_BLOCKS
             depth = window // 2 // chunk_size
             depth = min(max(depth, _MIN_AHEAD), _MAX_AHEAD)
@@ -147,8 +155,8 @@ class Loader:
                 [chunk.rows],
                 [tf.TensorSpec(chunk.rows.shape, tf.int64)],
             )
-            if options.embeddings:
-                batch |= _embeddings(options.sidecars, chunk, batch["id"])
+            if self.reference.embeddings:
+                batch |= _embeddings(sidecars, chunk, batch["id"])
             batch["record_replaced"] = chunk.attempts > 0
             return batch
 
@@ -186,12 +194,6 @@ def _chunk_size(super_batch_size):
         if super_batch_size % size == 0
     )
     return divisor if 8 * divisor >= _CHUNK else super_batch_size
-
-
-def _is_distant(store, options):
-    """True if a stream reads anything from a bucket."""
-    sidecars = options.sidecars
-    return store.is_remote or bool(sidecars and sidecars.is_remote)
 
 
 def _blocks(store, options, is_chosen):

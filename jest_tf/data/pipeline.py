@@ -10,6 +10,7 @@ separate stream. Live stages and augmentation follow on the device.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ from jest_tf.data import reader as reader_lib
 
 FaultLog = fault_log.FaultLog
 Options = loading.Options
+ReferenceInputs = loading.ReferenceInputs
 
 # Separates the curated set's order from the pool's.
 _CURATED_SALT = 0x63757261
@@ -40,28 +42,33 @@ _MAX_FAULT_RATE = config_lib.DataConfig.max_fault_rate
 def super_batches(
     store: stores.Store,
     *,
-    selection: config_lib.SelectionConfig,
+    plan: Sequence[config_lib.Segment],
+    loss: str,
     seed: int,
     tokenizer: batches.Tokenizer,
     image_size: int | pictures.Form,
     start_step: int = 0,
+    reference: ReferenceInputs = ReferenceInputs(),  # noqa: B008
     options: Options = Options(),  # noqa: B008  (it is frozen)
 ) -> tf.data.Dataset:
     """The endless training stream; element n is super-batch start_step + n.
 
     Super-batch s comes from the H positions [s H, (s + 1) H) of `stream.Order`,
-    or of `stream.Mixture` with weights. The selection's stored stages choose B
-    of them; without stored stages, H = B. A hash of (seed, position) chooses
+    or of `stream.Mixture` with weights. The plan's stored stages choose B of
+    them; without stored stages, H = B. A hash of (seed, position) chooses
     one of a record's nonblank captions, and the replacement of an unreadable
     record.
 
     Args:
         store: the records; a manifest restricts them.
-        selection: gives the sizes, and the stored stages, which run here.
+        plan: segments of the same sizes, with the stored stages, which run
+            here; the last has all later steps.
+        loss: pair loss of the scores.
         seed: the run's seed, in [0, 2**63).
         tokenizer: the learner's, for `text`.
         image_size: side S of `image`, or a form of pictures.
         start_step: the first step to yield.
+        reference: see `ReferenceInputs`.
         options: see `Options`.
 
     Returns:
@@ -69,8 +76,8 @@ def super_batches(
         `image` uint8 [B, S, S, 3], `text` int32 [B, L], `id` int64 [B],
         `caption_id` int64 [B] (equal captions have equal ids),
         `caption_replaced` bool [B] (bad UTF-8 was replaced), `record_replaced`
-        bool [B] (the record is a replacement). Options add embeddings [B, D]
-        in the sidecars' dtype, and the reference's pictures and tokens.
+        bool [B] (the record is a replacement). `reference` adds embeddings
+        [B, D] in the sidecars' dtype, or the reference's pictures and tokens.
         Curated rows are a dict with the same names, under `curated`; if all
         rows are curated, this dict is the batch.
 
@@ -82,23 +89,22 @@ def super_batches(
     checks.check("start_step", start_step, checks.at_least(0))
     checks.check("num_hosts", options.num_hosts, checks.at_least(1))
     forms = {"image": pictures.form_of(image_size)}
-    if options.reference_image not in (None, forms["image"]):
-        forms["image_for_reference"] = options.reference_image
+    if reference.picture not in (None, forms["image"]):
+        forms["image_for_reference"] = reference.picture
     tokenizer_of = {"text": tokenizer}
-    if options.reference_tokenizer not in (None, tokenizer):
-        tokenizer_of["text_for_reference"] = options.reference_tokenizer
+    if reference.tokenizer not in (None, tokenizer):
+        tokenizer_of["text_for_reference"] = reference.tokenizer
     faults = options.faults or FaultLog(None, _MAX_FAULT_RATE, store.lost_share)
-    loader = loading.Loader(store, forms, tokenizer_of, faults, options)
+    loader = loading.Loader(
+        store, forms, tokenizer_of, faults, options, reference
+    )
     parts = _Stream(store, seed, start_step, loader, options)
-    num_curated = options.curated_rows
-    size = 0
-    if num_curated < selection.batch_size:
-        size = selection.super_batch_size(num_curated)
+    size, num_curated = plan[0].super_batch_size, plan[0].curated_rows
     drawn = (size + num_curated) // options.num_hosts
     faults.start(start_step, start_step * drawn)
     if not size:
         return batches.finish(parts.curated(num_curated))
-    pool = parts.pool(selection)
+    pool = parts.pool(plan, loss)
     if not num_curated:
         return batches.finish(pool)
     both = tf.data.Dataset.zip((pool, parts.curated(num_curated)))
@@ -117,15 +123,19 @@ class _Stream:
     loader: loading.Loader
     options: Options
 
-    def pool(self, selection):
+    def pool(self, plan, loss):
         """Returns the dataset of the rows that each step chooses from."""
-        options = self.options
-        sizes = selection.sizes(options.curated_rows)
-        places = order(self.store, self.seed, options)
+        places = order(self.store, self.seed, self.options)
         stages = stored_stages_of(
-            selection, self.store, places, self.seed, options
+            plan,
+            loss,
+            self.store,
+            places,
+            self.seed,
+            self.options,
+            self.loader.reference,
         )
-        size = sizes[len(selection.stored)]
+        size = plan[0].super_batch_size
         own = self._share(size, "the rows into the first live stage")
         if stages is not None:
             positions = stages.positions(self.start_step, own)
@@ -135,7 +145,7 @@ class _Stream:
             places,
             positions,
             seed=self.seed,
-            step_size=sizes[0],
+            step_size=plan[0].sizes[0],
             setting="data.train",
         )
 
@@ -178,26 +188,28 @@ class _Stream:
 
 
 def stored_stages_of(
-    selection: config_lib.SelectionConfig,
+    plan: Sequence[config_lib.Segment],
+    loss: str,
     store: stores.Store,
     order: stream.AnyOrder,
     seed: int,
     options: Options,
+    reference: ReferenceInputs,
 ) -> stored_stages.StoredStages | None:
     """Returns the stored stages of a stream, None if it has none.
 
     Raises:
         ValueError: a hyper-batch has more rows than the order draws.
     """
-    if not selection.stored:
+    if not plan[0].stored:
         return None
     return stored_stages.StoredStages(
-        selection,
-        options.sidecars,
+        plan,
+        loss,
+        reference.sidecars,
         store,
         order,
         seed,
-        options.curated_rows,
         options.clean,
         options.summaries,
     )
@@ -264,6 +276,7 @@ def at_positions(
     *,
     seed: int,
     image_size: int | pictures.Form,
+    embedded: Callable | None = None,
     options: Options = Options(),  # noqa: B008  (it is frozen)
 ) -> Examples:
     """Returns the examples of the pool at a few positions of a stream.
@@ -271,6 +284,7 @@ def at_positions(
     Args:
         store: as in `super_batches`, like all arguments not listed.
         positions: int64 [k].
+        embedded: `ReferenceInputs.embedded`.
 
     Raises:
         ValueError: an example and all its substitutes are unreadable.
@@ -281,7 +295,7 @@ def at_positions(
         seed=seed,
         step_size=1,
         log=FaultLog(None, 1.0),  # the run has counted the faults
-        embedded=options.embedded,
+        embedded=embedded,
     )
     chunk = reader.read(positions)
     # `repair` also decodes the pictures that it keeps.

@@ -66,30 +66,36 @@ class StoredStages:
     """Chooses super-batches from hyper-batches.
 
     Attributes:
-        settings: the funnel, with stored stages and a `loss`.
-        sidecars: the reference's, of the store; None passes the first rows.
+        plan: segments of the same sizes, with stored stages.
+        loss: pair loss of the scores.
+        sidecars: the reference's, of the store; None if no stage scores.
         store: the records.
         order: of the pool.
         seed: the run's seed.
-        curated_rows: c, rows of a step from the curated set.
         clean: maps ids, int64 [k], to whether the records are clean, bool [k];
             None if this is unknown.
         summaries: of the choices, for the logs.
 
     Raises:
-        ValueError: a hyper-batch has more rows than the order draws.
+        ValueError: a stage scores without sidecars, or a hyper-batch has more
+            rows than the order draws.
     """
 
-    settings: config_lib.SelectionConfig
+    plan: Sequence[config_lib.Segment]
+    loss: str
     sidecars: sidecars_lib.Sidecars | None
     store: stores.Store
     order: stream.AnyOrder
     seed: int
-    curated_rows: int = 0
     clean: Callable[[np.ndarray], np.ndarray] | None = None
     summaries: Summaries = field(default_factory=Summaries)
 
     def __post_init__(self):
+        scores = any(segment.scores_by_sidecars for segment in self.plan)
+        if scores and self.sidecars is None:
+            raise ValueError(
+                "A stored stage that scores needs sidecars. Received: None"
+            )
         hyper_batch, most = self.sizes[0], self.order.num_drawn
         if self.sidecars is not None and hyper_batch > most:
             raise ValueError(
@@ -102,13 +108,16 @@ class StoredStages:
     @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         """Rows into each stored stage, and out of the last: H to B."""
-        stored = len(self.settings.stored)
-        return self.settings.sizes(self.curated_rows)[: stored + 1]
+        return self.plan[0].sizes[: len(self._stages) + 1]
+
+    @property
+    def _stages(self):
+        return [stage for _, stage in self.plan[0].stored]
 
     @functools.cached_property
     def num_groups(self) -> int:
         """G, the number of equal parts of a hyper-batch, drawn separately."""
-        return num_groups(self.settings.stored, self.sizes)
+        return num_groups(self._stages, self.sizes)
 
     def positions(self, start_step: int, rows: slice) -> tf.data.Dataset:
         """Returns the endless dataset of chosen positions, one element a step.
@@ -155,11 +164,10 @@ class StoredStages:
         size = self.sizes[0] // self.num_groups
         first = (step * self.num_groups + group) * size
         positions = np.arange(first, first + size)
-        found = {}
-        for number, stage in enumerate(self.settings.stored):
+        found, scoring = {}, config_lib.segment_at(self.plan, step).scoring
+        for number, stage in enumerate(self._stages):
             passed = len(positions) // stage.candidates
-            is_scored = stage.scores and stage.is_active(step)
-            if self.sidecars is None or not is_scored:
+            if number not in scoring:
                 positions = np.sort(positions)[:passed]
                 continue
             positions, found[number] = self._draw(
@@ -178,7 +186,7 @@ class StoredStages:
             self.seed,
             is_best=stage.captions == "best",
         )
-        draw = _drawer(stage, self.settings.loss, passed)
+        draw = _drawer(stage, self.loss, passed)
         seed = tf.constant([self.seed, group], tf.int32)
         seed = tf.bitwise.bitwise_xor(seed, [_SALT * (number + 1), 0])
         with tf.device("CPU:0"):
@@ -242,30 +250,26 @@ def num_groups(stages: Sequence[config_lib.Stage], sizes: Sequence[int]) -> int:
     return found
 
 
-def flops(
-    settings: config_lib.SelectionConfig, dim: int, curated_rows: int = 0
-) -> int:
+def flops(segment: config_lib.Segment, dim: int) -> int:
     """Counts the host's floating-point operations in a step's stored stages.
 
     Args:
-        settings: the funnel; only stages that score are counted.
+        segment: of the step; only stages that score are counted.
         dim: width of the reference's embeddings; 0 if there is none.
-        curated_rows: c, rows of a step from the curated set.
     """
-    stages = settings.stored
-    sizes = settings.sizes(curated_rows)[: len(stages) + 1]
+    stages = [stage for _, stage in segment.stored]
+    sizes = segment.sizes[: len(stages) + 1]
     groups = num_groups(stages, sizes)
     return sum(
         selection.draw_flops(size, size // stage.candidates, dim, groups)
-        for stage, size in zip(stages, sizes, strict=False)
-        if stage.scores
+        for number, (stage, size) in enumerate(zip(stages, sizes, strict=False))
+        if number in segment.scoring
     )
 
 
 @functools.lru_cache(maxsize=32)
 def _drawer(stage, loss, passed):
     """Compiles the draw of a group as a function of its embeddings."""
-    settings = config_lib.SelectionConfig(passed, loss=loss)
 
     def draw(seed, *parts):
         reference = Embeddings(*parts)
@@ -273,9 +277,9 @@ def _drawer(stage, loss, passed):
             None,
             reference,
             stage,
-            batch_size=passed,
+            size=passed,
+            loss=loss,
             seed=seed,
-            settings=settings,
         )
         # A graph cannot return None.
         return drawn._replace(learner_loss=(), uniform_learner_loss=())

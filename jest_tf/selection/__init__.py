@@ -15,11 +15,13 @@ from jest_tf.selection.samplers import (
     select_jointly,
     uniform_rows,
 )
+from jest_tf.selection.scores import check_criterion
 
 __all__ = [
     "Draw",
     "Placed",
     "UNIFORM_ROWS",
+    "check_criterion",
     "chunk_sizes",
     "draw",
     "draw_flops",

@@ -32,9 +32,10 @@ def draw(
     reference: Model,
     stage: config.Stage,
     *,
-    batch_size: int,
+    size: int,
+    loss: str,
     seed: Seed,
-    settings: config.SelectionConfig | None = None,
+    quota: str = "global",
     replicas=None,
 ) -> report.Draw:
     """Draws the rows that pass a stage, each chunk given those before it.
@@ -59,10 +60,11 @@ def draw(
         reference: embeddings of the same rows, `[B/R, other_dim]`; may be None
             for "hard_learner".
         stage: settings of the draw; `candidates` and `view` are not used here.
-        batch_size: b, rows that pass.
+        size: b, rows that pass.
+        loss: "sigmoid", "softmax" or a "module:function", as in
+            `config.SelectionConfig`.
         seed: two integers, (run seed, step).
-        settings: `loss` and `quota` of the draw; None means the sigmoid loss
-            and the global quota.
+        quota: as in `config.SelectionConfig`.
         replicas: the collectives of `distribution.current()`; None if one
             replica has all rows.
 
@@ -75,17 +77,14 @@ def draw(
     Reference: arXiv 2406.17711, algorithm 1; docs/method.md lists where this
     differs and why.
     """
-    settings = settings or config.SelectionConfig(batch_size)
     method = methods.METHODS[stage.method]
     criterion = methods.criterion(stage.criterion)
     models = scores.check_models(learner, reference, criterion.needs)
-    state = scores.start(models, settings.loss or "sigmoid")
-    local = local_rows.LocalRows(state.kept.shape[0], settings.quota, replicas)
-    num_uniform = local.num_quotas * stage.num_uniform(
-        batch_size // local.num_quotas
-    )
+    state = scores.start(models, loss)
+    local = local_rows.LocalRows(state.kept.shape[0], quota, replicas)
+    num_uniform = local.num_quotas * stage.num_uniform(size // local.num_quotas)
     sizes = chunk_sizes(
-        batch_size - num_uniform,
+        size - num_uniform,
         stage.num_chunks if method.in_chunks else 1,
         local.super_batch_size,
         num_quotas=local.num_quotas,
@@ -93,16 +92,16 @@ def draw(
     own_score = scores.conditional(state, criterion)
     chunk_keys = _chunk_keys(stage, len(sizes), seed, local)
 
-    def draw_chunk(chunk, size, state):
+    def draw_chunk(chunk, num_rows, state):
         keys = chunk_keys(chunk, scores.conditional(state, criterion))
-        rows = local.top(ops.where(state.kept, -np.inf, keys), size)
+        rows = local.top(ops.where(state.kept, -np.inf, keys), num_rows)
         return rows, scores.add(state, rows, local)
 
     chosen = []
     draw_chunks = _draw_in_a_loop if local.in_loops else _draw_unrolled
-    for size in sorted(set(sizes), reverse=True):  # at most two sizes
+    for each in sorted(set(sizes), reverse=True):  # at most two sizes
         rows, state = draw_chunks(
-            draw_chunk, sizes.index(size), sizes.count(size), size, state
+            draw_chunk, sizes.index(each), sizes.count(each), each, state
         )
         chosen.append(rows)
     if num_uniform:
@@ -158,9 +157,9 @@ def select_jointly(
         learner,
         reference,
         config.Stage(1, num_chunks=num_chunks, criterion=criterion),
-        batch_size=batch_size,
+        size=batch_size,
+        loss=loss,
         seed=seed,
-        settings=config.SelectionConfig(batch_size, loss=loss),
     )
 
 

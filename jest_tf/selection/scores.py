@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from jest_tf import embeddings, losses
@@ -57,6 +58,44 @@ def conditional(state: State, criterion: methods.Criterion) -> Tensor:
             f"float32 {list(expected)}. Received: {score!r}"
         )
     return ops.cast(score, "float32")
+
+
+def check_criterion(name: str) -> None:
+    """Checks that a criterion scores each row by the losses of that row alone.
+
+    A draw scores rows in parts, on several replicas and in chunks, so a score
+    that depends on the other rows would depend on how they are cut.
+
+    Raises:
+        ValueError: there is no such criterion, or its score of a row changes
+            with the rows beside it.
+    """
+    criterion = methods.criterion(name)
+    random = np.random.default_rng(0)
+    values = random.uniform(0.1, 5.0, (len(criterion.needs), 16))
+    values = values.astype("float32")
+
+    def score(rows):
+        found = criterion.score(
+            {
+                model: ops.convert_to_tensor(some[rows])
+                for model, some in zip(criterion.needs, values, strict=True)
+            }
+        )
+        return ops.convert_to_numpy(found)
+
+    rows = np.arange(16)
+    some = random.permutation(rows)[:5]
+    whole, part = score(rows), score(some)
+    if whole.shape == rows.shape and not np.allclose(
+        whole[some], part, rtol=1e-4, atol=1e-6, equal_nan=True
+    ):
+        raise ValueError(
+            "`selection.stages.criterion` must score a row by the losses of "
+            "that row alone: expected the same scores for the same rows in "
+            f"another order and without the others. Received: {name!r}, which "
+            "compares rows with each other, e.g. by their mean"
+        )
 
 
 def row_losses(state: State) -> dict[str, Tensor]:

@@ -47,9 +47,9 @@ def of_step(
     rows, curated = sub_batch.split_curated(super_batch)
     held = rows["image"].shape[0]
     extra = 0 if curated is None else curated["image"].shape[0]
-    settings = step.selection
     sizes = [held * num_replicas]
-    if settings is not None:
+    if step.stages:
+        settings = step.segment.selection
         sizes = settings.sizes(extra * num_replicas)[len(settings.stored) :]
     trained = sizes[-1] // num_replicas + extra
 
@@ -71,21 +71,24 @@ def of_step(
     counts, reused = dict.fromkeys(PARTS, 0), 0
     for (number, stage), size in zip(step.stages, sizes, strict=False):
         pool, width = size // num_replicas, 0
-        micro_batch = stage.scoring_batch_size
-        if "learner" in stage.needs:
+        micro_batch, needs = (
+            stage.scoring_batch_size,
+            step.scoring_models(number),
+        )
+        if "learner" in needs:
             view = step_lib.view_options(stage.view).get("view")
             flops, dim = passes(step.learner, pool, micro_batch, view)
             counts["score"] += flops
             width += dim
-        if "reference" in stage.needs:
+        if "reference" in needs:
             passed, dim = passes(step.reference, pool, micro_batch)
             counts["reference"] = counts["reference"] or passed
             width += dim
-        if stage.scores:
+        if needs:
             counts["select"] += selection.draw_flops(
                 size, size // stage.candidates, width
             )
-        if number == len(settings.stages) - 1 and "learner" in stage.needs:
+        if number == step.stages[-1][0] and "learner" in needs:
             tower = getattr(step.learner, "image_tower", None)
             same = num_reused(
                 sizes[-1],

@@ -1,7 +1,4 @@
-"""`JESTModel`: the training step (`step.py`) as a `keras.Model`.
-
-The code for each backend of Keras is in `on_tensorflow.py` and `on_jax.py`.
-"""
+"""`JESTModel`: the training step (`step.py`) as a `keras.Model`."""
 
 import dataclasses
 import warnings
@@ -9,26 +6,19 @@ from collections.abc import Callable
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, losses
-from jest_tf import embeddings as embeddings_lib
 from jest_tf.config import overrides
 from jest_tf.embeddings import ON_TENSORFLOW, Tensor
 from jest_tf.models import patches, reference, two_tower
-from jest_tf.training import finite, flops, row_outputs, sub_batch
+from jest_tf.training import funnel as funnel_lib
 from jest_tf.training import metrics as metrics_lib
+from jest_tf.training import row_outputs, stepper, sub_batch
 from jest_tf.training import step as step_lib
-
-if ON_TENSORFLOW:
-    from jest_tf.training import on_tensorflow as trainer
-else:
-    from jest_tf.training import on_jax as trainer
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
-class JESTModel(trainer.Trainer, keras.Model):
+class JESTModel(step_lib.backend.Trainer, keras.Model):
     """A learner that chooses what it trains on.
 
     A step takes a super-batch, a dict of tensors with B rows: `image`, `text`,
@@ -55,20 +45,20 @@ class JESTModel(trainer.Trainer, keras.Model):
         learner: a `models.TwoTower`, or any Keras model that maps a batch to
             `Embeddings`.
         reference: a Keras model like the learner, or any callable that maps a
-            batch to `Embeddings`. It is neither trained nor saved; attach it
-            again after loading.
-        selection: a `config.SelectionConfig`, whose live stages choose from
-            each super-batch; the dataset runs the stored stages
-            (`pipeline.super_batches`). None trains on the whole batch. If
-            stages begin or end during the run, the step is compiled once for
-            each set of active stages, on first use.
+            batch to `Embeddings`. It is neither trained nor saved; after
+            loading, `bind` the model again.
+        selection: the `Funnel` that makes the super-batches, with reference
+            and loss; or, for super-batches of your own, a `SelectionConfig` of
+            live stages. None trains on the whole batch. If stages begin or end
+            during training, the step is compiled once for each set of scoring
+            stages, on first use.
         loss: "sigmoid", "softmax" or a "module:function", as in
-            `config.ModelConfig`.
+            `config.ModelConfig`. None takes the funnel's, or "sigmoid".
         options: the other options of a step, see `training.StepOptions`.
 
     Attributes:
-        step: a `training.step.Step` with the arguments.
-        rows: per-row outputs of the last execution, a `row_outputs.RowReport`.
+        funnel: the `Funnel`, given or made of the arguments.
+        stepper: runs the steps, a `training.stepper.Stepper`.
 
     Raises:
         TypeError: `learner`, `reference` or `selection` has the wrong type.
@@ -99,8 +89,8 @@ class JESTModel(trainer.Trainer, keras.Model):
         self,
         learner: keras.Model,
         reference: Callable | None = None,
-        selection: config_lib.SelectionConfig | None = None,
-        loss: str = "sigmoid",
+        selection: funnel_lib.Funnel | config_lib.SelectionConfig | None = None,
+        loss: str | None = None,
         *,
         options: step_lib.StepOptions = step_lib.StepOptions(),  # noqa: B008
         **kwargs,
@@ -112,70 +102,98 @@ class JESTModel(trainer.Trainer, keras.Model):
                 "Embeddings, such as TwoTower(image_tower, text_tower). "
                 f"Received: {learner!r}"
             )
-        if not isinstance(selection, config_lib.SelectionConfig | None):
-            raise TypeError(
-                "`selection` must be a SelectionConfig, such as "
-                "SelectionConfig(64, stages=(Stage(candidates=5),)), or None. "
-                f"Received: {selection!r}"
-            )
+        funnel = _funnel(reference, selection, loss)
         self.learner = learner
-        self.selection = selection
         self.projection = None
         if options.projection_dim is not None:
             self.projection = two_tower.Projection(
                 options.projection_dim, seed=options.seed
             )
-        # Raises for unknown losses here, not in the first step.
-        losses.pair_loss(loss)
-        if selection is not None and selection.loss is not None:
-            losses.pair_loss(selection.loss, "selection.loss")
-        self.step = step_lib.Step(
-            learner,
-            projection=self.projection,
-            selection=selection,
-            loss=loss,
-            options=options,
-            seed=(options.seed, 0),
-        )
-        stages = [stage for _, stage in self.step.stages]
+        stages = funnel.selection.live if funnel.selection else ()
         for view in (*options.views, *(stage.view for stage in stages)):
             if view != config_lib.View():
                 patches.check_view(learner, view)
-        self._check_placed("learner", learner)
-        if reference is not None:
-            self.attach_reference(reference)
-            if not any("reference" in stage.needs for stage in stages) and (
-                not self.step.distils
-            ):
-                warnings.warn(
-                    "`reference` is not used: no live stage scores with it, "
-                    "and `distillation_weight` is 0. To select, set selection="
-                    "SelectionConfig(..., stages=(Stage(candidates=5),))",
-                    stacklevel=2,
-                )
-
-        self.rows = row_outputs.RowReport({})
-        self._recent_draws = None
-        self._step_metrics = metrics_lib.StepMetrics(
-            self.selection, self.step.distils
+        self.check_placed("learner", learner)
+        self.stepper = stepper.Stepper(
+            step_lib.Step(
+                learner,
+                projection=self.projection,
+                loss=funnel.loss,
+                options=options,
+                seed=(options.seed, 0),
+            ),
+            funnel.plan,
+            funnel.selection,
         )
-        self._next_step = None  # read when `fit` begins
-        self._specs = {}  # of super-batches, by the step's selection
-        self._flops = {}
-        self._last_logs = {}
+        self.bind(funnel)
         if learner.built:
             self.build(None)
 
-    def attach_reference(self, model: Callable) -> None:
-        """Sets the reference, e.g. after loading; see the class.
+    def bind(self, funnel: funnel_lib.Funnel) -> None:
+        """Binds the model to another funnel of its selection and loss.
+
+        It is needed after loading, and after the reference has been renewed.
 
         Raises:
-            TypeError: if `model` can't be called.
-            ValueError: if the replicas can't run `model`.
+            TypeError: the reference can't be called.
+            ValueError: selection or loss differ, or the replicas can't run the
+                reference.
         """
-        self._check_placed("reference", model)
-        self._change_step(reference=reference.frozen(model))
+        step = self.stepper.step
+        ours, theirs = (
+            (self.stepper.selection, step.loss),
+            (funnel.selection, funnel.loss),
+        )
+        if ours != theirs:
+            raise ValueError(
+                "A model is bound to funnels of its own selection and loss, "
+                f"{ours}. Received: {theirs}"
+            )
+        self.funnel, self.stepper.plan = funnel, funnel.plan
+        sidecars = funnel.sidecars
+        if (
+            isinstance(step.reference, reference.Cached)
+            and sidecars is not None
+        ):
+            step.reference.assign(sidecars.scale, sidecars.bias)
+            return
+        model = funnel.step_reference()
+        if model is not None and not isinstance(model, reference.Cached):
+            self.check_placed("reference", model)
+            model = reference.frozen(model)
+        self.stepper.change_step(reference=model)
         self.train_function = None  # traced with the old reference
+        if step.distils and sidecars is not None and not funnel.distils:
+            raise ValueError(
+                "`distillation_weight` reads the reference's embeddings from "
+                "the super-batches: make the Funnel with `distils=True`. "
+                "Received: distils=False"
+            )
+        scoring = funnel.selection is not None and funnel.selection.needs(
+            "reference"
+        )
+        if model is not None and not scoring and not step.distils:
+            warnings.warn(
+                "`reference` is not used: no stage scores with it, and "
+                "`distillation_weight` is 0. To select, set selection="
+                "SelectionConfig(..., stages=(Stage(candidates=5),))",
+                stacklevel=3,
+            )
+
+    @property
+    def selection(self) -> config_lib.SelectionConfig | None:
+        """The selection of the funnel."""
+        return self.stepper.selection
+
+    @property
+    def step(self) -> step_lib.Step:
+        """What all steps have in common."""
+        return self.stepper.step
+
+    @property
+    def rows(self) -> row_outputs.RowReport:
+        """Per-row outputs of the last execution."""
+        return self.stepper.rows
 
     @property
     def drawn_ids(self) -> Tensor | None:
@@ -186,10 +204,8 @@ class JESTModel(trainer.Trainer, keras.Model):
         ids = self.rows.trained_ids()
         return ids if ids is None or not ON_TENSORFLOW else tf.constant(ids)
 
-    def step_flops(
-        self,
-    ) -> dict[config_lib.SelectionConfig | None, dict[str, int]]:
-        """Counts a step's FLOPs on all replicas, by `SelectionConfig.in_step`.
+    def step_flops(self) -> dict[tuple | None, dict[str, int]]:
+        """Counts a step's FLOPs on all replicas, by `Segment.step_kind`.
 
         Covers only steps that `fit` has traced; see `flops.of_step`.
 
@@ -197,24 +213,17 @@ class JESTModel(trainer.Trainer, keras.Model):
             ValueError: if a model's graph can't be counted, or Keras runs on
                 JAX.
         """
-        embeddings_lib.check_backend("`step_flops`")
-        for settings, super_batch in self._specs.items():
-            if settings not in self._flops:
-                step = dataclasses.replace(self.step, selection=settings)
-                self._flops[settings] = flops.of_step(
-                    step, super_batch, self._num_replicas
-                )
-        return dict(self._flops)
+        return self.stepper.count_flops(self.num_replicas)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The metrics with values; Keras resets them every epoch."""
-        return self._step_metrics.shown
+        return self.stepper.metrics.shown
 
     @property
     def step_metrics(self) -> list[keras.metrics.Metric]:
         """All metrics, including those not yet in `metrics`."""
-        return self._step_metrics.every
+        return self.stepper.metrics.every
 
     def build(self, input_shape):
         """Builds the learner; the input's shape is unused."""
@@ -242,7 +251,7 @@ class JESTModel(trainer.Trainer, keras.Model):
                     f"Received: {name}={kwargs[name]!r}"
                 )
         super().compile(optimizer=optimizer, **kwargs)
-        self._change_step(optimizer=self.optimizer)
+        self.stepper.change_step(optimizer=self.optimizer)
 
     def compile_from_config(self, config):
         """Compiles a loaded model; Keras then loads the optimizer's state."""
@@ -261,8 +270,6 @@ class JESTModel(trainer.Trainer, keras.Model):
                 not in the text tower's vocabulary.
         """
         self._check_before(args[0] if args else kwargs.get("x"))
-        self._next_step = None
-        self._last_logs = {}
         callbacks = kwargs.get("callbacks")
         # Positional callbacks and Keras' `CallbackList` are not changed.
         if (
@@ -278,17 +285,18 @@ class JESTModel(trainer.Trainer, keras.Model):
             kwargs["callbacks"] = [*(callbacks or ()), bar]
         with two_tower.plain_id_errors():
             history = super().fit(*args, shuffle=shuffle, **kwargs)
-        finite.check_scores(self._last_logs)
+        self.stepper.check_scores()
         return history
 
     def _check_before(self, data):
         """Raises errors that a step would raise within Keras, or not at all."""
-        if self.step.optimizer is not None:
-            settings = self.selection
-            if settings is not None:
-                settings = settings.at(self._steps_done())
-            step = dataclasses.replace(self.step, selection=settings)
-            step.check_references()
+        if self.funnel.is_detached:
+            raise ValueError(
+                "The model was loaded without what its stored stages choose "
+                "by: call `bind` with a Funnel of its selection, which makes "
+                "the super-batches"
+            )
+        self.stepper.begin_fit(self.steps_done)
         if isinstance(self.learner, two_tower.TwoTower):
             images = sub_batch.first_images(data)
             fault = images is not None and two_tower.pixel_fault(
@@ -299,16 +307,6 @@ class JESTModel(trainer.Trainer, keras.Model):
                     f"`image`: {fault}. The model rescales uint8 itself: leave "
                     "pictures as they are"
                 )
-
-    def _test_step(self, data):
-        """Computes the contrastive loss of a batch, in evaluation mode."""
-        may_vary = self._num_replicas == 1
-        batch = sub_batch.super_batch_of(data, self._num_replicas, may_vary)
-        step = dataclasses.replace(self.step, replicas=distribution.current())
-        embeddings = self.learner(batch, training=False)
-        loss = step_lib.contrastive_loss(step, embeddings, batch)
-        self._step_metrics.update({"loss": loss}, step.replicas)
-        return {"loss": self._step_metrics.result("loss")}
 
     def get_config(self):
         """Returns the arguments for `.keras` files, without the reference."""
@@ -332,8 +330,11 @@ class JESTModel(trainer.Trainer, keras.Model):
         """Builds the model from `get_config`'s result, without a reference."""
         config = keras.saving.deserialize_keras_object(config)
         if config["selection"] is not None:
-            config["selection"] = overrides.build(
+            selection = overrides.build(
                 config_lib.SelectionConfig, config["selection"], "selection"
+            )
+            config["selection"] = funnel_lib.Funnel.detached(
+                selection, config.pop("loss")
             )
         options = dict(config["options"])
         options["views"] = tuple(
@@ -342,34 +343,18 @@ class JESTModel(trainer.Trainer, keras.Model):
         config["options"] = step_lib.StepOptions(**options)
         return cls(**config)
 
-    def _change_step(self, **changes):
-        # Keras does not track, train or save the fields of a dataclass.
-        self.step = dataclasses.replace(self.step, **changes)
 
-    def _super_batch(self, data):
-        return sub_batch.super_batch_of(data, self._num_replicas)
-
-    def _train_step(self, super_batch, settings):
-        """Returns the outputs equal on all replicas, and the row outputs."""
-        replicas = distribution.current()
-        number = ops.cast(self.optimizer.iterations, "int32")
-        step = dataclasses.replace(
-            self.step,
-            selection=settings,
-            seed=ops.stack([self.step.options.seed, number]),
-            replicas=replicas,
+def _funnel(reference, selection, loss):
+    """Returns the funnel of a model's arguments."""
+    if not isinstance(selection, funnel_lib.Funnel):
+        return funnel_lib.Funnel(
+            selection, reference=reference, loss=loss or "sigmoid"
         )
-        outputs = step_lib.train_step(step, super_batch)
-        self._step_metrics.count_replaced(super_batch)
-        self._step_metrics.update(outputs.metrics, replicas)
-        rows, equal = outputs.rows, {"rows": {}}
-        if self._gather_rows is not None and "trained" in rows:
-            # Gathered in the step: Keras reads all properties of a saved model,
-            # and code outside a step must not wait for other workers.
-            trained = replicas.all_gather(rows.pop("trained"))
-            equal["rows"]["trained"] = trained
-        if outputs.drawn is not None:
-            equal["draws"] = row_outputs.with_draw(
-                self._recent_draws, outputs.drawn, number
-            )
-        return equal, rows
+    received = {"reference": reference, "loss": loss}
+    given = [name for name, value in received.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"`{given[0]}` is the Funnel's, which `selection` names: leave it "
+            f"out. Received: both, {given[0]}={received[given[0]]!r}"
+        )
+    return selection

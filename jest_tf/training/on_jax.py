@@ -1,15 +1,19 @@
-"""How `JESTModel` runs its step on Keras' JAX backend.
+"""Training on Keras' JAX backend, on any number of devices: a `Backend`.
 
 Keras' JAX trainer hands a step all state and takes it back. Within a
 `keras.StatelessScope`, `step.py` reads and writes that state through the
 variables, so it is the same code on every backend. On several devices it runs
 within a `shard_map`; each device has its rows, like a replica on TensorFlow.
+Gradients are functions of the variables in that scope; statistics and seeds are
+written to it.
 """
 
 import functools
+import itertools
 import zlib
 
 import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
 import tensorflow as tf
@@ -18,11 +22,12 @@ from jax.sharding import PartitionSpec
 
 from jest_tf import distribution, embeddings
 from jest_tf.distribution import collectives_jax, keras_fit
-from jest_tf.training import finite, row_outputs
+from jest_tf.embeddings import Embeddings, of_model
+from jest_tf.training import backend, sub_batch
 
 
 class Trainer(keras_fit.Averages):
-    """Mixin of `JESTModel`, before `keras.Model`."""
+    """Mixin of `JESTModel`, before `keras.Model`; see `backend.Trainer`."""
 
     distribute_strategy = tf.distribute.get_strategy()  # the default: none
 
@@ -31,7 +36,7 @@ class Trainer(keras_fit.Averages):
         """All metrics' variables; tracing shows which metrics have values."""
         return [
             variable
-            for metric in self.step_metrics
+            for metric in self.stepper.metrics.every
             for variable in metric.variables
         ]
 
@@ -59,34 +64,36 @@ class Trainer(keras_fit.Averages):
         """Makes the function for `fit`, which keeps the row outputs."""
         if self.train_function is not None and not force:
             return
-        compiled = functools.cache(self._compiled_step)
+        stepper, num_steps = self.stepper, self.steps_per_execution
+        steps = {}
 
         def function(state, iterator):
-            finite.check_scores(self._last_logs)
-            if self._next_step is None:
-                self._next_step = int(state[2][self._place_of_iterations()])
-            first, draws = self._next_step, [None] * self.steps_per_execution
-            settings = self.selection and self.selection.at(first).in_step
-            step = compiled(settings)
+            first, segment = stepper.begin_execution(
+                lambda: int(state[2][self._place_of_iterations()]), num_steps
+            )
+            kind = segment and segment.step_kind
+            if kind not in steps:
+                steps[kind] = self.compiled_step(segment)
+            draws, numbers = [None] * num_steps, itertools.count(first)
 
             def one_step(state, data):
-                outputs, state = step(
-                    state, self._frozen_values(), self._super_batch(data)
+                outputs, state = steps[kind](
+                    state,
+                    self.frozen_values(),
+                    sub_batch.super_batch_of(data, self.num_replicas),
                 )
-                place = self._next_step % len(draws)
-                draws[place] = outputs[0].get("draws")
-                self._next_step += 1
+                draws[next(numbers) % num_steps] = outputs[0].get("draws")
                 return outputs, state
 
             (equal, rows), state = self._make_function(one_step)(
                 state, iterator
             )
-            if "draws" not in equal:
-                draws = None
-            self.rows = row_outputs.RowReport(
-                rows | equal["rows"], draws, self._gather_rows
+            stepper.end_execution(
+                equal,
+                rows,
+                draws if "draws" in equal else None,
+                self.gather_rows,
             )
-            self._last_logs = equal["logs"]
             return equal["logs"], state
 
         self.train_function = function
@@ -99,11 +106,14 @@ class Trainer(keras_fit.Averages):
             self.metrics_variables,
         )
         with _scope(groups, state) as scope:
-            logs = self._test_step(data)
+            logs = self.stepper.test(data, self.num_replicas)
         return logs, _values(groups, scope)
 
-    def _compiled_step(self, settings):
-        """Compiles `(state, frozen, super_batch) -> outputs, state`."""
+    def compiled_step(self, segment):
+        """Compiles `(state, frozen, super_batch) -> outputs, state`.
+
+        `frozen` are `frozen_values()`.
+        """
         groups = (
             self.trainable_variables,
             self.non_trainable_variables,
@@ -119,7 +129,9 @@ class Trainer(keras_fit.Averages):
                 collectives_jax.running(devices) as replicas,
                 _scope((*groups, self._frozen), (*values, zeros, frozen)) as on,
             ):
-                equal, rows = self._train_step(super_batch, settings)
+                equal, rows = self.stepper.run(
+                    super_batch, segment, self.gather_rows is not None
+                )
                 trained, others, optimizer, added = _values(groups, on)
                 if replicas is not None:
                     added = replicas.all_reduce(added)
@@ -158,10 +170,10 @@ class Trainer(keras_fit.Averages):
 
     @property
     def _frozen(self):
-        """The reference's variables: neither trained nor saved."""
-        return getattr(self.step.reference, "variables", ())
+        return getattr(self.stepper.step.reference, "variables", ())
 
-    def _frozen_values(self):
+    def frozen_values(self):
+        """Values of the reference's variables, neither trained nor saved."""
         return [variable.value for variable in self._frozen]
 
     def _place_of_iterations(self):
@@ -169,28 +181,142 @@ class Trainer(keras_fit.Averages):
             id(self.optimizer.iterations)
         )
 
-    def _steps_done(self):
+    def steps_done(self) -> int:
+        """Reads the number of steps so far."""
         return int(self.optimizer.iterations.value)
 
     def _exchange_average(self):
         self.jax_state_sync()  # within `fit`, variables have no values
         super()._exchange_average()
 
-    def _check_placed(self, name, model):
+    def check_placed(self, name, model):
         """Raises under a `tf.distribute.Strategy`: Keras places variables."""
         if tf.distribute.has_strategy():
             embeddings.check_backend("A `tf.distribute.Strategy`")
 
     @property
-    def _gather_rows(self):
+    def gather_rows(self):
+        """Joins rows of all processes, outside a step; None with one process."""
         if jax.process_count() == 1:
             return None
         return functools.partial(multihost_utils.process_allgather, tiled=True)
 
     @property
-    def _num_replicas(self):
+    def num_replicas(self):
+        """R, the devices of `keras.distribution`."""
         devices = collectives_jax.mesh()
         return 1 if devices is None else devices.size
+
+
+def embed(encode, batch, size):
+    """Runs `encode(batch)`, `size` rows at a time; None takes all at once."""
+    if size in (None, batch["image"].shape[0]):
+        return encode(batch)
+    return _joined(jax.lax.map(encode, backend.split(batch, size)))
+
+
+def gradients(
+    learner,
+    batch,
+    loss,
+    *,
+    micro_batch_size=None,
+    scale_loss=lambda value: value,
+    num_replicas=1,
+    views=(),
+    projection=None,
+):
+    """Computes a batch's loss and gradient, see `backend.Backend`.
+
+    The gradient is summed over replicas.
+    """
+    of_loss = projection.trainable_variables if projection else []
+    state = learner.non_trainable_variables
+    options = {"view": views} if views else {}
+
+    def encode(weights, others, part):
+        """Returns embeddings, the new state, and the sum of regularizers."""
+        output, others, terms = learner.stateless_call(
+            weights, others, part, training=True, return_losses=True, **options
+        )
+        return of_model("learner", output), others, sum(terms)
+
+    def loss_of(embeddings, projected):
+        with keras.StatelessScope(zip(of_loss, projected, strict=True)):
+            return loss(embeddings)
+
+    weights, projected, others = (
+        [variable.value for variable in group]
+        for group in (learner.trainable_variables, of_loss, state)
+    )
+    rows = batch["image"].shape[0]
+    if micro_batch_size in (None, rows):
+
+        def whole(weights, projected):
+            embeddings, new, regularizers = encode(weights, others, batch)
+            terms = loss_of(embeddings, projected)
+            target = scale_loss(terms["loss"] + regularizers / num_replicas)
+            return target, (terms, embeddings, new)
+
+        found, (terms, embeddings, others) = jax.grad(
+            whole, argnums=(0, 1), has_aux=True
+        )(weights, projected)
+    else:
+        backend.check_divides(micro_batch_size, rows, num_replicas)
+        parts = backend.split(batch, micro_batch_size)
+
+        def forward(others, part):
+            embeddings, others, _ = encode(weights, others, part)
+            return others, embeddings
+
+        embeddings = _joined(jax.lax.scan(forward, others, parts)[1])
+
+        def of_embeddings(embeddings, projected):
+            terms = loss_of(embeddings, projected)
+            return scale_loss(terms["loss"]), terms
+
+        (upstream, own), terms = jax.grad(
+            of_embeddings, argnums=(0, 1), has_aux=True
+        )(embeddings, projected)
+        count = rows // micro_batch_size
+        # Scale and bias belong to the batch: part 0 takes their gradient.
+        once = jax.nn.one_hot(0, count)
+        upstream = Embeddings(
+            *backend.split(upstream[:2], micro_batch_size),
+            once * upstream.scale,
+            once * upstream.bias,
+        )
+
+        def backward(carry, of_part):
+            others, sums = carry
+            part, upstream = of_part
+
+            def target(weights):
+                embeddings, new, regularizers = encode(weights, others, part)
+                share = regularizers / (num_replicas * count)
+                # A scalar whose gradient in the embeddings is `upstream`.
+                pairs = zip(embeddings, upstream, strict=True)
+                total = sum(
+                    jnp.sum(value.astype("float32") * gradient)
+                    for value, gradient in pairs
+                )
+                return total + scale_loss(share), new
+
+            found, others = jax.grad(target, has_aux=True)(weights)
+            return (others, jax.tree.map(jnp.add, sums, found)), None
+
+        zeros = [jnp.zeros_like(weight) for weight in weights]
+        (others, sums), _ = jax.lax.scan(
+            backward, (others, zeros), (parts, upstream)
+        )
+        found = sums, own
+    for variable, new in zip(state, others, strict=True):
+        variable.assign(new)
+    found = [*found[0], *found[1]]
+    replicas = distribution.current()
+    return backend.Gradients(
+        terms, embeddings, replicas.all_reduce(found) if replicas else found
+    )
 
 
 def _in_halves(data):
@@ -236,3 +362,8 @@ def _mean(value, replicas):
     if not keras.backend.is_float_dtype(value.dtype):
         return value
     return replicas.all_reduce(value) / replicas.num_replicas
+
+
+def _joined(parts):
+    image, text = (part.reshape(-1, part.shape[-1]) for part in parts[:2])
+    return Embeddings(image, text, parts.scale[0], parts.bias[0])

@@ -1,59 +1,57 @@
-"""How `JESTModel` runs its step on TensorFlow, on any number of replicas.
+"""Training on TensorFlow, on any number of replicas: a `backend.Backend`.
 
-Fixes of Keras' `fit` on several replicas are in `distribution/keras_fit.py`.
+Corrections of Keras' `fit` on several replicas are in
+`distribution/keras_fit.py`.
 """
 
+import contextlib
 import functools
+from collections.abc import Callable, Sequence
 
+import keras
 import tensorflow as tf
 
+from jest_tf import config as config_lib
 from jest_tf import distribution
+from jest_tf import embeddings as embeddings_lib
 from jest_tf.distribution import keras_fit
-from jest_tf.training import finite, row_outputs
+from jest_tf.embeddings import Embeddings
+from jest_tf.training import backend, row_outputs, sub_batch
 
 
 class Trainer(keras_fit.TrainerHooks):
-    """Mixin of `JESTModel`, before `keras.Model`."""
+    """Mixin of `JESTModel`, before `keras.Model`; see `backend.Trainer`."""
 
     def make_train_function(self, force=False):
         """Makes the function for `fit`, which keeps the row outputs."""
         if self.train_function is not None and not force:
             return
-        self._recent_draws = None
-        settings = self.selection
-        chooses = settings is not None and bool(settings.live)
-        if chooses and self.steps_per_execution > 1:
-            self._recent_draws = row_outputs.recent_draws(
-                self.distribute_strategy,
-                self.steps_per_execution,
-                settings.batch_size,
+        stepper, num_steps = self.stepper, self.steps_per_execution
+        stepper.draws = None
+        settings = stepper.selection
+        if settings is not None and settings.live and num_steps > 1:
+            stepper.draws = row_outputs.recent_draws(
+                self.distribute_strategy, num_steps, settings.batch_size
             )
+        executions = {}
 
-        @functools.cache
-        def execution(settings):
-            def step(data):
-                super_batch = self._super_batch(data)
-                if not tf.executing_eagerly():
-                    self._specs[settings] = tf.nest.map_structure(
-                        tf.TensorSpec.from_tensor, super_batch
-                    )
-                    self._flops.pop(settings, None)
-                # When the data end, operations that need no batch, such as
-                # weight decay, must not run: TensorFlow inlines the step into
-                # the loop.
-                with tf.control_dependencies([super_batch["image"]]):
-                    return self._with_logs(super_batch, settings)
+        def execution(segment):
+            """Returns the program of a segment's steps."""
+            kind = segment and segment.step_kind
+            if kind not in executions:
 
-            return self._make_function(step)
+                def step(data):  # TPUs need its name
+                    return self._step(segment, data)
+
+                executions[kind] = self._make_function(step)
+            return executions[kind]
 
         def function(iterator):
-            # Checks the last execution, so that devices don't wait for Python.
-            finite.check_scores(self._last_logs)
-            equal, rows = execution(self._next_selection())(iterator)
-            self.rows = row_outputs.RowReport(
-                rows | equal["rows"], equal.get("draws"), self._gather_rows
+            _, segment = stepper.begin_execution(self.steps_done, num_steps)
+            equal, rows = execution(segment)(iterator)
+            stepper.end_execution(
+                equal, rows, equal.get("draws"), self.gather_rows
             )
-            self._last_logs = equal["logs"]
             return equal["logs"]
 
         self.train_function = function
@@ -61,51 +59,198 @@ class Trainer(keras_fit.TrainerHooks):
     def train_step(self, data):
         """Runs one step on a super-batch; returns the metrics' running means.
 
-        The active stages are fixed when the step is traced.
+        The stages that score are those of the segment in which the step is
+        traced.
         """
-        super_batch = self._super_batch(data)
-        return self._with_logs(super_batch, self._next_selection())[0]["logs"]
+        segment = self.stepper.segment_at(self.steps_done)
+        return self._step(segment, data)[0]["logs"]
 
     def test_step(self, data):
         """Computes the contrastive loss of a batch, in evaluation mode."""
-        return self._test_step(data)
+        return self.stepper.test(data, self.num_replicas)
 
-    def _with_logs(self, super_batch, settings):
-        equal, rows = self._train_step(super_batch, settings)
-        return {"logs": self.get_metrics_result()} | equal, rows
+    def _step(self, segment, data):
+        super_batch = sub_batch.super_batch_of(data, self.num_replicas)
+        if not tf.executing_eagerly():
+            self.stepper.note_specs(
+                segment,
+                tf.nest.map_structure(tf.TensorSpec.from_tensor, super_batch),
+            )
+        # When the data end, operations that need no batch, such as weight
+        # decay, must not run: TensorFlow inlines the step into the loop.
+        with tf.control_dependencies([super_batch["image"]]):
+            equal, rows = self.stepper.run(
+                super_batch, segment, self.gather_rows is not None
+            )
+            return {"logs": self.get_metrics_result()} | equal, rows
 
-    def _next_selection(self):
-        """Returns the selection of the next execution.
-
-        Steps with different active stages have different graphs. So the
-        selection is fixed for an execution, and the step is compiled once for
-        each selection, on first use.
-        """
-        settings = self.selection
-        if settings is None or settings.turns == [0]:
-            return settings and settings.in_step
-        if self._next_step is None:
-            self._next_step = self._steps_done()
-        step = self._next_step
-        self._next_step += self.steps_per_execution
-        return settings.at(step).in_step
-
-    def _steps_done(self):
+    def steps_done(self) -> int:
         """Reads the number of steps so far, also on replicas and in traces."""
         with tf.init_scope():
             counter = tf.convert_to_tensor(self.optimizer.iterations.value)
             return int(counter.numpy())
 
-    def _check_placed(self, name, model):
+    def check_placed(self, name, model):
+        """Raises ValueError unless `model` was made in the strategy's scope."""
         keras_fit.check_placed(name, model, self.distribute_strategy)
 
     @property
-    def _gather_rows(self):
+    def gather_rows(self):
+        """Joins rows of all workers, outside a step; None with one process."""
         strategy = self.distribute_strategy
         if distribution.has_workers(strategy):
             return functools.partial(strategy.gather, axis=0)
         return None
 
     @property
-    def _num_replicas(self):
+    def num_replicas(self):
+        """R, the replicas of the strategy."""
         return self.distribute_strategy.num_replicas_in_sync
+
+
+def embed(
+    encode: Callable[[dict], Embeddings],
+    batch: dict[str, tf.Tensor],
+    size: int | None,
+) -> Embeddings:
+    """Runs `encode(batch)`, `size` rows at a time; None takes all at once."""
+    rows = batch["image"].shape[0]
+    if size in (None, rows):
+        return encode(batch)
+
+    def in_float32(part):
+        # The loop's dtypes are fixed beforehand; a tower may return any dtype.
+        return Embeddings(
+            *(tf.cast(value, tf.float32) for value in encode(part))
+        )
+
+    embeddings = tf.map_fn(
+        in_float32,
+        backend.split(batch, size),
+        parallel_iterations=1,
+        fn_output_signature=Embeddings(*[tf.float32] * 4),
+    )
+    image, text = (
+        tf.reshape(part, [rows, part.shape[-1]]) for part in embeddings[:2]
+    )
+    # Scale and bias are the same for every part.
+    return Embeddings(image, text, embeddings.scale[0], embeddings.bias[0])
+
+
+def gradients(
+    learner: keras.Model,
+    batch: dict[str, tf.Tensor],
+    loss: Callable[[Embeddings], dict[str, tf.Tensor]],
+    *,
+    micro_batch_size: int | None = None,
+    scale_loss: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+    num_replicas: int = 1,
+    views: Sequence[config_lib.View] = (),
+    projection: keras.layers.Layer | None = None,
+) -> backend.Gradients:
+    """Computes a batch's loss and gradient, see `backend.Backend`."""
+
+    def encode(part):
+        options = {"view": views} if views else {}
+        output = learner(part, training=True, **options)
+        return embeddings_lib.of_model("learner", output)
+
+    variables = learner.trainable_variables
+    of_loss = projection.trainable_variables if projection else []
+    rows = batch["image"].shape[0]
+    if micro_batch_size in (None, rows):
+        with _tape_of(variables + of_loss) as tape:
+            embeddings = encode(batch)
+            terms = loss(embeddings)
+            target = scale_loss(
+                terms["loss"] + _regularizers(learner, num_replicas)
+            )
+        found = tape.gradient(target, variables + of_loss)
+        # A lookup table's gradient has a row for each token, with repeats;
+        # clipping needs the norm after equal rows are summed.
+        dense = [
+            gradient if gradient is None else tf.convert_to_tensor(gradient)
+            for gradient in found
+        ]
+        return backend.Gradients(terms, embeddings, dense)
+    backend.check_divides(micro_batch_size, rows, num_replicas)
+    state = learner.non_trainable_variables
+    before = [tf.identity(tf.convert_to_tensor(variable)) for variable in state]
+    embeddings = embed(encode, batch, micro_batch_size)
+    with _tape_of(of_loss) as tape:
+        tape.watch(embeddings)
+        terms = loss(embeddings)
+        target = scale_loss(terms["loss"])
+    upstream, own = tape.gradient(
+        target,
+        (embeddings, of_loss),
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    # Resets dropout, and makes statistics count each row once.
+    for variable, old in zip(state, before, strict=True):
+        variable.assign(old)
+    parts, *upstream_parts = backend.split(
+        (batch, *upstream[:2]), micro_batch_size
+    )
+    # Scale and bias belong to the batch: micro-batch 0 takes their gradient.
+    once = tf.one_hot(0, rows // micro_batch_size)
+    upstream_parts += [once * upstream.scale, once * upstream.bias]
+    share = num_replicas * (rows // micro_batch_size)
+    by_variable = _backward(
+        encode,
+        parts,
+        upstream_parts,
+        variables,
+        lambda: scale_loss(_regularizers(learner, share)),
+    )
+    return backend.Gradients(terms, embeddings, by_variable + own)
+
+
+def _backward(encode, parts, upstream, variables, regularizers):
+    count = parts["image"].shape[0]
+    unconnected = set()  # the same in every iteration
+
+    def add(index, sums):
+        with _tape_of(variables) as tape:
+            part = {name: value[index] for name, value in parts.items()}
+            embeddings = encode(part)
+            # A scalar whose gradient in the embeddings is `upstream`.
+            target = regularizers()
+            for value, gradient in zip(embeddings, upstream, strict=True):
+                target += tf.reduce_sum(
+                    tf.cast(value, tf.float32) * gradient[index]
+                )
+        found = tape.gradient(target, variables)
+        unconnected.update(
+            number for number, gradient in enumerate(found) if gradient is None
+        )
+        return index + 1, [
+            total
+            if gradient is None
+            else total + tf.convert_to_tensor(gradient)
+            for total, gradient in zip(sums, found, strict=True)
+        ]
+
+    zeros = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
+    _, sums = tf.while_loop(
+        lambda index, _: index < count,
+        add,
+        (tf.constant(0), zeros),
+        parallel_iterations=1,
+    )
+    return [
+        None if number in unconnected else total
+        for number, total in enumerate(sums)
+    ]
+
+
+@contextlib.contextmanager
+def _tape_of(variables):
+    """Opens a tape of `variables` only, which ignores frozen parts."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch([variable.value for variable in variables])
+        yield tape
+
+
+def _regularizers(learner, share):
+    return sum(tf.cast(term, tf.float32) for term in learner.losses) / share

@@ -12,7 +12,7 @@ Reference: Evans et al. 2024, arXiv 2406.17711, algorithm 1.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -24,10 +24,15 @@ from jest_tf import embeddings as embeddings_lib
 from jest_tf import losses, selection
 from jest_tf.config import checks
 from jest_tf.distribution import placement
-from jest_tf.embeddings import Embeddings, Tensor, of_model
+from jest_tf.embeddings import ON_TENSORFLOW, Embeddings, Tensor, of_model
 from jest_tf.models import two_tower
 from jest_tf.training import finite, row_outputs, sub_batch
-from jest_tf.training.sub_batch import micro_batches  # of Keras' backend
+
+# A `backend.Backend`: the gradients, and the loop of `fit`, of Keras' backend.
+if ON_TENSORFLOW:
+    from jest_tf.training import on_tensorflow as backend
+else:
+    from jest_tf.training import on_jax as backend
 
 # Makes the draws of the live stages independent of each other.
 _STAGE_SALT = 0x57A6E5
@@ -87,9 +92,10 @@ class Step:
         optimizer: built for the trained `variables`.
         projection: a built `two_tower.Projection` of the learner's embeddings
             to the reference's width, for distillation; None for equal widths.
-        selection: a `config.SelectionConfig`, whose live stages run here; None
-            trains on the whole batch.
-        loss: name of the pair loss, see `losses.pair_loss`.
+        segment: a `config.Segment`, whose live stages run here; None trains
+            on the whole batch.
+        loss: name of the pair loss, see `losses.pair_loss`; scores use it too,
+            unless the selection has its own.
         options: see `StepOptions`.
         seed: int32 `[2]`, (run seed, step).
         replicas: the collectives, `distribution.current()`; None on one
@@ -100,25 +106,27 @@ class Step:
     reference: Callable | None = None
     optimizer: keras.optimizers.Optimizer | None = None
     projection: two_tower.Projection | None = None
-    selection: config_lib.SelectionConfig | None = None
+    segment: config_lib.Segment | None = None
     loss: str = "sigmoid"
     options: StepOptions = StepOptions()
     seed: Any = (0, 0)
     replicas: Any = None
 
     @property
-    def stages(self) -> Iterator[tuple[int, config_lib.Stage]]:
+    def stages(self) -> tuple[tuple[int, config_lib.Stage], ...]:
         """The live stages, with their numbers among all stages."""
-        stages = enumerate(self.selection.stages if self.selection else ())
-        return (
-            (number, stage) for number, stage in stages if not stage.is_stored
-        )
+        return self.segment.live if self.segment is not None else ()
 
     @property
     def quota(self) -> str:
         """Quota of the draws. Without a draw, rows stay on their replica."""
-        draws = self.selection is not None and self.selection.live
-        return self.selection.quota if draws else "per_replica"
+        return self.segment.selection.quota if self.stages else "per_replica"
+
+    def scoring_models(self, number: int) -> tuple[str, ...]:
+        """Returns the models that stage `number` scores with; () if idle."""
+        if number not in self.segment.scoring:
+            return ()
+        return self.segment.selection.stages[number].needs
 
     @property
     def distils(self) -> bool:
@@ -142,15 +150,15 @@ class Step:
         """Raises ValueError if there is no reference, which `setting` needs."""
         if self.reference is None:
             raise ValueError(
-                f"`{setting}` needs a reference: pass `reference` to "
-                "JESTModel, or call `attach_reference` after loading. "
-                "Received: reference=None"
+                f"`{setting}` needs a reference: pass `reference` to the "
+                "Funnel or to JESTModel; after loading, call `bind` with a "
+                "Funnel that has one. Received: reference=None"
             )
 
     def check_references(self) -> None:
         """Raises ValueError if a stage or a loss needs a missing reference."""
-        for _, stage in self.stages:
-            if "reference" in stage.needs:
+        for number, stage in self.stages:
+            if "reference" in self.scoring_models(number):
                 self.check_reference(f"criterion={stage.criterion!r}")
         if self.distils:
             self.check_reference("distillation_weight")
@@ -189,9 +197,9 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
     views, reference, drawn, order = step.options.views, None, None, None
     draws, metrics, report = {}, {}, {}
 
-    for (number, stage), size in zip(step.stages, sizes[1:], strict=True):
+    for (number, _), size in zip(step.stages, sizes[1:], strict=True):
         # Score: both models embed every row, without a gradient.
-        learner, reference = score(step, stage, rows, reference)
+        learner, reference = score(step, number, rows, reference)
         learner, learner_is_finite = finite.cleaned(learner)
         reference, reference_is_finite = finite.cleaned(reference)
 
@@ -206,7 +214,7 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
             )
 
         # Gather: the rows that pass, equally many on each replica.
-        is_last = number == len(step.selection.stages) - 1
+        is_last = number == step.stages[-1][0]
         rows = sub_batch.with_reference(rows, reference)
         rows = sub_batch.needed(step, rows, curated, is_last)
         drawn = embeddings_lib.take(numbers, indices)
@@ -223,11 +231,11 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
         rows = sub_batch.needed(step, rows, curated, True)
         rows, places = sub_batch.gather(step, rows, None, views)
     batch, places = sub_batch.add_curated(step, rows, places, curated)
-    batch, targets = sub_batch.distillation_targets(step, batch)  # [b/R, Dr]
+    batch, targets = distillation_targets(step, batch)  # [b/R, Dr]
     batch = sub_batch.augment(step, batch, places)
 
     # Gradient: of a single loss over all b rows, in micro-batches.
-    gradient = micro_batches.gradients(
+    gradient = backend.gradients(
         step.learner,
         batch,
         lambda embeddings: objective(step, embeddings, batch, targets),
@@ -254,41 +262,42 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
 
 def score(
     step: Step,
-    stage: config_lib.Stage,
+    number: int,
     rows: Mapping[str, Tensor],
     known: Embeddings | None = None,
 ) -> tuple[Embeddings | None, Embeddings | None]:
-    """Embeds the rows that enter a stage, `[n/R, ...]`, in evaluation mode.
+    """Embeds the rows into stage `number`, `[n/R, ...]`, in evaluation mode.
 
     `known` are the reference's embeddings from a stage before; then `rows` have
     their own reference embeddings, and only scale and bias of `known` are used.
 
     Returns the learner's and the reference's embeddings, `[n/R, D]` and
-    `[n/R, Dr]`; None if the criterion does not use the model.
+    `[n/R, Dr]`; None if the stage does not score with the model.
 
     Raises:
         ValueError: if `scoring_batch_size` does not divide the rows, or the
             reference is missing.
     """
+    stage, needs = dict(step.stages)[number], step.scoring_models(number)
     learner = reference = None
     size = stage.scoring_batch_size
     num_rows = rows["image"].shape[0]
-    if stage.scores and num_rows % (size or num_rows):
+    if needs and num_rows % (size or num_rows):
         raise ValueError(
             "`scoring_batch_size` must divide the rows into its stage on a "
             f"replica. Received: {size}, {num_rows} rows, "
             f"R={step.num_replicas}"
         )
-    if "reference" in stage.needs:
+    if "reference" in needs:
         step.check_reference(f"criterion={stage.criterion!r}")
         if known is not None:
             parts = (rows[name] for name in sub_batch.FROM_REFERENCE)
             reference = Embeddings(*parts, known.scale, known.bias)
         else:
-            reference = micro_batches.embed(step.reference, rows, size)
-    if "learner" in stage.needs:
+            reference = backend.embed(step.reference, rows, size)
+    if "learner" in needs:
         options = {"training": False, **view_options(stage.view)}
-        learner = micro_batches.embed(
+        learner = backend.embed(
             lambda part: of_model("learner", step.learner(part, **options)),
             rows,
             size,
@@ -322,11 +331,14 @@ def select(
         int32 `[size]`, the chosen rows of those into the stage, in the order
         drawn; and the `Draw`, or None if the stage does not score.
     """
-    settings, stage = step.selection, step.selection.stages[number]
-    seed = stage_seed(settings, number, step.seed)
+    settings, needs = step.segment.selection, step.scoring_models(number)
+    stage, seed = (
+        settings.stages[number],
+        stage_seed(settings, number, step.seed),
+    )
     if order is not None:
         seed = selection.Placed(seed, order)
-    if not stage.scores:
+    if not needs:
         indices = selection.uniform_rows(
             seed,
             size,
@@ -336,12 +348,13 @@ def select(
         return indices, None
     learner, reference = models
     draw = selection.draw(
-        learner if "learner" in stage.needs else None,
-        reference if "reference" in stage.needs else None,
+        learner if "learner" in needs else None,
+        reference if "reference" in needs else None,
         stage,
-        batch_size=size,
+        size=size,
+        loss=settings.loss or step.loss,
         seed=seed,
-        settings=dataclasses.replace(settings, loss=settings.loss or step.loss),
+        quota=settings.quota,
         replicas=step.replicas,
     )
     return draw.indices, draw
@@ -358,6 +371,36 @@ def stage_seed(
     return selection.salted(seed, salt)
 
 
+def distillation_targets(
+    step: Step, batch: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Embeddings | None]:
+    """Separates the reference's embeddings from the batch, or computes them.
+
+    Returns:
+        The batch without the reference's keys, and the embeddings `[b/R, Dr]`;
+        None without distillation.
+
+    Raises:
+        ValueError: if distillation has no reference.
+    """
+    if not step.distils:
+        return batch, None
+    step.check_reference("distillation_weight")
+    if sub_batch.is_embedded(batch):
+        image, text = (batch[name] for name in sub_batch.FROM_REFERENCE)
+        targets = Embeddings(image, text, 0.0, 0.0)
+    else:
+        targets = backend.embed(
+            step.reference, batch, step.options.micro_batch_size
+        )
+    rest = {
+        name: value
+        for name, value in batch.items()
+        if name not in sub_batch.FOR_REFERENCE + sub_batch.FROM_REFERENCE
+    }
+    return rest, targets
+
+
 def objective(
     step: Step,
     embeddings: Embeddings,
@@ -367,7 +410,7 @@ def objective(
     """Computes the minimised `loss` and its terms, scalars by name.
 
     `embeddings` are the learner's, `[b/R, D]`; `targets` come from
-    `sub_batch.distillation_targets`.
+    `distillation_targets`.
     """
     loss = contrastive_loss(step, embeddings, batch)
     if targets is None:

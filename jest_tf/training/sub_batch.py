@@ -14,18 +14,13 @@ from jest_tf import embeddings, selection
 from jest_tf.distribution import placement
 from jest_tf.embeddings import Embeddings, Tensor
 
-if embeddings.ON_TENSORFLOW:
-    from jest_tf.training import micro_batches
-else:
-    from jest_tf.training import micro_batches_jax as micro_batches
-
 # Salts make the noise of views, augmentation and draws independent.
 _VIEWS_SALT = 0x0715
 _AUGMENT_SALT = 0x0A06
 
 # Keys of the counters and of the reference, which are dropped before training.
 _COUNTED = ("caption_replaced", "record_replaced")
-_FOR_REFERENCE = ("image_for_reference", "text_for_reference")
+FOR_REFERENCE = ("image_for_reference", "text_for_reference")
 FROM_REFERENCE = ("reference_image", "reference_text")
 # The number of pictures whose range is checked.
 _LOOKED_AT = 1024
@@ -116,12 +111,12 @@ def check_sizes(
         ValueError: if the batch has a wrong size, or R does not divide a size.
     """
     count = rows["image"].shape[0] * step.num_replicas
-    if step.selection is None:
+    if step.segment is None or not step.segment.chooses:
         return (count,)
     num_curated = 0
     if curated is not None:
         num_curated = curated["image"].shape[0] * step.num_replicas
-    settings = step.selection
+    settings = step.segment.selection
     sizes = settings.sizes(num_curated)[len(settings.stored) :]
     if count != sizes[0]:
         raise ValueError(
@@ -142,7 +137,7 @@ def with_reference(
     rows: Mapping[str, Tensor], reference: Embeddings | None
 ) -> Mapping[str, Tensor]:
     """Adds the reference's embeddings to the rows, to save later passes."""
-    if reference is None or _is_embedded(rows):
+    if reference is None or is_embedded(rows):
         return rows
     return dict(rows) | dict(zip(FROM_REFERENCE, reference[:2], strict=True))
 
@@ -156,11 +151,11 @@ def needed(
     """Drops the keys that neither a later stage nor training uses."""
     unused = set(_COUNTED)
     if is_last and not step.distils:
-        unused.update(_FOR_REFERENCE + FROM_REFERENCE)
-    elif is_last and curated is not None and not _is_embedded(curated):
+        unused.update(FOR_REFERENCE + FROM_REFERENCE)
+    elif is_last and curated is not None and not is_embedded(curated):
         unused.update(FROM_REFERENCE)  # all rows are embedded together
-    elif _is_embedded(rows):
-        unused.update(_FOR_REFERENCE)
+    elif is_embedded(rows):
+        unused.update(FOR_REFERENCE)
     return {name: value for name, value in rows.items() if name not in unused}
 
 
@@ -254,36 +249,6 @@ def add_curated(
     return batch, ops.concatenate([places, chosen + own], 0)
 
 
-def distillation_targets(
-    step, batch: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], Embeddings | None]:
-    """Separates the reference's embeddings from the batch, or computes them.
-
-    Returns:
-        The batch without the reference's keys, and the embeddings `[b/R, Dr]`;
-        None without distillation.
-
-    Raises:
-        ValueError: if distillation has no reference.
-    """
-    if not step.distils:
-        return batch, None
-    step.check_reference("distillation_weight")
-    if _is_embedded(batch):
-        image, text = (batch[name] for name in FROM_REFERENCE)
-        targets = Embeddings(image, text, 0.0, 0.0)
-    else:
-        targets = micro_batches.embed(
-            step.reference, batch, step.options.micro_batch_size
-        )
-    rest = {
-        name: value
-        for name, value in batch.items()
-        if name not in _FOR_REFERENCE + FROM_REFERENCE
-    }
-    return rest, targets
-
-
 def augment(
     step, batch: dict[str, Tensor], places: Tensor
 ) -> dict[str, Tensor]:
@@ -297,7 +262,8 @@ def augment(
     return batch | {"image": images}
 
 
-def _is_embedded(batch):
+def is_embedded(batch: Mapping[str, Tensor]) -> bool:
+    """Returns whether a batch has the reference's embeddings."""
     return set(FROM_REFERENCE) <= set(batch)
 
 

@@ -1,0 +1,173 @@
+"""What training needs of Keras' backend, on one page.
+
+`on_tensorflow.py` and `on_jax.py` each implement `Backend`. A step calls its
+functions; `JESTModel` inherits its `Trainer`, which runs the steps of a
+`Stepper` under `fit`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+import keras
+from keras import ops
+
+from jest_tf import config as config_lib
+from jest_tf.embeddings import Embeddings, Tensor
+
+
+class Replicas(Protocol):
+    """The collectives of a running step; see `distribution/collectives.py`.
+
+    Attributes:
+        num_replicas: R, a Python integer.
+        replica_id: int32 scalar in [0, R).
+        in_loops: True if collectives work inside control flow.
+    """
+
+    num_replicas: int
+    replica_id: Tensor
+    in_loops: bool
+
+    def all_gather(self, tensors):
+        """Gathers rows `[n, ...]` to `[R * n, ...]`, in replica order."""
+
+    def all_reduce(self, tensors):
+        """Sums over replicas."""
+
+    def all_to_all(self, tensors):
+        """Sends row d of `[R, m, ...]` to replica d."""
+
+
+class Gradients(NamedTuple):
+    """Results of `Backend.gradients`.
+
+    `terms` are the loss's scalars by name; `embeddings` are of all n rows.
+    `by_variable` has None for trainable variables without effect on the loss.
+    """
+
+    terms: dict[str, Tensor]
+    embeddings: Embeddings
+    by_variable: list[Tensor | None]
+
+
+class Stepper(Protocol):
+    """What a `Trainer` runs: the steps of `JESTModel.stepper`."""
+
+    def begin_execution(
+        self, steps_done: Callable[[], int], num_steps: int
+    ) -> config_lib.Segment | None:
+        """Returns the segment of the next execution's `num_steps` steps."""
+
+    def run(
+        self,
+        super_batch: dict[str, Tensor],
+        segment: config_lib.Segment | None,
+        replicas: Replicas | None,
+        gathers: bool,
+    ) -> tuple[dict, dict]:
+        """Runs a step; returns what is equal on all replicas, and local rows.
+
+        The first has `rows`, and `draws` if rows were drawn.
+        """
+
+    def end_execution(self, equal: dict, rows: dict, gather: Any) -> None:
+        """Keeps the outputs of the last step of an execution."""
+
+
+class Trainer(Protocol):
+    """Mixin of `JESTModel`, before `keras.Model`: Keras' loop of a backend.
+
+    It overrides what `fit` of a backend must do otherwise: `make_train_function`,
+    `test_step` and, where Keras errs, `compile`, `fit` and `evaluate`.
+
+    Attributes:
+        num_replicas: R, the replicas that share a super-batch.
+        gather_rows: joins rows of all processes, outside a step; None with one
+            process.
+    """
+
+    num_replicas: int
+    gather_rows: Callable[[Tensor], Tensor] | None
+
+    def steps_done(self) -> int:
+        """Reads the number of steps so far, also while a step is traced."""
+
+    def check_placed(self, name: str, model: Any) -> None:
+        """Raises ValueError if the replicas can't run `model`."""
+
+    def averaged(self) -> AbstractContextManager[Iterator[None]]:
+        """Context manager that gives the model its averaged weights."""
+
+
+class Backend(Protocol):
+    """A module that implements training on a backend of Keras."""
+
+    Trainer: type[Trainer]
+
+    def embed(
+        self,
+        encode: Callable[[dict], Embeddings],
+        batch: dict[str, Tensor],
+        size: int | None,
+    ) -> Embeddings:
+        """Runs `encode(batch)`, `size` rows at a time; None takes all at once."""
+
+    def gradients(
+        self,
+        learner: keras.Model,
+        batch: dict[str, Tensor],
+        loss: Callable[[Embeddings], dict[str, Tensor]],
+        *,
+        micro_batch_size: int | None = None,
+        scale_loss: Callable[[Tensor], Tensor] = lambda value: value,
+        num_replicas: int = 1,
+        views: Sequence[config_lib.View] = (),
+        projection: keras.layers.Layer | None = None,
+    ) -> Gradients:
+        """Computes a batch's loss and gradient, with the learner in training mode.
+
+        The loss couples the rows of a batch only through their embeddings. With
+        a `micro_batch_size`, all rows are embedded without keeping activations;
+        the loss gives the gradient of the embeddings; each micro-batch is
+        embedded again and backpropagates its part. The sum is the gradient of
+        the whole batch, for one more forward pass (Gao et al. 2021, "Scaling
+        deep contrastive learning batch size under memory limited setup", arXiv
+        2101.06983). Both passes over a row use the same dropout. Layers that mix
+        rows, such as batch normalisation, see a micro-batch, and activity
+        regularizers are averaged over micro-batches.
+
+        Args:
+            learner: maps a batch to `Embeddings`; its regularizers enter the
+                gradient, but not the returned loss.
+            batch: tensors with n rows.
+            loss: maps the embeddings of all n rows to scalars by name; `loss`
+                is differentiated.
+            micro_batch_size: rows embedded at a time; None takes all at once.
+            scale_loss: applied to the loss before differentiation, for float16.
+            num_replicas: replicas whose gradients will be summed; each adds its
+                share of the regularizers.
+            views: passed to the learner's calls, unless empty.
+            projection: a layer with variables that the loss uses; their
+                gradients follow those of the learner's variables.
+
+        Raises:
+            ValueError: if `micro_batch_size` does not divide n.
+        """
+
+
+def split(tensors, size: int):
+    """Splits a nest of tensors, `[n, ...]` -> `[n / size, size, ...]`."""
+    return keras.tree.map_structure(
+        lambda tensor: ops.reshape(tensor, [-1, size, *tensor.shape[1:]]),
+        tensors,
+    )
+
+
+def check_divides(size: int, rows: int, num_replicas: int) -> None:
+    """Raises ValueError unless micro-batches of `size` divide the `rows`."""
+    if rows % size:
+        raise ValueError(
+            "`micro_batch_size` must divide a replica's share of the "
+            f"sub-batch, b/R. Received: {size}, b/R={rows}, R={num_replicas}"
+        )

@@ -1,0 +1,247 @@
+"""The funnel: a selection bound to all that it chooses by, once.
+
+A `Funnel` makes the super-batches, which pass its stored stages, and is given
+to `JESTModel`, which runs its live stages. So both use the same stages, pair
+loss, reference and stored embeddings.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from jest_tf import config as config_lib
+from jest_tf import losses
+from jest_tf import selection as selection_lib
+from jest_tf.data import batches, loading, pictures, pipeline, stores
+from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.models import reference as reference_lib
+
+
+class Funnel:
+    """The stages of a selection, with pair loss, reference and sidecars.
+
+    Stored stages read the reference's embeddings from its sidecars; with
+    sidecars, live stages and distillation read them from the super-batches,
+    too, and the reference itself does not run.
+
+    Args:
+        selection: a `config.SelectionConfig`; None trains on every row.
+        store: the records, from `stores.open_store`. Only stored stages and
+            `super_batches` need them.
+        reference: what `jest_tf.load` returns, a Keras model, or any callable
+            that maps a batch to `Embeddings`.
+        loss: pair loss that trains the learner: "sigmoid", "softmax" or a
+            "module:function". Scores use it, too, unless `selection.loss` is
+            set.
+        sidecars: folder of the reference's embeddings, which `jest-tf embed`
+            wrote, or a `sidecars.Sidecars`. "" looks beside each shard; so
+            does None if a stored stage needs them.
+        curated_rows: c of the b rows of a step come from the curated set.
+        distils: whether the model distils the reference.
+        options: other options of the stream, see `pipeline.Options`.
+        plan: the segments of a run up to the next renewal, see `config.plan`.
+            None derives them from `selection` and `curated_rows`.
+
+    Attributes:
+        scoring_loss: pair loss of the scores.
+        others: as the arguments.
+
+    Raises:
+        ValueError: a stored stage has no stored embeddings, a criterion is not
+            elementwise over rows, or settings do not fit together.
+
+    Example:
+        >>> funnel = Funnel(
+        ...     config_lib.SelectionConfig(
+        ...         64, stages=(config_lib.Stage(candidates=5),)
+        ...     ),
+        ...     loss="softmax",
+        ... )
+        >>> funnel.scoring_loss
+        'softmax'
+    """
+
+    def __init__(
+        self,
+        selection: config_lib.SelectionConfig | None,
+        store: stores.Store | None = None,
+        *,
+        reference: Any = None,
+        loss: str = "sigmoid",
+        sidecars: sidecars_lib.Sidecars | str | None = None,
+        curated_rows: int = 0,
+        distils: bool = False,
+        options: pipeline.Options = pipeline.Options(),  # noqa: B008
+        plan: Sequence[config_lib.Segment] | None = None,
+    ):
+        if not isinstance(selection, config_lib.SelectionConfig | None):
+            raise TypeError(
+                "`selection` must be a SelectionConfig, such as "
+                "SelectionConfig(64, stages=(Stage(candidates=5),)), or None. "
+                f"Received: {selection!r}"
+            )
+        if plan is None:
+            plan = ()
+            if selection is not None:
+                plan = config_lib.plan(selection, curated_rows=curated_rows)
+        self.selection, self.plan = selection, tuple(plan)
+        self.store, self.options, self.distils = store, options, distils
+        self.reference = getattr(reference, "source", reference)
+        self.loss = loss
+        # Raises for unknown losses here, not in the first step.
+        losses.pair_loss(loss)
+        self.scoring_loss = loss
+        if selection is not None and selection.loss is not None:
+            losses.pair_loss(selection.loss, "selection.loss")
+            self.scoring_loss = selection.loss
+        self._check_criteria()
+        self.is_detached = False
+        self.sidecars = self._open(sidecars)
+
+    @classmethod
+    def detached(
+        cls, selection: config_lib.SelectionConfig, loss: str
+    ) -> "Funnel":
+        """Makes the funnel of a loaded model, which lacks reference and store.
+
+        Attribute `is_detached` is true if stored stages cannot choose.
+        """
+        live = dataclasses.replace(selection, stages=selection.live)
+        funnel = cls(live, loss=loss)
+        funnel.selection, funnel.plan = selection, config_lib.plan(selection)
+        funnel.is_detached = selection.needs_stored
+        return funnel
+
+    def _check_criteria(self):
+        stages = self.selection.stages if self.selection is not None else ()
+        for number, stage in enumerate(stages):
+            if not stage.scores:
+                continue
+            if stage.is_stored and "learner" in stage.needs:
+                raise ValueError(
+                    f"`selection.stages.{number}.criterion` of a stored stage "
+                    "must need only the reference. Received: "
+                    f"{stage.criterion!r}, which needs "
+                    f"{', '.join(stage.needs)}"
+                )
+            selection_lib.check_criterion(stage.criterion)
+
+    def _open(self, sidecars):
+        """Returns the sidecars, or None if neither given nor needed."""
+        if isinstance(sidecars, sidecars_lib.Sidecars):
+            return sidecars
+        needed = [
+            number
+            for segment in self.plan
+            for number, _ in segment.stored
+            if number in segment.scoring
+        ]
+        if sidecars is None and not needed:
+            return None
+        setting = f"`selection.stages.{needed[0]}`" if needed else "`sidecars`"
+        if self.store is None:
+            raise ValueError(
+                f"{setting} chooses among stored embeddings before records are "
+                "read: give the Funnel the `store` of the records, and the "
+                "model the Funnel, `JESTModel(learner, selection=funnel)`. "
+                "Received: store=None"
+            )
+        expected = None
+        if isinstance(
+            self.reference, reference_lib.Run | reference_lib.Pretrained
+        ):
+            expected = reference_lib.describe(self.reference)
+        elif self.reference is not None:
+            raise ValueError(
+                "`reference` must be loaded by `jest_tf.load`, so that its "
+                "stored embeddings can be told from others', or left out. "
+                f"Received: {type(self.reference).__name__}, with sidecars"
+            )
+        try:
+            return sidecars_lib.Sidecars(self.store, sidecars or "", expected)
+        except ValueError as error:
+            if not needed:
+                raise
+            raise ValueError(
+                f"{setting} needs stored embeddings of every record: {error}"
+            ) from None
+
+    def needs_reference(self) -> bool:
+        """Returns whether a live stage scores by it, or the model distils."""
+        return self.distils or any(
+            "reference" in stage.needs
+            for segment in self.plan
+            for number, stage in segment.live
+            if number in segment.scoring
+        )
+
+    def step_reference(self) -> Callable | None:
+        """Makes the reference that a step calls; None if there is none.
+
+        Call it in the scope of the strategy.
+        """
+        if self.sidecars is not None:
+            about = self.sidecars
+            return reference_lib.Cached(about.scale, about.bias)
+        return getattr(self.reference, "learner", self.reference)
+
+    def super_batches(
+        self,
+        tokenizer: batches.Tokenizer,
+        image_size: int | pictures.Form,
+        *,
+        seed: int = 0,
+        start_step: int = 0,
+        host: int = 0,
+        num_hosts: int = 1,
+    ) -> tf.data.Dataset:
+        """Returns the endless stream of the super-batches.
+
+        Args:
+            tokenizer: the learner's.
+            image_size: side of the learner's images, or a form of pictures,
+                such as the `picture` of a loaded model.
+            seed: the run's seed, in [0, 2**63).
+            start_step: the first step to yield.
+            host: the number of this host, from 0.
+            num_hosts: H; host h yields the rows [h B/H, (h + 1) B/H) of every
+                super-batch.
+
+        Returns:
+            See `pipeline.super_batches`.
+
+        Raises:
+            ValueError: as `pipeline.super_batches`, or there is no store.
+        """
+        if self.store is None:
+            raise ValueError(
+                "`super_batches` reads records: give the Funnel a `store`, "
+                "from `stores.open_store`. Received: store=None"
+            )
+        return pipeline.super_batches(
+            self.store,
+            plan=self.plan,
+            loss=self.scoring_loss,
+            seed=seed,
+            tokenizer=tokenizer,
+            image_size=image_size,
+            start_step=start_step,
+            reference=self.inputs,
+            options=dataclasses.replace(
+                self.options, host=host, num_hosts=num_hosts
+            ),
+        )
+
+    @property
+    def inputs(self) -> loading.ReferenceInputs:
+        """What a stream reads for the reference."""
+        if self.sidecars is not None:
+            return loading.ReferenceInputs(
+                self.sidecars, embeddings=self.needs_reference()
+            )
+        return loading.ReferenceInputs(
+            tokenizer=getattr(self.reference, "tokenizer", None),
+            picture=getattr(self.reference, "picture", None),
+        )

@@ -1,0 +1,164 @@
+"""`Stepper`: the steps of a model under `fit`, one after another.
+
+It knows in which segment of the plan a step is, fills in what differs from step
+to step, and keeps what steps return. The loop itself is each backend's own
+(`on_tensorflow.py`, `on_jax.py`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from keras import ops
+
+from jest_tf import config as config_lib
+from jest_tf import distribution
+from jest_tf import embeddings as embeddings_lib
+from jest_tf.embeddings import Tensor
+from jest_tf.training import finite, flops, row_outputs, sub_batch
+from jest_tf.training import metrics as metrics_lib
+from jest_tf.training import step as step_lib
+
+
+class Stepper:
+    """The steps of a model; see `backend.Stepper`.
+
+    Args:
+        step: what all steps have in common.
+        plan: the segments of the steps; () trains on every row.
+        selection: the funnel of the segments, or None.
+
+    Attributes:
+        step, plan, selection: as the arguments.
+        metrics: the metrics of the steps.
+        rows: per-row outputs of the last execution, a `row_outputs.RowReport`.
+        draws: variable of an execution's draws, from
+            `row_outputs.recent_draws`; None for executions of one step.
+    """
+
+    def __init__(
+        self,
+        step: step_lib.Step,
+        plan: Sequence[config_lib.Segment],
+        selection: config_lib.SelectionConfig | None,
+    ):
+        self.step, self.plan, self.selection = step, plan, selection
+        self.metrics = metrics_lib.StepMetrics(selection, step.distils)
+        self.rows = row_outputs.RowReport({})
+        self.draws = None
+        self._next_step = None
+        self._last_logs = {}
+        self._specs = {}  # of super-batches, by `Segment.step_kind`
+        self._flops = {}
+
+    def change_step(self, **changes) -> None:
+        """Replaces fields of `step`."""
+        self.step = dataclasses.replace(self.step, **changes)
+
+    def segment_at(
+        self, steps_done: Callable[[], int]
+    ) -> config_lib.Segment | None:
+        """Returns the segment of the next step."""
+        if not self.plan:
+            return None
+        if len(self.plan) == 1:
+            return self.plan[0]
+        return config_lib.segment_at(self.plan, steps_done())
+
+    def begin_fit(self, steps_done: Callable[[], int]) -> None:
+        """Forgets the last `fit`; checks that there is a needed reference."""
+        self._next_step, self._last_logs = None, {}
+        if self.step.optimizer is not None:
+            segment = self.segment_at(steps_done)
+            dataclasses.replace(self.step, segment=segment).check_references()
+
+    def begin_execution(
+        self, steps_done: Callable[[], int], num_steps: int
+    ) -> tuple[int, config_lib.Segment | None]:
+        """Returns the first step of an execution, and the segment of all."""
+        # Checks the last execution, so that devices don't wait for Python.
+        self.check_scores()
+        if self._next_step is None:
+            self._next_step = steps_done()
+        first = self._next_step
+        self._next_step += num_steps
+        return first, self.segment_at(lambda: first)
+
+    def run(
+        self,
+        super_batch: dict[str, Tensor],
+        segment: config_lib.Segment | None,
+        gathers: bool,
+    ) -> tuple[dict, dict]:
+        """Runs a step; returns outputs equal on all replicas, and local rows.
+
+        With `gathers`, the first have the trained rows of all processes: Keras
+        reads all properties of a saved model, and code outside a step must not
+        wait for other processes.
+        """
+        replicas = distribution.current()
+        number = ops.cast(self.step.optimizer.iterations, "int32")
+        step = dataclasses.replace(
+            self.step,
+            segment=segment,
+            seed=ops.stack([self.step.options.seed, number]),
+            replicas=replicas,
+        )
+        outputs = step_lib.train_step(step, super_batch)
+        self.metrics.count_replaced(super_batch)
+        self.metrics.update(outputs.metrics, replicas)
+        rows, equal = outputs.rows, {"rows": {}}
+        if gathers and "trained" in rows:
+            trained = replicas.all_gather(rows.pop("trained"))
+            equal["rows"]["trained"] = trained
+        if outputs.drawn is not None:
+            equal["draws"] = row_outputs.with_draw(
+                self.draws, outputs.drawn, number
+            )
+        return equal, rows
+
+    def end_execution(
+        self,
+        equal: dict,
+        rows: dict,
+        draws: Tensor | None,
+        gather: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        """Keeps the outputs of an execution's last step, and all its draws."""
+        self.rows = row_outputs.RowReport(rows | equal["rows"], draws, gather)
+        self._last_logs = equal["logs"]
+
+    def check_scores(self) -> None:
+        """Raises `finite.NotFinite` if the last step's scores are not finite."""
+        finite.check_scores(self._last_logs)
+
+    def test(self, data, num_replicas: int) -> dict[str, Tensor]:
+        """Computes the contrastive loss of a batch, in evaluation mode."""
+        may_vary = num_replicas == 1
+        batch = sub_batch.super_batch_of(data, num_replicas, may_vary)
+        step = dataclasses.replace(self.step, replicas=distribution.current())
+        embeddings = step.learner(batch, training=False)
+        loss = step_lib.contrastive_loss(step, embeddings, batch)
+        self.metrics.update({"loss": loss}, step.replicas)
+        return {"loss": self.metrics.result("loss")}
+
+    def note_specs(
+        self, segment: config_lib.Segment | None, specs: dict
+    ) -> None:
+        """Notes the specs with which a segment's step is traced."""
+        self._specs[segment and segment.step_kind] = segment, specs
+        self._flops.pop(segment and segment.step_kind, None)
+
+    def count_flops(self, num_replicas: int) -> dict:
+        """Returns `flops.of_step` of the steps traced, by `step_kind`.
+
+        Raises:
+            ValueError: a model's graph can't be counted, or Keras runs on JAX.
+        """
+        embeddings_lib.check_backend("`step_flops`")
+        for kind, (segment, super_batch) in self._specs.items():
+            if kind not in self._flops:
+                step = dataclasses.replace(self.step, segment=segment)
+                self._flops[kind] = flops.of_step(
+                    step, super_batch, num_replicas
+                )
+        return dict(self._flops)
