@@ -27,11 +27,7 @@ _COLOURS = (
 
 
 def write(workdir: str, path: str, num_moments: int = 8) -> None:
-    """Writes the page of a run, with pictures of `num_moments` logged draws.
-
-    Raises:
-        ValueError: the run has logged no selection, or its data has changed.
-    """
+    """Writes the page of a run, with pictures of `num_moments` logged draws."""
     lines, config = read(workdir), directory.load_config(workdir)
     log = directory.read_rows(workdir, directory.METRICS_FILE)
     evaluations = directory.read_rows(workdir, directory.EVALUATION_FILE)
@@ -55,11 +51,7 @@ def write(workdir: str, path: str, num_moments: int = 8) -> None:
 
 
 def read(workdir: str) -> list[dict]:
-    """Returns the lines of a run's `telemetry.jsonl`.
-
-    Raises:
-        ValueError: there are none, or `workdir` is not a run directory.
-    """
+    """Returns the lines of a run's `telemetry.jsonl`, at least one."""
     directory.load_config(workdir)
     lines = directory.read_rows(workdir, directory.TELEMETRY_FILE)
     if not lines:
@@ -76,9 +68,6 @@ def add_pictures(workdir: str, lines: Sequence[dict]) -> None:
 
     The rows are those under `highest` and `lowest` of every stage, and under
     `offered` of the line, if any.
-
-    Raises:
-        ValueError: the data is not the run's.
     """
     config = directory.load_config(workdir)
     first = _sources(config)
