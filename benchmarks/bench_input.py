@@ -271,7 +271,8 @@ def open_stream(store, super_batch_size, size, **options):
     )
     return pipeline.super_batches(
         store,
-        selection=config_lib.SelectionConfig(super_batch_size),
+        plan=config_lib.plan(config_lib.SelectionConfig(super_batch_size)),
+        loss="sigmoid",
         seed=_SEED,
         tokenizer=tokenizer,
         image_size=size,

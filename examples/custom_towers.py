@@ -17,7 +17,7 @@ import keras
 
 import jest_tf
 from jest_tf import evaluation
-from jest_tf.data import pipeline, stores, tokenizers, vocabularies
+from jest_tf.data import stores, tokenizers, vocabularies
 
 DATA = pathlib.Path(__file__).parent / "icontext_mini"
 IMAGE_SIZE, TEXT_LENGTH, EMBEDDING_DIM = 32, 16, 64
@@ -49,16 +49,11 @@ def build(config, vocabulary_size):
     return image_tower, text_tower
 
 
-def train(model, store, tokenizer, selection, steps):
-    """Trains on a stream of super-batches, with Keras' own `fit`."""
+def train(learner, funnel, tokenizer, steps):
+    """Trains on a funnel's super-batches, with Keras' own `fit`."""
+    model = jest_tf.JESTModel(learner, selection=funnel)
     model.compile(optimizer=keras.optimizers.AdamW(1e-3))
-    super_batches = pipeline.super_batches(
-        store,
-        selection=selection,
-        seed=0,
-        tokenizer=tokenizer,
-        image_size=IMAGE_SIZE,
-    )
+    super_batches = funnel.super_batches(tokenizer, IMAGE_SIZE)
     # By default, Keras warns that it cannot shuffle the stream.
     model.fit(super_batches, steps_per_epoch=steps, shuffle=False, verbose=2)
 
@@ -87,12 +82,12 @@ def main(argv=None):
 
     reference = jest_tf.TwoTower(*build(None, tokenizer.vocabulary_size))
     uniform = jest_tf.SelectionConfig(batch_size=128)
-    train(jest_tf.JESTModel(reference), curated, tokenizer, uniform, steps)
+    train(reference, jest_tf.Funnel(uniform, curated), tokenizer, steps)
 
     learner = jest_tf.TwoTower(*build(None, tokenizer.vocabulary_size))
     jest = jest_tf.SelectionConfig(128, stages=(jest_tf.Stage(candidates=5),))
-    model = jest_tf.JESTModel(learner, reference, jest)
-    train(model, pool, tokenizer, jest, steps)
+    funnel = jest_tf.Funnel(jest, pool, reference=reference)
+    train(learner, funnel, tokenizer, steps)
 
     for name, tower in (("reference", reference), ("learner", learner)):
         encoder = evaluation.Encoder(tower, tokenizer, IMAGE_SIZE)

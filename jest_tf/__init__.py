@@ -8,7 +8,7 @@ the order in which they may import each other.
 import importlib
 import sys
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOMES = {
     "config": (
@@ -40,6 +40,7 @@ _HOMES = {
     "inference": ("Embedder", "load"),
     "models.two_tower": ("TwoTower",),
     "selection": ("Draw", "gumbel_noise", "select_jointly"),
+    "training.funnel": ("Funnel",),
     "training.model": ("JESTModel",),
     "training.step": ("StepOptions",),
     "training.optimizer": ("AdamW", "build_optimizer"),

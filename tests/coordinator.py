@@ -69,7 +69,8 @@ def super_batches(data, host=0, num_hosts=1):
     """The stream of a shard, which tests compare."""
     return pipeline.super_batches(
         stores.open_store(data),
-        selection=config.SelectionConfig(16),
+        plan=config.plan(config.SelectionConfig(16)),
+        loss="sigmoid",
         seed=3,
         tokenizer=TOKENIZER,
         image_size=32,

@@ -41,7 +41,7 @@ def layer(layer, jit_compile):
 
 
 draw = compiled(
-    selection.draw, static_argnames=["stage", "batch_size", "settings"]
+    selection.draw, static_argnames=["stage", "size", "loss", "quota"]
 )
 
 

@@ -8,17 +8,32 @@ import tensorflow as tf
 from jest_tf import config
 from jest_tf.data import pipeline
 
-_OPTIONS = {field.name for field in dataclasses.fields(pipeline.Options)}
 
-
-def super_batches(store, *, batch_size, stages=(), loss=None, **settings):
-    """`pipeline.super_batches` of a funnel, with `Options` among settings."""
-    options = {name: settings.pop(name) for name in _OPTIONS & set(settings)}
+def super_batches(
+    store, *, batch_size, stages=(), loss="sigmoid", curated_rows=0, **settings
+):
+    """`pipeline.super_batches` of a funnel, with all options as settings."""
+    parts = {}
+    for name, kind in (
+        ("options", pipeline.Options),
+        ("reference", pipeline.ReferenceInputs),
+    ):
+        names = {field.name for field in dataclasses.fields(kind)}
+        names -= {"tokenizer"}
+        given = {field: settings.pop(field) for field in names & set(settings)}
+        parts[name] = kind(**given)
+    if "tokenizer_of_reference" in settings:
+        parts["reference"] = dataclasses.replace(
+            parts["reference"],
+            tokenizer=settings.pop("tokenizer_of_reference"),
+        )
+    selection = config.SelectionConfig(batch_size, stages)
     return pipeline.super_batches(
         store,
-        selection=config.SelectionConfig(batch_size, stages, loss),
+        plan=config.plan(selection, curated_rows=curated_rows),
+        loss=loss,
         **settings,
-        options=pipeline.Options(**options),
+        **parts,
     )
 
 

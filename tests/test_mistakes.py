@@ -380,7 +380,9 @@ class PythonTest(tf.test.TestCase):
             model.embed_texts(["a"])
         stage = config.Stage(3, num_chunks=2, criterion="easy_reference")
         selection = config.SelectionConfig(4, stages=(stage,))
-        with self.assertRaisesRegex(ValueError, "call `attach_reference`") as e:
+        with self.assertRaisesRegex(
+            ValueError, "pass `reference` to the Funnel"
+        ) as e:
             self.fit(learner, batch, selection=selection)
         # Not from within Keras' `fit`.
         self.assertLess(

@@ -15,7 +15,6 @@ class Program:
 
     def __init__(self, config: config_lib.TrainConfig, num_replicas: int):
         self._model = step.build_model(config)
-        self._settings = self._model.selection.at(0).in_step
         dataset = distribution.in_halves(step.super_batches(config))
         self._batch = dataset.element_spec
         self._num_replicas = num_replicas
@@ -41,12 +40,12 @@ class Program:
                 model.metrics_variables,
             )
         )
-        frozen = [_abstract(value, every) for value in model._frozen_values()]
+        frozen = [_abstract(value, every) for value in model.frozen_values()]
         batch = jax.tree.map(lambda spec: _abstract(spec, by_rows), self._batch)
         try:
             compiled = (
-                model._compiled_step(self._settings)
-                .lower(state, frozen, model._super_batch(batch))
+                model.compiled_step(model.stepper.plan[0])
+                .lower(state, frozen, batch)
                 .compile()
             )
         finally:

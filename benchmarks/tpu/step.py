@@ -25,7 +25,10 @@ def build_model(config: config_lib.TrainConfig) -> training.JESTModel:
         teacher = reference.Cached(10.0, -10.0)
     elif config.steps_need_reference:
         teacher = models.build_learner(config, vocabulary_size)
-    model = training.build_model(config, learner, teacher)
+    model = training.build_model(config, learner)
+    model.stepper.plan = config.plan
+    if teacher is not None:
+        model.stepper.change_step(reference=reference.frozen(teacher))
     model.optimizer.build(model.trainable_variables)
     return model
 

@@ -30,6 +30,7 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
 
 
 def _lines(config, workdir) -> Iterator[tuple[str, str]]:
+    yield from config_lib.describe_plan(config.plan)
     start = loading.open_start(config, workdir)
     sources = inputs.open_sources(config, tf.distribute.get_strategy())
     store, teacher, sidecars = sources.store, sources.teacher, sources.sidecars
@@ -71,11 +72,6 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
             number = len(store) if rows is None else int(rows.sum())
             renewals.append(f"{number:,} records after step {step:,}")
         yield "bootstrap", f"the learner embeds {', '.join(renewals)}"
-        if config.bootstrap.clean_start:
-            yield "clean start", "curated rows alone before the first renewal"
-    for line in config.selection.describe(config.data.curated_rows):
-        name, _, text = line.partition(": ")
-        yield name, text
     data, side = config.data, config.data.image_size
     drawn = config.selection.super_batch_size(data.curated_rows)
     yield (

@@ -33,6 +33,7 @@ from jest_tf.config.segments import (
     Segment,
     between_renewals,
     cut,
+    describe_plan,
     plan,
     segment_at,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "between_renewals",
     "criterion",
     "cut",
+    "describe_plan",
     "load_config",
     "load_suite",
     "plan",

@@ -201,7 +201,7 @@ def between_renewals(
     )
 
 
-def describe(segments: Sequence[Segment]) -> list[tuple[str, str]]:
+def describe_plan(segments: Sequence[Segment]) -> list[tuple[str, str]]:
     """Describes a plan in lines of text, each with its heading."""
     lines = []
     for segment in segments:

@@ -61,6 +61,7 @@ class Embedder:
         batch_size: pictures or texts per forward pass.
         max_image_pixels: larger pictures are refused.
         config: settings of the run that trained the learner, if any.
+        source: what `load` found, by which a `Funnel` knows its sidecars.
 
     Raises:
         ValueError: `picture` is None, and the learner does not take square
@@ -90,6 +91,7 @@ class Embedder:
         batch_size: int = 256,
         max_image_pixels: int = config_lib.DataConfig.max_image_pixels,
         config: config_lib.TrainConfig | None = None,
+        source: reference.Run | reference.Pretrained | None = None,
     ):
         checks.check("batch_size", batch_size, checks.at_least(1))
         self.learner = learner
@@ -97,6 +99,7 @@ class Embedder:
         self.batch_size = batch_size
         self.max_image_pixels = max_image_pixels
         self.config = config
+        self.source = source
         self.picture = picture or _squashed(learner)
         length = getattr(tokenizer, "length", None)
         image = tf.TensorSpec([None, *self.picture.shape], self.picture.dtype)
@@ -335,6 +338,7 @@ def load(
         batch_size=batch_size,
         max_image_pixels=data.max_image_pixels,
         config=config,
+        source=model,
     )
 
 

@@ -74,27 +74,28 @@ def add_pictures(workdir: str, lines: Sequence[dict]) -> None:
     skipped = interruptions.Skipped(workdir, writes=False)
     for line in lines:
         number = line["super_batch"]
-        here = inputs.at_step(config, first, workdir, skipped.step(number))
+        here = inputs.funnel_at(config, first, workdir, skipped.step(number))
         rows = [*line.get("offered", ())]
         for stage in line["stages"]:
             rows += stage["highest"] + stage["lowest"]
         _add_examples(workdir, config, here, number, rows)
 
 
-def _add_examples(workdir, config, sources, number, rows):
+def _add_examples(workdir, config, funnel, number, rows):
     """Adds their examples to rows of a super-batch, by position or row."""
     if any("position" not in row for row in rows):
-        super_batch = _positions(config, sources, number)
+        super_batch = _positions(config, funnel, number)
     positions = [
         row["position"] if "position" in row else super_batch[row["row"]]
         for row in rows
     ]
     found = pipeline.at_positions(
-        sources.store,
+        funnel.store,
         np.array(positions, np.int64),
         seed=config.seed,
         image_size=config.data.image_size,
-        options=inputs.options_of(config, sources),
+        embedded=funnel.inputs.embedded,
+        options=funnel.options,
     )
     for row, image, caption, key in zip(rows, *found, strict=True):
         if row.get("id", key) != key:
@@ -113,13 +114,7 @@ def _sources(config):
         store, sidecars = stores.open_stores(config.data), None
     if config.has_first_reference and config.reads_sidecars:
         sidecars = sidecars_lib.Sidecars(store, config.reference.sidecar_dir)
-    return inputs.Sources(
-        store,
-        None,
-        sidecars,
-        config.segment_selection(0),
-        curated_rows=config.curated_rows(0),
-    )
+    return inputs.Sources(store, None, sidecars)
 
 
 def _moments(workdir, config, lines, count):
@@ -154,10 +149,10 @@ def _stores(rows):
     return list(dict.fromkeys(name.split("/")[1] for name in names))
 
 
-def _positions(config, sources, number):
+def _positions(config, funnel, number):
     """Stream positions of a super-batch."""
-    size = sources.selection.super_batch_size(sources.curated_rows)
-    stages = inputs.stored_stages_of(config, sources)
+    size = funnel.plan[0].super_batch_size
+    stages = inputs.stored_stages_of(config, funnel)
     if stages is None:
         return range(number * size, (number + 1) * size)
     return next(iter(stages.positions(number, slice(0, size)).take(1))).numpy()

@@ -62,12 +62,6 @@ class Renewal(NamedTuple):
     agreement: float | None = None
 
 
-def end_of(config: config_lib.TrainConfig, step: int) -> int:
-    """Returns the step at which a `fit` from `step` ends."""
-    later = [stop for stop in config.bootstrap.renew_at if stop > step]
-    return min(later, default=config.steps)
-
-
 def renewals(config: config_lib.TrainConfig, workdir: str) -> list[Renewal]:
     """Returns the renewals saved in a run directory, in order."""
     folders = [_folder(workdir, step) for step in config.bootstrap.renew_at]
@@ -103,14 +97,13 @@ def stored_flops(
     """
     kept = [renewal.step for renewal in renewals if renewal.kept]
     return sum(
-        piece.num_steps
+        segment.num_steps
         * stored_stages.flops(
-            piece.selection,
-            learner if any(turn <= piece.first for turn in kept) else first,
-            piece.curated_rows,
+            segment,
+            learner if any(turn <= segment.first for turn in kept) else first,
         )
-        for piece in config.pieces(step)
-        if piece.selection.needs_stored
+        for segment in config_lib.cut(config.plan, step)
+        if segment.scores_by_sidecars
     )
 
 

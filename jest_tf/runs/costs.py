@@ -7,7 +7,7 @@ Examples are counted as *offered* to the stored stages, *drawn* by the stream,
 import collections
 
 from jest_tf import config as config_lib
-from jest_tf.runs import bootstrap, directory
+from jest_tf.runs import directory
 
 
 def examples_at(config: config_lib.TrainConfig, step: int) -> dict[str, int]:
@@ -15,22 +15,17 @@ def examples_at(config: config_lib.TrainConfig, step: int) -> dict[str, int]:
     counts = dict.fromkeys(("drawn", "scored", "trained"), 0)
     if config.selection.stored:
         counts["offered"] = 0
-    for piece in config.pieces(step):
-        num_steps, settings = piece.num_steps, piece.selection
-        counts["trained"] += num_steps * settings.batch_size
-        if piece.curated_rows == settings.batch_size:  # no row is chosen
-            counts["drawn"] += num_steps * settings.batch_size
-            continue
-        sizes = settings.sizes(piece.curated_rows)
-        stored = len(settings.stored)
-        drawn = sizes[stored] + piece.curated_rows
+    for segment in config_lib.cut(config.plan, step):
+        num_steps, sizes = segment.num_steps, segment.sizes
+        drawn = segment.super_batch_size + segment.curated_rows
+        counts["trained"] += num_steps * config.selection.batch_size
         counts["drawn"] += num_steps * drawn
         counts["scored"] += num_steps * sum(
-            size
-            for stage, size in zip(settings.live, sizes[stored:], strict=False)
-            if stage.scores
+            sizes[number]
+            for number, _ in segment.live
+            if number in segment.scoring
         )
-        if any(stage.scores for stage in settings.stored):
+        if segment.scores_by_sidecars:
             counts["offered"] += num_steps * sizes[0]
     return {f"examples/{name}": number for name, number in counts.items()}
 
@@ -44,7 +39,7 @@ class StepFlops:
     Args:
         config: the settings of the run.
         workdir: the run directory.
-        start: steps done when the reference was last renewed.
+        start: steps already done.
     """
 
     def __init__(
@@ -53,7 +48,7 @@ class StepFlops:
         self._config = config
         self._workdir = workdir
         self._start = start
-        self._columns = {}  # by the first step of their piece
+        self._columns = {}  # by the first step of their segment
         if directory.has(workdir, directory.FLOPS_FILE):
             with directory.as_written(workdir, directory.FLOPS_FILE):
                 found = directory.read(workdir, directory.FLOPS_FILE)
@@ -64,11 +59,13 @@ class StepFlops:
 
     def take(self, found: dict) -> None:
         """Stores the result of `JESTModel.step_flops`."""
-        stop = bootstrap.end_of(self._config, self._start)
+        plan = self._config.plan
+        here = config_lib.segment_at(plan, self._start)
         now = {
-            piece.first: found[piece.selection.in_step]
-            for piece in self._config.pieces(stop)
-            if piece.first >= self._start and piece.selection.in_step in found
+            segment.first: found[segment.step_kind]
+            for segment in plan
+            if segment.reference == here.reference
+            and segment.step_kind in found
         }
         if not now.items() <= self._columns.items():
             self._columns |= now
@@ -78,9 +75,9 @@ class StepFlops:
     def at(self, step: int) -> dict[str, int]:
         """Returns `flops/...` of the first `step` steps; {} if unknown."""
         totals = collections.Counter()
-        for piece in self._config.pieces(step):
-            if piece.first not in self._columns:
+        for segment in config_lib.cut(self._config.plan, step):
+            if segment.first not in self._columns:
                 return {}
-            for name, value in self._columns[piece.first].items():
-                totals[f"flops/{name}"] += piece.num_steps * value
+            for name, value in self._columns[segment.first].items():
+                totals[f"flops/{name}"] += segment.num_steps * value
         return dict(totals)

@@ -1,6 +1,5 @@
 """The inputs of a run: its examples, its reference, and its stream."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -31,16 +30,14 @@ _CLEAN = {b"", b"0", b"0.0", b"false"}
 
 
 class Sources(NamedTuple):
-    """The inputs of the steps up to the next renewal.
+    """What a run opens once, before its first step.
 
     Attributes:
         store: the records.
-        teacher: the reference; None if there is none, or if it is known by its
-            sidecars alone.
-        sidecars: the reference's embeddings; None if the step runs the model.
-        selection: the funnel, `config.segment_selection`.
-        rows: bool [n], the rows that are drawn; None draws all.
-        curated_rows: c, the curated rows of a step.
+        teacher: the first reference; None if there is none, or if it is known
+            by its sidecars alone.
+        sidecars: the first reference's embeddings; None if the step runs the
+            model.
         clean: maps ids, int64 [k], to whether the records are clean, bool [k];
             None if that is not known.
     """
@@ -48,9 +45,6 @@ class Sources(NamedTuple):
     store: stores_lib.Store
     teacher: reference.Run | reference.Pretrained | None
     sidecars: sidecars_lib.Sidecars | None
-    selection: config_lib.SelectionConfig
-    rows: np.ndarray | None = None
-    curated_rows: int = 0
     clean: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
@@ -81,13 +75,7 @@ def open_sources(
     """
     for setting, name in config.functions:  # before data is read
         imports.load_function(setting, name)
-    for number, stage in enumerate(config.selection.stages):
-        if stage.is_stored and "learner" in stage.needs:
-            raise ValueError(
-                f"`selection.stages.{number}.criterion` of a stored stage must "
-                f"need only the reference. Received: {stage.criterion!r}, "
-                f"which needs {', '.join(stage.needs)}"
-            )
+    training.check_criteria(config.selection)
     if not config.model.init_from:  # else `loading.open_start` checks them
         training.check_parts(config)
     settings = config.reference
@@ -110,17 +98,11 @@ def open_sources(
             _warn_of_seen_records(config, teacher)
         if config.reads_sidecars:
             sidecars = _open_sidecars(config, store, teacher)
-    sources = Sources(
-        store,
-        teacher,
-        sidecars,
-        config.segment_selection(0),
-        curated_rows=config.curated_rows(0),
-        clean=_clean_of(config, store),
-    )
-    _warn_of_repeats(config, store)
+    sources = Sources(store, teacher, sidecars, _clean_of(config, store))
+    funnel = funnel_at(config, sources, "", 0)
+    _warn_of_repeats(config, funnel)
     _check_renewals(config, store)
-    stored_stages_of(config, sources)
+    stored_stages_of(config, funnel)
     return sources
 
 
@@ -164,13 +146,6 @@ def _clean_of(config, store):
     return clean_of
 
 
-def _with_loss(config, selection):
-    """Returns the selection with its pair loss set, by default the model's."""
-    return dataclasses.replace(
-        selection, loss=selection.loss or config.model.loss
-    )
-
-
 def _check_renewals(config, store):
     """Refuses renewals that embed too few records to draw from.
 
@@ -209,40 +184,39 @@ def _check_renewals(config, store):
                 )
 
 
-def at_step(
+def funnel_at(
     config: config_lib.TrainConfig,
     sources: Sources,
     workdir: str,
     step: int,
-) -> Sources:
-    """Returns the inputs of the steps after `step` steps.
+    summaries: stored_stages.Summaries | None = None,
+) -> training.Funnel:
+    """Returns the funnel of the steps from `step` to the next renewal.
 
-    `sources` are those of the first step.
+    `summaries` gets what the stored stages choose.
     """
-    sources = sources._replace(
-        selection=config.segment_selection(step),
-        curated_rows=config.curated_rows(step),
-    )
-    found = bootstrap.sidecars_at(config, sources.store, workdir, step)
-    if found is None:
-        return sources
-    sidecars, rows = found
-    return sources._replace(teacher=None, sidecars=sidecars, rows=rows)
-
-
-def options_of(
-    config: config_lib.TrainConfig, sources: Sources
-) -> pipeline.Options:
-    """Returns the options of a run's stream that decide what is drawn."""
-    return pipeline.Options(
-        weights=config.data.weights,
-        shuffle_block_size=config.data.shuffle_block_size,
-        sidecars=sources.sidecars,
-        embeddings=sources.sidecars is not None and config.steps_need_reference,
-        rows=sources.rows,
-        num_curated=len(config.data.curated),
-        curated_rows=sources.curated_rows,
-        clean=sources.clean,
+    plan = config_lib.between_renewals(config.plan, step)
+    teacher, sidecars, rows = sources.teacher, sources.sidecars, None
+    if plan[0].reference:
+        found = bootstrap.sidecars_at(config, sources.store, workdir, step)
+        if found is not None:
+            teacher, (sidecars, rows) = None, found
+    return training.Funnel(
+        config.selection,
+        sources.store,
+        reference=teacher,
+        loss=config.model.loss,
+        sidecars=sidecars,
+        distils=config.reference.distillation_weight > 0.0,
+        options=pipeline.Options(
+            weights=config.data.weights,
+            shuffle_block_size=config.data.shuffle_block_size,
+            rows=rows,
+            num_curated=len(config.data.curated),
+            clean=sources.clean,
+            summaries=summaries or stored_stages.Summaries(),
+        ),
+        plan=plan,
     )
 
 
@@ -268,48 +242,43 @@ def check_widths(
 
 
 def order_of(
-    config: config_lib.TrainConfig, sources: Sources
+    config: config_lib.TrainConfig, funnel: training.Funnel
 ) -> stream.AnyOrder:
     """Returns the order of the pool's records in a run's stream."""
-    return pipeline.order(
-        sources.store, config.seed, options_of(config, sources)
-    )
+    return pipeline.order(funnel.store, config.seed, funnel.options)
 
 
 def stored_stages_of(
-    config: config_lib.TrainConfig, sources: Sources
+    config: config_lib.TrainConfig, funnel: training.Funnel
 ) -> stored_stages.StoredStages | None:
     """Returns the stored stages of a run; None if it has none."""
     return pipeline.stored_stages_of(
-        _with_loss(config, sources.selection),
-        sources.store,
-        order_of(config, sources),
+        funnel.plan,
+        funnel.scoring_loss,
+        funnel.store,
+        order_of(config, funnel),
         config.seed,
-        options_of(config, sources),
+        funnel.options,
+        funnel.inputs,
     )
 
 
 class Stream:
-    """The super-batches of a run, except those skipped.
-
-    Attributes:
-        summaries: summaries of what the stored stages chose.
-    """
+    """The super-batches of a run up to a renewal, except those skipped."""
 
     def __init__(
         self,
         config: config_lib.TrainConfig,
-        sources: Sources,
+        funnel: training.Funnel,
         tokenizer: Callable,
         picture: pictures.Form,
         skipped: interruptions.Skipped,
     ):
         self._config = config
-        self._sources = sources
+        self._funnel = funnel
         self._tokenizer = tokenizer
         self._picture = picture
         self._skipped = skipped
-        self.summaries = stored_stages.Summaries()
 
     def from_step(
         self,
@@ -339,28 +308,14 @@ class Stream:
         num_hosts: int = 1,
     ) -> tf.data.Dataset:
         """Returns all super-batches from number `first`, leaving none out."""
-        config, sources = self._config, self._sources
-        reference_view = {}
-        if sources.sidecars is None and sources.teacher is not None:
-            reference_view = {
-                "reference_tokenizer": sources.teacher.tokenizer,
-                "reference_image": sources.teacher.picture,
-            }
-        return pipeline.super_batches(
-            sources.store,
-            selection=_with_loss(config, sources.selection),
-            seed=config.seed,
-            tokenizer=self._tokenizer,
-            image_size=self._picture,
+        return self._funnel.super_batches(
+            self._tokenizer,
+            self._picture,
+            seed=self._config.seed,
             start_step=first,
-            options=dataclasses.replace(
-                options_of(config, sources),
-                host=host,
-                num_hosts=num_hosts,
-                faults=faults,
-                summaries=self.summaries,
-                **reference_view,
-            ),
+            host=host,
+            num_hosts=num_hosts,
+            faults=faults,
         )
 
     def read(self, number: int) -> dict[str, tf.Tensor]:
@@ -421,20 +376,19 @@ def shards_of(patterns: Sequence[str]) -> set[str]:
     return found
 
 
-def _warn_of_repeats(config, store):
+def _warn_of_repeats(config, funnel):
     """Warns if records repeat in a super-batch, or in its curated rows."""
     curated_rows = config.data.curated_rows
     size = config.selection.super_batch_size(curated_rows)
-    sources = Sources(store, None, None, config.selection)
-    num_drawn = order_of(config, sources).num_drawn
+    num_drawn = order_of(config, funnel).num_drawn
     if size > num_drawn:
         progress.say(
             f"warning: a super-batch of {size:,} rows is larger than the "
             f"{num_drawn:,} records to draw from, so every super-batch repeats "
             "records"
         )
-    num_curated = sum(store.parts[len(config.data.train) :])
-    rows = max(config.curated_rows(0), curated_rows)
+    num_curated = sum(funnel.store.parts[len(config.data.train) :])
+    rows = max(config.plan[0].curated_rows, curated_rows)
     if rows > num_curated:
         progress.say(
             f"warning: {rows:,} curated rows in a batch are more than the "

@@ -129,8 +129,7 @@ class Ledger(steps.StepCallback):
         self._progress = progress.Progress("training", "steps")
         rows = directory.read_rows(workdir, directory.METRICS_FILE)
         self._before = rows[-1] if rows else {}
-        renewed_at = config.bootstrap.renewed_at(start_step)
-        self._flops = costs.StepFlops(config, workdir, renewed_at)
+        self._flops = costs.StepFlops(config, workdir, start_step)
         self._counts_flops = True
         # Doubtful rows of the log in succession, by stage.
         self._doubtful = collections.Counter()
@@ -177,7 +176,7 @@ class Ledger(steps.StepCallback):
         super().on_train_batch_end(batch, logs)
         if self._times.end(
             self.step - self.previous,
-            self._config.pieces(self.step)[-1].selection.in_step,
+            config_lib.segment_at(self._config.plan, self.previous).step_kind,
         ):
             self._take_flops()
         settings = self._config.evaluation

@@ -5,17 +5,18 @@ from the newest checkpoint to a bit-identical result on the same hardware.
 """
 
 import contextlib
-import dataclasses
 import functools
 import tempfile
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import distribution, files, training
-from jest_tf.data import batches, pipeline
+from jest_tf.data import batches, pictures, pipeline, stored_stages
 from jest_tf.files import disks
 from jest_tf.models import reference
 from jest_tf.runs import (
@@ -85,68 +86,8 @@ def extend(workdir: str, steps: int) -> dict[str, float]:
     return train(provenance.extend(workdir, steps), workdir)
 
 
-def _train(config, workdir, signals, overwrite):
-    # For towers that draw weights with `tf.random`. Done first: it clears
-    # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
-    tf.random.set_seed(config.seed)
-    strategy = distribution.build_strategy(config.distribution)
-    _warn_of_one_cpu(config, strategy)
-    if distribution.has_workers(strategy):
-        signals.stop_together(distribution.any_worker(strategy))
-    start = loading.open_start(config, workdir)
-    sources = inputs.open_sources(config, strategy)
-    if config.reference.distillation_weight and not config.model.towers:
-        with keras.StatelessScope(initialize_variables=False):
-            learner = start.build(config.data.vocabulary_size)
-        inputs.check_widths(config, sources, learner)
-    opened = evaluations.open_data(config)
-    checkpoints_lib.check_keep_best(
-        config.checkpoint.keep_best, opened.measures
-    )
-    # After all checks, so that a refusal prints nothing but its own message.
-    progress.say(
-        f"{workdir}: strategy {config.distribution.strategy} on "
-        f"{distribution.describe(strategy)}"
-    )
-    with contextlib.ExitStack() as stack:
-        if strategy.extended.should_checkpoint:
-            output = stack.enter_context(provenance.claimed(workdir, config))
-            if overwrite:
-                checkpoints_lib.begin_anew(output)
-            provenance.check_data(output, sources)
-            evaluations.keep_suite(output, opened)
-        else:  # writing reduces some values over all workers
-            output = stack.enter_context(tempfile.TemporaryDirectory())
-        run = _Run(
-            config,
-            workdir,
-            output,
-            strategy,
-            signals,
-            start,
-            sources,
-            opened,
-        )
-        measures = None
-        while measures is None:
-            measures = run.attempt()
-        return measures
-
-
-def _warn_of_one_cpu(config, strategy):
-    if config.distribution.strategy != "mirrored":
-        return
-    devices = strategy.extended.worker_devices
-    if len(devices) == 1 and "CPU" in devices[0]:
-        progress.say(
-            "warning: `distribution.strategy=mirrored` found no GPU: the run "
-            "uses one CPU"
-        )
-
-
-@dataclasses.dataclass
-class _Run:
-    """Parts of a run that are opened once and outlive a rollback.
+class _Run(NamedTuple):
+    """What a run opens once; it outlives renewals and rollbacks.
 
     With several workers, `output` is the run directory on the first worker and
     a temporary folder on the others.
@@ -160,307 +101,409 @@ class _Run:
     start: loading.Start
     sources: inputs.Sources
     evaluated: evaluations.Opened
+    tokenizer: Callable
+    skipped: interruptions.Skipped
+    started: float
 
-    def __post_init__(self):
-        self.writes = self.output == self.workdir
-        self.tokenizer = loading.tokenizer_of(
-            self.config,
-            self.sources.store,
-            self.workdir,
-            self.output,
-            self.start.tokenizer,
+    @property
+    def writes(self) -> bool:
+        """True on the worker that writes the run directory."""
+        return self.output == self.workdir
+
+    @property
+    def picture(self) -> pictures.Form:
+        """The form of the learner's pictures."""
+        return self.start.picture
+
+
+class _Built(NamedTuple):
+    """The model with its compiled step, kept until a rollback."""
+
+    model: training.JESTModel
+    evaluations: evaluations.Evaluations
+
+
+class _Part(NamedTuple):
+    """The inputs of a `fit`, from a checkpoint to the next renewal."""
+
+    restored: checkpoints_lib.Restored
+    began: float
+    funnel: training.Funnel
+    stream: inputs.Stream
+    summaries: stored_stages.Summaries
+    faults: pipeline.FaultLog
+    dataset: tf.data.Dataset
+    input_wait: step_timing.InputWait | None
+
+    @property
+    def step(self) -> int:
+        """The steps done before."""
+        return self.restored.step
+
+
+class _Followed(NamedTuple):
+    """The callbacks of a `fit` that later parts of a run need."""
+
+    log: log_lib.Ledger
+    checkpoints: checkpoints_lib.Checkpoints
+    evaluate: evaluations.Evaluation
+    own: list[keras.callbacks.Callback]
+
+
+def _train(config, workdir, signals, overwrite):
+    """Opens a run, trains it from renewal to renewal, and closes it."""
+    with contextlib.ExitStack() as stack:
+        run = _open(config, workdir, signals, overwrite, stack)
+        built = log = None
+        while True:
+            built = built or _build(run)
+            restored = _restore(run, built.model)
+            part = _renew(run, built.model, restored)
+            followed = _follow(run, built, part, log)
+            stop = _fit(run, built.model, part, followed)
+            if stop is None:  # super-batches at fault are left out
+                built = log = None
+            elif stop == config.steps:
+                return _close(run, built.model, part, followed)
+            else:
+                log = followed.log
+
+
+def _open(config, workdir, signals, overwrite, stack):
+    """Opens and checks what the whole run reads, and claims its directory."""
+    # For towers that draw weights with `tf.random`. Done first: it clears
+    # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
+    tf.random.set_seed(config.seed)
+    strategy = distribution.build_strategy(config.distribution)
+    _warn_of_one_cpu(config, strategy)
+    if distribution.has_workers(strategy):
+        signals.stop_together(distribution.any_worker(strategy))
+    start = loading.open_start(config, workdir)
+    sources = inputs.open_sources(config, strategy)
+    if config.reference.distillation_weight and not config.model.towers:
+        with keras.StatelessScope(initialize_variables=False):
+            learner = start.build(config.data.vocabulary_size)
+        inputs.check_widths(config, sources, learner)
+    evaluated = evaluations.open_data(config)
+    checkpoints_lib.check_keep_best(
+        config.checkpoint.keep_best, evaluated.measures
+    )
+    # After all checks, so that a refusal prints nothing but its own message.
+    progress.say(
+        f"{workdir}: strategy {config.distribution.strategy} on "
+        f"{distribution.describe(strategy)}"
+    )
+    if strategy.extended.should_checkpoint:
+        output = stack.enter_context(provenance.claimed(workdir, config))
+        if overwrite:
+            checkpoints_lib.begin_anew(output)
+        provenance.check_data(output, sources)
+        evaluations.keep_suite(output, evaluated)
+    else:  # writing reduces some values over all workers
+        output = stack.enter_context(tempfile.TemporaryDirectory())
+    tokenizer = loading.tokenizer_of(
+        config, sources.store, workdir, output, start.tokenizer
+    )
+    skipped = interruptions.Skipped(workdir, writes=output == workdir)
+    return _Run(
+        config,
+        workdir,
+        output,
+        strategy,
+        signals,
+        start,
+        sources,
+        evaluated,
+        tokenizer,
+        skipped,
+        time.monotonic(),
+    )
+
+
+def _warn_of_one_cpu(config, strategy):
+    if config.distribution.strategy != "mirrored":
+        return
+    devices = strategy.extended.worker_devices
+    if len(devices) == 1 and "CPU" in devices[0]:
+        progress.say(
+            "warning: `distribution.strategy=mirrored` found no GPU: the run "
+            "uses one CPU"
         )
-        self.skipped = interruptions.Skipped(self.workdir, writes=self.writes)
-        self.started = time.monotonic()
-        self.log = None  # ledger of the steps up to the next renewal
-        self.model = None  # kept over renewals, with its compiled step
 
-    def attempt(self) -> dict[str, float] | None:
-        """Trains to the end, or until another attempt must continue.
 
-        Returns:
-            The final measures; None if the reference must be renewed now, or
-            if super-batches at fault were left out.
-        """
-        config, workdir = self.config, self.workdir
-        newest = checkpoints_lib.newest_step(workdir)
-        with self.strategy.scope():
-            self._build(config.segment_selection(newest))
-            model = self.model
-            restored = checkpoints_lib.restore(model, workdir)
-        start_step = restored.step
-        opened = None
-        if start_step in config.bootstrap.renew_at:
-            opened = time.monotonic()
-        self._open_segment(model, start_step)
-        if self.writes:
-            directory.cut_back(workdir, start_step)
-        _check_executions(config, start_step)
-        # None on other workers: a message must not name a temporary file.
-        path = directory.path(workdir, directory.FAULTS_FILE)
-        faults = pipeline.FaultLog(
-            path if self.writes else None,
-            config.data.max_fault_rate,
-            self.sources.store.lost_share,
-        )
-        dataset, input_wait = self._dataset(start_step, faults)
-        self.own_callbacks = steps.named_callbacks(config, workdir)
-        log, checkpoints, evaluate = self._callbacks(
-            model, restored, input_wait, opened
-        )
-        is_finished = start_step == config.steps and directory.has(
-            workdir, directory.WEIGHTS_FILE
-        )
-        stop = bootstrap.end_of(config, start_step)
-        if start_step < config.steps:
-            progress.say(f"{workdir}: steps {start_step:,} to {stop:,}")
-            for line in config.segment_selection(start_step).describe(
-                config.curated_rows(start_step)
-            ):
-                progress.say(line)
-            if model.train_function is None:
-                progress.say("compiling the step, once")
-            check = interruptions.FiniteCheck(start_step)
-            callbacks = [check, log, checkpoints, self.signals, evaluate]
-            callbacks += self.own_callbacks
-            try:
-                _fit(model, dataset, callbacks, faults, stop)
-            except finite.NotFinite as error:
-                rate = float(model.optimizer.learning_rate)
-                error.values["learning_rate"] = rate
-                self._leave_out(range(check.previous, check.step), error)
-                self.log = self.model = None
-                return None
-            except interruptions.Preempted:
-                if checkpoints.step > start_step:
-                    checkpoints.save()
-                raise
-        if stop < config.steps:
-            return None
-        checkpoints.delete_old()  # a kill may have left some
-        faults.close(self.skipped.at(config.steps))
-        if faults.num_replaced:
-            progress.say(
-                f"{faults.num_replaced:,} of {faults.num_drawn:,} records "
-                "drawn could not be read and were replaced: "
-                f"{directory.FAULTS_FILE}"
-            )
-        with model.averaged():
-            directory.save_learner(self.output, model.learner)
-        measures = evaluate.run(config.steps)
-        spent = None
-        if not is_finished:
-            spent = time.monotonic() - self.started
-            rows = directory.read_rows(self.output, directory.METRICS_FILE)
-            for stage in draw_log.funnel(config, rows):
-                progress.say(str(stage))
-        lost = self.sources.store.num_lost
-        progress.say(_closing_line(config, workdir, measures, spent, lost))
-        return measures
-
-    def _build(self, selection):
-        """Builds the model of the steps up to the next renewal, if it changes.
-
-        The caller restores the checkpoint, also into a model that is kept.
-        """
-        config, last = self.config, self.model
-        if last is not None and last.selection.in_step == selection.in_step:
-            return
-        learner = self.start.build(self.tokenizer.vocabulary_size)
+def _build(run):
+    """Builds the model, with first weights and without a reference."""
+    config = run.config
+    with run.strategy.scope():
+        learner = run.start.build(run.tokenizer.vocabulary_size)
         if config.model.init_from:
-            loading.write_learner(self.output, learner, self.start.picture)
-        self.model = training.build_model(config, learner, selection=selection)
-        inputs.check_widths(config, self.sources, learner)
-        self.reference = None
-        self.evaluations = evaluations.Evaluations(
+            loading.write_learner(run.output, learner, run.picture)
+        model = training.build_model(config, learner)
+    inputs.check_widths(config, run.sources, learner)
+    return _Built(
+        model,
+        evaluations.Evaluations(
             config,
-            self.evaluated,
+            run.evaluated,
             learner,
-            self.tokenizer,
-            self.start.picture,
-            self.strategy,
-        )
+            run.tokenizer,
+            run.picture,
+            run.strategy,
+        ),
+    )
 
-    def _open_segment(self, model, step):
-        """Opens the inputs of the steps up to the next renewal."""
-        config = self.config
-        run = reference.Run(
-            config,
-            self.tokenizer,
-            model.learner,
-            f"the learner after {step} steps",
-            self.start.picture,
-        )
-        with model.averaged():
-            bootstrap.renew(
-                run,
-                self.workdir,
-                self.sources.store,
-                step,
-                self.sources.sidecars,
-            )
-        self.segment = inputs.at_step(config, self.sources, self.workdir, step)
-        if config.steps_need_reference:
-            self._attach_reference(model)
-        self.stream = inputs.Stream(
-            config,
-            self.segment,
-            self.tokenizer,
-            self.start.picture,
-            self.skipped,
-        )
 
-    def _attach_reference(self, model):
-        teacher, sidecars = self.segment.teacher, self.segment.sidecars
-        if self.reference is not None and sidecars is not None:
-            self.reference.assign(sidecars.scale, sidecars.bias)
-        elif self.reference is None and sidecars is not None:
-            with self.strategy.scope():
-                self.reference = reference.Cached(sidecars.scale, sidecars.bias)
-            model.attach_reference(self.reference)
-        elif teacher is not None:
-            model.attach_reference(teacher.learner)
+def _restore(run, model):
+    """Restores the newest checkpoint; returns its step and its other parts."""
+    with run.strategy.scope():
+        restored = checkpoints_lib.restore(model, run.workdir)
+    _check_executions(run.config, restored.step)
+    return restored
 
-    def _callbacks(self, model, restored, input_wait, opened):
-        config, first = self.config, self.sources.sidecars
-        telemetry = self._telemetry(restored)
-        renewals = bootstrap.renewals(config, self.workdir)
-        self.log = log = log_lib.Ledger(
-            config,
-            self.output,
-            start_step=restored.step,
-            telemetry=telemetry,
-            input_wait=input_wait,
-            stored_flops=functools.partial(
-                bootstrap.stored_flops,
-                config,
-                renewals,
-                first.dim if first else 0,
-                model.learner.embedding_dim,
-            ),
-            renewals=renewals,
-            state=restored.parts.get("log"),
-            started=opened,
-            before=self.log,
-        )
-        log.set_model(model)  # for the costs
-        parts = {"log": log.state, "telemetry": telemetry.state}
-        any_worker = distribution.any_worker(self.strategy)
-        checkpoints = checkpoints_lib.Checkpoints(
-            self.output,
-            config,
-            start_step=restored.step,
-            parts=parts,
-            guard=self.signals.deferred,
-            # The worker that writes decides.
-            agree=lambda wish: any_worker(wish and self.writes),
-        )
 
-        def report(step, measures):
-            log.log_scalars(step, measures)
-            checkpoints.on_evaluation(step, measures)
-            for callback in self.own_callbacks:
-                if hasattr(callback, "on_evaluation"):
-                    callback.on_evaluation(step, measures)
-
-        evaluate = evaluations.Evaluation(
-            self.evaluations,
-            self.output,
-            every_steps=config.evaluation.every_steps,
-            start_step=restored.step,
-            costs=log.costs_at,
-            report=report,
-            weights=model.averaged,
-            follows=restored.step in config.bootstrap.renew_at,
+def _renew(run, model, restored):
+    """Renews the reference if it is due; opens the inputs of the next `fit`."""
+    config, began = run.config, time.monotonic()
+    learner = reference.Run(
+        config,
+        run.tokenizer,
+        model.learner,
+        f"the learner after {restored.step} steps",
+        run.picture,
+    )
+    with model.averaged():
+        bootstrap.renew(
+            learner,
+            run.workdir,
+            run.sources.store,
+            restored.step,
+            run.sources.sidecars,
         )
-        log.spent = {
-            "time/evaluation_seconds": lambda: evaluate.seconds,
-            "time/save_seconds": lambda: checkpoints.seconds,
-        }
-        return log, checkpoints, evaluate
-
-    def _telemetry(self, restored):
-        config, sources = self.config, self.segment
-        order = None  # where rows do not give stream positions
-        if not sources.selection.stored and not config.is_clean(restored.step):
-            order = inputs.order_of(config, sources)
-        return draw_log.Telemetry(
-            config,
-            self.output,
-            start_step=restored.step,
-            order=order,
-            super_batch_at=self.skipped.at,
-            summaries=self.stream.summaries,
-            clean=sources.clean,
-            state=restored.parts.get("telemetry"),
-        )
-
-    def _dataset(self, start_step, faults):
-        dataset = distribution.distribute(
-            self.strategy,
-            lambda host, num_hosts: self.stream.from_step(
-                start_step, faults, host, num_hosts
-            ),
-        )
-        if self.config.distribution.strategy != "default":
-            return dataset, None
+    if run.writes:
+        directory.cut_back(run.workdir, restored.step)
+    summaries = stored_stages.Summaries()
+    funnel = inputs.funnel_at(
+        config, run.sources, run.workdir, restored.step, summaries
+    )
+    with run.strategy.scope():
+        model.bind(funnel)
+    stream = inputs.Stream(
+        config, funnel, run.tokenizer, run.picture, run.skipped
+    )
+    # None on other workers: a message must not name a temporary file.
+    path = directory.path(run.workdir, directory.FAULTS_FILE)
+    faults = pipeline.FaultLog(
+        path if run.writes else None,
+        config.data.max_fault_rate,
+        run.sources.store.lost_share,
+    )
+    dataset = distribution.distribute(
+        run.strategy,
+        lambda host, num_hosts: stream.from_step(
+            restored.step, faults, host, num_hosts
+        ),
+    )
+    input_wait = None
+    if config.distribution.strategy == "default":
         input_wait = step_timing.InputWait()
-        return input_wait.watch(dataset), input_wait
-
-    def _leave_out(self, steps, error):
-        """Leaves out the super-batches at fault, or raises ValueError."""
-        numbers = [self.skipped.at(step) for step in steps]
-        ids = [
-            self.stream.read(number)["id"].numpy().tolist()
-            for number in numbers
-        ]
-        case, message = interruptions.case_of(
-            steps[-1] + 1, numbers, ids, error
-        )
-        newest = checkpoints_lib.newest_step(self.workdir)
-        if self.config.checkpoint.on_non_finite == "rollback":
-            if self.skipped.add(case):
-                progress.say(
-                    f"{message}. Leaving these rows out and continuing from "
-                    f"step {newest:,}; their ids are in "
-                    f"{directory.SKIPPED_FILE}"
-                )
-                return
-            way_out = "leaving out earlier super-batches did not help"
-        else:
-            way_out = (
-                "with checkpoint.on_non_finite=rollback the same command "
-                f"continues from step {newest:,} without these rows"
-            )
-        if self.writes:
-            directory.write(self.workdir, directory.NOT_FINITE_FILE, case)
-            path = directory.path(self.workdir, directory.NOT_FINITE_FILE)
-            message += f". Their ids are in {path}"
-        raise ValueError(
-            f"{message}; a lower `optimizer.learning_rate` or "
-            f"`optimizer.clip_norm` may help; {way_out}"
-        ) from None
+        dataset = input_wait.watch(dataset)
+    return _Part(
+        restored,
+        began,
+        funnel,
+        stream,
+        summaries,
+        faults,
+        dataset,
+        input_wait,
+    )
 
 
-def _fit(model, dataset, callbacks, faults, last_step):
-    check = callbacks[0]
+def _follow(run, built, part, before):
+    """Makes the callbacks of a `fit`; `before` is the last one's ledger."""
+    config, model, first = run.config, built.model, run.sources.sidecars
+    is_renewed = part.step in config.bootstrap.renew_at
+    telemetry = _telemetry(run, part)
+    renewals = bootstrap.renewals(config, run.workdir)
+    log = log_lib.Ledger(
+        config,
+        run.output,
+        start_step=part.step,
+        telemetry=telemetry,
+        input_wait=part.input_wait,
+        stored_flops=functools.partial(
+            bootstrap.stored_flops,
+            config,
+            renewals,
+            first.dim if first else 0,
+            model.learner.embedding_dim,
+        ),
+        renewals=renewals,
+        state=part.restored.parts.get("log"),
+        started=part.began if is_renewed else None,
+        before=before,
+    )
+    log.set_model(model)  # for the costs
+    any_worker = distribution.any_worker(run.strategy)
+    checkpoints = checkpoints_lib.Checkpoints(
+        run.output,
+        config,
+        start_step=part.step,
+        parts={"log": log.state, "telemetry": telemetry.state},
+        guard=run.signals.deferred,
+        # The worker that writes decides.
+        agree=lambda wish: any_worker(wish and run.writes),
+    )
+    own = steps.named_callbacks(config, run.workdir)
+
+    def report(step, measures):
+        log.log_scalars(step, measures)
+        checkpoints.on_evaluation(step, measures)
+        for callback in own:
+            if hasattr(callback, "on_evaluation"):
+                callback.on_evaluation(step, measures)
+
+    evaluate = evaluations.Evaluation(
+        built.evaluations,
+        run.output,
+        every_steps=config.evaluation.every_steps,
+        start_step=part.step,
+        costs=log.costs_at,
+        report=report,
+        weights=model.averaged,
+        follows=is_renewed,
+    )
+    log.spent = {
+        "time/evaluation_seconds": lambda: evaluate.seconds,
+        "time/save_seconds": lambda: checkpoints.seconds,
+    }
+    return _Followed(log, checkpoints, evaluate, own)
+
+
+def _telemetry(run, part):
+    order, here = None, part.funnel.plan[0]
+    if here.chooses and not here.stored:  # rows give positions of the stream
+        order = inputs.order_of(run.config, part.funnel)
+    return draw_log.Telemetry(
+        run.config,
+        run.output,
+        start_step=part.step,
+        order=order,
+        super_batch_at=run.skipped.at,
+        summaries=part.summaries,
+        clean=run.sources.clean,
+        state=part.restored.parts.get("telemetry"),
+    )
+
+
+def _fit(run, model, part, followed):
+    """Trains to the next renewal or the end; returns the steps done there.
+
+    Returns None if super-batches at fault are left out from now on.
+    """
+    config, start_step, plan = run.config, part.step, part.funnel.plan
+    stop = plan[-1].last + 1
+    if start_step == config.steps:
+        return stop
+    progress.say(f"{run.workdir}: steps {start_step:,} to {stop:,}")
+    for line in config_lib.segment_at(plan, start_step).describe():
+        progress.say(line)
+    if model.train_function is None:
+        progress.say("compiling the step, once")
+    check = interruptions.FiniteCheck(start_step)
+    callbacks = [
+        check,
+        followed.log,
+        followed.checkpoints,
+        run.signals,
+        followed.evaluate,
+        *followed.own,
+    ]
     try:
         with batches.plain_errors():
             model.fit(
-                dataset,
-                steps_per_epoch=last_step - check.step,
+                part.dataset,
+                steps_per_epoch=stop - start_step,
                 verbose=0,
                 callbacks=callbacks,
             )
+    except finite.NotFinite as error:
+        error.values["learning_rate"] = float(model.optimizer.learning_rate)
+        steps_at_fault = range(check.previous, check.step)
+        return _leave_out(run, part.stream, steps_at_fault, error)
+    except interruptions.Preempted:
+        if followed.checkpoints.step > start_step:
+            followed.checkpoints.save()
+        raise
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
-        faults.check()
-        if not distribution.has_workers(model.distribute_strategy):
+        part.faults.check()
+        if not distribution.has_workers(run.strategy):
             raise
         raise ValueError(
             "All workers must run together, but another has ended or cannot "
             "be reached; its last output tells why. Received: "
             f"{type(error).__name__} in the step after {check.step}"
         ) from error
+    return stop
+
+
+def _leave_out(run, stream, steps_at_fault, error):
+    """Leaves out the super-batches at fault, or raises ValueError."""
+    numbers = [run.skipped.at(step) for step in steps_at_fault]
+    ids = [stream.read(number)["id"].numpy().tolist() for number in numbers]
+    case, message = interruptions.case_of(
+        steps_at_fault[-1] + 1, numbers, ids, error
+    )
+    newest = checkpoints_lib.newest_step(run.workdir)
+    if run.config.checkpoint.on_non_finite == "rollback":
+        if run.skipped.add(case):
+            progress.say(
+                f"{message}. Leaving these rows out and continuing from "
+                f"step {newest:,}; their ids are in {directory.SKIPPED_FILE}"
+            )
+            return
+        way_out = "leaving out earlier super-batches did not help"
+    else:
+        way_out = (
+            "with checkpoint.on_non_finite=rollback the same command "
+            f"continues from step {newest:,} without these rows"
+        )
+    if run.writes:
+        directory.write(run.workdir, directory.NOT_FINITE_FILE, case)
+        path = directory.path(run.workdir, directory.NOT_FINITE_FILE)
+        message += f". Their ids are in {path}"
+    raise ValueError(
+        f"{message}; a lower `optimizer.learning_rate` or "
+        f"`optimizer.clip_norm` may help; {way_out}"
+    ) from None
+
+
+def _close(run, model, part, followed):
+    """Writes the final weights, evaluates them, and says what came out."""
+    config, workdir, faults = run.config, run.workdir, part.faults
+    is_finished = part.step == config.steps and directory.has(
+        workdir, directory.WEIGHTS_FILE
+    )
+    followed.checkpoints.delete_old()  # a kill may have left some
+    faults.close(run.skipped.at(config.steps))
+    if faults.num_replaced:
+        progress.say(
+            f"{faults.num_replaced:,} of {faults.num_drawn:,} records "
+            "drawn could not be read and were replaced: "
+            f"{directory.FAULTS_FILE}"
+        )
+    with model.averaged():
+        directory.save_learner(run.output, model.learner)
+    measures = followed.evaluate.run(config.steps)
+    spent = None
+    if not is_finished:
+        spent = time.monotonic() - run.started
+        rows = directory.read_rows(run.output, directory.METRICS_FILE)
+        for stage in draw_log.funnel(config, rows):
+            progress.say(str(stage))
+    lost = run.sources.store.num_lost
+    progress.say(_closing_line(config, workdir, measures, spent, lost))
+    return measures
 
 
 def _check_executions(config, start_step):

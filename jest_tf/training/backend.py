@@ -78,8 +78,8 @@ class Stepper(Protocol):
 class Trainer(Protocol):
     """Mixin of `JESTModel`, before `keras.Model`: Keras' loop of a backend.
 
-    It overrides what `fit` of a backend must do otherwise: `make_train_function`,
-    `test_step` and, where Keras errs, `compile`, `fit` and `evaluate`.
+    It overrides `make_train_function`, `test_step` and, where Keras errs,
+    `compile`, `fit` and `evaluate`.
 
     Attributes:
         num_replicas: R, the replicas that share a super-batch.
@@ -111,7 +111,7 @@ class Backend(Protocol):
         batch: dict[str, Tensor],
         size: int | None,
     ) -> Embeddings:
-        """Runs `encode(batch)`, `size` rows at a time; None takes all at once."""
+        """Runs `encode(batch)`, `size` rows at a time; all at once if None."""
 
     def gradients(
         self,
@@ -125,17 +125,19 @@ class Backend(Protocol):
         views: Sequence[config_lib.View] = (),
         projection: keras.layers.Layer | None = None,
     ) -> Gradients:
-        """Computes a batch's loss and gradient, with the learner in training mode.
+        """Computes a batch's loss and gradient, the learner in training mode.
 
         The loss couples the rows of a batch only through their embeddings. With
         a `micro_batch_size`, all rows are embedded without keeping activations;
         the loss gives the gradient of the embeddings; each micro-batch is
         embedded again and backpropagates its part. The sum is the gradient of
-        the whole batch, for one more forward pass (Gao et al. 2021, "Scaling
-        deep contrastive learning batch size under memory limited setup", arXiv
-        2101.06983). Both passes over a row use the same dropout. Layers that mix
-        rows, such as batch normalisation, see a micro-batch, and activity
-        regularizers are averaged over micro-batches.
+        the whole batch, for one more forward pass. Both passes over a row use
+        the same dropout. Layers that mix rows, such as batch normalisation, see
+        a micro-batch, and activity regularizers are averaged over
+        micro-batches.
+
+        Reference: Gao et al. 2021, "Scaling deep contrastive learning batch
+        size under memory limited setup", arXiv 2101.06983.
 
         Args:
             learner: maps a batch to `Embeddings`; its regularizers enter the

@@ -1,7 +1,5 @@
 """Builds and compiles the model of a run."""
 
-from collections.abc import Callable
-
 import keras
 
 from jest_tf import config as config_lib
@@ -9,6 +7,7 @@ from jest_tf import models
 from jest_tf.config import imports
 from jest_tf.data import augmentation, policies
 from jest_tf.models import parts
+from jest_tf.training import funnel as funnel_lib
 from jest_tf.training import model as model_lib
 from jest_tf.training import optimizer
 from jest_tf.training import step as step_lib
@@ -30,18 +29,18 @@ def check_parts(config: config_lib.TrainConfig) -> None:
 def build_model(
     config: config_lib.TrainConfig,
     learner: keras.Model,
-    reference: Callable | None = None,
-    selection: config_lib.SelectionConfig | None = None,
+    funnel: funnel_lib.Funnel | None = None,
 ) -> model_lib.JESTModel:
     """Builds and compiles the model of a run, see `JESTModel`.
 
-    `selection` is for the steps to come; None takes `config.selection`.
+    `funnel` may be None if the model is bound to one before it is trained.
     """
+    funnel = funnel or funnel_lib.Funnel.detached(
+        config.selection, config.model.loss
+    )
     model = model_lib.JESTModel(
         learner,
-        reference,
-        selection or config.selection,
-        config.model.loss,
+        selection=funnel,
         options=step_lib.StepOptions(
             equal_captions=config.model.equal_captions,
             loss_block_size=config.model.loss_block_size,

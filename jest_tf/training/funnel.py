@@ -96,7 +96,7 @@ class Funnel:
         if selection is not None and selection.loss is not None:
             losses.pair_loss(selection.loss, "selection.loss")
             self.scoring_loss = selection.loss
-        self._check_criteria()
+        check_criteria(selection)
         self.is_detached = False
         self.sidecars = self._open(sidecars)
 
@@ -104,29 +104,15 @@ class Funnel:
     def detached(
         cls, selection: config_lib.SelectionConfig, loss: str
     ) -> "Funnel":
-        """Makes the funnel of a loaded model, which lacks reference and store.
+        """Makes a funnel without reference and store, to be replaced later.
 
-        Attribute `is_detached` is true if stored stages cannot choose.
+        Its `is_detached` is true. A loaded model has such a funnel.
         """
         live = dataclasses.replace(selection, stages=selection.live)
         funnel = cls(live, loss=loss)
         funnel.selection, funnel.plan = selection, config_lib.plan(selection)
-        funnel.is_detached = selection.needs_stored
+        funnel.is_detached = True
         return funnel
-
-    def _check_criteria(self):
-        stages = self.selection.stages if self.selection is not None else ()
-        for number, stage in enumerate(stages):
-            if not stage.scores:
-                continue
-            if stage.is_stored and "learner" in stage.needs:
-                raise ValueError(
-                    f"`selection.stages.{number}.criterion` of a stored stage "
-                    "must need only the reference. Received: "
-                    f"{stage.criterion!r}, which needs "
-                    f"{', '.join(stage.needs)}"
-                )
-            selection_lib.check_criterion(stage.criterion)
 
     def _open(self, sidecars):
         """Returns the sidecars, or None if neither given nor needed."""
@@ -168,8 +154,9 @@ class Funnel:
                 f"{setting} needs stored embeddings of every record: {error}"
             ) from None
 
-    def needs_reference(self) -> bool:
-        """Returns whether a live stage scores by it, or the model distils."""
+    @property
+    def steps_need_reference(self) -> bool:
+        """True if a live stage scores by it, or the model distils it."""
         return self.distils or any(
             "reference" in stage.needs
             for segment in self.plan
@@ -177,11 +164,20 @@ class Funnel:
             if number in segment.scoring
         )
 
+    @property
+    def uses_reference(self) -> bool:
+        """True if a stage scores by the reference, or the model distils it."""
+        return self.distils or (
+            self.selection is not None and self.selection.needs("reference")
+        )
+
     def step_reference(self) -> Callable | None:
-        """Makes the reference that a step calls; None if there is none.
+        """Makes the reference that a step calls; None if it needs none.
 
         Call it in the scope of the strategy.
         """
+        if not self.steps_need_reference:
+            return None
         if self.sidecars is not None:
             about = self.sidecars
             return reference_lib.Cached(about.scale, about.bias)
@@ -196,6 +192,7 @@ class Funnel:
         start_step: int = 0,
         host: int = 0,
         num_hosts: int = 1,
+        faults: pipeline.FaultLog | None = None,
     ) -> tf.data.Dataset:
         """Returns the endless stream of the super-batches.
 
@@ -208,6 +205,8 @@ class Funnel:
             host: the number of this host, from 0.
             num_hosts: H; host h yields the rows [h B/H, (h + 1) B/H) of every
                 super-batch.
+            faults: counts and logs unreadable records and limits their rate;
+                None counts with the default limit.
 
         Returns:
             See `pipeline.super_batches`.
@@ -230,7 +229,7 @@ class Funnel:
             start_step=start_step,
             reference=self.inputs,
             options=dataclasses.replace(
-                self.options, host=host, num_hosts=num_hosts
+                self.options, host=host, num_hosts=num_hosts, faults=faults
             ),
         )
 
@@ -239,9 +238,29 @@ class Funnel:
         """What a stream reads for the reference."""
         if self.sidecars is not None:
             return loading.ReferenceInputs(
-                self.sidecars, embeddings=self.needs_reference()
+                self.sidecars, embeddings=self.steps_need_reference
             )
         return loading.ReferenceInputs(
             tokenizer=getattr(self.reference, "tokenizer", None),
             picture=getattr(self.reference, "picture", None),
         )
+
+
+def check_criteria(selection: config_lib.SelectionConfig | None) -> None:
+    """Checks the criteria of the stages that score.
+
+    Raises:
+        ValueError: a criterion is not elementwise over rows, or that of a
+            stored stage needs the learner.
+    """
+    stages = selection.stages if selection is not None else ()
+    for number, stage in enumerate(stages):
+        if not stage.scores:
+            continue
+        if stage.is_stored and "learner" in stage.needs:
+            raise ValueError(
+                f"`selection.stages.{number}.criterion` of a stored stage must "
+                f"need only the reference. Received: {stage.criterion!r}, "
+                f"which needs {', '.join(stage.needs)}"
+            )
+        selection_lib.check_criterion(stage.criterion)

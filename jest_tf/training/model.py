@@ -102,7 +102,8 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
                 "Embeddings, such as TwoTower(image_tower, text_tower). "
                 f"Received: {learner!r}"
             )
-        funnel = _funnel(reference, selection, loss)
+        distils = options.distillation_weight > 0.0
+        funnel = _funnel(reference, selection, loss, distils)
         self.learner = learner
         self.projection = None
         if options.projection_dim is not None:
@@ -149,30 +150,24 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
                 "A model is bound to funnels of its own selection and loss, "
                 f"{ours}. Received: {theirs}"
             )
-        self.funnel, self.stepper.plan = funnel, funnel.plan
-        sidecars = funnel.sidecars
-        if (
-            isinstance(step.reference, reference.Cached)
-            and sidecars is not None
-        ):
-            step.reference.assign(sidecars.scale, sidecars.bias)
-            return
-        model = funnel.step_reference()
-        if model is not None and not isinstance(model, reference.Cached):
-            self.check_placed("reference", model)
-            model = reference.frozen(model)
-        self.stepper.change_step(reference=model)
-        self.train_function = None  # traced with the old reference
-        if step.distils and sidecars is not None and not funnel.distils:
+        if step.distils and not funnel.distils and not funnel.is_detached:
             raise ValueError(
-                "`distillation_weight` reads the reference's embeddings from "
-                "the super-batches: make the Funnel with `distils=True`. "
+                "A model with `distillation_weight` needs the reference in its "
+                "super-batches or steps: make the Funnel with `distils=True`. "
                 "Received: distils=False"
             )
-        scoring = funnel.selection is not None and funnel.selection.needs(
-            "reference"
-        )
-        if model is not None and not scoring and not step.distils:
+        self.funnel, self.stepper.plan = funnel, funnel.plan
+        model = funnel.step_reference()
+        old = step.reference
+        if isinstance(old, reference.Cached) and funnel.sidecars is not None:
+            old.assign(funnel.sidecars.scale, funnel.sidecars.bias)
+        elif model is not None or old is not None:
+            if model is not None and funnel.sidecars is None:
+                self.check_placed("reference", model)
+                model = reference.frozen(model)
+            self.stepper.change_step(reference=model)
+            self.train_function = None  # traced with the old reference
+        if funnel.reference is not None and not funnel.uses_reference:
             warnings.warn(
                 "`reference` is not used: no stage scores with it, and "
                 "`distillation_weight` is 0. To select, set selection="
@@ -290,7 +285,8 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
 
     def _check_before(self, data):
         """Raises errors that a step would raise within Keras, or not at all."""
-        if self.funnel.is_detached:
+        settings = self.selection
+        if self.funnel.is_detached and settings and settings.needs_stored:
             raise ValueError(
                 "The model was loaded without what its stored stages choose "
                 "by: call `bind` with a Funnel of its selection, which makes "
@@ -334,8 +330,9 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
                 config_lib.SelectionConfig, config["selection"], "selection"
             )
             config["selection"] = funnel_lib.Funnel.detached(
-                selection, config.pop("loss")
+                selection, config["loss"]
             )
+            config["loss"] = None
         options = dict(config["options"])
         options["views"] = tuple(
             config_lib.View(**view) for view in options["views"]
@@ -344,11 +341,14 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         return cls(**config)
 
 
-def _funnel(reference, selection, loss):
+def _funnel(reference, selection, loss, distils):
     """Returns the funnel of a model's arguments."""
     if not isinstance(selection, funnel_lib.Funnel):
         return funnel_lib.Funnel(
-            selection, reference=reference, loss=loss or "sigmoid"
+            selection,
+            reference=reference,
+            loss=loss or "sigmoid",
+            distils=distils,
         )
     received = {"reference": reference, "loss": loss}
     given = [name for name, value in received.items() if value is not None]

@@ -196,7 +196,7 @@ class Trainer(keras_fit.Averages):
 
     @property
     def gather_rows(self):
-        """Joins rows of all processes, outside a step; None with one process."""
+        """Joins rows of all processes, outside a step; None if there is one."""
         if jax.process_count() == 1:
             return None
         return functools.partial(multihost_utils.process_allgather, tiled=True)

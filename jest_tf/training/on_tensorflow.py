@@ -96,7 +96,7 @@ class Trainer(keras_fit.TrainerHooks):
 
     @property
     def gather_rows(self):
-        """Joins rows of all workers, outside a step; None with one process."""
+        """Joins rows of all workers, outside a step; None if there is one."""
         strategy = self.distribute_strategy
         if distribution.has_workers(strategy):
             return functools.partial(strategy.gather, axis=0)

@@ -128,7 +128,7 @@ class Stepper:
         self._last_logs = equal["logs"]
 
     def check_scores(self) -> None:
-        """Raises `finite.NotFinite` if the last step's scores are not finite."""
+        """Raises `finite.NotFinite` if the last scores are not finite."""
         finite.check_scores(self._last_logs)
 
     def test(self, data, num_replicas: int) -> dict[str, Tensor]:

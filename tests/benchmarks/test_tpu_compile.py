@@ -154,7 +154,8 @@ class TwinsTest(tf.test.TestCase):
         data = case.config.data
         real = pipeline.super_batches(
             store,
-            selection=case.config.selection,
+            plan=case.config.plan,
+            loss="sigmoid",
             seed=0,
             tokenizer=tokenizers.WordPieceTokenizer(
                 ["[UNK]", "[EOS]", "a"], data.text_length

@@ -53,11 +53,10 @@ def calls_of_a_step(setup):
         draw = selection.draw(
             *own[:2],
             config.Stage(2, num_chunks=setup.num_chunks),
-            batch_size=setup.batch_size,
+            size=setup.batch_size,
+            loss=setup.loss,
             seed=(0, 1),
-            settings=config.SelectionConfig(
-                setup.batch_size, loss=setup.loss, quota=setup.quota
-            ),
+            quota=setup.quota,
             replicas=replicas,
         )
         selection.summarize(draw, replicas)

@@ -221,24 +221,21 @@ class FunnelTest(tf.test.TestCase):
         between = Stage(2, first_step=2, last_step=4)
         late = Stage(2, first_step=5)
         funnel = config.SelectionConfig(64, (early, between, late))
-        self.assertEqual(funnel.turns, [0, 2, 5])
-        self.assertEqual(config.SelectionConfig(64).turns, [0])
+        plan = config.plan(funnel)
+        self.assertEqual([segment.first for segment in plan], [0, 2, 5])
+        self.assertLen(config.plan(config.SelectionConfig(64)), 1)
         for step in range(7):
             scored = (step <= 4, 2 <= step <= 4, step >= 5)
             self.assertEqual(
                 [stage.is_active(step) for stage in funnel.stages], [*scored]
             )
-            expected = tuple(
-                stage
-                if scores
-                else dataclasses.replace(stage, method="uniform")
-                for stage, scores in zip(funnel.stages, scored, strict=True)
-            )
-            self.assertEqual(funnel.at(step).stages, expected)
-            self.assertEqual(funnel.at(step).sizes(), funnel.sizes())
+            segment = config.segment_at(plan, step)
+            expected = [number for number in range(3) if scored[number]]
+            self.assertEqual(segment.scoring, tuple(expected))
+            self.assertEqual(segment.sizes, funnel.sizes())
 
 
-class PiecesTest(tf.test.TestCase):
+class PlanTest(tf.test.TestCase):
     """A, stored, and B, live from step 8 to 19, need the reference; C not."""
 
     A = EASY
@@ -247,27 +244,19 @@ class PiecesTest(tf.test.TestCase):
     STAGES = (A, B, C)
 
     def pieces(self, steps=30, **settings):
+        """First step, length, scoring stages and curated rows by segment."""
         recipe = trained(**{"stages": self.STAGES} | settings)
         found = []
-        for piece in recipe.pieces(steps):
-            self.assertEqual(piece.selection.batch_size, 256)
-            scoring = "".join(
-                name
-                for name, stage in zip(
-                    "ABC", piece.selection.stages, strict=False
-                )
-                if stage.scores
-            )
-            for stage, own in zip(
-                piece.selection.stages, self.STAGES, strict=False
-            ):
-                self.assertIn(
-                    stage, (own, dataclasses.replace(own, method="uniform"))
-                )
-            if not piece.selection.stages:
-                scoring = None
+        for segment in config.cut(recipe.plan, steps):
+            self.assertEqual(segment.selection, recipe.selection)
+            scoring = "".join("ABC"[number] for number in segment.scoring)
             found.append(
-                (piece.first, piece.num_steps, scoring, piece.curated_rows)
+                (
+                    segment.first,
+                    segment.num_steps,
+                    scoring if segment.stages else None,
+                    segment.curated_rows,
+                )
             )
         return found
 
@@ -294,7 +283,7 @@ class PiecesTest(tf.test.TestCase):
     def test_a_clean_start_has_curated_rows_alone(self):
         renewals = {"renew_at": (10,), "clean_start": True}
         rest = [(10, 10, "ABC", 6), (20, 10, "AC", 6)]
-        # The stages' turn within it changes nothing but the piece.
+        # The stages' turn within it changes nothing but the segment.
         first = [(0, 8, None, 256), (8, 2, None, 256)]
         for reference in ("", "run"):
             self.assertEqual(
@@ -629,8 +618,8 @@ class FilesTest(tf.test.TestCase):
             config.save_config(recipe, self.json)
             loaded = config.load_config(self.json, ["steps=900"])
             self.assertEqual(loaded, dataclasses.replace(recipe, steps=900))
-            self.assertIn(f"by {name}", loaded.selection.describe()[1])
             for use in (
+                lambda: loaded.plan,
                 lambda: config.criterion(name),
                 lambda: loaded.selection.needs("learner"),
             ):

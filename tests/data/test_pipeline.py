@@ -167,8 +167,8 @@ class SuperBatchesTest(PipelineTestCase):
         batches = self.super_batches(
             3,
             image_size=3,
-            reference_tokenizer=longer,
-            reference_image=pictures.Resizing(9),
+            tokenizer_of_reference=longer,
+            picture=pictures.Resizing(9),
         )
         for batch, before in zip(batches, plain, strict=True):
             text = batch.pop("text_for_reference")
@@ -206,7 +206,7 @@ class SuperBatchesTest(PipelineTestCase):
             start_step=1001,
             image_size=32,
             tokenizer=tokenizers.WordPieceTokenizer(vocabulary, 16),
-            reference_tokenizer=tokenizers.WordPieceTokenizer(vocabulary, 8),
+            tokenizer_of_reference=tokenizers.WordPieceTokenizer(vocabulary, 8),
         )[0]
         self.assertNotIn(True, batch.pop("record_replaced"))
         digests = {

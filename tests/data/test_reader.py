@@ -201,7 +201,7 @@ class ReplacementTest(ReadingTestCase):
             self.batches(
                 self.store,
                 15,
-                reference_image=pictures.Resizing(5),
+                picture=pictures.Resizing(5),
                 sidecars=SumSidecars(),
                 embeddings=True,
             )

@@ -49,9 +49,9 @@ def draw(stage, reference, number, group, loss="sigmoid"):
         None,
         reference,
         stage,
-        batch_size=passed,
+        size=passed,
+        loss=loss,
         seed=noise_seed(number, group),
-        settings=config.SelectionConfig(passed, loss=loss),
     )
 
 
@@ -60,15 +60,15 @@ class ChoiceTest(stored_cases.StoredTestCase):
 
     order = stream.Order(80, SEED)
 
-    def stages(self, *stages, batch_size=6, loss=None, **settings):
-        funnel = config.SelectionConfig(batch_size, stages, loss)
+    def stages(self, *stages, batch_size=6, loss="sigmoid", **settings):
+        plan = config.plan(config.SelectionConfig(batch_size, stages))
         settings = {
             "sidecars": self.sidecars,
             "store": self.store,
             "order": self.order,
             "seed": SEED,
         } | settings
-        return stored_stages.StoredStages(funnel, **settings)
+        return stored_stages.StoredStages(plan, loss, **settings)
 
     def reference(self, positions, captions="best"):
         """The embeddings of what stands at positions, from the arrays."""
@@ -152,14 +152,27 @@ class ChoiceTest(stored_cases.StoredTestCase):
             summaries = chosen.summaries.take(step)
             self.assertEqual(list(summaries), [0] if step in (1, 2) else [])
 
-    def test_without_sidecars_the_first_rows_pass(self):
+    def test_before_there_is_a_reference_the_first_rows_pass(self):
         # Even of a hyper-batch larger than the store.
-        chosen = self.stages(EASY(9), EASY(2), sidecars=None)
+        chosen = stored_stages.StoredStages(
+            config.plan(
+                config.SelectionConfig(6, (EASY(9), EASY(2))),
+                has_reference=False,
+                bootstrap=config.BootstrapConfig((5,)),
+                steps=9,
+            )[:1],
+            "sigmoid",
+            *(None, self.store, self.order, SEED),
+        )
         for step in range(2):
             self.assertAllEqual(
                 chosen.choose(step, 0), 108 * step + np.arange(6)
             )
         self.assertEqual(chosen.summaries.take(0), {})
+
+    def test_a_stage_that_scores_needs_sidecars(self):
+        with self.assertRaisesRegex(ValueError, "needs sidecars"):
+            self.stages(EASY(9), sidecars=None)
 
     def test_summaries_are_those_of_the_draws(self):
         stages = FUNNELS["two stages"]
@@ -215,7 +228,8 @@ class StreamTest(stored_cases.StoredTestCase):
         # Two stored stages and a live stage.
         stages = (EASY(2), EASY(2), config.Stage(3, num_chunks=1))
         chosen = stored_stages.StoredStages(
-            config.SelectionConfig(5, stages),
+            config.plan(config.SelectionConfig(5, stages)),
+            "sigmoid",
             *(self.sidecars, self.store, stream.Order(80, SEED), SEED),
         )
         self.assertEqual(chosen.sizes, (60, 30, 15))
@@ -248,7 +262,9 @@ class StreamTest(stored_cases.StoredTestCase):
         funnel = config.SelectionConfig(8, stages)
         order = pipeline.order(store, SEED, pipeline.Options(num_curated=1))
         chosen = stored_stages.StoredStages(
-            funnel, self.sidecars, store, order, SEED, curated_rows=2
+            config.plan(funnel, curated_rows=2),
+            "sigmoid",
+            *(self.sidecars, store, order, SEED),
         )
         ours = self.batches(3, batch_size=8, stages=stages, **curated)
         # Without stages 30 rows of the pool come beside the curated rows.
@@ -303,7 +319,9 @@ class GroupsTest(tf.test.TestCase):
         self.memory.asked.clear()
         funnel = config.SelectionConfig(20, (EASY(1000),))
         return stored_stages.StoredStages(
-            funnel, self.memory, self.memory, self.order, SEED
+            config.plan(funnel),
+            "sigmoid",
+            *(self.memory, self.memory, self.order, SEED),
         )
 
     def group(self, number):
@@ -386,10 +404,9 @@ class CostTest(tf.test.TestCase):
                 draw(25_600, 128, groups=2),
             ),
         ):
-            self.assertEqual(
-                stored_stages.flops(funnel, 16, curated_rows), expected
-            )
-            self.assertEqual(stored_stages.flops(funnel, 0, curated_rows), 0)
+            (segment,) = config.plan(funnel, curated_rows=curated_rows)
+            self.assertEqual(stored_stages.flops(segment, 16), expected)
+            self.assertEqual(stored_stages.flops(segment, 0), 0)
 
 
 class RefusalsTest(stored_cases.StoredTestCase):

@@ -26,16 +26,10 @@ LOSSES = {"sigmoid": losses.sigmoid_loss, "softmax": losses.softmax_loss}
 SEED = (1, 2)
 
 
-def draw(models, stage, batch_size, loss=None, quota="global", replicas=None):
+def draw(models, stage, size, loss="sigmoid", quota="global", replicas=None):
     """The `Draw` on one replica, or on this of several."""
-    return selection.draw(
-        *models,
-        stage,
-        batch_size=batch_size,
-        seed=SEED,
-        settings=config.SelectionConfig(batch_size, loss=loss, quota=quota),
-        replicas=replicas,
-    )
+    options = {"loss": loss, "quota": quota, "replicas": replicas}
+    return selection.draw(*models, stage, size=size, seed=SEED, **options)
 
 
 def on_replicas(num_replicas, function, values, **options):
@@ -169,7 +163,7 @@ class SharedLossTest(tf.test.TestCase):
 
 
 class GlobalQuotaTest(tf.test.TestCase):
-    def check(self, models, num_replicas, stage, batch_size, loss=None):
+    def check(self, models, num_replicas, stage, batch_size, loss="sigmoid"):
         single = draw(models, stage, batch_size, loss)
         draws = draw_on_replicas(models, num_replicas, stage, batch_size, loss)
         # Relative to the logits and losses whose difference a score is.
@@ -296,7 +290,9 @@ class PerReplicaQuotaTest(tf.test.TestCase):
         models = random_embeddings.models(24)
         for method in ("uniform", "independent"):
             stage = config.Stage(1, method=method, gain=2.0)
-            draws = draw_on_replicas(models, 4, stage, 8, None, "per_replica")
+            draws = draw_on_replicas(
+                models, 4, stage, 8, "sigmoid", "per_replica"
+            )
             scores = np.concatenate([found.own_score for found in draws])
             options = {"num_quotas": 4}
             rows = selection.uniform_rows(SEED, 8, 24, **options)

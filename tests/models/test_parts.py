@@ -9,7 +9,7 @@ from keras import ops
 
 from jest_tf import config, models, training
 from jest_tf.models import parts
-from jest_tf.training import sub_batch
+from jest_tf.training import step as step_lib
 
 BLOCKS = 3  # of a tower of the preset "tiny"
 
@@ -125,7 +125,7 @@ class FreezeTest(tf.test.TestCase):
         self.assertLen(model.optimizer.variables, 2 * len(trained) + 1)
         found = graphs.compiled(
             lambda batch: (
-                sub_batch.micro_batches.gradients(
+                step_lib.backend.gradients(
                     learner,
                     batch,
                     lambda embeddings: {"loss": ops.sum(embeddings.image)},

@@ -15,7 +15,7 @@ from keras import ops
 from jest_tf import config, losses, models
 from jest_tf.embeddings import ON_TENSORFLOW, Embeddings
 from jest_tf.models import two_tower as two_tower_lib
-from jest_tf.training import sub_batch
+from jest_tf.training import step as step_lib
 
 # No token ids; JAX has no strings.
 NAMES = tf.fill([3], "a") if ON_TENSORFLOW else np.ones([3], np.float32)
@@ -138,7 +138,7 @@ class TwoTowerTest(tf.test.TestCase):
         model.build({name: value.shape for name, value in batch.items()})
         gradients = graphs.compiled(
             lambda batch: (
-                sub_batch.micro_batches.gradients(
+                step_lib.backend.gradients(
                     model,
                     batch,
                     lambda parts: {"loss": losses.sigmoid_loss(parts)},

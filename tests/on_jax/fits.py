@@ -165,9 +165,9 @@ def draws():
             learner,
             reference,
             stage,
-            batch_size=50,
+            size=50,
+            loss=loss,
             seed=(7, 8),
-            settings=config.SelectionConfig(50, loss=loss),
         ).indices
     return found
 
@@ -175,14 +175,13 @@ def draws():
 def many_draws(loss, steps=200):
     """Rows of the draws of many steps, int32 [steps, 204], of 1,024 rows."""
     models, size = random_embeddings.models(1024), 204
-    settings = config.SelectionConfig(size, loss=loss)
 
     def body(state, step):
         drawn = selection.draw(
             *(*models, config.Stage(5)),
-            batch_size=size,
+            size=size,
+            loss=loss,
             seed=(0, step),
-            settings=settings,
         )
         return state, (drawn.indices,)
 

@@ -22,8 +22,8 @@ import tiny_towers
 from keras import tree
 
 import jest_tf
-from jest_tf import config, distribution, models, selection
-from jest_tf.data import augmentation, pipeline, policies, stores
+from jest_tf import config, distribution, models, selection, training
+from jest_tf.data import augmentation, policies, stores
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import pretrained
 from jest_tf.training import model as model_lib
@@ -81,9 +81,9 @@ class BackendTest(tf.test.TestCase):
             def draw(learner, reference, loss=loss):
                 return selection.draw(
                     *(learner, reference, config.Stage(4, num_chunks=2)),
-                    batch_size=4,
+                    size=4,
+                    loss=loss,
                     seed=(0, 1),
-                    settings=config.SelectionConfig(4, loss=loss),
                 )
 
             traced = str(jax.make_jaxpr(draw)(*models))
@@ -152,7 +152,7 @@ class FitTest(tf.test.TestCase):
         fits.trained(model, fits.dataset().take(4))
         model.save(path)
         model = keras.saving.load_model(path)
-        model.attach_reference(fits.towers(10))
+        model.bind(training.Funnel(model.selection, reference=fits.towers(10)))
         fits.trained(model, fits.dataset().skip(4))
         for ours, other in zip(
             [*whole.get_weights(), *whole.optimizer.variables],
@@ -174,13 +174,12 @@ class FitTest(tf.test.TestCase):
         )
         stage = config.Stage(2, num_chunks=2)
         selection = config.SelectionConfig(4, stages=(stage,))
-        data = pipeline.super_batches(
+        funnel = training.Funnel(
+            selection,
             stores.open_store(f"{EXAMPLES}/pool-*.tfrecord"),
-            selection=selection,
-            seed=0,
-            tokenizer=public.tokenizer,
-            image_size=public.picture,
-        ).take(1)
+            reference=public,
+        )
+        data = funnel.super_batches(public.tokenizer, public.picture).take(1)
         learner = models.build_two_tower(
             "tiny",
             image_size=presets.SIZE,
@@ -200,7 +199,7 @@ class FitTest(tf.test.TestCase):
             seed=(0, 0),
             loss="sigmoid",
         )
-        model = model_lib.JESTModel(learner, public.learner, selection)
+        model = model_lib.JESTModel(learner, selection=funnel)
         model.compile(optimizer.AdamW(1e-3))
         self.assertAllEqual(fits.trained(model, data).draws[0], expected)
 
@@ -314,13 +313,13 @@ class DevicesTest(tf.test.TestCase):
 
 def collectives(model, batch):
     """Sizes of the results of every collective of a compiled step, by kind."""
-    step = model._compiled_step(model.selection.in_step)
+    step = model.compiled_step(model.stepper.plan[0])
     groups = ("trainable", "non_trainable", "optimizer", "metrics")
     state = model._get_jax_state(
         **{f"{group}_variables": True for group in groups}
     )
     batch = tree.map_structure(np.asarray, distribution.in_halves(batch))
-    lowered = step.lower(state, model._frozen_values(), batch)
+    lowered = step.lower(state, model.frozen_values(), batch)
     found = {}
     for shapes, kind in re.findall(
         r"= (.*?) (all-[a-z-]+|reduce-scatter|collective-permute)\(",

@@ -115,7 +115,8 @@ class PageTest(tf.test.TestCase):
         return list(
             pipeline.super_batches(
                 store or stores.open_stores(self.config.data),
-                selection=self.config.selection,
+                plan=self.config.plan,
+                loss="sigmoid",
                 seed=9,
                 tokenizer=tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3),
                 image_size=SIZE,

@@ -74,25 +74,27 @@ class RunTest(tf.test.TestCase):
         drawn = {row["step"]: row["ids"] for row in drawn}
         self.assertLen(drawn, STEPS)
         for start, stop in zip((0, *RENEW_AT), (*RENEW_AT, STEPS), strict=True):
-            options = {"curated_rows": CURATED if start else BATCH}
+            found = rows = None
             if start:
                 found, rows = bootstrap.sidecars_at(
                     self.config, self.store, self.unbroken, start
                 )
-                options |= {"sidecars": found, "rows": rows}
             stream = pipeline.super_batches(
                 self.store,
-                selection=dataclasses.replace(
-                    self.config.selection, loss="sigmoid"
+                plan=config.plan(
+                    self.config.selection,
+                    curated_rows=CURATED if start else BATCH,
                 ),
+                loss="sigmoid",
                 seed=self.config.seed,
                 tokenizer=tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3),
                 image_size=tiny.IMAGE_SIZE,
                 start_step=start,
+                reference=pipeline.ReferenceInputs(found),
                 options=pipeline.Options(
                     num_curated=1,
+                    rows=rows,
                     faults=pipeline.FaultLog(None, 1.0),
-                    **options,
                 ),
             )
             for step, batch in enumerate(stream.take(stop - start), start + 1):
@@ -229,10 +231,11 @@ class SettingsTest(tf.test.TestCase):
         )
 
         def both(width):
-            return stored_stages.flops(recipe.selection, width, 0)
+            return stored_stages.flops(recipe.plan[0], width)
 
         def second(width):
-            return stored_stages.flops(recipe.selection.at(15), width, 0)
+            here = config.segment_at(recipe.plan, 15)
+            return stored_stages.flops(here, width)
 
         first, learner = 768, 64
         for kept, step, expected in (

@@ -51,8 +51,9 @@ def settings(selection=JOINT, steps=5, **evaluation):
 def values_of(step, selection):
     """The metrics of a step; a uniform draw has the least score."""
     names = ["loss", "scale", "bias"]
-    for number, stage in enumerate(selection.at(step - 1).stages):
-        if stage.scores and not stage.is_stored:
+    segment = config.segment_at(config.plan(selection), step - 1)
+    for number, _ in segment.live:
+        if number in segment.scoring:
             for name in (
                 *("reference_loss_kept", "reference_loss_dropped"),
                 *("learner_loss_kept", "learner_loss_dropped"),
@@ -83,7 +84,8 @@ class Model:
 
     def train(self, step):
         self._metrics.update(values_of(step, self.selection))
-        self._kinds[self.selection.at(step - 1).in_step] = self.flops
+        segment = config.segment_at(config.plan(self.selection), step - 1)
+        self._kinds[segment.step_kind] = self.flops
         if self.has_ids:
             self.drawn_ids = tf.constant(ids_of(step))
 
@@ -125,7 +127,7 @@ class LedgerTestCase(tf.test.TestCase):
     ):
         """The rows after `steps`; `self.said` are lines on standard error."""
         steps = steps or range(1, run.steps + 1)
-        model = model or Model(run.segment_selection(steps[0] - 1))
+        model = model or Model(run.selection)
         options = {"start_step": steps[0] - 1, "input_wait": wait} | options
         with contextlib.redirect_stderr(io.StringIO()) as said:
             self.log = log = log_lib.Ledger(run, self.workdir, **options)
@@ -331,7 +333,7 @@ class RowsTest(LedgerTestCase):
 
 
 class StepFlopsTest(tf.test.TestCase):
-    """Costs by hand, of pieces that select in different ways."""
+    """Costs by hand, of segments that select in different ways."""
 
     def test_steps_after_a_renewal_and_of_other_stages_have_their_own(self):
         run = config.TrainConfig(
@@ -340,7 +342,7 @@ class StepFlopsTest(tf.test.TestCase):
             selection=funnel(Stage(3, num_chunks=2, last_step=5)),
             bootstrap=config.BootstrapConfig(renew_at=(4,)),
         )
-        joint, uniform = (run.selection.at(step) for step in (0, 6))
+        joint, uniform = (run.plan[place].step_kind for place in (0, -1))
         workdir = self.get_temp_dir()
         first = costs.StepFlops(run, workdir)
         self.assertEqual(first.at(1), {})

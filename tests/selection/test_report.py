@@ -21,11 +21,8 @@ LOSSES = {
 }
 
 
-def draw(models, stage, *, batch_size, seed=(2, 3), loss=None):
-    settings = config.SelectionConfig(batch_size, loss=loss)
-    return graphs.draw(
-        *models, stage, batch_size=batch_size, seed=seed, settings=settings
-    )
+def draw(models, stage, *, batch_size, seed=(2, 3), loss="sigmoid"):
+    return graphs.draw(*models, stage, size=batch_size, seed=seed, loss=loss)
 
 
 class DrawReportTest(tf.test.TestCase):
@@ -116,9 +113,9 @@ class DrawReportTest(tf.test.TestCase):
             drawn = selection.draw(
                 *models,
                 config.Stage(1, method="top"),
-                batch_size=batch_size,
+                size=batch_size,
+                loss=loss,
                 seed=(0, step),
-                settings=config.SelectionConfig(batch_size, loss=loss),
             )
             return state, (drawn.uniform_score,)
 

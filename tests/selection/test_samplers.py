@@ -17,14 +17,9 @@ LOSSES = (*config.LOSSES, "own_parts:squares")
 SEED = (3, 7)
 
 
-def draw(learner, reference, stage, *, batch_size, seed=SEED, loss=None):
+def draw(learner, reference, stage, *, batch_size, seed=SEED, loss="sigmoid"):
     return graphs.draw(
-        learner,
-        reference,
-        stage,
-        batch_size=batch_size,
-        seed=seed,
-        settings=config.SelectionConfig(batch_size, loss=loss),
+        learner, reference, stage, size=batch_size, seed=seed, loss=loss
     )
 
 
@@ -325,7 +320,7 @@ class ErrorsTest(tf.test.TestCase):
         models = random_embeddings.models(10)
         for options, message in (
             (dict(batch_size=11), r"`batch_size` \(b\).*B=10.*11"),
-            (dict(batch_size=0), "batch_size` must be at least 1.*0"),
+            (dict(batch_size=0), r"`batch_size` \(b\) must .*batch_size=0"),
             (dict(num_chunks=5), "num_chunks` must be.*5.*batch_size=4"),
             (dict(num_chunks=0), "num_chunks` must be at least 1"),
             (dict(criterion="easy"), "criterion` must be one of.*'easy'"),

@@ -205,7 +205,7 @@ class TowersTest(tf.test.TestCase):
         step = step_lib.Step(
             self.learner,
             self.teacher,
-            selection=settings if stages else None,
+            segment=config_lib.plan(settings)[0] if stages else None,
             options=step_lib.StepOptions(**options),
         )
         batch = self.specs(rows // replicas)
@@ -339,7 +339,7 @@ class PaperTest(tf.test.TestCase):
         step = step_lib.Step(
             learner,
             reference.Cached(10.0, 0.0),
-            selection=run.selection,
+            segment=run.plan[0],
             options=step_lib.StepOptions(
                 views=run.model.views,
                 micro_batch_size=run.model.micro_batch_size,

@@ -7,7 +7,7 @@ import tiny
 
 from jest_tf import losses
 from jest_tf.models import layers
-from jest_tf.training import micro_batches
+from jest_tf.training.step import backend
 
 ROWS = 12
 
@@ -18,7 +18,7 @@ def batch(rows=slice(None)):
 
 
 def gradients(learner, size, loss=losses.sigmoid_loss, **more):
-    found = micro_batches.gradients(
+    found = backend.gradients(
         learner,
         batch(),
         lambda embeddings: {"loss": loss(embeddings)},

@@ -111,8 +111,12 @@ def embed(learner, batch):
 def draw(model, batch, step=0):
     """The `Draw` of a step of a single stage, of which `fit` keeps the rows."""
     (stage,) = model.selection.stages
-    here = dataclasses.replace(model.step, seed=(SEED, step))
-    models = step_lib.score(here, stage, batch)
+    here = dataclasses.replace(
+        model.step,
+        seed=(SEED, step),
+        segment=config.segment_at(model.stepper.plan, step),
+    )
+    models = step_lib.score(here, 0, batch)
     return step_lib.select(here, 0, 4, models)[1]
 
 
@@ -349,7 +353,13 @@ class StagesTest(TrainingTestCase):
         for step, rows in enumerate(told.rows):
             batch = batches[step % 10]
             models = [embed(twin, batch) for twin in twins]
-            stages = settings.at(step).stages
+            scoring = step <= 5, step >= 2
+            stages = [
+                stage
+                if scores
+                else dataclasses.replace(stage, method="uniform")
+                for stage, scores in zip(self.STAGES, scoring, strict=True)
+            ]
             *_, expected = hand_draws.through(models, stages, (SEED, step))
             self.assertAllEqual(rows, expected)
         # First alone, both, last alone: no shape differs.
@@ -681,9 +691,9 @@ class SavingTest(TrainingTestCase):
         path = f"{self.get_temp_dir()}/model.keras"
         model.save(path)
         again = keras.saving.load_model(path)
-        with self.assertRaisesRegex(ValueError, "call `attach_reference`"):
+        with self.assertRaisesRegex(ValueError, "after loading, call `bind`"):
             fit(again, batches)
-        again.attach_reference(reference)
+        again.bind(training.Funnel(again.selection, reference=reference))
         self.assertEqual(again.optimizer.iterations, 2)
         histories = [
             fit(trained, batches[2:]).history for trained in (model, again)
@@ -798,7 +808,7 @@ class RecipeTest(TrainingTestCase):
             optimizer=config.OptimizerConfig(learning_rate=0.1),
             distribution=config.DistributionConfig(steps_per_execution=2),
         )
-        model = training.build_model(settings, tiny.learner(0), tiny.learner(5))
+        model = training.build_model(settings, tiny.learner(0))
         options = dict(vars(model.step.options))
         self.assertEqual(
             options.pop("augment").get_config(),

@@ -46,7 +46,7 @@ def step_of(settings=None, learner=None, teacher=None, **options):
     return step_lib.Step(
         learner,
         teacher,
-        selection=settings,
+        segment=settings and config.plan(settings)[0],
         options=step_lib.StepOptions(**options),
         seed=SEED,
     )
@@ -148,16 +148,16 @@ class ScoreTest(tf.test.TestCase):
             ("hard_learner", (True, False)),
             ("easy_reference", (False, True)),
         ):
-            step = step_of(
-                None,
-                learner if needed[0] else None,
-                reference.frozen(teacher) if needed[1] else None,
-            )
             for size in (None, 3):
-                stage = config.Stage(3, "live", "joint", criterion)
+                stage = config.Stage(3, "live", "top", criterion)
                 stage = dataclasses.replace(stage, scoring_batch_size=size)
+                step = step_of(
+                    funnel(4, stage),
+                    learner if needed[0] else None,
+                    reference.frozen(teacher) if needed[1] else None,
+                )
                 for embedded, hand, is_needed in zip(
-                    step_lib.score(step, stage, batch),
+                    step_lib.score(step, 0, batch),
                     expected,
                     needed,
                     strict=True,
@@ -168,9 +168,8 @@ class ScoreTest(tf.test.TestCase):
                     ):
                         self.assertAllClose(value, by_hand, 1e-6, 1e-6)
         uniform = config.Stage(3, method="uniform", scoring_batch_size=5)
-        self.assertEqual(
-            step_lib.score(step_of(), uniform, batch), (None, None)
-        )
+        step = step_of(funnel(4, uniform))
+        self.assertEqual(step_lib.score(step, 0, batch), (None, None))
 
 
 class GatherTest(tf.test.TestCase):
