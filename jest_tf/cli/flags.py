@@ -8,7 +8,7 @@ from jest_tf.config import overrides
 FORMAT_FIELDS = ("format", "image_field", "caption_fields", "index_dir")
 SEVERAL = {"nargs": "+", "action": "extend"}
 # Flags that may name a run directory.
-RUNS = ("workdir", "model", "learner", "reference")
+RUNS = ("workdir", "model", "reference")
 
 
 def name(field: str) -> str:
@@ -38,11 +38,66 @@ def open_store(data: config.DataConfig, setting: str = "--data"):
     return stores.open_stores(data, indexing, setting)
 
 
+def load_reference(name: str, setting: str):
+    """Loads the reference that a flag, `setting`, names; None for ""."""
+    from jest_tf.runs import loading
+
+    if not name:
+        return None
+    loading.check_model(name, setting)
+    return loading.load(name)
+
+
+def open_sidecars(store, model, directory: str, like=None):
+    """Opens the sidecars of a store, writing those that are missing.
+
+    Without a `model`, all must be there, and be of the same model as the
+    sidecars `like`.
+    """
+    from jest_tf.data import sidecars
+    from jest_tf.data.sidecars import embed
+    from jest_tf.models import reference
+    from jest_tf.runs import progress
+
+    if model is None:
+        expected = like.description if like else None
+        return sidecars.Sidecars(store, directory, expected)
+    description = reference.describe(model)
+    embed.write(
+        store,
+        reference.encoder(model),
+        description,
+        embed.Output(
+            directory, progress=progress.Progress("embedding", "records")
+        ),
+        image_size=model.picture,
+    )
+    return sidecars.Sidecars(store, directory, description)
+
+
 def settings(kind: type, flags: argparse.Namespace, **values):
     """Builds a dataclass `kind` from the values and `--set`."""
     for text in flags.set:
         overrides.override(kind, values, text)
     return overrides.build(kind, values)
+
+
+def add_reference(parser: argparse.ArgumentParser, flag: str) -> None:
+    """Adds the flags of a reference, `flag` among them, and its sidecars."""
+    parser.add_argument(
+        flag,
+        default="",
+        metavar="NAME",
+        help="a run directory or a public model, docs/models.md (default: the "
+        "model of the sidecars, which must be there)",
+    )
+    parser.add_argument(
+        "--sidecar-dir",
+        default="",
+        metavar="DIR",
+        help="sidecars of the reference (default: beside each shard)",
+    )
+    add_trust(parser)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
