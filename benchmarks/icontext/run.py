@@ -184,7 +184,7 @@ class Runner:
             *("--data", self._shards(pool)),
             *("--sidecar-dir", self._sidecars(name, pool)),
             *("--output", self._manifest(name, pool)),
-            *("--set", "stage.candidates=3", "--no-report"),
+            *("--set", "stage.candidates=3"),
         )
 
     def _train(self, run):

@@ -3,10 +3,11 @@
 By default every window of the data passes a stored stage with five candidates
 and the criterion easy-reference, like those of a run (docs/funnel.md). With
 `--learner` the score is the learnability between that run and the reference. A
-run with `data.manifest=DIR` draws by the manifest. The output has a report,
-`report.html`. The same command continues after an interruption; `--overwrite`
-starts again. `--set` takes fields of `curation.Choice`, such as
-stage.candidates=3. The format flags must equal `data` in the training recipe.
+run with `data.manifest=DIR` draws by the manifest. `report.html`, beside it,
+shows records that it keeps and drops. The same command continues after an
+interruption; `--overwrite` starts again. `--set` takes fields of
+`curation.Choice`, such as stage.candidates=3. The format flags must equal
+`data` in the training recipe.
 """
 
 import argparse
@@ -54,13 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--set", **several, default=[], metavar="A=B", help="settings")
     add("--overwrite", action="store_true", help="start again")
-    add("--no-report", action="store_true", help="write no report.html")
-    add(
-        "--source-fields",
-        nargs="*",
-        metavar="FIELD",
-        help="metadata that the report counts by (default: source kind style)",
-    )
     flags_lib.add_trust(parser)
     flags_lib.add_format(parser)
 
@@ -76,8 +70,8 @@ def run(flags: argparse.Namespace) -> None:
         train=tuple(flags.data), **flags_lib.format_of(flags)
     )
     store = flags_lib.open_store(data)
-    reference = curation.Model(flags.workdir, flags.sidecar_dir, flags.step)
-    models, values = [reference], dataclasses.asdict(curation.Choice())
+    models = [curation.Model(flags.workdir, flags.sidecar_dir, flags.step)]
+    values = dataclasses.asdict(curation.Choice())
     if flags.learner:
         sidecar_dir = flags.learner_sidecar_dir or ""
         models.append(
@@ -95,13 +89,8 @@ def run(flags: argparse.Namespace) -> None:
     )
     drawn = int((curated.weights > 0).sum())
     print(f"{drawn:,} of {len(store):,} records are drawn: {flags.output}")
-    if flags.no_report:
-        return
     path = os.path.join(flags.output, REPORT_FILE)
-    fields = flags.source_fields
-    if fields is None:
-        fields = manifest_page.SOURCE_FIELDS
-    manifest_page.write(path, store, curated, reference.sidecars(store), fields)
+    manifest_page.write(path, store, curated)
     print(path)
 
 

@@ -23,9 +23,6 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
     Opens the data, the reference and its sidecars, and builds the learner.
     Local sidecars are read whole, to compare their checksums; sidecars on
     buckets, up to 256 MiB. Writes only missing indexes, as the run would.
-
-    Raises:
-        ValueError: `jest-tf train` would refuse the run.
     """
     return "\n".join(
         f"{name:<17}{text}" for name, text in _lines(config, workdir)

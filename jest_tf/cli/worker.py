@@ -23,11 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Serves until the process is stopped.
-
-    Raises:
-        ValueError: the server cannot listen on the port.
-    """
+    """Serves until the process is stopped."""
     import tensorflow as tf
     import tensorflow_text  # noqa: F401  (its import registers its ops)
 

@@ -14,7 +14,6 @@ from matplotlib import figure as mpl_figure
 
 KEPT, DROPPED, UNIFORM, CHANCE = "#c2410c", "#64748b", "#2563eb", "#a1a1aa"
 
-_MAX_POINTS = 500
 # Names of lines: letters per row, and a row's height over the chart's.
 _NAME_WIDTH, _NAME_HEIGHT = 15, 0.085
 # Replaced by the page's text colour, so that charts follow dark mode.
@@ -38,13 +37,12 @@ _STYLE = {
 
 
 class Line(NamedTuple):
-    """A line of a chart, with a shaded band of lower and upper values."""
+    """A line of a chart."""
 
     label: str
     colour: str
     x: Sequence[float]
     y: Sequence[float]
-    band: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 class Chart(NamedTuple):
@@ -61,10 +59,9 @@ def draw(
     xlabel: str = "step",
     unit_range: bool = False,
 ) -> Chart:
-    """Draws lines over their bands, each thinned to 500 points and named.
+    """Draws lines, with names beside their last points.
 
-    A line's name is beside its last point. `unit_range` shows the range [0, 1]
-    whatever the values.
+    `unit_range` shows the range [0, 1] whatever the values.
     """
     with _figure() as (figure, axes):
         shown = [line for line in lines if len(line.x)]
@@ -94,8 +91,9 @@ def histogram(
         for label, colour, values in groups:
             clipped = np.clip(values, edges[0], edges[-1])
             shares = np.histogram(clipped, edges)[0] / max(1, len(values))
-            band = (np.zeros_like(shares), shares)
-            _add(axes, Line(label, colour, middles, shares, band))
+            _add(axes, Line(label, colour, middles, shares))
+            around = np.pad(middles, 1, "edge"), np.pad(shares, 1)
+            axes.fill(*around, color=colour, alpha=0.15, clip_on=False)
         axes.set(xlabel=xlabel)
         # Histograms end together, so names at their ends would be ambiguous.
         figure.legend(loc="outside lower center", ncols=3, fontsize=10)
@@ -161,18 +159,17 @@ def _svg(figure):
 
 
 def _add(axes, line):
-    places = evenly(len(line.x), _MAX_POINTS)
-    x, y = np.asarray(line.x)[places], np.asarray(line.y)[places]
     dashed = "--" if line.colour == CHANCE else "-"
-    # Points lie within the limits, so clipping, which needs ids, is off.
-    style = {"color": line.colour, "clip_on": False}
     # Width distinguishes the main line where colours do not.
-    width = 2.2 if line.colour == KEPT else 1.3
-    axes.plot(x, y, dashed, label=line.label, linewidth=width, **style)
-    if line.band is not None:
-        lower, upper = (np.asarray(bound)[places] for bound in line.band)
-        around = np.concatenate([lower, upper[::-1]])
-        axes.fill(np.concatenate([x, x[::-1]]), around, alpha=0.15, **style)
+    axes.plot(
+        line.x,
+        line.y,
+        dashed,
+        label=line.label,
+        color=line.colour,
+        linewidth=2.2 if line.colour == KEPT else 1.3,
+        clip_on=False,  # clipping needs ids; points lie within the limits
+    )
 
 
 def _inline(svg):

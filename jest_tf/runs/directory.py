@@ -50,7 +50,6 @@ LOCK_FILE = ".lock"
 
 # Logs that `cut_back` shortens; the stream shortens the fault log.
 _LOGS = (METRICS_FILE, DRAWS_FILE, EVALUATION_FILE, TELEMETRY_FILE)
-_BLOCK = 2**24  # bytes of a log that are read at once
 _MARGIN = 2**20  # bytes of logs, and of a checkpoint beside its arrays
 
 
@@ -128,71 +127,6 @@ def append(workdir: str, name: str, row: dict) -> None:
 def read_rows(workdir: str, name: str) -> list[dict]:
     """Reads the complete rows of a JSON-lines file; [] if there is no file."""
     return [row for row, _ in _rows(path(workdir, name))]
-
-
-class Tail:
-    """The rows of a JSON-lines file that may be growing, in bounded memory.
-
-    Above `most` rows (an even number), pairs of rows are merged. A merged row
-    has the values of the later row, and the earlier row's where the later has
-    none. Memory and the time of a `read` therefore don't grow with the file.
-    """
-
-    def __init__(self, workdir: str, name: str, most: int = 1000):
-        self._path = path(workdir, name)
-        self._most = most
-        self._stamp = None
-        self._begin()
-
-    def read(self) -> list[dict]:
-        """Returns all rows; reads only those appended since the last call.
-
-        An incomplete line is left to the next call. A file that has been cut
-        back is read from its start. Returns [] if there is no file.
-        """
-        if not files.is_file(self._path):
-            self._stamp = None
-            self._begin()
-            return []
-        stamp = files.stat(self._path)
-        if stamp != self._stamp:
-            # Set before reading: rows added meanwhile are for the next call.
-            self._stamp = stamp
-            with files.staged(self._path) as local, open(local, "rb") as file:
-                self._read_on(file)
-        return [*self._rows, *([self._pending] if self._pending else ())]
-
-    def _begin(self):
-        self._end, self._last = 0, b""
-        self._rows, self._pending, self._count, self._stride = [], {}, 0, 1
-
-    def _read_on(self, file):
-        file.seek(self._end - len(self._last))
-        if file.read(len(self._last)) != self._last:
-            self._begin()
-            file.seek(0)
-        rest = b""
-        while block := file.read(_BLOCK):
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                self._take(line + b"\n")
-
-    def _take(self, line):
-        self._end, self._last = self._end + len(line), line
-        row = _parse(line)
-        if row is None:
-            return
-        self._count += 1
-        self._pending = self._pending | row
-        if self._count % self._stride == 0:
-            self._rows.append(self._pending)
-            self._pending = {}
-        if len(self._rows) > self._most:
-            last = self._rows.pop()
-            pairs = zip(self._rows[::2], self._rows[1::2], strict=True)
-            self._rows = [earlier | later for earlier, later in pairs]
-            self._stride *= 2
-            self._pending = last
 
 
 def load_config(workdir: str) -> config_lib.TrainConfig:
@@ -364,16 +298,9 @@ def _rows(path):
         open(local, encoding="utf-8", errors="replace") as file,
     ):
         for line in file:
-            row = _parse(line)
-            if row is not None:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # an incomplete line
+            if isinstance(row, dict) and type(row.get("step")) is int:
                 yield row, line.rstrip("\n") + "\n"
-
-
-def _parse(line):
-    """Returns the row in a line of a log; None if it is incomplete."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    is_row = isinstance(row, dict) and type(row.get("step")) is int
-    return row if is_row else None

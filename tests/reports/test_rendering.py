@@ -36,15 +36,8 @@ class RenderingTest(tf.test.TestCase):
             name=HOSTILE[0],
             made_by={HOSTILE[1]: HOSTILE[3]},
             counts={HOSTILE[0]: 3},
-            steps=(),
-            scored=1,
-            charts=[],
-            sources=[{"field": HOSTILE[0], "rows": [(HOSTILE[3], 0.0, 0.5)]}],
-            looked_at=1,
-            size=2,
-            drawn=1,
-            duplicates=None,
-            deciles=[{"share": 1.0, "low": 0.0, "high": 1.0, "cards": cards}],
+            kept=cards,
+            dropped=[],
         ).decode()
         found = html_elements.parse(page)
         self.assertNotIn("script", found.tags)

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import tempfile
-from unittest import mock
 
 import html_elements
 import markupsafe
@@ -92,8 +91,17 @@ class PageTest(tf.test.TestCase):
                         "seconds": 2.0 * line["step"],
                         "stages/0/score": 1.0,
                         "stages/0/uniform_score": -1.0,
-                        "train/repeat_rate": 0.25,
-                        "select/effective_filter_ratio": 0.4,
+                    }
+                    for line in lines
+                ],
+            ),
+            (
+                directory.EVALUATION_FILE,
+                [
+                    {
+                        "step": line["step"],
+                        "eval/val/image_to_text/mrr": 0.5,
+                        "flops/step": 10**12 * line["step"],
                     }
                     for line in lines
                 ],
@@ -171,8 +179,8 @@ class PageTest(tf.test.TestCase):
             self.assertIn(str(markupsafe.escape(caption)), text)
         self.assertEqual(text.count('class="card kept"'), 4)
         for title in (
-            *("Stage 0: score of the rows that pass", "Records"),
-            *("Stage 0: learnability of rows, median", "Most learnable"),
+            *("Score on val", "TFLOPs", "Most learnable"),
+            "Step 3, val: image to text MRR 0.500",
         ):
             self.assertIn(title, text)
 
@@ -181,118 +189,6 @@ class PageTest(tf.test.TestCase):
         self.write([self.line(1, 0, ids)])
         with self.assertRaisesRegex(ValueError, f"id {ids[0]} at 0 of super-"):
             run_page.write(self.workdir, "nowhere")
-
-    def watch(self, *stages, seconds=7):
-        """The pages at which `watch` waits, and the last.
-
-        Each wait brings the run to the next stage, a function.
-        """
-        path, pages, stages = f"{self.workdir}/page.html", [], list(stages)
-
-        def look():
-            pages.append("")
-            if os.path.exists(path):
-                with open(path, encoding="utf-8") as file:
-                    pages[-1] = file.read()
-                html_elements.parse(pages[-1])
-
-        def wait(given):
-            self.assertEqual(given, seconds)
-            look()
-            stages.pop(0)()
-
-        with mock.patch.object(run_page.time, "sleep", wait):
-            run_page.watch(self.workdir, path, seconds=seconds)
-        look()
-        self.assertEmpty(stages)
-        return pages
-
-    def finish(self):
-        self.append(directory.WEIGHTS_FILE, "")
-
-    def append(self, name, text):
-        with open(f"{self.workdir}/{name}", "a") as file:
-            file.write(text)
-
-    def test_a_page_follows_its_run_from_before_the_beginning_to_the_end(self):
-        batches = self.batches(3)
-        lines = [
-            self.line(step, step - 1, batches[step - 1]["id"])
-            for step in (1, 2, 3)
-        ]
-        rows = [
-            {"step": 2 * step, "train/loss": 0.5 / step, "seconds": 30.0 * step}
-            for step in (1, 2, 3)
-        ]
-        text = [json.dumps(row) + "\n" for row in rows]
-        draw = [json.dumps(line) + "\n" for line in lines]
-        log, telemetry = directory.METRICS_FILE, directory.TELEMETRY_FILE
-        os.rename(f"{self.workdir}/config.json", f"{self.workdir}/later")
-
-        def begin():
-            os.rename(f"{self.workdir}/later", f"{self.workdir}/config.json")
-
-        def first():
-            self.append(telemetry, draw[0])
-            self.append(log, text[0] + text[1][:9])
-
-        def second():
-            self.append(log, text[1][9:])
-
-        def cut_back():  # as a run does that continues
-            directory.cut_back(self.workdir, 2)
-
-        def third():
-            self.append(telemetry, "".join(draw[1:]))
-            self.append(log, text[1] + text[2])
-
-        def nothing():
-            pass
-
-        with mock.patch.object(
-            run_page.stores, "open_stores", wraps=stores.open_stores
-        ) as opened:
-            none, waiting, first_page, second_page, cut, three, same, last = (
-                self.watch(
-                    begin, first, second, cut_back, third, nothing, self.finish
-                )
-            )
-        opened.assert_called_once()
-        self.assertEqual(none, "")
-        self.assertIn("Waiting for the first logged step", waiting)
-        self.assertIn("0 of 6", waiting)
-        for page, step, loss, left in (
-            (first_page, 2, "0.5", None),
-            (second_page, 4, "0.25", "00:30"),
-            (cut, 2, "0.5", None),
-            (three, 6, "0.1667", None),
-        ):
-            self.assertNotIn("Waiting", page)
-            self.assertIn(f"<dd>{step} of 6</dd>", page)
-            self.assertIn(f"<dd>{loss}</dd>", page)
-            if left is None:
-                self.assertNotIn("time left", page)
-            else:
-                self.assertIn(f"<dd>{left}</dd>", page)
-        refresh = '<meta http-equiv="refresh" content="7">'
-        for page in (waiting, first_page, second_page, cut, three):
-            self.assertIn(refresh, page)
-        # While it is watched the newest draw alone, in the end all.
-        self.assertEqual(first_page.count('class="card kept"'), 2)
-        self.assertEqual(three.count('class="card kept"'), 2)
-        self.assertIn("in step 3<", three)
-        self.assertEqual(same, three)
-        self.assertEqual(last.count('class="card kept"'), 6)
-        self.assertNotIn("refresh", last)
-
-    def test_a_watched_page_says_why_it_has_no_pictures(self):
-        ids = self.batches(1)[0]["id"]
-        self.write([self.line(1, 0, ids)])
-        self.finish()
-        os.rename(self.shard, f"{self.workdir}/b.tfrecord")
-        (page,) = self.watch()
-        self.assertIn("The pictures cannot be shown here: ", page)
-        self.assertIn("a.tfrecord", page)
-        self.assertIn("Stage 0: score of the rows that pass", page)
+        os.remove(self.shard)
         with self.assertRaisesRegex(ValueError, "a.tfrecord"):
-            run_page.write(self.workdir, f"{self.workdir}/page.html")
+            run_page.write(self.workdir, "nowhere")

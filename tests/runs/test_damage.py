@@ -122,7 +122,6 @@ class DamageTest(tf.test.TestCase):
         def rows(name):
             return lambda: (
                 directory.read_rows(run, name),
-                directory.Tail(run, name).read(),
                 checkpoints.best_step(run, "eval/pool/image_to_text/mrr"),
             )
 

@@ -1,8 +1,6 @@
 """The run directory: rows, cutting back, and the lock."""
 
-import json
 import os
-from unittest import mock
 
 import remote_files
 import tensorflow as tf
@@ -24,64 +22,6 @@ class DirectoryTest(tf.test.TestCase):
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
         return path
-
-    def test_a_tail_has_the_rows_that_a_growing_file_has(self):
-        name = directory.METRICS_FILE
-        tail = directory.Tail(self.workdir, name)
-        self.assertEqual(tail.read(), [])
-        first = '{"step": 1, "a": 0.5}\n{"step": 2, "a": 0.25}\n'
-        for text, steps in (
-            (first, [1, 2]),
-            (first, [1, 2]),
-            (first + '{"step": 3, "a', [1, 2]),
-            (first + '{"step": 3, "a": 1}\n\xe9\n', [1, 2, 3]),
-            # Cut back and gone on, to a longer file.
-            ('{"step": 1, "a": 0.5}\n{"step": 4, "a": 0.125}\n' * 9, [1, 4]),
-            ('{"step": 1, "a": 0.5}\n', [1]),
-            ("", []),
-        ):
-            self.write(name, text)
-            expected = directory.read_rows(self.workdir, name)
-            self.assertEqual(tail.read(), expected)
-            found = dict.fromkeys(row["step"] for row in tail.read())
-            self.assertEqual(list(found), steps)
-        os.remove(directory.path(self.workdir, name))
-        self.assertEqual(tail.read(), [])
-
-    def test_a_long_tail_is_merged_by_pairs_whenever_it_is_read(self):
-        name = directory.METRICS_FILE
-        # Every second row has a value that the others lack.
-        rows = [
-            {"step": step, "odd" if step % 2 else "even": step}
-            for step in range(1, 41)
-        ]
-        lines = [json.dumps(row) + "\n" for row in rows]
-        tail = directory.Tail(self.workdir, name, most=4)
-        for count in range(1, 41):
-            self.write(name, "".join(lines[:count]))
-            found = tail.read()
-            self.assertLessEqual(len(found), 5)
-            # The newest row is there, and so is the newest value of each.
-            self.assertEqual(found[-1]["step"], count)
-            for column in ("odd", "even"):
-                values = [row[column] for row in found if column in row]
-                expected = [r[column] for r in rows[:count] if column in r]
-                self.assertEqual(values[-1:], expected[-1:])
-        self.assertEqual([row["step"] for row in found], [16, 32, 40])
-        self.assertEqual(found[0], {"step": 16, "odd": 15, "even": 16})
-        self.assertEqual(
-            directory.Tail(self.workdir, name, most=4).read(), found
-        )
-
-    def test_a_tail_reads_nothing_twice(self):
-        name = directory.METRICS_FILE
-        tail = directory.Tail(self.workdir, name)
-        self.write(name, '{"step": 1}\n' * 3)
-        tail.read()
-        with mock.patch.object(json, "loads", wraps=json.loads) as loads:
-            self.write(name, '{"step": 1}\n' * 3 + '{"step": 2}\n')
-            self.assertLen(tail.read(), 4)
-        loads.assert_called_once_with(b'{"step": 2}\n')
 
     def test_a_copy_of_a_bucket_is_read_by_the_name_that_its_error_gives(self):
         bucket, rows = f"ram://{self.id()}", [{"step": 1}, {"step": 2}]
@@ -144,18 +84,6 @@ class RemoteDirectoryTest(remote_files.Gcs, tf.test.TestCase):
             with directory.locked(workdir):
                 self.fail("it is held")
         self.assertEqual(self.server.names(), before)
-
-    def test_a_tail_follows_what_is_uploaded(self):
-        name, rows = directory.METRICS_FILE, []
-        tail = directory.Tail(self.folder, name)
-        self.assertEqual(tail.read(), [])
-        for step in (1, 2, 3):
-            rows.append({"step": step})
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            files.write_whole(f"{self.folder}/{name}", text.encode())
-            self.assertEqual(tail.read(), rows)
-        files.write_whole(f"{self.folder}/{name}", b'{"step": 1}\n')
-        self.assertEqual(tail.read(), rows[:1])
 
     def test_what_cannot_be_written_or_read(self):
         self.assert_refused(
