@@ -67,9 +67,7 @@ def run(flags: argparse.Namespace) -> None:
     )
     sentences = advice.advise(found)
     page = os.path.join(flags.output, PAGE_FILE)
-    advice_page.write(
-        page, found, sentences, pool.store, tests and tests.store
-    )
+    advice_page.write(page, found, sentences, pool.store, tests and tests.store)
     print("\n".join(f"- {sentence}" for sentence in sentences))
     print(page)
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from jest_tf import config
+from jest_tf import config, files
 from jest_tf.config import overrides
 
 FORMAT_FIELDS = ("format", "image_field", "caption_fields", "index_dir")
@@ -55,7 +55,7 @@ def open_sidecars(store, model, directory: str, like=None):
     sidecars `like`.
     """
     from jest_tf.data import sidecars
-    from jest_tf.data.sidecars import embed
+    from jest_tf.data.sidecars import embed, file_format
     from jest_tf.models import reference
     from jest_tf.runs import progress
 
@@ -63,13 +63,16 @@ def open_sidecars(store, model, directory: str, like=None):
         expected = like.description if like else None
         return sidecars.Sidecars(store, directory, expected)
     description = reference.describe(model)
+    shards = range(len(store.shards.paths))
+    paths = [sidecars.sidecar_path(store, i, directory) for i in shards]
+    present = list(filter(files.is_file, paths))
+    dtype = file_format.read(present[0])[0].dtype if present else "float16"
+    shown = progress.Progress("embedding", "records")
     embed.write(
         store,
         reference.encoder(model),
         description,
-        embed.Output(
-            directory, progress=progress.Progress("embedding", "records")
-        ),
+        embed.Output(directory, dtype, progress=shown),
         image_size=model.picture,
     )
     return sidecars.Sidecars(store, directory, description)

@@ -5,6 +5,6 @@ settings, sidecars and shards; the same call continues an interrupted call.
 `survey` measures a pool by `estimates`; `advice` says whether to choose.
 """
 
-from jest_tf.curation.choice import Choice, curate
+from jest_tf.curation.choice import STAGE, Choice, curate
 
-__all__ = ["Choice", "curate"]
+__all__ = ["STAGE", "Choice", "curate"]

@@ -59,7 +59,11 @@ def _on_copies(found):
         yield "Name your tests with `--tests` to find copies of them."
         return
     leaked = found.leaks.share(found.near)
-    said = f"{leaked:.1%} of the tests' pictures have one in the pool"
-    if leaked:
-        said += ": leave these records out, or your results will be too high"
-    yield said + "."
+    if not leaked:
+        yield "None of the tests' pictures has a near-duplicate in the pool."
+        return
+    yield (
+        f"{leaked:.1%} of the tests' pictures have a near-duplicate in the "
+        "pool: leave those records out of the pool, or your results will be "
+        "too high."
+    )

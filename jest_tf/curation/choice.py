@@ -21,7 +21,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import files, selection
 from jest_tf.config import checks
-from jest_tf.data import reader, stores, stream
+from jest_tf.data import reader, stream
 from jest_tf.data.sidecars import Sidecars
 from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
@@ -80,10 +80,6 @@ def curate(
         chosen_by: the settings.
         overwrite: whether to write all files anew.
         progress: called with the records scored so far and in all.
-
-    Raises:
-        ValueError: two shards are the same, or the folder has another manifest
-            or is in use.
     """
     store = sidecars.store
     manifest.check_distinct(store)

@@ -74,10 +74,6 @@ def matched_share(pool: np.ndarray, curated: np.ndarray) -> Estimate:
     Args:
         pool: float [n], `similarities` of a sample of the pool.
         curated: float [m], of curated pairs that the reference has not seen.
-
-    Raises:
-        ValueError: the reference finds the curated pairs no more similar than
-            mismatched pairs.
     """
     error = curated.std() / len(curated) ** 0.5
     if curated.mean() <= 2.0 * error:

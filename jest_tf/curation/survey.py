@@ -86,10 +86,6 @@ def survey(
         near: least cosine of near-duplicates. The value depends on the
             reference: a weak model has all cosines near 1.
         progress: called with the records compared so far and in all.
-
-    Raises:
-        ValueError: fewer than 64 records have embeddings, or as in
-            `estimates.matched_share`.
     """
     random = np.random.default_rng(_SEED)
     rows, image, text = _sample(pool, _POOL, random)
