@@ -64,6 +64,6 @@ def _on_copies(found):
         return
     yield (
         f"{leaked:.1%} of the tests' pictures have a near-duplicate in the "
-        "pool: leave those records out of the pool, or your results will be "
-        "too high."
+        "pool. If the page shows copies, leave those records out of the pool, "
+        "or test results will be too high."
     )
