@@ -2,7 +2,7 @@
 
 Estimates from a reference's embeddings, without labels, how many pairs of the
 pool match and would match after a stage, and finds near-duplicates in the pool
-and in the tests. Missing sidecars are written first, like by `jest-tf embed`.
+and in the tests. Missing sidecars are written first, as by `jest-tf embed`.
 Prints a few sentences, and writes advice.html, with pictures of pairs that a
 stage would choose and drop (docs/advise.md).
 """
@@ -48,28 +48,37 @@ def run(flags: argparse.Namespace) -> None:
     model = flags_lib.load_reference(flags.reference, "--reference")
     _check_unseen(model, flags)
 
-    def opened(name, like=None):
-        data = config.DataConfig(
-            train=tuple(getattr(flags, name)), **flags_lib.format_of(flags)
-        )
-        store = flags_lib.open_store(data, f"--{name}")
+    pool, curated, tests = (
+        _open(flags, name) for name in ("pool", "curated", "tests")
+    )
+
+    def embedded(store, like=None):
         return flags_lib.open_sidecars(store, model, flags.sidecar_dir, like)
 
-    pool = opened("pool")
-    curated = opened("curated", pool)
-    tests = opened("tests", pool) if flags.tests else None
+    sidecars = embedded(pool)
     found = survey.survey(
-        pool,
-        curated,
-        tests,
+        sidecars,
+        embedded(curated, sidecars),
+        embedded(tests, sidecars) if tests else None,
         near=flags.near,
         progress=progress.Progress("comparing", "records"),
     )
     sentences = advice.advise(found)
     page = os.path.join(flags.output, PAGE_FILE)
-    advice_page.write(page, found, sentences, pool.store, tests and tests.store)
+    advice_page.write(page, found, sentences, pool, tests)
     print("\n".join(f"- {sentence}" for sentence in sentences))
     print(page)
+
+
+def _open(flags, name):
+    """Opens the store that a flag names, or None without the flag."""
+    patterns = getattr(flags, name)
+    if not patterns:
+        return None
+    data = config.DataConfig(
+        train=tuple(patterns), **flags_lib.format_of(flags)
+    )
+    return flags_lib.open_store(data, f"--{name}")
 
 
 def _check_unseen(model, flags):
