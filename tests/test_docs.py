@@ -13,7 +13,6 @@ import importlib.util
 import inspect
 import io
 import itertools
-import json
 import os
 import pathlib
 import pkgutil
@@ -395,6 +394,12 @@ class PagesTest(DocsTestCase):
         log = directory.read_rows("runs/curated", "metrics.jsonl")
         self.assertEqual(log[-1]["step"], 2)
 
+    def test_advice_is_given(self):
+        _, printed = self.run_page("docs/advise.md")
+        self.assertRegex(printed, r"- 3\d% of the pairs match")
+        self.assertIn("- Add `Stage(candidates=3, ", printed)
+        html_elements.parse(pathlib.Path("advice/advice.html").read_text())
+
     def test_an_interruption_is_rehearsed(self):
         _, printed = self.run_page("docs/buckets.md", FEW)
         self.assertIn("already finished", printed)
@@ -404,22 +409,6 @@ class PagesTest(DocsTestCase):
             if page not in RUN:
                 with self.subTest(page):
                     self.run_page(page, skip=("jest-tf",))
-
-
-@pytest.mark.slow
-class AdviceTest(DocsTestCase):
-    """The quick reference needs all shipped pictures, and its graph."""
-
-    def test_advice_is_given(self):
-        _, printed = self.run_page(
-            "docs/advise.md", add=lambda words: ("--set", "sample=1000")
-        )
-        self.assertRegex(printed, r"- Add `Stage\(candidates=\d")
-        found = json.loads(pathlib.Path("advice/advice.json").read_text())
-        # Three tenths are clean; near-duplicates of clean pairs match, too.
-        self.assertBetween(found["matched"]["mean"], 0.2, 0.5)
-        self.assertLess(found["apart"], 2 / 3)
-        html_elements.parse(pathlib.Path("advice/advice.html").read_text())
 
 
 class CommandsTest(DocsTestCase):

@@ -191,7 +191,7 @@ DATA = (
     ("TRAIN data.train=s3://a/b", "scheme.*Received: s3://"),
     (
         "curate --data $/pool-* --output $/x",
-        "`loss` must be .*without a run; `--set loss=sigmoid` sets",
+        "`loss` must be .*no `loss`.*add `--set loss=sigmoid`",
     ),
     ("train --workdir nothing --extend 3", "`--workdir` must be the direct"),
     (

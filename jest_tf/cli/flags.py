@@ -2,13 +2,13 @@
 
 import argparse
 
-from jest_tf import config
+from jest_tf import config, files
 from jest_tf.config import overrides
 
 FORMAT_FIELDS = ("format", "image_field", "caption_fields", "index_dir")
 SEVERAL = {"nargs": "+", "action": "extend"}
 # Flags that may name a run directory.
-RUNS = ("workdir", "model", "learner", "reference")
+RUNS = ("workdir", "model", "reference")
 
 
 def name(field: str) -> str:
@@ -38,11 +38,69 @@ def open_store(data: config.DataConfig, setting: str = "--data"):
     return stores.open_stores(data, indexing, setting)
 
 
+def load_reference(name: str, setting: str):
+    """Loads the reference that a flag, `setting`, names; None for ""."""
+    from jest_tf.runs import loading
+
+    if not name:
+        return None
+    loading.check_model(name, setting)
+    return loading.load(name)
+
+
+def open_sidecars(store, model, directory: str, like=None):
+    """Opens the sidecars of a store, writing those that are missing.
+
+    Without a `model`, all must be there, and be of the same model as the
+    sidecars `like`.
+    """
+    from jest_tf.data import sidecars
+    from jest_tf.data.sidecars import embed, file_format
+    from jest_tf.models import reference
+    from jest_tf.runs import progress
+
+    if model is None:
+        expected = like.description if like else None
+        return sidecars.Sidecars(store, directory, expected)
+    description = reference.describe(model)
+    shards = range(len(store.shards.paths))
+    paths = [sidecars.sidecar_path(store, i, directory) for i in shards]
+    present = list(filter(files.is_file, paths))
+    dtype = file_format.read(present[0])[0].dtype if present else "float16"
+    shown = progress.Progress("embedding", "records")
+    embed.write(
+        store,
+        reference.encoder(model),
+        description,
+        embed.Output(directory, dtype, progress=shown),
+        image_size=model.picture,
+    )
+    return sidecars.Sidecars(store, directory, description)
+
+
 def settings(kind: type, flags: argparse.Namespace, **values):
     """Builds a dataclass `kind` from the values and `--set`."""
     for text in flags.set:
         overrides.override(kind, values, text)
     return overrides.build(kind, values)
+
+
+def add_reference(parser: argparse.ArgumentParser, flag: str) -> None:
+    """Adds the flags of a reference, `flag` among them, and its sidecars."""
+    parser.add_argument(
+        flag,
+        default="",
+        metavar="NAME",
+        help="a run directory or a public model, docs/models.md (default: the "
+        "model of the sidecars, which must be there)",
+    )
+    parser.add_argument(
+        "--sidecar-dir",
+        default="",
+        metavar="DIR",
+        help="sidecars of the reference (default: beside each shard)",
+    )
+    add_trust(parser)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,8 @@
 """The choice: a stored stage over a whole data set, before training.
 
 Each shard's records are dealt at random into windows, and each window passes
-the stage. Embeddings come from sidecars; missing files are written first.
-Unlike in a run, the stage may score by learnability, from sidecars of a learner
-and of a reference. Shards are independent, so a call that follows an
-interrupted one chooses only from the missing shards.
+the stage. Shards are independent, so a call that follows an interrupted one
+chooses only from the missing shards.
 """
 
 import contextlib
@@ -13,8 +11,8 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -23,10 +21,12 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import files, selection
 from jest_tf.config import checks
-from jest_tf.curation import models as models_lib
-from jest_tf.data import reader, stores, stream
+from jest_tf.data import reader, stream
+from jest_tf.data.sidecars import Sidecars
 from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
+
+STAGE = config_lib.Stage(5, "stored", criterion="easy_reference")
 
 # Rows of sidecars read at a time.
 _ROWS = 2**16
@@ -37,25 +37,18 @@ class Choice(checks.Checked):
     """Settings of a choice.
 
     Attributes:
+        loss: pair loss of the scores, that of the reference.
         stage: a stored stage, which every window passes. In each shard, it
             passes its share of the records with embeddings, rounded up or down
             at random.
         window: approximate number of records chosen from jointly; a shard's
             windows are of equal size.
-        passes: repetitions of dealing and choosing. A record's weight counts
-            how often it was chosen, and its score is the mean.
-        loss: pair loss of the scores; None is the loss of the models' runs.
         seed: of windows, captions and draws.
     """
 
-    stage: config_lib.Stage = field(
-        default_factory=lambda: config_lib.Stage(
-            5, "stored", criterion="easy_reference"
-        )
-    )
+    loss: config_lib.Loss
+    stage: config_lib.Stage = STAGE
     window: checks.Count = 8192
-    passes: checks.Count = 1
-    loss: config_lib.Loss | None = None
     seed: checks.Seed = 0
 
     def __post_init__(self):
@@ -65,101 +58,90 @@ class Choice(checks.Checked):
             "`stage.embeddings` must be 'stored': records are chosen by their "
             "sidecars",
         )
+        self._expect(
+            "learner" not in self.stage.needs,
+            "`stage.criterion` must need no learner, as 'easy_reference' does",
+        )
 
 
 def curate(
-    store: stores.Store,
+    sidecars: Sidecars,
     directory: str,
     chosen_by: Choice,
-    models: Sequence[models_lib.Model],
     *,
     overwrite: bool = False,
-    embedding: Callable[[int, int], None] | None = None,
-    scoring: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> manifest.Manifest:
     """Writes the manifest of a store, continuing an interrupted call.
 
     Args:
-        store: the records.
-        directory: the manifest's local folder.
+        sidecars: the reference's, of the store.
+        directory: the manifest's folder.
         chosen_by: the settings.
-        models: the reference, and the learner if the criterion needs it.
         overwrite: whether to write all files anew.
-        embedding: called with the records embedded so far and in all.
-        scoring: called with the records scored so far and in all.
-
-    Raises:
-        ValueError: models and settings do not fit, embeddings are missing, two
-            shards are the same, or the folder has another manifest or is in
-            use.
+        progress: called with the records scored so far and in all.
     """
-    chosen_by = _for_models(chosen_by, models)
+    store = sidecars.store
     manifest.check_distinct(store)
-    sidecars = [model.sidecars(store, embedding) for model in models]
     made_by = _describe(chosen_by, sidecars)
     with _claimed(directory):
         for shard, done in enumerate(np.cumsum(store.shards.lengths).tolist()):
             path = manifest.part_path(store, shard, directory)
             header = manifest.describe(store, shard, made_by)
             if overwrite or not manifest.is_there(path, header):
-                part = _choose(store.of_shard(shard), chosen_by, models)
+                part = _choose(sidecars, shard, chosen_by)
                 manifest.write_part(path, header, part)
-            if scoring is not None:
-                scoring(done, len(store))
+            if progress is not None:
+                progress(done, len(store))
         return manifest.finish(store, directory, made_by)
 
 
-def _choose(store, chosen_by, models):
-    """The `manifest.Part` of a store of a single shard.
+def _choose(sidecars, shard, chosen_by):
+    """The `manifest.Part` of a shard.
 
     Records that are unreadable or have no caption are not scored.
     """
-    sidecars = [model.sidecars(store) for model in models]
-    rows, key = _usable(store, sidecars), _key(store, chosen_by.seed)
-    ids = store.ids(np.arange(len(store)))
-    weights = np.zeros(len(store), np.float32)
-    totals = np.full(len(store), np.nan, np.float32)
-    totals[rows] = 0.0
+    store = sidecars.store
+    start = int(store.shards.lengths[:shard].sum())
+    length = int(store.shards.lengths[shard])
+    ids = store.ids(np.arange(start, start + length))
+    weights = np.zeros(length, np.float32)
+    scores = np.full(length, np.nan, np.float32)
+    rows = _usable(sidecars, start, ids)
     if not len(rows):
-        return manifest.Part(ids, weights, totals)
-    order = stream.Order(len(rows), key)
+        return manifest.Part(ids, weights, scores)
+    key = _key(store.stamp(shard), chosen_by.seed)
+    line = rows[stream.Order(len(rows), key).rows(np.arange(len(rows)))]
+    numbers = reader.caption_numbers(key, np.arange(len(rows)))
     num_windows = max(1, round(len(rows) / chosen_by.window))
     windows = np.array_split(np.arange(len(rows)), num_windows)
     counts = _counts(
-        Fraction(1, chosen_by.stage.candidates),
-        [len(places) for places in windows] * chosen_by.passes,
-        key,
+        Fraction(1, chosen_by.stage.candidates), map(len, windows), key
     )
-    for turn in range(chosen_by.passes):
-        positions = np.arange(len(rows)) + turn * len(rows)
-        line = rows[order.rows(positions)]
-        numbers = reader.caption_numbers(key, positions)
-        for number, places in enumerate(windows, turn * num_windows):
-            window, count = line[places], counts[number]
-            # A score depends on the chosen records, so at least one is drawn.
-            draw = _drawer(chosen_by, max(1, count))
-            embedded = _embedded(
-                sidecars,
-                window,
-                None if chosen_by.stage.captions == "best" else numbers[places],
-                ids[window],
-            )
-            chosen, scores = draw(tf.constant([key, number]), *embedded)
-            weights[window[chosen.numpy()[:count]]] += 1.0
-            totals[window] += scores
-    return manifest.Part(ids, weights, totals / np.float32(chosen_by.passes))
+    for number, (places, count) in enumerate(zip(windows, counts, strict=True)):
+        window = line[places]
+        # A score depends on the chosen records, so at least one is drawn.
+        draw = _drawer(chosen_by, max(1, count))
+        embedded = _embedded(
+            sidecars,
+            start + window,
+            None if chosen_by.stage.captions == "best" else numbers[places],
+            ids[window],
+        )
+        chosen, scores[window] = draw(tf.constant([key, number]), embedded)
+        weights[window[chosen.numpy()[:count]]] = 1.0
+    return manifest.Part(ids, weights, scores)
 
 
-def _usable(store, sidecars):
-    """The rows with an embedding and a caption in all sidecars."""
+def _usable(sidecars, start, ids):
+    """The rows, counted from `start`, with an embedding and a caption."""
     found = []
-    for start in range(0, len(store), _ROWS):
-        rows = np.arange(start, min(start + _ROWS, len(store)))
-        for sidecar in sidecars:
-            numbers = np.zeros(len(rows), np.int64)
-            captions = sidecar.read_numbered(rows, numbers, store.ids(rows))[0]
-            rows = rows[captions >= 0]
-        found.append(rows)
+    for first in range(0, len(ids), _ROWS):
+        rows = np.arange(first, min(first + _ROWS, len(ids)))
+        captions, *_ = sidecars.read_numbered(
+            start + rows, np.zeros(len(rows), np.int64), ids[rows]
+        )
+        found.append(rows[captions >= 0])
     return np.concatenate(found)
 
 
@@ -171,44 +153,7 @@ def _describe(chosen_by, sidecars):
     for name in ("embeddings", "view", "scoring_batch_size"):
         del made_by[name]
     del made_by["first_step"], made_by["last_step"]
-    roles = ("reference", "learner")
-    for name, sidecar in zip(roles, sidecars, strict=False):
-        made_by[name] = sidecar.description._asdict()
-    return made_by
-
-
-def _for_models(chosen_by, models):
-    """The settings with the loss of the models' runs."""
-    needed = ["reference"]
-    needed += [name for name in chosen_by.stage.needs if name not in needed]
-    if len(models) != len(needed):
-        raise ValueError(
-            f"`stage.criterion` {chosen_by.stage.criterion!r} needs the "
-            f"{' and the '.join(needed)}. Received: {len(models)} models"
-        )
-    folders = [model.sidecar_dir for model in models]
-    if len(set(folders)) < len(folders):
-        raise ValueError(
-            "The sidecars of reference and learner have the same names, so "
-            "they need folders of their own. Received: "
-            f"{folders[0]!r} for both"
-        )
-    if chosen_by.loss is not None:
-        return chosen_by
-    found = {model.loss() for model in models}
-    if len(found) > 1 or None in found:
-        names = [
-            f"{model.loss()!r} of {model.workdir!r}"
-            if model.workdir
-            else "sidecars without a run"
-            for model in models
-        ]
-        raise ValueError(
-            "`loss` must be set to the pair loss that trained the models, "
-            "unless all are runs with the same loss. Received: no `loss`, "
-            f"with {' and '.join(names)}; `--set loss=sigmoid` sets it"
-        )
-    return dataclasses.replace(chosen_by, loss=found.pop())
+    return made_by | {"reference": sidecars.description._asdict()}
 
 
 @contextlib.contextmanager
@@ -226,36 +171,28 @@ def _claimed(directory):
         yield
 
 
-def _key(store, seed):
-    text = f"{seed} {store.stamp(0)}".encode()
+def _key(stamp, seed):
+    text = f"{seed} {stamp}".encode()
     digest = hashlib.blake2b(text, digest_size=4).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def _embedded(sidecars, rows, numbers, ids):
-    """Reads `Embeddings` of rows by each model, with the same captions.
-
-    Without `numbers`, the captions are those that the first model finds best.
-    """
+    """Reads `Embeddings` of rows, with best captions without `numbers`."""
     # Sorted rows are read fastest.
     order = np.argsort(rows)
     back = np.argsort(order)
     rows, ids = rows[order], ids[order]
     if numbers is None:
-        captions, *found = sidecars[0].read_best(rows, ids)
+        _, image, text = sidecars.read_best(rows, ids)
     else:
-        captions, *found = sidecars[0].read_numbered(rows, numbers[order], ids)
-    every = [found]
-    every += [sidecar.read(rows, captions, ids) for sidecar in sidecars[1:]]
-    return [
-        Embeddings(
-            tf.constant(image[back], tf.float32),
-            tf.constant(text[back], tf.float32),
-            tf.constant(sidecar.scale, tf.float32),
-            tf.constant(sidecar.bias, tf.float32),
-        )
-        for sidecar, (image, text) in zip(sidecars, every, strict=True)
-    ]
+        _, image, text = sidecars.read_numbered(rows, numbers[order], ids)
+    return Embeddings(
+        tf.constant(image[back], tf.float32),
+        tf.constant(text[back], tf.float32),
+        tf.constant(sidecars.scale, tf.float32),
+        tf.constant(sidecars.bias, tf.float32),
+    )
 
 
 def _counts(share, sizes, key):
@@ -275,31 +212,24 @@ def _counts(share, sizes, key):
 # Shards are about equally large, so few window sizes occur.
 @functools.lru_cache(maxsize=32)
 def _drawer(chosen_by, count):
-    """Compiles `seed, reference[, learner] -> drawn rows, scores of all`."""
-    stage, settings = (
-        chosen_by.stage,
-        config_lib.SelectionConfig(count, loss=chosen_by.loss),
-    )
+    """Compiles `seed, reference -> drawn rows, scores of all`."""
+    stage = chosen_by.stage
     by_score = count - stage.num_uniform(count)
     stage = dataclasses.replace(
         stage, num_chunks=max(1, min(stage.num_chunks, by_score))
     )
     criterion = config_lib.criterion(stage.criterion)
 
-    def draw(seed, reference, *learners):
-        learner = learners[0] if learners else None
+    def draw(seed, reference):
         drawn = selection.draw(
-            learner,
+            None,
             reference,
             stage,
             batch_size=count,
             seed=seed,
-            settings=settings,
+            settings=config_lib.SelectionConfig(count, loss=chosen_by.loss),
         )
-        losses = {
-            "learner": drawn.learner_loss,
-            "reference": drawn.reference_loss,
-        }
-        return drawn.indices, criterion.score(losses)
+        scores = criterion.score({"reference": drawn.reference_loss})
+        return drawn.indices, scores
 
     return tf.function(draw, autograph=False)

@@ -1,10 +1,9 @@
-"""The page of an advice: estimates, sentences, and pictures of both sides.
+"""The page of an advice: sentences, similarities, and pairs of pictures.
 
-It shows the least similar pairs of the sample as noise, and the most similar as
-a stage's choice, so that users see which pairs the reference confuses.
+Pairs on both sides of the cut show the matches that the reference confuses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,73 +18,72 @@ _BINS = 60
 
 def write(
     path: str,
-    store: stores.Store,
     found: survey_lib.Survey,
-    advice: Mapping[str, str],
+    sentences: Sequence[str],
+    pool: stores.Store,
+    tests: stores.Store | None = None,
 ) -> None:
-    """Writes the page of a survey of `store`, the pool.
+    """Writes the page of a survey of `pool`; `path` may be remote."""
+    order = np.argsort(-found.pool, kind="stable")
+    cut = max(1, len(order) // found.candidates)
 
-    `path` may be remote. `advice` maps names of rules to sentences.
-    """
-    order = np.argsort(-found.similarity.matched, kind="stable")
-    chosen = order[: max(1, len(order) // found.facts.candidates)]
-    is_chosen = np.isin(np.arange(len(order)), chosen)
+    def cards(places):
+        """Cards of places in `order`; framed if they are chosen."""
+        rows = order[places]
+        shown = zip(
+            found.rows[rows].tolist(),
+            found.pool[rows].tolist(),
+            (places < cut).tolist(),
+            strict=True,
+        )
+        return rendering.cards(pool, list(shown))
 
-    def cards(places, numbers):
-        columns = found.rows[places], numbers, is_chosen[places]
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        return rendering.cards(store, list(rows))
-
-    def likely(places):
-        return cards(places, found.posterior[places])
-
-    pairs = found.duplicates.pairs.reshape(-1)
+    around = np.arange(cut - _SHOWN // 2, cut + _SHOWN // 2)
     page = rendering.render(
         "advice.html",
         found=found,
-        facts=found.facts,
-        advice=advice,
-        charts=_charts(found),
-        noise=likely(order[::-1][:_SHOWN]),
-        chosen=likely(chosen[charts.evenly(len(chosen), _SHOWN)]),
-        duplicates=cards(pairs, np.repeat(found.duplicates.cosines, 2)),
+        sentences=sentences,
+        chart=_chart(found),
+        chosen=cards(charts.evenly(cut, _SHOWN)),
+        at_cut=cards(around[(around >= 0) & (around < len(order))]),
+        dropped=cards(cut + charts.evenly(len(order) - cut, _SHOWN)),
+        repeats=_copies(found.repeats, pool, pool),
+        leaks=_copies(found.leaks, tests, pool) if tests else None,
     )
     files.write_whole(path, page)
 
 
-def _charts(found):
-    values = found.similarity.matched, found.curated
-    low, high = np.percentile(np.concatenate(values), [0.5, 99.5]).tolist()
-    edges = np.linspace(low, high if high > low else low + 1.0, _BINS + 1)
-    precision = found.facts.precision
-    counts, expected = zip(*precision.items(), strict=True)
-    share = found.facts.matched.mean
-    return [
-        charts.histogram(
-            "Similarity of pairs, standardised",
-            [
-                ("pool", charts.KEPT, found.similarity.matched),
-                ("curated, unseen", charts.UNIFORM, found.curated),
-                ("mismatched", charts.DROPPED, found.similarity.mismatched),
-            ],
-            edges,
-            "standard deviations above mismatched pairs",
-        ),
-        charts.draw(
-            "Matched share of the choice",
-            [
-                charts.Line("by the reference", charts.KEPT, counts, expected),
-                charts.Line(
-                    "by a perfect choice",
-                    charts.DROPPED,
-                    counts,
-                    [min(1.0, count * share) for count in counts],
-                ),
-                charts.Line(
-                    "by chance", charts.CHANCE, counts, [share] * len(counts)
-                ),
-            ],
-            xlabel="candidates",
-            unit_range=True,
-        ),
-    ]
+def _copies(nearest, store, pool):
+    """Cards of the nearest pairs, each beside its picture of the pool."""
+    order, pairs = np.argsort(-nearest.cosines, kind="stable"), {}
+    for row, other, cosine in zip(
+        *(column[order].tolist() for column in nearest), strict=True
+    ):
+        # A pair of the pool may be found from both sides.
+        if store is not pool or (other, row) not in pairs:
+            pairs[row, other] = cosine
+        if len(pairs) == _SHOWN // 2:
+            break
+    sides = (
+        rendering.cards(
+            side, [(pair[i], cosine, False) for pair, cosine in pairs.items()]
+        )
+        for i, side in enumerate((store, pool))
+    )
+    return [card for pair in zip(*sides, strict=True) for card in pair]
+
+
+def _chart(found):
+    low, high = np.percentile(
+        np.concatenate([found.pool, found.curated]), [0.5, 99.5]
+    ).tolist()
+    return charts.histogram(
+        "Similarity of pairs, standardised",
+        [
+            ("pool", charts.KEPT, found.pool),
+            ("curated", charts.UNIFORM, found.curated),
+            ("mismatched", charts.DROPPED, found.mismatched),
+        ],
+        np.linspace(low, high if high > low else low + 1.0, _BINS + 1),
+        "standard deviations above mismatched pairs",
+    )

@@ -16,27 +16,24 @@ import html_elements
 import numpy as np
 import oracles
 import shard_files
-import sidecar_files
 import stored_cases
 import tensorflow as tf
 import tiny
 
 from jest_tf import config, curation
 from jest_tf.curation import choice
-from jest_tf.data import reader, stores, stream
-from jest_tf.data.sidecars import embed, file_format
+from jest_tf.data import reader, sidecars, stores, stream
 from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
 from jest_tf.reports import manifest_page
 from trainers import curate as command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-DIM = stored_cases.DIM
 BAD = stored_cases.BAD
 
 
 class ScoresTestCase(tf.test.TestCase):
-    """The store of the stored stages' tests, and sidecars of a learner."""
+    """The store and the sidecars of the stored stages' tests."""
 
     @classmethod
     def setUpClass(cls):
@@ -45,46 +42,24 @@ class ScoresTestCase(tf.test.TestCase):
         cls.store, cls.image, cls.text, cls.starts = stored_cases.write_store(
             cls.folder
         )
-        counts = np.diff(cls.starts)
-        cls.learner = (
-            sidecar_files.unit_rows(80, 8, DIM),
-            sidecar_files.unit_rows(int(counts.sum()), 9, DIM),
-        )
-        cls.learner_dir = os.path.join(cls.folder, "learner")
-        embed.write_arrays(
-            cls.store,
-            *cls.learner,
-            file_format.Description("l", "t", "p", DIM, 5.0, -3.0),
-            embed.Output(cls.learner_dir),
-            captions=counts,
-        )
-        cls.models = (curation.Model(), curation.Model("", cls.learner_dir))
+        cls.sidecars = sidecars.Sidecars(cls.store)
 
     def output(self):
         return self.enterContext(tempfile.TemporaryDirectory())
 
-    def curate(self, directory, count=1, **settings):
+    def curate(self, directory, **settings):
         return curation.curate(
-            self.store,
-            directory,
-            self.settings(count, **settings),
-            self.models[:count],
+            self.sidecars, directory, self.settings(**settings)
         )
 
-    def settings(self, count=1, **settings):
+    def settings(self, **settings):
         """A `Choice`, with fields of its stage among the settings."""
         names = {field.name for field in dataclasses.fields(config.Stage)}
-        stage = {
-            "candidates": 4,
-            "num_chunks": 3,
-            "criterion": ("easy_reference", "learnability")[count - 1],
-        }
+        stage = {"candidates": 4, "num_chunks": 3}
         stage |= {name: settings.pop(name) for name in names & {*settings}}
-        # The models are sidecars, which do not tell their loss.
         settings = {"window": 15, "loss": "sigmoid"} | settings
-        return curation.Choice(
-            config.Stage(embeddings="stored", **stage), **settings
-        )
+        stage = dataclasses.replace(curation.STAGE, **stage)
+        return curation.Choice(stage=stage, **settings)
 
 
 class ChoiceTest(ScoresTestCase):
@@ -96,37 +71,28 @@ class ChoiceTest(ScoresTestCase):
         start = int(self.store.shards.lengths[:shard].sum())
         length = int(self.store.shards.lengths[shard])
         good = [row for row in range(start, start + length) if row not in BAD]
-        alone = self.store.of_shard(shard)
-        key = choice._key(alone, chosen_by.seed)
-        order = stream.Order(len(good), key)
+        key = choice._key(self.store.stamp(shard), chosen_by.seed)
+        places = np.arange(len(good))
+        rows = np.array(good)[stream.Order(len(good), key).rows(places)]
+        captions = np.array(
+            [
+                self.starts[row] + self.caption(chosen_by, row, number)
+                for row, number in zip(
+                    rows, reader.caption_numbers(key, places), strict=True
+                )
+            ]
+        )
         count = max(1, round(len(good) / chosen_by.window))
         total = fractions.Fraction(key, 2**31)
-        for turn in range(chosen_by.passes):
-            positions = np.arange(len(good)) + turn * len(good)
-            rows = np.array(good)[order.rows(positions)]
-            captions = np.array(
-                [
-                    self.starts[row] + self.caption(chosen_by, row, number)
-                    for row, number in zip(
-                        rows,
-                        reader.caption_numbers(key, positions),
-                        strict=True,
-                    )
-                ]
+        for number, some in enumerate(np.array_split(places, count)):
+            before = math.floor(total)
+            total += fractions.Fraction(len(some), chosen_by.stage.candidates)
+            yield (
+                rows[some],
+                captions[some],
+                (key, number),
+                math.floor(total) - before,
             )
-            for number, places in enumerate(
-                np.array_split(np.arange(len(rows)), count)
-            ):
-                before = math.floor(total)
-                total += fractions.Fraction(
-                    len(places), chosen_by.stage.candidates
-                )
-                yield (
-                    rows[places],
-                    captions[places],
-                    (key, turn * count + number),
-                    math.floor(total) - before,
-                )
 
     def caption(self, chosen_by, row, number):
         """The number of a record's caption, drawn or most like the picture."""
@@ -136,32 +102,22 @@ class ChoiceTest(ScoresTestCase):
         texts = self.text[self.starts[row] :][choices]
         return choices[np.argmax(texts @ self.image[row])]
 
-    def embedded(self, arrays, rows, captions, scale, bias):
-        image, text = (np.float32(np.float16(values)) for values in arrays)
-        return Embeddings(image[rows], text[captions], scale, bias)
-
-    def check(self, count=1, **settings):
+    def check(self, **settings):
         """Against the slow joint draw, over whole matrices."""
-        chosen_by = self.settings(count, **settings)
-        found = curation.curate(
-            self.store, self.output(), chosen_by, self.models[:count]
+        chosen_by = self.settings(**settings)
+        stage = chosen_by.stage
+        found = curation.curate(self.sidecars, self.output(), chosen_by)
+        image, text = (
+            np.float32(np.float16(values)) for values in (self.image, self.text)
         )
         weights, scores = np.zeros(80), np.zeros(80)
         for shard in range(3):
             chosen = 0
             for rows, captions, seed, size in self.windows(shard, chosen_by):
-                teacher = self.embedded(
-                    (self.image, self.text), rows, captions, 20.0, -8.0
-                )
-                learner = None
-                if count == 2:
-                    learner = self.embedded(
-                        self.learner, rows, captions, 5.0, -3.0
-                    )
-                stage = chosen_by.stage
+                teacher = Embeddings(image[rows], text[captions], 20.0, -8.0)
                 by_score = size - stage.num_uniform(size)
                 drawn = hand_draws.rows(
-                    learner,
+                    None,
                     teacher,
                     dataclasses.replace(
                         stage, num_chunks=min(stage.num_chunks, by_score)
@@ -171,58 +127,43 @@ class ChoiceTest(ScoresTestCase):
                     loss=chosen_by.loss,
                 )
                 chosen += size
-                weights[rows[drawn]] += 1
-                own = -oracles.row_losses(teacher, drawn, chosen_by.loss)
-                if count == 2:
-                    own += oracles.row_losses(learner, drawn, chosen_by.loss)
-                scores[rows] += own
+                weights[rows[drawn]] = 1
+                scores[rows] = -oracles.row_losses(
+                    teacher, drawn, chosen_by.loss
+                )
             # Exact in every shard, to within a record.
             start = sum(stored_cases.LENGTHS[:shard])
             good = {*range(start, start + stored_cases.LENGTHS[shard])} - {*BAD}
-            share = chosen_by.passes * len(good) / stage.candidates
+            share = len(good) / stage.candidates
             self.assertBetween(chosen, math.floor(share), math.ceil(share))
         scores[list(BAD)] = np.nan
         self.assertAllEqual(found.weights, weights)
-        self.assertAllClose(
-            found.scores, scores / chosen_by.passes, rtol=1e-4, atol=1e-4
-        )
-        return found
+        self.assertAllClose(found.scores, scores, rtol=1e-4, atol=1e-4)
 
     def test_every_window_passes_the_stage(self):
-        for count, settings in (
-            (1, {}),
-            (2, {"candidates": 2, "seed": 3, "captions": "drawn"}),
-            (1, {"loss": "softmax", "passes": 2, "uniform_share": 0.5}),
+        for settings in (
+            {},
+            {"candidates": 2, "seed": 3, "captions": "drawn"},
+            {"loss": "softmax", "uniform_share": 0.5},
         ):
             with self.subTest(**settings):
-                found = self.check(count, **settings)
-                passes = settings.get("passes", 1)
-                self.assertLessEqual(found.weights.max(), passes)
+                self.check(**settings)
 
     def test_all_may_be_chosen(self):
         found = self.curate(self.output(), candidates=1)
         self.assertAllEqual(found.weights, ~np.isin(np.arange(80), BAD))
 
-    def test_sidecars_alone_do_not_tell_the_loss(self):
-        for count, received in (
-            (1, "sidecars without a run"),
-            (2, "sidecars without a run and sidecars without a run"),
-        ):
-            with self.assertRaisesRegex(ValueError, f"`loss` .*{received}"):
-                self.curate(self.output(), count, loss=None)
-        found = self.curate(self.output(), loss="softmax")
-        self.assertEqual(found.made_by["loss"], "softmax")
-
     def test_one_shard_under_two_folders_is_refused(self):
         folder = self.output()
         path = os.path.join(folder, "0.tfrecord")
         shutil.copy(os.path.join(self.folder, "0.tfrecord"), path)
+        shutil.copy(os.path.join(self.folder, "0.tfrecord.sidecar"), folder)
         store = stores.join([self.store, stores.open_store(path)])
         with self.assertRaisesRegex(
             ValueError, f"two of version .*/0.tfrecord and {path}; leave out"
         ):
             curation.curate(
-                store, self.output(), self.settings(), self.models[:1]
+                sidecars.Sidecars(store), self.output(), self.settings()
             )
 
 
@@ -253,8 +194,6 @@ class ResumeTest(ScoresTestCase):
         self.curate(folder)
         with self.assertRaisesRegex(ValueError, "made_by.candidates=2"):
             self.curate(folder, candidates=2)
-        with self.assertRaisesRegex(ValueError, "expected made_by.criterion="):
-            self.curate(folder, count=2)
         # To replace is to write all anew.
         self.curate(whole, candidates=2)
         path = manifest.part_path(self.store, 0, folder)
@@ -263,11 +202,7 @@ class ResumeTest(ScoresTestCase):
             path, header, part._replace(weights=part.weights + 1)
         )
         found = curation.curate(
-            self.store,
-            folder,
-            self.settings(candidates=2),
-            self.models[:1],
-            overwrite=True,
+            self.sidecars, folder, self.settings(candidates=2), overwrite=True
         )
         self.assertEqual(found.made_by["candidates"], 2)
         self.assertEqual(self.read(folder), self.read(whole))
@@ -282,27 +217,15 @@ class ResumeTest(ScoresTestCase):
         remote = self.curate("ram://curation/a")
         self.assertEqual(remote.identity, self.curate(self.output()).identity)
 
-    def test_models_that_do_not_fit_are_refused(self):
-        for criterion, found, pattern in (
-            ("learnability", self.models[:1], "and the learner. Received: 1"),
-            ("easy_reference", self.models, "the reference. Received: 2"),
-            ("learnability", self.models[:1] * 2, "need folders of their own"),
-        ):
-            with self.assertRaisesRegex(ValueError, pattern):
-                curation.curate(
-                    self.store,
-                    self.output(),
-                    self.settings(criterion=criterion),
-                    found,
-                )
-
     def test_settings_out_of_range_are_refused(self):
         for name, value in (
-            *(("window", 0), ("passes", 0), ("loss", "l2"), ("seed", -1)),
+            *(("window", 0), ("loss", "l2"), ("seed", -1)),
             ("stage.embeddings", config.Stage(5)),
+            ("stage.criterion", config.Stage(5, "stored")),
         ):
-            with self.assertRaisesRegex(ValueError, f"`{name}` must be"):
-                curation.Choice(**{name.partition(".")[0]: value})
+            settings = {"loss": "sigmoid", name.partition(".")[0]: value}
+            with self.assertRaisesRegex(ValueError, f"`{name}` must "):
+                curation.Choice(**settings)
 
 
 class ReportTest(tf.test.TestCase):
@@ -349,24 +272,19 @@ class ReportTest(tf.test.TestCase):
 
 
 class CommandTest(tf.test.TestCase):
-    """The command on shipped pictures, with two runs never trained."""
+    """The command on shipped pictures, with a run never trained."""
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
         cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
         shard_files.write_shipped(cls.folder, val=250)
-        for seed, name in enumerate(("reference", "learner")):
-            cls.write_run(name, seed)
-
-    @classmethod
-    def write_run(cls, name, seed, loss="sigmoid"):
         recipe = config.TrainConfig(
-            seed=seed,
             data=config.DataConfig(image_size=32, text_length=16),
-            model=config.ModelConfig(preset="tiny", loss=loss),
+            model=config.ModelConfig(preset="tiny", loss="softmax"),
         )
-        tiny.write_run(os.path.join(cls.folder, name), recipe, tiny.LETTERS)
+        folder = os.path.join(cls.folder, "reference")
+        tiny.write_run(folder, recipe, tiny.LETTERS)
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -413,17 +331,15 @@ class CommandTest(tf.test.TestCase):
         )
         store = stores.open_stores(data)
         expected = curation.curate(
-            store,
+            sidecars.Sidecars(store, self.path("anew")),
             self.path("again"),
             curation.Choice(
+                "softmax",
                 config.Stage(3, "stored", criterion="easy_reference"),
                 window=100,
                 seed=4,
-                loss="sigmoid",
             ),
-            [curation.Model("", self.path("anew"))],
         )
-        self.assertEqual(store.manifest.made_by["loss"], "sigmoid")
         self.assertAllEqual(store.manifest.weights, expected.weights)
         self.assertAllEqual(store.manifest.scores, expected.scores)
         text, found = self.read_page("easy")
@@ -431,32 +347,9 @@ class CommandTest(tf.test.TestCase):
         self.assertEqual(text.count('class="card kept"'), 24)
         self.assertIn("easy_reference", text)
 
-    def test_the_loss_is_the_one_that_the_runs_were_trained_with(self):
-        self.write_run("softmax", 2, "softmax")
-
-        def loss(*names, **settings):
-            models = [
-                curation.Model(self.path(name), self.path(f"{name}_sidecars"))
-                for name in names
-            ]
-            criterion = ("easy_reference", "learnability")[len(models) - 1]
-            stage = config.Stage(5, "stored", criterion=criterion)
-            chosen_by = curation.Choice(stage, **settings)
-            return choice._for_models(chosen_by, models).loss
-
-        self.assertEqual(loss("softmax"), "softmax")
-        self.assertEqual(loss("softmax", loss="sigmoid"), "sigmoid")
-        self.assertEqual(loss("reference", "learner"), "sigmoid")
-        with self.assertRaisesRegex(
-            ValueError, "no `loss`, with 'sigmoid' of "
-        ):
-            loss("reference", "softmax")
-
     def test_what_does_not_fit_is_one_line(self):
         for more, message in (
-            (["--learner-step", "3"], "`--learner-step` needs `--learner`"),
-            (["--workdir", "", "--step", "3"], "`--step` needs `--workdir`"),
-            (["--learner-sidecar-dir", "x"], "needs `--learner`"),
+            (["--workdir", ""], "`loss` must be the pair loss"),
             (["--set", "stage.candidates=0"], "candidates` must be at least 1"),
             (["--set", "stage.embeddings=live"], "`stage.embeddings` must be"),
             (["--set", "size=2"], "No setting `size`"),

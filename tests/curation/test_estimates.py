@@ -1,76 +1,28 @@
 """Estimates of a pool, on embeddings whose shares are known."""
 
 import numpy as np
+import pool_pairs
 import tensorflow as tf
 
 from jest_tf.curation import estimates
 
-DIM = 64
 
-
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(
-        np.float32
+def pool_and_curated(count, share, seed, common=0.0):
+    """Similarities of a pool, its matches, and those of curated pairs."""
+    image, text, matches = pool_pairs.pairs(count, share, seed, common)
+    curated = pool_pairs.pairs(600, 1.0, 99, common)[:2]
+    return (
+        estimates.similarities(image, text, image, text),
+        matches,
+        estimates.similarities(*curated, image, text),
     )
 
 
-def pairs(count, share, seed, weight=0.5, common=0.0):
-    """Pictures and captions, of which the first `share` match.
-
-    A matching caption is `weight` of its picture beside noise. With `common`
-    all pictures and all captions share a direction, each to its own degree.
-    """
-    random = np.random.default_rng(seed)
-    image = unit(random.standard_normal([count, DIM]))
-    text = unit(random.standard_normal([count, DIM]))
-    matches = np.arange(count) < share * count
-    text[matches] += weight * image[matches]
-    if common:
-        degrees = common * random.random([2, count, 1])
-        image[:, :1] += degrees[0]
-        text[:, :1] += degrees[1]
-    return unit(image), unit(text), matches
-
-
-def reference(common=0.0):
-    """Similarities of curated pairs, all of which match, in a pool."""
-    image, text, _ = pairs(600, 1.0, 99, common=common)
-    pool = pairs(4_000, 0.0, 98, common=common)[:2]
-    return estimates.similarities_to(image, text, *pool)
-
-
 class SimilaritiesTest(tf.test.TestCase):
-    def test_they_are_standardised_among_mismatched_pairs(self):
-        image, text, _ = pairs(7, 0.5, 0)
-        found = estimates.similarities(image, text)
-        cosines = (image @ text.T).astype(np.float64)
-        for place in range(7):
-            row, column = (
-                np.delete(values, place)
-                for values in (cosines[place], cosines[:, place])
-            )
-            expected = (
-                (cosines[place, place] - row.mean()) / row.std()
-                + (cosines[place, place] - column.mean()) / column.std()
-            ) / 2
-            self.assertAllClose(found.matched[place], expected, 1e-5, 1e-5)
-        # A picture with the caption half of the set before it.
-        row, column = np.delete(cosines[3], 3), np.delete(cosines[:, 0], 0)
-        self.assertAllClose(
-            found.mismatched[3],
-            (
-                (cosines[3, 0] - row.mean()) / row.std()
-                + (cosines[3, 0] - column.mean()) / column.std()
-            )
-            / 2,
-            1e-5,
-            1e-5,
-        )
-
-    def test_a_set_is_standardised_among_pairs_of_a_pool(self):
-        pool_image, pool_text, _ = pairs(40, 0.5, 2)
-        image, text, _ = pairs(5, 1.0, 3)
-        found = estimates.similarities_to(image, text, pool_image, pool_text)
+    def test_they_are_standardised_among_pairs_of_a_pool(self):
+        pool_image, pool_text, _ = pool_pairs.pairs(40, 0.5, 2)
+        image, text, _ = pool_pairs.pairs(5, 1.0, 3)
+        found = estimates.similarities(image, text, pool_image, pool_text)
         for place in range(5):
             row, column = pool_text @ image[place], pool_image @ text[place]
             cosine = image[place] @ text[place]
@@ -78,121 +30,57 @@ class SimilaritiesTest(tf.test.TestCase):
             expected += (cosine - column.mean()) / column.std() / 2
             self.assertAllClose(found[place], expected, 1e-5, 1e-5)
 
-    def test_two_pairs_are_too_few(self):
-        image, text, _ = pairs(2, 1.0, 0)
-        for measure in (
-            lambda: estimates.similarities(image, text),
-            lambda: estimates.similarities_to(image, text, *pairs(9, 1, 0)[:2]),
-            lambda: estimates.similarities_to(*pairs(9, 1, 0)[:2], image, text),
-        ):
-            with self.assertRaisesRegex(ValueError, "three pairs.*Received: 2"):
-                measure()
-
 
 class MatchedShareTest(tf.test.TestCase):
     def test_the_interval_covers_the_share(self):
-        curated = reference()
         for share in (0.0, 0.1, 0.5, 1.0):
-            image, text, matches = pairs(4_000, share, 3)
-            pool = estimates.similarities(image, text)
-            found = estimates.matched_share(pool.matched, curated)
+            pool, matches, curated = pool_and_curated(4_000, share, 3)
+            found = estimates.matched_share(pool, curated)
             self.assertAllClose(found.mean, matches.mean(), 0, 0.04)
             self.assertBetween(matches.mean(), found.low, found.high)
-            # Half its width is 1.96 standard errors of a ratio of means.
-            error = np.hypot(
-                pool.matched.std() / 4_000**0.5 / curated.mean(),
-                found.mean * curated.std() / 600**0.5 / curated.mean(),
-            )
-            if 0.05 < share < 0.95:
-                width = found.high - found.low
-                self.assertAllClose(width, 3.92 * error, 0.1, 0)
+
+    def test_the_interval_is_that_of_resamples(self):
+        pool, _, curated = pool_and_curated(1_000, 0.3, 4)
+        found = estimates.matched_share(pool, curated)
+        random = np.random.default_rng(0)
+        ratios = [
+            random.choice(pool, len(pool)).mean()
+            / random.choice(curated, len(curated)).mean()
+            for _ in range(2_000)
+        ]
+        expected = np.percentile(ratios, [2.5, 97.5])
+        self.assertAllClose([found.low, found.high], expected, 0, 0.005)
 
     def test_pictures_and_captions_that_are_similar_to_all_do_not_matter(self):
-        image, text, matches = pairs(4_000, 0.3, 4, common=1.0)
-        pool = estimates.similarities(image, text).matched
-        found = estimates.matched_share(pool, reference(common=1.0))
+        pool, matches, curated = pool_and_curated(4_000, 0.3, 4, common=1.0)
+        found = estimates.matched_share(pool, curated)
         self.assertAllClose(found.mean, matches.mean(), 0, 0.04)
 
     def test_a_reference_that_knows_nothing_is_refused(self):
-        image, text, _ = pairs(600, 0.0, 5)
-        nothing = estimates.similarities(image, text).matched
+        nothing = pool_and_curated(600, 0.0, 5)[0]
         with self.assertRaisesRegex(ValueError, "public model"):
             estimates.matched_share(nothing, nothing - nothing.mean())
 
 
-class PosteriorTest(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        image, text, self.matches = pairs(6_000, 0.4, 6)
-        self.pool = estimates.similarities(image, text)
-        self.found = estimates.posterior(self.pool, reference(), 0.4)
+class ChoiceTest(tf.test.TestCase):
+    def test_the_candidates_are_as_many_as_hold_one_matched_pair(self):
+        for share, candidates in (
+            *((0.9, 2), (0.5, 2), (0.34, 3), (0.2, 5), (0.01, 10)),
+            (0.0, 10),
+        ):
+            self.assertEqual(estimates.count_candidates(share), candidates)
 
-    def test_it_is_calibrated(self):
-        self.assertAllClose(self.found.mean(), 0.4, 0, 0.03)
-        for low, high in ((0.0, 0.2), (0.3, 0.7), (0.8, 1.0)):
-            some = (self.found >= low) & (self.found <= high)
-            self.assertAllClose(
-                self.matches[some].mean(), self.found[some].mean(), 0, 0.08
+    def test_the_chosen_share_is_that_of_the_most_similar(self):
+        pool, matches, curated = pool_and_curated(6_000, 0.4, 6)
+        mismatched = pool_and_curated(6_000, 0.0, 7)[0]
+        for candidates in (2, 5, 10):
+            best = np.argsort(-pool)[: 6_000 // candidates]
+            found = estimates.chosen_share(
+                pool, curated, mismatched, 0.4, candidates
             )
+            self.assertAllClose(found, matches[best].mean(), 0, 0.03)
 
-    def test_it_rises_with_the_similarity(self):
-        order = np.argsort(self.pool.matched)
-        self.assertAllGreaterEqual(np.diff(self.found[order]), 0.0)
-
-    def test_the_expected_precision_is_that_of_the_choice(self):
-        for factor in (2, 5, 10):
-            best = np.argsort(-self.pool.matched)[: 6_000 // factor]
-            self.assertAllClose(
-                estimates.precision(self.pool.matched, self.found, factor),
-                self.matches[best].mean(),
-                0,
-                0.04,
-            )
-
-
-class DuplicatesTest(tf.test.TestCase):
-    def test_copies_are_found_and_extrapolated(self):
-        random = np.random.default_rng(0)
-        image = unit(random.standard_normal([100, DIM]))
-        image[60:80] = image[:20]
-        image[80:90] = image[:10]
-        found = estimates.duplicates(image, 1_000, 0.999)
-        # Ten pictures three times, ten twice: 30 and 20 of the 100.
-        self.assertAllClose(found.share, 0.5)
-        # Each of 30 has two others, each of 20 one, among 99; of 999 in all.
-        self.assertAllClose(found.copies, (30 * 2 + 20) / 100 * 999 / 99)
-        self.assertAllClose(found.cosines, np.ones(12), 1e-5, 1e-5)
-        self.assertAllEqual(image[found.pairs[:, 0]], image[found.pairs[:, 1]])
-        self.assertLen(np.unique(found.pairs, axis=0), 12)
-
-    def test_without_any_there_are_none(self):
-        image = unit(np.random.default_rng(0).standard_normal([50, DIM]))
-        found = estimates.duplicates(image, 50, 0.999)
-        self.assertEqual((found.share, found.copies), (0.0, 0.0))
-        self.assertEmpty(found.pairs)
-
-
-class BreadthTest(tf.test.TestCase):
-    def test_a_group_counts_the_clusters_that_it_is_spread_over(self):
-        random = np.random.default_rng(0)
-        centres = unit(random.standard_normal([8, DIM]))
-
-        def group(kinds, count):
-            near = centres[np.arange(count) % kinds]
-            return unit(near + 0.01 * random.standard_normal([count, DIM]))
-
-        # 64 of the pool's 128 pictures give eight clusters.
-        found = estimates.breadth([group(8, 128), group(2, 64), group(1, 64)])
-        self.assertAllClose(found, [8.0, 2.0, 1.0], 0.1, 0)
-
-
-class NearerTest(tf.test.TestCase):
-    def test_it_is_a_half_for_sets_of_one_kind_and_one_for_ones_own(self):
-        random = np.random.default_rng(0)
-        all_of_them = unit(random.standard_normal([3_000, DIM]))
-        queries, first, second = np.split(all_of_them, [1_000, 1_200])
-        self.assertAllClose(
-            estimates.nearer(queries, first, second), 0.5, 0, 0.05
-        )
-        self.assertEqual(estimates.nearer(queries, queries, second), 1.0)
-        self.assertEqual(estimates.nearer(queries, second, queries), 0.0)
+    def test_a_choice_beyond_all_known_pairs_is_by_chance(self):
+        low, high = np.zeros(100), np.arange(1.0, 101.0)
+        found = estimates.chosen_share(high, low, low, 0.3, 5)
+        self.assertAllClose(found, 0.3)

@@ -1,113 +1,145 @@
-"""Surveys and the command `jest-tf advise`, on pools whose shares are known.
-
-Pictures and words have one of 64 codes; the reference gives a picture and the
-word of its code the same embedding. A pair matches if its codes are equal.
-"""
+"""Surveys and the command `jest-tf advise`, on pools whose shares are known."""
 
 import contextlib
 import html
 import io
-import itertools
-import json
 import os
 import pathlib
 import tempfile
+from unittest import mock
 
 import html_elements
-import keras
 import numpy as np
+import pool_pairs
+import pytest
 import shard_files
 import tensorflow as tf
+import tiny
 
-from jest_tf import cli, config, models
+from jest_tf import cli, config
+from jest_tf.cli import flags
 from jest_tf.curation import survey
-from jest_tf.data import stores, tokenizers
-from jest_tf.models import reference as reference_lib
-from jest_tf.runs import directory, loading
+from jest_tf.data import sidecars, stores
+from jest_tf.data.sidecars import embed, file_format
+from jest_tf.runs import loading
 
-CODES, DIM, SIZE, LENGTH = 64, 32, 4, 2
-WORDS = [a + b for a, b in itertools.product("abcdefgh", "ijklmnop")]
-PICTURES = np.random.default_rng(0).integers(
-    0, 256, [CODES, SIZE, SIZE, 3], np.uint8
+DESCRIPTION = file_format.Description(
+    *("a", "b", "c"), pool_pairs.DIM, 20.0, -8.0, "runs/r"
 )
-
-
-def write_reference(folder):
-    """A `.keras` file that knows all codes; returns its path."""
-    text = keras.Sequential(
-        [
-            keras.Input([LENGTH], dtype="int32"),
-            keras.layers.Embedding(CODES + 2, DIM),
-            keras.layers.Flatten(),
-            keras.layers.Dense(DIM, use_bias=False),
-        ]
-    )
-    image = keras.Sequential(
-        [
-            keras.layers.Flatten(),
-            keras.layers.Dense(
-                DIM,
-                use_bias=False,
-                kernel_initializer=keras.initializers.RandomNormal(seed=0),
-            ),
-        ]
-    )
-    learner = models.TwoTower(image, text)
-    learner.build({"image": (None, SIZE, SIZE, 3), "text": (None, LENGTH)})
-    known = learner.encode_image(PICTURES, training=False)
-    # The first token's embedding is that of the picture.
-    first = np.concatenate([np.eye(DIM), np.zeros([DIM, DIM])])
-    text.set_weights([np.concatenate([np.zeros([2, DIM]), known]), first])
-    path = os.path.join(folder, "reference.keras")
-    learner.save(path)
-    vocabulary = ["[UNK]", "[EOS]", *WORDS]
-    tokenizers.WordPieceTokenizer(vocabulary, LENGTH).save(folder)
-    return path
-
-
-def write_pairs(path, count, share, seed=0, codes=CODES):
-    """A shard, of whose records the first `share` match."""
-    random = np.random.default_rng(seed)
-    images = random.integers(0, codes, count)
-    moved = (images + random.integers(1, codes, count)) % codes
-    texts = np.where(np.arange(count) < share * count, images, moved)
-    png = [tf.io.encode_png(picture).numpy() for picture in PICTURES]
-    shard_files.write_shard(
-        path,
-        [
-            shard_files.serialize(
-                id=number, image=png[image], caption=["", WORDS[text]]
-            )
-            for number, (image, text) in enumerate(
-                zip(images.tolist(), texts.tolist(), strict=True)
-            )
-        ],
-    )
-    return path
+SHIPPED = pathlib.Path(__file__).parents[2] / "examples" / "icontext_mini"
+PICTURE = tf.io.encode_png(np.zeros([2, 2, 3], np.uint8)).numpy()
 
 
 class KnownTestCase(tf.test.TestCase):
+    """A pool of which 32 % match, 200 curated pairs, and 100 tests.
+
+    Ten pictures of the pool are copies of its first, ten are the first tests'.
+    """
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
         cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
-        cls.reference = write_reference(cls.folder)
-        cls.curated = cls.path("curated")
-        write_pairs(cls.curated, 200, 1.0, seed=1)
-        cls.noisy, cls.clean = map(cls.path, ("noisy", "clean"))
-        write_pairs(cls.noisy, 600, 0.32, seed=2)
-        write_pairs(cls.clean, 600, 1.0, seed=3)
+        tests = pool_pairs.pairs(100, 1.0, 3)[:2]
+        image, text, cls.matches = pool_pairs.pairs(2_000, 0.32, 1)
+        image[-20:-10], image[-10:] = image[:10], tests[0][:10]
+        cls.images = image, tests[0]
+        cls.pool = cls.write("pool", image, text)
+        cls.curated = cls.write("curated", *pool_pairs.pairs(200, 1.0, 2)[:2])
+        cls.tests = cls.write("tests", *tests)
 
     @classmethod
     def path(cls, name):
         return os.path.join(cls.folder, f"{name}.tfrecord")
 
-    def advise(self, *words, code=0, curated=None, reference=True):
-        """The command's output, the content of advice.json, and the page."""
+    @classmethod
+    def write(cls, name, image, text, **changes):
+        """Writes a shard and its sidecar; returns the sidecars.
+
+        The record before the last has no embeddings, and is left out.
+        """
+        payloads = [
+            shard_files.serialize(
+                id=row, image=PICTURE, caption=f"{name} {row}"
+            )
+            for row in range(len(image))
+        ]
+        shard_files.write_shard(cls.path(name), payloads)
+        store = stores.open_store(cls.path(name))
+        embed.write_arrays(
+            store,
+            image,
+            text,
+            DESCRIPTION._replace(**changes),
+            valid=np.arange(len(image)) != len(image) - 2,
+        )
+        return sidecars.Sidecars(store)
+
+
+class SurveyTest(KnownTestCase):
+    def test_it_estimates_what_the_pool_was_made_of(self):
+        found = survey.survey(self.pool, self.curated)
+        self.assertEqual((found.reference, found.leaks), ("runs/r", None))
+        self.assertAllEqual(found.rows, np.delete(np.arange(2_000), 1_998))
+        self.assertLen(found.curated, 199)
+        self.assertBetween(0.32, found.matched.low, found.matched.high)
+        self.assertAllClose(found.matched.mean, 0.32, 0, 0.05)
+        self.assertAllClose(found.mismatched.mean(), 0.0, 0, 0.1)
+        self.assertEqual(found.candidates, 3)
+        best = np.argsort(-found.pool)[: 1_999 // 3]
+        self.assertAllClose(
+            found.chosen, self.matches[found.rows[best]].mean(), 0, 0.06
+        )
+
+    def test_copies_are_found_in_the_whole_pool(self):
+        shown = mock.Mock()
+        with (
+            mock.patch.object(survey, "_POOL", 300),
+            mock.patch.object(survey, "_COMPARED", 200),
+            mock.patch.object(survey, "_BLOCK", 700),
+        ):
+            found = survey.survey(
+                self.pool, self.curated, self.tests, progress=shown
+            )
+        self.assertEqual(
+            shown.call_args_list,
+            [mock.call(stop, 2_000) for stop in (700, 1_400, 2_000)],
+        )
+        self.assertLen(found.rows, 300)
+        both = (found.repeats, found.leaks)
+        for nearest, image in zip(both, self.images, strict=True):
+            cosines = image[nearest.rows] @ self.images[0].T
+            if nearest is found.repeats:
+                cosines[np.arange(len(cosines)), nearest.rows] = -1.0
+            cosines[:, 1_998] = -1.0
+            self.assertAllEqual(nearest.others, cosines.argmax(1))
+            self.assertAllClose(nearest.cosines, cosines.max(1), 1e-3, 1e-3)
+        # The ninth copy has no embedding, and is not one of 99.
+        self.assertAllClose(found.leaks.share(found.near), 9 / 99)
+        self.assertLen(found.repeats.rows, 200)
+
+    def test_samples_are_the_same_each_time(self):
+        with mock.patch.object(survey, "_POOL", 300):
+            found = [survey.survey(self.pool, self.curated) for _ in range(2)]
+        self.assertAllEqual(found[0].rows, found[1].rows)
+        self.assertEqual(found[0].matched, found[1].matched)
+
+    def test_a_few_pairs_are_too_few(self):
+        few = self.write("few", *pool_pairs.pairs(64, 1.0, 2)[:2])
+        for sets, name in (
+            ((few, self.curated), "pool"),
+            ((self.pool, few), "curated set"),
+        ):
+            with self.assertRaisesRegex(
+                ValueError, f"64 records of the {name} .*Received: 63"
+            ):
+                survey.survey(*sets)
+
+
+class CommandTest(KnownTestCase):
+    def advise(self, *words, code=0):
+        """The command's output, or its error, and the page."""
         output = self.enterContext(tempfile.TemporaryDirectory())
-        words = [*words, "--curated", curated or self.curated]
-        if reference:
-            words += ["--reference", self.reference]
         with (
             contextlib.redirect_stdout(io.StringIO()) as printed,
             contextlib.redirect_stderr(io.StringIO()) as errors,
@@ -116,168 +148,114 @@ class KnownTestCase(tf.test.TestCase):
         self.assertEqual(found, code, errors.getvalue())
         if code:
             return errors.getvalue()
-        content = json.loads(pathlib.Path(output, "advice.json").read_text())
         page = pathlib.Path(output, "advice.html").read_text("utf-8")
-        self.assertIn(f"{output}/advice.html\n", printed.getvalue())
-        return printed.getvalue(), content, page
+        self.assertEndsWith(printed.getvalue(), f"{output}/advice.html\n")
+        return printed.getvalue(), page
 
-
-class SurveyTest(KnownTestCase):
-    def survey(self, pool, tests=None, unseen=None, **settings):
-        data = [stores.open_store(path) for path in (pool, self.curated)]
-        if tests:
-            data.append(stores.open_store(tests))
-        return survey.survey(
-            survey.Data(*data),
-            loading.load(self.reference),
-            survey.Settings(**settings),
-            unseen=unseen,
+    def test_sentences_and_pairs_are_shown(self):
+        printed, page = self.advise(
+            *("--pool", self.path("pool"), "--curated", self.path("curated")),
+            *("--tests", self.path("tests")),
         )
-
-    def test_it_estimates_what_the_pool_was_made_of(self):
-        found = self.survey(self.noisy)
-        share = found.facts.matched
-        self.assertBetween(0.32, share.low, share.high)
-        self.assertAllClose(share.mean, 0.32, 0, 0.03)
-        # The first 192 of 600 match, and nothing else is as similar.
-        self.assertAllClose(found.rows, np.arange(600))
-        self.assertAllGreater(found.posterior[:192], 0.8)
-        self.assertAllLess(found.posterior[192:], 0.1)
-        for factor, expected in ((2, 0.64), (3, 0.96), (5, 1.0)):
-            self.assertAllClose(
-                found.facts.precision[factor], expected, 0, 0.07
-            )
-        # Codes are all alike: a picture has 599/64 copies.
-        self.assertAllClose(found.duplicates.copies, 599 / 64, 0.05, 0)
-        self.assertAllClose(found.facts.apart, 0.5, 0, 0.1)
-        self.assertIsNone(found.facts.covered)
-
-    def test_samples_are_bounded_and_a_function_of_the_seed(self):
-        some = [
-            self.survey(self.noisy, sample=50, curated_sample=40, seed=seed)
-            for seed in (0, 0, 1)
-        ]
-        self.assertLen(some[0].rows, 50)
-        self.assertLen(some[0].curated, 40)
-        self.assertAllEqual(some[0].rows, some[1].rows)
-        self.assertNotAllEqual(some[0].rows, some[2].rows)
-        self.assertEqual(some[0].facts, some[1].facts)
-        self.assertEqual(
-            some[0].sizes,
-            {
-                "pool": 600,
-                "sampled": 50,
-                "curated": 200,
-                "curated pairs compared": 40,
-            },
-        )
-
-    def test_seen_pairs_are_not_compared(self):
-        unseen = np.arange(200) < 30
-        found = self.survey(self.noisy, unseen=unseen)
-        self.assertLen(found.curated, 30)
-
-    def test_tests_of_the_curated_sets_kind_are_noticed(self):
-        narrow = write_pairs(self.path("narrow"), 100, 1.0, codes=8)
-        wide = write_pairs(self.path("wide"), 600, 0.3, seed=5)
-        found = self.survey(wide, tests=narrow)
-        self.assertAllClose(found.facts.covered, 0.5, 0, 0.1)
-        self.assertLess(found.breadth["tests"], found.breadth["pool"])
-
-    def test_a_narrow_curated_set_does_not_change_the_share(self):
-        narrow = write_pairs(self.path("narrow"), 200, 1.0, codes=4)
-        found = survey.survey(
-            survey.Data(*map(stores.open_store, (self.noisy, narrow))),
-            loading.load(self.reference),
-            survey.Settings(),
-        )
-        self.assertAllClose(found.facts.matched.mean, 0.32, 0, 0.06)
-
-    def test_embeddings_that_are_not_finite_are_left_out(self):
-        model = loading.load(self.reference)
-        encode = reference_lib.encoder(model, 16)
-
-        def broken(images, texts):
-            image, text = map(np.array, encode(images, texts))
-            image[3], text[5] = np.nan, np.inf
-            return image, text
-
-        store, rows = stores.open_store(self.noisy), np.arange(16)
-        found = survey._embed(store, rows, broken, model.picture)
-        kept = np.delete(rows, [3, 5])
-        self.assertAllEqual(found.rows, kept)
-        whole = survey._embed(store, rows, encode, model.picture)
-        self.assertAllEqual(found.image, whole.image[kept])
-        self.assertAllEqual(found.text, whole.text[kept])
-
-    def test_a_quarter_is_held_out_in_blocks(self):
-        held_out = survey.held_out(stores.open_store(self.noisy))
-        blocks = held_out[: 600 // 32 * 32].reshape(-1, 4, 8)
-        self.assertAllEqual(blocks[:, 0], np.ones_like(blocks[:, 0]))
-        self.assertFalse(blocks[:, 1:].any())
-
-
-class CommandTest(KnownTestCase):
-    def test_a_noisy_pool_with_a_reference_is_chosen_from(self):
-        printed, content, page = self.advise("--pool", self.noisy)
-        self.assertEqual(content["candidates"], 3)
-        self.assertEqual(content["reference"], self.reference)
-        self.assertContainsSubset(["stage", "distillation"], content["advice"])
-        # 600 / 64 pictures of a code: nearly all have a copy.
-        self.assertGreater(content["near_duplicates"]["share"], 0.99)
-        shown = (content["matched"]["mean"], content["precision"]["3"])
-        self.assertIn(
-            "from {:.0%} to {:.0%}".format(*shown), content["advice"]["stage"]
-        )
+        sentences = printed.splitlines()[:-1]
+        self.assertIn("- Add `Stage(candidates=3, ", printed)
+        self.assertIn("- 9.1% of the tests' pictures have", printed)
+        for sentence in sentences:
+            self.assertIn(sentence.removeprefix("- "), html.unescape(page))
         elements = html_elements.parse(page)
-        for sentence in content["advice"].values():
-            self.assertIn(f"\n- {sentence}\n", printed)
-            self.assertIn(sentence, html.unescape(page))
-        # 24 of noise, 24 chosen, twelve pairs of duplicates.
-        self.assertLen(elements.images, 72)
-        self.assertIn("What the reference calls noise", page)
-
-    def test_a_clean_pool_is_not(self):
-        _, content, _ = self.advise("--pool", self.clean)
-        self.assertIn("clean", content["advice"])
-        self.assertNotIn("stage", content["advice"])
-        self.assertGreater(content["matched"]["low"], 0.9)
+        # 24 at the cut, chosen and dropped, and twelve pairs of both kinds.
+        self.assertLen(elements.images, 5 * 24)
+        chosen = 12 + 24
+        self.assertEqual(page.count('class="card kept"'), chosen)
+        # A leak lies beside its copy.
+        places = [image["alt"] for image in elements.images[-24:]]
+        pairs = {*zip(places[::2], places[1::2], strict=True)}
+        self.assertContainsSubset(
+            {(f"tests {row}", f"pool {1_990 + row}") for row in range(8)}, pairs
+        )
 
     def test_what_cannot_work_is_refused(self):
-        few = write_pairs(self.path("few"), 40, 1.0)
-        pool = ("--pool", self.noisy)
-        for words, options, message in (
-            ((), {}, "`--pool` must name the shards"),
-            (("--pool", "nothing-*.tfrecord"), {}, "nothing-"),
-            (pool, {"curated": "nothing.tfrecord"}, "nothing.tfrecord"),
-            (
-                pool,
-                {"curated": few, "reference": False},
-                "at least 64 records.*Received: 40; name a public model",
-            ),
-            ((*pool, "--set", "samples=3"), {}, "Did you mean `sample`"),
+        other = self.path("other")
+        self.write("other", *pool_pairs.pairs(80, 1.0, 2)[:2], fingerprint="z")
+        pool = ("--pool", self.path("pool"))
+        for words, message in (
+            ((*pool, "--curated", "nothing.tfrecord"), "nothing.tfrecord"),
+            ((*pool, "--curated", other), "fingerprint.*Received: 'z'"),
         ):
-            found = self.advise(*words, code=1, **options)
-            self.assertRegex(found, f"(?s)error: .*{message}", words)
+            self.assertRegex(self.advise(*words, code=1), f"error: .*{message}")
 
     def test_a_reference_that_has_seen_the_pairs_is_refused(self):
         run = os.path.join(self.folder, "run")
-        os.makedirs(run)
-        config.save_config(
-            config.TrainConfig(
-                steps=2,
-                data=config.DataConfig(
-                    # Other shards may be gone.
-                    train=(self.clean, "gone-*.tfrecord"),
-                    curated=(self.curated,),
-                    curated_rows=4,
-                ),
-                selection=config.SelectionConfig(8),
+        recipe = config.TrainConfig(
+            data=config.DataConfig(
+                # Other shards may be gone.
+                train=("gone-*.tfrecord",),
+                curated=(self.path("curated"),),
+                curated_rows=4,
+                image_size=32,
+                text_length=16,
             ),
-            directory.path(run, directory.CONFIG_FILE),
+            model=config.ModelConfig(preset="tiny"),
         )
-        pathlib.Path(run, directory.WEIGHTS_FILE).touch()
-        words = ("--pool", self.noisy, "--reference", run)
-        found = self.advise(*words, code=1, reference=False)
+        tiny.write_run(run, recipe, tiny.LETTERS)
+        found = self.advise(
+            *("--pool", self.path("pool"), "--curated", self.path("curated")),
+            *("--reference", run),
+            code=1,
+        )
         self.assertIn("must not have been trained on the curated", found)
-        self.assertIn(self.curated, found)
+        self.assertIn(self.path("curated"), found)
+
+
+@pytest.mark.slow
+class ShippedTest(tf.test.TestCase):
+    """The table of docs/advise.md: parts of the shipped pool, by its labels."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.model = loading.load(os.fspath(SHIPPED / "reference"))
+
+    def embed(self, **shards):
+        """Writes shards by name, and returns their sidecars."""
+        opened = []
+        for name, payloads in shards.items():
+            path = os.path.join(self.folder, f"{name}-{len(payloads)}")
+            opened.append(
+                stores.open_store(shard_files.write_shard(path, payloads))
+            )
+        store = stores.join(opened)
+        return flags.open_sidecars(store, self.model, self.folder)
+
+    def read(self, split):
+        path = SHIPPED / f"{split}-00000-of-00001.tfrecord"
+        records = tf.data.TFRecordDataset(os.fspath(path))
+        return list(records.as_numpy_iterator())
+
+    def test_real_pools_are_estimated(self):
+        matching, others = [], []
+        for payload in self.read("pool"):
+            features = tf.train.Example.FromString(payload).features.feature
+            noise = b"".join(features["noise"].bytes_list.value)
+            is_match = noise in (b"", b"near-duplicate")
+            (matching if is_match else others).append(payload)
+        curated = self.embed(curated=self.read("curated"))
+        for matched, mismatched in (
+            *((6200, 1000), (6200, 2600), (6200, 6200), (6200, 11700)),
+            (1300, 11700),
+        ):
+            pool = self.embed(
+                matching=matching[:matched], others=others[:mismatched]
+            )
+            found = survey.survey(pool, curated)
+            share = matched / (matched + mismatched)
+            self.assertAllClose(found.matched.mean, share, 0, 0.08)
+            best = np.argsort(-found.pool)
+            best = found.rows[best[: len(best) // found.candidates]]
+            chosen = (best < matched).mean()
+            self.assertAllClose(found.chosen, chosen, 0, 0.12)
+            print(
+                f"| {share:.2f} | {found.matched.mean:.2f} "
+                f"[{found.matched.low:.2f}, {found.matched.high:.2f}] "
+                f"| {found.candidates} | {found.chosen:.2f} | {chosen:.2f} |"
+            )

@@ -185,10 +185,6 @@ class Store:
         """Identifies the records of all shards; see `stamp`."""
         return " ".join(self.stamp(i) for i in range(len(self.shards.paths)))
 
-    def of_shard(self, shard: int) -> "Store":
-        """Returns the store of a single shard."""
-        return Store([self._opened[shard]], self.max_image_pixels)
-
     def describe(self, row: int) -> str:
         """Names a row for error messages, by shard and number within it."""
         ((shard, _, local),) = self.by_shard([row])
