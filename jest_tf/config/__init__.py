@@ -15,6 +15,7 @@ from jest_tf.config.groups import (
     DataConfig,
     DistributionConfig,
     EvaluationConfig,
+    EvaluationStore,
     ModelConfig,
     OptimizerConfig,
     RateFactor,
@@ -37,7 +38,6 @@ from jest_tf.config.selection import (
     Stage,
     View,
 )
-from jest_tf.config.suite import Entry, load_suite
 
 __all__ = [
     "BootstrapConfig",
@@ -48,8 +48,8 @@ __all__ = [
     "DataConfig",
     "DistributionConfig",
     "EQUAL_CAPTIONS",
-    "Entry",
     "EvaluationConfig",
+    "EvaluationStore",
     "FORMATS",
     "LOSSES",
     "Loss",
@@ -69,6 +69,5 @@ __all__ = [
     "View",
     "criterion",
     "load_config",
-    "load_suite",
     "save_config",
 ]

@@ -114,7 +114,6 @@ def _train(config, workdir, signals, overwrite):
             if overwrite:
                 checkpoints_lib.begin_anew(output)
             provenance.check_data(output, sources)
-            evaluations.keep_suite(output, opened)
         else:  # writing reduces some values over all workers
             output = stack.enter_context(tempfile.TemporaryDirectory())
         run = _Run(
