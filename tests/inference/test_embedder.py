@@ -96,7 +96,7 @@ class EmbedImagesTest(tf.test.TestCase):
         encoder = evaluation.Encoder(
             self.model.learner, self.model.tokenizer, 4, size
         )
-        evaluated = evaluation.StoreEvaluation(encoder, store).embed()
+        evaluated = evaluation.StoreEvaluation(store).embed(encoder)
         records = store.read(np.arange(size))
         images = self.model.embed_images([record.image for record in records])
         self.assertAllEqual(images, evaluated.images[:size])
