@@ -23,7 +23,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from examples import end_to_end, quickstart, quickstart_report, search
+from examples import quickstart, quickstart_report
 from jest_tf import cli, config
 from jest_tf.cli import evaluate
 from jest_tf.data import stores
@@ -450,46 +450,6 @@ class ErrorsTest(tf.test.TestCase):
             ended.stderr,
             r"error: Too many records cannot be read: \d+ of \d+ drawn.* "
             "`data.max_fault_rate`=0.01.*damaged picture",
-        )
-
-
-@pytest.mark.slow
-class EndToEndTest(tf.test.TestCase):
-    def test_a_preset_teaches_a_learner_that_searches_elsewhere(self):
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        runs = pathlib.Path(folder, "runs")
-        command = [
-            *("--runs", str(runs), "--figure", f"{folder}/search.png"),
-            *("--queries", "a red heart", "sun", "--set", *SHRUNK),
-            f"data.train={DATA}/pool-*.tfrecord",
-        ]
-        with quiet(), mock.patch.object(end_to_end, "DATA", DATA):
-            end_to_end.main(command)
-        resolved = config.load_config(runs / "learner/config.json")
-        self.assertEqual(resolved.reference.model, f"keras_hub:{runs}/preset")
-        picture = tf.io.decode_png(
-            pathlib.Path(folder, "search.png").read_bytes()
-        )
-        self.assertGreater(np.std(picture), 1.0)
-        # The preset has the run's weights, and the export the learner's.
-        trained, preset, learner = (
-            jest_tf.load(name)
-            for name in (
-                f"{runs}/reference",
-                f"keras_hub:{runs}/preset",
-                f"{runs}/learner",
-            )
-        )
-        images = sorted(runs.glob("photos/*.png"))[:5]
-        texts = ["a red heart", "sun"]
-        for left, right in (
-            (trained.embed_images(images), preset.embed_images(images)),
-            (trained.embed_texts(texts), preset.embed_texts(texts)),
-        ):
-            self.assertAllClose(left, right, 1e-5, 1e-5)
-        exported = tf.saved_model.load(f"{runs}/exported")
-        self.assertAllClose(
-            learner.embed_images(images), search.embed(exported, images)
         )
 
 

@@ -58,11 +58,7 @@ class Encoder:
             self._memory = outer
 
     def images(self, store: stores.Store) -> np.ndarray:
-        """Embeds the pictures of all records, float32 [n, D].
-
-        Raises:
-            ValueError: a record has no picture that can be decoded.
-        """
+        """Embeds the pictures of all records, float32 [n, D]."""
         return self._kept(store.fingerprint, lambda: self._image_parts(store))
 
     def texts(self, texts: Sequence[str | bytes]) -> np.ndarray:

@@ -188,10 +188,6 @@ def open_stores(
     Returns:
         The stores by their names or, without a name, the names of their files:
         `test` for `data/test-00000-of-00002.tfrecord`.
-
-    Raises:
-        ValueError: a store cannot be read, does not fit its tasks, or has the
-            name of another.
     """
     data = data or config_lib.DataConfig()
     opened: dict[str, StoreEvaluation] = {}

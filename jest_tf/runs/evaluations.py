@@ -36,11 +36,7 @@ class Opened(dict[str, evaluation.StoreEvaluation]):
 
 
 def open_data(config: config_lib.TrainConfig) -> Opened:
-    """Opens `evaluation.data` and `evaluation.stores`.
-
-    Raises:
-        ValueError: as `evaluation.open_stores`.
-    """
+    """Opens `evaluation.data` and `evaluation.stores`."""
     settings = config.evaluation
     return Opened(
         evaluation.open_stores(settings.named, config.data, settings.prompts)
