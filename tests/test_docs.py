@@ -285,7 +285,7 @@ class PagesTest(DocsTestCase):
         # The start, and what it became.
         measure = "eval/held_out/image_to_text/recall@1\n"
         self.assertEqual(printed.count(measure), 2)
-        self.assertTrue(pathlib.Path("tuned_preset/config.json").exists())
+        self.assertTrue(pathlib.Path("tuned/saved_model.pb").exists())
 
     def test_the_first_run_is_looked_at_and_used(self):
         write_pictures(self.folder / "photos", 1)
@@ -577,10 +577,7 @@ class SiteTest(tf.test.TestCase):
         page = self.hooks.settings_page()
         parts = re.split(r"^### `([\w.]+)`\n", page, flags=re.MULTILINE)[1:]
         shown = dict(zip(parts[::2], parts[1::2], strict=True))
-        for setting in (
-            *overrides.settings(config_lib.TrainConfig),
-            *overrides.settings(config_lib.Entry),
-        ):
+        for setting in overrides.settings(config_lib.TrainConfig):
             with self.subTest(setting.path):
                 self.assertNotEmpty(setting.meaning)
                 default, meaning = shown[setting.path].split("\n\n")[:2]

@@ -88,7 +88,8 @@ def _measured(flags):
             "There is nothing to evaluate on: expected `--data`, "
             "`evaluation.data` or `evaluation.stores`. Received: none of them"
         )
-    model = loading.load(flags.workdir or flags.model, flags.step)
+    name = flags.workdir or flags.model
+    model = loading.load(name, flags.step)
     with _indexes(flags, recipe, settings):
         opened = evaluation.open_stores(
             named, settings.data, settings.evaluation.prompts
@@ -104,7 +105,9 @@ def _measured(flags):
                 directory.write(flags.output, directory.RESULTS_FILE, results)
                 evaluation_page.write(
                     directory.path(flags.output, directory.RESULTS_PAGE_FILE),
-                    flags.workdir or flags.model,
+                    name
+                    if flags.step is None
+                    else f"{name}, step {flags.step}",
                     evaluated,
                     results,
                 )

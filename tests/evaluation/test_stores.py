@@ -177,6 +177,25 @@ class SettingsTest(tf.test.TestCase):
             self.labelled("n1", "bee", classes=keys), (("bee", "ant"), [1, 0])
         )
 
+    def test_clip_benchmarks_tars_are_read_as_they_are(self):
+        image = tf.io.encode_png(tf.zeros([2, 2, 3], tf.uint8)).numpy()
+        members = [
+            *(("a.png", image), ("a.cls", b"1"), ("a.txt", b"one\nuno\n")),
+            *(("b.png", image), ("b.cls", b"0\n"), ("b.txt", b"two")),
+        ]
+        shard_files.write_tar(f"{self.folder}/0.tar", members)
+        store = config.EvaluationStore(
+            data=(f"{self.folder}/0.tar",),
+            tasks=("zero_shot", "retrieval"),
+            captions="all",
+            classes=self.write("classnames.txt", "ape\nbee\n"),
+        )
+        named = config.EvaluationConfig(stores=(store,)).named
+        (found,) = evaluation.open_stores(named).values()
+        self.assertEqual(found.targets.tolist(), [1, 0])
+        self.assertEqual(found.captions, [b"one", b"uno", b"two"])
+        self.assertEqual(found.rows.tolist(), [0, 0, 1])
+
     def test_templates_are_those_of_the_file_or_of_the_evaluations(self):
         path = self.write("templates.txt", "a {c}.\nthe {}\n")
         for settings, expected in (
