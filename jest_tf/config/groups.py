@@ -346,7 +346,7 @@ class EvaluationStore(Checked, path="evaluation.stores"):
         name: names its measures. Empty names it after its files.
         data: paths or globs of its shards or tables, read like `data.train`.
         tasks: "retrieval", "zero_shot" or both. Empty takes retrieval, and
-            zero-shot classification if records have a label.
+            zero-shot classification if there are `classes` or labels.
         captions: the texts of retrieval. "first" takes each record's first
             caption, which is right for all records of its `concept`. "all",
             as CLIP_benchmark, takes every caption, a line each, for its own

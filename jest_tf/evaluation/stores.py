@@ -24,8 +24,8 @@ class StoreEmbeddings(NamedTuple):
 
     Attributes:
         images: float32 [N, D], of every record.
-        texts: float32 [M, D], of the captions; none without retrieval.
-        classes: float32 [C, D], of the class names; none without zero-shot.
+        texts: float32 [M, D], of the captions; None without retrieval.
+        classes: float32 [C, D], of the class names; None without zero-shot.
     """
 
     images: np.ndarray
@@ -65,8 +65,8 @@ class StoreEvaluation:
         labels, numbers = columns[settings.label_field], columns["cls"]
         self.tasks = settings.tasks
         if not self.tasks:
-            has_labels = bool((labels != b"").any())
-            self.tasks = ("retrieval", *["zero_shot"] * has_labels)
+            has_labels = bool(settings.classes) or (labels != b"").any()
+            self.tasks = ("retrieval", *["zero_shot"] * bool(has_labels))
         if "retrieval" in self.tasks and settings.captions == "all":
             self._take_all_captions(columns["caption"])
         elif "retrieval" in self.tasks:

@@ -186,7 +186,6 @@ class SettingsTest(tf.test.TestCase):
         shard_files.write_tar(f"{self.folder}/0.tar", members)
         store = config.EvaluationStore(
             data=(f"{self.folder}/0.tar",),
-            tasks=("zero_shot", "retrieval"),
             captions="all",
             classes=self.write("classnames.txt", "ape\nbee\n"),
         )

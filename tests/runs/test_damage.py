@@ -239,4 +239,4 @@ class DamageTest(tf.test.TestCase):
         )
         runs.train(settings, self.workdir)
         self.write_rest()
-        self.assertLen(self.damage(10_000), 21)
+        self.assertLen(self.damage(10_000), 18)
