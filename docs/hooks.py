@@ -40,6 +40,7 @@ LISTED = {
     config.Stage: "selection",
     config.View: "selection",
     config.RateFactor: "optimizer",
+    config.EvaluationStore: "evaluation",
 }
 
 
@@ -214,13 +215,6 @@ def settings_page() -> str:
         lines += [*_group(kind, members), ""]
         if group == "model":
             lines += _presets()
-    lines += ["## Entries of a suite", ""]
-    lines += [
-        "A suite is a TOML or JSON file with a table for each data set",
-        "([evaluation](../evaluation.md)).",
-        "",
-    ]
-    lines += _group(config.Entry, overrides.settings(config.Entry))
     return "\n".join(lines)
 
 

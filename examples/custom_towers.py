@@ -91,7 +91,7 @@ def main(argv=None):
 
     for name, tower in (("reference", reference), ("learner", learner)):
         encoder = evaluation.Encoder(tower, tokenizer, IMAGE_SIZE)
-        results = evaluation.StoreEvaluation(encoder, held_out).measure()
+        results = evaluation.StoreEvaluation(held_out).measure(encoder)
         print(
             f"{name}: {steps} steps of 128 pairs; of {len(held_out)} held-out "
             f"pictures {results['image_to_text/recall@10']:.1%} find their "

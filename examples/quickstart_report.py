@@ -195,7 +195,7 @@ def _given(runs):
     pool, test = map(stores_lib.open_store, (POOL, f"{DATA}/test-*.tfrecord"))
     embedded = bootstrap.embedding_cost(model, pool, str(runs / EMBEDDINGS))
     encoder = evaluation.Encoder(model.learner, model.tokenizer, model.picture)
-    found = evaluation.StoreEvaluation(encoder, test).measure()
+    found = evaluation.StoreEvaluation(test).measure(encoder)
     return {
         **{way: 100 * found[f"{way}/mrr"] for way in _WAYS.values()},
         "chance": 100 * np.mean(1 / np.arange(1, len(test) + 1)),

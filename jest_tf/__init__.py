@@ -17,6 +17,7 @@ _HOMES = {
         "DataConfig",
         "DistributionConfig",
         "EvaluationConfig",
+        "EvaluationStore",
         "ModelConfig",
         "OptimizerConfig",
         "RateFactor",

@@ -23,7 +23,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from examples import end_to_end, quickstart, quickstart_report, search
+from examples import quickstart, quickstart_report
 from jest_tf import cli, config
 from jest_tf.cli import evaluate
 from jest_tf.data import stores
@@ -44,14 +44,16 @@ SHRUNK = (
     "checkpoint.every_steps=3",
     "steps=5",
 )
-SUITE = f"""
-root = "{DATA}"
-[icons]
-task = ["zero_shot", "retrieval"]
-data = "val-*.tfrecord"
-label_field = "style"
-prompts = ["an icon of {{}}"]
-"""
+ICONS = [
+    f"evaluation.stores.0.{setting}"
+    for setting in (
+        "name=icons",
+        f"data={DATA}/val-*.tfrecord",
+        "tasks=zero_shot,retrieval",
+        "captions=all",
+        "label_field=style",
+    )
+]
 
 
 def setUpModule():
@@ -108,13 +110,10 @@ class TrainersTest(tf.test.TestCase):
             "selection.stages.0.num_chunks=3",
             *(f"reference.model={cls.teacher}", "evaluation.log_ids=true"),
         )
-        cls.suite = os.path.join(cls.folder.name, "suite.toml")
-        with open(cls.suite, "w", encoding="utf-8") as file:
-            file.write(SUITE)
         with tiny.eagerly():
             run(
-                *("uniform", cls.teacher, f"evaluation.suite={cls.suite}"),
-                *(f"data.train={DATA}/curated-*.tfrecord", small),
+                *("uniform", cls.teacher, *ICONS, small),
+                f"data.train={DATA}/curated-*.tfrecord",
             )
         run("jest", cls.learner, *cls.jest)
 
@@ -171,61 +170,39 @@ class TrainersTest(tf.test.TestCase):
         self.assertEqual(of_last, of_final)
         self.assertNotEqual(of_earlier, of_final)
 
-    def test_a_suite_is_measured_as_in_training_and_written(self):
-        row = lines(self.teacher, "evaluation.jsonl")[-1]
-        for name in ("zero_shot/mean_per_class", "text_to_image/mrr"):
-            self.assertBetween(row[f"eval/icons/{name}"], 0.0, 1.0)
-        self.assertFalse(os.path.exists(f"{self.teacher}/embeddings"))
-        kept = config.load_suite(f"{self.teacher}/suite.json")
-        self.assertEqual(kept, config.load_suite(self.suite))
-        words = ["evaluate", "--workdir", self.learner, "--suite"]
+    def evaluate(self, *words):
+        """The measures that `jest-tf evaluate --json` prints."""
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            self.assertEqual(cli.main([*words, self.suite, "--json"]), 0)
-        found = json.loads(printed.getvalue())
-        results = directory.read(self.learner, "evaluation.json")
-        self.assertEqual(
-            [(result["dataset"], result["task"]) for result in results],
-            [
-                ("icons", "zeroshot_classification"),
-                ("icons", "zeroshot_retrieval"),
-            ],
-        )
-        self.assertEqual(results[0]["pretrained"], self.learner)
-        self.assertLen(os.listdir(f"{self.learner}/evaluation"), 2)
-        self.assertEqual(
-            directory.read(
-                f"{self.learner}/evaluation", "icons_zeroshot_retrieval_en.json"
-            ),
-            results[1],
-        )
-        self.assertEqual(
-            results[0]["metrics"]["acc1"],
-            found["eval/icons/zero_shot/accuracy@1"],
-        )
-        with open(f"{self.learner}/evaluation.html", encoding="utf-8") as file:
-            self.assertIn("icons: classes", file.read())
-        self.assertLen(os.listdir(f"{self.learner}/embeddings"), 1)
+            self.assertEqual(cli.main(["evaluate", *words, "--json"]), 0)
+        return json.loads(printed.getvalue())
 
-    def test_a_keras_file_is_measured_on_a_suite(self):
+    def test_named_stores_are_measured_as_in_training_and_written(self):
+        row = lines(self.teacher, "evaluation.jsonl")[-1]
+        expected = {n: row[n] for n in row if n.startswith("eval/")}
+        self.assertIn("eval/icons/zero_shot/mean_per_class", expected)
+        folder = os.path.join(self.folder.name, "results")
+        found = self.evaluate("--workdir", self.teacher, "--output", folder)
+        self.assertAllClose(found, expected)
+        self.assertEqual(directory.read(folder, "evaluation.json"), found)
+        with open(f"{folder}/evaluation.html", encoding="utf-8") as file:
+            self.assertIn("<h2>icons</h2>", file.read())
+        # Another run is measured on the same stores by its settings.
+        words = ["--workdir", self.learner, "--set", "evaluation.data="]
+        found = self.evaluate(*words, *ICONS)
+        self.assertLen(found, 8 + 3)
+        self.assertIn("eval/icons/text_to_image/mrr", found)
+
+    def test_a_keras_file_is_measured(self):
         folder = os.path.join(self.folder.name, "keras_file")
         os.makedirs(folder)
         loading.load(self.teacher).learner.save(f"{folder}/a.keras")
         shutil.copy(f"{self.teacher}/vocab.txt", folder)
-        with open(f"{folder}/suite.toml", "w", encoding="utf-8") as file:
-            file.write(SUITE)
-        words = ["evaluate", "--model", f"{folder}/a.keras", "--json"]
-        words += ["--suite", f"{folder}/suite.toml"]
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            code = cli.main([*words, "--output", f"{folder}/results"])
-        self.assertEqual(code, 0)
-        found = json.loads(printed.getvalue())
-        self.assertNotEmpty(found)
+        found = self.evaluate("--model", f"{folder}/a.keras", "--set", *ICONS)
         row = lines(self.teacher, "evaluation.jsonl")[-1]
+        self.assertNotEmpty(found)
         self.assertAllClose(
             found, {name: row[name] for name in found}, atol=2e-3
         )
-        written = directory.read(f"{folder}/results", "evaluation.json")
-        self.assertEqual(written[0]["model"], f"{folder}/a.keras")
 
     def test_evaluate_takes_data_of_another_format_and_other_fields(self):
         shipped = stores.open_store(f"{DATA}/val-*.tfrecord")
@@ -245,9 +222,10 @@ class TrainersTest(tf.test.TestCase):
             cli.main(
                 [
                     *("evaluate", "--workdir", self.learner),
-                    *("--data", f"{folder}/val.csv", "--format", "table"),
-                    *("--image-field", "photo", "--caption-fields", "words"),
-                    *("--index-dir", f"{folder}/indexes"),
+                    *("--data", f"{folder}/val.csv"),
+                    *("--set", "data.format=table", "data.image_field=photo"),
+                    "data.caption_fields=words",
+                    f"data.index_dir={folder}/indexes",
                 ]
             )
         # A measure a line.
@@ -263,11 +241,11 @@ class TrainersTest(tf.test.TestCase):
         shards = [f"a/val-{number:05d}-of-00002.tfrecord" for number in (0, 1)]
         self.assertEqual(
             evaluate.together(["b.tfrecord", *shards, "val-*.tfrecord"]),
-            ["b.tfrecord", shards, "val-*.tfrecord"],
+            [["b.tfrecord"], shards, ["val-*.tfrecord"]],
         )
         other = f"other/{os.path.basename(shards[0])}"
         self.assertEqual(
-            evaluate.together([shards[0], other]), [shards[0], other]
+            evaluate.together([shards[0], other]), [[shards[0]], [other]]
         )
 
     def test_a_run_is_exported(self):
@@ -292,7 +270,7 @@ class TrainersTest(tf.test.TestCase):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             indexes = pathlib.Path(self.folder.name, "indexes")
             planned = (*self.jest, f"data.index_dir={indexes}")
-            planned += (f"evaluation.suite={self.suite}",)
+            planned += (*ICONS,)
             code = train("jest", workdir, *planned, flags=["--dry-run"])
             self.assertEqual(code, 0)
             (index,) = indexes.glob("pool-*.index")
@@ -302,7 +280,7 @@ class TrainersTest(tf.test.TestCase):
         for line in (
             r"data +400 records in 1 shards",
             r"reference +.*/reference, [\d,]+ parameters",
-            r"evaluation +250 records, val\n",
+            r"evaluation +250 records, val: retrieval\n",
             r"evaluation +250 records, icons: zero_shot, retrieval\n",
             r"stage 0, live +24 rows, the super-batch, -> 8, joint by learn",
             r"trained +8 rows",
@@ -472,46 +450,6 @@ class ErrorsTest(tf.test.TestCase):
             ended.stderr,
             r"error: Too many records cannot be read: \d+ of \d+ drawn.* "
             "`data.max_fault_rate`=0.01.*damaged picture",
-        )
-
-
-@pytest.mark.slow
-class EndToEndTest(tf.test.TestCase):
-    def test_a_preset_teaches_a_learner_that_searches_elsewhere(self):
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        runs = pathlib.Path(folder, "runs")
-        command = [
-            *("--runs", str(runs), "--figure", f"{folder}/search.png"),
-            *("--queries", "a red heart", "sun", "--set", *SHRUNK),
-            f"data.train={DATA}/pool-*.tfrecord",
-        ]
-        with quiet(), mock.patch.object(end_to_end, "DATA", DATA):
-            end_to_end.main(command)
-        resolved = config.load_config(runs / "learner/config.json")
-        self.assertEqual(resolved.reference.model, f"keras_hub:{runs}/preset")
-        picture = tf.io.decode_png(
-            pathlib.Path(folder, "search.png").read_bytes()
-        )
-        self.assertGreater(np.std(picture), 1.0)
-        # The preset has the run's weights, and the export the learner's.
-        trained, preset, learner = (
-            jest_tf.load(name)
-            for name in (
-                f"{runs}/reference",
-                f"keras_hub:{runs}/preset",
-                f"{runs}/learner",
-            )
-        )
-        images = sorted(runs.glob("photos/*.png"))[:5]
-        texts = ["a red heart", "sun"]
-        for left, right in (
-            (trained.embed_images(images), preset.embed_images(images)),
-            (trained.embed_texts(texts), preset.embed_texts(texts)),
-        ):
-            self.assertAllClose(left, right, 1e-5, 1e-5)
-        exported = tf.saved_model.load(f"{runs}/exported")
-        self.assertAllClose(
-            learner.embed_images(images), search.embed(exported, images)
         )
 
 

@@ -126,8 +126,8 @@ MODELS = (
         r"preset', which is not a run .* mean 'keras_hub:.*preset'?",
     ),
     (
-        "evaluate --workdir $/run --suite $/none.toml",
-        r"`evaluation.suite`: there is no file '.*/none.toml'",
+        "evaluate --workdir $/run --set evaluation.suite=$/none.toml",
+        "No setting `evaluation.suite`. Fields of EvaluationConfig: data, st",
     ),
     (
         "JEST reference.model=none reference.sidecar_dir=$/sidecars "
@@ -154,8 +154,7 @@ MODELS = (
     ),
     ("page --workdir $/folder", "`workdir` must be a run directory"),
     ("page --workdir $/run", "There is no selection to show: .*/run' without"),
-    ("evaluate --workdir $/run --data $/pool-* --output a", "--output needs"),
-    ("evaluate --model a.keras", "`--model` needs `--suite`, and"),
+    ("evaluate --model a.keras", "nothing to evaluate on: expected `--data`"),
     ("page --workdir $/run --moments 0", "`--moments` must be at least 1"),
     (
         "export --model nothing --output $/x --format onnx",

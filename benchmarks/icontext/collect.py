@@ -132,21 +132,22 @@ def clean_share(workdir, config):
 
 def _score(model, pattern):
     """The score of a split, and of each of its pairs."""
-    ((_, store),) = evaluation.open_stores([pattern]).items()
     encoder = evaluation.Encoder(
         model.learner, model.tokenizer, model.picture, model.batch_size
     )
-    found = evaluation.StoreEvaluation(encoder, store).embed()
+    evaluated = evaluation.StoreEvaluation(stores.open_store(pattern))
+    found = evaluated.embed(encoder)
+    image_groups, text_groups = evaluated.image_groups, evaluated.text_groups
     ranks = evaluation.ranks(
-        found.images, found.texts, found.image_groups, found.text_groups
+        found.images, found.texts, image_groups, text_groups
     )
     images, texts = (1 / np.rint(ranks[direction]) for direction in _DIRECTIONS)
     by_group = pd.Series(
-        texts, index=pd.Index(found.text_groups, tupleize_cols=False)
+        texts, index=pd.Index(text_groups, tupleize_cols=False)
     )
     pairs = [
         (image + by_group[[group]].mean()) / 2
-        for image, group in zip(images, found.image_groups, strict=True)
+        for image, group in zip(images, image_groups, strict=True)
     ]
     return round(float(images.mean() + texts.mean()) / 2, 5), pairs
 

@@ -43,11 +43,8 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     if sidecars is not None:
         sidecars.verify()
         yield "sidecars", f"all fit, embeddings of {sidecars.dim}"
-    evaluated = evaluations.open_data(config)
-    for name, held_out in evaluated.stores.items():
-        yield "evaluation", f"{len(held_out):,} records, {name}"
-    for name, entry in evaluated.entries.items():
-        size, tasks = len(entry.data.store), ", ".join(entry.entry.task)
+    for name, held_out in evaluations.open_data(config).items():
+        size, tasks = len(held_out.store), ", ".join(held_out.tasks)
         yield "evaluation", f"{size:,} records, {name}: {tasks}"
     tokenizer, vocabulary = start.tokenizer, config.data.vocabulary_size
     if tokenizer is not None:

@@ -1,16 +1,15 @@
 """Export a trained learner for programs without this package.
 
 A `saved_model` takes encoded pictures and strings, and runs with TensorFlow and
-TensorFlow Text. `onnx` has both towers, which take pixels and tokens. A
-`keras_hub` preset, for towers from KerasHub only, can be named wherever a
-command takes a model. docs/models.md shows how to load each.
+TensorFlow Text. `onnx` has both towers, which take pixels and tokens.
+docs/models.md shows how to load each.
 """
 
 import argparse
 
 from jest_tf.cli import flags as flags_lib
 
-FORMATS = ("saved_model", "onnx", "keras_hub")
+FORMATS = ("saved_model", "onnx")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +43,7 @@ def run(flags: argparse.Namespace) -> None:
         functions = export.saved_model(model, flags.output)
         print(f"functions: {', '.join(functions)}")
     else:
-        getattr(export, flags.format)(model, flags.output)
+        export.onnx(model, flags.output)
     print(
         f"{flags.output}: {flags.format} of {flags.model}, embeddings of width "
         f"{model.dim}, scale {model.scale:.3f}, bias {model.bias:.3f}"

@@ -15,6 +15,7 @@ from jest_tf.config.groups import (
     DataConfig,
     DistributionConfig,
     EvaluationConfig,
+    EvaluationStore,
     ModelConfig,
     OptimizerConfig,
     RateFactor,
@@ -45,7 +46,6 @@ from jest_tf.config.selection import (
     Stage,
     View,
 )
-from jest_tf.config.suite import Entry, load_suite
 
 __all__ = [
     "BootstrapConfig",
@@ -56,8 +56,8 @@ __all__ = [
     "DataConfig",
     "DistributionConfig",
     "EQUAL_CAPTIONS",
-    "Entry",
     "EvaluationConfig",
+    "EvaluationStore",
     "FORMATS",
     "LOSSES",
     "Loss",
@@ -81,7 +81,6 @@ __all__ = [
     "cut",
     "describe_plan",
     "load_config",
-    "load_suite",
     "plan",
     "save_config",
     "segment_at",

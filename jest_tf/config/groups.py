@@ -23,6 +23,7 @@ from jest_tf.config.selection import Loss, View
 EQUAL_CAPTIONS = ("negative", "positive", "ignore")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
 FORMATS = ("auto", "tfrecord", "webdataset", "tfds", "table")
+TASKS = ("retrieval", "zero_shot")
 POLICIES = ("randaugment", "trivialaugment", "autoaugment")
 OPTIMIZERS = ("adamw", "sgd", "lion", "adafactor")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -338,15 +339,46 @@ class OptimizerConfig(Checked, path="optimizer"):
 
 
 @dataclass(frozen=True)
+class EvaluationStore(Checked, path="evaluation.stores"):
+    """A named store to evaluate on, and how (docs/evaluation.md).
+
+    Attributes:
+        name: names its measures. Empty names it after its files.
+        data: paths or globs of its shards or tables, read like `data.train`.
+        tasks: "retrieval", "zero_shot" or both. Empty takes retrieval, and
+            zero-shot classification if there are `classes` or labels.
+        captions: the texts of retrieval. "first" takes each record's first
+            caption, which is right for all records of its `concept`. "all",
+            as CLIP_benchmark, takes every caption, a line each, for its own
+            record alone.
+        label_field: the field of a record's class.
+        classes: file of the classes to choose from: a name per line, or a JSON
+            object of names by label. A record then gives the label, the name,
+            or the number from 0 of its class. Empty takes the labels as names.
+        templates: file of zero-shot templates, one per line, each with one
+            "{}" or "{c}" for the class name. Empty takes `evaluation.prompts`.
+    """
+
+    name: str = ""
+    data: tuple[str, ...] = ()
+    tasks: Annotated[
+        tuple[str, ...], (f"among {TASKS}", lambda tasks: {*tasks} <= {*TASKS})
+    ] = ()
+    captions: Annotated[str, one_of("first", "all")] = "first"
+    label_field: str = "label"
+    classes: str = ""
+    templates: str = ""
+
+
+@dataclass(frozen=True)
 class EvaluationConfig(Checked, path="evaluation"):
     """Evaluation during training, and logging.
 
     Attributes:
         data: paths or globs of shards or tables to evaluate on, read like
-            `data.train`. Each is a data set, named after its files. Data in
-            another form belong in a `suite`.
-        suite: a .toml or .json file of further data sets and their tasks:
-            classification and retrieval (docs/evaluation.md). Empty adds none.
+            `data.train`. Each is a store, named after its files, with the
+            defaults of `stores`.
+        stores: further stores, with names and tasks of their own.
         every_steps: steps between evaluations. None evaluates only at the end.
         batch_size: examples per forward pass.
         prompts: zero-shot templates, each with one "{}" for the class name.
@@ -355,12 +387,31 @@ class EvaluationConfig(Checked, path="evaluation"):
     """
 
     data: tuple[str, ...] = ()
-    suite: str = ""
+    stores: tuple[EvaluationStore, ...] = ()
     every_steps: Count | None = None
     batch_size: Count = 256
     prompts: Annotated[tuple[str, ...], PROMPTS] = ("{}",)
     log_every_steps: Count = 10
     log_ids: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        for setting, store in self.named:
+            check(setting, store.data, ("one or more paths or globs", bool))
+
+    @property
+    def named(self) -> list[tuple[str, EvaluationStore]]:
+        """All stores, those of `data` too, each with the setting it is from."""
+        return [
+            *(
+                ("evaluation.data", EvaluationStore(data=(x,)))
+                for x in self.data
+            ),
+            *(
+                (f"evaluation.stores.{number}.data", store)
+                for number, store in enumerate(self.stores)
+            ),
+        ]
 
 
 @dataclass(frozen=True)
@@ -373,7 +424,7 @@ class CheckpointConfig(Checked, path="checkpoint"):
         every_minutes: also save after this many minutes without a checkpoint,
             by the clock of the worker that writes. None turns this off.
         keep: number of newest checkpoints to keep.
-        keep_best: a measure of `evaluation.data` or `evaluation.suite`, named
+        keep_best: a measure of `evaluation.data` or `evaluation.stores`, named
             as in `evaluation.jsonl`; the checkpoint with its highest value is
             also kept. Empty keeps none.
         on_non_finite: on a loss, weight or score that is not finite, "stop"

@@ -225,9 +225,9 @@ def _drawer(chosen_by, count):
             None,
             reference,
             stage,
-            batch_size=count,
+            size=count,
+            loss=chosen_by.loss,
             seed=seed,
-            settings=config_lib.SelectionConfig(count, loss=chosen_by.loss),
         )
         scores = criterion.score({"reference": drawn.reference_loss})
         return drawn.indices, scores

@@ -1,4 +1,4 @@
-"""Artefacts: the file format of indexes, sidecars, manifests and embeddings.
+"""Artefacts: the file format of indexes, sidecars and manifests.
 
 An artefact is a safetensors file: named arrays, and string metadata with its
 kind, version, source and checksums. It is written sequentially and then
@@ -21,7 +21,6 @@ from jest_tf import files
 
 # How to rebuild each kind.
 KINDS = {
-    "embeddings": "delete it; it will be rebuilt",
     "index": "delete it; it will be rebuilt",
     "sidecar": "rewrite it with `jest-tf embed --overwrite`",
     "manifest": "rewrite it with `jest-tf curate --overwrite`",

@@ -30,7 +30,6 @@ def examples(
     batch_size: int,
     image_size: int | pictures.Form,
     tokenizer: Tokenizer | None = None,
-    start: int = 0,
 ) -> tf.data.Dataset:
     """Yields every record once, in the store's order.
 
@@ -39,7 +38,6 @@ def examples(
         batch_size: k; the last batch may be smaller.
         image_size: side S of `image`, or a form of pictures.
         tokenizer: makes `text`; None yields no texts, and needs no captions.
-        start: row of the first record.
 
     Returns:
         A finite dataset of dicts of `image`, `id` and, with a tokenizer,
@@ -85,7 +83,7 @@ def examples(
             batch |= texts_of(captions, {"text": tokenizer})
         return batch
 
-    starts = tf.data.Dataset.range(start, len(store), batch_size)
+    starts = tf.data.Dataset.range(0, len(store), batch_size)
     return finish(map_in_order(starts, load))
 
 

@@ -1,26 +1,20 @@
-"""Embeddings of whole data sets by a learner, cached by what they depend on."""
+"""Embeddings of whole stores, and of texts, by a learner."""
 
 import contextlib
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import distribution, files, models
-from jest_tf.data import artefacts, batches, pictures, stores, tokenizers
-from jest_tf.models import reference
-
-# Rows of a part. A killed process loses only the part being computed.
-PART_ROWS = 2**14
+from jest_tf import distribution, models
+from jest_tf.data import batches, pictures, stores, tokenizers
 
 
 class Encoder:
     """Embeds stores and texts, in padded batches.
 
-    Within `fixed` the weights don't change, so nothing is embedded twice: not
-    in this process and, with a folder, not in the next.
+    Within `fixed` the weights don't change, so nothing is embedded twice.
 
     Args:
         learner: a built two-tower model.
@@ -50,106 +44,58 @@ class Encoder:
         self._encode_text = distribution.spread(
             strategy, lambda rows: learner.encode_text(rows, training=False)
         )
-        self._memory: dict[str, np.ndarray] | None = None
-        self._folder = ""
+        self._memory: dict | None = None
         self._examples = functools.lru_cache(None)(self._examples_from)
 
     @contextlib.contextmanager
-    def fixed(self, folder: str = "", keep: bool = False) -> Iterator[None]:
-        """Keeps embeddings within the block.
-
-        Args:
-            folder: for files, from which a process continues after a killed
-                one; "" keeps embeddings in memory only.
-            keep: whether to keep the files after the block succeeds.
-        """
-        self._memory = {}
-        if folder:
-            self._folder = files.inside(folder, self._fingerprint())
+    def fixed(self) -> Iterator[None]:
+        """Keeps embeddings in memory within the block."""
+        outer = self._memory
+        self._memory = {} if outer is None else outer
         try:
             yield
-            if folder and not keep:
-                files.remove_folder(folder)
         finally:
-            self._memory, self._folder = None, ""
+            self._memory = outer
 
-    def images(self, store: stores.Store | stores.Listed) -> np.ndarray:
-        """Embeds the pictures of all records, float32 [n, D].
-
-        Raises:
-            ValueError: a record has no picture that can be decoded.
-        """
-        return self._kept(
-            lambda: f"image {store.fingerprint}",
-            len(store),
-            lambda start: self._image_parts(store, start),
-        )
+    def images(self, store: stores.Store) -> np.ndarray:
+        """Embeds the pictures of all records, float32 [n, D]."""
+        return self._kept(store.fingerprint, lambda: self._image_parts(store))
 
     def texts(self, texts: Sequence[str | bytes]) -> np.ndarray:
-        """Embeds texts, float32 [m, D].
-
-        Raises:
-            ValueError: the model has no tokenizer.
-        """
+        """Embeds texts, float32 [m, D]."""
         if self._tokenizer is None:
             raise ValueError(
                 "Texts need the model's tokenizer: put vocab.txt or "
                 "tokenizer.model beside the .keras file. Received: a model "
                 "without a tokenizer"
             )
-        texts = [
-            text.encode() if isinstance(text, str) else text for text in texts
-        ]
+        return self._kept(tuple(texts), lambda: self._text_parts(texts))
 
-        def key():
-            digest = hashlib.blake2b(digest_size=16)
-            for text in texts:
-                digest.update(len(text).to_bytes(8, "little") + text)
-            return f"text {digest.hexdigest()}"
+    def _kept(self, key, parts):
+        """Joins embeddings, or takes them from memory if they are there."""
+        memory = {} if self._memory is None else self._memory
+        if key not in memory:
+            memory[key] = np.concatenate(list(parts()))
+        return memory[key]
 
-        return self._kept(
-            key, len(texts), lambda start: self._text_parts(texts, start)
-        )
-
-    def _kept(self, key, num_rows, parts):
-        """Rows from memory, or from files; computes those that are missing."""
-        if self._memory is None:
-            return np.concatenate(list(parts(0)))
-        key = key()
-        if key not in self._memory:
-            found = list(self._read(key, num_rows))
-            start = sum(map(len, found))
-            if start < num_rows:
-                for part in parts(start):
-                    self._write(key, start, part)
-                    found.append(part)
-                    start += len(part)
-            self._memory[key] = np.concatenate(found)
-        return self._memory[key]
-
-    def _image_parts(self, store, start):
+    def _image_parts(self, store):
         size = self._size(len(store))
         with batches.plain_errors():
-            yield from _joined(
-                self._padded(self._encode_image, batch["image"], size)
-                for batch in self._examples(store, size, start)
-            )
+            for batch in self._examples(store, size):
+                yield self._padded(self._encode_image, batch["image"], size)
 
-    def _examples_from(self, store, size, start):
+    def _examples_from(self, store, size):
         return batches.examples(
-            store, batch_size=size, image_size=self._picture, start=start
+            store, batch_size=size, image_size=self._picture
         )
 
-    def _text_parts(self, texts, start):
+    def _text_parts(self, texts):
         size = self._size(len(texts))
-
-        def embed(first):
+        for start in range(0, len(texts), size):
             clean, _ = tokenizers.sanitize_captions(
-                tf.constant(texts[first : first + size])
+                tf.constant(texts[start : start + size])
             )
-            return self._padded(self._encode_text, self._tokenizer(clean), size)
-
-        yield from _joined(map(embed, range(start, len(texts), size)))
+            yield self._padded(self._encode_text, self._tokenizer(clean), size)
 
     def _size(self, num_rows):
         """Rows of a pass: few sizes, so that few shapes are traced."""
@@ -162,51 +108,3 @@ class Encoder:
         rows = tf.range(size)
         rows = tf.where(rows < len(batch), rows, 0)
         return encode(tf.gather(batch, rows)).numpy()[: len(batch)]
-
-    def _fingerprint(self):
-        described = ""
-        if self._tokenizer is not None and hasattr(self._tokenizer, "save"):
-            described = reference.describe_tokenizer(self._tokenizer)
-        return reference.fingerprint(
-            self._learner, str(self._picture), described
-        )
-
-    def _path(self, key, start):
-        digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        return files.inside(self._folder, f"{digest}-{start}.embeddings")
-
-    def _read(self, key, num_rows):
-        start = 0
-        while self._folder and start < num_rows:
-            try:
-                part = artefacts.read(
-                    self._path(key, start), "embeddings", verify=True
-                ).arrays["embeddings"]
-            except (OSError, ValueError):
-                return
-            if not 0 < len(part) <= num_rows - start:
-                return
-            yield np.array(part)
-            start += len(part)
-
-    def _write(self, key, start, part):
-        if self._folder:
-            artefacts.write(
-                self._path(key, start),
-                "embeddings",
-                {"of": key},
-                {"embeddings": part},
-            )
-
-
-def _joined(arrays):
-    """Joins arrays into parts of `PART_ROWS` rows or more, except the last."""
-    part, rows = [], 0
-    for array in arrays:
-        part.append(array)
-        rows += len(array)
-        if rows >= PART_ROWS:
-            yield np.concatenate(part)
-            part, rows = [], 0
-    if part:
-        yield np.concatenate(part)

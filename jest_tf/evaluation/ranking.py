@@ -46,9 +46,6 @@ def places(
         query_groups: integers [Q].
         candidates: floats [C, D].
         groups: integers [C].
-
-    Raises:
-        ValueError: a query has no match.
     """
     missing = ~np.isin(query_groups, groups)
     if missing.any():

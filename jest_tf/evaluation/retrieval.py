@@ -39,10 +39,6 @@ def retrieval_measures(
 
     Returns:
         `MEASURES`, each in [0, 1].
-
-    Raises:
-        ValueError: shapes do not fit, an embedding is not finite, or a query
-            has no match.
     """
     results = {}
     for name, places in _places(

@@ -1,19 +1,22 @@
-"""Measures of a learner on every record of a store."""
+"""Measures of a learner on the records of a store, by retrieval and classes."""
 
+import collections
 import functools
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jest_tf import config as config_lib
+from jest_tf import files
 from jest_tf.data import reader
 from jest_tf.data import stores as stores_lib
 from jest_tf.evaluation import embedding, retrieval, zero_shot
 
-MEASURES = (*retrieval.MEASURES, *zero_shot.MEASURES)
+_SLOT = re.compile(r"\{c?\}")  # CLIP_benchmark writes {c}
 
 
 class StoreEmbeddings(NamedTuple):
@@ -21,133 +24,177 @@ class StoreEmbeddings(NamedTuple):
 
     Attributes:
         images: float32 [N, D], of every record.
-        image_groups: [N], the concept of each image or, if none, its id.
-        texts: float32 [M, D], of the distinct first captions.
-        text_groups: [M], of the same kind.
-        labels: bytes [N], b"" where an image has none.
-        class_names: bytes [C], the distinct labels, sorted.
-        classes: float32 [C, D], of the labels in prompts.
+        texts: float32 [M, D], of the captions; None without retrieval.
+        classes: float32 [C, D], of the class names; None without zero-shot.
     """
 
     images: np.ndarray
-    image_groups: list
-    texts: np.ndarray
-    text_groups: list
-    labels: np.ndarray
-    class_names: np.ndarray
-    classes: np.ndarray
+    texts: np.ndarray | None
+    classes: np.ndarray | None
 
 
 class StoreEvaluation:
-    """Evaluates a learner on a store repeatedly; reads and traces once.
+    """Evaluates learners on a store; reads captions, labels and classes once.
 
-    Retrieval is between all images and the distinct first captions; a group is
-    the records of a `concept`, or a record without a concept. Zero-shot is over
-    the distinct labels, if any, and the images that have a label. `prompts` are
-    templates for the labels.
+    Args:
+        store: the records.
+        settings: the tasks, and how records take part in them.
+        prompts: templates for a store without its own.
+
+    Attributes:
+        tasks: "retrieval" and "zero_shot", or one of them.
+        captions: bytes [M], the texts of retrieval.
+        rows: int64 [M], the first record of each caption.
+        image_groups, text_groups: [N] and [M]; an image and a text match if
+            their groups are equal.
+        class_names: the C class names, as prompts name them.
+        labelled: int64 [n], the records that have a label.
+        targets: int64 [n], the class of each.
     """
 
     def __init__(
         self,
-        encoder: embedding.Encoder,
         store: stores_lib.Store,
+        settings: config_lib.EvaluationStore | None = None,
         prompts: Sequence[str] = ("{}",),
     ):
-        self._encoder = encoder
-        self._store = store
-        self._prompts = prompts
-        columns = store.columns(["caption", "concept", "label", "id"])
-        self._groups = [
+        settings = settings or config_lib.EvaluationStore()
+        self.store = store
+        names = ["caption", "concept", "id", "cls", settings.label_field]
+        columns = store.columns(names)
+        labels, numbers = columns[settings.label_field], columns["cls"]
+        self.tasks = settings.tasks
+        if not self.tasks:
+            has_labels = bool(settings.classes) or (labels != b"").any()
+            self.tasks = ("retrieval", *["zero_shot"] * bool(has_labels))
+        if "retrieval" in self.tasks and settings.captions == "all":
+            self._take_all_captions(columns["caption"])
+        elif "retrieval" in self.tasks:
+            self._take_first_captions(columns)
+        if "zero_shot" in self.tasks:
+            self._templates = prompts
+            if settings.templates:
+                self._templates = _read_templates(settings.templates)
+            if settings.classes:
+                classes = _read_classes(settings.classes)
+                found = _by_name(store, labels, numbers, classes)
+                self.class_names = tuple(classes.values())
+            else:
+                self.class_names, found = _by_label(labels)
+            self.labelled = np.flatnonzero(found >= 0)
+            self.targets = found[self.labelled]
+            if not len(self.labelled):
+                raise ValueError(
+                    "`label_field` must name a field of the records that has "
+                    "the label or, with `classes`, the number of their class. "
+                    f"Received: {settings.label_field!r}, which is empty in "
+                    f"all {len(store):,} records"
+                )
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what `measure` returns."""
+        by_task = {
+            "retrieval": retrieval.MEASURES,
+            "zero_shot": zero_shot.MEASURES,
+        }
+        return tuple(name for task in self.tasks for name in by_task[task])
+
+    @functools.cached_property
+    def chance(self) -> dict[str, float]:
+        """The headline measures of a model that guesses at random."""
+        found = {}
+        if "retrieval" in self.tasks:
+            found = retrieval.chance(self.image_groups, self.text_groups)
+        if "zero_shot" in self.tasks:
+            found["zero_shot/accuracy@1"] = 1 / len(self.class_names)
+        return found
+
+    def embed(self, encoder: embedding.Encoder) -> StoreEmbeddings:
+        """Embeds the store with the encoder's current weights."""
+        texts = classes = None
+        images = encoder.images(self.store)
+        if "retrieval" in self.tasks:
+            texts = encoder.texts(self.captions)
+        if "zero_shot" in self.tasks:
+            classes = zero_shot.class_embeddings(
+                encoder.texts, self.class_names, self._templates
+            )
+        return StoreEmbeddings(images, texts, classes)
+
+    def measure(self, encoder: embedding.Encoder) -> dict[str, float]:
+        """Returns the measures of all tasks by name."""
+        found, results = self.embed(encoder), {}
+        if "retrieval" in self.tasks:
+            results |= retrieval.retrieval_measures(
+                found.images, found.texts, self.image_groups, self.text_groups
+            )
+        if "zero_shot" in self.tasks:
+            results |= zero_shot.zero_shot_measures(
+                found.images[self.labelled], self.targets, found.classes
+            )
+        return results
+
+    def _take_first_captions(self, columns):
+        """Takes distinct first captions; records of a concept share them."""
+        self.image_groups = [
             ("concept", concept) if concept else ("id", str(number).encode())
             for concept, number in zip(
                 columns["concept"], columns["id"], strict=True
             )
         ]
-        captions = [
-            _first_caption(store, row, texts)
-            for row, texts in enumerate(columns["caption"])
-        ]
-        # A dict is a set that keeps its order.
-        self._texts = list(
-            dict.fromkeys(zip(captions, self._groups, strict=True))
-        )
-        self._labels = columns["label"]
+        first: dict = {}
+        for row, captions in enumerate(columns["caption"]):
+            caption = self._captions_of(row, captions)[0]
+            first.setdefault((caption, self.image_groups[row]), row)
+        self.captions, self.text_groups = map(list, zip(*first, strict=True))
+        self.rows = np.array([*first.values()])
 
-    @functools.cached_property
-    def chance(self) -> dict[str, float]:
-        """The headline measures of a model that guesses at random."""
-        _, groups = zip(*self._texts, strict=True)
-        classes = len(np.unique(self._labels[self._labels != b""]))
-        return retrieval.chance(self._groups, groups) | (
-            {"zero_shot/accuracy@1": 1 / classes} if classes else {}
-        )
+    def _take_all_captions(self, captions):
+        """Takes every caption, for its own record alone."""
+        self.captions, rows = [], []
+        for row, texts in enumerate(captions):
+            texts = [line for text in texts for line in text.splitlines()]
+            texts = self._captions_of(row, texts)
+            self.captions += texts
+            rows += [row] * len(texts)
+        self.rows = np.array(rows)
+        self.image_groups, self.text_groups = range(len(self.store)), rows
 
-    def embed(self) -> StoreEmbeddings:
-        """Embeds the store with the current weights.
-
-        Raises:
-            ValueError: a record has no picture that can be decoded.
-        """
-        images = self._encoder.images(self._store)
-        captions, text_groups = zip(*self._texts, strict=True)
-        texts = self._encoder.texts(captions)
-        names = np.unique(self._labels[self._labels != b""])
-        classes = np.zeros([0, images.shape[1]], np.float32)
-        if len(names):
-            classes = zero_shot.class_embeddings(
-                self._encoder.texts,
-                [name.decode("utf-8", "replace") for name in names],
-                self._prompts,
+    def _captions_of(self, row, captions):
+        """The nonblank captions of a record, at least one."""
+        choices = reader.candidates(captions)
+        if not choices:
+            raise ValueError(
+                "Every record to evaluate on must have a caption that is not "
+                f"blank. Received: {self.store.describe(row)}"
             )
-        return StoreEmbeddings(
-            images,
-            self._groups,
-            texts,
-            list(text_groups),
-            self._labels,
-            names,
-            classes,
-        )
-
-    def measure(self) -> dict[str, float]:
-        """Returns `MEASURES`; zero-shot measures only if there are labels."""
-        found = self.embed()
-        results = retrieval.retrieval_measures(
-            found.images, found.texts, found.image_groups, found.text_groups
-        )
-        labelled = found.labels != b""
-        if labelled.any():
-            classes = np.searchsorted(found.class_names, found.labels[labelled])
-            results |= zero_shot.zero_shot_measures(
-                found.images[labelled], classes, found.classes
-            )
-        return results
+        return [captions[choice] for choice in choices]
 
 
 def open_stores(
-    patterns: Sequence[str | Sequence[str]],
+    named: Iterable[tuple[str, config_lib.EvaluationStore]],
     data: config_lib.DataConfig | None = None,
-    setting: str = "evaluation.data",
-) -> dict[str, stores_lib.Store]:
-    """Opens a store for every pattern, named after its first file.
+    prompts: Sequence[str] = ("{}",),
+) -> dict[str, StoreEvaluation]:
+    """Opens stores to evaluate on, by name.
 
     Args:
-        patterns: paths or globs of shards or tables, or lists of them.
+        named: pairs of a setting, for errors, and the store that it names, as
+            `EvaluationConfig.named`.
         data: format, fields and index folder, as `TrainConfig.data`.
-        setting: name of the patterns in errors.
+        prompts: as for `StoreEvaluation`.
 
     Returns:
-        Stores by name: `test` for `data/test-00000-of-00002.tfrecord`.
-
-    Raises:
-        ValueError: nothing can be read, or two stores share a name.
+        The stores by their names or, without a name, the names of their files:
+        `test` for `data/test-00000-of-00002.tfrecord`.
     """
     data = data or config_lib.DataConfig()
-    stores: dict[str, stores_lib.Store] = {}
-    for pattern in patterns:
+    opened: dict[str, StoreEvaluation] = {}
+    for setting, settings in named:
         try:
             store = stores_lib.open_store(
-                pattern,
+                settings.data,
                 format=data.format,
                 image_field=data.image_field,
                 caption_fields=data.caption_fields,
@@ -159,26 +206,108 @@ def open_stores(
             raise
         except ValueError as error:
             raise ValueError(
-                f"Evaluation data {pattern} cannot be opened, as format "
-                f"{data.format!r}, image_field {data.image_field!r} and "
-                f"caption_fields {data.caption_fields} of `data`: {error}"
+                f"Evaluation data {', '.join(settings.data)} cannot be opened, "
+                f"as format {data.format!r}, image_field {data.image_field!r} "
+                f"and caption_fields {data.caption_fields} of `data`: {error}"
             ) from error
         file = os.path.basename(store.shards.paths[0])
-        name = re.sub(r"(-\d+-of-\d+)?(\.[^.]*)?$", "", file, count=1)
-        if name in stores:
-            raise ValueError(
-                f"Evaluation data must have different names. Received: "
-                f"{name!r} twice, from {list(patterns)}"
-            )
-        stores[name] = store
-    return stores
-
-
-def _first_caption(store, row, captions):
-    choices = reader.candidates(captions)
-    if not choices:
-        raise ValueError(
-            "Every record to evaluate on must have a caption that is not "
-            f"blank. Received: {store.describe(row)}"
+        name = settings.name or re.sub(
+            r"(-\d+-of-\d+)?(\.[^.]*)?$", "", file, count=1
         )
-    return captions[choices[0]]
+        if name in opened:
+            raise ValueError(
+                "Evaluation data must have different names. Received: "
+                f"{name!r} twice, the second in `{setting}`"
+            )
+        try:
+            opened[name] = StoreEvaluation(store, settings, prompts)
+        except ValueError as error:
+            raise ValueError(f"Evaluation data {name}: {error}") from error
+    return opened
+
+
+def _by_label(labels):
+    """Class names and the class of each record, -1 if none, from its label."""
+    names, found = np.unique(labels, return_inverse=True)
+    if len(names) and not names[0]:
+        names, found = names[1:], found - 1
+    return tuple(name.decode("utf-8", "replace") for name in names), found
+
+
+def _by_name(store, labels, numbers, classes):
+    """The class of each record, int64 [N], -1 if it has none.
+
+    A record gives the label, the name, or the number from 0 of its class.
+    """
+    by_number = {str(number): number for number in range(len(classes))}
+    by_label = dict(by_number)
+    for names in (classes.values(), classes):
+        # The first of equal names counts.
+        by_label |= {name: row for row, name in reversed([*enumerate(names)])}
+    found = np.full(len(store), -1)
+    unknown: dict[str, int] = collections.Counter()
+    for row, (label, number) in enumerate(zip(labels, numbers, strict=True)):
+        text = (label or number).decode("utf-8", "replace")
+        found[row] = (by_label if label else by_number).get(text, -1)
+        unknown[text] += bool(text) and found[row] < 0
+    unknown = {label: count for label, count in unknown.items() if count}
+    if unknown:
+        shown = ", ".join(map(repr, [*unknown][:5]))
+        raise ValueError(
+            "`classes` must name the class of every label. Received: "
+            f"{len(classes)} classes, the first {next(iter(classes))!r}, and "
+            f"{sum(unknown.values()):,} records whose labels match none: "
+            f"{shown}. Use a JSON object of names by label"
+        )
+    return found
+
+
+def _read_classes(path) -> Mapping[str, str]:
+    """Class names by label, from a JSON object or the lines of a text file."""
+    if not path.endswith(".json"):
+        return {name: name for name in _lines("classes", path)}
+    try:
+        found = json.loads(_text("classes", path))
+    except ValueError as error:
+        raise ValueError(f"`classes`: {path} is not JSON: {error}") from error
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(name and isinstance(name, str) for name in found.values())
+    ):
+        raise ValueError(
+            "`classes` must be a JSON object of nonblank names by label, or a "
+            f"text file with a name per line. Received: {path}"
+        )
+    return found
+
+
+def _read_templates(path) -> tuple[str, ...]:
+    templates = _lines("templates", path)
+    for number, template in enumerate(templates, 1):
+        if len(_SLOT.findall(template)) != 1:
+            raise ValueError(
+                '`templates` must each have one slot for the class name, "{}" '
+                f'or "{{c}}". Received: {template!r}, number {number} of {path}'
+            )
+    return tuple(_SLOT.sub("{}", template) for template in templates)
+
+
+def _lines(setting, path):
+    lines = [line.strip() for line in _text(setting, path).rstrip().split("\n")]
+    # A line's number is that of a class, so no line may be blank.
+    if not all(lines):
+        raise ValueError(
+            f"`{setting}` must be a file with one nonblank text per line. "
+            f"Received: {path}, with a blank line"
+        )
+    return lines
+
+
+def _text(setting, path):
+    try:
+        return files.read_whole(path).decode()
+    except (OSError, UnicodeError) as error:
+        raise ValueError(
+            f"`{setting}` must be a text file. Received: {path}, {error}"
+        ) from error

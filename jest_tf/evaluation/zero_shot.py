@@ -35,10 +35,6 @@ def zero_shot_measures(
         `MEASURES`: the shares of images whose class is among the k best, and
         the mean, over classes with images, of each class's share for k = 1. A
         tie counts as its mean over all orders.
-
-    Raises:
-        ValueError: shapes do not fit, an embedding is not finite, or a class is
-            out of range.
     """
     images = ranking.check_vectors("image_embeddings", image_embeddings)
     classes = ranking.check_vectors("class_embeddings", class_embeddings)
@@ -97,10 +93,6 @@ def class_embeddings(
 
     Returns:
         float32 [C, D].
-
-    Raises:
-        ValueError: there are no names or prompts, or a prompt does not have
-            exactly one "{}".
     """
     checks.check("class_names", class_names, ("at least one name", len))
     checks.check("prompts", prompts, checks.PROMPTS)

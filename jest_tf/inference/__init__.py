@@ -1,9 +1,9 @@
-"""After training: embedding, classifying and searching with a learner; export.
+"""After training: embedding with a learner, and exports.
 
 `load` opens a learner, an `Embedder` uses it in Python, and `export` writes it
 for programs without `jest_tf`.
 """
 
-from jest_tf.inference.embedder import Classification, Embedder, Hits, load
+from jest_tf.inference.embedder import Embedder, load
 
-__all__ = ["Classification", "Embedder", "Hits", "load"]
+__all__ = ["Embedder", "load"]

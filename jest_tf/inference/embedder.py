@@ -6,9 +6,9 @@ the same batch of rows, and otherwise up to rounding, 1e-6 in float32.
 """
 
 import concurrent.futures
+import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +16,7 @@ from PIL import Image
 
 from jest_tf import config as config_lib
 from jest_tf import embeddings as embeddings_lib
-from jest_tf import evaluation, files, models
+from jest_tf import files, models
 from jest_tf.config import checks
 from jest_tf.data import batches, pictures, stores, tokenizers
 from jest_tf.models import reference, two_tower
@@ -26,32 +26,8 @@ from jest_tf.runs import loading
 Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
-class Classification(NamedTuple):
-    """Pictures classified by labels.
-
-    Attributes:
-        labels: the most probable label of each of n pictures.
-        probabilities: float32 [n, labels]; rows sum to 1.
-    """
-
-    labels: list[str]
-    probabilities: np.ndarray
-
-
-class Hits(NamedTuple):
-    """The nearest embeddings of m queries, best first.
-
-    Attributes:
-        rows: int64 [m, k], rows of the collection.
-        scores: float32 [m, k], cosine similarities.
-    """
-
-    rows: np.ndarray
-    scores: np.ndarray
-
-
 class Embedder:
-    """Embeds pictures and texts, classifies pictures, and searches.
+    """Embeds pictures and texts.
 
     Args:
         learner: a built two-tower model.
@@ -62,10 +38,6 @@ class Embedder:
         max_image_pixels: larger pictures are refused.
         config: settings of the run that trained the learner, if any.
         source: what `load` found, by which a `Funnel` knows its sidecars.
-
-    Raises:
-        ValueError: `picture` is None, and the learner does not take square
-            RGB pictures.
 
     Example:
         >>> learner = models.build_two_tower(
@@ -78,8 +50,8 @@ class Embedder:
         >>> model.embed_texts(["a cat"]).shape
         (1, 64)
         >>> grey = np.full([20, 30], 128, np.uint8)
-        >>> model.classify([grey], ["cat", "dog"]).probabilities.shape
-        (1, 2)
+        >>> model.embed_images([grey]).shape
+        (1, 64)
     """
 
     def __init__(
@@ -133,47 +105,21 @@ class Embedder:
         Args:
             images: names of files, encoded pictures as bytes, images of Pillow,
                 or uint8 arrays [H, W, 3], [H, W, 4] or [H, W], of any size and
-                also mixed. Grey becomes RGB, and alpha is dropped.
-
-        Raises:
-            ValueError: a picture cannot be read; the message names it.
+                also mixed. Grey becomes RGB, and alpha is dropped. A picture
+                that cannot be read is an error.
         """
         images = _list("images", images)
-        parts, done = [np.zeros([0, self.dim], np.float32)], 0
-        for faults, part in self.embed_parts(images):
-            for number, fault in enumerate(faults, done):
-                if fault:
-                    raise ValueError(
-                        "`images` must be pictures that can be read. Received: "
-                        f"images[{number}], {_name(images[number])}: "
-                        f"{fault.reason}"
-                    )
-            parts.append(part)
-            done += len(faults)
-        return np.concatenate(parts)
-
-    def embed_parts(
-        self, images: Sequence[Picture]
-    ) -> Iterator[tuple[list[stores.Fault | None], np.ndarray]]:
-        """Embeds pictures in batches, skipping damaged pictures.
-
-        Yields:
-            For at most `batch_size` pictures, the fault of each or None, and
-            the embeddings, float32 [m, D], of the m pictures without a fault.
-        """
+        parts = [np.zeros([0, self.dim], np.float32)]
         workers = os.cpu_count() or 1
         starts = range(0, len(images), self.batch_size)
-        parts = (images[start : start + self.batch_size] for start in starts)
+        read = functools.partial(self._read, images)
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            for read in batches.in_order(pool, self._read, parts, workers):
-                yield self._embed_read(read)
+            for pixels in batches.in_order(pool, read, starts, workers):
+                parts.append(np.asarray(self._encode_image(pixels)))
+        return np.concatenate(parts)
 
     def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
-        """Embeds m texts to unit norm, float32 [m, D].
-
-        Raises:
-            ValueError: the model has no tokenizer.
-        """
+        """Embeds m texts to unit norm, float32 [m, D]."""
         if self.tokenizer is None:
             raise ValueError(
                 "`embed_texts` needs a tokenizer, and the model was loaded "
@@ -191,108 +137,29 @@ class Embedder:
             parts.append(np.asarray(part))
         return np.concatenate(parts)
 
-    def classify(
-        self,
-        images: Iterable[Picture] | np.ndarray,
-        labels: Sequence[str],
-        prompts: Sequence[str] = ("{}",),
-    ) -> Classification:
-        """Classifies pictures by the texts of their labels.
-
-        Probabilities are softmax(scale cosine) over the labels, which assumes
-        that exactly one is right. A label's embedding is the mean over prompts,
-        at unit norm, as in `evaluation.class_embeddings`.
-
-        Args:
-            images: as for `embed_images`, or embeddings, float [n, D].
-            labels: C class names.
-            prompts: templates, each with one "{}" where the name goes.
-
-        Raises:
-            ValueError: as in `embed_images`, labels are missing, or a prompt
-                does not have exactly one "{}".
-        """
-        labels = _list("labels", labels)
-        classes = evaluation.class_embeddings(self.embed_texts, labels, prompts)
-        if not _are_embeddings(images):
-            images = self.embed_images(images)
-        logits = self.scale * self._checked("images", images) @ classes.T
-        best = np.argmax(logits, axis=1)
-        return Classification(
-            [labels[place] for place in best], tf.nn.softmax(logits).numpy()
-        )
-
-    def search(
-        self,
-        queries: Iterable[str] | np.ndarray,
-        collection: np.ndarray,
-        k: int = 10,
-    ) -> Hits:
-        """Finds the k nearest of n embeddings, exactly, by cosine similarity.
-
-        Args:
-            queries: texts, or embeddings, for instance of pictures, float
-                [m, D].
-            collection: embeddings by this model, float [n, D].
-            k: hits per query; n if that is smaller.
-
-        Returns:
-            `Hits`; among equal scores, the lower row comes first.
-
-        Raises:
-            ValueError: widths differ.
-        """
-        checks.check("k", k, checks.at_least(1))
-        candidates = self._checked("collection", collection)
-        if not _are_embeddings(queries):
-            queries = self.embed_texts(queries)
-        queries = self._checked("queries", queries)
-        k = min(k, len(candidates))
-        found = [
-            tf.math.top_k(part @ candidates.T, k)
-            for part in np.split(
-                queries, range(_QUERIES, len(queries), _QUERIES)
-            )
-        ]
-        scores, rows = (
-            np.concatenate(parts) for parts in zip(*found, strict=True)
-        )
-        return Hits(rows.astype(np.int64), scores)
-
-    def _read(self, images):
-        """Returns faults, and the other pictures, [m, *picture.shape]."""
-        images = [_read(picture) for picture in images]
-        encoded = [picture for picture in images if isinstance(picture, bytes)]
+    def _read(self, images, start):
+        """Reads and resizes a batch of pictures, [m, *picture.shape]."""
+        some = [_read(x) for x in images[start : start + self.batch_size]]
+        encoded = [picture for picture in some if isinstance(picture, bytes)]
         faults, decoded = map(
             iter, batches.decode(encoded, self.max_image_pixels, self.picture)
         )
-        found, rows = [], []
-        for picture in images:
+        rows = []
+        for number, picture in enumerate(some, start):
             fault = picture if isinstance(picture, stores.Fault) else None
             if isinstance(picture, bytes):
                 fault = next(faults)
-            found.append(fault)
-            if fault is None and isinstance(picture, bytes):
+            if fault:
+                raise ValueError(
+                    "`images` must be pictures that can be read. Received: "
+                    f"images[{number}], {_name(images[number])}: {fault.reason}"
+                )
+            if isinstance(picture, bytes):
                 rows.append(next(decoded))
-            elif fault is None:
+            else:
                 with tf.device("CPU:0"):
                     rows.append(self.picture(tf.constant(picture)).numpy())
-        return found, rows
-
-    def _embed_read(self, read):
-        faults, rows = read
-        if not rows:
-            return faults, np.zeros([0, self.dim], np.float32)
-        return faults, np.asarray(self._encode_image(np.stack(rows)))
-
-    def _checked(self, name, embeddings):
-        embeddings = np.asarray(embeddings, np.float32)
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
-            raise ValueError(
-                f"`{name}` must be embeddings [rows, {self.dim}]. Received: "
-                f"shape={embeddings.shape}"
-            )
-        return embeddings
+        return np.stack(rows)
 
 
 def load(
@@ -317,10 +184,6 @@ def load(
     Returns:
         The model, with its `learner`, `tokenizer` and `picture`, and the
         `config` of its run; None for other models.
-
-    Raises:
-        ValueError: there is no such model or checkpoint, the run has not
-            finished, or it needs code that is not trusted.
 
     Example:
         ```python
@@ -350,10 +213,6 @@ def _squashed(learner):
             f"`picture` must be given. Received: {shape}"
         )
     return pictures.Resizing(shape[1])
-
-
-# Queries scored at a time; 256 x 1,000,000 scores are 1 GB.
-_QUERIES = 256
 
 
 def _read(picture):
@@ -386,12 +245,6 @@ def _name(picture):
     if isinstance(picture, bytes):
         return f"{len(picture)} bytes"
     return f"a {type(picture).__name__}"
-
-
-def _are_embeddings(values):
-    return isinstance(values, (np.ndarray, tf.Tensor)) and (
-        np.ndim(values) == 2 and np.asarray(values).dtype.kind == "f"
-    )
 
 
 def _list(name, values):

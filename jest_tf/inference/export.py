@@ -14,7 +14,6 @@ import tensorflow as tf
 from jest_tf import files
 from jest_tf.data import pictures, tokenizers
 from jest_tf.inference import embedder as embedder_lib
-from jest_tf.models import pretrained
 
 _FUNCTIONS = ("embed_images", "embed_pixels", "embed_texts", "embed_tokens")
 _OPSET = 18  # the newest that tf2onnx writes
@@ -40,9 +39,6 @@ def saved_model(embedder: embedder_lib.Embedder, path: str) -> tuple[str, ...]:
     Returns:
         The names of the functions. `embed_texts` is missing if there is no
         tokenizer, or if it runs in Python, as KerasHub's for CLIP does.
-
-    Raises:
-        ValueError: `path` exists, or the learner is not a Keras model.
     """
     _check_keras(embedder)
     module = _Module(embedder)
@@ -67,10 +63,6 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
     Args:
         embedder: the learner, with its tokenizer, if any.
         path: a folder that does not exist yet.
-
-    Raises:
-        ValueError: `path` exists, tf2onnx is missing, or the learner is not a
-            Keras model.
     """
     try:
         import tf2onnx
@@ -104,19 +96,6 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
             )
         if embedder.tokenizer is not None:
             embedder.tokenizer.save(partial)
-
-
-def keras_hub(embedder: embedder_lib.Embedder, path: str) -> None:
-    """Writes a preset of KerasHub, whose model name is `keras_hub:PATH`.
-
-    See `pretrained.save`.
-
-    Raises:
-        ValueError: `path` exists, or the model is not from KerasHub.
-    """
-    _check_keras(embedder)
-    with _written_folder(path) as partial:
-        pretrained.save(embedder, partial)
 
 
 class _Module(tf.Module):
@@ -238,17 +217,13 @@ def _with_float32(config):
     return config
 
 
-def _check_free(path):
+@contextlib.contextmanager
+def _written_folder(path):
+    """Yields a name that becomes `path` on success; deletes it on an error."""
     if files.is_file(path) or files.is_folder(path):
         raise ValueError(
             f"The output must not exist yet: delete it, or take another name. "
             f"Received: {path!r}"
         )
-
-
-@contextlib.contextmanager
-def _written_folder(path):
-    """Yields a name that becomes `path` on success; deletes it on an error."""
-    _check_free(path)
     with files.written_folder(path) as partial:
         yield partial

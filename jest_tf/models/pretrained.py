@@ -13,7 +13,6 @@ tokenizer beside it, as in a run directory.
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
 import os
@@ -269,86 +268,4 @@ def _resizing(name, backbone, converter):
         converter.interpolation,
         converter.antialias,
         converter.crop_to_aspect_ratio,
-    )
-
-
-def save(model: reference.Run | reference.Pretrained, folder: str) -> None:
-    """Saves a model with KerasHub's towers as a preset, which `load` reads.
-
-    The towers come from `load`, or are KerasHub's own SigLIP encoders, built by
-    a recipe's `model.towers`. In this case a run's own vocabulary must be a
-    SentencePiece model.
-
-    Raises:
-        ValueError: KerasHub is not installed, or the towers or the tokenizer
-            are not KerasHub's.
-    """
-    hub = tokenizers.import_keras_hub(KERAS_HUB)
-    learner = model.learner
-    for kind in ("SigLIP", "CLIP", "MetaCLIP2"):
-        encoders = [
-            _part(tower, getattr(hub.models, f"{kind}{name}Encoder"))
-            for tower, name in (
-                (learner.image_tower, "Vision"),
-                (learner.text_tower, "Text"),
-            )
-        ]
-        if all(encoders):
-            break
-    else:
-        raise ValueError(
-            "A preset needs towers of KerasHub: SigLIP, CLIP or "
-            f"MetaCLIP 2. Received: {type(learner.image_tower).__name__} and "
-            f"{type(learner.text_tower).__name__}"
-        )
-    preprocessor = _preprocessor(hub, kind, model)
-    options = {}
-    if kind != "SigLIP":
-        options["projection_dim"] = learner.image_tower.output_shape[-1]
-    backbone = getattr(hub.models, f"{kind}Backbone")(*encoders, **options)
-    # Projections are new; the encoders are the learner's.
-    whole, _ = _two_tower(backbone, None, model.tokenizer.length)
-    whole.set_weights(learner.get_weights())
-    head = _head(backbone)
-    head.logit_scale.assign(learner.log_temperature)
-    if hasattr(head, "logit_bias"):
-        head.logit_bias.assign(learner.bias)
-    for part in (backbone, preprocessor):
-        part.save_to_preset(folder)
-
-
-def _part(tower, kind):
-    """Returns the tower, or a layer in it, of the class `kind`; or None."""
-    for layer in (tower, *getattr(tower, "layers", ())):
-        if isinstance(layer, kind):
-            return layer
-    return None
-
-
-def _preprocessor(hub, kind, model):
-    """Returns KerasHub's preprocessor of a model's texts and pictures."""
-    scale, offset = model.learner.pixels or (1 / 127.5, -1.0)
-    resizing = dataclasses.asdict(model.picture)
-    size = resizing.pop("size")
-    converter = getattr(hub.layers, f"{kind}ImageConverter")(
-        image_size=(size, size), scale=scale, offset=offset, **resizing
-    )
-    tokenizer = model.tokenizer
-    if isinstance(tokenizer, tokenizers.KerasHubTokenizer):
-        found = tokenizer.preprocessor
-        found.image_converter = converter
-        return found
-    if kind == "SigLIP" and isinstance(
-        tokenizer, tokenizers.SentencePieceTokenizer
-    ):
-        return hub.models.SigLIPPreprocessor(
-            hub.models.SigLIPTokenizer(tokenizer.model, add_eos=True),
-            converter,
-            sequence_length=tokenizer.length,
-            # The vocabulary itself defines how texts are normalised.
-            canonicalize_text=False,
-        )
-    raise ValueError(
-        "A preset needs KerasHub's tokenizer, or SigLIP's towers and a "
-        f"SentencePiece vocabulary. Received: a {type(tokenizer).__name__}"
     )

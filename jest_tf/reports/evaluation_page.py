@@ -1,71 +1,60 @@
-"""The page of an evaluation: measures, confusions, hardest pairs, pictures."""
+"""The page of an evaluation: measures, hardest pairs of classes, mistakes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import matplotlib
 import numpy as np
 
 from jest_tf import evaluation, files
 from jest_tf.evaluation import zero_shot
 from jest_tf.reports import rendering
+from jest_tf.runs import evaluations
 
 _PAIRS, _CARDS = 15, 12
-_MATRIX = 2048  # classes; a picture of this side takes a few megabytes
 
 
 def write(
     path: str,
     name: str,
-    results: Sequence[Mapping],
-    opened: Mapping[str, evaluation.EntryEvaluation],
+    evaluated: evaluations.Evaluations,
+    results: Mapping[str, float],
 ) -> None:
-    """Writes the page of the evaluation of the model `name` on a suite.
+    """Writes the page of the evaluations of the model `name`.
 
-    `results` come from `evaluation.results`. Entries have a learner attached;
-    those with a zero-shot or retrieval task get a section for it.
+    `results` come from `evaluated.measure()`. Every store has a section for
+    each of its tasks.
     """
     sections = []
-    for title, evaluated in opened.items():
-        if "zero_shot" in evaluated.entry.task:
-            sections.append({"title": title, **_confusions(evaluated)})
-        if "retrieval" in evaluated.entry.task:
-            sections.append({"title": title, **_retrieved(evaluated)})
-    page = rendering.render(
-        "evaluation.html",
-        name=name,
-        tables=_tables(results),
-        sections=sections,
-    )
+    for title, store in evaluated.by_name.items():
+        found = store.embed(evaluated.encoder)
+        section = {
+            "title": title,
+            "measures": {
+                measure: results[f"eval/{title}/{measure}"]
+                for measure in store.measures
+            },
+        }
+        if "zero_shot" in store.tasks:
+            section["classes"] = _confusions(store, found)
+        if "retrieval" in store.tasks:
+            section["retrieved"] = _retrieved(store, found)
+        sections.append(section)
+    page = rendering.render("evaluation.html", name=name, sections=sections)
     files.write_whole(path, page)
 
 
-def _tables(results):
-    """Columns and results by task: a row per data set, a column per measure."""
-    tables: dict = {}
-    for result in results:
-        table = tables.setdefault(result["task"], {"columns": [], "rows": []})
-        table["columns"] += [
-            column
-            for column in result["metrics"]
-            if column not in table["columns"]
-        ]
-        table["rows"].append(result)
-    return tables
-
-
-def _confusions(evaluated):
-    found = evaluated.labelled()
-    nearest = zero_shot.nearest(found.images, found.classes)
-    totals = np.bincount(found.targets, minlength=len(found.names))
+def _confusions(store, found):
+    images, targets = found.images[store.labelled], store.targets
+    nearest = zero_shot.nearest(images, found.classes)
+    names, totals = store.class_names, np.bincount(targets)
     pairs, counts = np.unique(
-        np.stack([found.targets, nearest], axis=1), axis=0, return_counts=True
+        np.stack([targets, nearest], axis=1), axis=0, return_counts=True
     )
     order = np.argsort(-counts, kind="stable")
     wrong = [place for place in order.tolist() if np.ptp(pairs[place])]
     hardest = [
         {
-            "true": found.names[i],
-            "chosen": found.names[j],
+            "true": names[i],
+            "chosen": names[j],
             "count": int(counts[place]),
             "share": float(counts[place] / totals[i]),
             "cosine": float(found.classes[i] @ found.classes[j]),
@@ -74,49 +63,42 @@ def _confusions(evaluated):
         for i, j in [pairs[place]]
     ]
     margins = np.einsum(
-        "nd,nd->n",
-        found.images,
-        found.classes[nearest] - found.classes[found.targets],
+        "nd,nd->n", images, found.classes[nearest] - found.classes[targets]
     )
-    rows = _worst(margins, nearest != found.targets)
+    rows = _worst(margins, nearest != targets)
     texts = [
-        f"{found.names[found.targets[row]]}, taken for "
-        f"{found.names[nearest[row]]}"
+        f"{names[targets[row]]}, taken for {names[nearest[row]]}"
         for row in rows
     ]
     return {
-        "kind": "zero_shot",
-        "confusion": _matrix(pairs, counts / totals[pairs[:, 0]], len(totals)),
         "pairs": hardest,
-        "cards": _cards(evaluated, rows, margins[rows], texts),
+        "cards": _cards(store, store.labelled[rows], margins[rows], texts),
     }
 
 
-def _retrieved(evaluated):
-    found = evaluated.captioned()
+def _retrieved(store, found):
     ranks = evaluation.ranks(
-        found.images, found.texts, range(len(found.images)), found.rows
+        found.images, found.texts, store.image_groups, store.text_groups
     )
     from_image, from_text = ranks["image_to_text"], ranks["text_to_image"]
-
-    by_row = {}
-    for place, row in enumerate(found.rows.tolist()):
-        by_row.setdefault(row, place)
+    captions = [text.decode("utf-8", "replace") for text in store.captions]
+    by_group = {}
+    for group, caption in zip(store.text_groups, captions, strict=True):
+        by_group.setdefault(group, caption)
     pictures = _worst(from_image, from_image > 1)
     texts = _worst(from_text, from_text > 1)
     return {
-        "kind": "retrieval",
         "pictures": _cards(
-            evaluated,
+            store,
             pictures,
             from_image[pictures],
-            [_shown(found.captions[by_row[row]]) for row in pictures],
+            [by_group[store.image_groups[row]] for row in pictures],
         ),
         "texts": _cards(
-            evaluated,
-            found.rows[texts].tolist(),
+            store,
+            store.rows[texts],
             from_text[texts],
-            [_shown(found.captions[place]) for place in texts],
+            [captions[place] for place in texts],
         ),
     }
 
@@ -127,35 +109,13 @@ def _worst(values, is_wrong):
     return [row for row in order.tolist() if is_wrong[row]][:_CARDS]
 
 
-def _matrix(pairs, shares, num_classes):
-    """A picture of shares, uint8 [C, C, 3]; None if C is above 2,048."""
-    if num_classes > _MATRIX:
-        return None
-    table = np.zeros([num_classes, num_classes])
-    table[tuple(pairs.T)] = shares
-    colours = matplotlib.colormaps["magma_r"](table)[..., :3]
-    return np.uint8(np.round(255 * colours))
-
-
 def _cards(evaluated, rows, values, texts):
-    store = evaluated.data.store
-    return [
-        {
-            **rendering.thumbnail(record, store.max_image_pixels),
-            "id": store.describe(row),
-            "score": float(value),
-            "kept": False,
-            "caption": text,
-        }
-        for row, value, text, record in zip(
-            rows,
-            values,
-            texts,
-            store.read(np.array(rows, np.int64)),
-            strict=True,
-        )
+    shown = [
+        (row, float(value), False)
+        for row, value in zip(rows, values, strict=True)
     ]
-
-
-def _shown(caption):
-    return caption.decode("utf-8", "replace")
+    cards = rendering.cards(evaluated.store, shown)
+    return [
+        card | {"caption": text}
+        for card, text in zip(cards, texts, strict=True)
+    ]

@@ -362,7 +362,7 @@ def check_keep_best(wanted: str, measures: Collection[str]) -> None:
     if wanted and wanted not in measures:
         raise ValueError(
             "`checkpoint.keep_best` must be a measure of `evaluation.data` or "
-            "`evaluation.suite`: "
+            "`evaluation.stores`: "
             f"{', '.join(measures) or 'there is none without these'}. "
             f"Received: {wanted!r}"
         )

@@ -1,18 +1,15 @@
 """Evaluations of a run: the callback that makes them, and their rows."""
 
 import contextlib
-import dataclasses
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import evaluation, files, models
+from jest_tf import evaluation, models
 from jest_tf.data import pictures
-from jest_tf.data import stores as stores_lib
 from jest_tf.runs import directory, progress, steps
 
 # Headline measures of a store, where it has them, and their titles.
@@ -25,58 +22,29 @@ HEADLINES = (
 )
 
 
-class Opened(NamedTuple):
-    """The data of a run's evaluations, by name."""
-
-    stores: Mapping[str, stores_lib.Store]
-    entries: Mapping[str, evaluation.EntryEvaluation]
+class Opened(dict[str, evaluation.StoreEvaluation]):
+    """The stores of a run's evaluations, by name."""
 
     @property
     def measures(self) -> list[str]:
         """Names of the measures, as in `evaluation.jsonl`."""
-        by_name = dict.fromkeys(self.stores, evaluation.MEASURES) | {
-            name: entry.measures for name, entry in self.entries.items()
-        }
         return [
             f"eval/{name}/{measure}"
-            for name, measures in by_name.items()
-            for measure in measures
+            for name, store in self.items()
+            for measure in store.measures
         ]
 
 
 def open_data(config: config_lib.TrainConfig) -> Opened:
-    """Opens `evaluation.data` and the entries of `evaluation.suite`.
-
-    Raises:
-        ValueError: data cannot be read, or two data sets share a name.
-    """
-    settings, entries = config.evaluation, {}
-    stores = evaluation.open_stores(settings.data, config.data)
-    if settings.suite:
-        entries = evaluation.open_suite(
-            settings.suite, settings.prompts, config.data.index_dir
-        )
-    both = sorted({*stores} & {*entries})
-    if both:
-        raise ValueError(
-            "`evaluation.data` and `evaluation.suite` must have different "
-            f"names. Received: {', '.join(both)} in both"
-        )
-    return Opened(stores, entries)
-
-
-def keep_suite(workdir: str, opened: Opened) -> None:
-    """Writes the entries to `suite.json`, if there are any."""
-    entries = {
-        name: dataclasses.asdict(entry.entry)
-        for name, entry in opened.entries.items()
-    }
-    if entries:
-        directory.write(workdir, directory.SUITE_FILE, entries)
+    """Opens `evaluation.data` and `evaluation.stores`."""
+    settings = config.evaluation
+    return Opened(
+        evaluation.open_stores(settings.named, config.data, settings.prompts)
+    )
 
 
 class Evaluations:
-    """Evaluations of a learner, with its current weights, on opened data.
+    """Evaluations of a learner, with its current weights, on opened stores.
 
     `picture` is the form of the learner's pictures, `strategy` its strategy.
     """
@@ -90,54 +58,19 @@ class Evaluations:
         picture: pictures.Form,
         strategy: tf.distribute.Strategy | None = None,
     ):
-        settings = config.evaluation
-        encoder = evaluation.Encoder(
-            learner, tokenizer, picture, settings.batch_size, strategy
+        self.by_name = opened
+        self.encoder = evaluation.Encoder(
+            learner, tokenizer, picture, config.evaluation.batch_size, strategy
         )
-        self.by_name: dict = {
-            name: evaluation.StoreEvaluation(encoder, store, settings.prompts)
-            for name, store in opened.stores.items()
-        }
-        self._fixed = contextlib.nullcontext
-        for name, entry in opened.entries.items():
-            entry.attach(encoder)
-            self.by_name[name] = entry
-            self._fixed = encoder.fixed
 
-    def measure(self, folder: str = "") -> dict[str, float]:
-        """Measures on all data, named `eval/<name>/<measure>`.
-
-        With a suite, embeddings are kept in `folder` until all is measured.
-        """
-        with self._fixed(folder):
+    def measure(self) -> dict[str, float]:
+        """Measures on all stores, named `eval/<name>/<measure>`."""
+        with self.encoder.fixed():
             return {
                 f"eval/{name}/{measure}": value
-                for name, evaluated in self.by_name.items()
-                for measure, value in evaluated.measure().items()
+                for name, store in self.by_name.items()
+                for measure, value in store.measure(self.encoder).items()
             }
-
-
-def write_results(output: str, found: Sequence[Mapping]) -> None:
-    """Writes results, as `evaluation.results` returns them, into a folder.
-
-    `evaluation.json` has all of them. `evaluation/` has a file for each, which
-    `clip_benchmark build` takes. Files of earlier results, which the old
-    `evaluation.json` lists, are deleted.
-    """
-    folder = directory.path(output, directory.RESULTS_FOLDER)
-    if directory.has(output, directory.RESULTS_FILE):
-        # A file that this command did not write lists nothing to delete.
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            for result in directory.read(output, directory.RESULTS_FILE):
-                files.remove(files.inside(folder, _file_of(result)))
-    directory.write(output, directory.RESULTS_FILE, found)
-    for result in found:
-        directory.write(folder, _file_of(result), result)
-
-
-def _file_of(result):
-    name = "_".join(result[part] for part in ("dataset", "task", "language"))
-    return f"{name.replace('/', '-')}.json"
 
 
 class Evaluation(steps.StepCallback):
@@ -205,9 +138,7 @@ class Evaluation(steps.StepCallback):
             return {}
         started = time.monotonic()
         with self._weights():
-            results = self._evaluations.measure(
-                directory.path(self._workdir, directory.EMBEDDINGS_FOLDER)
-            )
+            results = self._evaluations.measure()
         spent = time.monotonic() - started
         self.seconds += spent
         row = {"step": step, **results, **self._costs(step)}

@@ -198,7 +198,6 @@ def _open(config, workdir, signals, overwrite, stack):
         if overwrite:
             checkpoints_lib.begin_anew(output)
         provenance.check_data(output, sources)
-        evaluations.keep_suite(output, evaluated)
     else:  # writing reduces some values over all workers
         output = stack.enter_context(tempfile.TemporaryDirectory())
     tokenizer = loading.tokenizer_of(

@@ -1,17 +1,13 @@
-"""The encoder: what is kept, what is computed again, and when."""
+"""The encoder: what is computed, by which replica, and how often."""
 
-import os
 import pathlib
-from unittest import mock
 
 import lockstep
-import numpy as np
 import tensorflow as tf
 import tiny
 
 from jest_tf import distribution, evaluation
-from jest_tf.data import artefacts, stores, tokenizers
-from jest_tf.evaluation import embedding
+from jest_tf.data import stores, tokenizers
 
 
 class EncoderTest(tf.test.TestCase):
@@ -23,7 +19,6 @@ class EncoderTest(tf.test.TestCase):
         tiny.write_shard(path, 20)
         self.store = stores.open_store(path)
         self.learner = tiny.learner()
-        self.kept = str(self.folder / "kept")
 
     def encoder(self, learner=None, strategy=None):
         tokenizer = tokenizers.WordPieceTokenizer(
@@ -82,71 +77,3 @@ class EncoderTest(tf.test.TestCase):
         encoder.images(self.store)
         encoder.images(self.store)
         self.assertLen(calls, 20)
-
-    def test_a_killed_evaluation_goes_on_with_the_next_part(self):
-        class Killed(BaseException):
-            pass
-
-        with mock.patch.object(embedding, "PART_ROWS", 8):
-            encoder = self.encoder()
-            whole = encoder.images(self.store)
-            encode = encoder._encode_image
-            calls = []
-
-            def killed(images):
-                calls.append(0)
-                if len(calls) == 4:
-                    raise Killed
-                return encode(images)
-
-            encoder._encode_image = killed
-            with self.assertRaises(Killed), encoder.fixed(self.kept):
-                encoder.images(self.store)
-            # Parts of 8 rows: the first was written, the second was not.
-            encoder = self.encoder()
-            calls = self.count(encoder)
-            with encoder.fixed(self.kept, keep=True):
-                self.assertAllEqual(encoder.images(self.store), whole)
-            self.assertLen(calls, 3)
-            encoder = self.encoder()
-            calls = self.count(encoder)
-            with encoder.fixed(self.kept):
-                self.assertAllEqual(encoder.images(self.store), whole)
-            self.assertEmpty(calls)
-        self.assertFalse(os.path.exists(self.kept))
-
-    def test_files_are_of_the_weights_and_of_the_data(self):
-        encoder = self.encoder()
-        with encoder.fixed(self.kept, keep=True):
-            encoder.images(self.store)
-            encoder.texts(["a", "b"])
-        other = str(self.folder / "other.tfrecord")
-        tiny.write_shard(other, 20, seed=1)
-        for learner, store, texts, computed in (
-            (tiny.learner(), self.store, ["a", "b"], 0),
-            (tiny.learner(seed=1), self.store, ["a", "b"], 5),
-            (tiny.learner(), stores.open_store(other), ["b", "a"], 5),
-        ):
-            encoder = self.encoder(learner)
-            calls = self.count(encoder)
-            with encoder.fixed(self.kept, keep=True):
-                encoder.images(store)
-                found = encoder.texts(texts)
-            self.assertLen(calls, computed)
-            self.assertAllClose(found, encoder.texts(texts))
-        # Those of damaged files are computed again.
-        whole = self.encoder().images(self.store)
-        for path in pathlib.Path(self.kept).rglob("*.embeddings"):
-            content = bytearray(path.read_bytes())
-            content[-1] ^= 1
-            path.write_bytes(content)
-        with encoder.fixed(self.kept, keep=True):
-            self.assertAllEqual(encoder.images(self.store), whole)
-        # So are those of files with no rows, or too many.
-        for path in pathlib.Path(self.kept).rglob("*.embeddings"):
-            for rows in (0, 21):
-                part = {"embeddings": np.ones([rows, tiny.DIM], np.float32)}
-                artefacts.write(str(path), "embeddings", {}, part)
-                with encoder.fixed(self.kept, keep=True):
-                    found = encoder.images(self.store)
-                self.assertAllEqual(found, whole)

@@ -1,8 +1,11 @@
-"""Evaluation of stores: what is embedded, and how stores are opened."""
+"""Evaluation of stores: texts, classes, templates, and how they are opened."""
 
 import dataclasses
+import json
 import os
+import tempfile
 
+import shard_files
 import tensorflow as tf
 from evaluation_cases import ROWS, Oracle, number_of, write_shard
 
@@ -18,11 +21,11 @@ class EvaluateStoreTest(tf.test.TestCase):
         self.store = stores_lib.open_store(self.path)
 
     def evaluate(self, learner, batch_size=2):
-        return evaluation.StoreEvaluation(
-            evaluation.Encoder(learner, number_of, 2, batch_size),
-            self.store,
-            prompts=("{}", "a {}"),
-        ).measure()
+        encoder = evaluation.Encoder(learner, number_of, 2, batch_size)
+        evaluated = evaluation.StoreEvaluation(
+            self.store, prompts=("{}", "a {}")
+        )
+        return evaluated.measure(encoder)
 
     def test_by_hand(self):
         # Four distinct captions: one, two, three, four. Images 0 to 3 score 1
@@ -72,11 +75,180 @@ class EvaluateStoreTest(tf.test.TestCase):
         def evaluate(limit):
             self.store.max_image_pixels = limit
             encoder = evaluation.Encoder(Oracle(), number_of, 2)
-            return evaluation.StoreEvaluation(encoder, self.store).measure()
+            return evaluation.StoreEvaluation(self.store).measure(encoder)
 
         self.assertEqual(evaluate(4), evaluate(2**26))  # theirs are 2 x 2
         with self.assertRaisesRegex(ValueError, r"record 0 of .*2 x 2.*3$"):
             evaluate(3)
+
+
+def serialize(gray, **features):
+    image = tf.io.encode_png(tf.fill([2, 2, 3], tf.cast(gray, tf.uint8)))
+    return shard_files.serialize(image=image.numpy(), **features)
+
+
+class SettingsTest(tf.test.TestCase):
+    """Stores with tasks, captions, classes and templates of their own."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.path = f"{self.folder}/some.tfrecord"
+
+    def write(self, name, text):
+        with open(f"{self.folder}/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
+        return f"{self.folder}/{name}"
+
+    def opened(self, *records, prompts=("{}",), **settings):
+        shard_files.write_shard(self.path, [serialize(**x) for x in records])
+        stores = config.EvaluationConfig(
+            stores=(config.EvaluationStore("own", (self.path,), **settings),)
+        )
+        return evaluation.open_stores(stores.named, prompts=prompts)["own"]
+
+    def labelled(self, *labels, **settings):
+        """The class names, and the classes of the records with a label."""
+        records = [{"gray": 1, "label": label} for label in labels]
+        found = self.opened(*records, tasks=("zero_shot",), **settings)
+        return found.class_names, found.targets.tolist()
+
+    def test_every_caption_of_a_picture_is_a_query_and_an_answer(self):
+        # Picture 1: "9" is not found before "1"; picture 2 has two "2". That
+        # they share a concept and a caption makes no difference.
+        found = self.opened(
+            {"gray": 1, "caption": ["the 9", "a 1"], "concept": "x"},
+            {"gray": 2, "caption": ["a 2\n \nthe 2"], "concept": "x"},
+            tasks=("retrieval",),
+            captions="all",
+        )
+        self.assertEqual(found.captions, [b"the 9", b"a 1", b"a 2", b"the 2"])
+        measures = found.measure(evaluation.Encoder(Oracle(), number_of, 2, 4))
+        self.assertAllClose(
+            {name: measures[name] for name in measures if "@1" in name},
+            {
+                "image_to_text/recall@1": 1.0,
+                "image_to_text/recall@10": 1.0,
+                # "9" is like neither picture, a tie of both.
+                "text_to_image/recall@1": 3.5 / 4,
+                "text_to_image/recall@10": 1.0,
+            },
+        )
+        self.assertAllClose(found.chance["text_to_image/recall@1"], 1 / 2)
+        self.assertEqual((*measures,), found.measures)
+
+    def test_zero_shot_by_hand(self):
+        # Oracle sees the gray and reads the last number. Of class 1 two of
+        # three pictures are right, of class 2 one of one; a 3 is tied between
+        # both, which is half right. The last record has no label.
+        records = [
+            {"gray": gray, "kind": kind}
+            for gray, kind in zip(
+                (1, 1, 3, 2, 7), ("c 1", "c 1", "c 1", "c 2", ""), strict=True
+            )
+        ]
+        settings = {"tasks": ("zero_shot",), "label_field": "kind"}
+        found = self.opened(*records, **settings)
+        measures = found.measure(evaluation.Encoder(Oracle(), number_of, 2, 4))
+        self.assertAllClose(
+            measures,
+            {
+                "zero_shot/accuracy@1": 3.5 / 4,
+                "zero_shot/accuracy@5": 1.0,
+                "zero_shot/mean_per_class": (2.5 / 3 + 1) / 2,
+            },
+        )
+        self.assertEqual(found.chance, {"zero_shot/accuracy@1": 1 / 2})
+
+    def test_labels_are_names_or_numbers_or_keys_of_the_classes(self):
+        self.assertEqual(self.labelled("b", "a"), (("a", "b"), [1, 0]))
+        lines = self.write("names.txt", "a\nb\nc\n")
+        for labels in (("c", "a"), (2, 0), ("2", "0")):
+            self.assertEqual(
+                self.labelled(*labels, classes=lines),
+                (("a", "b", "c"), [2, 0]),
+            )
+        # A number is a place in the list, also if names are digits.
+        digits = self.write("digits.txt", "1\n0\n")
+        self.assertEqual(self.labelled(1, 0, classes=digits)[1], [1, 0])
+        self.assertEqual(self.labelled("1", "0", classes=digits)[1], [0, 1])
+        keys = self.write("names.json", json.dumps({"n2": "bee", "n1": "ant"}))
+        self.assertEqual(
+            self.labelled("n1", "bee", classes=keys), (("bee", "ant"), [1, 0])
+        )
+
+    def test_clip_benchmarks_tars_are_read_as_they_are(self):
+        image = tf.io.encode_png(tf.zeros([2, 2, 3], tf.uint8)).numpy()
+        members = [
+            *(("a.png", image), ("a.cls", b"1"), ("a.txt", b"one\nuno\n")),
+            *(("b.png", image), ("b.cls", b"0\n"), ("b.txt", b"two")),
+        ]
+        shard_files.write_tar(f"{self.folder}/0.tar", members)
+        store = config.EvaluationStore(
+            data=(f"{self.folder}/0.tar",),
+            captions="all",
+            classes=self.write("classnames.txt", "ape\nbee\n"),
+        )
+        named = config.EvaluationConfig(stores=(store,)).named
+        (found,) = evaluation.open_stores(named).values()
+        self.assertEqual(found.targets.tolist(), [1, 0])
+        self.assertEqual(found.captions, [b"one", b"uno", b"two"])
+        self.assertEqual(found.rows.tolist(), [0, 0, 1])
+
+    def test_templates_are_those_of_the_file_or_of_the_evaluations(self):
+        path = self.write("templates.txt", "a {c}.\nthe {}\n")
+        for settings, expected in (
+            ({"templates": path}, ("a {}.", "the {}")),
+            ({}, ("one {}",)),
+        ):
+            found = self.opened(
+                {"gray": 1, "label": "1"},
+                {"gray": 2, "label": "2"},
+                tasks=("zero_shot",),
+                prompts=("one {}",),
+                **settings,
+            )
+            self.assertEqual(found._templates, expected)
+
+    def test_mistakes_name_the_store_and_the_setting(self):
+        names = self.write("names.txt", "a\nb\n")
+        blank = self.write("blank.txt", "a\n\nb\n")
+        slot = self.write("slot.txt", "a {}\n{} or {}\n")
+        for labels, settings, message in (
+            (
+                ["x", "x", "7", "a"],
+                {"classes": names},
+                "own: `classes` .* 2 classes, .* 3 records .*: 'x', '7'",
+            ),
+            ([""], {}, "`label_field` must .*'label', which is empty in all 1"),
+            (["a"], {"classes": blank}, "`classes` must .*with a blank line"),
+            (["a"], {"classes": self.write("a.json", "[1]")}, "a JSON object"),
+            (["a"], {"classes": self.write("b.json", "a")}, "is not JSON"),
+            (
+                ["a"],
+                {"classes": f"{names}.no"},
+                "`classes` must be a text file",
+            ),
+            (["a"], {"templates": slot}, "`templates` .*number 2 of"),
+        ):
+            with self.subTest(message):
+                with self.assertRaisesRegex(ValueError, message):
+                    self.labelled(*labels, **settings)
+        with self.assertRaisesRegex(ValueError, "must have a caption"):
+            self.opened({"gray": 1, "caption": " "}, captions="all")
+        for settings, message in (
+            ({}, "`evaluation.stores.0.data` must be one or more paths"),
+            ({"tasks": ("sing",)}, "`evaluation.stores.tasks` must be among"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                config.EvaluationConfig(
+                    stores=(config.EvaluationStore("own", **settings),)
+                )
+
+
+def open_stores(*patterns, data=None):
+    settings = config.EvaluationConfig(data=patterns)
+    return evaluation.open_stores(settings.named, data)
 
 
 class OpenStoresTest(tf.test.TestCase):
@@ -88,14 +260,14 @@ class OpenStoresTest(tf.test.TestCase):
             "test.tfrecord",
         ):
             write_shard(f"{folder}/{name}", ROWS[:2])
-        stores = evaluation.open_stores([f"{folder}/val-*", f"{folder}/test*"])
+        stores = open_stores(f"{folder}/val-*", f"{folder}/test*")
         self.assertEqual(
-            {name: len(store) for name, store in stores.items()},
+            {name: len(found.store) for name, found in stores.items()},
             {"val": 4, "test": 2},
         )
-        self.assertEqual(evaluation.open_stores(()), {})
+        self.assertEqual(open_stores(), {})
         with self.assertRaisesRegex(ValueError, "different names.*'val' twice"):
-            evaluation.open_stores([f"{folder}/val-*0-of*", f"{folder}/val-*"])
+            open_stores(f"{folder}/val-*0-of*", f"{folder}/val-*")
 
     def test_format_fields_and_index_folder_are_those_of_training(self):
         folder = self.get_temp_dir()
@@ -110,9 +282,9 @@ class OpenStoresTest(tf.test.TestCase):
             caption_fields=("words", "more"),
             index_dir=f"{folder}/indexes",
         )
-        stores = evaluation.open_stores([f"{folder}/val.csv"], settings)
+        stores = open_stores(f"{folder}/val.csv", data=settings)
         record = stores_lib.Record(b"picture", (b"a", b"b"), {})
-        self.assertEqual(stores["val"].read([0]), [record])
+        self.assertEqual(stores["val"].store.read([0]), [record])
         self.assertCountEqual(
             os.listdir(folder), ["1.png", "val.csv", "indexes"]
         )
@@ -121,6 +293,7 @@ class OpenStoresTest(tf.test.TestCase):
             ({"format": "tfrecord"}, "format 'tfrecord'.*not an uncompressed"),
         ):
             with self.assertRaisesRegex(ValueError, message):
-                evaluation.open_stores(
-                    [f"{folder}/val.csv"], dataclasses.replace(settings, **own)
+                open_stores(
+                    f"{folder}/val.csv",
+                    data=dataclasses.replace(settings, **own),
                 )

@@ -1,4 +1,4 @@
-"""Embedding, classifying and searching with a trained learner."""
+"""Embedding with a trained learner."""
 
 import functools
 import io
@@ -96,7 +96,7 @@ class EmbedImagesTest(tf.test.TestCase):
         encoder = evaluation.Encoder(
             self.model.learner, self.model.tokenizer, 4, size
         )
-        evaluated = evaluation.StoreEvaluation(encoder, store).embed()
+        evaluated = evaluation.StoreEvaluation(store).embed(encoder)
         records = store.read(np.arange(size))
         images = self.model.embed_images([record.image for record in records])
         self.assertAllEqual(images, evaluated.images[:size])
@@ -125,16 +125,6 @@ class EmbedImagesTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, "oversized picture: 16 x 12"):
             small.embed_images([good])
 
-    def test_damaged_pictures_can_be_skipped(self):
-        good = picture_files.every_kind()["png"]
-        model = jest_tf.Embedder(self.model.learner, batch_size=2)
-        parts = list(model.embed_parts([good, b"", b"x", b"y", good]))
-        self.assertEqual(
-            [[bool(fault) for fault in faults] for faults, _ in parts],
-            [[False, True], [True, True], [False]],
-        )
-        self.assertEqual([len(part) for _, part in parts], [1, 0, 1])
-
 
 class EmbedTextsTest(tf.test.TestCase):
     def test_embeddings_are_the_learners_of_tokens(self):
@@ -151,69 +141,6 @@ class EmbedTextsTest(tf.test.TestCase):
             model.embed_texts(["a"])
         with self.assertRaisesRegex(ValueError, "`texts` must be a list"):
             embedder().embed_texts("a cat")
-
-
-class ClassifyTest(tf.test.TestCase):
-    def test_probabilities_are_a_softmax_of_scaled_cosines(self):
-        model = embedder()
-        images = [picture_files.smooth_picture(seed) for seed in range(3)]
-        found = model.classify(images, ["cat", "dog"], ["a {}", "red {}s"])
-        embedded = model.embed_images(images)
-        classes = []
-        for name in ("cat", "dog"):
-            mean = model.embed_texts([f"a {name}", f"red {name}s"]).mean(0)
-            classes.append(mean / np.linalg.norm(mean))
-        # temperature 4
-        weights = np.exp(4.0 * embedded @ np.transpose(classes))
-        expected = weights / weights.sum(1, keepdims=True)
-        self.assertAllClose(found.probabilities, expected)
-        self.assertEqual(
-            found.labels, [["cat", "dog"][row.argmax()] for row in expected]
-        )
-        again = model.classify(embedded, ["cat", "dog"], ["a {}", "red {}s"])
-        self.assertAllEqual(again.probabilities, found.probabilities)
-
-    def test_refuses_bad_labels_prompts_and_embeddings(self):
-        model, image = embedder(), [np.zeros([4, 4], np.uint8)]
-        for arguments, message in (
-            ((image, []), "`class_names` must be at least one name"),
-            ((image, "cat"), "`labels` must be a list"),
-            ((image, ["cat"], ["a cat"]), "`prompts` must be"),
-            ((np.zeros([2, 5]), ["cat"]), r"`images` .* \[rows, 6\].*\(2, 5\)"),
-        ):
-            with self.assertRaisesRegex(ValueError, message):
-                model.classify(*arguments)
-
-
-class SearchTest(tf.test.TestCase):
-    def test_hits_are_the_highest_cosines_best_first(self):
-        model = embedder()
-        random = np.random.default_rng(0).normal(size=(300, 6))
-        unit = np.float32(random / np.linalg.norm(random, axis=1)[:, None])
-        # More queries than are scored at a time.
-        found = model.search(unit, unit[:50], 3)
-        cosines = unit @ unit[:50].T
-        rows = np.argsort(-cosines, axis=1, kind="stable")[:, :3]
-        self.assertAllEqual(found.rows, rows)
-        self.assertAllClose(
-            found.scores, np.take_along_axis(cosines, rows, axis=1)
-        )
-
-    def test_texts_search_and_equal_scores_keep_their_order(self):
-        model = embedder()
-        texts = ["a cat", "a dog", "a cat", "red"]
-        found = model.search(["a cat"], model.embed_texts(texts), 9)
-        self.assertAllEqual(found.rows[0, :2], [0, 2])
-        self.assertLen(found.rows[0], 4)
-
-    def test_refuses_other_widths(self):
-        model = embedder()
-        with self.assertRaisesRegex(ValueError, r"`collection` .*\(3, 5\)"):
-            model.search(["a"], np.zeros([3, 5]))
-        with self.assertRaisesRegex(ValueError, r"`queries` .*\(1, 5\)"):
-            model.search(np.zeros([1, 5]), np.zeros([3, 6]))
-        with self.assertRaisesRegex(ValueError, "`k` must be at least 1"):
-            model.search(["a"], np.zeros([3, 6]), 0)
 
 
 class LoadTest(tf.test.TestCase):

@@ -150,32 +150,6 @@ class KerasHubTest(tf.test.TestCase):
             ):
                 self.assertAllEqual(part, same)
 
-    def test_keras_hub_loads_what_was_saved_with_length_and_pixels(self):
-        siglip, clip = (
-            pretrained.load(self.names[family]) for family in ("siglip", "clip")
-        )
-        pieces = presets.sentence_piece(
-            "unigram", unk_id=0, eos_id=1, bos_id=-1
-        )
-        # A vocabulary of the run's own, and a shorter length than the tower's.
-        own = tokenizers.SentencePieceTokenizer(pieces, 10)
-        cases = (clip, siglip._replace(tokenizer=own))
-        for number, model in enumerate(cases):
-            folder = os.path.join(self.folder, f"saved{number}")
-            pretrained.save(model, folder)
-            found = hub_models.CausalLMPreprocessor.from_preset(folder)
-            length = model.tokenizer.length
-            self.assertEqual(found.sequence_length, length)
-            self.assertEqual(found.image_converter.image_size, (32, 32))
-            # BPE has Python's results there for a single text.
-            image = self.images[0][np.newaxis]
-            tokens = found({"images": image, "prompts": CAPTIONS[:1]})
-            self.assertAllEqual(
-                tokens["token_ids"], model.tokenizer(CAPTIONS[:1])
-            )
-            again = pretrained.load(f"keras_hub:{folder}").tokenizer
-            self.assertAllEqual(again(CAPTIONS), model.tokenizer(CAPTIONS))
-
     def test_an_integer_offset_of_pixels_is_read(self):
         path = presets.save(os.path.join(self.folder, "integer"), "siglip")
         hub_layers = pytest.importorskip("keras_hub.layers")

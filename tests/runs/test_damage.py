@@ -31,7 +31,6 @@ from jest_tf.runs import (
     checkpoints,
     costs,
     directory,
-    evaluations,
     interruptions,
     loading,
     provenance,
@@ -100,16 +99,9 @@ class DamageTest(tf.test.TestCase):
         }
 
     def write_rest(self):
-        """Writes the files of other settings and of an evaluation."""
+        """Writes the files of other settings."""
         case = {"step": 3, "super_batches": [2], "ids": [[7]]}
-        result = {"dataset": "pool", "task": "retrieval", "language": "en"}
-        entry = {"task": ["retrieval"], "data": [self.pool]}
         directory.write(self.workdir, directory.SKIPPED_FILE, [case])
-        directory.write(self.workdir, directory.RESULTS_FILE, [result])
-        directory.write(self.workdir, directory.SUITE_FILE, {"pool": entry})
-        path = f"{self.workdir}/embeddings/a/b-0.embeddings"
-        rows = np.ones([3, 2], np.float32)
-        artefacts.write(path, "embeddings", {"of": "b"}, {"embeddings": rows})
 
     def readers(self):
         """Files, what reads them, how often, and whether they are checked."""
@@ -157,8 +149,6 @@ class DamageTest(tf.test.TestCase):
             ("data", lambda: provenance.check_data(run, sources)),
             ("flops", lambda: costs.StepFlops(settings, run).at(4)),
             ("skipped", lambda: interruptions.Skipped(run, writes=False).at(9)),
-            ("suite", lambda: config.load_suite(f"{run}/suite.json")),
-            ("evaluation", lambda: evaluations.write_results(run, [])),
         ):
             yield f"{name}.json", read, 100, False
         for path in glob.glob(f"{run}/checkpoints/*/state.*"):
@@ -170,8 +160,6 @@ class DamageTest(tf.test.TestCase):
             yield os.path.relpath(path, run), read, 100, False
         for path in glob.glob(f"{run}/references/*/*.sidecar"):
             yield artefact(path, "sidecar")
-        for path in glob.glob(f"{run}/embeddings/*/*"):
-            yield artefact(path, "embeddings")
         if os.path.exists(f"{run}/telemetry.jsonl"):
             page = functools.partial(run_page.write, run, f"{run}/x.html", 1)
             yield "telemetry.jsonl", page, 1, False
@@ -250,4 +238,4 @@ class DamageTest(tf.test.TestCase):
         )
         runs.train(settings, self.workdir)
         self.write_rest()
-        self.assertLen(self.damage(10_000), 21)
+        self.assertLen(self.damage(10_000), 18)

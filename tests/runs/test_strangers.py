@@ -250,7 +250,7 @@ class PlacesTest(StrangersTestCase):
             ([], []),
             (["--data", pool], []),
             (["--trust"], ["new"]),
-            (["--data", pool, "--index-dir", self.folder], ["new", "index"]),
+            (["--set", f"data.index_dir={self.folder}"], ["new", "index"]),
         ):
             words = ["evaluate", "--workdir", self.workdir, *flags]
             with contextlib.redirect_stdout(io.StringIO()):

@@ -693,7 +693,9 @@ class SavingTest(TrainingTestCase):
         again = keras.saving.load_model(path)
         with self.assertRaisesRegex(ValueError, "after loading, call `bind`"):
             fit(again, batches)
-        again.bind(training.Funnel(again.selection, reference=reference))
+        again.bind(
+            training.Funnel(again.selection, reference=reference, distils=True)
+        )
         self.assertEqual(again.optimizer.iterations, 2)
         histories = [
             fit(trained, batches[2:]).history for trained in (model, again)

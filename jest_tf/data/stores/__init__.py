@@ -1,7 +1,6 @@
 """Stores: records in shards of any format, read as a single array."""
 
 from jest_tf.data.stores.index import in_memory as indexes_in_memory
-from jest_tf.data.stores.listed import Listed, find_pictures
 from jest_tf.data.stores.store import (
     Fault,
     NoFiles,
@@ -17,13 +16,11 @@ from jest_tf.data.stores.store import (
 
 __all__ = [
     "Fault",
-    "Listed",
     "NoFiles",
     "Record",
     "Shards",
     "Store",
     "check_captions",
-    "find_pictures",
     "indexes_in_memory",
     "join",
     "open_store",
