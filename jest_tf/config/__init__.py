@@ -4,13 +4,6 @@ Imports no TensorFlow.
 """
 
 from jest_tf.config.groups import (
-    DTYPE_POLICIES,
-    EQUAL_CAPTIONS,
-    FORMATS,
-    OPTIMIZERS,
-    POLICIES,
-    PRESETS,
-    SCHEDULES,
     CheckpointConfig,
     DataConfig,
     DistributionConfig,
@@ -30,7 +23,6 @@ from jest_tf.config.methods import (
 from jest_tf.config.recipes import load_config, save_config
 from jest_tf.config.run import TrainConfig
 from jest_tf.config.selection import (
-    QUOTAS,
     BootstrapConfig,
     Loss,
     SelectionConfig,
@@ -38,6 +30,17 @@ from jest_tf.config.selection import (
     View,
 )
 from jest_tf.config.suite import Entry, load_suite
+from jest_tf.config.tables import (
+    DTYPE_POLICIES,
+    EQUAL_CAPTIONS,
+    FORMATS,
+    OPTIMIZERS,
+    POLICIES,
+    PRESETS,
+    QUOTAS,
+    SCHEDULES,
+    STRATEGIES,
+)
 
 __all__ = [
     "BootstrapConfig",
@@ -63,6 +66,7 @@ __all__ = [
     "RateFactor",
     "ReferenceConfig",
     "SCHEDULES",
+    "STRATEGIES",
     "SelectionConfig",
     "Stage",
     "TrainConfig",

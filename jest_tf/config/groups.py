@@ -19,40 +19,17 @@ from jest_tf.config.checks import (
     within,
 )
 from jest_tf.config.selection import Loss, View
-
-EQUAL_CAPTIONS = ("negative", "positive", "ignore")
-DTYPE_POLICIES = ("float32", "mixed_bfloat16")
-FORMATS = ("auto", "tfrecord", "webdataset", "tfds", "table")
-POLICIES = ("randaugment", "trivialaugment", "autoaugment")
-OPTIMIZERS = ("adamw", "sgd", "lion", "adafactor")
-SCHEDULES = ("cosine", "linear", "constant")
-
-
-@dataclass(frozen=True)
-class TowerSizes:
-    """Sizes of a preset; image and text tower share them.
-
-    Attributes:
-        patch_size: side of an image patch in pixels.
-        width: size of a token, and of the embedding.
-        depth: transformer blocks in each tower.
-        num_heads: attention heads.
-    """
-
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-
-
-# "tiny" is for 32-pixel images on a CPU. The others are the ViT classes of
-# SigLIP's released models.
-PRESETS = {
-    "tiny": TowerSizes(patch_size=8, width=64, depth=3, num_heads=2),
-    "s16": TowerSizes(patch_size=16, width=384, depth=12, num_heads=6),
-    "b16": TowerSizes(patch_size=16, width=768, depth=12, num_heads=12),
-    "l16": TowerSizes(patch_size=16, width=1024, depth=24, num_heads=16),
-}
+from jest_tf.config.tables import (
+    DTYPE_POLICIES,
+    EQUAL_CAPTIONS,
+    FORMATS,
+    OPTIMIZERS,
+    POLICIES,
+    PRESETS,
+    SCHEDULES,
+    STRATEGIES,
+    Schedule,
+)
 
 
 @dataclass(frozen=True)
@@ -336,6 +313,11 @@ class OptimizerConfig(Checked, path="optimizer"):
     layer_decay: Annotated[float, within("(0, 1]")] | None = None
     ema: Annotated[float, within("[0, 1)")] | None = None
 
+    @property
+    def rate_schedule(self) -> Schedule:
+        """The entry of `schedule`; a user's function ends with the run."""
+        return SCHEDULES.get(self.schedule, Schedule(self.schedule))
+
 
 @dataclass(frozen=True)
 class EvaluationConfig(Checked, path="evaluation"):
@@ -405,9 +387,7 @@ class DistributionConfig(Checked, path="distribution"):
             compile it.
     """
 
-    strategy: Annotated[
-        str, one_of("default", "mirrored", "multi_worker_mirrored", "tpu")
-    ] = "default"
+    strategy: Annotated[str, one_of(*STRATEGIES)] = "default"
     tpu: str = "local"
     virtual_devices: Count | None = None
     steps_per_execution: Count = 1

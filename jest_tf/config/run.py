@@ -8,8 +8,6 @@ from typing import NamedTuple
 from jest_tf.config import checks, methods
 from jest_tf.config.checks import Checked, Count, Seed
 from jest_tf.config.groups import (
-    POLICIES,
-    PRESETS,
     CheckpointConfig,
     DataConfig,
     DistributionConfig,
@@ -23,6 +21,7 @@ from jest_tf.config.selection import (
     SelectionConfig,
     unscored,
 )
+from jest_tf.config.tables import POLICIES, PRESETS, STRATEGIES
 
 
 class Piece(NamedTuple):
@@ -100,7 +99,7 @@ class TrainConfig(Checked):
         )
         self._expect(
             self.data.augment not in POLICIES
-            or self.distribution.strategy != "tpu"
+            or not STRATEGIES[self.distribution.strategy].compiles
             and not self.distribution.jit_compile,
             "`data.augment`: XLA cannot compile the named policies; on TPUs "
             "and with `distribution.jit_compile` take a 'module:function'",
@@ -174,7 +173,7 @@ class TrainConfig(Checked):
             "the reference becomes the learner, whose embeddings need none",
         )
         self._expect(
-            self.distribution.strategy in ("default", "mirrored"),
+            STRATEGIES[self.distribution.strategy].is_local,
             "`bootstrap.renew_at` needs `distribution.strategy` 'default' or "
             "'mirrored': one process embeds the records",
         )

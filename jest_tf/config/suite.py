@@ -17,7 +17,7 @@ from jest_tf.config.checks import (
     check,
     one_of,
 )
-from jest_tf.config.groups import FORMATS
+from jest_tf.config.tables import FORMATS
 
 _NAMES = ("zero_shot", "retrieval")
 _TASKS: Rule = (

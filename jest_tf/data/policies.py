@@ -56,7 +56,7 @@ class Policy(checks.Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        embeddings.check_backend("`data.policy`")
+        embeddings.check_backend("`data.augment`")
 
     def __call__(
         self,

@@ -176,9 +176,9 @@ class Telemetry:
                 seed=step_lib.stage_seed(
                     settings, number, (self._config.seed, step - 1)
                 ),
-                num_quotas=num_replicas
-                if settings.quota == "per_replica"
-                else 1,
+                num_quotas=config_lib.QUOTAS[settings.quota].parts(
+                    num_replicas
+                ),
             )
             _write_histograms(number, rows, uniform, step, writer)
         return found

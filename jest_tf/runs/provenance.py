@@ -67,9 +67,8 @@ def extend(workdir: str, steps: int) -> config_lib.TrainConfig:
     loading.check_finished(workdir, "--workdir")
     before = directory.load_config(workdir)
     optimizer = before.optimizer
-    if optimizer.schedule == "constant":
-        rate = f"goes on at {optimizer.learning_rate:g}"
-    else:
+    rate = f"goes on at {optimizer.learning_rate:g}"
+    if optimizer.rate_schedule.has_end:
         optimizer = dataclasses.replace(
             optimizer, restarts=(*optimizer.restarts, before.steps)
         )

@@ -134,7 +134,7 @@ def _train(config, workdir, signals, overwrite):
 
 
 def _warn_of_one_cpu(config, strategy):
-    if config.distribution.strategy != "mirrored":
+    if not isinstance(strategy, tf.distribute.MirroredStrategy):
         return
     devices = strategy.extended.worker_devices
     if len(devices) == 1 and "CPU" in devices[0]:
@@ -402,7 +402,8 @@ class _Run:
                 start_step, faults, host, num_hosts
             ),
         )
-        if self.config.distribution.strategy != "default":
+        name = self.config.distribution.strategy
+        if config_lib.STRATEGIES[name].fetches_ahead:
             return dataset, None
         input_wait = step_timing.InputWait()
         return input_wait.watch(dataset), input_wait

@@ -106,9 +106,6 @@ class Adafactor(RecipeOptimizer, keras.optimizers.Adafactor):
     """
 
 
-_KINDS = {kind.__name__.lower(): kind for kind in (AdamW, SGD, Lion, Adafactor)}
-
-
 @keras.saving.register_keras_serializable(package="jest_tf")
 class Joined(keras.optimizers.schedules.LearningRateSchedule):
     """Schedules in sequence; each counts steps from its own start.
@@ -166,32 +163,50 @@ def build_schedule(
 
 def _from_warmup(settings, steps):
     """Builds a single schedule of `steps` steps, including its warm-up."""
-    kinds = keras.optimizers.schedules
-    peak, warmup = settings.learning_rate, settings.warmup_steps
-    if settings.schedule == "cosine":
-        return kinds.CosineDecay(
-            0.0 if warmup else peak,
-            decay_steps=steps - warmup,
-            warmup_target=peak if warmup else None,
-            warmup_steps=warmup,
-        )
-    if settings.schedule in config_lib.SCHEDULES:
-        end = peak if settings.schedule == "constant" else 0.0
-        after = kinds.PolynomialDecay(peak, steps - warmup, end)
-        if not warmup:
-            return after
-        return Joined(
-            [kinds.PolynomialDecay(0.0, warmup, peak), after], [0, warmup]
-        )
-    build = imports.load_function("optimizer.schedule", settings.schedule)
+    build = imports.load_function(
+        "optimizer.schedule", settings.rate_schedule.build
+    )
     schedule = build(settings, steps)
-    if not isinstance(schedule, kinds.LearningRateSchedule):
+    kind = keras.optimizers.schedules.LearningRateSchedule
+    if not isinstance(schedule, kind):
         raise ValueError(
             "`optimizer.schedule` must name a function that returns a Keras "
             f"LearningRateSchedule. Received: {schedule!r}, of "
             f"{settings.schedule}"
         )
     return schedule
+
+
+def cosine(settings: config_lib.OptimizerConfig, steps: int):
+    """Returns a warm-up and a cosine to 0 at `steps`."""
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup else peak,
+        decay_steps=steps - warmup,
+        warmup_target=peak if warmup else None,
+        warmup_steps=warmup,
+    )
+
+
+def linear(settings: config_lib.OptimizerConfig, steps: int):
+    """Returns a warm-up and a line to 0 at `steps`."""
+    return _to_end(settings, steps, 0.0)
+
+
+def constant(settings: config_lib.OptimizerConfig, steps: int):
+    """Returns a warm-up and a constant rate."""
+    return _to_end(settings, steps, settings.learning_rate)
+
+
+def _to_end(settings, steps, end):
+    line = keras.optimizers.schedules.PolynomialDecay
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    after = line(peak, steps - warmup, end)
+    return (
+        Joined([line(0.0, warmup, peak), after], [0, warmup])
+        if warmup
+        else after
+    )
 
 
 def build_optimizer(
@@ -210,48 +225,66 @@ def build_optimizer(
         ValueError: a function that the settings name cannot be imported or
             returns the wrong type, or its optimizer does not take factors.
     """
-    schedule = build_schedule(settings, steps)
-    kind = _KINDS.get(settings.name)
-    if kind is None:
-        optimizer = _of_function(settings, schedule)
-        if not isinstance(optimizer, RecipeOptimizer):
-            if rate_factors is None:
-                return optimizer
-            raise ValueError(
-                "`optimizer.rate_factors` and `optimizer.layer_decay` need an "
-                "optimizer that takes factors: let its class inherit from "
-                "`optimizer.RecipeOptimizer`, too. "
-                f"Received: {type(optimizer).__name__}, of {settings.name}"
-            )
-    else:
-        moments = {
-            "adamw": {"beta_1": settings.beta_1, "beta_2": settings.beta_2},
-            "lion": {"beta_1": settings.beta_1, "beta_2": settings.beta_2},
-            "sgd": {"momentum": settings.beta_1},
-        }
-        optimizer = kind(
-            learning_rate=schedule,
-            weight_decay=settings.weight_decay,
-            global_clipnorm=settings.clip_norm,
-            use_ema=settings.ema is not None,
-            ema_momentum=settings.ema or 0.0,
-            **moments.get(settings.name, {}),
-        )
-    optimizer.rate_factors = rate_factors
-    return optimizer
-
-
-def _of_function(settings, schedule):
-    build = imports.load_function("optimizer.name", settings.name)
-    optimizer = build(settings, schedule)
+    name = settings.name
+    build = imports.load_function(
+        "optimizer.name", config_lib.OPTIMIZERS.get(name, name)
+    )
+    optimizer = build(settings, build_schedule(settings, steps))
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ValueError(
             "`optimizer.name` must name a function that returns a Keras "
-            f"optimizer. Received: {optimizer!r}, of {settings.name}"
+            f"optimizer. Received: {optimizer!r}, of {name}"
         )
     if settings.ema is not None and not optimizer.use_ema:
         raise ValueError(
             "`optimizer.ema` needs an optimizer with `use_ema=True`. "
-            f"Received: {type(optimizer).__name__}, of {settings.name}"
+            f"Received: {type(optimizer).__name__}, of {name}"
+        )
+    if isinstance(optimizer, RecipeOptimizer):
+        optimizer.rate_factors = rate_factors
+    elif rate_factors is not None:
+        raise ValueError(
+            "`optimizer.rate_factors` and `optimizer.layer_decay` need an "
+            "optimizer that takes factors: let its class inherit from "
+            "`optimizer.RecipeOptimizer`, too. "
+            f"Received: {type(optimizer).__name__}, of {name}"
         )
     return optimizer
+
+
+def adamw(settings: config_lib.OptimizerConfig, schedule) -> AdamW:
+    """Returns AdamW with both moments."""
+    return AdamW(
+        beta_1=settings.beta_1,
+        beta_2=settings.beta_2,
+        **_common(settings, schedule),
+    )
+
+
+def sgd(settings: config_lib.OptimizerConfig, schedule) -> SGD:
+    """Returns SGD, whose momentum is `beta_1`."""
+    return SGD(momentum=settings.beta_1, **_common(settings, schedule))
+
+
+def lion(settings: config_lib.OptimizerConfig, schedule) -> Lion:
+    """Returns Lion with both moments."""
+    return Lion(
+        beta_1=settings.beta_1,
+        beta_2=settings.beta_2,
+        **_common(settings, schedule),
+    )
+
+
+def adafactor(settings: config_lib.OptimizerConfig, schedule) -> Adafactor:
+    """Returns Adafactor, which takes no `beta_1` and no `beta_2`."""
+    return Adafactor(**_common(settings, schedule))
+
+
+def _common(settings, schedule):
+    return {
+        "learning_rate": schedule,
+        "weight_decay": settings.weight_decay,
+        "global_clipnorm": settings.clip_norm,
+        "use_ema": settings.ema is not None,
+        "ema_momentum": settings.ema or 0.0,
+    }

@@ -247,7 +247,7 @@ class FitTest(tf.test.TestCase):
         for name, call in (
             ("`step_flops`", model.step_flops),
             ("A run", lambda: distribution.build_strategy(None)),
-            ("`data.policy`", lambda: policies.Policy(name="randaugment")),
+            ("`data.augment`", lambda: policies.Policy(name="randaugment")),
             ("A model of Hugging Face", lambda: pretrained.load("hf:x/y")),
         ):
             with self.assertRaisesRegex(ValueError, f"{name}.*Received: 'jax'"):

@@ -1,6 +1,7 @@
 """The optimizer against its equations."""
 
 import math
+from unittest import mock
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import tiny
 
 import jest_tf
 from jest_tf import config
+from jest_tf.config import tables
 from jest_tf.training import optimizer as optimizer_lib
 
 
@@ -77,7 +79,6 @@ class OptimizerTest(tf.test.TestCase):
             )
 
     def test_other_optimizers_train_by_their_names(self):
-        self.assertEqual(config.OPTIMIZERS, tuple(optimizer_lib._KINDS))
         self.assertEqual(
             jest_tf.build_optimizer(
                 config.OptimizerConfig(name="sgd", beta_1=0.7), 9
@@ -92,6 +93,22 @@ class OptimizerTest(tf.test.TestCase):
             optimizer.apply([tf.ones([2, 2])] * 2)
             self.assertAllEqual(still, np.ones([2, 2]))
             self.assertAllLess(moved, 1.0)
+
+    def test_a_name_in_the_tables_needs_no_other_code(self):
+        settings = config.OptimizerConfig(learning_rate=0.5)
+        for field, name in (("name", "rmsprop"), ("schedule", "halving")):
+            # The rules of the settings were made before these names.
+            object.__setattr__(settings, field, name)
+        halving = tables.Schedule(f"{__name__}:build_halving")
+        rmsprop = {"rmsprop": f"{__name__}:build_rmsprop"}
+        with (
+            mock.patch.dict(config.OPTIMIZERS, rmsprop),
+            mock.patch.dict(config.SCHEDULES, halving=halving),
+        ):
+            optimizer = jest_tf.build_optimizer(settings, 9)
+        self.assertIsInstance(optimizer, keras.optimizers.RMSprop)
+        optimizer.iterations.assign(2)
+        self.assertAllClose(optimizer.learning_rate, 0.5 * 0.5**2)
 
     def test_optimizers_and_schedules_of_ones_own(self):
         def build(rate_factors=None, **names):

@@ -13,7 +13,7 @@ import numpy as np
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.config import checks
+from jest_tf.config import checks, imports
 from jest_tf.data.stores import (
     delimited,
     index,
@@ -35,17 +35,16 @@ MAX_IMAGE_PIXELS = config_lib.DataConfig.max_image_pixels
 _BATCH = 256
 # Records checked when a store is opened, evenly spread.
 _PROBES = 16
-_FORMATS = {
-    "tfrecord": tfrecords.TFRecords,
-    "webdataset": tars.Tars,
-    "array_record": tfds.ArrayRecords,
+_TABLES = {
     "csv": functools.partial(delimited.Delimited, ","),
     "tsv": functools.partial(delimited.Delimited, "\t"),
     "parquet": parquet.Parquet,
 }
-_TABLES = ("csv", "tsv", "parquet")
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
-_ENDINGS = {".tar": "webdataset", **{f".{name}": name for name in _TABLES}}
+# The formats of other names are TFRecord.
+_BY_ENDING = {".tar": tars.Tars} | {
+    f".{name}": table for name, table in _TABLES.items()
+}
 
 
 class Shards(NamedTuple):
@@ -349,11 +348,15 @@ def _open(groups, settings, progress):
             "least one shard. Received: none"
         )
     fields = shards.Fields(settings.image_field, tuple(settings.caption_fields))
+    find = imports.load_function(
+        "data.format", config_lib.FORMATS[settings.format]
+    )
     located = []
     for setting, patterns in groups:
         found = {}
         for pattern in patterns:
-            found |= _find(pattern, settings.format, fields, setting)
+            pattern = os.path.expanduser(os.fspath(pattern))
+            found |= find(pattern, fields, setting)
         located.append(sorted(found.items(), key=lambda item: item[0]))
     paths, formats = zip(
         *(item for part in located for item in part), strict=True
@@ -372,22 +375,54 @@ def _open(groups, settings, progress):
     return join(stores)
 
 
-def _find(pattern, form, fields, setting):
-    """Returns the format of each file that a pattern names, by path."""
-    pattern = os.path.expanduser(os.fspath(pattern))
-    if form in ("auto", "tfds"):
-        found = tfds.find(pattern, fields)
-        if found is not None:
-            return found
-    if form == "tfds":
+def find_any(pattern: str, fields: shards.Fields, setting: str) -> dict:
+    """Returns the format of each file that a pattern names, by its name."""
+    found = tfds.find(pattern, fields)
+    return found or _find(pattern, fields, setting, _by_name)
+
+
+def find_tfrecords(pattern: str, fields: shards.Fields, setting: str) -> dict:
+    """Returns the format of each file that a pattern names: TFRecord."""
+    return _find(pattern, fields, setting, lambda path: tfrecords.TFRecords)
+
+
+def find_tars(pattern: str, fields: shards.Fields, setting: str) -> dict:
+    """Returns the format of each file that a pattern names: WebDataset."""
+    return _find(pattern, fields, setting, lambda path: tars.Tars)
+
+
+def find_tables(pattern: str, fields: shards.Fields, setting: str) -> dict:
+    """Returns the format of each table that a pattern names, by its name."""
+    return _find(pattern, fields, setting, _table)
+
+
+def find_tfds(pattern: str, fields: shards.Fields, setting: str) -> dict:
+    """Returns the format of each file of a prepared data set."""
+    del setting
+    found = tfds.find(pattern, fields)
+    if found is None:
         raise ValueError(
             "A store of format 'tfds' must be the folder of a prepared "
             "version, with a file dataset_info.json, or '<folder>:<split>'. "
             f"Received: {pattern!r}"
         )
-    kinds = {
-        path: _kind(path, form) for path in shards.expand(pattern, setting)
-    }
+    return found
+
+
+def _find(pattern, fields, setting, kind_of):
+    """Returns the format of each file that a pattern names, by path.
+
+    `kind_of` maps a path to a function that makes the format of the fields.
+    """
+    kinds = {}
+    for path in shards.expand(pattern, setting):
+        if path.lower().endswith(_COMPRESSED):
+            raise ValueError(
+                "Shards must not be compressed, so that records can be read in "
+                "any order: unpack them first, as `gunzip` does. "
+                f"Received: {path}"
+            )
+        kinds[path] = kind_of(path)
     examples = {kind: path for path, kind in reversed(kinds.items())}
     if len(examples) > 1:
         raise ValueError(
@@ -396,25 +431,23 @@ def _find(pattern, form, fields, setting):
             f"{pattern!r}, which matches {', '.join(sorted(examples.values()))}"
         )
     (kind,) = examples
-    return dict.fromkeys(kinds, _FORMATS[kind](fields))
+    return dict.fromkeys(kinds, kind(fields))
 
 
-def _kind(path, form):
-    """Returns the format of a file: as set, or by its name."""
+def _by_name(path):
     name = os.path.basename(path).lower()
-    if name.endswith(_COMPRESSED):
-        raise ValueError(
-            "Shards must not be compressed, so that records can be read in any "
-            f"order: unpack them first, as `gunzip` does. Received: {path}"
-        )
-    kind = _ENDINGS.get(os.path.splitext(name)[1], "tfrecord")
-    if form == "table" and kind not in _TABLES:
+    if ".array_record" in name:
+        return tfds.ArrayRecords
+    return _BY_ENDING.get(os.path.splitext(name)[1], tfrecords.TFRecords)
+
+
+def _table(path):
+    kind = _TABLES.get(os.path.splitext(path)[1].lower()[1:])
+    if kind is None:
         raise ValueError(
             f"A table must be a .csv, .tsv or .parquet file. Received: {path}"
         )
-    if form not in ("auto", "table"):
-        return form
-    return "array_record" if ".array_record" in name else kind
+    return kind
 
 
 def _check_readable(store, caption_fields):
