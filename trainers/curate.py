@@ -2,7 +2,7 @@
 
     python -m trainers.curate --workdir examples/icontext_mini/reference \
         --data 'examples/icontext_mini/pool-*.tfrecord' \
-        --output manifests/easy --set share=0.2 window=2048
+        --output manifests/easy --set window=2048
 
 `--help` explains the flags; `jest_tf.cli.curate` runs the command.
 """

@@ -28,7 +28,6 @@ from jest_tf.config.tables import (
     PRESETS,
     SCHEDULES,
     STRATEGIES,
-    Schedule,
 )
 
 
@@ -312,11 +311,6 @@ class OptimizerConfig(Checked, path="optimizer"):
     rate_factors: tuple[RateFactor, ...] = ()
     layer_decay: Annotated[float, within("(0, 1]")] | None = None
     ema: Annotated[float, within("[0, 1)")] | None = None
-
-    @property
-    def rate_schedule(self) -> Schedule:
-        """The entry of `schedule`; a user's function ends with the run."""
-        return SCHEDULES.get(self.schedule, Schedule(self.schedule))
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,11 @@ SCHEDULES = {
 }
 
 
+def schedule(name: str) -> Schedule:
+    """Returns the schedule of a name or of a "module:function"."""
+    return SCHEDULES.get(name, Schedule(name))
+
+
 class Strategy(NamedTuple):
     """A way to run steps on devices.
 

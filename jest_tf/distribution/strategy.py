@@ -33,7 +33,8 @@ def build_strategy(
         names = [repr(name) for name, kind in table.items() if kind.is_local]
         raise ValueError(
             "`distribution.virtual_devices` splits the CPU for the strategies "
-            f"{' and '.join(names)}. Received: {parts} with {settings.strategy!r}"
+            f"{' and '.join(names)}. Received: {parts} with "
+            f"{settings.strategy!r}"
         )
     if parts:
         _split_cpu(parts)

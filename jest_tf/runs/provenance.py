@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from jest_tf import config as config_lib
 from jest_tf import files
+from jest_tf.config import tables
 from jest_tf.runs import directory, inputs, loading, progress
 
 _PACKAGES = (
@@ -68,7 +69,7 @@ def extend(workdir: str, steps: int) -> config_lib.TrainConfig:
     before = directory.load_config(workdir)
     optimizer = before.optimizer
     rate = f"goes on at {optimizer.learning_rate:g}"
-    if optimizer.rate_schedule.has_end:
+    if tables.schedule(optimizer.schedule).has_end:
         optimizer = dataclasses.replace(
             optimizer, restarts=(*optimizer.restarts, before.steps)
         )

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from jest_tf import config as config_lib
-from jest_tf.config import imports
+from jest_tf.config import imports, tables
 from jest_tf.distribution import keras_fit
 from jest_tf.embeddings import ON_TENSORFLOW
 
@@ -163,9 +163,8 @@ def build_schedule(
 
 def _from_warmup(settings, steps):
     """Builds a single schedule of `steps` steps, including its warm-up."""
-    build = imports.load_function(
-        "optimizer.schedule", settings.rate_schedule.build
-    )
+    name = tables.schedule(settings.schedule).build
+    build = imports.load_function("optimizer.schedule", name)
     schedule = build(settings, steps)
     kind = keras.optimizers.schedules.LearningRateSchedule
     if not isinstance(schedule, kind):
