@@ -100,7 +100,11 @@ FUNCTION: Rule = (
 
 _FINITE: Rule = (
     "finite",
-    lambda value: not isinstance(value, float) or math.isfinite(value),
+    lambda value: all(
+        math.isfinite(part)
+        for part in (value if isinstance(value, tuple) else (value,))
+        if isinstance(part, float)
+    ),
 )
 
 Count = Annotated[int, at_least(1)]
