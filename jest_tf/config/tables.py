@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 # Each names a function of (pattern, fields, setting) that returns the format of
-# every file that a pattern names, by path; see `data/stores/store.py`.
+# every file that a pattern names, by path; see `data/stores/opening.py`.
 FORMATS = {
-    "auto": "jest_tf.data.stores.store:find_any",
-    "tfrecord": "jest_tf.data.stores.store:find_tfrecords",
-    "webdataset": "jest_tf.data.stores.store:find_tars",
-    "tfds": "jest_tf.data.stores.store:find_tfds",
-    "table": "jest_tf.data.stores.store:find_tables",
+    "auto": "jest_tf.data.stores.opening:find_any",
+    "tfrecord": "jest_tf.data.stores.opening:find_tfrecords",
+    "webdataset": "jest_tf.data.stores.opening:find_tars",
+    "tfds": "jest_tf.data.stores.opening:find_tfds",
+    "table": "jest_tf.data.stores.opening:find_tables",
 }
 
 POLICIES = ("randaugment", "trivialaugment", "autoaugment")

@@ -76,7 +76,7 @@ def curate(
     overwrite: bool = False,
     embedding: Callable[[int, int], None] | None = None,
     scoring: Callable[[int, int], None] | None = None,
-) -> manifest.Manifest:
+) -> stores.Manifest:
     """Writes the manifest of a store, continuing an interrupted call.
 
     Args:

@@ -14,7 +14,6 @@ import numpy as np
 from jest_tf import files
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores
-from jest_tf.data.stores import manifest
 from jest_tf.reports import charts, rendering
 
 SOURCE_FIELDS = ("source", "kind", "style")
@@ -37,7 +36,7 @@ _NEAR = (0.9999, 0.999, 0.99, 0.98, 0.95, 0.9)
 def write(
     path: str,
     store: stores.Store,
-    curated: manifest.Manifest,
+    curated: stores.Manifest,
     sidecars: sidecars_lib.Sidecars,
     source_fields: Sequence[str] = SOURCE_FIELDS,
 ) -> None:

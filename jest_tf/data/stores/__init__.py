@@ -2,22 +2,26 @@
 
 from jest_tf.data.stores.index import in_memory as indexes_in_memory
 from jest_tf.data.stores.listed import Listed, find_pictures
+from jest_tf.data.stores.opening import (
+    check_captions,
+    open_store,
+    open_stores,
+)
+from jest_tf.data.stores.shards import NoFiles
 from jest_tf.data.stores.store import (
     Fault,
-    NoFiles,
+    Manifest,
     Record,
     Shards,
     Store,
-    check_captions,
     join,
-    open_store,
-    open_stores,
     parsed,
 )
 
 __all__ = [
     "Fault",
     "Listed",
+    "Manifest",
     "NoFiles",
     "Record",
     "Shards",
