@@ -258,11 +258,7 @@ def find(path: str) -> Lease | None:
 
 
 def of(path: str) -> Lease:
-    """Returns this process's lease on a folder above a path.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Returns this process's lease on a folder above a path."""
     lease = find(path)
     if lease is None:
         raise ValueError(

@@ -24,12 +24,7 @@ def absolute(path: str) -> str:
 
 
 def inside(folder: str, name: str) -> str:
-    """Joins a folder and a name that comes from a file or a listing.
-
-    Raises:
-        ValueError: the name is not plain, or the path is a link that leads out
-            of the folder, or neither a file nor a folder.
-    """
+    """Joins a folder and a name that comes from a file or a listing."""
     if not name or name in (".", "..") or {"/", "\0"} & {*name}:
         raise ValueError(
             f"Files in {folder} must have plain names, not paths. Received: "
@@ -67,11 +62,7 @@ def check_links(paths: Iterable[str], folder: str) -> None:
 
 
 def checked(folder: str, names: Iterable[str]) -> list[str]:
-    """Sorts and checks names in a remote folder, where any name is possible.
-
-    Raises:
-        ValueError: a name is not that of a file within the folder.
-    """
+    """Sorts and checks names in a remote folder, where any name is possible."""
     for name in names:
         place = folder
         for part in name.split("/"):

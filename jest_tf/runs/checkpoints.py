@@ -12,7 +12,6 @@ import collections
 import contextlib
 import functools
 import hashlib
-import math
 import os
 import re
 import time
@@ -190,10 +189,6 @@ def restore(model: keras.Model, workdir: str) -> Restored:
     """Builds a compiled model, and loads the newest intact checkpoint if any.
 
     Damaged checkpoints are renamed, with a line on standard error.
-
-    Raises:
-        ValueError: all checkpoints are damaged, or were renamed as damaged, or
-            the newest is of another model or an older version.
     """
     _build(model)
     saved = saved_steps(workdir)
@@ -275,40 +270,21 @@ def read(workdir: str, step: int) -> State:
             reader = tf.compat.v1.train.NewCheckpointReader(
                 os.path.join(local, _STATE)
             )
-            _check_sizes(local, reader)
             return {
                 name: np.asarray(reader.get_tensor(name))
                 for name in sorted(reader.get_variable_to_shape_map())
             }
         # TensorFlow's binding raises `IndexError` on a file that is too short.
-        except (tf.errors.OpError, IndexError, RuntimeError) as error:
+        except (tf.errors.OpError, IndexError) as error:
+            # A disk that does not answer raises the same OpError as damage.
             for name in os.listdir(local):
                 with open(os.path.join(local, name), "rb") as file:
                     hashlib.file_digest(file, "blake2b")  # or raises OSError
             raise Damaged(f"{folder} is damaged: {error}") from error
 
 
-def _check_sizes(folder, reader):
-    """Refuses arrays that are larger than the files, before they are read."""
-    kinds = reader.get_variable_to_dtype_map()
-    arrays = sum(
-        math.prod(shape) * kinds[name].size
-        for name, shape in reader.get_variable_to_shape_map().items()
-    )
-    stored = sum(
-        os.path.getsize(os.path.join(folder, name))
-        for name in os.listdir(folder)
-    )
-    if arrays > stored:
-        raise IndexError(f"{arrays:,} bytes of arrays in {stored:,} of files")
-
-
 def saved_steps(workdir: str) -> list[int]:
-    """Returns the steps with checkpoints, ascending.
-
-    Raises:
-        ValueError: there are checkpoints of version 0.1.
-    """
+    """Returns the steps with checkpoints, ascending."""
     folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
     names = files.list_folder(folder)
     old = [name for name in names if name.endswith(".weights.h5")]

@@ -77,9 +77,6 @@ def find_pictures(folder: str) -> list[str]:
 
     A picture has an extension of `PICTURES`, in any case; hidden files and
     folders are left out.
-
-    Raises:
-        ValueError: the folder has no pictures.
     """
     names = [
         name

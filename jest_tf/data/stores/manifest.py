@@ -49,12 +49,7 @@ class Part(NamedTuple):
 
 
 def read(directory: str, store: Store) -> Manifest:
-    """Reads a finished manifest, and checks it against its store.
-
-    Raises:
-        ValueError: the manifest is missing, unfinished, damaged, or of another
-            store or version.
-    """
+    """Reads a finished manifest, and checks it against its store."""
     path = os.path.join(directory, MANIFEST_FILE)
     text, values = _read_list(path)
     try:
@@ -92,11 +87,7 @@ def part_path(store: Store, shard: int, directory: str) -> str:
 
 
 def check_distinct(store: Store) -> None:
-    """Refuses a store with two shards of the same name and version.
-
-    Raises:
-        ValueError: two shards would share a file.
-    """
+    """Refuses a store with two shards of the same name and version."""
     found: dict[str, int] = {}
     for shard, path in enumerate(store.shards.paths):
         first = found.setdefault(part_path(store, shard, ""), shard)
@@ -137,11 +128,7 @@ def write_part(path: str, header: dict, part: Part) -> None:
 
 
 def read_part(path: str) -> tuple[dict, Part, str]:
-    """Reads the file of a shard; returns its header, rows and checksum.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
+    """Reads the file of a shard; returns its header, rows and checksum."""
     try:
         found = artefacts.read(path, _KIND, verify=True)
     except OSError as error:
@@ -160,11 +147,7 @@ def read_part(path: str) -> tuple[dict, Part, str]:
 
 
 def is_there(path: str, header: dict) -> bool:
-    """Returns whether a shard's file has been written with this header.
-
-    Raises:
-        ValueError: the file has another origin, or is damaged.
-    """
+    """Returns whether a shard's file has been written with this header."""
     if not files.is_file(path):
         return False
     _refuse_other(path, header, read_part(path)[0])
@@ -178,11 +161,7 @@ def write(
     weights: np.ndarray,
     scores: np.ndarray,
 ) -> Manifest:
-    """Writes a whole manifest, from weights and scores of all rows, [n].
-
-    Raises:
-        ValueError: as `finish`.
-    """
+    """Writes a whole manifest, from weights and scores of all rows, [n]."""
     ids = store.ids(np.arange(len(store)))
     ends = np.cumsum(store.shards.lengths)[:-1]
     columns = (np.split(column, ends) for column in (ids, weights, scores))
@@ -193,12 +172,7 @@ def write(
 
 
 def finish(store: Store, directory: str, made_by: Mapping) -> Manifest:
-    """Writes `manifest.json`, once the files of all shards are there.
-
-    Raises:
-        ValueError: a shard's file is missing, damaged or of another origin, or
-            no record has a weight.
-    """
+    """Writes `manifest.json`, once the files of all shards are there."""
     listed = []
     for shard in range(len(store.shards.paths)):
         path = part_path(store, shard, directory)

@@ -67,10 +67,6 @@ def open_store(
 
     Returns:
         A store whose rows follow the sorted paths of the shards.
-
-    Raises:
-        ValueError: a pattern matches nothing, files of a pattern have several
-            formats, or a shard cannot be read, is empty or has another format.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     settings = config_lib.DataConfig(
@@ -95,9 +91,6 @@ def open_stores(
     Returns:
         A store whose rows follow the order of `data.train` and `data.curated`,
         with `parts` and the settings' manifest.
-
-    Raises:
-        ValueError: as `open_store`.
     """
     named = [
         *((setting, [pattern]) for pattern in config.train),
@@ -110,11 +103,7 @@ def open_stores(
 
 
 def check_captions(store: Store) -> None:
-    """Refuses a training store whose records have no captions.
-
-    Raises:
-        ValueError: a few records, spread over a part, all lack captions.
-    """
+    """Refuses a training store whose records have no captions."""
     end = 0
     for part in store.parts:
         start, end = end, end + part

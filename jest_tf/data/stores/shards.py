@@ -222,9 +222,6 @@ def read_records(
         k records, or functions that parse them. A fault replaces a range that
         is marked as damaged, too large, beyond the end of the file, or
         unreadable after `retries`.
-
-    Raises:
-        ValueError: the file is missing or may not be read.
     """
     remote = files.is_remote(path)
     out: list = [_size_fault(size) for size in spans[:, 1].tolist()]

@@ -104,10 +104,6 @@ class Store:
 
         Returns:
             k records or faults, in the order of `rows`.
-
-        Raises:
-            IndexError: a row is out of range.
-            ValueError: a shard is gone.
         """
         return [parsed(record) for record in self.read_unparsed(rows)]
 
@@ -137,11 +133,7 @@ class Store:
         return out
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Returns stable ids of rows, int64 [k] -> int64 [k]; see `index.py`.
-
-        Raises:
-            IndexError: a row is out of range.
-        """
+        """Returns stable ids of rows, both int64 [k]; see `index.py`."""
         ids = np.empty(len(rows), np.int64)
         for shard, places, local in self.by_shard(rows):
             ids[places] = self.indexes[shard].rows(local)[:, 2]
@@ -192,11 +184,7 @@ class Store:
     def by_shard(
         self, rows: np.ndarray
     ) -> Iterator[tuple[int, slice | np.ndarray, np.ndarray]]:
-        """Yields, by shard, its number, indices in `rows` [k], and its rows.
-
-        Raises:
-            IndexError: a row is out of range.
-        """
+        """Yields, by shard, its number, indices in `rows` [k], and its rows."""
         rows = np.asarray(rows, np.int64)
         if not len(rows):
             return

@@ -33,10 +33,6 @@ def find(
             split is "train", or the only split.
         fields: names of features. A picture feature without a usual name is
             taken if it is the only picture feature.
-
-    Raises:
-        ValueError: the split or its shards are missing, or the files have
-            another format.
     """
     for folder, split in (pattern, ""), pattern.rpartition(":")[::2]:
         folder = folder.rstrip("/")
