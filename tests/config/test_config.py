@@ -30,7 +30,7 @@ GROUPS = {
 
 INFINITE = float("inf")
 # Settings of a group that are refused, and the message after the first's name.
-# `test_tables.py` tries every field.
+# `test_every_name.py` tries every field.
 REFUSED = [
     ("data", {"image_size": -3}, "must be at least 1. Received: -3"),
     ("data", {"image_size": True}, "must be of type int. Received: True"),
