@@ -178,7 +178,6 @@ def _seen(config, batch_size):
             learning_rate=optimizer.learning_rate,
             weight_decay=optimizer.weight_decay,
             warmup_steps=min(config.optimizer.warmup_steps, 10),
-            restarts=(),
         ),
         distribution=config_lib.DistributionConfig(strategy="tpu"),
     )

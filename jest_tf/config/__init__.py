@@ -7,7 +7,6 @@ from jest_tf.config.groups import (
     DTYPE_POLICIES,
     EQUAL_CAPTIONS,
     FORMATS,
-    OPTIMIZERS,
     POLICIES,
     PRESETS,
     SCHEDULES,
@@ -17,7 +16,6 @@ from jest_tf.config.groups import (
     EvaluationConfig,
     ModelConfig,
     OptimizerConfig,
-    RateFactor,
     ReferenceConfig,
 )
 from jest_tf.config.methods import (
@@ -55,12 +53,10 @@ __all__ = [
     "Loss",
     "METHODS",
     "ModelConfig",
-    "OPTIMIZERS",
     "OptimizerConfig",
     "POLICIES",
     "PRESETS",
     "QUOTAS",
-    "RateFactor",
     "ReferenceConfig",
     "SCHEDULES",
     "SelectionConfig",

@@ -81,11 +81,6 @@ class TrainConfig(Checked):
             "`model.views` can't be combined with `data.curated_rows`",
         )
         self._check_bootstrap()
-        lengths = [end - start for start, end in self.schedules]
-        self._expect(
-            min(lengths) > 0,
-            "`optimizer.restarts` must increase, between 0 and `steps`",
-        )
         self._expect(
             not self.model.init_from
             or self.model.init_tower == "image_tower"
@@ -94,9 +89,8 @@ class TrainConfig(Checked):
             "`data.vocabulary` empty",
         )
         self._expect(
-            self.optimizer.warmup_steps < min(lengths),
-            "`optimizer.warmup_steps` must be less than `steps`, and than the "
-            "steps between `optimizer.restarts`",
+            self.optimizer.warmup_steps < self.steps,
+            "`optimizer.warmup_steps` must be less than `steps`",
         )
         self._expect(
             self.data.augment not in POLICIES
@@ -238,12 +232,6 @@ class TrainConfig(Checked):
             for setting in named
             if ":" in setting[1] and is_function(setting[1])
         ]
-
-    @property
-    def schedules(self) -> list[tuple[int, int]]:
-        """First step and end of each schedule of the learning rate."""
-        starts = (0, *self.optimizer.restarts)
-        return list(zip(starts, (*starts[1:], self.steps), strict=True))
 
     @property
     def has_first_reference(self) -> bool:

@@ -134,7 +134,6 @@ def quick_reference(
                 # The best schedule for so short a run.
                 schedule="cosine",
                 warmup_steps=_WARMUP,
-                restarts=(),
                 ema=None,
             ),
             # So small a batch might not divide into parts.

@@ -136,7 +136,7 @@ class FiniteCheck(steps.StepCallback):
     Belongs before the callbacks that log and save. A nonfinite gradient leaves
     its step's loss finite, so weights are checked in one pass over them; AdamW
     makes about seven. On TPUs only scalars are checked, as others would move to
-    the host; `optimizer.clip_norm` spreads a nonfinite gradient to all weights.
+    the host; clipping spreads a nonfinite gradient to all weights.
 
     Raises:
         finite.NotFinite: from within `fit`.

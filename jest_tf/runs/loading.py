@@ -154,7 +154,7 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
 
     Raises:
         ValueError: there is no such model or vocabulary, it does not fit the
-            settings, or `model.frozen` and `optimizer.rate_factors` do not fit
+            settings, or `model.frozen` and `optimizer.layer_decay` do not fit
             the model; or the run is its own reference.
     """
     _check_reference(config, workdir)

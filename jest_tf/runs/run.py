@@ -75,12 +75,11 @@ def train(
 def extend(workdir: str, steps: int) -> dict[str, float]:
     """Trains a finished run for `steps` more steps, like `train`.
 
-    A constant learning rate continues. Any other schedule restarts with its
-    warm-up, and `optimizer.restarts` gets the step. The result equals that of a
-    run that had these settings from its first step.
+    The result equals that of a run of all these steps.
 
     Raises:
-        ValueError: as `train`; or the run has not finished.
+        ValueError: as `train`; or the run has not finished, or its learning
+            rate is not constant.
     """
     return train(provenance.extend(workdir, steps), workdir)
 
@@ -438,7 +437,7 @@ class _Run:
             message += f". Their ids are in {path}"
         raise ValueError(
             f"{message}; a lower `optimizer.learning_rate` or "
-            f"`optimizer.clip_norm` may help; {way_out}"
+            f"a lower `optimizer.learning_rate` may help; {way_out}"
         ) from None
 
 

@@ -20,8 +20,7 @@ def check_parts(config: config_lib.TrainConfig) -> None:
     Raises:
         ValueError: as `models.build_learner` and `parts.rate_factors`.
     """
-    rules = config.optimizer.rate_factors, config.optimizer.layer_decay
-    if config.model.frozen or any(rules):
+    if config.model.frozen or config.optimizer.layer_decay is not None:
         with keras.StatelessScope(initialize_variables=False):
             learner = models.build_learner(config, config.data.vocabulary_size)
         parts.rate_factors(learner, config.optimizer)

@@ -78,9 +78,9 @@ REFUSED = [
     ("bootstrap", {"shares": (0.5, 1.0)}, "single share, or a share for"),
     ("bootstrap", {"clean_start": True}, "ends with the first of .*: set both"),
     ("optimizer", {"warmup_steps": -1}, "must be at least 0. Received: -1"),
-    ("optimizer", {"clip_norm": 0.0}, "must be > 0. Received: 0.0"),
-    ("optimizer", {"clip_norm": "1"}, r"must be of type float \| None.*'1'"),
-    ("optimizer", {"beta_1": 1.0}, r"must be in \[0, 1\). Received: 1.0"),
+    ("optimizer", {"learning_rate": 0.0}, "must be > 0. Received: 0.0"),
+    ("optimizer", {"ema": "1"}, r"must be of type float \| None.*'1'"),
+    ("optimizer", {"ema": 1.0}, r"must be in \[0, 1\). Received: 1.0"),
     ("evaluation", {"prompts": ("{}", "a")}, "each hold one \"{}\".*'a'"),
     ("checkpoint", {"every_minutes": 0.0}, "must be > 0. Received: 0.0"),
     ("distribution", {"strategy": "gpu"}, r"one of \('default', .*'gpu'"),
@@ -119,7 +119,6 @@ class DefaultsTest(tf.test.TestCase):
         )
         self.assertEqual(settings.model.temperature, 10.0)  # SigLIP, alg. 1
         self.assertEqual(settings.model.bias, -10.0)
-        self.assertEqual(settings.optimizer.beta_2, 0.95)  # SigLIP, 4.7
         self.assertEqual(settings.model.equal_captions, "negative")
         # Without stages every row is trained on, and none is scored.
         self.assertEqual(settings.selection, config.SelectionConfig(256))
@@ -347,9 +346,7 @@ class RefusalsTest(tf.test.TestCase):
 
     def test_values_at_the_limits_are_valid(self):
         config.DataConfig(min_crop_area=1, text_length=2, image_size=1)
-        config.OptimizerConfig(
-            warmup_steps=0, weight_decay=0, beta_1=0.0, clip_norm=None
-        )
+        config.OptimizerConfig(warmup_steps=0, weight_decay=0, ema=0.0)
         config.SelectionConfig(
             4, (Stage(1, num_chunks=2, gain=0.0, uniform_share=0.5),)
         )
@@ -466,7 +463,7 @@ class FilesTest(tf.test.TestCase):
             ("data.train=a-*.x, b", "data", "train", ("a-*.x", "b")),
             ("data.train=", "data", "train", ()),
             ("model.patch_size=none", "model", "patch_size", None),
-            ("optimizer.clip_norm=2", "optimizer", "clip_norm", 2.0),
+            ("optimizer.ema=0", "optimizer", "ema", 0.0),
             ("selection.loss=softmax", "selection", "loss", "softmax"),
             ("reference.model=none", "reference", "model", ""),
             ("data.weights=None", "data", "weights", ()),
@@ -579,7 +576,7 @@ class FilesTest(tf.test.TestCase):
                 selection=config.SelectionConfig(
                     64, (EASY, Stage(5, view=View(8, 16))), "softmax"
                 ),
-                optimizer=config.OptimizerConfig(clip_norm=None),
+                optimizer=config.OptimizerConfig(layer_decay=0.5),
                 evaluation=config.EvaluationConfig(prompts=("{}", "a {}")),
             ),
         ):

@@ -408,9 +408,10 @@ class DirectoryTest(RunsTestCase):
         self.assertIn("already", said)
 
     @pytest.mark.slow
-    def test_an_extended_run_equals_one_with_a_restart(self):
-        self.train("whole", "steps=8", "optimizer.restarts=4")
-        self.copy("extended")
+    def test_an_extended_run_equals_a_longer_one(self):
+        constant = "optimizer.schedule=constant"
+        self.train("whole", "steps=8", constant)
+        self.train("extended", "steps=4", constant)
         said = io.StringIO()
         with (
             mock.patch.object(
@@ -421,10 +422,11 @@ class DirectoryTest(RunsTestCase):
         ):
             runs.extend(self.workdir("extended"), 4)
         self.assertIn(
-            "extended from 4 to 8 steps; the learning rate begins anew: 2 "
-            "steps of warm-up to 0.05, then cosine\n",
+            "extended from 4 to 8 steps\n",
             said.getvalue(),
         )
+        with self.assertRaisesRegex(ValueError, "--extend`.*'cosine'"):
+            runs.extend(self.workdir("done"), 4)
         self.assertEqual(
             *(
                 directory.load_config(self.workdir(name))
