@@ -67,11 +67,7 @@ def recipe(folder, overrides=()):
             "log_ids": True,
             "batch_size": 20,
         },
-        "checkpoint": {
-            "every_steps": 4,
-            "keep": 2,
-            "keep_best": "eval/a/image_to_text/mrr",
-        },
+        "checkpoint": {"every_steps": 4, "keep": 2},
     }
     for override in overrides:
         overrides_lib.override(config.TrainConfig, values, override)

@@ -335,27 +335,16 @@ class EvaluationConfig(Checked, path="evaluation"):
 
 @dataclass(frozen=True)
 class CheckpointConfig(Checked, path="checkpoint"):
-    """Checkpoints of a run, and recovery from values that are not finite.
+    """Checkpoints of a run.
 
     Attributes:
         every_steps: steps between checkpoints, a multiple of
             `distribution.steps_per_execution`. The last step is always saved.
-        every_minutes: also save after this many minutes without a checkpoint,
-            by the clock of the worker that writes. None turns this off.
         keep: number of newest checkpoints to keep.
-        keep_best: a measure of `evaluation.data` or `evaluation.suite`, named
-            as in `evaluation.jsonl`; the checkpoint with its highest value is
-            also kept. Empty keeps none.
-        on_non_finite: on a loss, weight or score that is not finite, "stop"
-            the run, or "rollback" to the newest checkpoint and skip the
-            super-batch, at most three times within 1,000 super-batches.
     """
 
     every_steps: Count = 1000
-    every_minutes: Annotated[float, above(0)] | None = None
     keep: Count = 3
-    keep_best: str = ""
-    on_non_finite: Annotated[str, one_of("stop", "rollback")] = "stop"
 
 
 @dataclass(frozen=True)

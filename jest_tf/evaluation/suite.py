@@ -116,15 +116,6 @@ class EntryEvaluation:
             for name, value in measures.items()
         }
 
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """Names of what `measure` returns."""
-        by_task = {
-            "zero_shot": zero_shot.MEASURES,
-            "retrieval": retrieval.MEASURES,
-        }
-        return tuple(name for task in self.entry.task for name in by_task[task])
-
     @functools.cached_property
     def chance(self) -> dict[str, float]:
         """The headline measures of a model that guesses at random."""

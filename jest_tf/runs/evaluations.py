@@ -31,18 +31,6 @@ class Opened(NamedTuple):
     stores: Mapping[str, stores_lib.Store]
     entries: Mapping[str, evaluation.EntryEvaluation]
 
-    @property
-    def measures(self) -> list[str]:
-        """Names of the measures, as in `evaluation.jsonl`."""
-        by_name = dict.fromkeys(self.stores, evaluation.MEASURES) | {
-            name: entry.measures for name, entry in self.entries.items()
-        }
-        return [
-            f"eval/{name}/{measure}"
-            for name, measures in by_name.items()
-            for measure in measures
-        ]
-
 
 def open_data(config: config_lib.TrainConfig) -> Opened:
     """Opens `evaluation.data` and the entries of `evaluation.suite`.
