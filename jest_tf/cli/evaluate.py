@@ -23,7 +23,7 @@ from jest_tf.cli import flags as flags_lib
 from jest_tf.config import overrides
 
 # Flags for `--data` only: the entries of a suite set these themselves.
-_READING = ("format", "image_field", "caption_fields")
+_READING = ("image_field", "caption_fields")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

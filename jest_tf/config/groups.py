@@ -22,8 +22,6 @@ from jest_tf.config.selection import Loss, View
 
 EQUAL_CAPTIONS = ("negative", "positive", "ignore")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
-FORMATS = ("auto", "tfrecord", "webdataset", "tfds", "table")
-POLICIES = ("randaugment", "trivialaugment", "autoaugment")
 SCHEDULES = ("cosine", "constant")
 
 
@@ -59,8 +57,7 @@ class DataConfig(Checked, path="data"):
     """The training examples and their preprocessing.
 
     Attributes:
-        train: paths or globs of shards, tables or prepared TFDS directories,
-            a store each (docs/data.md).
+        train: paths or globs of shards or tables, a store each (docs/data.md).
         weights: share of each store of `train` in the stream. If empty, a
             store's share follows its size.
         curated: shards of the curated set. Their rows are trained on without
@@ -70,8 +67,6 @@ class DataConfig(Checked, path="data"):
         manifest: folder of a manifest of `train`, written by `jest-tf curate`.
             Only its records are drawn, in proportion to their weights. Empty
             draws all records equally.
-        format: "tfrecord", "webdataset", "tfds" or "table"; "auto" infers it
-            from the file names.
         image_field: feature, extension or column of the image. Empty takes the
             format's default.
         caption_fields: features, extensions, `json` fields or columns of the
@@ -85,7 +80,6 @@ class DataConfig(Checked, path="data"):
             long pieces. None shuffles single records, best on local disks.
         max_fault_rate: share of records that may be lost in damaged shards, or
             unreadable and replaced when drawn, before the run stops.
-        max_image_pixels: images with more pixels are replaced, not decoded.
         image_size: side in pixels to which images are resized.
         text_length: tokens per caption, truncated or padded.
         vocabulary: a SentencePiece `.model`, a WordPiece `vocab.txt`, the
@@ -96,9 +90,8 @@ class DataConfig(Checked, path="data"):
         flip: mirror half of the training images.
         min_crop_area: smallest area of the random training crop, as a share of
             the image. 1 turns cropping off.
-        augment: distortions after flip and crop: "randaugment",
-            "trivialaugment" or "autoaugment", all from Model Garden, or the
-            "module:function" that builds an augmentation. Empty applies none.
+        augment: distortions after flip and crop: the "module:function" that
+            builds an augmentation (docs/towers.md). Empty applies none.
     """
 
     train: tuple[str, ...] = ()
@@ -106,14 +99,12 @@ class DataConfig(Checked, path="data"):
     curated: tuple[str, ...] = ()
     curated_rows: Annotated[int, at_least(0)] = 0
     manifest: str = ""
-    format: Annotated[str, one_of(*FORMATS)] = "auto"
     image_field: str = ""
     caption_fields: tuple[str, ...] = ()
     noise_field: str = ""
     index_dir: str = ""
     shuffle_block_size: Count | None = None
     max_fault_rate: Annotated[float, within("[0, 1]")] = 0.01
-    max_image_pixels: Count = 2**26  # 8,192 x 8,192, 200 MB decoded
     image_size: Count = 32
     # At least one token and the end mark; 16 in SigLIP's ablations (arXiv
     # 2303.15343, section 4).
@@ -122,7 +113,7 @@ class DataConfig(Checked, path="data"):
     vocabulary_size: Annotated[int, at_least(2)] = 8192
     flip: bool = True
     min_crop_area: Annotated[float, within("(0, 1]")] = 1.0
-    augment: Annotated[str, name_or_function("", *POLICIES)] = ""
+    augment: Annotated[str, FUNCTION] = ""
 
     def __post_init__(self):
         super().__post_init__()

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from jest_tf.config import checks, methods
 from jest_tf.config.checks import Checked, Count, Seed
 from jest_tf.config.groups import (
-    POLICIES,
     PRESETS,
     CheckpointConfig,
     DataConfig,
@@ -91,13 +90,6 @@ class TrainConfig(Checked):
         self._expect(
             self.optimizer.warmup_steps < self.steps,
             "`optimizer.warmup_steps` must be less than `steps`",
-        )
-        self._expect(
-            self.data.augment not in POLICIES
-            or self.distribution.strategy != "tpu"
-            and not self.distribution.jit_compile,
-            "`data.augment`: XLA cannot compile the named policies; on TPUs "
-            "and with `distribution.jit_compile` take a 'module:function'",
         )
         self._check_patches()
         self._check_executions()

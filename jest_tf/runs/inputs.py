@@ -394,7 +394,7 @@ def shards_of(patterns: Sequence[str]) -> set[str]:
     for pattern in patterns:
         try:
             found |= {files.absolute(path) for path in shards.expand(pattern)}
-        except ValueError:  # such as a data set of TFDS, or shards now gone
+        except ValueError:  # such as shards now gone
             found.add(pattern)
     return found
 

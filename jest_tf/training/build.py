@@ -7,7 +7,7 @@ import keras
 from jest_tf import config as config_lib
 from jest_tf import models
 from jest_tf.config import imports
-from jest_tf.data import augmentation, policies
+from jest_tf.data import augmentation
 from jest_tf.models import parts
 from jest_tf.training import model as model_lib
 from jest_tf.training import optimizer
@@ -74,7 +74,5 @@ def _augmentation(config):
     name = config.data.augment
     if not name:
         return first
-    if name in config_lib.POLICIES:
-        return augmentation.Chain([first, policies.Policy(name=name)])
     build = imports.load_function("data.augment", name)
     return augmentation.Chain([first, build(config)])

@@ -44,7 +44,6 @@ REFUSED = [
     ("data", {"min_crop_area": "1"}, "must be of type float. Received: '1'"),
     ("data", {"flip": 1}, "must be of type bool. Received: 1"),
     ("data", {"train": "a"}, r"must be of type tuple\[str, ...\].*'a'"),
-    ("data", {"format": "zip"}, r"one of \('auto', .*'zip'"),
     ("data", {"weights": (1.0,)}, r"for each store.*=\(1.0,\), .*train=\(\)"),
     ("data", {"max_fault_rate": 1.5}, r"in \[0, 1\]. Received: 1.5"),
     ("data", {"curated_rows": 2}, "needs `data.curated`.*=2, .*=\\(\\)"),

@@ -21,7 +21,6 @@ from jest_tf.data.stores import (
     parquet,
     shards,
     tars,
-    tfds,
     tfrecords,
 )
 from jest_tf.files import retries
@@ -29,7 +28,6 @@ from jest_tf.files import retries
 Record = shards.Record
 Fault = shards.Fault
 NoFiles = shards.NoFiles
-MAX_IMAGE_PIXELS = config_lib.DataConfig.max_image_pixels
 
 # Records per read in a sequential pass.
 _BATCH = 256
@@ -38,14 +36,15 @@ _PROBES = 16
 _FORMATS = {
     "tfrecord": tfrecords.TFRecords,
     "webdataset": tars.Tars,
-    "array_record": tfds.ArrayRecords,
     "csv": functools.partial(delimited.Delimited, ","),
     "tsv": functools.partial(delimited.Delimited, "\t"),
     "parquet": parquet.Parquet,
 }
-_TABLES = ("csv", "tsv", "parquet")
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
-_ENDINGS = {".tar": "webdataset", **{f".{name}": name for name in _TABLES}}
+_ENDINGS = {
+    ".tar": "webdataset",
+    **{f".{name}": name for name in ("csv", "tsv", "parquet")},
+}
 
 
 class Shards(NamedTuple):
@@ -62,21 +61,18 @@ class Store:
 
     Args:
         opened: path, format and index of each shard.
-        max_image_pixels: limit on width times height of a picture.
         parts: number of records of each joined store; None is a single part.
 
     Attributes:
         shards: the files and their numbers of records.
         indexes: the index of each shard.
         parts: as given.
-        max_image_pixels: as given; decoders treat larger pictures as faults.
         manifest: weights of the rows in a stream; None draws all alike.
     """
 
     def __init__(
         self,
         opened: Sequence[tuple[str, object, index.Index]],
-        max_image_pixels: int,
         parts: Sequence[int] | None = None,
     ):
         paths, _, self.indexes = zip(*opened, strict=True)
@@ -85,7 +81,6 @@ class Store:
         )
         self.shards = Shards(paths, lengths)
         self.parts = tuple(parts or (int(lengths.sum()),))
-        self.max_image_pixels = max_image_pixels
         self.manifest: manifest.Manifest | None = None
         self._opened = tuple(opened)
         self._ends = np.cumsum(lengths)  # [shards]
@@ -187,7 +182,7 @@ class Store:
 
     def of_shard(self, shard: int) -> "Store":
         """Returns the store of a single shard."""
-        return Store([self._opened[shard]], self.max_image_pixels)
+        return Store([self._opened[shard]])
 
     def describe(self, row: int) -> str:
         """Names a row for error messages, by shard and number within it."""
@@ -240,11 +235,9 @@ def parsed(
 def open_store(
     patterns: str | Sequence[str],
     *,
-    format: str = "auto",
     image_field: str = "",
     caption_fields: Sequence[str] = (),
     index_dir: str = "",
-    max_image_pixels: int = MAX_IMAGE_PIXELS,
     progress: Callable[[int, int], None] | None = None,
     setting: str = "patterns",
 ) -> Store:
@@ -252,17 +245,13 @@ def open_store(
 
     Args:
         patterns: a path or glob, or several; each must match a file. Duplicates
-            count once. A prepared TFDS data set is the folder of its version,
-            or "<folder>:<split>".
-        format: "tfrecord", "webdataset", "tfds", "table", or "auto", by file
-            name; files with unknown names are read as TFRecord.
+            count once. A file's name gives its format; files with unknown names
+            are read as TFRecord.
         image_field: feature, extension or column of the picture; "" is the
             format's default.
         caption_fields: features, extensions, `json` fields or columns of the
             captions; () are the format's defaults.
         index_dir: folder of the index files; "" is beside each shard.
-        max_image_pixels: limit on width times height of a picture; larger
-            pictures are never decoded.
         progress: called with the numbers of bytes indexed so far and in all.
         setting: name of the patterns in errors.
 
@@ -275,11 +264,9 @@ def open_store(
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     settings = config_lib.DataConfig(
-        format=format,
         image_field=image_field,
         caption_fields=tuple(caption_fields),
         index_dir=index_dir,
-        max_image_pixels=max_image_pixels,
     )
     return _open([(setting, patterns)], settings, progress)
 
@@ -314,7 +301,6 @@ def join(stores: Sequence[Store]) -> Store:
     """Joins stores into a single store with `parts`."""
     return Store(
         [shard for store in stores for shard in store._opened],
-        min(store.max_image_pixels for store in stores),
         [len(store) for store in stores],
     )
 
@@ -353,41 +339,23 @@ def _open(groups, settings, progress):
     for setting, patterns in groups:
         found = {}
         for pattern in patterns:
-            found |= _find(pattern, settings.format, fields, setting)
+            found |= _find(pattern, fields, setting)
         located.append(sorted(found.items(), key=lambda item: item[0]))
     paths, formats = zip(
         *(item for part in located for item in part), strict=True
     )
-    for path, form in zip(paths, formats, strict=True):
-        if isinstance(form, tfds.ArrayRecords):
-            form.check(path)
     indexes = index.open_indexes(paths, formats, settings.index_dir, progress)
     opened = iter(zip(paths, formats, indexes, strict=True))
-    stores = [
-        Store([next(opened) for _ in part], settings.max_image_pixels)
-        for part in located
-    ]
+    stores = [Store([next(opened) for _ in part]) for part in located]
     for store in stores:
         _check_readable(store, settings.caption_fields)
     return join(stores)
 
 
-def _find(pattern, form, fields, setting):
+def _find(pattern, fields, setting):
     """Returns the format of each file that a pattern names, by path."""
     pattern = os.path.expanduser(os.fspath(pattern))
-    if form in ("auto", "tfds"):
-        found = tfds.find(pattern, fields)
-        if found is not None:
-            return found
-    if form == "tfds":
-        raise ValueError(
-            "A store of format 'tfds' must be the folder of a prepared "
-            "version, with a file dataset_info.json, or '<folder>:<split>'. "
-            f"Received: {pattern!r}"
-        )
-    kinds = {
-        path: _kind(path, form) for path in shards.expand(pattern, setting)
-    }
+    kinds = {path: _kind(path) for path in shards.expand(pattern, setting)}
     examples = {kind: path for path, kind in reversed(kinds.items())}
     if len(examples) > 1:
         raise ValueError(
@@ -399,22 +367,15 @@ def _find(pattern, form, fields, setting):
     return dict.fromkeys(kinds, _FORMATS[kind](fields))
 
 
-def _kind(path, form):
-    """Returns the format of a file: as set, or by its name."""
+def _kind(path):
+    """Returns the format of a file, by its name."""
     name = os.path.basename(path).lower()
     if name.endswith(_COMPRESSED):
         raise ValueError(
             "Shards must not be compressed, so that records can be read in any "
             f"order: unpack them first, as `gunzip` does. Received: {path}"
         )
-    kind = _ENDINGS.get(os.path.splitext(name)[1], "tfrecord")
-    if form == "table" and kind not in _TABLES:
-        raise ValueError(
-            f"A table must be a .csv, .tsv or .parquet file. Received: {path}"
-        )
-    if form not in ("auto", "table"):
-        return form
-    return "array_record" if ".array_record" in name else kind
+    return _ENDINGS.get(os.path.splitext(name)[1], "tfrecord")
 
 
 def _check_readable(store, caption_fields):
