@@ -65,7 +65,6 @@ def recipe(folder, overrides=()):
             "every_steps": 6,
             "log_every_steps": 5,
             "log_ids": True,
-            "batch_size": 20,
         },
         "checkpoint": {"every_steps": 4, "keep": 2},
     }

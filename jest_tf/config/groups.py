@@ -8,7 +8,6 @@ from typing import Annotated
 from jest_tf.config.checks import (
     FUNCTION,
     MODEL,
-    PROMPTS,
     Checked,
     Count,
     above,
@@ -309,8 +308,6 @@ class EvaluationConfig(Checked, path="evaluation"):
         suite: a .toml or .json file of further data sets and their tasks:
             classification and retrieval (docs/evaluation.md). Empty adds none.
         every_steps: steps between evaluations. None evaluates only at the end.
-        batch_size: examples per forward pass.
-        prompts: zero-shot templates, each with one "{}" for the class name.
         log_every_steps: steps averaged in a line of the log.
         log_ids: also log the ids of the draws, in `draws.jsonl`.
     """
@@ -318,8 +315,6 @@ class EvaluationConfig(Checked, path="evaluation"):
     data: tuple[str, ...] = ()
     suite: str = ""
     every_steps: Count | None = None
-    batch_size: Count = 256
-    prompts: Annotated[tuple[str, ...], PROMPTS] = ("{}",)
     log_every_steps: Count = 10
     log_ids: bool = False
 
@@ -329,8 +324,7 @@ class CheckpointConfig(Checked, path="checkpoint"):
     """Checkpoints of a run.
 
     Attributes:
-        every_steps: steps between checkpoints, a multiple of
-            `distribution.steps_per_execution`. The last step is always saved.
+        every_steps: steps between checkpoints. The last step is always saved.
         keep: number of newest checkpoints to keep.
     """
 
@@ -349,8 +343,6 @@ class DistributionConfig(Checked, path="distribution"):
         tpu: name or address of the TPU; "local" is this machine's.
         virtual_devices: number of devices to split the CPU into. None does not
             split it.
-        steps_per_execution: steps run on the devices before Python sees the
-            results. Must divide `steps` and `checkpoint.every_steps`.
         jit_compile: compile the step with XLA, on one device only. TPUs always
             compile it.
     """
@@ -360,5 +352,4 @@ class DistributionConfig(Checked, path="distribution"):
     ] = "default"
     tpu: str = "local"
     virtual_devices: Count | None = None
-    steps_per_execution: Count = 1
     jit_compile: bool = False

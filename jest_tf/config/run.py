@@ -48,8 +48,7 @@ class TrainConfig(Checked):
     Attributes:
         seed: seed of initial weights, data order, augmentation and draws. All
             randomness is a function of the seed and the step.
-        steps: optimizer steps, a multiple of
-            `distribution.steps_per_execution`.
+        steps: optimizer steps.
         data: see `DataConfig`; the other groups likewise.
         callbacks: Keras callbacks of the run, each a "module:function" that
             takes the settings and the run directory.
@@ -92,31 +91,6 @@ class TrainConfig(Checked):
             "`optimizer.warmup_steps` must be less than `steps`",
         )
         self._check_patches()
-        self._check_executions()
-
-    def _check_executions(self):
-        """Checks that saves, stops and new stages fall between executions."""
-        together = self.distribution.steps_per_execution
-        for rule, steps in (
-            ("`steps` must be a multiple", [self.steps]),
-            (
-                "`checkpoint.every_steps` must be a multiple",
-                [self.checkpoint.every_steps],
-            ),
-            (
-                "`bootstrap.renew_at` must be multiples",
-                self.bootstrap.renew_at,
-            ),
-            (
-                "`selection.stages` must begin at a multiple, and end one step "
-                "before a multiple,",
-                self.selection.turns,
-            ),
-        ):
-            self._expect(
-                not any(step % together for step in steps),
-                f"{rule} of `distribution.steps_per_execution`",
-            )
         self._expect(
             all(
                 stage.first_step < self.steps for stage in self.selection.stages

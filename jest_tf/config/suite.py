@@ -82,7 +82,7 @@ class Entry(Checked):
         classes_present: choose only among the classes that `data` has.
         templates: file of templates: one per line, or a JSON list. "imagenet"
             is OpenAI's 80, from open_clip. Empty takes `prompts`, the data's
-            own templates or `evaluation.prompts`.
+            own templates or "{}".
         prompts: templates, each with one "{}" for the class name.
         max_captions: number of first captions to take per picture; None: all.
     """

@@ -156,10 +156,8 @@ def read_classes(entry: config_lib.Entry, data: DataSet) -> Classes:
     return classes
 
 
-def read_templates(
-    entry: config_lib.Entry, data: DataSet, default: Sequence[str]
-) -> tuple[str, ...]:
-    """Returns the templates of an entry, each with one "{}".
+def read_templates(entry: config_lib.Entry, data: DataSet) -> tuple[str, ...]:
+    """Returns the templates of an entry, each with one "{}"; by default "{}".
 
     Raises:
         ValueError: the file cannot be read, or a template has no slot.
@@ -168,7 +166,7 @@ def read_templates(
         return entry.prompts
     path = entry.templates or data.templates
     if not path:
-        return tuple(default)
+        return ("{}",)
     if path == "imagenet":
         made = _open_clip("OPENAI_IMAGENET_TEMPLATES", "templates")
         return tuple(template("{}") for template in made)

@@ -43,19 +43,16 @@ class StoreEvaluation:
 
     Retrieval is between all images and the distinct first captions; a group is
     the records of a `concept`, or a record without a concept. Zero-shot is over
-    the distinct labels, if any, and the images that have a label. `prompts` are
-    templates for the labels.
+    the distinct labels, if any, and the images that have a label.
     """
 
     def __init__(
         self,
         encoder: embedding.Encoder,
         store: stores_lib.Store,
-        prompts: Sequence[str] = ("{}",),
     ):
         self._encoder = encoder
         self._store = store
-        self._prompts = prompts
         columns = store.columns(["caption", "concept", "label", "id"])
         self._groups = [
             ("concept", concept) if concept else ("id", str(number).encode())
@@ -97,7 +94,6 @@ class StoreEvaluation:
             classes = zero_shot.class_embeddings(
                 self._encoder.texts,
                 [name.decode("utf-8", "replace") for name in names],
-                self._prompts,
             )
         return StoreEmbeddings(
             images,

@@ -189,7 +189,6 @@ class _Run:
         self._open_segment(model, start_step)
         if self.writes:
             directory.cut_back(workdir, start_step)
-        _check_executions(config, start_step)
         # None on other workers: a message must not name a temporary file.
         path = directory.path(workdir, directory.FAULTS_FILE)
         faults = pipeline.FaultLog(
@@ -431,17 +430,6 @@ def _fit(model, dataset, callbacks, faults, last_step):
             "be reached; its last output tells why. Received: "
             f"{type(error).__name__} in the step after {check.step}"
         ) from error
-
-
-def _check_executions(config, start_step):
-    """Checks that `steps_per_execution` divides the remaining steps."""
-    together = config.distribution.steps_per_execution
-    if (config.steps - start_step) % together:
-        raise ValueError(
-            "`distribution.steps_per_execution` must divide the steps that are "
-            f"left. Received: {together}, to continue from step {start_step} "
-            f"of {config.steps}"
-        )
 
 
 def _closing_line(config, workdir, measures, seconds, num_lost):

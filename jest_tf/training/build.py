@@ -61,7 +61,6 @@ def build_model(
         optimizer=optimizer.build_optimizer(
             config.optimizer, config.steps, factors
         ),
-        steps_per_execution=config.distribution.steps_per_execution,
         jit_compile=config.distribution.jit_compile,
     )
     return model

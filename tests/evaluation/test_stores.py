@@ -21,7 +21,6 @@ class EvaluateStoreTest(tf.test.TestCase):
         return evaluation.StoreEvaluation(
             evaluation.Encoder(learner, number_of, 2, batch_size),
             self.store,
-            prompts=("{}", "a {}"),
         ).measure()
 
     def test_by_hand(self):
