@@ -17,7 +17,7 @@ from jest_tf.config.checks import (
     one_of,
     within,
 )
-from jest_tf.config.selection import Loss, View
+from jest_tf.config.selection import Loss
 
 EQUAL_CAPTIONS = ("negative", "positive", "ignore")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
@@ -46,6 +46,7 @@ class TowerSizes:
 PRESETS = {
     "tiny": TowerSizes(patch_size=8, width=64, depth=3, num_heads=2),
     "s16": TowerSizes(patch_size=16, width=384, depth=12, num_heads=6),
+    "b32": TowerSizes(patch_size=32, width=768, depth=12, num_heads=12),
     "b16": TowerSizes(patch_size=16, width=768, depth=12, num_heads=12),
     "l16": TowerSizes(patch_size=16, width=1024, depth=24, num_heads=16),
 }
@@ -149,23 +150,22 @@ class ModelConfig(Checked, path="model"):
     """The learner and its loss.
 
     Attributes:
-        preset: size of the towers: "tiny", "s16", "b16" or "l16".
+        preset: size of the towers: "tiny", "s16", "b32", "b16" or "l16".
         towers: "module:function" that builds custom towers. The module must be
             importable from the working directory. The function takes the
             `TrainConfig` and the vocabulary size, and returns an image and a
             text tower, two Keras layers (see `models.TwoTower`).
         init_from: the model that the learner starts from, named as in
             `reference.model`: its towers, weights, temperature, bias, tokenizer
-            and resizing of pictures. `preset` and `patch_size` then have no
-            effect. Learned positions are resized to `data.image_size`.
+            and resizing of pictures. `preset` then has no effect.
+            Learned positions are resized to `data.image_size`.
         init_tower: "image_tower" or "text_tower" takes this tower alone from
             `init_from`, with its tokenizer or its pictures' form. The other
             tower is new, built from `preset` with the same embedding width;
             `temperature` and `bias` are those set here. Empty takes both.
-        patch_size: side of an image patch in pixels. None takes the preset's.
-        views: training views. The sub-batch is split randomly into equal
-            parts, one per view, under one loss; empty trains on plain images.
-            Flexi-JEST has a fine and a coarse view.
+        train_views: also train in the views of live stages, as Flexi-JEST
+            does. The sub-batch is split randomly into equal parts, one of plain
+            images and one per view, under one loss.
         dtype_policy: Keras dtype policy of the towers, "float32" or
             "mixed_bfloat16". Embeddings, losses and scores stay float32.
         loss: "sigmoid" (SigLIP), "softmax" (CLIP), or the "module:function"
@@ -188,8 +188,7 @@ class ModelConfig(Checked, path="model"):
     towers: Annotated[str, FUNCTION] = ""
     init_from: Annotated[str, MODEL] = ""
     init_tower: Annotated[str, one_of("", "image_tower", "text_tower")] = ""
-    patch_size: Count | None = None
-    views: tuple[View, ...] = ()
+    train_views: bool = False
     dtype_policy: Annotated[str, one_of(*DTYPE_POLICIES)] = "float32"
     loss: Loss = "sigmoid"
     equal_captions: Annotated[str, one_of(*EQUAL_CAPTIONS)] = "negative"
@@ -343,8 +342,6 @@ class DistributionConfig(Checked, path="distribution"):
         tpu: name or address of the TPU; "local" is this machine's.
         virtual_devices: number of devices to split the CPU into. None does not
             split it.
-        jit_compile: compile the step with XLA, on one device only. TPUs always
-            compile it.
     """
 
     strategy: Annotated[
@@ -352,4 +349,3 @@ class DistributionConfig(Checked, path="distribution"):
     ] = "default"
     tpu: str = "local"
     virtual_devices: Count | None = None
-    jit_compile: bool = False

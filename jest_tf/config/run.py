@@ -20,6 +20,7 @@ from jest_tf.config.groups import (
 from jest_tf.config.selection import (
     BootstrapConfig,
     SelectionConfig,
+    View,
     unscored,
 )
 
@@ -75,8 +76,8 @@ class TrainConfig(Checked):
             checks.check(f"callbacks.{number}", name, checks.FUNCTION)
         self.selection.sizes(self.data.curated_rows)
         self._expect(
-            not self.data.curated_rows or not self.model.views,
-            "`model.views` can't be combined with `data.curated_rows`",
+            not self.data.curated_rows or not self.model.train_views,
+            "`model.train_views` can't be combined with `data.curated_rows`",
         )
         self._check_bootstrap()
         self._expect(
@@ -142,19 +143,18 @@ class TrainConfig(Checked):
     def _check_patches(self):
         model, image_size = self.model, self.data.image_size
         # Custom towers may have other patches, or none.
-        patch_size = model.patch_size
+        patch_size = None
         is_new = not model.init_from or model.init_tower == "text_tower"
         is_own = not model.towers and is_new
         if is_own:
-            patch_size = patch_size or PRESETS[model.preset].patch_size
+            patch_size = PRESETS[model.preset].patch_size
         sizes = [
-            (name, view.patch_size or patch_size, view.image_size or image_size)
-            for name, views in (
-                ("selection.stages.view", self._stage_views),
-                ("model.views", model.views),
+            (
+                "selection.stages.view",
+                view.patch_size or patch_size,
+                view.image_size or image_size,
             )
-            for view in views
-            if view.patch_size or view.image_size
+            for view in self._stage_views
         ]
         if is_own:
             # Towers are built for whole images at every patch size.
@@ -170,9 +170,15 @@ class TrainConfig(Checked):
                     f"image_size={image_size}"
                 )
         self._expect(
-            self.selection.batch_size % max(1, len(model.views)) == 0,
-            "`model.views` must cut the sub-batch into equal parts, so their "
+            bool(self._stage_views) or not model.train_views,
+            "`model.train_views` needs a live stage with a view among "
+            "`selection.stages`",
+        )
+        self._expect(
+            self.selection.batch_size % max(1, len(self.training_views)) == 0,
+            "`model.train_views` cuts the sub-batch into equal parts, so their "
             "number must divide `selection.batch_size` (b)",
+            parts=len(self.training_views),
         )
 
     @property
@@ -267,12 +273,17 @@ class TrainConfig(Checked):
 
     @property
     def _stage_views(self):
-        return tuple(stage.view for stage in self.selection.live)
+        """The views of live stages, each once, without plain images."""
+        views = dict.fromkeys(stage.view for stage in self.selection.live)
+        return tuple(view for view in views if view != View())
+
+    @property
+    def training_views(self) -> tuple[View, ...]:
+        """The views that parts of the sub-batch are trained in; () if plain."""
+        return (View(), *self._stage_views) if self.model.train_views else ()
 
     @property
     def patch_sizes(self) -> tuple[int, ...]:
         """Patch sizes of all views; the learner is built for these."""
-        views = (*self._stage_views, *self.model.views)
-        return tuple(
-            sorted({view.patch_size for view in views if view.patch_size})
-        )
+        sizes = {view.patch_size for view in self._stage_views}
+        return tuple(sorted(sizes - {None}))

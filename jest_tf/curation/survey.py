@@ -138,7 +138,7 @@ def quick_reference(
             ),
             # So small a batch might not divide into parts.
             model=dataclasses.replace(
-                recipe.model, views=(), micro_batch_size=None
+                recipe.model, train_views=False, micro_batch_size=None
             ),
             selection=config_lib.SelectionConfig(size),
             reference=config_lib.ReferenceConfig(),

@@ -91,8 +91,7 @@ def _check_positions(workdir, config):
     if model.towers or model.init_from:
         return
     preset = config_lib.PRESETS[model.preset]
-    patch = model.patch_size or preset.patch_size
-    positions = data.text_length + (data.image_size // patch) ** 2
+    positions = data.text_length + (data.image_size // preset.patch_size) ** 2
     path = directory.path(workdir, directory.WEIGHTS_FILE)
     size, _ = files.stat(path)
     if positions * preset.width > size:  # a number takes at least one byte

@@ -44,7 +44,7 @@ def build_model(
         options=step_lib.StepOptions(
             equal_captions=config.model.equal_captions,
             loss_block_size=config.model.loss_block_size,
-            views=config.model.views,
+            views=config.training_views,
             micro_batch_size=config.model.micro_batch_size,
             distillation_weight=config.reference.distillation_weight,
             distillation_steps=config.reference.distillation_steps,
@@ -61,7 +61,7 @@ def build_model(
         optimizer=optimizer.build_optimizer(
             config.optimizer, config.steps, factors
         ),
-        jit_compile=config.distribution.jit_compile,
+        jit_compile=False,
     )
     return model
 

@@ -49,7 +49,7 @@ REFUSED = [
     ("data", {"curated_rows": 2}, "needs `data.curated`.*=2, .*=\\(\\)"),
     ("model", {"dtype_policy": "float16"}, "one of .*Received: 'float16'"),
     ("model", {"loss": "clip"}, r"one of \('sigmoid', 'softmax'\).*'clip'"),
-    ("model", {"patch_size": 4.0}, r"must be of type int \| None.*4.0"),
+    ("view", {"patch_size": 4.0}, r"must be of type int \| None.*4.0"),
     ("model", {"temperature": 0}, "must be > 0. Received: 0"),
     ("model", {"bias": -INFINITE}, "must be finite. Received: -inf"),
     ("selection", {"batch_size": 0}, LEAST_1),
@@ -374,13 +374,16 @@ class RefusalsTest(tf.test.TestCase):
         stage = "selection.stages.0"
         curated = "data.curated=c data.curated_rows"
         renewed = f"{stage}.candidates=5 bootstrap.renew_at"
-        views = "model.views.0.image_size"
+        view = f"model.train_views=true {stage}.candidates=2 {stage}.view"
         for overrides_, message in (
             ("steps=0", "`steps` must be at least 1. Received: 0"),
             (f"seed={2**31}", r"`seed` must be in .*Received: 2147483648"),
             (f"{stage}.candidates=5 {curated}=250", "num_chunks` .*, rows=6$"),
             ("data.curated=c", "`data.curated` needs `data.curated_rows`"),
-            (f"{curated}=4 {views}=8", "`model.views` can't be combined with"),
+            (
+                f"{curated}=4 {view}.image_size=8",
+                "`model.train_views` can't be",
+            ),
             (f"{renewed}=8", "`bootstrap.renew_at` must be before the last"),
             (f"{stage}.method=uniform {renewed}=4", "renew_at` needs a use"),
             (
@@ -397,11 +400,11 @@ class RefusalsTest(tf.test.TestCase):
                 f"{stage}.candidates=2 {stage}.view.patch_size=12",
                 "`selection.stages.view`: .*patch_size=12, image_size=32",
             ),
-            (f"model.patch_size=16 {views}=24", "`model.views`: .*size=24"),
+            ("model.train_views=true", "train_views` needs a live stage"),
             (
-                f"{views}=16 model.views.1.image_size=32 "
-                "model.views.2.image_size=32",
-                "`model.views` must cut .*View.*View.*View.*batch_size=256",
+                f"{view}.image_size=16 {stage[:-1]}1.candidates=2 "
+                f"{stage[:-1]}1.view.image_size=32",
+                "`model.train_views` cuts .*batch_size=256, parts=3",
             ),
         ):
             with self.subTest(message):
@@ -443,7 +446,7 @@ class FilesTest(tf.test.TestCase):
             ("reference.model=a=b", "reference", "model", "a=b"),
             ("data.train=a-*.x, b", "data", "train", ("a-*.x", "b")),
             ("data.train=", "data", "train", ()),
-            ("model.patch_size=none", "model", "patch_size", None),
+            ("model.loss_block_size=none", "model", "loss_block_size", None),
             ("optimizer.ema=0", "optimizer", "ema", 0.0),
             ("selection.loss=softmax", "selection", "loss", "softmax"),
             ("reference.model=none", "reference", "model", ""),
@@ -500,15 +503,19 @@ class FilesTest(tf.test.TestCase):
             with self.subTest(settings):
                 found = config.load_config(path, settings).selection
                 self.assertEqual(found.stages, expected)
-        loaded = self.load("model.views.0.patch_size=8", "data.image_size=16")
-        self.assertEqual(loaded.model.views, (View(8),))
+        stage = "selection.stages.0"
+        loaded = self.load(
+            *(f"{stage}.candidates=2", f"{stage}.view.patch_size=8"),
+            *("model.train_views=true", "data.image_size=16"),
+        )
+        self.assertEqual(loaded.training_views, (View(), View(8)))
         self.assertEqual(loaded.patch_sizes, (8,))
 
     def test_invalid_overrides_are_refused(self):
         stage = "selection.stages"
         for override, message in (
             ("steps=1e3", "`steps` must be of type int. Received: '1e3'"),
-            ("model.patch_size=x", "must be of type int. Received: 'x'"),
+            ("model.loss_block_size=x", "of type int. Received: 'x'"),
             ("data.flip=1", "must be of type bool, true or false.*: '1'"),
             ("model.bias=nan", "`model.bias` must be finite.*nan"),
             ("=3", "No setting ``. Fields of TrainConfig: seed, steps, .*data"),
@@ -517,7 +524,7 @@ class FilesTest(tf.test.TestCase):
             ("data.size=3", "Fields of DataConfig: train, weights, curated"),
             ("steps.x=3", "No setting `steps.x`: nothing lies below"),
             ("checkpoint=x", "group of settings.*: every_steps, keep"),
-            ("model.views=8", "`model.views` is a list of"),
+            ("selection.stages=8", "`selection.stages` is a list of"),
             (f"{stage}.gain=5", f"No setting `{stage}.gain`: after the name"),
             (f"{stage}.0=5", f"No setting `{stage}.0`"),
             (f"{stage}.1.gain=5", "a number from 0 to 0. Received: '1'"),
@@ -552,7 +559,7 @@ class FilesTest(tf.test.TestCase):
             config.TrainConfig(
                 seed=3,
                 data=config.DataConfig(train=("a", "b\u00e9"), flip=False),
-                model=config.ModelConfig(patch_size=8, views=(View(), View(4))),
+                model=config.ModelConfig(train_views=True),
                 reference=config.ReferenceConfig(model="runs/r"),
                 selection=config.SelectionConfig(
                     64, (EASY, Stage(5, view=View(8, 16))), "softmax"
@@ -570,7 +577,7 @@ class FilesTest(tf.test.TestCase):
                     settings, checkpoint=config.CheckpointConfig(keep=9)
                 ),
             )
-        self.assertEqual(settings.patch_sizes, (4, 8))
+        self.assertEqual(settings.patch_sizes, (8,))
 
     def test_malformed_json_is_refused(self):
         for values, message in (
