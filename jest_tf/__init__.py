@@ -19,7 +19,6 @@ _HOMES = {
         "EvaluationConfig",
         "ModelConfig",
         "OptimizerConfig",
-        "RateFactor",
         "ReferenceConfig",
         "SelectionConfig",
         "Stage",

@@ -245,7 +245,7 @@ class TrainersTest(tf.test.TestCase):
             cli.main(
                 [
                     *("evaluate", "--workdir", self.learner),
-                    *("--data", f"{folder}/val.csv", "--format", "table"),
+                    *("--data", f"{folder}/val.csv"),
                     *("--image-field", "photo", "--caption-fields", "words"),
                     *("--index-dir", f"{folder}/indexes"),
                 ]

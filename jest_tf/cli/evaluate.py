@@ -23,7 +23,7 @@ from jest_tf.cli import flags as flags_lib
 from jest_tf.config import overrides
 
 # Flags for `--data` only: the entries of a suite set these themselves.
-_READING = ("format", "image_field", "caption_fields")
+_READING = ("image_field", "caption_fields")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,14 +156,11 @@ def _of_suite(model, suite, output, flags):
         name, pretrained = of.init_from or of.towers or of.preset, model.name
         if flags.step is not None:
             pretrained += f", step {flags.step}"
-    encoder = evaluation.Encoder(
-        *(model.learner, model.tokenizer, model.picture),
-        recipe.evaluation.batch_size,
-    )
+    encoder = evaluation.Encoder(model.learner, model.tokenizer, model.picture)
     index_dir = flags.index_dir
     if index_dir is None:
         index_dir = recipe.data.index_dir
-    opened = evaluation.open_suite(suite, recipe.evaluation.prompts, index_dir)
+    opened = evaluation.open_suite(suite, index_dir)
     for entry in opened.values():
         entry.attach(encoder)
     folder = directory.path(output, directory.EMBEDDINGS_FOLDER)

@@ -15,35 +15,28 @@ from jest_tf.config.checks import (
     Count,
     Rule,
     check,
-    one_of,
 )
-from jest_tf.config.tables import FORMATS
 
 _NAMES = ("zero_shot", "retrieval")
 _TASKS: Rule = (
     f"one or more of {_NAMES}",
     lambda tasks: tasks and {*tasks} <= {*_NAMES},
 )
-# Places of the ImageNets below the suite's root: unpacked, prepared by TFDS, or
-# as CLIP_benchmark's tars.
+# Places of the ImageNets below the suite's root: unpacked, or as
+# CLIP_benchmark's tars.
 _IMAGENETS = {
     "imagenet": (
         "imagenet/val",
-        "imagenet2012/*:validation",
         "ILSVRC/Data/CLS-LOC/val",
         "wds_imagenet1k",
     ),
     "imagenet_v2": (
         "imagenetv2-matched-frequency-format-val",
-        "imagenet_v2/matched-frequency/*:test",
         "wds_imagenetv2",
     ),
-    "imagenet_a": ("imagenet-a", "imagenet_a/*:test", "wds_imagenet-a"),
-    "imagenet_r": ("imagenet-r", "imagenet_r/*:test", "wds_imagenet-r"),
-    "imagenet_sketch": (
-        *("imagenet-sketch", "sketch", "imagenet_sketch/*:test"),
-        "wds_imagenet_sketch",
-    ),
+    "imagenet_a": ("imagenet-a", "wds_imagenet-a"),
+    "imagenet_r": ("imagenet-r", "wds_imagenet-r"),
+    "imagenet_sketch": ("imagenet-sketch", "sketch", "wds_imagenet_sketch"),
 }
 # Defaults of entries with these names; a suite's own values replace them. The
 # classes of `imagenet_a` and `imagenet_r` are 200 of the 1,000.
@@ -80,7 +73,6 @@ class Entry(Checked):
             CLIP_benchmark's tars, or paths and globs as in `evaluation.data`
             (docs/evaluation.md). The first of them that exists is taken.
         split: the split to read, in a folder of CLIP_benchmark's tars.
-        format: as `data.format`.
         image_field: as `data.image_field`.
         caption_fields: as `data.caption_fields`.
         label_field: the field of labels.
@@ -90,7 +82,7 @@ class Entry(Checked):
         classes_present: choose only among the classes that `data` has.
         templates: file of templates: one per line, or a JSON list. "imagenet"
             is OpenAI's 80, from open_clip. Empty takes `prompts`, the data's
-            own templates or `evaluation.prompts`.
+            own templates or "{}".
         prompts: templates, each with one "{}" for the class name.
         max_captions: number of first captions to take per picture; None: all.
     """
@@ -98,7 +90,6 @@ class Entry(Checked):
     task: Annotated[tuple[str, ...], _TASKS] = ("zero_shot",)
     data: tuple[str, ...] = ()
     split: str = "test"
-    format: Annotated[str, one_of(*FORMATS)] = "auto"
     image_field: str = ""
     caption_fields: tuple[str, ...] = ()
     label_field: str = "label"

@@ -8,18 +8,6 @@ tables of the funnel.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-# Each names a function of (pattern, fields, setting) that returns the format of
-# every file that a pattern names, by path; see `data/stores/opening.py`.
-FORMATS = {
-    "auto": "jest_tf.data.stores.opening:find_any",
-    "tfrecord": "jest_tf.data.stores.opening:find_tfrecords",
-    "webdataset": "jest_tf.data.stores.opening:find_tars",
-    "tfds": "jest_tf.data.stores.opening:find_tfds",
-    "table": "jest_tf.data.stores.opening:find_tables",
-}
-
-POLICIES = ("randaugment", "trivialaugment", "autoaugment")
-
 # Keras' names.
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
 
@@ -45,6 +33,7 @@ class TowerSizes(NamedTuple):
 PRESETS = {
     "tiny": TowerSizes(patch_size=8, width=64, depth=3, num_heads=2),
     "s16": TowerSizes(patch_size=16, width=384, depth=12, num_heads=6),
+    "b32": TowerSizes(patch_size=32, width=768, depth=12, num_heads=12),
     "b16": TowerSizes(patch_size=16, width=768, depth=12, num_heads=12),
     "l16": TowerSizes(patch_size=16, width=1024, depth=24, num_heads=16),
 }
@@ -97,9 +86,6 @@ QUOTAS = {
 # optimizer, as a user's own does.
 OPTIMIZERS = {
     "adamw": "jest_tf.training.optimizer:adamw",
-    "sgd": "jest_tf.training.optimizer:sgd",
-    "lion": "jest_tf.training.optimizer:lion",
-    "adafactor": "jest_tf.training.optimizer:adafactor",
 }
 
 
@@ -109,8 +95,7 @@ class Schedule(NamedTuple):
     Attributes:
         build: names a function of (OptimizerConfig, steps) that returns a Keras
             schedule.
-        has_end: whether the last step ends it, so that a run that is extended
-            begins it anew.
+        has_end: whether the last step ends it, so that no run can be extended.
     """
 
     build: str
@@ -119,7 +104,6 @@ class Schedule(NamedTuple):
 
 SCHEDULES = {
     "cosine": Schedule("jest_tf.training.optimizer:cosine"),
-    "linear": Schedule("jest_tf.training.optimizer:linear"),
     "constant": Schedule("jest_tf.training.optimizer:constant", has_end=False),
 }
 
@@ -136,13 +120,11 @@ class Strategy(NamedTuple):
         build: names a function of DistributionConfig that returns a
             `tf.distribute.Strategy`.
         is_local: whether a single process trains on this machine's CPU or GPUs.
-        compiles: whether XLA always compiles the step.
         fetches_ahead: whether other threads fetch batches ahead of `fit`.
     """
 
     build: str
     is_local: bool
-    compiles: bool = False
     fetches_ahead: bool = True
 
 
@@ -154,5 +136,5 @@ STRATEGIES = {
     "multi_worker_mirrored": Strategy(
         "jest_tf.distribution.strategy:multi_worker_mirrored", False
     ),
-    "tpu": Strategy("jest_tf.distribution.strategy:tpu", False, compiles=True),
+    "tpu": Strategy("jest_tf.distribution.strategy:tpu", False),
 }

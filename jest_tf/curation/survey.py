@@ -134,12 +134,11 @@ def quick_reference(
                 # The best schedule for so short a run.
                 schedule="cosine",
                 warmup_steps=_WARMUP,
-                restarts=(),
                 ema=None,
             ),
             # So small a batch might not divide into parts.
             model=dataclasses.replace(
-                recipe.model, views=(), micro_batch_size=None
+                recipe.model, train_views=False, micro_batch_size=None
             ),
             selection=config_lib.SelectionConfig(size),
             reference=config_lib.ReferenceConfig(),

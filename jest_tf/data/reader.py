@@ -42,7 +42,7 @@ def check_pictures(store: stores.Store) -> None:
     for record in store.read(rows):
         fault = record
         if not isinstance(record, stores.Fault):
-            fault = pictures.decode(record.image, store.max_image_pixels)
+            fault = pictures.decode(record.image)
         if not isinstance(fault, stores.Fault):
             return
     raise ValueError(
@@ -152,7 +152,7 @@ class Reader:
         return decoded
 
     def _decode(self, chunk, i):
-        return pictures.decode(chunk.pictures[i], self.store.max_image_pixels)
+        return pictures.decode(chunk.pictures[i])
 
     def _records(self, rows, source=None):
         found = (source or self.store).read(rows)
@@ -168,8 +168,7 @@ class Reader:
         choices = candidates(record.captions)
         if not choices:
             return NO_CAPTION
-        limit = self.store.max_image_pixels
-        picture = pictures.prepare(record.image, limit)
+        picture = pictures.prepare(record.image)
         if isinstance(picture, stores.Fault):
             return picture
         choice = choices[number % len(choices)]

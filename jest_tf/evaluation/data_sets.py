@@ -26,7 +26,6 @@ from jest_tf.data import stores as stores_lib
 _CLASSES_FILE = "classnames.txt"
 _TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 _TYPE_FILE = "dataset_type.txt"
-_INFO_FILE = "dataset_info.json"  # of TFDS
 _SLOT = re.compile(r"\{c?\}")  # {} is ours, {c} CLIP_benchmark's
 
 
@@ -72,7 +71,7 @@ def open_data(entry: config_lib.Entry, index_dir: str = "") -> DataSet:
             "per class, a folder of tars, or shards "
             "(docs/evaluation.md#preparing-data)"
         )
-    if not files.is_folder(path) or files.is_file(f"{path}/{_INFO_FILE}"):
+    if not files.is_folder(path):
         return _stored(path, entry, index_dir)
     for folder in (path, os.path.join(path, entry.split)):
         pattern = os.path.join(glob.escape(folder), "*.tar")
@@ -157,10 +156,8 @@ def read_classes(entry: config_lib.Entry, data: DataSet) -> Classes:
     return classes
 
 
-def read_templates(
-    entry: config_lib.Entry, data: DataSet, default: Sequence[str]
-) -> tuple[str, ...]:
-    """Returns the templates of an entry, each with one "{}".
+def read_templates(entry: config_lib.Entry, data: DataSet) -> tuple[str, ...]:
+    """Returns the templates of an entry, each with one "{}"; by default "{}".
 
     Raises:
         ValueError: the file cannot be read, or a template has no slot.
@@ -169,7 +166,7 @@ def read_templates(
         return entry.prompts
     path = entry.templates or data.templates
     if not path:
-        return tuple(default)
+        return ("{}",)
     if path == "imagenet":
         made = _open_clip("OPENAI_IMAGENET_TEMPLATES", "templates")
         return tuple(template("{}") for template in made)
@@ -212,22 +209,18 @@ def captions_of(
 
 def _find(path):
     """The path, a glob's last folder, or None; globs of files stay globs."""
-    base, colon, split = path.rpartition(":")
-    if not colon or "/" in split:
-        base, colon, split = path, "", ""
     if files.is_file(path) or files.is_folder(path):
         return path
-    found = files.find(base)
+    found = files.find(path)
     folders = [match for match in found if files.is_folder(match)]
     if folders:
-        return folders[-1] + colon + split  # the newest version
-    return path if found and not colon else None
+        return folders[-1]
+    return path if found else None
 
 
 def _stored(path, entry, index_dir):
     store = stores_lib.open_store(
         path,
-        format=entry.format,
         image_field=entry.image_field,
         caption_fields=entry.caption_fields,
         index_dir=index_dir,

@@ -43,19 +43,16 @@ class StoreEvaluation:
 
     Retrieval is between all images and the distinct first captions; a group is
     the records of a `concept`, or a record without a concept. Zero-shot is over
-    the distinct labels, if any, and the images that have a label. `prompts` are
-    templates for the labels.
+    the distinct labels, if any, and the images that have a label.
     """
 
     def __init__(
         self,
         encoder: embedding.Encoder,
         store: stores_lib.Store,
-        prompts: Sequence[str] = ("{}",),
     ):
         self._encoder = encoder
         self._store = store
-        self._prompts = prompts
         columns = store.columns(["caption", "concept", "label", "id"])
         self._groups = [
             ("concept", concept) if concept else ("id", str(number).encode())
@@ -97,7 +94,6 @@ class StoreEvaluation:
             classes = zero_shot.class_embeddings(
                 self._encoder.texts,
                 [name.decode("utf-8", "replace") for name in names],
-                self._prompts,
             )
         return StoreEmbeddings(
             images,
@@ -133,7 +129,7 @@ def open_stores(
 
     Args:
         patterns: paths or globs of shards or tables, or lists of them.
-        data: format, fields and index folder, as `TrainConfig.data`.
+        data: fields and index folder, as `TrainConfig.data`.
         setting: name of the patterns in errors.
 
     Returns:
@@ -148,20 +144,18 @@ def open_stores(
         try:
             store = stores_lib.open_store(
                 pattern,
-                format=data.format,
                 image_field=data.image_field,
                 caption_fields=data.caption_fields,
                 index_dir=data.index_dir,
-                max_image_pixels=data.max_image_pixels,
                 setting=setting,
             )
         except stores_lib.NoFiles:
             raise
         except ValueError as error:
             raise ValueError(
-                f"Evaluation data {pattern} cannot be opened, as format "
-                f"{data.format!r}, image_field {data.image_field!r} and "
-                f"caption_fields {data.caption_fields} of `data`: {error}"
+                f"Evaluation data {pattern} cannot be opened, with image_field "
+                f"{data.image_field!r} and caption_fields "
+                f"{data.caption_fields} of `data`: {error}"
             ) from error
         file = os.path.basename(store.shards.paths[0])
         name = re.sub(r"(-\d+-of-\d+)?(\.[^.]*)?$", "", file, count=1)

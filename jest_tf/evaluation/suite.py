@@ -5,7 +5,7 @@ task, so that its tools read the file.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -70,19 +70,13 @@ class EntryEvaluation:
 
     Args:
         entry: an entry of the suite.
-        prompts: templates for an entry without its own.
         index_dir: folder of the index files; "" is beside each shard.
 
     Raises:
         ValueError: data is missing, or does not fit the entry's tasks.
     """
 
-    def __init__(
-        self,
-        entry: config_lib.Entry,
-        prompts: Sequence[str] = ("{}",),
-        index_dir: str = "",
-    ):
+    def __init__(self, entry: config_lib.Entry, index_dir: str = ""):
         self.entry = entry
         self._encoder: embedding.Encoder | None = None
         self.data = data_sets.open_data(entry, index_dir)
@@ -91,9 +85,7 @@ class EntryEvaluation:
             self._targets = data_sets.labels_of(
                 self.data, self._classes, entry.label_field
             )
-            self._templates = data_sets.read_templates(
-                entry, self.data, prompts
-            )
+            self._templates = data_sets.read_templates(entry, self.data)
         if "retrieval" in entry.task:
             self._captions = data_sets.captions_of(
                 self.data, entry.max_captions
@@ -115,15 +107,6 @@ class EntryEvaluation:
             for measures in self.outcomes().values()
             for name, value in measures.items()
         }
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """Names of what `measure` returns."""
-        by_task = {
-            "zero_shot": zero_shot.MEASURES,
-            "retrieval": retrieval.MEASURES,
-        }
-        return tuple(name for task in self.entry.task for name in by_task[task])
 
     @functools.cached_property
     def chance(self) -> dict[str, float]:
@@ -174,9 +157,7 @@ class EntryEvaluation:
         )
 
 
-def open_suite(
-    path: str, prompts: Sequence[str] = ("{}",), index_dir: str = ""
-) -> dict[str, EntryEvaluation]:
+def open_suite(path: str, index_dir: str = "") -> dict[str, EntryEvaluation]:
     """Opens the entries of a suite, by name.
 
     Other arguments are as for `EntryEvaluation`.
@@ -188,7 +169,7 @@ def open_suite(
     opened = {}
     for name, entry in config_lib.load_suite(path).items():
         try:
-            opened[name] = EntryEvaluation(entry, prompts, index_dir)
+            opened[name] = EntryEvaluation(entry, index_dir)
         except ValueError as error:
             raise ValueError(f"{path}, [{name}]: {error}") from error
     return opened

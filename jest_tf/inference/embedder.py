@@ -59,7 +59,6 @@ class Embedder:
             are no texts to embed.
         picture: the form of its pictures; None resizes them as in training.
         batch_size: pictures or texts per forward pass.
-        max_image_pixels: larger pictures are refused.
         config: settings of the run that trained the learner, if any.
 
     Raises:
@@ -88,14 +87,12 @@ class Embedder:
         *,
         picture: pictures.Form | None = None,
         batch_size: int = 256,
-        max_image_pixels: int = config_lib.DataConfig.max_image_pixels,
         config: config_lib.TrainConfig | None = None,
     ):
         checks.check("batch_size", batch_size, checks.at_least(1))
         self.learner = learner
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self.max_image_pixels = max_image_pixels
         self.config = config
         self.picture = picture or _squashed(learner)
         length = getattr(tokenizer, "length", None)
@@ -260,9 +257,7 @@ class Embedder:
         """Returns faults, and the other pictures, [m, *picture.shape]."""
         images = [_read(picture) for picture in images]
         encoded = [picture for picture in images if isinstance(picture, bytes)]
-        faults, decoded = map(
-            iter, batches.decode(encoded, self.max_image_pixels, self.picture)
-        )
+        faults, decoded = map(iter, batches.decode(encoded, self.picture))
         found, rows = [], []
         for picture in images:
             fault = picture if isinstance(picture, stores.Fault) else None
@@ -327,13 +322,11 @@ def load(
     """
     model = loading.load(os.fspath(name), step, trust=trust)
     config = model.config if isinstance(model, reference.Run) else None
-    data = config.data if config else config_lib.DataConfig
     return Embedder(
         model.learner,
         model.tokenizer,
         picture=model.picture,
         batch_size=batch_size,
-        max_image_pixels=data.max_image_pixels,
         config=config,
     )
 

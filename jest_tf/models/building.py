@@ -21,7 +21,6 @@ def build_two_tower(
     image_size: int,
     vocabulary_size: int,
     text_length: int,
-    patch_size: int | None = None,
     patch_sizes: Sequence[int] = (),
     dtype: str = "float32",
     temperature: float = 10.0,
@@ -31,11 +30,10 @@ def build_two_tower(
     """Builds a learner of a named size, with all its weights.
 
     Args:
-        preset: a key of `config.PRESETS`: "tiny", "s16", "b16" or "l16".
+        preset: a key of `config.PRESETS`: such as "b16".
         image_size: height and width of the images in pixels.
         vocabulary_size: number of token ids.
         text_length: number of tokens in a text.
-        patch_size: side of a patch in pixels; None takes the preset's.
         patch_sizes: further patch sizes of views, see `towers.ImageTower`.
         dtype: dtype policy of the towers, such as "mixed_bfloat16".
         temperature: initial scale of the logits.
@@ -59,7 +57,6 @@ def build_two_tower(
             image_size=image_size,
             vocabulary_size=vocabulary_size,
             text_length=text_length,
-            patch_size=patch_size,
             patch_sizes=patch_sizes,
             dtype=dtype,
             seed=seed,
@@ -77,7 +74,6 @@ def _towers(
     image_size,
     vocabulary_size,
     text_length,
-    patch_size,
     patch_sizes,
     dtype,
     seed,
@@ -96,7 +92,7 @@ def _towers(
     return {
         "image_tower": towers.ImageTower(
             image_size=image_size,
-            patch_size=sizes.patch_size if patch_size is None else patch_size,
+            patch_size=sizes.patch_size,
             patch_sizes=patch_sizes,
             seed=layers.child_seed(seed, "image_tower"),
             name="image_tower",
@@ -119,7 +115,6 @@ def _sizes(config, vocabulary_size):
         "image_size": config.data.image_size,
         "vocabulary_size": vocabulary_size,
         "text_length": config.data.text_length,
-        "patch_size": config.model.patch_size,
         "patch_sizes": config.patch_sizes,
         "dtype": config.model.dtype_policy,
         "seed": config.seed,

@@ -49,8 +49,7 @@ class Run(NamedTuple):
         model = self.config.model
         if model.init_from:
             return self.learner.pixels, model.dtype_policy
-        towers = (model.towers or model.preset, model.patch_size)
-        return towers, model.dtype_policy
+        return model.towers or model.preset, model.dtype_policy
 
 
 class Pretrained(NamedTuple):

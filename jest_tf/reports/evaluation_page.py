@@ -141,7 +141,7 @@ def _cards(evaluated, rows, values, texts):
     store = evaluated.data.store
     return [
         {
-            **rendering.thumbnail(record, store.max_image_pixels),
+            **rendering.thumbnail(record),
             "id": store.describe(row),
             "score": float(value),
             "kept": False,

@@ -18,7 +18,7 @@ from jest_tf import files
 from jest_tf.data import pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.reports import charts, rendering
-from jest_tf.runs import directory, draw_log, inputs, interruptions, progress
+from jest_tf.runs import directory, draw_log, inputs, progress
 from jest_tf.runs import evaluations as evaluations_lib
 from jest_tf.selection import summary
 
@@ -119,10 +119,9 @@ def add_pictures(
     """
     config = directory.load_config(workdir)
     first = _sources(config) if sources is None else sources
-    skipped = interruptions.Skipped(workdir, writes=False)
     for line in lines:
         number = line["super_batch"]
-        here = inputs.at_step(config, first, workdir, skipped.step(number))
+        here = inputs.at_step(config, first, workdir, number)
         rows = [*line.get("offered", ())]
         for stage in line["stages"]:
             rows += stage["highest"] + stage["lowest"]

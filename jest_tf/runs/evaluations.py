@@ -31,18 +31,6 @@ class Opened(NamedTuple):
     stores: Mapping[str, stores_lib.Store]
     entries: Mapping[str, evaluation.EntryEvaluation]
 
-    @property
-    def measures(self) -> list[str]:
-        """Names of the measures, as in `evaluation.jsonl`."""
-        by_name = dict.fromkeys(self.stores, evaluation.MEASURES) | {
-            name: entry.measures for name, entry in self.entries.items()
-        }
-        return [
-            f"eval/{name}/{measure}"
-            for name, measures in by_name.items()
-            for measure in measures
-        ]
-
 
 def open_data(config: config_lib.TrainConfig) -> Opened:
     """Opens `evaluation.data` and the entries of `evaluation.suite`.
@@ -53,9 +41,7 @@ def open_data(config: config_lib.TrainConfig) -> Opened:
     settings, entries = config.evaluation, {}
     stores = evaluation.open_stores(settings.data, config.data)
     if settings.suite:
-        entries = evaluation.open_suite(
-            settings.suite, settings.prompts, config.data.index_dir
-        )
+        entries = evaluation.open_suite(settings.suite, config.data.index_dir)
     both = sorted({*stores} & {*entries})
     if both:
         raise ValueError(
@@ -90,12 +76,11 @@ class Evaluations:
         picture: pictures.Form,
         strategy: tf.distribute.Strategy | None = None,
     ):
-        settings = config.evaluation
         encoder = evaluation.Encoder(
-            learner, tokenizer, picture, settings.batch_size, strategy
+            learner, tokenizer, picture, strategy=strategy
         )
         self.by_name: dict = {
-            name: evaluation.StoreEvaluation(encoder, store, settings.prompts)
+            name: evaluation.StoreEvaluation(encoder, store)
             for name, store in opened.stores.items()
         }
         self._fixed = contextlib.nullcontext
@@ -181,7 +166,7 @@ class Evaluation(steps.StepCallback):
 
     def on_train_begin(self, logs=None):
         """Makes an evaluation that a killed process did not make."""
-        self.previous = max(0, self.step - self.model.steps_per_execution)
+        self.previous = max(0, self.step - 1)
         if self.step and (self._follows or self.passed(self._every_steps)):
             self.run(self.step)
 

@@ -21,7 +21,7 @@ from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.stores import shards
 from jest_tf.models import reference
-from jest_tf.runs import bootstrap, interruptions, loading, progress
+from jest_tf.runs import bootstrap, loading, progress
 
 # Bytes of sidecars whose checksums a run compares when it starts; this takes
 # less than a second.
@@ -290,7 +290,7 @@ def stored_stages_of(
 
 
 class Stream:
-    """The super-batches of a run, except those skipped.
+    """The super-batches of a run.
 
     Attributes:
         summaries: summaries of what the stored stages chose.
@@ -302,34 +302,12 @@ class Stream:
         sources: Sources,
         tokenizer: Callable,
         picture: pictures.Form,
-        skipped: interruptions.Skipped,
     ):
         self._config = config
         self._sources = sources
         self._tokenizer = tokenizer
         self._picture = picture
-        self._skipped = skipped
         self.summaries = stored_stages.Summaries()
-
-    def from_step(
-        self,
-        step: int,
-        faults: pipeline.FaultLog,
-        host: int = 0,
-        num_hosts: int = 1,
-    ) -> tf.data.Dataset:
-        """Returns the super-batches of the steps after `step` steps."""
-        first = self._skipped.at(step)
-        starts = [first, *(n + 1 for n in self._skipped.numbers if n > first)]
-        stops = [*(start - 1 for start in starts[1:]), None]
-        whole = None
-        # Backwards, as the fault log takes its start from the last one made.
-        for start, stop in zip(reversed(starts), reversed(stops), strict=True):
-            part = self.super_batches(start, faults, host, num_hosts)
-            if stop is not None:
-                part = part.take(stop - start).concatenate(whole)
-            whole = part
-        return whole
 
     def super_batches(
         self,
@@ -338,7 +316,7 @@ class Stream:
         host: int = 0,
         num_hosts: int = 1,
     ) -> tf.data.Dataset:
-        """Returns all super-batches from number `first`, leaving none out."""
+        """Returns all super-batches from number `first`."""
         config, sources = self._config, self._sources
         reference_view = {}
         if sources.sidecars is None and sources.teacher is not None:
@@ -416,7 +394,7 @@ def shards_of(patterns: Sequence[str]) -> set[str]:
     for pattern in patterns:
         try:
             found |= {files.absolute(path) for path in shards.expand(pattern)}
-        except ValueError:  # such as a data set of TFDS, or shards now gone
+        except ValueError:  # such as shards now gone
             found.add(pattern)
     return found
 

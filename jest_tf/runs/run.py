@@ -75,12 +75,11 @@ def train(
 def extend(workdir: str, steps: int) -> dict[str, float]:
     """Trains a finished run for `steps` more steps, like `train`.
 
-    A constant learning rate continues. Any other schedule restarts with its
-    warm-up, and `optimizer.restarts` gets the step. The result equals that of a
-    run that had these settings from its first step.
+    The result equals that of a run of all these steps.
 
     Raises:
-        ValueError: as `train`; or the run has not finished.
+        ValueError: as `train`; or the run has not finished, or its learning
+            rate is not constant.
     """
     return train(provenance.extend(workdir, steps), workdir)
 
@@ -100,9 +99,6 @@ def _train(config, workdir, signals, overwrite):
             learner = start.build(config.data.vocabulary_size)
         inputs.check_widths(config, sources, learner)
     opened = evaluations.open_data(config)
-    checkpoints_lib.check_keep_best(
-        config.checkpoint.keep_best, opened.measures
-    )
     # After all checks, so that a refusal prints nothing but its own message.
     progress.say(
         f"{workdir}: strategy {config.distribution.strategy} on "
@@ -146,7 +142,7 @@ def _warn_of_one_cpu(config, strategy):
 
 @dataclasses.dataclass
 class _Run:
-    """Parts of a run that are opened once and outlive a rollback.
+    """Parts of a run that are opened once and outlive renewals.
 
     With several workers, `output` is the run directory on the first worker and
     a temporary folder on the others.
@@ -170,7 +166,6 @@ class _Run:
             self.output,
             self.start.tokenizer,
         )
-        self.skipped = interruptions.Skipped(self.workdir, writes=self.writes)
         self.started = time.monotonic()
         self.log = None  # ledger of the steps up to the next renewal
         self.model = None  # kept over renewals, with its compiled step
@@ -179,8 +174,7 @@ class _Run:
         """Trains to the end, or until another attempt must continue.
 
         Returns:
-            The final measures; None if the reference must be renewed now, or
-            if super-batches at fault were left out.
+            The final measures; None if the reference must be renewed now.
         """
         config, workdir = self.config, self.workdir
         newest = checkpoints_lib.newest_step(workdir)
@@ -195,7 +189,6 @@ class _Run:
         self._open_segment(model, start_step)
         if self.writes:
             directory.cut_back(workdir, start_step)
-        _check_executions(config, start_step)
         # None on other workers: a message must not name a temporary file.
         path = directory.path(workdir, directory.FAULTS_FILE)
         faults = pipeline.FaultLog(
@@ -228,9 +221,7 @@ class _Run:
             except finite.NotFinite as error:
                 rate = float(model.optimizer.learning_rate)
                 error.values["learning_rate"] = rate
-                self._leave_out(range(check.previous, check.step), error)
-                self.log = self.model = None
-                return None
+                self._stop_at(range(check.previous, check.step), error)
             except interruptions.Preempted:
                 if checkpoints.step > start_step:
                     checkpoints.save()
@@ -238,7 +229,7 @@ class _Run:
         if stop < config.steps:
             return None
         checkpoints.delete_old()  # a kill may have left some
-        faults.close(self.skipped.at(config.steps))
+        faults.close(config.steps)
         if faults.num_replaced:
             progress.say(
                 f"{faults.num_replaced:,} of {faults.num_drawn:,} records "
@@ -307,7 +298,6 @@ class _Run:
             self.segment,
             self.tokenizer,
             self.start.picture,
-            self.skipped,
         )
 
     def _attach_reference(self, model):
@@ -345,20 +335,16 @@ class _Run:
         )
         log.set_model(model)  # for the costs
         parts = {"log": log.state, "telemetry": telemetry.state}
-        any_worker = distribution.any_worker(self.strategy)
         checkpoints = checkpoints_lib.Checkpoints(
             self.output,
             config,
             start_step=restored.step,
             parts=parts,
             guard=self.signals.deferred,
-            # The worker that writes decides.
-            agree=lambda wish: any_worker(wish and self.writes),
         )
 
         def report(step, measures):
             log.log_scalars(step, measures)
-            checkpoints.on_evaluation(step, measures)
             for callback in self.own_callbacks:
                 if hasattr(callback, "on_evaluation"):
                     callback.on_evaluation(step, measures)
@@ -389,7 +375,6 @@ class _Run:
             self.output,
             start_step=restored.step,
             order=order,
-            super_batch_at=self.skipped.at,
             summaries=self.stream.summaries,
             clean=sources.clean,
             state=restored.parts.get("telemetry"),
@@ -398,7 +383,7 @@ class _Run:
     def _dataset(self, start_step, faults):
         dataset = distribution.distribute(
             self.strategy,
-            lambda host, num_hosts: self.stream.from_step(
+            lambda host, num_hosts: self.stream.super_batches(
                 start_step, faults, host, num_hosts
             ),
         )
@@ -408,38 +393,22 @@ class _Run:
         input_wait = step_timing.InputWait()
         return input_wait.watch(dataset), input_wait
 
-    def _leave_out(self, steps, error):
-        """Leaves out the super-batches at fault, or raises ValueError."""
-        numbers = [self.skipped.at(step) for step in steps]
+    def _stop_at(self, numbers, error):
+        """Raises ValueError with the super-batches at fault."""
         ids = [
             self.stream.read(number)["id"].numpy().tolist()
             for number in numbers
         ]
         case, message = interruptions.case_of(
-            steps[-1] + 1, numbers, ids, error
+            numbers[-1] + 1, [*numbers], ids, error
         )
-        newest = checkpoints_lib.newest_step(self.workdir)
-        if self.config.checkpoint.on_non_finite == "rollback":
-            if self.skipped.add(case):
-                progress.say(
-                    f"{message}. Leaving these rows out and continuing from "
-                    f"step {newest:,}; their ids are in "
-                    f"{directory.SKIPPED_FILE}"
-                )
-                return
-            way_out = "leaving out earlier super-batches did not help"
-        else:
-            way_out = (
-                "with checkpoint.on_non_finite=rollback the same command "
-                f"continues from step {newest:,} without these rows"
-            )
         if self.writes:
             directory.write(self.workdir, directory.NOT_FINITE_FILE, case)
             path = directory.path(self.workdir, directory.NOT_FINITE_FILE)
             message += f". Their ids are in {path}"
         raise ValueError(
-            f"{message}; a lower `optimizer.learning_rate` or "
-            f"`optimizer.clip_norm` may help; {way_out}"
+            f"{message}; begin another run with a lower "
+            "`optimizer.learning_rate`"
         ) from None
 
 
@@ -464,17 +433,6 @@ def _fit(model, dataset, callbacks, faults, last_step):
         ) from error
 
 
-def _check_executions(config, start_step):
-    """Checks that `steps_per_execution` divides the remaining steps."""
-    together = config.distribution.steps_per_execution
-    if (config.steps - start_step) % together:
-        raise ValueError(
-            "`distribution.steps_per_execution` must divide the steps that are "
-            f"left. Received: {together}, to continue from step {start_step} "
-            f"of {config.steps}"
-        )
-
-
 def _closing_line(config, workdir, measures, seconds, num_lost):
     state = f"finished, {config.steps:,} steps"
     if seconds is None:
@@ -484,8 +442,7 @@ def _closing_line(config, workdir, measures, seconds, num_lost):
         state += f", {minutes}:{rest:02d} in this process"
     if measures:
         ranks = [name for name in measures if name.endswith("/mrr")]
-        name = config.checkpoint.keep_best
-        name = name if name in measures else [*ranks, *measures][0]
+        name = [*ranks, *measures][0]
         state += f"; {name} {measures[name]:.4f}"
     if num_lost:
         state += f"; lost in damaged shards: about {num_lost:,} records"

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 
 import keras
-import numpy as np
 from keras import ops
 
 from jest_tf import config as config_lib
@@ -87,63 +86,6 @@ class AdamW(RecipeOptimizer, keras.optimizers.AdamW):
     """Keras' AdamW with the rules of `RecipeOptimizer`."""
 
 
-@keras.saving.register_keras_serializable(package="jest_tf")
-class SGD(RecipeOptimizer, keras.optimizers.SGD):
-    """Keras' SGD with the rules of `RecipeOptimizer`."""
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class Lion(RecipeOptimizer, keras.optimizers.Lion):
-    """Keras' Lion with the rules of `RecipeOptimizer`."""
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class Adafactor(RecipeOptimizer, keras.optimizers.Adafactor):
-    """Keras' Adafactor with the rules of `RecipeOptimizer`.
-
-    Adafactor bounds the root mean square of a variable's update; a stack of
-    blocks counts as one variable.
-    """
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class Joined(keras.optimizers.schedules.LearningRateSchedule):
-    """Schedules in sequence; each counts steps from its own start.
-
-    Args:
-        schedules: Keras' schedules.
-        starts: the first step of each, rising from 0.
-    """
-
-    def __init__(self, schedules, starts):
-        self.schedules = list(schedules)
-        self.starts = list(starts)
-
-    def __call__(self, step):
-        """Returns the learning rate of a step."""
-        step = ops.cast(step, "float32")
-        rate = self.schedules[0](step)
-        for schedule, start in zip(
-            self.schedules[1:], self.starts[1:], strict=True
-        ):
-            later = schedule(ops.maximum(step - start, 0.0))
-            rate = ops.where(step < start, rate, later)
-        return rate
-
-    def get_config(self):
-        """Returns the arguments, for `.keras` files."""
-        schedules = map(keras.saving.serialize_keras_object, self.schedules)
-        return {"schedules": list(schedules), "starts": self.starts}
-
-    @classmethod
-    def from_config(cls, config):
-        """Rebuilds the schedule from `get_config`."""
-        schedules = map(
-            keras.saving.deserialize_keras_object, config["schedules"]
-        )
-        return cls(schedules, config["starts"])
-
-
 def build_schedule(
     settings: config_lib.OptimizerConfig, steps: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
@@ -153,18 +95,9 @@ def build_schedule(
         ValueError: `optimizer.schedule` does not name a function that returns
             a schedule.
     """
-    starts = [0, *settings.restarts]
-    lengths = np.diff([*starts, steps]).tolist()
-    schedules = [_from_warmup(settings, length) for length in lengths]
-    if len(schedules) == 1:
-        return schedules[0]
-    return Joined(schedules, starts)
-
-
-def _from_warmup(settings, steps):
-    """Builds a single schedule of `steps` steps, including its warm-up."""
-    name = tables.schedule(settings.schedule).build
-    build = imports.load_function("optimizer.schedule", name)
+    build = imports.load_function(
+        "optimizer.schedule", tables.schedule(settings.schedule).build
+    )
     schedule = build(settings, steps)
     kind = keras.optimizers.schedules.LearningRateSchedule
     if not isinstance(schedule, kind):
@@ -176,36 +109,21 @@ def _from_warmup(settings, steps):
     return schedule
 
 
-def cosine(settings: config_lib.OptimizerConfig, steps: int):
-    """Returns a warm-up and a cosine to 0 at `steps`."""
+def cosine(settings: config_lib.OptimizerConfig, steps: int, share=0.0):
+    """Returns a warm-up and a cosine to a share of the peak rate at `steps`."""
     peak, warmup = settings.learning_rate, settings.warmup_steps
     return keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else peak,
         decay_steps=steps - warmup,
+        alpha=share,
         warmup_target=peak if warmup else None,
         warmup_steps=warmup,
     )
 
 
-def linear(settings: config_lib.OptimizerConfig, steps: int):
-    """Returns a warm-up and a line to 0 at `steps`."""
-    return _to_end(settings, steps, 0.0)
-
-
 def constant(settings: config_lib.OptimizerConfig, steps: int):
     """Returns a warm-up and a constant rate."""
-    return _to_end(settings, steps, settings.learning_rate)
-
-
-def _to_end(settings, steps, end):
-    line = keras.optimizers.schedules.PolynomialDecay
-    peak, warmup = settings.learning_rate, settings.warmup_steps
-    after = line(peak, steps - warmup, end)
-    return (
-        Joined([line(0.0, warmup, peak), after], [0, warmup])
-        if warmup
-        else after
-    )
+    return cosine(settings, steps, 1.0)
 
 
 def build_optimizer(
@@ -243,8 +161,8 @@ def build_optimizer(
         optimizer.rate_factors = rate_factors
     elif rate_factors is not None:
         raise ValueError(
-            "`optimizer.rate_factors` and `optimizer.layer_decay` need an "
-            "optimizer that takes factors: let its class inherit from "
+            "`optimizer.layer_decay` needs an optimizer that takes factors: "
+            "let its class inherit from "
             "`optimizer.RecipeOptimizer`, too. "
             f"Received: {type(optimizer).__name__}, of {name}"
         )
@@ -252,38 +170,13 @@ def build_optimizer(
 
 
 def adamw(settings: config_lib.OptimizerConfig, schedule) -> AdamW:
-    """Returns AdamW with both moments."""
+    """Returns AdamW."""
     return AdamW(
-        beta_1=settings.beta_1,
-        beta_2=settings.beta_2,
-        **_common(settings, schedule),
+        learning_rate=schedule,
+        weight_decay=settings.weight_decay,
+        # For stability at large b, arXiv 2303.15343, section 4.7.
+        beta_2=0.95,
+        global_clipnorm=1.0,
+        use_ema=settings.ema is not None,
+        ema_momentum=settings.ema or 0.0,
     )
-
-
-def sgd(settings: config_lib.OptimizerConfig, schedule) -> SGD:
-    """Returns SGD, whose momentum is `beta_1`."""
-    return SGD(momentum=settings.beta_1, **_common(settings, schedule))
-
-
-def lion(settings: config_lib.OptimizerConfig, schedule) -> Lion:
-    """Returns Lion with both moments."""
-    return Lion(
-        beta_1=settings.beta_1,
-        beta_2=settings.beta_2,
-        **_common(settings, schedule),
-    )
-
-
-def adafactor(settings: config_lib.OptimizerConfig, schedule) -> Adafactor:
-    """Returns Adafactor, which takes no `beta_1` and no `beta_2`."""
-    return Adafactor(**_common(settings, schedule))
-
-
-def _common(settings, schedule):
-    return {
-        "learning_rate": schedule,
-        "weight_decay": settings.weight_decay,
-        "global_clipnorm": settings.clip_norm,
-        "use_ema": settings.ema is not None,
-        "ema_momentum": settings.ema or 0.0,
-    }

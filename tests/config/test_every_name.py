@@ -20,7 +20,6 @@ import jest_tf
 from jest_tf import cli, config, losses, models, training
 from jest_tf.cli import export
 from jest_tf.config import checks, imports, overrides
-from jest_tf.data import policies
 
 INFINITE, NAN = float("inf"), float("nan")
 VALUES = (
@@ -106,13 +105,9 @@ USES = {
     "EQUAL_CAPTIONS": lambda name: losses.sigmoid_loss(
         tiny.learner()(tiny.super_batches()[0]), ids=[1] * 12, equal_ids=name
     ).numpy(),
-    "FORMATS": lambda name: imports.load_function(
-        "data.format", config.FORMATS[name]
-    ),
     "LOSSES": losses.pair_loss,
     "METHODS": lambda name: select(method=name),
     "OPTIMIZERS": lambda name: build(name=name),
-    "POLICIES": lambda name: policies.Policy(name=name),
     "PRESETS": build_towers,
     "QUOTAS": lambda name: select(quota=name),
     "SCHEDULES": lambda name: build(schedule=name),

@@ -84,7 +84,7 @@ class DataSetsTest(tf.test.TestCase):
         self.assertEqual(self.rows(), (("1", "0"), [1, 0]))
         entry, data = self.opened()
         self.assertEqual(
-            data_sets.read_templates(entry, data, ("{}",)), ("a {}.", "the {}")
+            data_sets.read_templates(entry, data), ("a {}.", "the {}")
         )
 
     def test_tables_and_records_may_have_labels_alone(self):
@@ -206,7 +206,7 @@ class DataSetsTest(tf.test.TestCase):
             path = self.write("templates.txt", text)
             entry, data = self.opened(templates=path)
             with self.assertRaisesRegex(ValueError, "`templates` .*number 2"):
-                data_sets.read_templates(entry, data, ())
+                data_sets.read_templates(entry, data)
         path = self.write("templates.json", '["the {c}"]')
         entry, data = self.opened(templates=path)
-        self.assertEqual(data_sets.read_templates(entry, data, ()), ("the {}",))
+        self.assertEqual(data_sets.read_templates(entry, data), ("the {}",))

@@ -22,8 +22,8 @@ class SuiteTest(tf.test.TestCase):
         path.write_text(text)
         return str(path)
 
-    def outcomes(self, text, prompts=("{}",)):
-        opened = evaluation.open_suite(self.write(text), prompts)
+    def outcomes(self, text):
+        opened = evaluation.open_suite(self.write(text))
         encoder = evaluation.Encoder(Oracle(), number_of, 4)
         for entry in opened.values():
             entry.attach(encoder)

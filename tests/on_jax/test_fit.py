@@ -23,7 +23,7 @@ from keras import tree
 
 import jest_tf
 from jest_tf import config, distribution, models, selection
-from jest_tf.data import augmentation, pipeline, policies, stores
+from jest_tf.data import augmentation, pipeline, stores
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import pretrained
 from jest_tf.training import model as model_lib
@@ -247,7 +247,6 @@ class FitTest(tf.test.TestCase):
         for name, call in (
             ("`step_flops`", model.step_flops),
             ("A run", lambda: distribution.build_strategy(None)),
-            ("`data.augment`", lambda: policies.Policy(name="randaugment")),
             ("A model of Hugging Face", lambda: pretrained.load("hf:x/y")),
         ):
             with self.assertRaisesRegex(ValueError, f"{name}.*Received: 'jax'"):

@@ -32,7 +32,6 @@ from jest_tf.runs import (
     costs,
     directory,
     evaluations,
-    interruptions,
     loading,
     provenance,
 )
@@ -101,10 +100,8 @@ class DamageTest(tf.test.TestCase):
 
     def write_rest(self):
         """Writes the files of other settings and of an evaluation."""
-        case = {"step": 3, "super_batches": [2], "ids": [[7]]}
         result = {"dataset": "pool", "task": "retrieval", "language": "en"}
         entry = {"task": ["retrieval"], "data": [self.pool]}
-        directory.write(self.workdir, directory.SKIPPED_FILE, [case])
         directory.write(self.workdir, directory.RESULTS_FILE, [result])
         directory.write(self.workdir, directory.SUITE_FILE, {"pool": entry})
         path = f"{self.workdir}/embeddings/a/b-0.embeddings"
@@ -123,7 +120,6 @@ class DamageTest(tf.test.TestCase):
             return lambda: (
                 directory.read_rows(run, name),
                 directory.Tail(run, name).read(),
-                checkpoints.best_step(run, "eval/pool/image_to_text/mrr"),
             )
 
         def learner():
@@ -157,7 +153,6 @@ class DamageTest(tf.test.TestCase):
             ("versions", lambda: provenance._compare_versions(run)),
             ("data", lambda: provenance.check_data(run, sources)),
             ("flops", lambda: costs.StepFlops(settings, run).at(4)),
-            ("skipped", lambda: interruptions.Skipped(run, writes=False).at(9)),
             ("suite", lambda: config.load_suite(f"{run}/suite.json")),
             ("evaluation", lambda: evaluations.write_results(run, [])),
         ):

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from evaluation_cases import ROWS, Oracle, number_of, write_shard
 
-from jest_tf import config, evaluation
+from jest_tf import config
 from jest_tf.data import pictures
 from jest_tf.data import stores as stores_lib
 from jest_tf.runs import directory, evaluations
@@ -43,7 +43,7 @@ class EvaluationTest(tf.test.TestCase):
 
     def fit(self, callback, steps, epochs=1):
         """Calls the callback as `fit` does."""
-        callback.set_model(types.SimpleNamespace(steps_per_execution=1))
+        callback.set_model(types.SimpleNamespace())
         callback.on_train_begin()
         for epoch in range(epochs):
             callback.on_epoch_begin(epoch)
@@ -155,11 +155,6 @@ class OpenDataTest(tf.test.TestCase):
             (chance["image_to_text/recall@1"], chance["zero_shot/accuracy@1"]),
             (np.mean([2 / 4, 1 / 4, 1 / 4]), 1 / 2),
         )
-        measures = found.measures
-        self.assertLen(measures, len(evaluation.MEASURES) + 8 + 3)
-        self.assertIn("eval/some/zero_shot/mean_per_class", measures)
-        self.assertIn("eval/other/text_to_image/mrr", measures)
-        self.assertEqual(measures[-1], "eval/other/zero_shot/mean_per_class")
         self.assertLen(os.listdir(indexes), 1)
         with self.assertRaisesRegex(ValueError, "different .*some in both"):
             opened("some")

@@ -796,7 +796,6 @@ class RecipeTest(TrainingTestCase):
             reference=config.ReferenceConfig("somewhere"),
             selection=JOINT,
             optimizer=config.OptimizerConfig(learning_rate=0.1),
-            distribution=config.DistributionConfig(steps_per_execution=2),
         )
         model = training.build_model(settings, tiny.learner(0), tiny.learner(5))
         options = dict(vars(model.step.options))
@@ -812,7 +811,6 @@ class RecipeTest(TrainingTestCase):
         )
         self.assertEqual(options | {"augment": None}, vars(expected))
         self.assertEqual((model.step.loss, model.selection), ("softmax", JOINT))
-        self.assertEqual(model.steps_per_execution, 2)
         self.assertFalse(model.jit_compile)
         configs = [
             optimizer.get_config() | {"name": ""}

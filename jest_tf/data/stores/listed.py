@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jest_tf import config as config_lib
 from jest_tf import files
 from jest_tf.data.stores import shards
 
@@ -21,16 +20,10 @@ class Listed:
 
     Args:
         records: with the path of a file in place of the picture.
-        max_image_pixels: limit on width times height of a picture.
     """
 
-    def __init__(
-        self,
-        records: Sequence[shards.Record],
-        max_image_pixels: int = config_lib.DataConfig.max_image_pixels,
-    ):
+    def __init__(self, records: Sequence[shards.Record]):
         self._records = list(records)
-        self.max_image_pixels = max_image_pixels
 
     def __len__(self) -> int:
         return len(self._records)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jest_tf import config as config_lib
-from jest_tf.config import checks, imports
+from jest_tf.config import checks
 from jest_tf.data.stores import (
     delimited,
     index,
@@ -15,35 +15,28 @@ from jest_tf.data.stores import (
     parquet,
     shards,
     tars,
-    tfds,
     tfrecords,
 )
 from jest_tf.data.stores.store import Fault, Store, join
 
-MAX_IMAGE_PIXELS = config_lib.DataConfig.max_image_pixels
-
 # Records checked when a store is opened, evenly spread.
 _PROBES = 16
-_TABLES = {
-    "csv": functools.partial(delimited.Delimited, ","),
-    "tsv": functools.partial(delimited.Delimited, "\t"),
-    "parquet": parquet.Parquet,
-}
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
-# The formats of other names are TFRecord.
-_BY_ENDING = {".tar": tars.Tars} | {
-    f".{name}": table for name, table in _TABLES.items()
+# The formats of files by the endings of their names; others are TFRecord.
+_FORMATS = {
+    ".tar": tars.Tars,
+    ".csv": functools.partial(delimited.Delimited, ","),
+    ".tsv": functools.partial(delimited.Delimited, "\t"),
+    ".parquet": parquet.Parquet,
 }
 
 
 def open_store(
     patterns: str | Sequence[str],
     *,
-    format: str = "auto",
     image_field: str = "",
     caption_fields: Sequence[str] = (),
     index_dir: str = "",
-    max_image_pixels: int = MAX_IMAGE_PIXELS,
     progress: Callable[[int, int], None] | None = None,
     setting: str = "patterns",
 ) -> Store:
@@ -51,17 +44,13 @@ def open_store(
 
     Args:
         patterns: a path or glob, or several; each must match a file. Duplicates
-            count once. A prepared TFDS data set is the folder of its version,
-            or "<folder>:<split>".
-        format: "tfrecord", "webdataset", "tfds", "table", or "auto", by file
-            name; files with unknown names are read as TFRecord.
+            count once. A file's name gives its format; files with unknown names
+            are read as TFRecord.
         image_field: feature, extension or column of the picture; "" is the
             format's default.
         caption_fields: features, extensions, `json` fields or columns of the
             captions; () are the format's defaults.
         index_dir: folder of the index files; "" is beside each shard.
-        max_image_pixels: limit on width times height of a picture; larger
-            pictures are never decoded.
         progress: called with the numbers of bytes indexed so far and in all.
         setting: name of the patterns in errors.
 
@@ -70,11 +59,9 @@ def open_store(
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     settings = config_lib.DataConfig(
-        format=format,
         image_field=image_field,
         caption_fields=tuple(caption_fields),
         index_dir=index_dir,
-        max_image_pixels=max_image_pixels,
     )
     return _open([(setting, patterns)], settings, progress)
 
@@ -128,81 +115,37 @@ def _open(groups, settings, progress):
             "least one shard. Received: none"
         )
     fields = shards.Fields(settings.image_field, tuple(settings.caption_fields))
-    find = imports.load_function(
-        "data.format", config_lib.FORMATS[settings.format]
-    )
     located = []
     for setting, patterns in groups:
         found = {}
         for pattern in patterns:
-            pattern = os.path.expanduser(os.fspath(pattern))
-            found |= find(pattern, fields, setting)
+            found |= _find(pattern, fields, setting)
         located.append(sorted(found.items(), key=lambda item: item[0]))
     paths, formats = zip(
         *(item for part in located for item in part), strict=True
     )
-    for path, form in zip(paths, formats, strict=True):
-        if isinstance(form, tfds.ArrayRecords):
-            form.check(path)
     indexes = index.open_indexes(paths, formats, settings.index_dir, progress)
     opened = iter(zip(paths, formats, indexes, strict=True))
-    stores = [
-        Store([next(opened) for _ in part], settings.max_image_pixels)
-        for part in located
-    ]
+    stores = [Store([next(opened) for _ in part]) for part in located]
     for store in stores:
         _check_readable(store, settings.caption_fields)
     return join(stores)
 
 
-def find_any(pattern: str, fields: shards.Fields, setting: str) -> dict:
-    """Returns the format of each file that a pattern names, by its name."""
-    found = tfds.find(pattern, fields)
-    return found or _find(pattern, fields, setting, _by_name)
-
-
-def find_tfrecords(pattern: str, fields: shards.Fields, setting: str) -> dict:
-    """Returns the format of each file that a pattern names: TFRecord."""
-    return _find(pattern, fields, setting, lambda path: tfrecords.TFRecords)
-
-
-def find_tars(pattern: str, fields: shards.Fields, setting: str) -> dict:
-    """Returns the format of each file that a pattern names: WebDataset."""
-    return _find(pattern, fields, setting, lambda path: tars.Tars)
-
-
-def find_tables(pattern: str, fields: shards.Fields, setting: str) -> dict:
-    """Returns the format of each table that a pattern names, by its name."""
-    return _find(pattern, fields, setting, _table)
-
-
-def find_tfds(pattern: str, fields: shards.Fields, setting: str) -> dict:
-    """Returns the format of each file of a prepared data set."""
-    del setting
-    found = tfds.find(pattern, fields)
-    if found is None:
-        raise ValueError(
-            "A store of format 'tfds' must be the folder of a prepared "
-            "version, with a file dataset_info.json, or '<folder>:<split>'. "
-            f"Received: {pattern!r}"
-        )
-    return found
-
-
-def _find(pattern, fields, setting, kind_of):
-    """Returns the format of each file that a pattern names, by path.
-
-    `kind_of` maps a path to a function that makes the format of the fields.
-    """
+def _find(pattern, fields, setting):
+    """Returns the format of each file that a pattern names, by path."""
+    pattern = os.path.expanduser(os.fspath(pattern))
     kinds = {}
     for path in shards.expand(pattern, setting):
-        if path.lower().endswith(_COMPRESSED):
+        name = path.lower()
+        if name.endswith(_COMPRESSED):
             raise ValueError(
                 "Shards must not be compressed, so that records can be read in "
                 "any order: unpack them first, as `gunzip` does. "
                 f"Received: {path}"
             )
-        kinds[path] = kind_of(path)
+        ending = os.path.splitext(name)[1]
+        kinds[path] = _FORMATS.get(ending, tfrecords.TFRecords)
     examples = {kind: path for path, kind in reversed(kinds.items())}
     if len(examples) > 1:
         raise ValueError(
@@ -212,22 +155,6 @@ def _find(pattern, fields, setting, kind_of):
         )
     (kind,) = examples
     return dict.fromkeys(kinds, kind(fields))
-
-
-def _by_name(path):
-    name = os.path.basename(path).lower()
-    if ".array_record" in name:
-        return tfds.ArrayRecords
-    return _BY_ENDING.get(os.path.splitext(name)[1], tfrecords.TFRecords)
-
-
-def _table(path):
-    kind = _TABLES.get(os.path.splitext(path)[1].lower()[1:])
-    if kind is None:
-        raise ValueError(
-            f"A table must be a .csv, .tsv or .parquet file. Received: {path}"
-        )
-    return kind
 
 
 def _check_readable(store, caption_fields):

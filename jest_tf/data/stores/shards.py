@@ -192,7 +192,7 @@ def contents(path: str) -> str:
         if head.startswith(start):
             return f"it is compressed: `{command} < {path} > NEW` unpacks it"
     if head[257:262] == b"ustar":
-        return "it is a tar: set `data.format=webdataset`, or name it .tar"
+        return "it is a tar: let its name end in .tar"
     if head.startswith(_PICTURES):
         return (
             "it is a picture: name pictures in a table, .csv or .parquet, "

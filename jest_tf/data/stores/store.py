@@ -52,21 +52,18 @@ class Store:
 
     Args:
         opened: path, format and index of each shard.
-        max_image_pixels: limit on width times height of a picture.
         parts: number of records of each joined store; None is a single part.
 
     Attributes:
         shards: the files and their numbers of records.
         indexes: the index of each shard.
         parts: as given.
-        max_image_pixels: as given; decoders treat larger pictures as faults.
         manifest: weights of the rows in a stream; None draws all alike.
     """
 
     def __init__(
         self,
         opened: Sequence[tuple[str, object, index.Index]],
-        max_image_pixels: int,
         parts: Sequence[int] | None = None,
     ):
         paths, _, self.indexes = zip(*opened, strict=True)
@@ -75,7 +72,6 @@ class Store:
         )
         self.shards = Shards(paths, lengths)
         self.parts = tuple(parts or (int(lengths.sum()),))
-        self.max_image_pixels = max_image_pixels
         self.manifest: Manifest | None = None
         self._opened = tuple(opened)
         self._ends = np.cumsum(lengths)  # [shards]
@@ -169,7 +165,7 @@ class Store:
 
     def of_shard(self, shard: int) -> "Store":
         """Returns the store of a single shard."""
-        return Store([self._opened[shard]], self.max_image_pixels)
+        return Store([self._opened[shard]])
 
     def describe(self, row: int) -> str:
         """Names a row for error messages, by shard and number within it."""
@@ -219,6 +215,5 @@ def join(stores: Sequence[Store]) -> Store:
     """Joins stores into a single store with `parts`."""
     return Store(
         [shard for store in stores for shard in store._opened],
-        min(store.max_image_pixels for store in stores),
         [len(store) for store in stores],
     )
