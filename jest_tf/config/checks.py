@@ -137,10 +137,6 @@ class Checked:
 
     A value of None skips all rules but that of the type. `path` is the group's
     path in a recipe, such as "data".
-
-    Raises:
-        ValueError: if a value has the wrong type, is not finite or breaks a
-            rule.
     """
 
     def __init_subclass__(cls, path: str = ""):

@@ -40,9 +40,6 @@ def build_two_tower(
         bias: initial bias of the logits.
         seed: integer seed of the initial weights, or None.
 
-    Raises:
-        ValueError: if the preset is unknown or sizes do not fit.
-
     Example:
         >>> model = build_two_tower(
         ...     "tiny", image_size=32, vocabulary_size=1000, text_length=16
@@ -129,11 +126,6 @@ def build_learner(
     Args:
         config: the settings of the run.
         vocabulary_size: number of token ids of the run's tokenizer.
-
-    Raises:
-        ValueError: if `model.towers` cannot be imported or does not build two
-            towers, if `model.frozen` matches nothing, or if `model.init_from`
-            is set, which needs `start_from`.
     """
     if config.model.init_from:
         raise ValueError(
@@ -178,10 +170,6 @@ def start_from(
     `model.init_tower` only that tower comes from `initial`. The other tower is
     a new one of the preset, and temperature and bias are those of
     `config.model`. A new text tower has `vocabulary_size` token ids.
-
-    Raises:
-        ValueError: if the patch size does not divide the image size, patches
-            do not form a square, or `model.frozen` matches nothing.
     """
     before, size = initial.input_shapes["image"][1], config.data.image_size
     if config.model.init_tower == "text_tower":

@@ -30,9 +30,6 @@ def freeze(learner: keras.Model, patterns: Sequence[str]) -> None:
     Args:
         learner: a built model with an image and a text tower.
         patterns: patterns of names, see the module.
-
-    Raises:
-        ValueError: a pattern matches nothing, or nothing is left to train.
     """
     if not patterns:
         return
@@ -68,9 +65,6 @@ def rate_factors(
         A number for each trainable variable, in the learner's order; for
         variables stacked over blocks, a list with a number for each block. None
         without `optimizer.layer_decay`.
-
-    Raises:
-        ValueError: a tower has no numbered blocks.
     """
     if settings.layer_decay is None:
         return None

@@ -38,12 +38,7 @@ def is_name(name: str) -> bool:
 
 
 def check(name: str, setting: str = "model") -> None:
-    """Checks a name without loading weights.
-
-    Raises:
-        ValueError: a package that the model needs is not installed, or there is
-            no such model; the message lists known names.
-    """
+    """Checks a name without loading weights."""
     if name.endswith(KERAS):
         if not files.is_file(name):
             raise ValueError(f"`{setting}`: no file at {name!r}")
@@ -104,10 +99,6 @@ def in_folder(path: str) -> str:
 
 def load(name: str) -> reference.Pretrained:
     """Loads a pretrained model; later calls in the process return it again.
-
-    Raises:
-        ValueError: as `check`; or the preset cannot be loaded, has no two
-            towers, or its tokenizer does not belong to them.
 
     Example:
         ```python
@@ -278,10 +269,6 @@ def save(model: reference.Run | reference.Pretrained, folder: str) -> None:
     The towers come from `load`, or are KerasHub's own SigLIP encoders, built by
     a recipe's `model.towers`. In this case a run's own vocabulary must be a
     SentencePiece model.
-
-    Raises:
-        ValueError: KerasHub is not installed, or the towers or the tokenizer
-            are not KerasHub's.
     """
     hub = tokenizers.import_keras_hub(KERAS_HUB)
     learner = model.learner
