@@ -162,8 +162,7 @@ def distance(small: bool) -> str:
         _write_padded(directory, num_records, copies)
         near, far = (
             stores.open_store(
-                f"{scheme}{directory}/*.rec",
-                format="tfrecord",
+                f"{scheme}{directory}/*.tfrecord",
                 index_dir=f"{directory}/indexes",
             )
             for scheme in ("", "far://")
@@ -224,7 +223,7 @@ def _write_padded(directory, num_records, copies):
             features["id"].int64_list.value.append(i)
             writer.write(example.SerializeToString())
     for i in range(copies):
-        os.symlink(shard, f"{directory}/{i}.rec")
+        os.symlink(shard, f"{directory}/{i}.tfrecord")
 
 
 def write_pictures(directory: str, num_pictures: int) -> stores.Store:
@@ -238,9 +237,7 @@ def write_pictures(directory: str, num_pictures: int) -> stores.Store:
     rng = np.random.default_rng(_SEED)
     path = os.path.join(directory, "pictures.tfrecord")
     tiles = [
-        pictures.resize_image(
-            pictures.decode(record.image, pool.max_image_pixels), _TILE
-        ).numpy()
+        pictures.resize_image(pictures.decode(record.image), _TILE).numpy()
         for record in pool.read(rng.permutation(len(pool))[:1024])
     ]
     captions = list(pool.columns(["caption"])["caption"])

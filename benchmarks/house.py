@@ -38,18 +38,24 @@ def imports() -> dict[tuple[str, str], set[tuple[str, str]]]:
         For a room and a room that it imports, the pairs of modules that do.
     """
     found = collections.defaultdict(set)
-    for path in sorted(PACKAGE.rglob("*.py")):
-        module = ".".join(
-            path.relative_to(PACKAGE.parent).with_suffix("").parts
-        )
-        for target in _targets(path):
+    for module, path in modules().items():
+        for target in targets(path):
             edge = _room(module), _room(target)
             if edge[0] != edge[1] and "" not in edge:
                 found[edge].add((module, target))
     return dict(found)
 
 
-def _targets(path: pathlib.Path) -> Iterator[str]:
+def modules() -> dict[str, pathlib.Path]:
+    """The files of the package by module."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def targets(path: pathlib.Path) -> Iterator[str]:
     """The modules of the package that a file imports, also in functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -63,7 +69,7 @@ def _targets(path: pathlib.Path) -> Iterator[str]:
 
 def _room(module):
     """The room of a module; "" for the package's own list of names."""
-    return [*module.split("."), ""][1].removesuffix("__init__")
+    return [*module.split("."), ""][1]
 
 
 def upward(edges) -> dict[tuple[str, str], set[tuple[str, str]]]:

@@ -28,10 +28,10 @@ def config() -> config_lib.TrainConfig:
     jest = config_lib.load_config(
         pathlib.Path(__file__).with_name("jest_b16.py")
     )
-    fine, coarse = config_lib.View(), config_lib.View(patch_size=32)
+    coarse = config_lib.View(patch_size=32)
     return dataclasses.replace(
         jest,
-        model=dataclasses.replace(jest.model, views=(fine, coarse)),
+        model=dataclasses.replace(jest.model, train_views=True),
         selection=dataclasses.replace(
             jest.selection,
             stages=(config_lib.Stage(candidates=5, view=coarse),),

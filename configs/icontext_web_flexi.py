@@ -18,10 +18,10 @@ from jest_tf import config as config_lib
 def config() -> config_lib.TrainConfig:
     """Scores at 16 pixels; trains on one half at 16, the other at 32."""
     baseline = icontext_web.config()
-    fine, coarse = config_lib.View(), config_lib.View(image_size=16)
+    coarse = config_lib.View(image_size=16)
     return dataclasses.replace(
         baseline,
-        model=dataclasses.replace(baseline.model, views=(fine, coarse)),
+        model=dataclasses.replace(baseline.model, train_views=True),
         selection=config_lib.SelectionConfig(
             batch_size=256,
             stages=(config_lib.Stage(candidates=5, view=coarse),),

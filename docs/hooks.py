@@ -39,7 +39,6 @@ MOST_SHOWN = 100_000
 LISTED = {
     config.Stage: "selection",
     config.View: "selection",
-    config.RateFactor: "optimizer",
     config.EvaluationStore: "evaluation",
 }
 

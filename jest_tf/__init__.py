@@ -20,7 +20,6 @@ _HOMES = {
         "EvaluationStore",
         "ModelConfig",
         "OptimizerConfig",
-        "RateFactor",
         "ReferenceConfig",
         "SelectionConfig",
         "Stage",

@@ -51,8 +51,8 @@ def recipe(folder, overrides=()):
             "min_crop_area": 0.5,
             "vocabulary_size": tiny.VOCABULARY_SIZE,
         },
-        # The learner below has no patches, but the settings are checked.
-        "model": {"patch_size": tiny.IMAGE_SIZE},
+        # `build_learner` below takes the place of what is named.
+        "model": {"towers": "run_server:build_learner"},
         "selection": {
             "batch_size": 4,
             "stages": (
@@ -65,13 +65,8 @@ def recipe(folder, overrides=()):
             "every_steps": 6,
             "log_every_steps": 5,
             "log_ids": True,
-            "batch_size": 20,
         },
-        "checkpoint": {
-            "every_steps": 4,
-            "keep": 2,
-            "keep_best": "eval/a/image_to_text/mrr",
-        },
+        "checkpoint": {"every_steps": 4, "keep": 2},
     }
     for override in overrides:
         overrides_lib.override(config.TrainConfig, values, override)

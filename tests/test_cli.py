@@ -223,7 +223,7 @@ class TrainersTest(tf.test.TestCase):
                 [
                     *("evaluate", "--workdir", self.learner),
                     *("--data", f"{folder}/val.csv"),
-                    *("--set", "data.format=table", "data.image_field=photo"),
+                    *("--set", "data.image_field=photo"),
                     "data.caption_fields=words",
                     f"data.index_dir={folder}/indexes",
                 ]

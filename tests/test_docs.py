@@ -6,7 +6,10 @@ example data. `jest-tf train` is shrunk, and runs eagerly. All other shell
 commands are checked word by word.
 """
 
+import argparse
+import ast
 import contextlib
+import dataclasses
 import doctest
 import importlib
 import importlib.util
@@ -30,9 +33,11 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from jest_tf import cli
+from jest_tf import cli, curation
 from jest_tf import config as config_lib
+from jest_tf.cli import flags as cli_flags
 from jest_tf.config import overrides
+from jest_tf.curation import survey
 from jest_tf.runs import directory
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -57,6 +62,10 @@ FILE_BLOCK = re.compile(r"# (\w+\.py)\n")
 MODULES = {}  # by their last name, which several may share
 for _, name, _ in pkgutil.walk_packages(jest_tf.__path__, "jest_tf."):
     MODULES.setdefault(name.rpartition(".")[2], []).append(name)
+# Folders whose modules have commands in their docstrings.
+PROGRAMS = ("jest_tf", "trainers", "configs", "examples", "benchmarks")
+# Of the `--set` of commands that take no recipe.
+SETTINGS = {"curate": curation.Choice, "advise": survey.Settings}
 # Of Keras and TensorFlow, with the names of our modules.
 OTHERS = ("model.fit", "strategy.run")
 # Settings of training commands, which end in seconds by them.
@@ -106,12 +115,41 @@ def shell_commands(page):
     return [line for text in shell for line in commands(text)]
 
 
-def recipe_commands(path):
-    """The words of every `jest-tf` command in the header of a recipe."""
-    header = path.read_text(encoding="utf-8").split('"""')[1]
-    lines = re.findall(r"(?m)^    (jest-tf (?:.*\\\n)*.*)", header)
-    inline = re.findall(r"`(jest-tf [^`]+ --[^`]+)`", header)
+def header_commands(path):
+    """The words of every command in the docstring of a module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    header = ast.get_docstring(tree, clean=False) or ""
+    program = r"(?:jest-tf|python) "
+    lines = re.findall(rf"(?m)^    ({program}(?:.*\\\n)*.*)", header)
+    inline = re.findall(rf"`({program}[^`]+ --[^`]+)`", header)
     return commands("\n".join(lines)) + [*map(shlex.split, inline)]
+
+
+class Parsed(BaseException):
+    """Ends a program once it has parsed its flags, the argument."""
+
+
+def parse(module, arguments):
+    """Returns the flags as which a program parses its arguments."""
+    whole = argparse.ArgumentParser.parse_args
+
+    def parse_args(parser, *given):
+        raise Parsed(whole(parser, *given))
+
+    main = importlib.import_module(module).main
+    with (
+        mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args),
+        contextlib.redirect_stderr(io.StringIO()) as shown,
+        contextlib.redirect_stdout(shown),
+    ):
+        try:
+            main(arguments)
+        except Parsed as parsed:
+            return parsed.args[0]
+        except SystemExit as ended:
+            if not ended.code:  # `--help`
+                return argparse.Namespace()
+    raise AssertionError(shown.getvalue())
 
 
 def write_files(page, folder):
@@ -414,15 +452,17 @@ class CommandsTest(DocsTestCase):
         for page in PAGES:  # recipes that a page shows are files by now
             write_files(page, self.folder)
         lines = {page: shell_commands(page) for page in PAGES}
-        for path in ROOT.glob("configs/*.py"):
-            lines[path.name] = recipe_commands(path)
-            self.assertNotEmpty(lines[path.name], path.name)
+        for folder in PROGRAMS:
+            for path in ROOT.glob(f"{folder}/**/*.py"):
+                lines[path] = header_commands(path)
+                if folder == "configs":
+                    self.assertTrue(lines[path], path)
         for page in lines:
             for line in lines[page]:
                 with self.subTest(page=page, command=shlex.join(line)):
                     self.check(line)
                     count += 1
-        self.assertGreater(count, 10)
+        self.assertGreater(count, 100)
 
     def check(self, line):
         """Fails unless every part of a command exists."""
@@ -456,25 +496,17 @@ class CommandsTest(DocsTestCase):
             self.fail(f"no rule for {program!r}")
 
     def check_flags(self, module, arguments):
-        """The program's help shows every flag, and a recipe takes settings."""
-        main = importlib.import_module(module).main
-        command = list(
-            itertools.takewhile(lambda word: word[0] != "-", arguments)
-        )
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            with self.assertRaises(SystemExit) as ended:
-                main([*command, "--help"])
-        self.assertEqual(ended.exception.code, 0)
-        for flag in (flag for flag in arguments if flag.startswith("--")):
-            self.assertRegex(printed.getvalue(), rf"{flag}\b")
-        if "--config" in arguments:
-            path = arguments[arguments.index("--config") + 1]
-            settings = []
-            if "--set" in arguments:
-                settings = arguments[arguments.index("--set") + 1 :]
+        """The program takes the flags, and a recipe or a command settings."""
+        flags = vars(parse(module, arguments))
+        settings, path = flags.get("set", []), flags.get("config")
+        if path:
             path = path if pathlib.Path(path).is_file() else ROOT / path
-            config = config_lib.load_config(path, settings)
-            self.assertIsInstance(config, config_lib.TrainConfig)
+            config_lib.load_config(path, settings)
+        elif settings:
+            kind = SETTINGS[flags["command"]]
+            cli_flags.settings(
+                kind, argparse.Namespace(**flags), **dataclasses.asdict(kind())
+            )
 
 
 class ReferencesTest(tf.test.TestCase):

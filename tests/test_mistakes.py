@@ -171,7 +171,10 @@ DATA = (
     ("TRAIN data.train=$/table", "a folder: name files in it, such as"),
     ("TRAIN data.train=$/a.png", "it is a picture: name pictures in a table"),
     ("TRAIN data.train=$/gzip.tfrecord", "it is compressed: `gunzip < "),
-    ("TRAIN data.train=$/tar.tfrecord", "set `data.format=webdataset`"),
+    (
+        "TRAIN data.train=$/tar.tfrecord",
+        "it is a tar: let its name end in .tar",
+    ),
     ("TRAIN data.train=$/empty.tfrecord", "empty.tfrecord is empty"),
     ("TRAIN data.train=$/table/a.csv", "missing file: 'missing.png'; paths"),
     (

@@ -81,7 +81,6 @@ def twin(
         num_replicas: R.
     """
     batch_size = _SHARE * num_replicas
-    views = tuple(_small_view(recipe, view) for view in recipe.model.views)
     selection = dataclasses.replace(
         recipe.selection,
         stages=tuple(
@@ -97,8 +96,6 @@ def twin(
         model=dataclasses.replace(
             recipe.model,
             preset="tiny",
-            patch_size=None,
-            views=views,
             dtype_policy="mixed_bfloat16",
             loss_block_size=None,
             micro_batch_size=None,
@@ -178,7 +175,6 @@ def _seen(config, batch_size):
             learning_rate=optimizer.learning_rate,
             weight_decay=optimizer.weight_decay,
             warmup_steps=min(config.optimizer.warmup_steps, 10),
-            restarts=(),
         ),
         distribution=config_lib.DistributionConfig(strategy="tpu"),
     )
@@ -211,10 +207,7 @@ def _small_view(recipe, view):
     """A view of the recipe's tower, as a view of the twin's."""
     if view.patch_size is None:
         return view
-    own = (
-        recipe.model.patch_size
-        or models.PRESETS[recipe.model.preset].patch_size
-    )
+    own = models.PRESETS[recipe.model.preset].patch_size
     small = models.PRESETS["tiny"].patch_size
     return dataclasses.replace(view, patch_size=view.patch_size * small // own)
 

@@ -68,13 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags_lib.add_trust(parser)
     flags_lib.add_format(parser)
-    largest = config.DataConfig.max_image_pixels
-    add(
-        "--max-image-pixels",
-        type=int,
-        default=largest,
-        help=f"as `data.max_image_pixels` in a recipe (default: {largest})",
-    )
 
 
 def run(flags: argparse.Namespace) -> None:
@@ -87,9 +80,7 @@ def run(flags: argparse.Namespace) -> None:
     loading.check_model(flags.model, "--model")
     teacher = loading.load(flags.model)
     data = config.DataConfig(
-        train=tuple(flags.data),
-        max_image_pixels=flags.max_image_pixels,
-        **flags_lib.format_of(flags),
+        train=tuple(flags.data), **flags_lib.format_of(flags)
     )
     store = flags_lib.open_store(data)
     summary = embed.write(

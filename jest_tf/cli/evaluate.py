@@ -91,9 +91,7 @@ def _measured(flags):
     name = flags.workdir or flags.model
     model = loading.load(name, flags.step)
     with _indexes(flags, recipe, settings):
-        opened = evaluation.open_stores(
-            named, settings.data, settings.evaluation.prompts
-        )
+        opened = evaluation.open_stores(named, settings.data)
         evaluated = evaluations.Evaluations(
             settings,
             evaluations.Opened(opened),

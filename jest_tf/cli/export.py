@@ -8,8 +8,13 @@ docs/models.md shows how to load each.
 import argparse
 
 from jest_tf.cli import flags as flags_lib
+from jest_tf.config import imports
 
-FORMATS = ("saved_model", "onnx")
+# Functions of (model, path).
+FORMATS = {
+    "saved_model": "jest_tf.inference.export:saved_model",
+    "onnx": "jest_tf.inference.export:onnx",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,16 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace) -> None:
     """Writes the export and prints where."""
     from jest_tf import inference
-    from jest_tf.inference import export
     from jest_tf.runs import loading
 
     loading.check_model(flags.model, "--model")
     model = inference.load(flags.model)
-    if flags.format == "saved_model":
-        functions = export.saved_model(model, flags.output)
+    write = imports.load_function("--format", FORMATS[flags.format])
+    if functions := write(model, flags.output):
         print(f"functions: {', '.join(functions)}")
-    else:
-        export.onnx(model, flags.output)
     print(
         f"{flags.output}: {flags.format} of {flags.model}, embeddings of width "
         f"{model.dim}, scale {model.scale:.3f}, bias {model.bias:.3f}"

@@ -5,7 +5,7 @@ import argparse
 from jest_tf import config, files
 from jest_tf.config import overrides
 
-FORMAT_FIELDS = ("format", "image_field", "caption_fields", "index_dir")
+FORMAT_FIELDS = ("image_field", "caption_fields", "index_dir")
 SEVERAL = {"nargs": "+", "action": "extend"}
 # Flags that may name a run directory.
 RUNS = ("workdir", "model", "reference")
@@ -120,8 +120,6 @@ def add_format(parser: argparse.ArgumentParser, from_run: bool = False) -> None:
     for field in FORMAT_FIELDS:
         default = getattr(config.DataConfig, field)
         options = {"metavar": field.rpartition("_")[2].upper()}
-        if field == "format":
-            options = {"choices": config.FORMATS}
         if field == "caption_fields":
             options = {"nargs": "+", "metavar": "FIELD"}
         shown = "the run's" if from_run else default or "the format's own"

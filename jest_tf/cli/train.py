@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--extend",
         type=int,
         metavar="STEPS",
-        help="train the finished run in the directory for further steps; a "
-        "schedule of the learning rate other than constant begins anew",
+        help="train the finished run in the directory for further steps, at "
+        "its constant learning rate",
     )
     flags_lib.add_trust(parser)
     add(

@@ -4,13 +4,6 @@ Imports no TensorFlow.
 """
 
 from jest_tf.config.groups import (
-    DTYPE_POLICIES,
-    EQUAL_CAPTIONS,
-    FORMATS,
-    OPTIMIZERS,
-    POLICIES,
-    PRESETS,
-    SCHEDULES,
     CheckpointConfig,
     DataConfig,
     DistributionConfig,
@@ -18,7 +11,6 @@ from jest_tf.config.groups import (
     EvaluationStore,
     ModelConfig,
     OptimizerConfig,
-    RateFactor,
     ReferenceConfig,
 )
 from jest_tf.config.methods import (
@@ -39,12 +31,20 @@ from jest_tf.config.segments import (
     segment_at,
 )
 from jest_tf.config.selection import (
-    QUOTAS,
     BootstrapConfig,
     Loss,
     SelectionConfig,
     Stage,
     View,
+)
+from jest_tf.config.tables import (
+    DTYPE_POLICIES,
+    EQUAL_CAPTIONS,
+    OPTIMIZERS,
+    PRESETS,
+    QUOTAS,
+    SCHEDULES,
+    STRATEGIES,
 )
 
 __all__ = [
@@ -58,19 +58,17 @@ __all__ = [
     "EQUAL_CAPTIONS",
     "EvaluationConfig",
     "EvaluationStore",
-    "FORMATS",
     "LOSSES",
     "Loss",
     "METHODS",
     "ModelConfig",
     "OPTIMIZERS",
     "OptimizerConfig",
-    "POLICIES",
     "PRESETS",
     "QUOTAS",
-    "RateFactor",
     "ReferenceConfig",
     "SCHEDULES",
+    "STRATEGIES",
     "SelectionConfig",
     "Segment",
     "Stage",

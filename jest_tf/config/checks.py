@@ -100,7 +100,11 @@ FUNCTION: Rule = (
 
 _FINITE: Rule = (
     "finite",
-    lambda value: not isinstance(value, float) or math.isfinite(value),
+    lambda value: all(
+        math.isfinite(part)
+        for part in (value if isinstance(value, tuple) else (value,))
+        if isinstance(part, float)
+    ),
 )
 
 Count = Annotated[int, at_least(1)]
@@ -133,10 +137,6 @@ class Checked:
 
     A value of None skips all rules but that of the type. `path` is the group's
     path in a recipe, such as "data".
-
-    Raises:
-        ValueError: if a value has the wrong type, is not finite or breaks a
-            rule.
     """
 
     def __init_subclass__(cls, path: str = ""):

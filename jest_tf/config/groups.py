@@ -8,7 +8,6 @@ from typing import Annotated
 from jest_tf.config.checks import (
     FUNCTION,
     MODEL,
-    PROMPTS,
     Checked,
     Count,
     above,
@@ -18,42 +17,16 @@ from jest_tf.config.checks import (
     one_of,
     within,
 )
-from jest_tf.config.selection import Loss, View
-
-EQUAL_CAPTIONS = ("negative", "positive", "ignore")
-DTYPE_POLICIES = ("float32", "mixed_bfloat16")
-FORMATS = ("auto", "tfrecord", "webdataset", "tfds", "table")
-TASKS = ("retrieval", "zero_shot")
-POLICIES = ("randaugment", "trivialaugment", "autoaugment")
-OPTIMIZERS = ("adamw", "sgd", "lion", "adafactor")
-SCHEDULES = ("cosine", "linear", "constant")
-
-
-@dataclass(frozen=True)
-class TowerSizes:
-    """Sizes of a preset; image and text tower share them.
-
-    Attributes:
-        patch_size: side of an image patch in pixels.
-        width: size of a token, and of the embedding.
-        depth: transformer blocks in each tower.
-        num_heads: attention heads.
-    """
-
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-
-
-# "tiny" is for 32-pixel images on a CPU. The others are the ViT classes of
-# SigLIP's released models.
-PRESETS = {
-    "tiny": TowerSizes(patch_size=8, width=64, depth=3, num_heads=2),
-    "s16": TowerSizes(patch_size=16, width=384, depth=12, num_heads=6),
-    "b16": TowerSizes(patch_size=16, width=768, depth=12, num_heads=12),
-    "l16": TowerSizes(patch_size=16, width=1024, depth=24, num_heads=16),
-}
+from jest_tf.config.selection import Loss
+from jest_tf.config.tables import (
+    DTYPE_POLICIES,
+    EQUAL_CAPTIONS,
+    OPTIMIZERS,
+    PRESETS,
+    SCHEDULES,
+    STRATEGIES,
+    TASKS,
+)
 
 
 @dataclass(frozen=True)
@@ -61,8 +34,7 @@ class DataConfig(Checked, path="data"):
     """The training examples and their preprocessing.
 
     Attributes:
-        train: paths or globs of shards, tables or prepared TFDS directories,
-            a store each (docs/data.md).
+        train: paths or globs of shards or tables, a store each (docs/data.md).
         weights: share of each store of `train` in the stream. If empty, a
             store's share follows its size.
         curated: shards of the curated set. Their rows are trained on without
@@ -72,8 +44,6 @@ class DataConfig(Checked, path="data"):
         manifest: folder of a manifest of `train`, written by `jest-tf curate`.
             Only its records are drawn, in proportion to their weights. Empty
             draws all records equally.
-        format: "tfrecord", "webdataset", "tfds" or "table"; "auto" infers it
-            from the file names.
         image_field: feature, extension or column of the image. Empty takes the
             format's default.
         caption_fields: features, extensions, `json` fields or columns of the
@@ -87,7 +57,6 @@ class DataConfig(Checked, path="data"):
             long pieces. None shuffles single records, best on local disks.
         max_fault_rate: share of records that may be lost in damaged shards, or
             unreadable and replaced when drawn, before the run stops.
-        max_image_pixels: images with more pixels are replaced, not decoded.
         image_size: side in pixels to which images are resized.
         text_length: tokens per caption, truncated or padded.
         vocabulary: a SentencePiece `.model`, a WordPiece `vocab.txt`, the
@@ -98,9 +67,8 @@ class DataConfig(Checked, path="data"):
         flip: mirror half of the training images.
         min_crop_area: smallest area of the random training crop, as a share of
             the image. 1 turns cropping off.
-        augment: distortions after flip and crop: "randaugment",
-            "trivialaugment" or "autoaugment", all from Model Garden, or the
-            "module:function" that builds an augmentation. Empty applies none.
+        augment: distortions after flip and crop: the "module:function" that
+            builds an augmentation (docs/towers.md). Empty applies none.
     """
 
     train: tuple[str, ...] = ()
@@ -108,14 +76,12 @@ class DataConfig(Checked, path="data"):
     curated: tuple[str, ...] = ()
     curated_rows: Annotated[int, at_least(0)] = 0
     manifest: str = ""
-    format: Annotated[str, one_of(*FORMATS)] = "auto"
     image_field: str = ""
     caption_fields: tuple[str, ...] = ()
     noise_field: str = ""
     index_dir: str = ""
     shuffle_block_size: Count | None = None
     max_fault_rate: Annotated[float, within("[0, 1]")] = 0.01
-    max_image_pixels: Count = 2**26  # 8,192 x 8,192, 200 MB decoded
     image_size: Count = 32
     # At least one token and the end mark; 16 in SigLIP's ablations (arXiv
     # 2303.15343, section 4).
@@ -124,7 +90,7 @@ class DataConfig(Checked, path="data"):
     vocabulary_size: Annotated[int, at_least(2)] = 8192
     flip: bool = True
     min_crop_area: Annotated[float, within("(0, 1]")] = 1.0
-    augment: Annotated[str, name_or_function("", *POLICIES)] = ""
+    augment: Annotated[str, FUNCTION] = ""
 
     def __post_init__(self):
         super().__post_init__()
@@ -161,23 +127,22 @@ class ModelConfig(Checked, path="model"):
     """The learner and its loss.
 
     Attributes:
-        preset: size of the towers: "tiny", "s16", "b16" or "l16".
+        preset: size of the towers: "tiny", "s16", "b32", "b16" or "l16".
         towers: "module:function" that builds custom towers. The module must be
             importable from the working directory. The function takes the
             `TrainConfig` and the vocabulary size, and returns an image and a
             text tower, two Keras layers (see `models.TwoTower`).
         init_from: the model that the learner starts from, named as in
             `reference.model`: its towers, weights, temperature, bias, tokenizer
-            and resizing of pictures. `preset` and `patch_size` then have no
-            effect. Learned positions are resized to `data.image_size`.
+            and resizing of pictures. `preset` then has no effect.
+            Learned positions are resized to `data.image_size`.
         init_tower: "image_tower" or "text_tower" takes this tower alone from
             `init_from`, with its tokenizer or its pictures' form. The other
             tower is new, built from `preset` with the same embedding width;
             `temperature` and `bias` are those set here. Empty takes both.
-        patch_size: side of an image patch in pixels. None takes the preset's.
-        views: training views. The sub-batch is split randomly into equal
-            parts, one per view, under one loss; empty trains on plain images.
-            Flexi-JEST has a fine and a coarse view.
+        train_views: also train in the views of live stages, as Flexi-JEST
+            does. The sub-batch is split randomly into equal parts, one of plain
+            images and one per view, under one loss.
         dtype_policy: Keras dtype policy of the towers, "float32" or
             "mixed_bfloat16". Embeddings, losses and scores stay float32.
         loss: "sigmoid" (SigLIP), "softmax" (CLIP), or the "module:function"
@@ -200,8 +165,7 @@ class ModelConfig(Checked, path="model"):
     towers: Annotated[str, FUNCTION] = ""
     init_from: Annotated[str, MODEL] = ""
     init_tower: Annotated[str, one_of("", "image_tower", "text_tower")] = ""
-    patch_size: Count | None = None
-    views: tuple[View, ...] = ()
+    train_views: bool = False
     dtype_policy: Annotated[str, one_of(*DTYPE_POLICIES)] = "float32"
     loss: Loss = "sigmoid"
     equal_captions: Annotated[str, one_of(*EQUAL_CAPTIONS)] = "negative"
@@ -275,44 +239,21 @@ class ReferenceConfig(Checked, path="reference"):
 
 
 @dataclass(frozen=True)
-class RateFactor(Checked, path="optimizer.rate_factors"):
-    """A factor of the learning rate of some variables.
-
-    Attributes:
-        pattern: matches the variables' names, as in `ModelConfig.frozen`.
-        factor: scales their learning rate, and so their weight decay.
-    """
-
-    pattern: str = "*"
-    factor: Annotated[float, at_least(0)] = 1.0
-
-
-@dataclass(frozen=True)
 class OptimizerConfig(Checked, path="optimizer"):
     """The optimizer and its learning rate; AdamW under a cosine by default.
 
     Attributes:
-        name: "adamw", "sgd", "lion" or "adafactor", which are Keras', or the
-            "module:function" that builds an optimizer (docs/fine_tuning.md).
-        schedule: the rate after the warm-up: "cosine" or "linear" to zero at
-            the last step, "constant", or the "module:function" that builds a
-            schedule.
+        name: "adamw", or the "module:function" that builds an optimizer
+            (docs/fine_tuning.md). AdamW decays its moments by 0.9 and 0.95 and
+            clips gradients to a global norm of 1.
+        schedule: the rate after the warm-up: "cosine" to zero at the last step,
+            "constant", or the "module:function" that builds a schedule.
         learning_rate: peak rate, at the end of the warm-up.
         warmup_steps: steps of the linear warm-up from zero.
-        restarts: steps at which the schedule begins anew, with its warm-up;
-            each schedule ends where the next begins. `jest-tf train --extend`
-            adds a restart, except at a constant rate.
         weight_decay: share of a weight removed per step, times the learning
             rate. Applies to variables whose name ends in `kernel`: not to
             biases, norms, positions, embeddings or temperature. SigLIP 2's
             1e-4, which its code does not multiply by the rate, is 0.1 here.
-        beta_1: decay of the first moment; the momentum of "sgd". "adafactor"
-            keeps none.
-        beta_2: decay of the second moment, of "adamw" and "lion".
-        clip_norm: global norm to which gradients are clipped. None turns
-            clipping off.
-        rate_factors: factors of the learning rate by variable. The factors of
-            all patterns that match a variable are multiplied.
         layer_decay: factor of the learning rate from each transformer block to
             the block before it, in both towers, as in BEiT. None trains all
             blocks at the same rate.
@@ -327,13 +268,7 @@ class OptimizerConfig(Checked, path="optimizer"):
     # arXiv 2502.14786, section 2.1
     learning_rate: Annotated[float, above(0)] = 1e-3
     warmup_steps: Annotated[int, at_least(0)] = 0
-    restarts: tuple[int, ...] = ()
     weight_decay: Annotated[float, at_least(0)] = 0.1
-    beta_1: Annotated[float, within("[0, 1)")] = 0.9
-    # For stability at large b, arXiv 2303.15343, section 4.7.
-    beta_2: Annotated[float, within("[0, 1)")] = 0.95
-    clip_norm: Annotated[float, above(0)] | None = 1.0
-    rate_factors: tuple[RateFactor, ...] = ()
     layer_decay: Annotated[float, within("(0, 1]")] | None = None
     ema: Annotated[float, within("[0, 1)")] | None = None
 
@@ -356,7 +291,7 @@ class EvaluationStore(Checked, path="evaluation.stores"):
             object of names by label. A record then gives the label, the name,
             or the number from 0 of its class. Empty takes the labels as names.
         templates: file of zero-shot templates, one per line, each with one
-            "{}" or "{c}" for the class name. Empty takes `evaluation.prompts`.
+            "{}" or "{c}" for the class name. Empty takes the name alone.
     """
 
     name: str = ""
@@ -380,8 +315,6 @@ class EvaluationConfig(Checked, path="evaluation"):
             defaults of `stores`.
         stores: further stores, with names and tasks of their own.
         every_steps: steps between evaluations. None evaluates only at the end.
-        batch_size: examples per forward pass.
-        prompts: zero-shot templates, each with one "{}" for the class name.
         log_every_steps: steps averaged in a line of the log.
         log_ids: also log the ids of the draws, in `draws.jsonl`.
     """
@@ -389,8 +322,6 @@ class EvaluationConfig(Checked, path="evaluation"):
     data: tuple[str, ...] = ()
     stores: tuple[EvaluationStore, ...] = ()
     every_steps: Count | None = None
-    batch_size: Count = 256
-    prompts: Annotated[tuple[str, ...], PROMPTS] = ("{}",)
     log_every_steps: Count = 10
     log_ids: bool = False
 
@@ -416,27 +347,15 @@ class EvaluationConfig(Checked, path="evaluation"):
 
 @dataclass(frozen=True)
 class CheckpointConfig(Checked, path="checkpoint"):
-    """Checkpoints of a run, and recovery from values that are not finite.
+    """Checkpoints of a run.
 
     Attributes:
-        every_steps: steps between checkpoints, a multiple of
-            `distribution.steps_per_execution`. The last step is always saved.
-        every_minutes: also save after this many minutes without a checkpoint,
-            by the clock of the worker that writes. None turns this off.
+        every_steps: steps between checkpoints. The last step is always saved.
         keep: number of newest checkpoints to keep.
-        keep_best: a measure of `evaluation.data` or `evaluation.stores`, named
-            as in `evaluation.jsonl`; the checkpoint with its highest value is
-            also kept. Empty keeps none.
-        on_non_finite: on a loss, weight or score that is not finite, "stop"
-            the run, or "rollback" to the newest checkpoint and skip the
-            super-batch, at most three times within 1,000 super-batches.
     """
 
     every_steps: Count = 1000
-    every_minutes: Annotated[float, above(0)] | None = None
     keep: Count = 3
-    keep_best: str = ""
-    on_non_finite: Annotated[str, one_of("stop", "rollback")] = "stop"
 
 
 @dataclass(frozen=True)
@@ -450,16 +369,8 @@ class DistributionConfig(Checked, path="distribution"):
         tpu: name or address of the TPU; "local" is this machine's.
         virtual_devices: number of devices to split the CPU into. None does not
             split it.
-        steps_per_execution: steps run on the devices before Python sees the
-            results. Must divide `steps` and `checkpoint.every_steps`.
-        jit_compile: compile the step with XLA, on one device only. TPUs always
-            compile it.
     """
 
-    strategy: Annotated[
-        str, one_of("default", "mirrored", "multi_worker_mirrored", "tpu")
-    ] = "default"
+    strategy: Annotated[str, one_of(*STRATEGIES)] = "default"
     tpu: str = "local"
     virtual_devices: Count | None = None
-    steps_per_execution: Count = 1
-    jit_compile: bool = False

@@ -36,11 +36,7 @@ class Setting(NamedTuple):
 
 
 def override(kind: type, values: dict, text: str) -> None:
-    """Sets "a.b=c" in the nested dict `values` of a dataclass `kind`.
-
-    Raises:
-        ValueError: if the field does not exist or the value has the wrong type.
-    """
+    """Sets "a.b=c" in the nested dict `values` of a dataclass `kind`."""
     path, separator, value = (part.strip() for part in text.partition("="))
     if not separator:
         raise ValueError(
@@ -98,9 +94,6 @@ def build(kind: Any, values: Any, path: str = "") -> Any:
     """Builds a dataclass `kind` from nested dicts.
 
     `path` names the values in errors, such as "data".
-
-    Raises:
-        ValueError: if a field does not exist or `kind` refuses a value.
     """
     if isinstance(values, (list, tuple)):  # JSON has no tuples
         part_kind = next(iter(typing.get_args(kind)), None)

@@ -26,10 +26,6 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
         overrides: texts "a.b=c", such as "selection.batch_size=64". Commas
             separate list items; "none" unsets a setting. The result is checked
             once, after all overrides.
-
-    Raises:
-        ValueError: the file is not a recipe or fails, a setting does not
-            exist, or a value does not fit.
     """
     if isinstance(overrides, str | dict):
         raise ValueError(

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from jest_tf.config import checks, methods, segments
 from jest_tf.config.checks import Checked, Count, Seed
 from jest_tf.config.groups import (
-    POLICIES,
-    PRESETS,
     CheckpointConfig,
     DataConfig,
     DistributionConfig,
@@ -16,7 +14,8 @@ from jest_tf.config.groups import (
     OptimizerConfig,
     ReferenceConfig,
 )
-from jest_tf.config.selection import BootstrapConfig, SelectionConfig
+from jest_tf.config.selection import BootstrapConfig, SelectionConfig, View
+from jest_tf.config.tables import PRESETS, STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,7 @@ class TrainConfig(Checked):
     Attributes:
         seed: seed of initial weights, data order, augmentation and draws. All
             randomness is a function of the seed and the step.
-        steps: optimizer steps, a multiple of
-            `distribution.steps_per_execution`.
+        steps: optimizer steps.
         data: see `DataConfig`; the other groups likewise.
         callbacks: Keras callbacks of the run, each a "module:function" that
             takes the settings and the run directory.
@@ -54,15 +52,10 @@ class TrainConfig(Checked):
             checks.check(f"callbacks.{number}", name, checks.FUNCTION)
         self.selection.sizes(self.data.curated_rows)
         self._expect(
-            not self.data.curated_rows or not self.model.views,
-            "`model.views` can't be combined with `data.curated_rows`",
+            not self.data.curated_rows or not self.model.train_views,
+            "`model.train_views` can't be combined with `data.curated_rows`",
         )
         self._check_bootstrap()
-        lengths = [end - start for start, end in self.schedules]
-        self._expect(
-            min(lengths) > 0,
-            "`optimizer.restarts` must increase, between 0 and `steps`",
-        )
         self._expect(
             not self.model.init_from
             or self.model.init_tower == "image_tower"
@@ -71,47 +64,10 @@ class TrainConfig(Checked):
             "`data.vocabulary` empty",
         )
         self._expect(
-            self.optimizer.warmup_steps < min(lengths),
-            "`optimizer.warmup_steps` must be less than `steps`, and than the "
-            "steps between `optimizer.restarts`",
-        )
-        self._expect(
-            self.data.augment not in POLICIES
-            or self.distribution.strategy != "tpu"
-            and not self.distribution.jit_compile,
-            "`data.augment`: XLA cannot compile the named policies; on TPUs "
-            "and with `distribution.jit_compile` take a 'module:function'",
+            self.optimizer.warmup_steps < self.steps,
+            "`optimizer.warmup_steps` must be less than `steps`",
         )
         self._check_patches()
-        self._check_executions()
-
-    def _check_executions(self):
-        """Checks that saves, stops and new stages fall between executions."""
-        together = self.distribution.steps_per_execution
-        for rule, steps in (
-            ("`steps` must be a multiple", [self.steps]),
-            (
-                "`checkpoint.every_steps` must be a multiple",
-                [self.checkpoint.every_steps],
-            ),
-            (
-                "`bootstrap.renew_at` must be multiples",
-                self.bootstrap.renew_at,
-            ),
-            (
-                "`selection.stages` must begin at a multiple, and end one step "
-                "before a multiple,",
-                [
-                    step
-                    for stage in self.selection.stages
-                    for step in (stage.first_step, stage.end_step or 0)
-                ],
-            ),
-        ):
-            self._expect(
-                not any(step % together for step in steps),
-                f"{rule} of `distribution.steps_per_execution`",
-            )
         self._expect(
             all(
                 stage.first_step < self.steps for stage in self.selection.stages
@@ -155,7 +111,7 @@ class TrainConfig(Checked):
             "the reference becomes the learner, whose embeddings need none",
         )
         self._expect(
-            self.distribution.strategy in ("default", "mirrored"),
+            STRATEGIES[self.distribution.strategy].is_local,
             "`bootstrap.renew_at` needs `distribution.strategy` 'default' or "
             "'mirrored': one process embeds the records",
         )
@@ -163,19 +119,18 @@ class TrainConfig(Checked):
     def _check_patches(self):
         model, image_size = self.model, self.data.image_size
         # Custom towers may have other patches, or none.
-        patch_size = model.patch_size
+        patch_size = None
         is_new = not model.init_from or model.init_tower == "text_tower"
         is_own = not model.towers and is_new
         if is_own:
-            patch_size = patch_size or PRESETS[model.preset].patch_size
+            patch_size = PRESETS[model.preset].patch_size
         sizes = [
-            (name, view.patch_size or patch_size, view.image_size or image_size)
-            for name, views in (
-                ("selection.stages.view", self._stage_views),
-                ("model.views", model.views),
+            (
+                "selection.stages.view",
+                view.patch_size or patch_size,
+                view.image_size or image_size,
             )
-            for view in views
-            if view.patch_size or view.image_size
+            for view in self._stage_views
         ]
         if is_own:
             # Towers are built for whole images at every patch size.
@@ -191,9 +146,15 @@ class TrainConfig(Checked):
                     f"image_size={image_size}"
                 )
         self._expect(
-            self.selection.batch_size % max(1, len(model.views)) == 0,
-            "`model.views` must cut the sub-batch into equal parts, so their "
+            bool(self._stage_views) or not model.train_views,
+            "`model.train_views` needs a live stage with a view among "
+            "`selection.stages`",
+        )
+        self._expect(
+            self.selection.batch_size % max(1, len(self.training_views)) == 0,
+            "`model.train_views` cuts the sub-batch into equal parts, so their "
             "number must divide `selection.batch_size` (b)",
+            parts=len(self.training_views),
         )
 
     @property
@@ -219,12 +180,6 @@ class TrainConfig(Checked):
             for setting in named
             if ":" in setting[1] and is_function(setting[1])
         ]
-
-    @property
-    def schedules(self) -> list[tuple[int, int]]:
-        """First step and end of each schedule of the learning rate."""
-        starts = (0, *self.optimizer.restarts)
-        return list(zip(starts, (*starts[1:], self.steps), strict=True))
 
     @property
     def has_first_reference(self) -> bool:
@@ -272,12 +227,17 @@ class TrainConfig(Checked):
 
     @property
     def _stage_views(self):
-        return tuple(stage.view for stage in self.selection.live)
+        """The views of live stages, each once, without plain images."""
+        views = dict.fromkeys(stage.view for stage in self.selection.live)
+        return tuple(view for view in views if view != View())
+
+    @property
+    def training_views(self) -> tuple[View, ...]:
+        """The views that parts of the sub-batch are trained in; () if plain."""
+        return (View(), *self._stage_views) if self.model.train_views else ()
 
     @property
     def patch_sizes(self) -> tuple[int, ...]:
         """Patch sizes of all views; the learner is built for these."""
-        views = (*self._stage_views, *self.model.views)
-        return tuple(
-            sorted({view.patch_size for view in views if view.patch_size})
-        )
+        sizes = {view.patch_size for view in self._stage_views}
+        return tuple(sorted(sizes - {None}))

@@ -14,8 +14,7 @@ from jest_tf.config.checks import (
     one_of,
     within,
 )
-
-QUOTAS = ("global", "per_replica")
+from jest_tf.config.tables import QUOTAS
 
 Loss = Annotated[str, name_or_function(*methods.LOSSES)]
 

@@ -21,7 +21,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import files, selection
 from jest_tf.config import checks
-from jest_tf.data import reader, stream
+from jest_tf.data import reader, stores, stream
 from jest_tf.data.sidecars import Sidecars
 from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
@@ -71,7 +71,7 @@ def curate(
     *,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> manifest.Manifest:
+) -> stores.Manifest:
     """Writes the manifest of a store, continuing an interrupted call.
 
     Args:

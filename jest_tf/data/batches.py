@@ -100,16 +100,14 @@ def read(
     good = [
         i for i, record in enumerate(found) if isinstance(record, stores.Record)
     ]
-    faults, images = decode(
-        [found[i].image for i in good], store.max_image_pixels, form
-    )
+    faults, images = decode([found[i].image for i in good], form)
     for i, fault in zip(good, faults, strict=True):
         found[i] = fault or found[i]
     return found, images
 
 
 def decode(
-    encoded: Sequence[bytes], max_pixels: int, form: pictures.Form
+    encoded: Sequence[bytes], form: pictures.Form
 ) -> tuple[list[stores.Fault | None], np.ndarray]:
     """Decodes k stored pictures of any format in `pictures`.
 
@@ -117,7 +115,7 @@ def decode(
         The fault of each picture, or None; and the m pictures without a fault,
         [m, *form.shape].
     """
-    found = [pictures.prepare(picture, max_pixels) for picture in encoded]
+    found = [pictures.prepare(picture) for picture in encoded]
     good = [i for i, result in enumerate(found) if isinstance(result, bytes)]
     with tf.device("CPU:0"):
         kept, images = _decoder(form)(
@@ -125,7 +123,7 @@ def decode(
         )
     for place in np.setdiff1d(np.arange(len(good)), kept):
         i = good[place]
-        found[i] = pictures.decode(found[i], max_pixels)
+        found[i] = pictures.decode(found[i])
     faults = [
         result if isinstance(result, stores.Fault) else None for result in found
     ]

@@ -24,6 +24,7 @@ from PIL import Image
 from jest_tf.config import checks
 from jest_tf.data.stores import shards
 
+MAX_PIXELS = 2**26  # 8,192 x 8,192, 200 MB decoded
 # Each scan of a JPEG costs a pass over all pixels, so a small file could
 # occupy a worker for minutes. Encoders write about ten scans.
 MAX_SCANS = 100
@@ -115,18 +116,18 @@ def form_of(image_size: int | Form) -> Form:
     return image_size if callable(image_size) else Resizing(image_size)
 
 
-def prepare(encoded: bytes, max_pixels: int) -> bytes | shards.Fault:
+def prepare(encoded: bytes) -> bytes | shards.Fault:
     """Checks a picture's header; converts formats that TensorFlow misreads.
 
     Returns:
         Bytes for `tf.io.decode_image`: `encoded` itself, or a PNG of the first
         frame; a fault if the picture must not be decoded, for example because
-        it has more than `max_pixels`.
+        it has more than `MAX_PIXELS`.
     """
     if not encoded:
         return shards.Fault("empty picture")
     try:
-        return _prepare(encoded, max_pixels)
+        return _prepare(encoded)
     except _Refused as error:
         reason = str(error)
     except (IndexError, ValueError, struct.error):
@@ -141,9 +142,9 @@ def prepare(encoded: bytes, max_pixels: int) -> bytes | shards.Fault:
     return shards.Fault(reason)
 
 
-def decode(encoded: bytes, max_pixels: int) -> np.ndarray | shards.Fault:
+def decode(encoded: bytes) -> np.ndarray | shards.Fault:
     """Decodes a stored picture eagerly to uint8 [H, W, 3], or a fault."""
-    prepared = prepare(encoded, max_pixels)
+    prepared = prepare(encoded)
     if isinstance(prepared, shards.Fault):
         return prepared
     try:
@@ -258,7 +259,7 @@ class _Refused(Exception):
     """The picture must not be decoded, for the reason in the message."""
 
 
-def _prepare(encoded, max_pixels):
+def _prepare(encoded):
     image = None
     if encoded.startswith(JPEG_MAGIC):
         width, height = _jpeg_size(encoded)
@@ -269,10 +270,10 @@ def _prepare(encoded, max_pixels):
         width, height = image.size
     if not width or not height:
         raise _Refused(f"picture without pixels: {width} x {height}")
-    if width * height > max_pixels:
+    if width * height > MAX_PIXELS:
         raise _Refused(
             f"oversized picture: {width} x {height} pixels, more than "
-            f"{max_pixels:,}"
+            f"{MAX_PIXELS:,}"
         )
     if image is None:
         return encoded

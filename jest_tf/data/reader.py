@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jest_tf.data import fault_log, hashes, pictures, stores, stream
+from jest_tf.files import cache
 
 # Substitutes to try. At a fault rate of 10 %, all 16 fail once in 1e16
 # positions.
@@ -41,7 +42,7 @@ def check_pictures(store: stores.Store) -> None:
     for record in store.read(rows):
         fault = record
         if not isinstance(record, stores.Fault):
-            fault = pictures.decode(record.image, store.max_image_pixels)
+            fault = pictures.decode(record.image)
         if not isinstance(fault, stores.Fault):
             return
     raise ValueError(
@@ -151,7 +152,7 @@ class Reader:
         return decoded
 
     def _decode(self, chunk, i):
-        return pictures.decode(chunk.pictures[i], self.store.max_image_pixels)
+        return pictures.decode(chunk.pictures[i])
 
     def _records(self, rows, source=None):
         found = (source or self.store).read(rows)
@@ -167,8 +168,7 @@ class Reader:
         choices = candidates(record.captions)
         if not choices:
             return NO_CAPTION
-        limit = self.store.max_image_pixels
-        picture = pictures.prepare(record.image, limit)
+        picture = pictures.prepare(record.image)
         if isinstance(picture, stores.Fault):
             return picture
         choice = choices[number % len(choices)]
@@ -231,13 +231,11 @@ class Blocks:
         kept: int,
         once: bool,
     ):
-        self._store, self._size = store, size
-        self._kept, self._once = kept, once
+        self._store, self._size, self._once = store, size, once
         self._starts = np.asarray(starts)
         self._ends = np.append(starts[1:], len(store))
-        # By a block's first row, a future of its records by row.
-        self._found: collections.OrderedDict = collections.OrderedDict()
-        self._lock = threading.Lock()
+        # By a block's first row, its records by row.
+        self._blocks = cache.Cache(kept)
 
     def read(self, rows: np.ndarray) -> list[stores.Record | stores.Fault]:
         """Reads records at rows, int64 [k], as `Store.read`."""
@@ -245,68 +243,39 @@ class Blocks:
         firsts = rows - (rows - self._starts[parts]) % self._size
         lasts = np.minimum(firsts + self._size, self._ends[parts])
         ends = dict(zip(firsts.tolist(), lasts.tolist(), strict=True))
-        wanted = collections.defaultdict(list)
+        wanted = collections.defaultdict(set)
         for row, first in zip(rows.tolist(), firsts.tolist(), strict=True):
-            wanted[first].append(row)
-        found, missing = {}, []
-        with self._lock:
-            for first in sorted(ends):
-                if self._lacks(first, wanted[first]):
-                    self._found[first] = concurrent.futures.Future()
-                    missing.append(first)
-                self._found.move_to_end(first)
-                found[first] = self._found[first]
-            while len(self._found) > max(self._kept, len(found)):
-                self._found.popitem(last=False)
-        if missing:
-            self._fetch(missing, ends, found)
+            wanted[first].add(row)
+        found = self._blocks.get(
+            sorted(ends),
+            lambda missing: self._fetch(missing, ends),
+            lambda first, block: not wanted[first] <= block.keys(),
+        )
         out, again = [], []
         for i, (row, first) in enumerate(
             zip(rows.tolist(), firsts.tolist(), strict=True)
         ):
-            block = found[first].result()
+            block = found[first]
             take = block.pop if self._once else block.get
             out.append(stores.parsed(take(row, None)))
             if out[i] is None:  # another call has just taken it
                 again.append(i)
             if not block:
-                self._drop([first], found)
+                self._blocks.drop(first, block)
         if again:
             alone = self._store.read(rows[again])
             for i, record in zip(again, alone, strict=True):
                 out[i] = record
         return out
 
-    def _lacks(self, first, rows):
-        """True if a block must be read for these of its rows."""
-        if first not in self._found:
-            return True
-        future = self._found[first]
-        return future.done() and not set(rows) <= future.result().keys()
-
-    def _fetch(self, missing, ends, found):
-        """Reads missing blocks, all at once, into their futures."""
+    def _fetch(self, missing, ends):
+        """Reads missing blocks, all at once."""
         wanted = [np.arange(first, ends[first]) for first in missing]
-        try:
-            records = self._store.read_unparsed(np.concatenate(wanted))
-        except BaseException as error:
-            self._drop(missing, found)
-            for first in missing:
-                found[first].set_exception(error)
-            raise
-        records = iter(records)
-        for first, rows in zip(missing, wanted, strict=True):
-            # `strict=True` would consume the next block's first record.
-            found[first].set_result(
-                dict(zip(rows.tolist(), records, strict=False))
-            )
-
-    def _drop(self, firsts, found):
-        with self._lock:
-            for first in firsts:
-                # A newer future may have replaced it.
-                if self._found.get(first) is found[first]:
-                    del self._found[first]
+        records = iter(self._store.read_unparsed(np.concatenate(wanted)))
+        # `strict=True` would consume the next block's first record.
+        return [
+            dict(zip(rows.tolist(), records, strict=False)) for rows in wanted
+        ]
 
 
 class Ahead:
@@ -320,7 +289,7 @@ class Ahead:
     def __init__(self, read: Callable[[np.ndarray], Chunk], depth: int):
         self._read, self._depth = read, depth
         self._pool = concurrent.futures.ThreadPoolExecutor(depth)
-        self._found: collections.OrderedDict = collections.OrderedDict()
+        self._found: dict[bytes, concurrent.futures.Future] = {}
         self._lock = threading.Lock()
 
     def start(self, positions: np.ndarray) -> None:
@@ -330,7 +299,7 @@ class Ahead:
             self._found[positions.tobytes()] = future
             # These were not requested: their iterator was abandoned.
             while len(self._found) > 2 * self._depth:
-                self._found.popitem(last=False)[1].cancel()
+                self._found.pop(next(iter(self._found))).cancel()
 
     def read(self, positions: np.ndarray) -> Chunk:
         """Returns the chunk at positions, int64 [k], as `Reader.read`."""

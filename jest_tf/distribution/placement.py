@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from keras import ops
 
-from jest_tf import embeddings
+from jest_tf import config, embeddings
 from jest_tf.embeddings import Tensor
 
 
@@ -62,7 +62,7 @@ def deal(
     # Distinct keys, so that the sort need not be stable.
     numbers = ops.arange(batch_size, dtype="int32")
     order = ops.argsort(owners * batch_size + numbers)
-    if quota == "per_replica":
+    if not config.QUOTAS[quota].exchanges:
         places = ops.reshape(order, [num_replicas, num_dealt])[replica]
         return Deal(
             places, embeddings.take(indices, places) - replica * held_rows, None
@@ -148,7 +148,7 @@ def deal_parts(
             f"equal parts. Received: {num_parts} views, b={indices.shape[0]}, "
             f"R={num_replicas}"
         )
-    if replicas is None or quota == "per_replica":
+    if replicas is None or not config.QUOTAS[quota].exchanges:
         own = deal(indices, super_batch_size, quota=quota, replicas=replicas)
         chosen = ops.split(order, num_parts)
         return [

@@ -1,5 +1,6 @@
 """The `tf.distribute.Strategy` of a run, and its dataset."""
 
+import contextlib
 import functools
 import os
 import socket
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import embeddings
+from jest_tf.config import imports
 from jest_tf.distribution import placement
 
 
@@ -26,20 +28,86 @@ def build_strategy(
             TensorFlow is already running, or Keras runs on another backend.
     """
     embeddings.check_backend("A run")
-    name, parts = settings.strategy, settings.virtual_devices
-    if parts and name in ("multi_worker_mirrored", "tpu"):
+    table, parts = config_lib.STRATEGIES, settings.virtual_devices
+    if parts and not table[settings.strategy].is_local:
+        names = [repr(name) for name, kind in table.items() if kind.is_local]
         raise ValueError(
             "`distribution.virtual_devices` splits the CPU for the strategies "
-            f"'default' and 'mirrored'. Received: {parts} with {name!r}"
+            f"{' and '.join(names)}. Received: {parts} with "
+            f"{settings.strategy!r}"
         )
     if parts:
         _split_cpu(parts)
-    if name == "default":
-        return tf.distribute.get_strategy()
-    if name == "multi_worker_mirrored":
-        _check_tf_config()
-        bypass_proxy()
-    return _strategy(name, settings.tpu, parts)
+    # Fields that no strategy reads must not make a second one.
+    return _built(
+        config_lib.DistributionConfig(settings.strategy, settings.tpu, parts)
+    )
+
+
+@functools.cache
+def _built(settings):
+    build = config_lib.STRATEGIES[settings.strategy].build
+    return imports.load_function("distribution.strategy", build)(settings)
+
+
+def default(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
+    """Returns the strategy of the device that TensorFlow picks."""
+    del settings
+    return tf.distribute.get_strategy()
+
+
+def mirrored(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
+    """Returns a strategy over the virtual devices, the GPUs or the CPU."""
+    if settings.virtual_devices:
+        return tf.distribute.MirroredStrategy(
+            [f"CPU:{index}" for index in range(settings.virtual_devices)]
+        )
+    with _explained(settings):
+        return _of_model_garden(settings)
+
+
+def multi_worker_mirrored(
+    settings: config_lib.DistributionConfig,
+) -> tf.distribute.Strategy:
+    """Returns a strategy over the GPUs of the machines in TF_CONFIG."""
+    _check_tf_config()
+    bypass_proxy()
+    with _explained(settings):
+        return _of_model_garden(settings)
+
+
+def tpu(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
+    """Returns a strategy over the cores of a TPU."""
+    way_out = "; docs/tpu.md has what a TPU needs"
+    with _explained(settings, f" at {settings.tpu!r}", way_out):
+        if settings.tpu in ("", "local"):
+            return _of_model_garden(settings)
+        resolver = connect(settings.tpu)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+
+
+@contextlib.contextmanager
+def _explained(settings, place="", way_out=""):
+    """Raises ValueError for the errors of devices that are not there."""
+    try:
+        yield
+    except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"`distribution.strategy={settings.strategy!r}` can't be built"
+            f"{place}: {str(error).strip().splitlines()[0]}{way_out}"
+        ) from error
+
+
+def _of_model_garden(settings):
+    # Imported late: it takes seconds and imports a second Keras.
+    from official.common import distribute_utils
+
+    return distribute_utils.get_distribution_strategy(
+        settings.strategy,
+        num_gpus=len(tf.config.list_physical_devices("GPU")),
+        tpu_address=settings.tpu,
+    )
 
 
 def connect(tpu: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
@@ -216,34 +284,6 @@ def in_halves(data):
         ),
         data,
     )
-
-
-@functools.cache
-def _strategy(name, tpu, parts):
-    if parts:
-        return tf.distribute.MirroredStrategy(
-            [f"CPU:{index}" for index in range(parts)]
-        )
-    # Imported late: it takes seconds and imports a second Keras.
-    from official.common import distribute_utils
-
-    try:
-        if name == "tpu" and tpu not in ("", "local"):
-            resolver = connect(tpu)
-            tf.tpu.experimental.initialize_tpu_system(resolver)
-            return tf.distribute.TPUStrategy(resolver)
-        return distribute_utils.get_distribution_strategy(
-            name,
-            num_gpus=len(tf.config.list_physical_devices("GPU")),
-            tpu_address=tpu,
-        )
-    except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
-        place = f" at {tpu!r}" if name == "tpu" else ""
-        way_out = "; docs/tpu.md has what a TPU needs" if name == "tpu" else ""
-        raise ValueError(
-            f"`distribution.strategy={name!r}` can't be built{place}: "
-            f"{str(error).strip().splitlines()[0]}{way_out}"
-        ) from error
 
 
 def _split_cpu(parts):

@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +39,6 @@ class StoreEvaluation:
     Args:
         store: the records.
         settings: the tasks, and how records take part in them.
-        prompts: templates for a store without its own.
 
     Attributes:
         tasks: "retrieval" and "zero_shot", or one of them.
@@ -56,7 +55,6 @@ class StoreEvaluation:
         self,
         store: stores_lib.Store,
         settings: config_lib.EvaluationStore | None = None,
-        prompts: Sequence[str] = ("{}",),
     ):
         settings = settings or config_lib.EvaluationStore()
         self.store = store
@@ -72,7 +70,7 @@ class StoreEvaluation:
         elif "retrieval" in self.tasks:
             self._take_first_captions(columns)
         if "zero_shot" in self.tasks:
-            self._templates = prompts
+            self._templates = ("{}",)
             if settings.templates:
                 self._templates = _read_templates(settings.templates)
             if settings.classes:
@@ -175,15 +173,13 @@ class StoreEvaluation:
 def open_stores(
     named: Iterable[tuple[str, config_lib.EvaluationStore]],
     data: config_lib.DataConfig | None = None,
-    prompts: Sequence[str] = ("{}",),
 ) -> dict[str, StoreEvaluation]:
     """Opens stores to evaluate on, by name.
 
     Args:
         named: pairs of a setting, for errors, and the store that it names, as
             `EvaluationConfig.named`.
-        data: format, fields and index folder, as `TrainConfig.data`.
-        prompts: as for `StoreEvaluation`.
+        data: fields and index folder, as `TrainConfig.data`.
 
     Returns:
         The stores by their names or, without a name, the names of their files:
@@ -195,11 +191,9 @@ def open_stores(
         try:
             store = stores_lib.open_store(
                 settings.data,
-                format=data.format,
                 image_field=data.image_field,
                 caption_fields=data.caption_fields,
                 index_dir=data.index_dir,
-                max_image_pixels=data.max_image_pixels,
                 setting=setting,
             )
         except stores_lib.NoFiles:
@@ -207,8 +201,8 @@ def open_stores(
         except ValueError as error:
             raise ValueError(
                 f"Evaluation data {', '.join(settings.data)} cannot be opened, "
-                f"as format {data.format!r}, image_field {data.image_field!r} "
-                f"and caption_fields {data.caption_fields} of `data`: {error}"
+                f"with image_field {data.image_field!r} and caption_fields "
+                f"{data.caption_fields} of `data`: {error}"
             ) from error
         file = os.path.basename(store.shards.paths[0])
         name = settings.name or re.sub(
@@ -220,7 +214,7 @@ def open_stores(
                 f"{name!r} twice, the second in `{setting}`"
             )
         try:
-            opened[name] = StoreEvaluation(store, settings, prompts)
+            opened[name] = StoreEvaluation(store, settings)
         except ValueError as error:
             raise ValueError(f"Evaluation data {name}: {error}") from error
     return opened

@@ -13,74 +13,23 @@ import contextlib
 import fcntl
 import glob
 import os
-import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from jest_tf.files import disks
-
-PARTIAL = ".partial"
-VIEWS = ".view"  # a folder, see `keep_views`
-
-
-def is_remote(path: str | os.PathLike) -> bool:
-    """Returns whether a path has a scheme, such as `gs://`."""
-    return "://" in os.fspath(path)
-
-
-def local_path(path: str | os.PathLike) -> str:
-    """Removes a scheme of local files, `file://` or `local://`, from a path."""
-    return re.sub("^(file://[^/]*|local://)", "", os.fspath(path))
-
-
-def absolute(path: str) -> str:
-    """Returns the path without relative parts; a remote path as it is."""
-    return path if is_remote(path) else os.path.abspath(path)
-
-
-def inside(folder: str, name: str) -> str:
-    """Joins a folder and a name that comes from a file or a listing.
-
-    Raises:
-        ValueError: the name is not plain, or the path is a link that leads out
-            of the folder, or neither a file nor a folder.
-    """
-    if not name or name in (".", "..") or {"/", "\0"} & {*name}:
-        raise ValueError(
-            f"Files in {folder} must have plain names, not paths. Received: "
-            f"{name!r}; delete the file, or take the folder from a source that "
-            "you trust"
-        )
-    path = os.path.join(folder, name)
-    if not is_remote(local_path(path)):
-        check_links([local_path(path)], local_path(folder))
-    return path
-
-
-def check_links(paths: Iterable[str], folder: str) -> None:
-    """Raises ValueError if a path is a link that leads out of a folder.
-
-    Also raises it for a device, pipe or socket: opening one may wait for ever.
-    """
-    root = os.path.realpath(folder)
-    for path in paths:
-        if os.path.exists(path) and not (
-            os.path.isfile(path) or os.path.isdir(path)
-        ):
-            raise ValueError(
-                f"{folder} may contain only files and folders. Received: "
-                f"{path}, a device, pipe or socket; delete it"
-            )
-        if not os.path.islink(path):
-            continue
-        real = os.path.realpath(path)
-        if os.path.commonpath([real, root]) != root:
-            raise ValueError(
-                f"Links within {folder} must not lead out of it: replace them "
-                f"with copies of their targets. Received: {path}, to {real}"
-            )
+from jest_tf.files.paths import (
+    PARTIAL,
+    check_links,
+    checked,
+    is_remote,
+    local_tree,
+)
+from jest_tf.files.paths import VIEWS as VIEWS
+from jest_tf.files.paths import absolute as absolute
+from jest_tf.files.paths import inside as inside
+from jest_tf.files.paths import local_path as local_path
 
 
 def open_file(path: str, mode: str = "rb"):
@@ -155,11 +104,7 @@ def tree(path: str) -> list[str]:
     """Returns the files under a folder, relative to it and sorted."""
     if is_remote(path):
         return checked(path, _leases().listed(path, _remote().tree(path)))
-    return sorted(
-        os.path.relpath(os.path.join(root, name), path)
-        for root, _, names in os.walk(path)
-        for name in names
-    )
+    return local_tree(path)
 
 
 def find(pattern: str) -> list[str]:
@@ -391,19 +336,6 @@ def keep_views(lock: str) -> None:
     """
     if is_remote(lock):
         _leases().keep_views(lock)
-
-
-def checked(folder: str, names: Iterable[str]) -> list[str]:
-    """Sorts and checks names in a remote folder, where any name is possible.
-
-    Raises:
-        ValueError: a name is not that of a file within the folder.
-    """
-    for name in names:
-        place = folder
-        for part in name.split("/"):
-            place = inside(place, part)
-    return sorted(names)
 
 
 def _at_its_place(path, call):

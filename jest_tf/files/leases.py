@@ -39,7 +39,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
 
-from jest_tf import files
+from jest_tf.files import paths as paths_lib
 from jest_tf.files import remote, retries
 
 # Seconds between a holder's beats, and without a beat until it counts as dead.
@@ -116,7 +116,7 @@ class Lease:
             folder, _, number = name.rpartition("/")
             if match := _OBJECT.fullmatch(name):
                 number = match[1]
-            elif folder not in (files.VIEWS, os.path.basename(self.path)):
+            elif folder not in (paths_lib.VIEWS, os.path.basename(self.path)):
                 continue
             if name not in kept and number[:6] < self._name[:6]:
                 old.append(f"{root}/{name}")
@@ -169,7 +169,7 @@ class Lease:
             local = self._staged.get(path, "")
             names = [""]
             if os.path.isdir(local):
-                names = [f"/{name}" for name in files.tree(local)]
+                names = [f"/{name}" for name in paths_lib.local_tree(local)]
             for name in names:
                 if not os.path.exists(local + name):
                     continue
@@ -222,7 +222,7 @@ class Lease:
         self._count += 1
         # The token stays unique if a folder is deleted and numbers restart.
         number, _, token = self._name.partition("-")
-        published = f"{files.VIEWS}/{number}-{self._count:08d}-{token}"
+        published = f"{paths_lib.VIEWS}/{number}-{self._count:08d}-{token}"
         _write(self._path_of(published), json.dumps(view).encode())
         # From here on, a process that takes the lease starts from this view.
         self.check()
@@ -258,11 +258,7 @@ def find(path: str) -> Lease | None:
 
 
 def of(path: str) -> Lease:
-    """Returns this process's lease on a folder above a path.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Returns this process's lease on a folder above a path."""
     lease = find(path)
     if lease is None:
         raise ValueError(
@@ -295,7 +291,7 @@ def listed(folder: str, names: Sequence[str]) -> set[str]:
     if root is None:
         return {*names}
     inside = f"{folder}/"[len(root) + 1 :]
-    own = {files.VIEWS, os.path.basename(_locks[root])}
+    own = {paths_lib.VIEWS, os.path.basename(_locks[root])}
     found = {
         name
         for name in names
@@ -339,7 +335,7 @@ def held(path: str) -> Iterator[None]:
 
 def _claim(path):
     """Claims a number that no other process has; returns the claim's path."""
-    views = f"{os.path.dirname(path)}/{files.VIEWS}"
+    views = f"{os.path.dirname(path)}/{paths_lib.VIEWS}"
     while True:
         _wait_until_free(path)
         # Views keep their numbers used even if a lock was deleted by hand.
@@ -403,7 +399,7 @@ def _view(root):
 def _last_view(root):
     """The view that counts in a folder: objects by file."""
     while True:
-        names = remote.names(f"{root}/{files.VIEWS}")
+        names = remote.names(f"{root}/{paths_lib.VIEWS}")
         if not names:
             return {}
         # A view may vanish meanwhile: its successor's publication deletes it.
@@ -413,10 +409,10 @@ def _last_view(root):
 
 @functools.lru_cache(maxsize=16)
 def _read_view(root, name):
-    path = f"{root}/{files.VIEWS}/{name}"
+    path = f"{root}/{paths_lib.VIEWS}/{name}"
     try:
         view = json.loads(remote.read(path))
-        files.checked(root, [*view, *view.values()])
+        paths_lib.checked(root, [*view, *view.values()])
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(
             f"The view {path} must be a JSON object of names within its "

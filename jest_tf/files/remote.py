@@ -3,20 +3,17 @@
 `retries.persist` retries each function, and raises Python's errors.
 """
 
-import collections
-import concurrent.futures
 import contextlib
 import difflib
 import errno
 import functools
 import os
 import secrets
-import threading
 
 import numpy as np
 import tensorflow as tf
 
-from jest_tf.files import retries
+from jest_tf.files import cache, retries
 
 # TensorFlow's file systems on which a file appears once it is whole and closed.
 _WHOLE = ("gs://",)
@@ -156,9 +153,7 @@ class Pages:
     """
 
     def __init__(self, page: int = _PAGE, kept: int = _KEPT):
-        self._page, self._most = page, kept // page
-        self._found: collections.OrderedDict = collections.OrderedDict()
-        self._lock = threading.Lock()
+        self._page, self._pages = page, cache.Cache(kept // page)
 
     def read(self, file: "PagedFile", ranges: np.ndarray) -> bytes:
         """Reads byte ranges of a file; see `PagedFile.read`."""
@@ -169,46 +164,30 @@ class Pages:
             np.cumsum(counts) - counts, counts
         )
         numbers = np.unique(np.repeat(first, counts) + line).tolist()
-        found, missing = {}, []
-        with self._lock:
-            for number in numbers:
-                key = file, number
-                if key not in self._found:
-                    self._found[key] = concurrent.futures.Future()
-                    missing.append(number)
-                self._found.move_to_end(key)
-                found[number] = self._found[key]
-            while len(self._found) > max(self._most, len(numbers)):
-                self._found.popitem(last=False)
-        if missing:
-            self._fetch(file, missing, found)
+        found = self._pages.get(
+            [(file, number) for number in numbers], self._fetch
+        )
         parts = []
         for (start, end), low, other in zip(
             ranges.tolist(), first.tolist(), last.tolist(), strict=True
         ):
-            joint = b"".join(found[n].result() for n in range(low, other + 1))
+            joint = b"".join(found[file, n] for n in range(low, other + 1))
             begin = low * self._page
             parts.append(joint[start - begin : end - begin])
         return b"".join(parts)
 
-    def _fetch(self, file, missing, found):
-        """Reads the missing pages of a file into their futures."""
-        spans = np.array(missing)[:, None] * self._page + [0, self._page]
-        spans = np.minimum(spans, file.size)
-        try:
-            content = read_ranges(file.path, spans, gap=0)
-            file.check_unchanged()
-        except BaseException as error:
-            with self._lock:
-                for number in missing:
-                    self._found.pop((file, number), None)
-            for number in missing:
-                found[number].set_exception(error)
-            raise
-        place = 0
-        for number, (start, end) in zip(missing, spans.tolist(), strict=True):
-            found[number].set_result(content[place : place + end - start])
-            place += end - start
+    def _fetch(self, pages):
+        """Reads pages of a file, given as (file, number)."""
+        (file, _), *_ = pages
+        spans = np.array([number for _, number in pages])[:, None] * self._page
+        spans = np.minimum(spans + [0, self._page], file.size)
+        content = read_ranges(file.path, spans, gap=0)
+        file.check_unchanged()
+        sizes = spans[:, 1] - spans[:, 0]
+        return [
+            content[end - size : end]
+            for size, end in zip(sizes, np.cumsum(sizes), strict=True)
+        ]
 
 
 # Shared by all files, such as sidecars of a learner and a reference.

@@ -35,7 +35,6 @@ class Embedder:
             are no texts to embed.
         picture: the form of its pictures; None resizes them as in training.
         batch_size: pictures or texts per forward pass.
-        max_image_pixels: larger pictures are refused.
         config: settings of the run that trained the learner, if any.
         source: what `load` found, by which a `Funnel` knows its sidecars.
 
@@ -61,7 +60,6 @@ class Embedder:
         *,
         picture: pictures.Form | None = None,
         batch_size: int = 256,
-        max_image_pixels: int = config_lib.DataConfig.max_image_pixels,
         config: config_lib.TrainConfig | None = None,
         source: reference.Run | reference.Pretrained | None = None,
     ):
@@ -69,7 +67,6 @@ class Embedder:
         self.learner = learner
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self.max_image_pixels = max_image_pixels
         self.config = config
         self.source = source
         self.picture = picture or _squashed(learner)
@@ -141,9 +138,7 @@ class Embedder:
         """Reads and resizes a batch of pictures, [m, *picture.shape]."""
         some = [_read(x) for x in images[start : start + self.batch_size]]
         encoded = [picture for picture in some if isinstance(picture, bytes)]
-        faults, decoded = map(
-            iter, batches.decode(encoded, self.max_image_pixels, self.picture)
-        )
+        faults, decoded = map(iter, batches.decode(encoded, self.picture))
         rows = []
         for number, picture in enumerate(some, start):
             fault = picture if isinstance(picture, stores.Fault) else None
@@ -193,13 +188,11 @@ def load(
     """
     model = loading.load(os.fspath(name), step, trust=trust)
     config = model.config if isinstance(model, reference.Run) else None
-    data = config.data if config else config_lib.DataConfig
     return Embedder(
         model.learner,
         model.tokenizer,
         picture=model.picture,
         batch_size=batch_size,
-        max_image_pixels=data.max_image_pixels,
         config=config,
         source=model,
     )

@@ -169,7 +169,8 @@ def _loss(form, learner, ids, equal_ids, block_size, replicas):
 
 def _checked_ids(num_rows, ids, equal_ids):
     checks.check("equal_ids", equal_ids, checks.one_of(*config.EQUAL_CAPTIONS))
-    if equal_ids != "negative" and ids is None:
+    needs_ids = config.EQUAL_CAPTIONS[equal_ids].needs_ids
+    if needs_ids and ids is None:
         raise ValueError(
             f"`equal_ids={equal_ids!r}` needs `ids`, an integer for each row. "
             "Received: ids=None"
@@ -184,7 +185,7 @@ def _checked_ids(num_rows, ids, equal_ids):
             f"`ids` must be integers of shape [{num_rows}] or [{num_rows}, "
             f"parts]. Received: {dtype} of shape {shape}"
         )
-    return None if equal_ids == "negative" else ids
+    return ids if needs_ids else None
 
 
 def _fit(left, right):
@@ -207,17 +208,12 @@ def _pair_masks(num_rows, ids, equal_ids, first_row=0):
     def masks(start, size):
         start = first_row + start
         rows = start + ops.arange(size, dtype="int32")
-        same = rows[:, None] == ops.arange(num_rows, dtype="int32")
-        everything = ops.ones_like(same)
-        if equal_ids == "negative":
-            return same, everything
-        equal = everything
+        own = rows[:, None] == ops.arange(num_rows, dtype="int32")
+        equal = everything = ops.ones_like(own)
         for part in parts:
             of_rows = embeddings.rows_from(part, start, size)
             equal &= of_rows[:, None] == part
-        if equal_ids == "positive":
-            return equal, everything
-        return same, same | ~equal
+        return config.EQUAL_CAPTIONS[equal_ids].masks(own, equal, everything)
 
     return masks
 

@@ -21,7 +21,6 @@ def build_two_tower(
     image_size: int,
     vocabulary_size: int,
     text_length: int,
-    patch_size: int | None = None,
     patch_sizes: Sequence[int] = (),
     dtype: str = "float32",
     temperature: float = 10.0,
@@ -31,19 +30,15 @@ def build_two_tower(
     """Builds a learner of a named size, with all its weights.
 
     Args:
-        preset: a key of `config.PRESETS`: "tiny", "s16", "b16" or "l16".
+        preset: a key of `config.PRESETS`: such as "b16".
         image_size: height and width of the images in pixels.
         vocabulary_size: number of token ids.
         text_length: number of tokens in a text.
-        patch_size: side of a patch in pixels; None takes the preset's.
         patch_sizes: further patch sizes of views, see `towers.ImageTower`.
         dtype: dtype policy of the towers, such as "mixed_bfloat16".
         temperature: initial scale of the logits.
         bias: initial bias of the logits.
         seed: integer seed of the initial weights, or None.
-
-    Raises:
-        ValueError: if the preset is unknown or sizes do not fit.
 
     Example:
         >>> model = build_two_tower(
@@ -59,7 +54,6 @@ def build_two_tower(
             image_size=image_size,
             vocabulary_size=vocabulary_size,
             text_length=text_length,
-            patch_size=patch_size,
             patch_sizes=patch_sizes,
             dtype=dtype,
             seed=seed,
@@ -77,7 +71,6 @@ def _towers(
     image_size,
     vocabulary_size,
     text_length,
-    patch_size,
     patch_sizes,
     dtype,
     seed,
@@ -96,7 +89,7 @@ def _towers(
     return {
         "image_tower": towers.ImageTower(
             image_size=image_size,
-            patch_size=sizes.patch_size if patch_size is None else patch_size,
+            patch_size=sizes.patch_size,
             patch_sizes=patch_sizes,
             seed=layers.child_seed(seed, "image_tower"),
             name="image_tower",
@@ -119,7 +112,6 @@ def _sizes(config, vocabulary_size):
         "image_size": config.data.image_size,
         "vocabulary_size": vocabulary_size,
         "text_length": config.data.text_length,
-        "patch_size": config.model.patch_size,
         "patch_sizes": config.patch_sizes,
         "dtype": config.model.dtype_policy,
         "seed": config.seed,
@@ -134,11 +126,6 @@ def build_learner(
     Args:
         config: the settings of the run.
         vocabulary_size: number of token ids of the run's tokenizer.
-
-    Raises:
-        ValueError: if `model.towers` cannot be imported or does not build two
-            towers, if `model.frozen` matches nothing, or if `model.init_from`
-            is set, which needs `start_from`.
     """
     if config.model.init_from:
         raise ValueError(
@@ -183,10 +170,6 @@ def start_from(
     `model.init_tower` only that tower comes from `initial`. The other tower is
     a new one of the preset, and temperature and bias are those of
     `config.model`. A new text tower has `vocabulary_size` token ids.
-
-    Raises:
-        ValueError: if the patch size does not divide the image size, patches
-            do not form a square, or `model.frozen` matches nothing.
     """
     before, size = initial.input_shapes["image"][1], config.data.image_size
     if config.model.init_tower == "text_tower":

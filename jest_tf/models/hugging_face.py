@@ -20,12 +20,7 @@ PREFIX = "hf:"
 
 
 def check(name: str, setting: str = "model") -> None:
-    """Checks that a name can be loaded, without loading it.
-
-    Raises:
-        ValueError: PyTorch or transformers is not installed, or a path is not
-            a local folder of a model.
-    """
+    """Checks that a name can be loaded, without loading it."""
     path = name.removeprefix(PREFIX)
     if files.is_remote(path):
         raise ValueError(
@@ -44,11 +39,7 @@ def check(name: str, setting: str = "model") -> None:
 
 
 def load(name: str) -> reference.Pretrained:
-    """Loads a model such as `hf:google/siglip2-base-patch16-224`.
-
-    Raises:
-        ValueError: the model cannot be loaded, or does not have two towers.
-    """
+    """Loads a model such as `hf:google/siglip2-base-patch16-224`."""
     torch, transformers = _import(name)
     path = name.removeprefix(PREFIX)
     try:

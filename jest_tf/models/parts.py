@@ -30,9 +30,6 @@ def freeze(learner: keras.Model, patterns: Sequence[str]) -> None:
     Args:
         learner: a built model with an image and a text tower.
         patterns: patterns of names, see the module.
-
-    Raises:
-        ValueError: a pattern matches nothing, or nothing is left to train.
     """
     if not patterns:
         return
@@ -43,7 +40,7 @@ def freeze(learner: keras.Model, patterns: Sequence[str]) -> None:
         if layer.trainable_variables
     ]
     for pattern in patterns:
-        for number in _matches("model.frozen", pattern, names):
+        for number in _matches(pattern, names):
             learner.variables[number].trainable = False
     for layer in before:
         if not layer.trainable_variables:
@@ -60,30 +57,18 @@ def rate_factors(
 ) -> list[float | list[float]] | None:
     """Returns the learning-rate factors of the trained variables.
 
-    A variable's factor is the product of the factors of all patterns that
-    match it and of its `layer_decay` factor. With n blocks in a tower, the
-    `layer_decay` factor is decay^(n + 1) before the first block, decay^(n - i)
-    in block i = 0, 1, ..., and 1 elsewhere.
+    With n blocks in a tower, `optimizer.layer_decay` gives variables before the
+    first block the factor decay^(n + 1), those of block i = 0, 1, ... the
+    factor decay^(n - i), and all others 1.
 
     Returns:
         A number for each trainable variable, in the learner's order; for
         variables stacked over blocks, a list with a number for each block. None
-        if `settings` set no factors.
-
-    Raises:
-        ValueError: a pattern matches nothing, or `layer_decay` finds no blocks.
+        without `optimizer.layer_decay`.
     """
-    decay = settings.layer_decay
-    if decay is None and not settings.rate_factors:
+    if settings.layer_decay is None:
         return None
-    names = _names(learner)
-    factors = [[1.0] for _ in names]
-    if decay is not None:
-        factors = _by_depth(learner, names, decay)
-    for rule in settings.rate_factors:
-        where = "optimizer.rate_factors"
-        for number in _matches(where, rule.pattern, names):
-            factors[number] = [rule.factor * rate for rate in factors[number]]
+    factors = _by_depth(learner, _names(learner), settings.layer_decay)
     trained = {id(variable) for variable in learner.trainable_variables}
     return [
         factor if len(factor) > 1 else factor[0]
@@ -109,7 +94,7 @@ def _names(learner) -> list[str]:
     return names
 
 
-def _matches(setting, pattern, names):
+def _matches(pattern, names):
     found = [
         number
         for number, name in enumerate(names)
@@ -119,7 +104,7 @@ def _matches(setting, pattern, names):
     if not found:
         known = dict.fromkeys(re.sub(r"\d+", "*", name) for name in names)
         raise ValueError(
-            f"`{setting}` must match names of the learner's variables: "
+            "`model.frozen` must match names of the learner's variables: "
             f"{', '.join(known)}. Received: {pattern!r}"
         )
     return found
@@ -155,8 +140,7 @@ def _by_depth(learner, names, decay):
             raise ValueError(
                 "`optimizer.layer_decay` needs towers of numbered transformer "
                 "blocks, such as `encoder_block_0`, or the package's own. "
-                f"Received: a {role} of {', '.join(known)}; set "
-                "`optimizer.rate_factors` by name"
+                f"Received: a {role} of {', '.join(known)}; leave it unset"
             )
         depth = 1 + max(max(numbers) for numbers in blocks.values())
         first = min(blocks)

@@ -27,9 +27,6 @@ def check_view(model: keras.layers.Layer, view: config.View) -> None:
 
     The model's `call` must have an argument `view`. If the model has a method
     `check_view(view)`, it is called.
-
-    Raises:
-        ValueError: if the model cannot be called with `view`.
     """
     if "view" not in inspect.signature(model.call).parameters:
         raise ValueError(

@@ -37,12 +37,7 @@ def is_name(name: str) -> bool:
 
 
 def check(name: str, setting: str = "model") -> None:
-    """Checks a name without loading weights.
-
-    Raises:
-        ValueError: a package that the model needs is not installed, or there is
-            no such model; the message lists known names.
-    """
+    """Checks a name without loading weights."""
     if name.endswith(KERAS):
         if not files.is_file(name):
             raise ValueError(f"`{setting}`: no file at {name!r}")
@@ -103,10 +98,6 @@ def in_folder(path: str) -> str:
 
 def load(name: str) -> reference.Pretrained:
     """Loads a pretrained model; later calls in the process return it again.
-
-    Raises:
-        ValueError: as `check`; or the preset cannot be loaded, has no two
-            towers, or its tokenizer does not belong to them.
 
     Example:
         ```python

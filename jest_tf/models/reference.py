@@ -49,8 +49,7 @@ class Run(NamedTuple):
         model = self.config.model
         if model.init_from:
             return self.learner.pixels, model.dtype_policy
-        towers = (model.towers or model.preset, model.patch_size)
-        return towers, model.dtype_policy
+        return model.towers or model.preset, model.dtype_policy
 
 
 class Pretrained(NamedTuple):
@@ -103,9 +102,6 @@ def frozen(model: Callable) -> Callable[[dict], Embeddings]:
     preprocesses differently from the learner, they replace `image` and `text`.
 
     The returned function has the model's variables as `variables`.
-
-    Raises:
-        TypeError: if `model` can't be called.
     """
     if not callable(model):
         raise TypeError(
@@ -172,9 +168,6 @@ def describe(run: Run | Pretrained) -> file_format.Description:
 
     Models with the same weights, tower settings, tokenizer and preprocessing
     have equal descriptions, except for their names.
-
-    Raises:
-        ValueError: the tokenizer is unknown.
     """
     if run.tokenizer is None:
         raise ValueError(

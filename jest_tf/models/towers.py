@@ -183,12 +183,7 @@ class ImageTower(_Tower):
         return embeddings if self.head is None else self.head(embeddings)
 
     def check_view(self, view: config.View) -> None:
-        """Checks that the tower can be called with `view`.
-
-        Raises:
-            ValueError: if the tower was not built for the view's patch size,
-                or this size does not divide the view's image size.
-        """
+        """Checks that the tower can be called with `view`."""
         size = self.patch_size if view.patch_size is None else view.patch_size
         sizes = (self.patch_size, *self.patch_sizes)
         if size not in sizes:

@@ -165,10 +165,6 @@ class TwoTower(keras.Model):
 
         Arguments are as in a call of the model. Returns unit-norm embeddings,
         float32 [B, D].
-
-        Raises:
-            ValueError: if the dtype of the images or the view is unsupported,
-                or the number of views does not divide B.
         """
         images = ops.convert_to_tensor(images)
         dtype = keras.backend.standardize_dtype(images.dtype)
@@ -219,12 +215,7 @@ class TwoTower(keras.Model):
     def check_view(
         self, view: config_lib.View | Sequence[config_lib.View] | None
     ) -> None:
-        """Checks that the image tower can be called with `view`.
-
-        Raises:
-            ValueError: if it cannot, see `patches.check_view`.
-            TypeError: if `view` is not a view, a tuple of views or None.
-        """
+        """Checks that the image tower can be called with `view`."""
         for seen in _views(view):
             if seen != config_lib.View():
                 patches.check_view(self.image_tower, seen)
@@ -242,9 +233,6 @@ class TwoTower(keras.Model):
         Inputs are uint8 images in [0, 255] and int32 token ids, unless
         `input_signature` says otherwise. `jest-tf export` writes a SavedModel
         that takes encoded pictures and strings.
-
-        Raises:
-            ValueError: if the model has not been built.
         """
         if input_signature is None:
             input_signature = [self._input_specs()]
@@ -265,11 +253,7 @@ class TwoTower(keras.Model):
 
     @property
     def input_shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """Shapes of `image` and `text` that the model was built for.
-
-        Raises:
-            ValueError: if the model has not been built.
-        """
+        """Shapes of `image` and `text` that the model was built for."""
         if not self.built:
             raise ValueError(
                 "The model must be built first: call it on a batch, or `build` "
@@ -338,11 +322,7 @@ def pixel_fault(pixels: np.ndarray, learner: TwoTower | None = None) -> str:
 
 @contextlib.contextmanager
 def plain_id_errors() -> Iterator[None]:
-    """Explains TensorFlow's error about a token id that the table lacks.
-
-    Raises:
-        ValueError: an id in the block is not in the text tower's vocabulary.
-    """
+    """Explains TensorFlow's error about a token id that the table lacks."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:

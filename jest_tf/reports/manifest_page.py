@@ -6,13 +6,12 @@ import numpy as np
 
 from jest_tf import files
 from jest_tf.data import stores
-from jest_tf.data.stores import manifest
 from jest_tf.reports import charts, rendering
 
 _SHOWN = 24
 
 
-def write(path: str, store: stores.Store, curated: manifest.Manifest) -> None:
+def write(path: str, store: stores.Store, curated: stores.Manifest) -> None:
     """Writes the page of the manifest of a store; `path` may be remote."""
     is_kept = curated.weights > 0
     order = np.argsort(-curated.scores, kind="stable")  # NaN last

@@ -25,15 +25,13 @@ def render(template: str, **values: object) -> bytes:
     return environment.get_template(template).render(values).encode()
 
 
-def thumbnail(
-    record: stores.Record | stores.Fault, max_pixels: int
-) -> dict[str, object]:
+def thumbnail(record: stores.Record | stores.Fault) -> dict[str, object]:
     """Returns `image`, uint8 [64, 64, 3], grey if unreadable, and `caption`."""
     image, caption = record, ""
     if not isinstance(record, stores.Fault):
         texts = [record.captions[i] for i in reader.candidates(record.captions)]
         caption = b"".join(texts[:1]).decode("utf-8", "replace")
-        image = pictures.decode(record.image, max_pixels)
+        image = pictures.decode(record.image)
     if isinstance(image, stores.Fault):
         grey = np.full([_PICTURE_SIZE, _PICTURE_SIZE, 3], 128, np.uint8)
         return {"image": grey, "caption": image.reason}
@@ -56,7 +54,7 @@ def cards(
             "id": key,
             "score": number,
             "kept": kept,
-            **thumbnail(record, store.max_image_pixels),
+            **thumbnail(record),
         }
         for (_, number, kept), record, key in zip(
             shown, store.read(rows), store.ids(rows).tolist(), strict=True

@@ -15,7 +15,7 @@ from jest_tf import files
 from jest_tf.data import pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.reports import charts, rendering
-from jest_tf.runs import directory, draw_log, inputs, interruptions
+from jest_tf.runs import directory, draw_log, inputs
 from jest_tf.runs import evaluations as evaluations_lib
 
 _OFFERED = 8  # rows into the first stage that the page shows
@@ -71,10 +71,9 @@ def add_pictures(workdir: str, lines: Sequence[dict]) -> None:
     """
     config = directory.load_config(workdir)
     first = _sources(config)
-    skipped = interruptions.Skipped(workdir, writes=False)
     for line in lines:
         number = line["super_batch"]
-        here = inputs.funnel_at(config, first, workdir, skipped.step(number))
+        here = inputs.funnel_at(config, first, workdir, number)
         rows = [*line.get("offered", ())]
         for stage in line["stages"]:
             rows += stage["highest"] + stage["lowest"]

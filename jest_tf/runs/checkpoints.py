@@ -12,11 +12,10 @@ import collections
 import contextlib
 import functools
 import hashlib
-import math
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import keras
@@ -50,8 +49,8 @@ class Restored(NamedTuple):
 class Checkpoints(steps.StepCallback):
     """Saves the state when it is due, and deletes old checkpoints.
 
-    A checkpoint is due at intervals of steps or minutes, before the reference
-    is renewed, after the last step, and after the best evaluation so far.
+    A checkpoint is due at intervals of steps, before the reference is renewed,
+    and after the last step.
 
     Args:
         workdir: the run directory.
@@ -59,8 +58,6 @@ class Checkpoints(steps.StepCallback):
         start_step: steps done before this `fit`.
         parts: functions that return the state of callbacks, by name.
         guard: a context manager that defers signals while saving.
-        agree: given whether this worker would save, returns whether any worker
-            would; called where the step alone does not decide.
     """
 
     def __init__(
@@ -71,7 +68,6 @@ class Checkpoints(steps.StepCallback):
         start_step: int = 0,
         parts: Mapping[str, Callable[[], State]] | None = None,
         guard: Callable = contextlib.nullcontext,
-        agree: Callable[[bool], bool] = bool,
     ):
         super().__init__(start_step)
         self.seconds = 0.0
@@ -81,34 +77,16 @@ class Checkpoints(steps.StepCallback):
         self._stops = {config.steps, *config.bootstrap.renew_at}
         self._parts = dict(parts or {})
         self._guard = guard
-        self._agree = agree
-        self._saved_at = time.monotonic()
 
     def on_train_begin(self, logs=None):
-        """Starts the clock, and checks that there is room for a checkpoint."""
-        self._saved_at = time.monotonic()
+        """Checks that there is room for a checkpoint."""
         self._check_room()
 
     def on_train_batch_end(self, batch, logs=None):
         """Saves if a checkpoint is due."""
         super().on_train_batch_end(batch, logs)
-        if (
-            self.passed(self._settings.every_steps)
-            or self.step in self._stops
-            or (self._settings.every_minutes and self._agree(self._is_late()))
-        ):
+        if self.passed(self._settings.every_steps) or self.step in self._stops:
             self.save()
-
-    def on_evaluation(self, step: int, measures: Mapping[str, float]) -> None:
-        """Saves the state after `step` if its `measures` are the best."""
-        wanted = self._settings.keep_best
-        check_keep_best(wanted, measures)
-        if wanted and self.step == self._last_step:
-            self.delete_old()  # the last step is saved already
-        elif wanted:
-            best = best_step(self._workdir, wanted)
-            if self._agree(step == self.step == best):
-                self.save()
 
     def save(self) -> None:
         """Saves the current state unless it is saved already.
@@ -126,29 +104,19 @@ class Checkpoints(steps.StepCallback):
                 parts = {name: part() for name, part in self._parts.items()}
                 directory.sync_logs(self._workdir)  # before the state
                 save(self.model, self._workdir, self.step, parts)
-            self._saved_at = time.monotonic()
             self.delete_old()
             self._check_room()  # here, a full disk costs no step
         self.seconds += time.monotonic() - started
 
     def delete_old(self) -> None:
         """Deletes checkpoints that are not kept."""
-        saved = saved_steps(self._workdir)
-        kept = set(saved[-self._settings.keep :])
-        if self._settings.keep_best:
-            kept.add(best_step(self._workdir, self._settings.keep_best, saved))
-        for step in saved:
-            if step not in kept:
-                files.remove_folder(_folder(self._workdir, step))
+        for step in saved_steps(self._workdir)[: -self._settings.keep]:
+            files.remove_folder(_folder(self._workdir, step))
 
     def _check_room(self):
         if self.step < self._last_step:
             variables = _variables(self.model).values()
             directory.check_room(self._workdir, variables)
-
-    def _is_late(self):
-        seconds = 60.0 * self._settings.every_minutes
-        return time.monotonic() - self._saved_at >= seconds
 
     @functools.cached_property
     def _find_not_finite(self):
@@ -190,10 +158,6 @@ def restore(model: keras.Model, workdir: str) -> Restored:
     """Builds a compiled model, and loads the newest intact checkpoint if any.
 
     Damaged checkpoints are renamed, with a line on standard error.
-
-    Raises:
-        ValueError: all checkpoints are damaged, or were renamed as damaged, or
-            the newest is of another model or an older version.
     """
     _build(model)
     saved = saved_steps(workdir)
@@ -275,40 +239,21 @@ def read(workdir: str, step: int) -> State:
             reader = tf.compat.v1.train.NewCheckpointReader(
                 os.path.join(local, _STATE)
             )
-            _check_sizes(local, reader)
             return {
                 name: np.asarray(reader.get_tensor(name))
                 for name in sorted(reader.get_variable_to_shape_map())
             }
         # TensorFlow's binding raises `IndexError` on a file that is too short.
-        except (tf.errors.OpError, IndexError, RuntimeError) as error:
+        except (tf.errors.OpError, IndexError) as error:
+            # A disk that does not answer raises the same OpError as damage.
             for name in os.listdir(local):
                 with open(os.path.join(local, name), "rb") as file:
                     hashlib.file_digest(file, "blake2b")  # or raises OSError
             raise Damaged(f"{folder} is damaged: {error}") from error
 
 
-def _check_sizes(folder, reader):
-    """Refuses arrays that are larger than the files, before they are read."""
-    kinds = reader.get_variable_to_dtype_map()
-    arrays = sum(
-        math.prod(shape) * kinds[name].size
-        for name, shape in reader.get_variable_to_shape_map().items()
-    )
-    stored = sum(
-        os.path.getsize(os.path.join(folder, name))
-        for name in os.listdir(folder)
-    )
-    if arrays > stored:
-        raise IndexError(f"{arrays:,} bytes of arrays in {stored:,} of files")
-
-
 def saved_steps(workdir: str) -> list[int]:
-    """Returns the steps with checkpoints, ascending.
-
-    Raises:
-        ValueError: there are checkpoints of version 0.1.
-    """
+    """Returns the steps with checkpoints, ascending."""
     folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
     names = files.list_folder(folder)
     old = [name for name in names if name.endswith(".weights.h5")]
@@ -340,32 +285,6 @@ def _steps(workdir, suffix=""):
 def newest_step(workdir: str) -> int:
     """Returns the step of the newest checkpoint, or 0."""
     return max(saved_steps(workdir), default=0)
-
-
-def best_step(
-    workdir: str, measure: str, among: Collection[int] | None = None
-) -> int | None:
-    """Returns the step with the highest measure; the first of equal steps.
-
-    Considers the steps in `among`, or all evaluated steps; None without steps.
-    """
-    values = {}
-    for row in directory.read_rows(workdir, directory.EVALUATION_FILE):
-        if measure in row and (among is None or row["step"] in among):
-            values.setdefault(row["step"], row[measure])
-    with directory.as_written(workdir, directory.EVALUATION_FILE):
-        return max(values, key=lambda step: (values[step], -step), default=None)
-
-
-def check_keep_best(wanted: str, measures: Collection[str]) -> None:
-    """Raises ValueError for a `checkpoint.keep_best` that is not measured."""
-    if wanted and wanted not in measures:
-        raise ValueError(
-            "`checkpoint.keep_best` must be a measure of `evaluation.data` or "
-            "`evaluation.stores`: "
-            f"{', '.join(measures) or 'there is none without these'}. "
-            f"Received: {wanted!r}"
-        )
 
 
 def _folder(workdir, step):

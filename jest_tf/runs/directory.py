@@ -34,7 +34,6 @@ EVALUATION_FILE = "evaluation.jsonl"
 FAULTS_FILE = "faults.jsonl"
 FLOPS_FILE = "flops.json"
 RENEWAL_FILE = "renewal.json"
-SKIPPED_FILE = "skipped.json"
 NOT_FINITE_FILE = "not_finite.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 REFERENCES_FOLDER = "references"
@@ -55,10 +54,6 @@ def path(workdir: str, name: str) -> str:
 
     Also declares that the directory, if it is on a bucket, has views
     (`files.keep_views`).
-
-    Raises:
-        ValueError: the name is not a plain file name, or the directory is a
-            local copy of a run directory on a bucket.
     """
     if not files.is_remote(workdir) and os.path.isdir(
         os.path.join(workdir, files.VIEWS)
@@ -78,11 +73,7 @@ def has(workdir: str, name: str) -> bool:
 
 
 def read(workdir: str, name: str):
-    """Reads a JSON file of a run directory.
-
-    Raises:
-        ValueError: the file is not JSON.
-    """
+    """Reads a JSON file of a run directory."""
     with as_written(workdir, name):
         return json.loads(files.read_whole(path(workdir, name)))
 
@@ -127,11 +118,7 @@ def read_rows(workdir: str, name: str) -> list[dict]:
 
 
 def load_config(workdir: str) -> config_lib.TrainConfig:
-    """Loads the settings of a run, and prints which modules they name.
-
-    Raises:
-        ValueError: there is no run in `workdir`.
-    """
+    """Loads the settings of a run, and prints which modules they name."""
     if not has(workdir, CONFIG_FILE):
         raise ValueError(
             f"`workdir` must be a run directory, with {CONFIG_FILE}. "
@@ -232,12 +219,7 @@ def cut_back(workdir: str, step: int) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: str) -> Iterator[None]:
-    """Creates and locks a run directory, and deletes incomplete files.
-
-    Raises:
-        ValueError: another process holds the lock, or the directory cannot be
-            written to.
-    """
+    """Creates and locks a run directory, and deletes incomplete files."""
     with contextlib.ExitStack() as stack:
         try:
             if files.is_file(workdir):

@@ -78,8 +78,6 @@ class Telemetry:
         workdir: the run directory.
         start_step: steps already done.
         order: the order of the stream; None omits counts by record.
-        super_batch_at: maps the steps done before a step to the number of its
-            super-batch; None takes the same number.
         summaries: what stored stages chose; None if there are none.
         clean: maps ids to whether the records are clean; None if not known.
         state: arrays in the checkpoint that the run continues from.
@@ -92,14 +90,12 @@ class Telemetry:
         *,
         start_step: int = 0,
         order: stream.AnyOrder | None = None,
-        super_batch_at: Callable[[int], int] | None = None,
         summaries: stored_stages.Summaries | None = None,
         clean: Callable[[np.ndarray], np.ndarray] | None = None,
         state: dict[str, np.ndarray] | None = None,
     ):
         self._config = config
         self._workdir = workdir
-        self._super_batch_at = super_batch_at or (lambda step: step)
         self._summaries = summaries or stored_stages.Summaries()
         self._clean = clean
         # Renewals may change the records that are drawn from.
@@ -137,18 +133,16 @@ class Telemetry:
         """
         report, repeats, scalars, stored = model.rows, self._repeats, {}, {}
         for before in range(previous, step):
-            stored = self._summaries.take(self._super_batch_at(before))
+            stored = self._summaries.take(before)
             if repeats is not None:
                 rows = report.drawn(before)
                 if rows is None:  # nothing is drawn
                     rows = np.arange(self._size)
-                repeats.add(self._super_batch_at(before), rows)
+                repeats.add(before, rows)
         if repeats is not None and is_logged:
             scalars["train/repeat_rate"] = repeats.rate()
             if self._draws_alike:
-                ratio = repeats.effective_filter_ratio(
-                    self._super_batch_at(step - 1) + 1
-                )
+                ratio = repeats.effective_filter_ratio(step)
                 scalars["select/effective_filter_ratio"] = ratio
         self._is_due |= is_logged
         if self._is_due:
@@ -176,9 +170,9 @@ class Telemetry:
                 seed=step_lib.stage_seed(
                     settings, number, (self._config.seed, step - 1)
                 ),
-                num_quotas=num_replicas
-                if settings.quota == "per_replica"
-                else 1,
+                num_quotas=config_lib.QUOTAS[settings.quota].parts(
+                    num_replicas
+                ),
             )
             _write_histograms(number, rows, uniform, step, writer)
         return found
@@ -189,7 +183,7 @@ class Telemetry:
             return {}
         line = {
             "step": step,
-            "super_batch": self._super_batch_at(step - 1),
+            "super_batch": step - 1,
             "stages": [
                 {"stage": stage} | details for stage, details in found.items()
             ],

@@ -37,10 +37,7 @@ class Opened(dict[str, evaluation.StoreEvaluation]):
 
 def open_data(config: config_lib.TrainConfig) -> Opened:
     """Opens `evaluation.data` and `evaluation.stores`."""
-    settings = config.evaluation
-    return Opened(
-        evaluation.open_stores(settings.named, config.data, settings.prompts)
-    )
+    return Opened(evaluation.open_stores(config.evaluation.named, config.data))
 
 
 class Evaluations:
@@ -60,7 +57,7 @@ class Evaluations:
     ):
         self.by_name = opened
         self.encoder = evaluation.Encoder(
-            learner, tokenizer, picture, config.evaluation.batch_size, strategy
+            learner, tokenizer, picture, strategy=strategy
         )
 
     def measure(self) -> dict[str, float]:
@@ -114,7 +111,7 @@ class Evaluation(steps.StepCallback):
 
     def on_train_begin(self, logs=None):
         """Makes an evaluation that a killed process did not make."""
-        self.previous = max(0, self.step - self.model.steps_per_execution)
+        self.previous = max(0, self.step - 1)
         if self.step and (self._follows or self.passed(self._every_steps)):
             self.run(self.step)
 

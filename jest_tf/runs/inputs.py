@@ -10,7 +10,6 @@ from jest_tf import config as config_lib
 from jest_tf import files, models, training
 from jest_tf.config import imports
 from jest_tf.data import (
-    pictures,
     pipeline,
     reader,
     stored_stages,
@@ -20,7 +19,7 @@ from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.stores import shards
 from jest_tf.models import reference
-from jest_tf.runs import bootstrap, interruptions, loading, progress
+from jest_tf.runs import bootstrap, loading, progress
 
 # Bytes of sidecars whose checksums a run compares when it starts; this takes
 # less than a second.
@@ -263,67 +262,6 @@ def stored_stages_of(
     )
 
 
-class Stream:
-    """The super-batches of a run up to a renewal, except those skipped."""
-
-    def __init__(
-        self,
-        config: config_lib.TrainConfig,
-        funnel: training.Funnel,
-        tokenizer: Callable,
-        picture: pictures.Form,
-        skipped: interruptions.Skipped,
-    ):
-        self._config = config
-        self._funnel = funnel
-        self._tokenizer = tokenizer
-        self._picture = picture
-        self._skipped = skipped
-
-    def from_step(
-        self,
-        step: int,
-        faults: pipeline.FaultLog,
-        host: int = 0,
-        num_hosts: int = 1,
-    ) -> tf.data.Dataset:
-        """Returns the super-batches of the steps after `step` steps."""
-        first = self._skipped.at(step)
-        starts = [first, *(n + 1 for n in self._skipped.numbers if n > first)]
-        stops = [*(start - 1 for start in starts[1:]), None]
-        whole = None
-        # Backwards, as the fault log takes its start from the last one made.
-        for start, stop in zip(reversed(starts), reversed(stops), strict=True):
-            part = self.super_batches(start, faults, host, num_hosts)
-            if stop is not None:
-                part = part.take(stop - start).concatenate(whole)
-            whole = part
-        return whole
-
-    def super_batches(
-        self,
-        first: int,
-        faults: pipeline.FaultLog,
-        host: int = 0,
-        num_hosts: int = 1,
-    ) -> tf.data.Dataset:
-        """Returns all super-batches from number `first`, leaving none out."""
-        return self._funnel.super_batches(
-            self._tokenizer,
-            self._picture,
-            seed=self._config.seed,
-            start_step=first,
-            host=host,
-            num_hosts=num_hosts,
-            faults=faults,
-        )
-
-    def read(self, number: int) -> dict[str, tf.Tensor]:
-        """Reads a super-batch by number, apart from the stream of `fit`."""
-        uncounted = pipeline.FaultLog(None, 1.0)
-        return next(iter(self.super_batches(number, uncounted).take(1)))
-
-
 def _warn_of_losses(config, learned):
     """Warns if a score uses a loss that the reference was not trained with.
 
@@ -371,7 +309,7 @@ def shards_of(patterns: Sequence[str]) -> set[str]:
     for pattern in patterns:
         try:
             found |= {files.absolute(path) for path in shards.expand(pattern)}
-        except ValueError:  # such as a data set of TFDS, or shards now gone
+        except ValueError:  # such as shards now gone
             found.add(pattern)
     return found
 

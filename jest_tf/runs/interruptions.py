@@ -1,8 +1,7 @@
 """Interruptions of a run: signals, and nonfinite numbers.
 
 On a signal, the step in progress ends and the state is saved. A nonfinite loss
-or weight ends `fit` before its step is written; depending on the settings, the
-super-batches at fault are then listed in the run directory and left out.
+or weight ends `fit` before its step is written.
 """
 
 import contextlib
@@ -13,16 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
-from jest_tf.runs import directory, steps
+from jest_tf.runs import steps
 from jest_tf.training import finite
 
 # EX_TEMPFAIL of sysexits.h: "try again later", here with the same command.
 EXIT_CODE = 75
-
-# A batch rarely breaks a step; several close together mean that the learner
-# itself has diverged.
-_MOST_SKIPS = 3
-_SKIPS_WINDOW = 1000  # super-batches
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -136,7 +130,7 @@ class FiniteCheck(steps.StepCallback):
     Belongs before the callbacks that log and save. A nonfinite gradient leaves
     its step's loss finite, so weights are checked in one pass over them; AdamW
     makes about seven. On TPUs only scalars are checked, as others would move to
-    the host; `optimizer.clip_norm` spreads a nonfinite gradient to all weights.
+    the host; clipping spreads a nonfinite gradient to all weights.
 
     Raises:
         finite.NotFinite: from within `fit`.
@@ -191,57 +185,3 @@ def case_of(
         "expected finite numbers. Received: "
         f"{finite.shorten(error.names)} not finite; {values}"
     )
-
-
-class Skipped:
-    """The super-batches that a run leaves out, a list in its directory.
-
-    With several workers, only one `writes` the list.
-    """
-
-    def __init__(self, workdir: str, *, writes: bool = True):
-        self._workdir = workdir
-        self._writes = writes
-        self._cases = []
-        if directory.has(workdir, directory.SKIPPED_FILE):
-            with directory.as_written(workdir, directory.SKIPPED_FILE):
-                self._cases = directory.read(workdir, directory.SKIPPED_FILE)
-                sum(self.numbers)
-
-    @property
-    def numbers(self) -> list[int]:
-        """Returns the numbers of the super-batches left out, ascending."""
-        return sorted(
-            number for case in self._cases for number in case["super_batches"]
-        )
-
-    def at(self, step: int) -> int:
-        """Returns the super-batch number of the step after `step` steps.
-
-        Leaving out a super-batch does not change the steps before it.
-        """
-        number = step
-        for skipped in self.numbers:
-            number += skipped <= number
-        return number
-
-    def step(self, number: int) -> int:
-        """Returns the steps done before a super-batch that is not left out."""
-        return number - sum(skipped < number for skipped in self.numbers)
-
-    def add(self, case: dict) -> bool:
-        """Leaves out more super-batches: `case["super_batches"]`.
-
-        Returns False, with nothing added, after three cases within the last
-        thousand super-batches: leaving out more would not help.
-        """
-        start = min(case["super_batches"]) - _SKIPS_WINDOW
-        recent = [
-            case for case in self._cases if max(case["super_batches"]) >= start
-        ]
-        if len(recent) >= _MOST_SKIPS:
-            return False
-        self._cases.append(case)
-        if self._writes:
-            directory.write(self._workdir, directory.SKIPPED_FILE, self._cases)
-        return True

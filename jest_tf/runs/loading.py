@@ -91,8 +91,7 @@ def _check_positions(workdir, config):
     if model.towers or model.init_from:
         return
     preset = config_lib.PRESETS[model.preset]
-    patch = model.patch_size or preset.patch_size
-    positions = data.text_length + (data.image_size // patch) ** 2
+    positions = data.text_length + (data.image_size // preset.patch_size) ** 2
     path = directory.path(workdir, directory.WEIGHTS_FILE)
     size, _ = files.stat(path)
     if positions * preset.width > size:  # a number takes at least one byte
@@ -154,7 +153,7 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
 
     Raises:
         ValueError: there is no such model or vocabulary, it does not fit the
-            settings, or `model.frozen` and `optimizer.rate_factors` do not fit
+            settings, or `model.frozen` and `optimizer.layer_decay` do not fit
             the model; or the run is its own reference.
     """
     _check_reference(config, workdir)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from jest_tf import config as config_lib
 from jest_tf import files
+from jest_tf.config import tables
 from jest_tf.runs import directory, inputs, loading, progress
 
 _PACKAGES = (
@@ -62,32 +63,26 @@ def extend(workdir: str, steps: int) -> config_lib.TrainConfig:
         The new settings.
 
     Raises:
-        ValueError: the run has not finished, or its directory is locked.
+        ValueError: the run has not finished, its learning rate is not constant,
+            or its directory is locked.
     """
     loading.check_finished(workdir, "--workdir")
     before = directory.load_config(workdir)
-    optimizer = before.optimizer
-    if optimizer.schedule == "constant":
-        rate = f"goes on at {optimizer.learning_rate:g}"
-    else:
-        optimizer = dataclasses.replace(
-            optimizer, restarts=(*optimizer.restarts, before.steps)
+    if tables.schedule(before.optimizer.schedule).has_end:
+        raise ValueError(
+            "`--extend` needs a run with `optimizer.schedule` 'constant', as "
+            "other schedules end with the run. Received: "
+            f"{before.optimizer.schedule!r}; begin another run with "
+            f"`model.init_from={workdir}`"
         )
-        rate = (
-            f"begins anew: {optimizer.warmup_steps:,} steps of warm-up to "
-            f"{optimizer.learning_rate:g}, then {optimizer.schedule}"
-        )
-    config = dataclasses.replace(
-        before, steps=before.steps + steps, optimizer=optimizer
-    )
+    config = dataclasses.replace(before, steps=before.steps + steps)
     with directory.locked(workdir):
         # In this order, a kill in between leaves a run that only has to write
         # its weights again.
         files.remove(directory.path(workdir, directory.WEIGHTS_FILE))
         _save_config(workdir, config)
     progress.say(
-        f"{workdir}: extended from {before.steps:,} to {config.steps:,} steps; "
-        f"the learning rate {rate}"
+        f"{workdir}: extended from {before.steps:,} to {config.steps:,} steps"
     )
     return config
 

@@ -76,18 +76,17 @@ def train(
 def extend(workdir: str, steps: int) -> dict[str, float]:
     """Trains a finished run for `steps` more steps, like `train`.
 
-    A constant learning rate continues. Any other schedule restarts with its
-    warm-up, and `optimizer.restarts` gets the step. The result equals that of a
-    run that had these settings from its first step.
+    The result equals that of a run of all these steps.
 
     Raises:
-        ValueError: as `train`; or the run has not finished.
+        ValueError: as `train`; or the run has not finished, or its learning
+            rate is not constant.
     """
     return train(provenance.extend(workdir, steps), workdir)
 
 
 class _Run(NamedTuple):
-    """What a run opens once; it outlives renewals and rollbacks.
+    """What a run opens once; it outlives renewals.
 
     With several workers, `output` is the run directory on the first worker and
     a temporary folder on the others.
@@ -102,7 +101,6 @@ class _Run(NamedTuple):
     sources: inputs.Sources
     evaluated: evaluations.Opened
     tokenizer: Callable
-    skipped: interruptions.Skipped
     started: float
 
     @property
@@ -117,7 +115,7 @@ class _Run(NamedTuple):
 
 
 class _Built(NamedTuple):
-    """The model with its compiled step, kept until a rollback."""
+    """The model with its compiled step, kept over renewals."""
 
     model: training.JESTModel
     evaluations: evaluations.Evaluations
@@ -129,7 +127,7 @@ class _Part(NamedTuple):
     restored: checkpoints_lib.Restored
     began: float
     funnel: training.Funnel
-    stream: inputs.Stream
+    stream: Callable[..., tf.data.Dataset]
     summaries: stored_stages.Summaries
     faults: pipeline.FaultLog
     dataset: tf.data.Dataset
@@ -154,19 +152,15 @@ def _train(config, workdir, signals, overwrite):
     """Opens a run, trains it from renewal to renewal, and closes it."""
     with contextlib.ExitStack() as stack:
         run = _open(config, workdir, signals, overwrite, stack)
-        built = log = None
+        built, log = _build(run), None
         while True:
-            built = built or _build(run)
             restored = _restore(run, built.model)
             part = _renew(run, built.model, restored)
             followed = _follow(run, built, part, log)
             stop = _fit(run, built.model, part, followed)
-            if stop is None:  # super-batches at fault are left out
-                built = log = None
-            elif stop == config.steps:
+            if stop == config.steps:
                 return _close(run, built.model, part, followed)
-            else:
-                log = followed.log
+            log = followed.log
 
 
 def _open(config, workdir, signals, overwrite, stack):
@@ -185,9 +179,6 @@ def _open(config, workdir, signals, overwrite, stack):
             learner = start.build(config.data.vocabulary_size)
         inputs.check_widths(config, sources, learner)
     evaluated = evaluations.open_data(config)
-    checkpoints_lib.check_keep_best(
-        config.checkpoint.keep_best, evaluated.measures
-    )
     # After all checks, so that a refusal prints nothing but its own message.
     progress.say(
         f"{workdir}: strategy {config.distribution.strategy} on "
@@ -203,7 +194,6 @@ def _open(config, workdir, signals, overwrite, stack):
     tokenizer = loading.tokenizer_of(
         config, sources.store, workdir, output, start.tokenizer
     )
-    skipped = interruptions.Skipped(workdir, writes=output == workdir)
     return _Run(
         config,
         workdir,
@@ -214,13 +204,12 @@ def _open(config, workdir, signals, overwrite, stack):
         sources,
         evaluated,
         tokenizer,
-        skipped,
         time.monotonic(),
     )
 
 
 def _warn_of_one_cpu(config, strategy):
-    if config.distribution.strategy != "mirrored":
+    if not isinstance(strategy, tf.distribute.MirroredStrategy):
         return
     devices = strategy.extended.worker_devices
     if len(devices) == 1 and "CPU" in devices[0]:
@@ -255,9 +244,7 @@ def _build(run):
 def _restore(run, model):
     """Restores the newest checkpoint; returns its step and its other parts."""
     with run.strategy.scope():
-        restored = checkpoints_lib.restore(model, run.workdir)
-    _check_executions(run.config, restored.step)
-    return restored
+        return checkpoints_lib.restore(model, run.workdir)
 
 
 def _renew(run, model, restored):
@@ -286,8 +273,8 @@ def _renew(run, model, restored):
     )
     with run.strategy.scope():
         model.bind(funnel)
-    stream = inputs.Stream(
-        config, funnel, run.tokenizer, run.picture, run.skipped
+    stream = functools.partial(
+        funnel.super_batches, run.tokenizer, run.picture, seed=config.seed
     )
     # None on other workers: a message must not name a temporary file.
     path = directory.path(run.workdir, directory.FAULTS_FILE)
@@ -298,8 +285,11 @@ def _renew(run, model, restored):
     )
     dataset = distribution.distribute(
         run.strategy,
-        lambda host, num_hosts: stream.from_step(
-            restored.step, faults, host, num_hosts
+        lambda host, num_hosts: stream(
+            start_step=restored.step,
+            host=host,
+            num_hosts=num_hosts,
+            faults=faults,
         ),
     )
     input_wait = None
@@ -388,7 +378,6 @@ def _telemetry(run, part):
         run.output,
         start_step=part.step,
         order=order,
-        super_batch_at=run.skipped.at,
         summaries=part.summaries,
         clean=run.sources.clean,
         state=part.restored.parts.get("telemetry"),
@@ -396,10 +385,7 @@ def _telemetry(run, part):
 
 
 def _fit(run, model, part, followed):
-    """Trains to the next renewal or the end; returns the steps done there.
-
-    Returns None if super-batches at fault are left out from now on.
-    """
+    """Trains to the next renewal or the end; returns the steps done there."""
     config, start_step, plan = run.config, part.step, part.funnel.plan
     stop = plan[-1].last + 1
     if start_step == config.steps:
@@ -428,8 +414,7 @@ def _fit(run, model, part, followed):
             )
     except finite.NotFinite as error:
         error.values["learning_rate"] = float(model.optimizer.learning_rate)
-        steps_at_fault = range(check.previous, check.step)
-        return _leave_out(run, part.stream, steps_at_fault, error)
+        _refuse(run, part.stream, range(check.previous, check.step), error)
     except interruptions.Preempted:
         if followed.checkpoints.step > start_step:
             followed.checkpoints.save()
@@ -446,34 +431,23 @@ def _fit(run, model, part, followed):
     return stop
 
 
-def _leave_out(run, stream, steps_at_fault, error):
-    """Leaves out the super-batches at fault, or raises ValueError."""
-    numbers = [run.skipped.at(step) for step in steps_at_fault]
-    ids = [stream.read(number)["id"].numpy().tolist() for number in numbers]
+def _refuse(run, stream, numbers, error):
+    """Raises ValueError with the super-batches that are not finite."""
+    uncounted = pipeline.FaultLog(None, 1.0)
+    ids = []
+    for number in numbers:
+        dataset = stream(start_step=number, faults=uncounted)
+        batch = next(iter(dataset.take(1)))
+        ids.append(batch["id"].numpy().tolist())
     case, message = interruptions.case_of(
-        steps_at_fault[-1] + 1, numbers, ids, error
+        numbers[-1] + 1, [*numbers], ids, error
     )
-    newest = checkpoints_lib.newest_step(run.workdir)
-    if run.config.checkpoint.on_non_finite == "rollback":
-        if run.skipped.add(case):
-            progress.say(
-                f"{message}. Leaving these rows out and continuing from "
-                f"step {newest:,}; their ids are in {directory.SKIPPED_FILE}"
-            )
-            return
-        way_out = "leaving out earlier super-batches did not help"
-    else:
-        way_out = (
-            "with checkpoint.on_non_finite=rollback the same command "
-            f"continues from step {newest:,} without these rows"
-        )
     if run.writes:
         directory.write(run.workdir, directory.NOT_FINITE_FILE, case)
         path = directory.path(run.workdir, directory.NOT_FINITE_FILE)
         message += f". Their ids are in {path}"
     raise ValueError(
-        f"{message}; a lower `optimizer.learning_rate` or "
-        f"`optimizer.clip_norm` may help; {way_out}"
+        f"{message}; begin another run with a lower `optimizer.learning_rate`"
     ) from None
 
 
@@ -484,7 +458,7 @@ def _close(run, model, part, followed):
         workdir, directory.WEIGHTS_FILE
     )
     followed.checkpoints.delete_old()  # a kill may have left some
-    faults.close(run.skipped.at(config.steps))
+    faults.close(config.steps)
     if faults.num_replaced:
         progress.say(
             f"{faults.num_replaced:,} of {faults.num_drawn:,} records "
@@ -505,17 +479,6 @@ def _close(run, model, part, followed):
     return measures
 
 
-def _check_executions(config, start_step):
-    """Checks that `steps_per_execution` divides the remaining steps."""
-    together = config.distribution.steps_per_execution
-    if (config.steps - start_step) % together:
-        raise ValueError(
-            "`distribution.steps_per_execution` must divide the steps that are "
-            f"left. Received: {together}, to continue from step {start_step} "
-            f"of {config.steps}"
-        )
-
-
 def _closing_line(config, workdir, measures, seconds, num_lost):
     state = f"finished, {config.steps:,} steps"
     if seconds is None:
@@ -525,8 +488,7 @@ def _closing_line(config, workdir, measures, seconds, num_lost):
         state += f", {minutes}:{rest:02d} in this process"
     if measures:
         ranks = [name for name in measures if name.endswith("/mrr")]
-        name = config.checkpoint.keep_best
-        name = name if name in measures else [*ranks, *measures][0]
+        name = [*ranks, *measures][0]
         state += f"; {name} {measures[name]:.4f}"
     if num_lost:
         state += f"; lost in damaged shards: about {num_lost:,} records"

@@ -7,7 +7,7 @@ samplers. docs/distribution.md has the cost of each collective.
 
 from keras import ops, tree
 
-from jest_tf import embeddings
+from jest_tf import config, embeddings
 from jest_tf.embeddings import Tensor
 
 
@@ -38,7 +38,7 @@ class LocalRows:
             self.in_loops = replicas.in_loops
         self.num_rows = num_rows
         self.super_batch_size = self._num_replicas * num_rows
-        self.num_quotas = 1 if quota == "global" else self._num_replicas
+        self.num_quotas = config.QUOTAS[quota].parts(self._num_replicas)
         self._first = self._number * num_rows
 
     def own(self, values: Tensor) -> Tensor:

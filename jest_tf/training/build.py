@@ -5,7 +5,7 @@ import keras
 from jest_tf import config as config_lib
 from jest_tf import models
 from jest_tf.config import imports
-from jest_tf.data import augmentation, policies
+from jest_tf.data import augmentation
 from jest_tf.models import parts
 from jest_tf.training import funnel as funnel_lib
 from jest_tf.training import model as model_lib
@@ -19,8 +19,7 @@ def check_parts(config: config_lib.TrainConfig) -> None:
     Raises:
         ValueError: as `models.build_learner` and `parts.rate_factors`.
     """
-    rules = config.optimizer.rate_factors, config.optimizer.layer_decay
-    if config.model.frozen or any(rules):
+    if config.model.frozen or config.optimizer.layer_decay is not None:
         with keras.StatelessScope(initialize_variables=False):
             learner = models.build_learner(config, config.data.vocabulary_size)
         parts.rate_factors(learner, config.optimizer)
@@ -44,7 +43,7 @@ def build_model(
         options=step_lib.StepOptions(
             equal_captions=config.model.equal_captions,
             loss_block_size=config.model.loss_block_size,
-            views=config.model.views,
+            views=config.training_views,
             micro_batch_size=config.model.micro_batch_size,
             distillation_weight=config.reference.distillation_weight,
             distillation_steps=config.reference.distillation_steps,
@@ -61,8 +60,7 @@ def build_model(
         optimizer=optimizer.build_optimizer(
             config.optimizer, config.steps, factors
         ),
-        steps_per_execution=config.distribution.steps_per_execution,
-        jit_compile=config.distribution.jit_compile,
+        jit_compile=False,
     )
     return model
 
@@ -74,7 +72,5 @@ def _augmentation(config):
     name = config.data.augment
     if not name:
         return first
-    if name in config_lib.POLICIES:
-        return augmentation.Chain([first, policies.Policy(name=name)])
     build = imports.load_function("data.augment", name)
     return augmentation.Chain([first, build(config)])

@@ -4,11 +4,10 @@ import re
 from collections.abc import Sequence
 
 import keras
-import numpy as np
 from keras import ops
 
 from jest_tf import config as config_lib
-from jest_tf.config import imports
+from jest_tf.config import imports, tables
 from jest_tf.distribution import keras_fit
 from jest_tf.embeddings import ON_TENSORFLOW
 
@@ -87,66 +86,6 @@ class AdamW(RecipeOptimizer, keras.optimizers.AdamW):
     """Keras' AdamW with the rules of `RecipeOptimizer`."""
 
 
-@keras.saving.register_keras_serializable(package="jest_tf")
-class SGD(RecipeOptimizer, keras.optimizers.SGD):
-    """Keras' SGD with the rules of `RecipeOptimizer`."""
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class Lion(RecipeOptimizer, keras.optimizers.Lion):
-    """Keras' Lion with the rules of `RecipeOptimizer`."""
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class Adafactor(RecipeOptimizer, keras.optimizers.Adafactor):
-    """Keras' Adafactor with the rules of `RecipeOptimizer`.
-
-    Adafactor bounds the root mean square of a variable's update; a stack of
-    blocks counts as one variable.
-    """
-
-
-_KINDS = {kind.__name__.lower(): kind for kind in (AdamW, SGD, Lion, Adafactor)}
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class Joined(keras.optimizers.schedules.LearningRateSchedule):
-    """Schedules in sequence; each counts steps from its own start.
-
-    Args:
-        schedules: Keras' schedules.
-        starts: the first step of each, rising from 0.
-    """
-
-    def __init__(self, schedules, starts):
-        self.schedules = list(schedules)
-        self.starts = list(starts)
-
-    def __call__(self, step):
-        """Returns the learning rate of a step."""
-        step = ops.cast(step, "float32")
-        rate = self.schedules[0](step)
-        for schedule, start in zip(
-            self.schedules[1:], self.starts[1:], strict=True
-        ):
-            later = schedule(ops.maximum(step - start, 0.0))
-            rate = ops.where(step < start, rate, later)
-        return rate
-
-    def get_config(self):
-        """Returns the arguments, for `.keras` files."""
-        schedules = map(keras.saving.serialize_keras_object, self.schedules)
-        return {"schedules": list(schedules), "starts": self.starts}
-
-    @classmethod
-    def from_config(cls, config):
-        """Rebuilds the schedule from `get_config`."""
-        schedules = map(
-            keras.saving.deserialize_keras_object, config["schedules"]
-        )
-        return cls(schedules, config["starts"])
-
-
 def build_schedule(
     settings: config_lib.OptimizerConfig, steps: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
@@ -156,42 +95,35 @@ def build_schedule(
         ValueError: `optimizer.schedule` does not name a function that returns
             a schedule.
     """
-    starts = [0, *settings.restarts]
-    lengths = np.diff([*starts, steps]).tolist()
-    schedules = [_from_warmup(settings, length) for length in lengths]
-    if len(schedules) == 1:
-        return schedules[0]
-    return Joined(schedules, starts)
-
-
-def _from_warmup(settings, steps):
-    """Builds a single schedule of `steps` steps, including its warm-up."""
-    kinds = keras.optimizers.schedules
-    peak, warmup = settings.learning_rate, settings.warmup_steps
-    if settings.schedule == "cosine":
-        return kinds.CosineDecay(
-            0.0 if warmup else peak,
-            decay_steps=steps - warmup,
-            warmup_target=peak if warmup else None,
-            warmup_steps=warmup,
-        )
-    if settings.schedule in config_lib.SCHEDULES:
-        end = peak if settings.schedule == "constant" else 0.0
-        after = kinds.PolynomialDecay(peak, steps - warmup, end)
-        if not warmup:
-            return after
-        return Joined(
-            [kinds.PolynomialDecay(0.0, warmup, peak), after], [0, warmup]
-        )
-    build = imports.load_function("optimizer.schedule", settings.schedule)
+    build = imports.load_function(
+        "optimizer.schedule", tables.schedule(settings.schedule).build
+    )
     schedule = build(settings, steps)
-    if not isinstance(schedule, kinds.LearningRateSchedule):
+    kind = keras.optimizers.schedules.LearningRateSchedule
+    if not isinstance(schedule, kind):
         raise ValueError(
             "`optimizer.schedule` must name a function that returns a Keras "
             f"LearningRateSchedule. Received: {schedule!r}, of "
             f"{settings.schedule}"
         )
     return schedule
+
+
+def cosine(settings: config_lib.OptimizerConfig, steps: int, share=0.0):
+    """Returns a warm-up and a cosine to a share of the peak rate at `steps`."""
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup else peak,
+        decay_steps=steps - warmup,
+        alpha=share,
+        warmup_target=peak if warmup else None,
+        warmup_steps=warmup,
+    )
+
+
+def constant(settings: config_lib.OptimizerConfig, steps: int):
+    """Returns a warm-up and a constant rate."""
+    return cosine(settings, steps, 1.0)
 
 
 def build_optimizer(
@@ -210,48 +142,41 @@ def build_optimizer(
         ValueError: a function that the settings name cannot be imported or
             returns the wrong type, or its optimizer does not take factors.
     """
-    schedule = build_schedule(settings, steps)
-    kind = _KINDS.get(settings.name)
-    if kind is None:
-        optimizer = _of_function(settings, schedule)
-        if not isinstance(optimizer, RecipeOptimizer):
-            if rate_factors is None:
-                return optimizer
-            raise ValueError(
-                "`optimizer.rate_factors` and `optimizer.layer_decay` need an "
-                "optimizer that takes factors: let its class inherit from "
-                "`optimizer.RecipeOptimizer`, too. "
-                f"Received: {type(optimizer).__name__}, of {settings.name}"
-            )
-    else:
-        moments = {
-            "adamw": {"beta_1": settings.beta_1, "beta_2": settings.beta_2},
-            "lion": {"beta_1": settings.beta_1, "beta_2": settings.beta_2},
-            "sgd": {"momentum": settings.beta_1},
-        }
-        optimizer = kind(
-            learning_rate=schedule,
-            weight_decay=settings.weight_decay,
-            global_clipnorm=settings.clip_norm,
-            use_ema=settings.ema is not None,
-            ema_momentum=settings.ema or 0.0,
-            **moments.get(settings.name, {}),
-        )
-    optimizer.rate_factors = rate_factors
-    return optimizer
-
-
-def _of_function(settings, schedule):
-    build = imports.load_function("optimizer.name", settings.name)
-    optimizer = build(settings, schedule)
+    name = settings.name
+    build = imports.load_function(
+        "optimizer.name", config_lib.OPTIMIZERS.get(name, name)
+    )
+    optimizer = build(settings, build_schedule(settings, steps))
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ValueError(
             "`optimizer.name` must name a function that returns a Keras "
-            f"optimizer. Received: {optimizer!r}, of {settings.name}"
+            f"optimizer. Received: {optimizer!r}, of {name}"
         )
     if settings.ema is not None and not optimizer.use_ema:
         raise ValueError(
             "`optimizer.ema` needs an optimizer with `use_ema=True`. "
-            f"Received: {type(optimizer).__name__}, of {settings.name}"
+            f"Received: {type(optimizer).__name__}, of {name}"
+        )
+    if isinstance(optimizer, RecipeOptimizer):
+        optimizer.rate_factors = rate_factors
+    elif rate_factors is not None:
+        raise ValueError(
+            "`optimizer.layer_decay` needs an optimizer that takes factors: "
+            "let its class inherit from "
+            "`optimizer.RecipeOptimizer`, too. "
+            f"Received: {type(optimizer).__name__}, of {name}"
         )
     return optimizer
+
+
+def adamw(settings: config_lib.OptimizerConfig, schedule) -> AdamW:
+    """Returns AdamW."""
+    return AdamW(
+        learning_rate=schedule,
+        weight_decay=settings.weight_decay,
+        # For stability at large b, arXiv 2303.15343, section 4.7.
+        beta_2=0.95,
+        global_clipnorm=1.0,
+        use_ema=settings.ema is not None,
+        ema_momentum=settings.ema or 0.0,
+    )

@@ -224,7 +224,7 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
         if not is_last:
             order = sub_batch.places_of_all(step, places)
             numbers = embeddings_lib.take(drawn, order)
-            if step.quota == "per_replica":
+            if not config_lib.QUOTAS[step.quota].exchanges:
                 order = None  # each replica draws on its own
 
     if drawn is None:
@@ -343,7 +343,7 @@ def select(
             seed,
             size,
             size * stage.candidates,
-            num_quotas=1 if settings.quota == "global" else step.num_replicas,
+            num_quotas=config_lib.QUOTAS[step.quota].parts(step.num_replicas),
         )
         return indices, None
     learner, reference = models
@@ -437,7 +437,7 @@ def contrastive_loss(
         ValueError: if `equal_captions` needs a missing `caption_id`.
     """
     ids = None
-    if step.options.equal_captions != "negative":
+    if config_lib.EQUAL_CAPTIONS[step.options.equal_captions].needs_ids:
         if "caption_id" not in batch:
             raise ValueError(
                 f"`equal_captions={step.options.equal_captions!r}` needs "

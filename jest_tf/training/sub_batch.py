@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from jest_tf import embeddings, selection
+from jest_tf import config, embeddings, selection
 from jest_tf.distribution import placement
 from jest_tf.embeddings import Embeddings, Tensor
 
@@ -187,8 +187,7 @@ def gather(
     order = None
     if views:
         size = indices.shape[0]
-        if step.quota == "per_replica":
-            size //= step.num_replicas
+        size //= config.QUOTAS[step.quota].parts(step.num_replicas)
         order = selection.uniform_rows(_salted(step, _VIEWS_SALT), size, size)
     parts = placement.deal_parts(
         indices,

@@ -29,7 +29,6 @@ class ListStore:
     """A list of records with the interface of `stores.Store`."""
 
     manifest = None
-    max_image_pixels = 1000
     is_remote = False
     lost_share = 0.0
 
@@ -108,6 +107,8 @@ class ReadingTestCase(streams.StreamTestCase):
         super().setUp()
         directory = self.enterContext(tempfile.TemporaryDirectory())
         self.path = os.path.join(directory, "faults.jsonl")
+        # Of the pictures below, one has 1,600.
+        self.enterContext(mock.patch.object(pictures, "MAX_PIXELS", 1000))
 
     def batches(self, store, count, log=None, **settings):
         settings = {
@@ -151,7 +152,7 @@ class ReplacementTest(ReadingTestCase):
             yield int(row), tried
 
     def resized(self, row, size):
-        image = pictures.decode(self.good[row].image, 2**20)
+        image = pictures.decode(self.good[row].image)
         return pictures.resize_image(image, size)
 
     def test_bad_records_are_replaced_by_a_function_of_the_position(self):
@@ -390,7 +391,6 @@ class FuzzTest(ReadingTestCase):
 
         def values_of(records):
             store = ListStore(records)
-            store.max_image_pixels = 2**16
             return self.values(self.batches(store, 1, batch_size=count))
 
         intact, first, second = map(values_of, (good, found, found))
@@ -402,7 +402,7 @@ class FuzzTest(ReadingTestCase):
                 value[rows % 2 == 1], intact[name][rows % 2 == 1]
             )
         faults = [
-            isinstance(pictures.decode(record.image, 2**16), stores.Fault)
+            isinstance(pictures.decode(record.image), stores.Fault)
             for record in found
         ]
         self.assertAllEqual(first["record_replaced"], np.take(faults, rows))

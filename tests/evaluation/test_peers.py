@@ -58,7 +58,7 @@ def icons():
     )
     found = {}
     for record in store.read(range(len(store))):
-        image = pictures.decode(record.image, 2**26)
+        image = pictures.decode(record.image)
         small = pictures.resize_image(image, 8).numpy()
         found.setdefault(small.tobytes(), (small, record))
     small, records = zip(*found.values(), strict=True)

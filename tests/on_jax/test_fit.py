@@ -23,7 +23,7 @@ from keras import tree
 
 import jest_tf
 from jest_tf import config, distribution, models, selection, training
-from jest_tf.data import augmentation, policies, stores
+from jest_tf.data import augmentation, stores
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import pretrained
 from jest_tf.training import model as model_lib
@@ -246,7 +246,6 @@ class FitTest(tf.test.TestCase):
         for name, call in (
             ("`step_flops`", model.step_flops),
             ("A run", lambda: distribution.build_strategy(None)),
-            ("`data.policy`", lambda: policies.Policy(name="randaugment")),
             ("A model of Hugging Face", lambda: pretrained.load("hf:x/y")),
         ):
             with self.assertRaisesRegex(ValueError, f"{name}.*Received: 'jax'"):

@@ -43,7 +43,7 @@ class PageTest(tf.test.TestCase):
             seed=9,
             steps=6,
             data=config.DataConfig(train=(self.shard,), image_size=SIZE),
-            model=config.ModelConfig(patch_size=SIZE),
+            model=config.ModelConfig(towers="own:towers"),
             reference=config.ReferenceConfig("somewhere"),
             selection=config.SelectionConfig(
                 2, stages=(config.Stage(2, num_chunks=1),)

@@ -189,7 +189,7 @@ class RunTest(tf.test.TestCase):
 
     def test_a_reference_that_a_checkpoint_needs_is_not_deleted(self):
         workdir = os.path.join(self.folder, "gone")
-        settings = ("steps=20", "checkpoint.keep=1", "checkpoint.keep_best=")
+        settings = ("steps=20", "checkpoint.keep=1")
         self.run_in(workdir, *settings)
         first, second = (
             [name for name in os.listdir(folder) if "sidecar" in name]

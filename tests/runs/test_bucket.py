@@ -41,7 +41,7 @@ def config():
         model=c.ModelConfig(preset="tiny"),
         selection=c.SelectionConfig(12),
         evaluation=c.EvaluationConfig(
-            data=("{folder}/a.tfrecord",), log_every_steps=1, batch_size=20
+            data=("{folder}/a.tfrecord",), log_every_steps=1
         ),
         checkpoint=c.CheckpointConfig(every_steps=1, keep=2),
     )

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import itertools
-import json
 import os
 import shutil
 from unittest import mock
@@ -48,7 +47,7 @@ class CheckpointTestCase(tf.test.TestCase):
         return model
 
     def callback(self, model, **settings):
-        names = ("start_step", "parts", "guard", "agree")
+        names = ("start_step", "parts", "guard")
         options = {
             name: settings.pop(name) for name in names if name in settings
         }
@@ -144,79 +143,6 @@ class SavingTest(CheckpointTestCase):
             with self.assertRaisesRegex(OSError, pattern):
                 callback.on_train_batch_end(2)
         self.assertEqual(self.steps(), [3])
-
-    def test_every_few_minutes(self):
-        clock = mock.Mock(return_value=0.0)
-        with mock.patch.object(checkpoints.time, "monotonic", clock):
-            callback = self.callback(
-                self.model(), every_steps=5, every_minutes=0.5
-            )
-            callback.on_train_begin()
-            for batch in range(6):
-                clock.return_value += 12.0
-                callback.on_train_batch_end(batch)
-        # At 36 seconds; at 60 as five steps are; then at 96, which is not yet.
-        self.assertEqual(self.steps(), [3, 5])
-
-    def test_what_only_one_worker_knows_is_for_all_to_agree_on(self):
-        asked = []
-
-        def agree(wish):
-            asked.append(wish)
-            return not wish
-
-        clock = mock.Mock(return_value=0.0)
-        with mock.patch.object(checkpoints.time, "monotonic", clock):
-            callback = self.callback(
-                self.model(),
-                every_steps=3,
-                every_minutes=1.0,
-                keep_best="m",
-                agree=agree,
-            )
-            callback.on_train_begin()
-            for batch, seconds in enumerate((30.0, 95.0, 99.0, 200.0)):
-                clock.return_value = seconds
-                callback.on_train_batch_end(batch)
-        # The third step is due anyway, which nobody has to be asked.
-        self.assertEqual(asked, [False, True, True])
-        self.assertEqual(self.steps(), [1, 3])
-        # It was the best here; the others say that it was not.
-        log = os.path.join(self.workdir, directory.EVALUATION_FILE)
-        with open(log, "a", encoding="utf-8") as file:
-            file.write('{"step": 4, "m": 1.0}\n')
-        callback.on_evaluation(4, {"m": 1.0})
-        self.assertEqual(asked[3:], [True])
-        self.assertEqual(self.steps(), [1, 3])
-
-    def test_the_best_is_kept_beside_the_newest(self):
-        values = {2: 0.5, 4: 0.7, 6: 0.7, 8: 0.1}
-        callback = self.callback(
-            self.model(), every_steps=4, keep=1, keep_best="m"
-        )
-        seen = []
-        log = os.path.join(self.workdir, directory.EVALUATION_FILE)
-        for step in range(1, 9):
-            callback.on_train_batch_end(step - 1)
-            if step in values:
-                with open(log, "a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": step, "m": values[step]}))
-                    file.write("\n")
-                callback.on_evaluation(step, {"m": values[step]})
-                seen.append(self.steps())
-        # An evaluated step that isn't due is saved if it is the best; of two
-        # equal steps the first is.
-        self.assertEqual(seen, [[2], [4], [4], [4, 8]])
-        self.assertEqual(checkpoints.best_step(self.workdir, "m"), 4)
-        self.assertEqual(checkpoints.best_step(self.workdir, "m", [2, 8]), 2)
-        self.assertIsNone(checkpoints.best_step(self.workdir, "n"))
-
-    def test_a_measure_that_there_is_not_is_refused(self):
-        callback = self.callback(self.model(), keep_best="a/c")
-        with self.assertRaisesRegex(
-            ValueError, "keep_best` must be a measure .*: a/b. .*'a/c'"
-        ):
-            callback.on_evaluation(1, {"a/b": 1.0})
 
     def test_what_is_not_finite_is_never_saved(self):
         for spoil in (

@@ -243,11 +243,10 @@ class LinesTest(FollowTestCase):
             run,
             [Rows(scored={1: scored_rows()})] * 2,
             summaries=summaries,
-            super_batch_at=lambda step: step + 3,
         )
         self.assertEqual(
             [(line["stage"], line["rows_in"]) for line in self.lines()],
-            [(0, 28), (1, 12)],
+            [(0, 25), (1, 12)],
         )
         for name, value in (
             *(("score", -1.5), ("uniform_score", -4.0)),
@@ -260,7 +259,7 @@ class LinesTest(FollowTestCase):
         self.assertNotIn("stages/1/score", found[2])
         self.assertIn("stages/1/overlap_uniform", found[2])
         # The summaries of the steps that are not logged are forgotten.
-        self.assertEqual(summaries.take(3), {})
+        self.assertEqual(summaries.take(0), {})
         self.assertNotEmpty(summaries.take(2))
 
 
@@ -336,17 +335,6 @@ class RepeatsTest(FollowTestCase):
                 )
             },
         )
-
-    def test_left_out_super_batches_are_passed_over(self):
-        run = settings(*ONE, steps=2)
-        found = self.follow(
-            run,
-            self.reports[:2],
-            order=self.order(),
-            super_batch_at=lambda step: 2 * step,
-        )
-        repeats, _ = self.by_hand(self.draws[:2], numbers=(0, 2))
-        self.assertEqual(found[2]["train/repeat_rate"], sum(repeats) / 8)
 
     def test_a_run_that_began_without_does_not_guess(self):
         found = self.follow(

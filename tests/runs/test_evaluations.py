@@ -44,7 +44,7 @@ class EvaluationTest(tf.test.TestCase):
 
     def fit(self, callback, steps, epochs=1):
         """Calls the callback as `fit` does."""
-        callback.set_model(types.SimpleNamespace(steps_per_execution=1))
+        callback.set_model(types.SimpleNamespace())
         callback.on_train_begin()
         for epoch in range(epochs):
             callback.on_epoch_begin(epoch)

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import training
-from jest_tf.runs import directory, interruptions
+from jest_tf.runs import interruptions
 from jest_tf.training import finite
 
 
@@ -166,48 +166,6 @@ class SignalsTest(tf.test.TestCase):
             signals.on_train_batch_begin(1)
             self.send(signal.SIGINT)  # waits for the step
             self.assertEqual(signal.getsignal(signal.SIGINT), signal.SIG_DFL)
-
-
-class SkippedTest(tf.test.TestCase):
-    def skipped(self):
-        return interruptions.Skipped(self.get_temp_dir())
-
-    def test_steps_take_the_super_batches_in_turn_but_for_those(self):
-        skipped = self.skipped()
-        self.assertEqual([skipped.at(step) for step in range(3)], [0, 1, 2])
-        kept = list(range(20))
-        # In any order, neighbours too, and the very first.
-        for number in (7, 3, 4, 0, 12):
-            skipped.add({"super_batches": [number]})
-            kept.remove(number)
-            for step, expected in enumerate(kept):
-                self.assertEqual(skipped.at(step), expected)
-                self.assertEqual(skipped.step(expected), step)
-            if len(skipped.numbers) == 3:
-                break
-
-    def test_the_list_is_on_disk(self):
-        self.skipped().add({"super_batches": [5, 6], "why": "x"})
-        self.assertEqual(self.skipped().numbers, [5, 6])
-        self.assertEqual(self.skipped().at(5), 7)
-        self.assertEqual(
-            os.listdir(self.get_temp_dir()), [directory.SKIPPED_FILE]
-        )
-
-    def test_one_worker_alone_writes(self):
-        skipped = interruptions.Skipped(self.get_temp_dir(), writes=False)
-        self.assertTrue(skipped.add({"super_batches": [5]}))
-        self.assertEqual(skipped.numbers, [5])
-        self.assertEmpty(os.listdir(self.get_temp_dir()))
-
-    def test_three_within_a_thousand_and_no_more(self):
-        skipped = self.skipped()
-        for number in (10, 500, 1009):
-            self.assertTrue(skipped.add({"super_batches": [number]}))
-        # Those from 10 on are within the thousand before 1,010.
-        self.assertFalse(skipped.add({"super_batches": [1010]}))
-        self.assertEqual(skipped.numbers, [10, 500, 1009])
-        self.assertTrue(skipped.add({"super_batches": [1011]}))
 
 
 class FiniteCheckTest(tf.test.TestCase):

@@ -44,7 +44,7 @@ SETTINGS = config.TrainConfig(
         image_size=tiny.IMAGE_SIZE,
         text_length=tiny.TEXT_LENGTH,
     ),
-    model=config.ModelConfig(init_from="gone", patch_size=tiny.IMAGE_SIZE),
+    model=config.ModelConfig(init_from="gone"),
     selection=config.SelectionConfig(4),
 )
 
@@ -273,11 +273,14 @@ class PlacesTest(StrangersTestCase):
             jest_tf.load(self.workdir)
 
     def test_a_learner_larger_than_its_weights_is_not_built(self):
-        for data in ({"text_length": 2**30}, {"image_size": 2**18}):
-            write_run(self.workdir, init_from="")
-            settings = directory.load_config(self.workdir)
+        for text_length, image_size in ((2**30, 16), (16, 2**18)):
+            write_run(self.workdir)
             settings = dataclasses.replace(
-                settings, data=dataclasses.replace(settings.data, **data)
+                SETTINGS,
+                data=config.DataConfig(
+                    image_size=image_size, text_length=text_length
+                ),
+                model=config.ModelConfig(),
             )
             config.save_config(settings, f"{self.workdir}/config.json")
             with self.assertRaisesRegex(ValueError, "those of the run's wei"):

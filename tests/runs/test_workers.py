@@ -102,8 +102,6 @@ class RunsTest(tf.test.TestCase):
             "evaluation.every_steps=none",
             "evaluation.log_every_steps=1",
             f"checkpoint.every_steps={ENDLESS}",
-            "checkpoint.every_minutes=0.03",
-            "checkpoint.keep_best=",
         )
 
     def test_a_signal_to_one_worker_stops_both_with_the_state_saved(self):

@@ -341,7 +341,7 @@ class PaperTest(tf.test.TestCase):
             reference.Cached(10.0, 0.0),
             segment=run.plan[0],
             options=step_lib.StepOptions(
-                views=run.model.views,
+                views=run.training_views,
                 micro_batch_size=run.model.micro_batch_size,
                 loss_block_size=run.model.loss_block_size,
             ),

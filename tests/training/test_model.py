@@ -808,7 +808,6 @@ class RecipeTest(TrainingTestCase):
             reference=config.ReferenceConfig("somewhere"),
             selection=JOINT,
             optimizer=config.OptimizerConfig(learning_rate=0.1),
-            distribution=config.DistributionConfig(steps_per_execution=2),
         )
         model = training.build_model(settings, tiny.learner(0))
         options = dict(vars(model.step.options))
@@ -824,7 +823,6 @@ class RecipeTest(TrainingTestCase):
         )
         self.assertEqual(options | {"augment": None}, vars(expected))
         self.assertEqual((model.step.loss, model.selection), ("softmax", JOINT))
-        self.assertEqual(model.steps_per_execution, 2)
         self.assertFalse(model.jit_compile)
         configs = [
             optimizer.get_config() | {"name": ""}

@@ -31,7 +31,7 @@ _AHEAD = 2
 
 @dataclass(frozen=True)
 class Output:
-    """Where and how sidecars are written.
+    """Place and form of the sidecars to write.
 
     Attributes:
         directory: folder of the sidecars; "" is beside each shard.
@@ -118,9 +118,6 @@ def write(
         image_size: S, pixels a side, or a form of pictures.
         batch_size: records read at a time.
 
-    Raises:
-        ValueError: an existing sidecar or a result of `encode` does not fit.
-
     Example:
         A PyTorch model, with `image` and `text` of unit length:
 
@@ -205,10 +202,6 @@ def write_arrays(
         captions: int64 [n], the number of captions of each record; None means
             1 each.
         valid: bool [n], false where there is no embedding; None means all true.
-
-    Raises:
-        ValueError: shapes do not fit, a row is not of unit length, or an
-            existing sidecar does not fit.
 
     Example:
         >>> import tempfile

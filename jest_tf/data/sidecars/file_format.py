@@ -75,10 +75,6 @@ def written(path: str, header: Header) -> Iterator[Callable[..., None]]:
     caption count of each row; valid bool [k], false for unreadable records,
     which have no captions and whose image is ignored. Embeddings have unit
     length. The sidecar appears as the block ends.
-
-    Raises:
-        ValueError: a field of the header is invalid, rows are missing, or an
-            embedding is not finite or not of unit length.
     """
     about, dtype, n = header.description, header.dtype, header.rows
     text = "a string", lambda value: isinstance(value, str)
@@ -123,11 +119,7 @@ def written(path: str, header: Header) -> Iterator[Callable[..., None]]:
 
 
 def read(path: str) -> tuple[Header, artefacts.Artefact]:
-    """Reads the head of a sidecar and maps its arrays.
-
-    Raises:
-        ValueError: the file is unreadable, damaged or not a sidecar.
-    """
+    """Reads the head of a sidecar and maps its arrays."""
     try:
         found = artefacts.read(path, KIND)
     except OSError as error:

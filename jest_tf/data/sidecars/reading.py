@@ -65,10 +65,6 @@ class Sidecars:
         description: of the reference, a `file_format.Description`.
         fingerprint, dim, scale, bias: of the description.
         dtype: of the embeddings, "float16" or "float32".
-
-    Raises:
-        ValueError: a sidecar is missing or damaged, or belongs to another
-            reference, tokenizer, preprocessing or version of its shard.
     """
 
     def __init__(
@@ -129,11 +125,6 @@ class Sidecars:
         Returns:
             The embeddings of the pictures and of the captions, each [k, D] in
             the sidecars' dtype.
-
-        Raises:
-            IndexError: a row is out of range.
-            ValueError: an id differs, there is no such caption, or a record was
-                unreadable when the sidecar was written.
         """
         rows, captions, ids = _integers(rows, captions, ids)
 
@@ -169,10 +160,6 @@ class Sidecars:
             unreadable or has no nonblank caption; and the embeddings of the
             pictures and captions, each [k, D] in the sidecars' dtype, arbitrary
             where the index is -1.
-
-        Raises:
-            IndexError: a row is out of range.
-            ValueError: an id differs, or a sidecar is damaged.
         """
         rows, numbers, ids = _integers(rows, numbers, ids)
         return self._read(
@@ -196,10 +183,6 @@ class Sidecars:
 
         Returns:
             As `read_numbered`.
-
-        Raises:
-            IndexError: a row is out of range.
-            ValueError: an id differs, or a sidecar is damaged.
         """
         rows, ids = _integers(rows, ids)
 
@@ -216,9 +199,6 @@ class Sidecars:
         Args:
             most: limit on the bytes read; the remaining files are skipped. At
                 most 256 MiB are read from buckets.
-
-        Raises:
-            ValueError: names a damaged file.
         """
         chosen = []
         for is_remote, bound in ((False, most), (True, min(most, _FETCHED))):
@@ -245,11 +225,7 @@ class Sidecars:
         return Rows(valid=~file_format.is_zero(part["image"], rows), **part)
 
     def valid(self, rows: np.ndarray) -> np.ndarray:
-        """Returns which rows have embeddings; int64 [k] -> bool [k].
-
-        Raises:
-            IndexError: a row is out of range.
-        """
+        """Returns which rows have embeddings; int64 [k] -> bool [k]."""
         (rows,) = _integers(rows)
         valid = np.empty(len(rows), bool)
         for places, part, local in self._excerpts(rows):
@@ -377,11 +353,7 @@ def header_of(
 def check_header(
     path: str, header: file_format.Header, expected: file_format.Header
 ) -> None:
-    """Refuses a sidecar of another origin than expected.
-
-    Raises:
-        ValueError: names the first difference.
-    """
+    """Refuses a sidecar of another origin than expected."""
     values = header.description._asdict() | header._asdict()
     for name, wanted in (
         expected.description._asdict() | expected._asdict()

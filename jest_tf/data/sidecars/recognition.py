@@ -40,9 +40,6 @@ def recognised_share(
 
     Returns:
         A share in [0, 1].
-
-    Raises:
-        ValueError: fewer than two records have embeddings.
     """
     random, found = _sample(store, rows, seed)
     captions, image, text = sidecars.read_numbered(

@@ -1,21 +1,25 @@
 """Stores: records in shards of any format, read as a single array."""
 
 from jest_tf.data.stores.index import in_memory as indexes_in_memory
+from jest_tf.data.stores.opening import (
+    check_captions,
+    open_store,
+    open_stores,
+)
+from jest_tf.data.stores.shards import NoFiles
 from jest_tf.data.stores.store import (
     Fault,
-    NoFiles,
+    Manifest,
     Record,
     Shards,
     Store,
-    check_captions,
     join,
-    open_store,
-    open_stores,
     parsed,
 )
 
 __all__ = [
     "Fault",
+    "Manifest",
     "NoFiles",
     "Record",
     "Shards",

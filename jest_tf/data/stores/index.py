@@ -89,9 +89,6 @@ def open_indexes(
 
     Returns:
         An index for each shard.
-
-    Raises:
-        ValueError: a shard is unreadable, empty or not of the format.
     """
     unwritten: list[str] = []
     _map.cache_clear()  # a mapped file may have been damaged in place

@@ -16,17 +16,15 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jest_tf import files
 from jest_tf.data import artefacts
 from jest_tf.data.stores import shards
+from jest_tf.data.stores.store import Manifest, Store
 from jest_tf.files import retries
-
-if TYPE_CHECKING:
-    from jest_tf.data.stores import store as store_lib  # imports this module
 
 MANIFEST_FILE = "manifest.json"
 SUFFIX = ".weights"
@@ -50,65 +48,46 @@ class Part(NamedTuple):
     scores: np.ndarray
 
 
-class Manifest:
-    """A finished manifest, loaded and checked against its store.
-
-    Args:
-        directory: folder of the manifest.
-        store: the records.
-
-    Attributes:
-        directory: as given.
-        identity: hash of the manifest, 32 hexadecimal digits.
-        weights: float32 [n], of all rows; rows of weight 0 are never drawn.
-        scores: float32 [n], NaN where a record was not scored.
-        made_by: settings and models that made it.
-
-    Raises:
-        ValueError: the manifest is missing, unfinished, damaged, or of another
-            store or version.
-    """
-
-    def __init__(self, directory: str, store: "store_lib.Store"):
-        self.directory = directory
-        path = os.path.join(directory, MANIFEST_FILE)
-        text, values = _read_list(path)
-        self.identity = hashlib.blake2b(text, digest_size=16).hexdigest()
-        try:
-            self.made_by = values["made_by"]
-            listed = {
-                (shard["shard"], shard["stamp"]): shard["checksum"]
-                for shard in values["shards"]
-            }
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"Manifest {path} is damaged: {error}") from error
-        _check_shards(path, listed, store)
-        parts = []
-        for shard in range(len(store.shards.paths)):
-            place = part_path(store, shard, directory)
-            header, part, checksum = read_part(place)
-            if checksum != listed.get((header["shard"], header["stamp"])):
-                raise ValueError(
-                    f"Manifest {path} does not match {place}, which has been "
-                    "rewritten since, or belongs to another manifest"
-                )
-            parts.append(part)
-        self.weights = np.concatenate([part.weights for part in parts])
-        self.scores = np.concatenate([part.scores for part in parts])
+def read(directory: str, store: Store) -> Manifest:
+    """Reads a finished manifest, and checks it against its store."""
+    path = os.path.join(directory, MANIFEST_FILE)
+    text, values = _read_list(path)
+    try:
+        made_by = values["made_by"]
+        listed = {
+            (shard["shard"], shard["stamp"]): shard["checksum"]
+            for shard in values["shards"]
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"Manifest {path} is damaged: {error}") from error
+    _check_shards(path, listed, store)
+    parts = []
+    for shard in range(len(store.shards.paths)):
+        place = part_path(store, shard, directory)
+        header, part, checksum = read_part(place)
+        if checksum != listed.get((header["shard"], header["stamp"])):
+            raise ValueError(
+                f"Manifest {path} does not match {place}, which has been "
+                "rewritten since, or belongs to another manifest"
+            )
+        parts.append(part)
+    return Manifest(
+        directory,
+        hashlib.blake2b(text, digest_size=16).hexdigest(),
+        np.concatenate([part.weights for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        made_by,
+    )
 
 
-def part_path(store: "store_lib.Store", shard: int, directory: str) -> str:
+def part_path(store: Store, shard: int, directory: str) -> str:
     """Returns the path of a shard's file, which holds part of its stamp."""
     name = os.path.basename(store.shards.paths[shard])
     return os.path.join(directory, f"{name}-{store.stamp(shard)[:8]}{SUFFIX}")
 
 
-def check_distinct(store: "store_lib.Store") -> None:
-    """Refuses a store with two shards of the same name and version.
-
-    Raises:
-        ValueError: two shards would share a file.
-    """
+def check_distinct(store: Store) -> None:
+    """Refuses a store with two shards of the same name and version."""
     found: dict[str, int] = {}
     for shard, path in enumerate(store.shards.paths):
         first = found.setdefault(part_path(store, shard, ""), shard)
@@ -121,7 +100,7 @@ def check_distinct(store: "store_lib.Store") -> None:
             )
 
 
-def describe(store: "store_lib.Store", shard: int, made_by: Mapping) -> dict:
+def describe(store: Store, shard: int, made_by: Mapping) -> dict:
     """Returns the header of a shard's file.
 
     `made_by` has settings and the fingerprints of models, as JSON values.
@@ -149,11 +128,7 @@ def write_part(path: str, header: dict, part: Part) -> None:
 
 
 def read_part(path: str) -> tuple[dict, Part, str]:
-    """Reads the file of a shard; returns its header, rows and checksum.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
+    """Reads the file of a shard; returns its header, rows and checksum."""
     try:
         found = artefacts.read(path, _KIND, verify=True)
     except OSError as error:
@@ -172,11 +147,7 @@ def read_part(path: str) -> tuple[dict, Part, str]:
 
 
 def is_there(path: str, header: dict) -> bool:
-    """Returns whether a shard's file has been written with this header.
-
-    Raises:
-        ValueError: the file has another origin, or is damaged.
-    """
+    """Returns whether a shard's file has been written with this header."""
     if not files.is_file(path):
         return False
     _refuse_other(path, header, read_part(path)[0])
@@ -184,17 +155,13 @@ def is_there(path: str, header: dict) -> bool:
 
 
 def write(
-    store: "store_lib.Store",
+    store: Store,
     directory: str,
     made_by: Mapping,
     weights: np.ndarray,
     scores: np.ndarray,
 ) -> Manifest:
-    """Writes a whole manifest, from weights and scores of all rows, [n].
-
-    Raises:
-        ValueError: as `finish`.
-    """
+    """Writes a whole manifest, from weights and scores of all rows, [n]."""
     ids = store.ids(np.arange(len(store)))
     ends = np.cumsum(store.shards.lengths)[:-1]
     columns = (np.split(column, ends) for column in (ids, weights, scores))
@@ -204,15 +171,8 @@ def write(
     return finish(store, directory, made_by)
 
 
-def finish(
-    store: "store_lib.Store", directory: str, made_by: Mapping
-) -> Manifest:
-    """Writes `manifest.json`, once the files of all shards are there.
-
-    Raises:
-        ValueError: a shard's file is missing, damaged or of another origin, or
-            no record has a weight.
-    """
+def finish(store: Store, directory: str, made_by: Mapping) -> Manifest:
+    """Writes `manifest.json`, once the files of all shards are there."""
     listed = []
     for shard in range(len(store.shards.paths)):
         path = part_path(store, shard, directory)
@@ -238,7 +198,7 @@ def finish(
     }
     text = json.dumps(values, indent=1).encode() + b"\n"
     files.write_whole(os.path.join(directory, MANIFEST_FILE), text)
-    return Manifest(directory, store)
+    return read(directory, store)
 
 
 def _read_list(path):

@@ -4,19 +4,17 @@ Files are read by row group, and a few decoded groups are kept. So shuffle in
 blocks (`data.shuffle_block_size`), or write small groups.
 """
 
-import collections
 import itertools
 import json
-import threading
 
 import numpy as np
 
 from jest_tf import files
 from jest_tf.data.stores import shards, tables
-from jest_tf.files import retries
+from jest_tf.files import cache, retries
 
-# Limit on decoded row groups kept, in bytes.
-_KEPT_GROUPS = 2**28
+# The latest decoded row groups, up to 256 MiB: their columns and tables.
+_groups = cache.Cache(2**28, lambda group: group[1].nbytes)
 
 
 class Parquet:
@@ -57,11 +55,13 @@ class Parquet:
 
     def _read_rows(self, path, group, numbers):
         try:
-            columns, table = _groups.get(
-                # Not by path only: another store may have opened a newer file.
-                (self, path, group),
-                lambda: retries.call(lambda: self._read_group(path, group)),
+            # Not by path only: another store may have opened a newer file.
+            key = self, path, group
+            found = _groups.get(
+                [key],
+                lambda _: [retries.call(lambda: self._read_group(path, group))],
             )
+            columns, table = found[key]
         except retries.LASTING as error:
             raise ValueError(
                 f"Shard {path} cannot be read: {shards.one_line(error)}"
@@ -96,32 +96,6 @@ class Parquet:
         return tables.Columns(
             path, schema.names, self.fields, _class_names(schema.metadata)
         )
-
-
-class _Groups:
-    """A cache of decoded row groups, by format, path and number."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._entries = collections.OrderedDict()
-
-    def get(self, key, load):
-        with self._lock:
-            entry = self._entries.setdefault(key, [threading.Lock(), None])
-            self._entries.move_to_end(key)
-        # A single thread decodes a group; others that need it wait.
-        with entry[0]:
-            entry[1] = entry[1] or load()
-        with self._lock:
-            kept = 0
-            for other, (_, value) in reversed(list(self._entries.items())):
-                kept += value[1].nbytes if value else 0
-                if kept > _KEPT_GROUPS and other != key:
-                    del self._entries[other]
-        return entry[1]
-
-
-_groups = _Groups()
 
 
 def _lengths(path, metadata):

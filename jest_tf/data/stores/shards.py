@@ -192,7 +192,7 @@ def contents(path: str) -> str:
         if head.startswith(start):
             return f"it is compressed: `{command} < {path} > NEW` unpacks it"
     if head[257:262] == b"ustar":
-        return "it is a tar: set `data.format=webdataset`, or name it .tar"
+        return "it is a tar: let its name end in .tar"
     if head.startswith(_PICTURES):
         return (
             "it is a picture: name pictures in a table, .csv or .parquet, "
@@ -222,9 +222,6 @@ def read_records(
         k records, or functions that parse them. A fault replaces a range that
         is marked as damaged, too large, beyond the end of the file, or
         unreadable after `retries`.
-
-    Raises:
-        ValueError: the file is missing or may not be read.
     """
     remote = files.is_remote(path)
     out: list = [_size_fault(size) for size in spans[:, 1].tolist()]

@@ -4,48 +4,20 @@ Every shard is indexed once (`data/stores/index.py`), so any row is a single
 positioned read, without a shuffle buffer or iterator state.
 """
 
-import functools
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.config import checks
-from jest_tf.data.stores import (
-    delimited,
-    index,
-    manifest,
-    parquet,
-    shards,
-    tars,
-    tfds,
-    tfrecords,
-)
+from jest_tf.data.stores import index, shards
 from jest_tf.files import retries
 
 Record = shards.Record
 Fault = shards.Fault
-NoFiles = shards.NoFiles
-MAX_IMAGE_PIXELS = config_lib.DataConfig.max_image_pixels
 
 # Records per read in a sequential pass.
 _BATCH = 256
-# Records checked when a store is opened, evenly spread.
-_PROBES = 16
-_FORMATS = {
-    "tfrecord": tfrecords.TFRecords,
-    "webdataset": tars.Tars,
-    "array_record": tfds.ArrayRecords,
-    "csv": functools.partial(delimited.Delimited, ","),
-    "tsv": functools.partial(delimited.Delimited, "\t"),
-    "parquet": parquet.Parquet,
-}
-_TABLES = ("csv", "tsv", "parquet")
-_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
-_ENDINGS = {".tar": "webdataset", **{f".{name}": name for name in _TABLES}}
 
 
 class Shards(NamedTuple):
@@ -55,6 +27,24 @@ class Shards(NamedTuple):
     lengths: np.ndarray
 
 
+class Manifest(NamedTuple):
+    """The weights of a store's rows, which `data/stores/manifest.py` reads.
+
+    Attributes:
+        directory: folder of the manifest.
+        identity: hash of the manifest, 32 hexadecimal digits.
+        weights: float32 [n], of all rows; rows of weight 0 are never drawn.
+        scores: float32 [n], NaN where a record was not scored.
+        made_by: settings and models that made it.
+    """
+
+    directory: str
+    identity: str
+    weights: np.ndarray
+    scores: np.ndarray
+    made_by: Mapping
+
+
 class Store:
     """An array of records over shards, in order; made by `open_store`.
 
@@ -62,21 +52,18 @@ class Store:
 
     Args:
         opened: path, format and index of each shard.
-        max_image_pixels: limit on width times height of a picture.
         parts: number of records of each joined store; None is a single part.
 
     Attributes:
         shards: the files and their numbers of records.
         indexes: the index of each shard.
         parts: as given.
-        max_image_pixels: as given; decoders treat larger pictures as faults.
         manifest: weights of the rows in a stream; None draws all alike.
     """
 
     def __init__(
         self,
         opened: Sequence[tuple[str, object, index.Index]],
-        max_image_pixels: int,
         parts: Sequence[int] | None = None,
     ):
         paths, _, self.indexes = zip(*opened, strict=True)
@@ -85,8 +72,7 @@ class Store:
         )
         self.shards = Shards(paths, lengths)
         self.parts = tuple(parts or (int(lengths.sum()),))
-        self.max_image_pixels = max_image_pixels
-        self.manifest: manifest.Manifest | None = None
+        self.manifest: Manifest | None = None
         self._opened = tuple(opened)
         self._ends = np.cumsum(lengths)  # [shards]
 
@@ -114,10 +100,6 @@ class Store:
 
         Returns:
             k records or faults, in the order of `rows`.
-
-        Raises:
-            IndexError: a row is out of range.
-            ValueError: a shard is gone.
         """
         return [parsed(record) for record in self.read_unparsed(rows)]
 
@@ -147,11 +129,7 @@ class Store:
         return out
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Returns stable ids of rows, int64 [k] -> int64 [k]; see `index.py`.
-
-        Raises:
-            IndexError: a row is out of range.
-        """
+        """Returns stable ids of rows, both int64 [k]; see `index.py`."""
         ids = np.empty(len(rows), np.int64)
         for shard, places, local in self.by_shard(rows):
             ids[places] = self.indexes[shard].rows(local)[:, 2]
@@ -198,11 +176,7 @@ class Store:
     def by_shard(
         self, rows: np.ndarray
     ) -> Iterator[tuple[int, slice | np.ndarray, np.ndarray]]:
-        """Yields, by shard, its number, indices in `rows` [k], and its rows.
-
-        Raises:
-            IndexError: a row is out of range.
-        """
+        """Yields, by shard, its number, indices in `rows` [k], and its rows."""
         rows = np.asarray(rows, np.int64)
         if not len(rows):
             return
@@ -233,226 +207,9 @@ def parsed(
     return unparsed() if callable(unparsed) else unparsed
 
 
-def open_store(
-    patterns: str | Sequence[str],
-    *,
-    format: str = "auto",
-    image_field: str = "",
-    caption_fields: Sequence[str] = (),
-    index_dir: str = "",
-    max_image_pixels: int = MAX_IMAGE_PIXELS,
-    progress: Callable[[int, int], None] | None = None,
-    setting: str = "patterns",
-) -> Store:
-    """Opens shards and indexes those that have no index yet.
-
-    Args:
-        patterns: a path or glob, or several; each must match a file. Duplicates
-            count once. A prepared TFDS data set is the folder of its version,
-            or "<folder>:<split>".
-        format: "tfrecord", "webdataset", "tfds", "table", or "auto", by file
-            name; files with unknown names are read as TFRecord.
-        image_field: feature, extension or column of the picture; "" is the
-            format's default.
-        caption_fields: features, extensions, `json` fields or columns of the
-            captions; () are the format's defaults.
-        index_dir: folder of the index files; "" is beside each shard.
-        max_image_pixels: limit on width times height of a picture; larger
-            pictures are never decoded.
-        progress: called with the numbers of bytes indexed so far and in all.
-        setting: name of the patterns in errors.
-
-    Returns:
-        A store whose rows follow the sorted paths of the shards.
-
-    Raises:
-        ValueError: a pattern matches nothing, files of a pattern have several
-            formats, or a shard cannot be read, is empty or has another format.
-    """
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    settings = config_lib.DataConfig(
-        format=format,
-        image_field=image_field,
-        caption_fields=tuple(caption_fields),
-        index_dir=index_dir,
-        max_image_pixels=max_image_pixels,
-    )
-    return _open([(setting, patterns)], settings, progress)
-
-
-def open_stores(
-    config,
-    progress: Callable[[int, int], None] | None = None,
-    setting: str = "data.train",
-) -> Store:
-    """Opens all stores of a `DataConfig` as a single array of rows.
-
-    Errors name `setting` in place of `data.train`.
-
-    Returns:
-        A store whose rows follow the order of `data.train` and `data.curated`,
-        with `parts` and the settings' manifest.
-
-    Raises:
-        ValueError: as `open_store`.
-    """
-    named = [
-        *((setting, [pattern]) for pattern in config.train),
-        *(("data.curated", [pattern]) for pattern in config.curated),
-    ]
-    store = _open(named, config, progress)
-    if config.manifest:
-        store.manifest = manifest.Manifest(config.manifest, store)
-    return store
-
-
 def join(stores: Sequence[Store]) -> Store:
     """Joins stores into a single store with `parts`."""
     return Store(
         [shard for store in stores for shard in store._opened],
-        min(store.max_image_pixels for store in stores),
         [len(store) for store in stores],
     )
-
-
-def check_captions(store: Store) -> None:
-    """Refuses a training store whose records have no captions.
-
-    Raises:
-        ValueError: a few records, spread over a part, all lack captions.
-    """
-    end = 0
-    for part in store.parts:
-        start, end = end, end + part
-        rows = _spread(start, end)
-        found = store.read(rows)
-        if not any(
-            any(caption.strip() for caption in getattr(record, "captions", ()))
-            for record in found
-        ):
-            raise ValueError(
-                "`data.train` must hold captions; `data.caption_fields` names "
-                f"their fields. Received: none in {len(rows)} records, the "
-                f"first {store.describe(int(rows[0]))}{_texts(found)}"
-            )
-
-
-def _open(groups, settings, progress):
-    """Opens groups of (setting, patterns), and joins them into a store."""
-    if not groups or not all(patterns for _, patterns in groups):
-        raise ValueError(
-            "`data.train` must name at least one store, and `patterns` at "
-            "least one shard. Received: none"
-        )
-    fields = shards.Fields(settings.image_field, tuple(settings.caption_fields))
-    located = []
-    for setting, patterns in groups:
-        found = {}
-        for pattern in patterns:
-            found |= _find(pattern, settings.format, fields, setting)
-        located.append(sorted(found.items(), key=lambda item: item[0]))
-    paths, formats = zip(
-        *(item for part in located for item in part), strict=True
-    )
-    for path, form in zip(paths, formats, strict=True):
-        if isinstance(form, tfds.ArrayRecords):
-            form.check(path)
-    indexes = index.open_indexes(paths, formats, settings.index_dir, progress)
-    opened = iter(zip(paths, formats, indexes, strict=True))
-    stores = [
-        Store([next(opened) for _ in part], settings.max_image_pixels)
-        for part in located
-    ]
-    for store in stores:
-        _check_readable(store, settings.caption_fields)
-    return join(stores)
-
-
-def _find(pattern, form, fields, setting):
-    """Returns the format of each file that a pattern names, by path."""
-    pattern = os.path.expanduser(os.fspath(pattern))
-    if form in ("auto", "tfds"):
-        found = tfds.find(pattern, fields)
-        if found is not None:
-            return found
-    if form == "tfds":
-        raise ValueError(
-            "A store of format 'tfds' must be the folder of a prepared "
-            "version, with a file dataset_info.json, or '<folder>:<split>'. "
-            f"Received: {pattern!r}"
-        )
-    kinds = {
-        path: _kind(path, form) for path in shards.expand(pattern, setting)
-    }
-    examples = {kind: path for path, kind in reversed(kinds.items())}
-    if len(examples) > 1:
-        raise ValueError(
-            "The files of a store must have one format; narrow the pattern, "
-            "for example to '*.tar'. Received: "
-            f"{pattern!r}, which matches {', '.join(sorted(examples.values()))}"
-        )
-    (kind,) = examples
-    return dict.fromkeys(kinds, _FORMATS[kind](fields))
-
-
-def _kind(path, form):
-    """Returns the format of a file: as set, or by its name."""
-    name = os.path.basename(path).lower()
-    if name.endswith(_COMPRESSED):
-        raise ValueError(
-            "Shards must not be compressed, so that records can be read in any "
-            f"order: unpack them first, as `gunzip` does. Received: {path}"
-        )
-    kind = _ENDINGS.get(os.path.splitext(name)[1], "tfrecord")
-    if form == "table" and kind not in _TABLES:
-        raise ValueError(
-            f"A table must be a .csv, .tsv or .parquet file. Received: {path}"
-        )
-    if form not in ("auto", "table"):
-        return form
-    return "array_record" if ".array_record" in name else kind
-
-
-def _check_readable(store, caption_fields):
-    rows = _spread(0, len(store))
-    found = store.read(rows)
-    if all(isinstance(record, Fault) for record in found):
-        raise ValueError(
-            f"A store must hold records. Received: faults in all {len(rows)} "
-            f"of its {len(store)} records that were checked, the first in "
-            f"{store.describe(int(rows[0]))}: {found[0].reason}"
-            + _way_out(found[0].reason)
-        )
-    if caption_fields and not any(
-        getattr(record, "captions", ()) for record in found
-    ):
-        raise ValueError(
-            f"`data.caption_fields` must name captions. Received: "
-            f"{tuple(caption_fields)}, none of which is in the {len(rows)} "
-            "records that were checked, the first "
-            f"{store.describe(int(rows[0]))}{_texts(found, caption_fields)}"
-        )
-
-
-def _way_out(reason):
-    if reason.startswith("no picture"):
-        return "; `data.image_field` names the field of the picture"
-    if reason.startswith("missing file"):
-        return "; paths in a table begin at its folder, or with /"
-    return ""
-
-
-def _texts(found, names=()):
-    """Lists the records' fields for an error; any may hold the captions."""
-    known = sorted(
-        {name for record in found for name in getattr(record, "metadata", {})}
-    )
-    close = names and checks.nearest(names[0], known)
-    if close:
-        return f". Did you mean {close!r}?"
-    return f"; its fields are {', '.join(map(repr, known))}" if known else ""
-
-
-def _spread(start, end):
-    """Returns a few rows, evenly spread over [start, end)."""
-    return np.unique(np.linspace(start, end - 1, _PROBES).astype(np.int64))

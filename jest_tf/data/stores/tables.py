@@ -26,9 +26,6 @@ class Columns:
     By default the picture's column is the first of `IMAGE_COLUMNS`, and the
     caption's the first of `CAPTION_COLUMNS`, optional for labelled pictures.
     `classes` has the names of numbered classes, by column.
-
-    Raises:
-        ValueError: the table lacks a column for pictures or for captions.
     """
 
     def __init__(

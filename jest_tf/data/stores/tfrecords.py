@@ -10,7 +10,6 @@ beyond the file. Compressed files have no random access and are refused.
 
 import functools
 import struct
-from collections.abc import Mapping, Sequence
 
 import google_crc32c
 import numpy as np
@@ -36,9 +35,9 @@ class TFRecords:
     index_variant = ""
     damage = "is damaged or cut off"
 
-    def __init__(self, fields=shards.USUAL, labels=None):
+    def __init__(self, fields=shards.USUAL):
         self.fields = fields
-        self._parse = functools.partial(parse, fields=fields, labels=labels)
+        self._parse = functools.partial(parse, fields=fields)
 
     def scan(self, path: str, advance):
         """Walks the frames; see `data/stores/shards.py`."""
@@ -58,7 +57,7 @@ class TFRecords:
         if place == 0 and size is None:
             reason = shards.contents(path) or (
                 "the length at byte 0 fails its checksum. Files of other "
-                "formats need their usual endings, or `data.format`"
+                "formats need their usual endings: .tar, .csv, .tsv, .parquet"
             )
             raise ValueError(
                 f"Shard {path} is not an uncompressed TFRecord file, or is "
@@ -91,7 +90,6 @@ class TFRecords:
 def parse(
     payload: bytes,
     fields: shards.Fields = shards.USUAL,
-    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> shards.Record | shards.Fault:
     """Converts a serialized `tf.train.Example`.
 
@@ -99,7 +97,6 @@ def parse(
         payload: its bytes.
         fields: features of the picture and of the captions, by default the
             first of `IMAGE_FIELDS` and the first of `CAPTION_FIELDS`.
-        labels: class names by integer feature; the name becomes metadata.
     """
     features = _features(payload)
     if features is None:
@@ -132,9 +129,6 @@ def parse(
             continue
         if len(strings) == 1:
             metadata[name] = strings[0]
-        elif labels and name in labels and len(numbers) == 1:
-            if 0 <= numbers[0] < len(labels[name]):
-                metadata[name] = labels[name][numbers[0]].encode()
         elif name in shards.CLASS_NUMBERS and len(numbers) == 1:
             metadata["cls"] = str(numbers[0]).encode()
         elif name != "id" and len(numbers) == 1:

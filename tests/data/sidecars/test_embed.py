@@ -83,9 +83,7 @@ class StoreTestCase(tf.test.TestCase):
                 ],
             )
         self.store = stores.open_store(f"{self.directory}/*.tfrecord")
-        self.jpeg = pictures.resize_image(
-            pictures.decode(jpeg, 2**20), SIZE
-        ).numpy()
+        self.jpeg = pictures.resize_image(pictures.decode(jpeg), SIZE).numpy()
 
     def write(self, encode=encode, **settings):
         batch_size = settings.pop("batch_size", 2)

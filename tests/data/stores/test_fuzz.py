@@ -4,7 +4,6 @@ import os
 
 import numpy as np
 import pyarrow.parquet
-import pytest
 import shard_files
 
 from jest_tf.data import stores
@@ -88,16 +87,6 @@ class FuzzTest(shard_files.FolderTestCase):
             # Damage of the next sample's first header costs this sample, too.
             ends.append(blocks * 512 + 512)
         self.fuzz(shard_files.write_tar(self.path("a.tar"), members), ends)
-
-    def test_array_records(self):
-        module = pytest.importorskip("array_record.python.array_record_module")
-        path = self.path("a.array_record")
-        writer = module.ArrayRecordWriter(path, "group_size:1")
-        for payload in self.examples():
-            writer.write(payload)
-        writer.close()
-        # Which records survive is the package's business. None may be another.
-        self.fuzz(path, checked=True)
 
     def test_tables(self):
         rows = [b"image,caption,note\n"]

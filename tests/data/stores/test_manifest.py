@@ -65,7 +65,7 @@ class FolderTestCase(tf.test.TestCase):
 
     def assert_refused(self, pattern, store=None):
         with self.assertRaisesRegex(ValueError, pattern):
-            manifest.Manifest(self.directory, store or self.store)
+            manifest.read(self.directory, store or self.store)
 
 
 class ManifestTest(FolderTestCase):
@@ -249,7 +249,7 @@ class StreamTest(stored_cases.StoredTestCase):
         super().setUp()
         directory = self.enterContext(tempfile.TemporaryDirectory())
         shard_files.write_manifest(self.store, directory, self.WEIGHTS)
-        self.store.manifest = manifest.Manifest(directory, self.store)
+        self.store.manifest = manifest.read(directory, self.store)
         self.addCleanup(setattr, self.store, "manifest", None)
 
     def test_only_what_has_weight_is_drawn_and_sidecars_join(self):

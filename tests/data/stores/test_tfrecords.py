@@ -28,9 +28,9 @@ class FramesTest(shard_files.FolderTestCase):
         store = stores.open_store(self.shard)
         return store.read(np.arange(len(store)))
 
-    def refuse(self, message, **settings):
+    def refuse(self, message):
         with self.assertRaisesRegex(ValueError, message):
-            stores.open_store(self.shard, **settings)
+            stores.open_store(self.shard)
 
     def test_the_rows_agree_with_tensorflows_reader(self):
         payloads = list(tf.data.TFRecordDataset(self.shard).as_numpy_iterator())
@@ -92,9 +92,7 @@ class FramesTest(shard_files.FolderTestCase):
         for content in (b"id,caption\n" * 9, rng.bytes(10**6), b"\0" * 4096):
             with open(self.shard, "wb") as file:
                 file.write(content)
-            self.refuse(
-                "s is not an uncompressed TFRecord file", format="tfrecord"
-            )
+            self.refuse("s is not an uncompressed TFRecord file")
 
 
 class SchemaTest(tf.test.TestCase):

@@ -1,0 +1,143 @@
+"""Names that settings take, each with all that defines it.
+
+Imports no TensorFlow: a value names a function of the package as
+"module:function". No other code knows the names. `config/methods.py` has the
+tables of the funnel.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+# The measures of an evaluation: their module in `evaluation`.
+TASKS = ("retrieval", "zero_shot")
+
+# Keras' names.
+DTYPE_POLICIES = ("float32", "mixed_bfloat16")
+
+
+class TowerSizes(NamedTuple):
+    """Sizes of a preset; image and text tower share them.
+
+    Attributes:
+        patch_size: side of an image patch in pixels.
+        width: size of a token, and of the embedding.
+        depth: transformer blocks in each tower.
+        num_heads: attention heads.
+    """
+
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+
+
+# "tiny" is for 32-pixel images on a CPU. The others are the ViT classes of
+# SigLIP's released models.
+PRESETS = {
+    "tiny": TowerSizes(patch_size=8, width=64, depth=3, num_heads=2),
+    "s16": TowerSizes(patch_size=16, width=384, depth=12, num_heads=6),
+    "b32": TowerSizes(patch_size=32, width=768, depth=12, num_heads=12),
+    "b16": TowerSizes(patch_size=16, width=768, depth=12, num_heads=12),
+    "l16": TowerSizes(patch_size=16, width=1024, depth=24, num_heads=16),
+}
+
+
+class EqualCaptions(NamedTuple):
+    """A treatment of rows with the same caption in the loss.
+
+    Attributes:
+        needs_ids: whether it needs to know which captions are the same.
+        masks: maps three bool tensors over images x texts to two. Given are the
+            pairs of the data, the pairs with the same caption, and all pairs;
+            returned are the positive pairs, and those that the loss keeps.
+    """
+
+    needs_ids: bool
+    masks: Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+EQUAL_CAPTIONS = {
+    # The paper's.
+    "negative": EqualCaptions(False, lambda own, same, all_: (own, all_)),
+    "positive": EqualCaptions(True, lambda own, same, all_: (same, all_)),
+    "ignore": EqualCaptions(True, lambda own, same, all_: (own, own | ~same)),
+}
+
+
+class Quota(NamedTuple):
+    """A rule on how many rows of each replica a draw takes.
+
+    Attributes:
+        exchanges: whether any replica may supply any number of rows, which the
+            replicas then exchange; if not, each supplies equally many and keeps
+            them.
+    """
+
+    exchanges: bool
+
+    def parts(self, num_replicas: int) -> int:
+        """Returns the number of parts that supply equally many rows each."""
+        return 1 if self.exchanges else num_replicas
+
+
+QUOTAS = {
+    "global": Quota(exchanges=True),
+    "per_replica": Quota(exchanges=False),
+}
+
+# Each names a function of (OptimizerConfig, schedule) that returns a Keras
+# optimizer, as a user's own does.
+OPTIMIZERS = {
+    "adamw": "jest_tf.training.optimizer:adamw",
+}
+
+
+class Schedule(NamedTuple):
+    """A schedule of the learning rate.
+
+    Attributes:
+        build: names a function of (OptimizerConfig, steps) that returns a Keras
+            schedule.
+        has_end: whether the last step ends it, so that no run can be extended.
+    """
+
+    build: str
+    has_end: bool = True
+
+
+SCHEDULES = {
+    "cosine": Schedule("jest_tf.training.optimizer:cosine"),
+    "constant": Schedule("jest_tf.training.optimizer:constant", has_end=False),
+}
+
+
+def schedule(name: str) -> Schedule:
+    """Returns the schedule of a name or of a "module:function"."""
+    return SCHEDULES.get(name, Schedule(name))
+
+
+class Strategy(NamedTuple):
+    """A way to run steps on devices.
+
+    Attributes:
+        build: names a function of DistributionConfig that returns a
+            `tf.distribute.Strategy`.
+        is_local: whether a single process trains on this machine's CPU or GPUs.
+        fetches_ahead: whether other threads fetch batches ahead of `fit`.
+    """
+
+    build: str
+    is_local: bool
+    fetches_ahead: bool = True
+
+
+STRATEGIES = {
+    "default": Strategy(
+        "jest_tf.distribution.strategy:default", True, fetches_ahead=False
+    ),
+    "mirrored": Strategy("jest_tf.distribution.strategy:mirrored", True),
+    "multi_worker_mirrored": Strategy(
+        "jest_tf.distribution.strategy:multi_worker_mirrored", False
+    ),
+    "tpu": Strategy("jest_tf.distribution.strategy:tpu", False),
+}
