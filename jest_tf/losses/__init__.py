@@ -1,8 +1,8 @@
 """Pair losses, which train a learner and score rows.
 
 A `PairLoss` has both: the training loss (`training.py`) and the losses of rows
-given those chosen so far (`running.py`, in tiles of `tiles.py`). Your own loss
-is a "module:function" that returns a `PairLoss`.
+given those chosen so far (`running.py`). Your own loss is a "module:function"
+that returns a `PairLoss`.
 """
 
 from collections.abc import Callable
