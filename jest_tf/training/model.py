@@ -17,8 +17,7 @@ from jest_tf import embeddings as embeddings_lib
 from jest_tf.config import overrides
 from jest_tf.embeddings import ON_TENSORFLOW, Tensor
 from jest_tf.models import patches, reference, two_tower
-from jest_tf.training import finite, flops, row_outputs, sub_batch
-from jest_tf.training import metrics as metrics_lib
+from jest_tf.training import finite, flops, step_outputs, sub_batch
 from jest_tf.training import step as step_lib
 
 if ON_TENSORFLOW:
@@ -68,7 +67,7 @@ class JESTModel(trainer.Trainer, keras.Model):
 
     Attributes:
         step: a `training.step.Step` with the arguments.
-        rows: per-row outputs of the last execution, a `row_outputs.RowReport`.
+        rows: per-row outputs of the last execution, a `step_outputs.RowReport`.
 
     Raises:
         TypeError: `learner`, `reference` or `selection` has the wrong type.
@@ -154,9 +153,9 @@ class JESTModel(trainer.Trainer, keras.Model):
                     stacklevel=2,
                 )
 
-        self.rows = row_outputs.RowReport({})
+        self.rows = step_outputs.RowReport({})
         self._recent_draws = None
-        self._step_metrics = metrics_lib.StepMetrics(
+        self._step_metrics = step_outputs.StepMetrics(
             self.selection, self.step.distils
         )
         self._next_step = None  # read when `fit` begins
@@ -274,7 +273,7 @@ class JESTModel(trainer.Trainer, keras.Model):
                 for callback in callbacks or ()
             )
         ):
-            bar = metrics_lib.ProgressBar()
+            bar = step_outputs.ProgressBar()
             kwargs["callbacks"] = [*(callbacks or ()), bar]
         with two_tower.plain_id_errors():
             history = super().fit(*args, shuffle=shuffle, **kwargs)
@@ -369,7 +368,7 @@ class JESTModel(trainer.Trainer, keras.Model):
             trained = replicas.all_gather(rows.pop("trained"))
             equal["rows"]["trained"] = trained
         if outputs.drawn is not None:
-            equal["draws"] = row_outputs.with_draw(
+            equal["draws"] = step_outputs.with_draw(
                 self._recent_draws, outputs.drawn, number
             )
         return equal, rows

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 from jest_tf import distribution, embeddings
 from jest_tf.distribution import collectives_jax, keras_fit
-from jest_tf.training import finite, row_outputs
+from jest_tf.training import finite, step_outputs
 
 
 class Trainer(keras_fit.Averages):
@@ -83,7 +83,7 @@ class Trainer(keras_fit.Averages):
             )
             if "draws" not in equal:
                 draws = None
-            self.rows = row_outputs.RowReport(
+            self.rows = step_outputs.RowReport(
                 rows | equal["rows"], draws, self._gather_rows
             )
             self._last_logs = equal["logs"]

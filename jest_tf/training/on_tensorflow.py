@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from jest_tf import distribution
 from jest_tf.distribution import keras_fit
-from jest_tf.training import finite, row_outputs
+from jest_tf.training import finite, step_outputs
 
 
 class Trainer(keras_fit.TrainerHooks):
@@ -23,7 +23,7 @@ class Trainer(keras_fit.TrainerHooks):
         settings = self.selection
         chooses = settings is not None and bool(settings.live)
         if chooses and self.steps_per_execution > 1:
-            self._recent_draws = row_outputs.recent_draws(
+            self._recent_draws = step_outputs.recent_draws(
                 self.distribute_strategy,
                 self.steps_per_execution,
                 settings.batch_size,
@@ -50,7 +50,7 @@ class Trainer(keras_fit.TrainerHooks):
             # Checks the last execution, so that devices don't wait for Python.
             finite.check_scores(self._last_logs)
             equal, rows = execution(self._next_selection())(iterator)
-            self.rows = row_outputs.RowReport(
+            self.rows = step_outputs.RowReport(
                 rows | equal["rows"], equal.get("draws"), self._gather_rows
             )
             self._last_logs = equal["logs"]
