@@ -236,10 +236,8 @@ def trace() -> dict[str, str]:
 
 def _write_sidecars(store, folder):
     """Writes and opens sidecars that no model has made."""
-    dim, counts = (
-        16,
-        [len(item.captions) for item in store.read(range(len(store)))],
-    )
+    dim, records = 16, store.read(range(len(store)))
+    counts = [len(record.captions) for record in records]
     image = np.eye(dim)[np.arange(len(store)) % dim]
     embed.write_arrays(
         store,
@@ -275,8 +273,12 @@ def _calls(program: Callable, until: Callable) -> dict[str, str]:
     def profiled(function):
         # TensorFlow calls it in a thread of its own.
         def call(*values):
+            before = sys.getprofile()
             sys.setprofile(profile)
-            return function(*values)
+            try:
+                return function(*values)
+            finally:
+                sys.setprofile(before)
 
         return call
 
