@@ -46,7 +46,7 @@ ICONTEXT ?= icontext-work
 # How many runs at a time.
 JOBS ?=
 
-.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers tpu-compile icontext-data icontext-runs icontext-report clean
+.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers trace tpu-compile icontext-data icontext-runs icontext-report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -88,6 +88,9 @@ test-peers: $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and ope
 bench-peers: $(PEERS_INSTALLED) ## time a step beside open_clip's, on this machine
 	@echo "bench-peers: some minutes; close what else runs"
 	@$(BIN)/python -m benchmarks.bench_peers
+
+trace: $(INSTALLED) ## print the modules that a batch passes from record to loss
+	@$(BIN)/python -m benchmarks.house --trace
 
 tpu-compile: $(TPU_INSTALLED) ## compile the training step for TPUs, without a TPU
 	@echo "tpu-compile: about a minute a case; what is done is skipped"

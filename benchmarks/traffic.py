@@ -13,7 +13,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from jest_tf import selection
-from jest_tf.losses import tiles
+from jest_tf.losses import running
 
 _FLOAT_BYTES = 4
 
@@ -204,7 +204,7 @@ def memory(setup: Setup) -> dict[str, int]:
         for shape, dtype in setup.rows.values()
     )
     moved = setup.num_replicas * setup.capacity * row
-    tile = min(setup.held, tiles.tile_rows(size)) * size
+    tile = min(setup.held, running.tile_rows(size)) * size
     return {
         "embeddings held": setup.held * widths * _FLOAT_BYTES,
         "noise of all rows": (

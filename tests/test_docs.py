@@ -37,7 +37,6 @@ from jest_tf import cli, curation
 from jest_tf import config as config_lib
 from jest_tf.cli import flags as cli_flags
 from jest_tf.config import overrides
-from jest_tf.curation import survey
 from jest_tf.runs import directory
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -65,7 +64,7 @@ for _, name, _ in pkgutil.walk_packages(jest_tf.__path__, "jest_tf."):
 # Folders whose modules have commands in their docstrings.
 PROGRAMS = ("jest_tf", "trainers", "configs", "examples", "benchmarks")
 # Of the `--set` of commands that take no recipe.
-SETTINGS = {"curate": curation.Choice, "advise": survey.Settings}
+SETTINGS = {"curate": curation.Choice}
 # Of Keras and TensorFlow, with the names of our modules.
 OTHERS = ("model.fit", "strategy.run")
 # Settings of training commands, which end in seconds by them.

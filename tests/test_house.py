@@ -1,14 +1,15 @@
-"""Imports between the rooms go one way, as docs/figures/house.png shows."""
+"""Imports go one way, and a batch passes few modules, as docs/ shows."""
 
 import graphlib
-import pathlib
 
 import tensorflow as tf
 from PIL import Image
 
-from benchmarks import house
+from benchmarks import house, report
 
-PICTURE = pathlib.Path(__file__).parent.parent / "docs/figures/house.png"
+PICTURE = report.ROOT / "docs/figures/house.png"
+# Modules from record to loss, without `config` and `files`.
+MOST = 40
 
 
 class HouseTest(tf.test.TestCase):
@@ -34,3 +35,9 @@ class HouseTest(tf.test.TestCase):
         drawn = Image.open(PICTURE).text["Description"].split()
         today = ["->".join(edge) for edge in house.imports()]
         self.assertCountEqual(drawn, today, "python -m benchmarks.house docs")
+
+    def test_the_page_lists_the_modules_from_record_to_loss(self):
+        functions = house.trace()
+        self.assertLessEqual(len(house.counted(functions)), MOST)
+        page = house.PAGE.read_text("utf-8")
+        self.assertIn(f"\n{house.summary(functions)}\n", page, "make trace")

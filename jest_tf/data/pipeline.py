@@ -21,7 +21,6 @@ from jest_tf.config import checks
 from jest_tf.data import (
     batches,
     fault_log,
-    hashes,
     loading,
     pictures,
     stored_stages,
@@ -153,7 +152,7 @@ class _Stream:
         """Returns the dataset of each step's curated rows."""
         own = self._share(size, "`data.curated_rows` (c)")
         pool, curated = _parts(self.store, self.options)
-        seed = hashes.uniform_hash(self.seed, np.zeros(1, int), _CURATED_SALT)
+        seed = stream.uniform_hash(self.seed, np.zeros(1, int), _CURATED_SALT)
         seed = int(seed[0]) >> 1
         places = stream.Order(
             sum(curated),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jest_tf.data import fault_log, hashes, pictures, stores, stream
+from jest_tf.data import fault_log, pictures, stores, stream
 from jest_tf.files import cache
 
 # Substitutes to try. At a fault rate of 10 %, all 16 fail once in 1e16
@@ -313,8 +313,8 @@ def caption_numbers(seed: int, positions: np.ndarray) -> np.ndarray:
 
     The chosen caption is this number modulo the count of nonblank captions.
     """
-    values = hashes.uniform_hash(seed, positions, _CAPTION_SALT)
-    return hashes.high_bits(values, 63)
+    values = stream.uniform_hash(seed, positions, _CAPTION_SALT)
+    return stream.high_bits(values, 63)
 
 
 def candidates(captions: Sequence[bytes]) -> list[int]:

@@ -19,8 +19,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jest_tf.data import hashes
-
 # These separate the uses of a run's seed.
 _ORDER_SALT = 0x6F72646572
 _WINDOW_SALT = 0x77696E646F77
@@ -37,6 +35,15 @@ WINDOW_BLOCKS = 64
 PERIOD = 2**16
 # Weights become integers whose mean is two to this power.
 _SLOT_BITS = 20
+
+# In theory four rounds of a good function suffice for large domains. The halves
+# of small domains have very few values, so three times as many are used.
+_ROUNDS = 12
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# Shifts and factors of SplitMix64's finaliser.
+_MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_ROUND_KEYS = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN
 
 
 class Order:
@@ -79,7 +86,7 @@ class Order:
                 f"`num_records` must be in [1, 2**62). Received: {num_records}"
             )
         self.num_records, self.start = int(num_records), int(start)
-        self.seed = hashes.check_seed(seed)
+        self.seed = _check_seed(seed)
         self.num_drawn = self.num_records
         self.weighted = None
         if row_weights is not None:
@@ -95,15 +102,15 @@ class Order:
         Raises:
             ValueError: a position is negative.
         """
-        positions = hashes.check_positions(positions)
+        positions = _check_positions(positions)
         size = np.uint64(self.num_drawn)
         epochs, offsets = positions // size, positions % size
         if self._blocks is not None:
             rows = self._blocks.rows(epochs, offsets.astype(np.int64))
         else:
             # A key for each position, as epochs may differ within a batch.
-            keys = hashes.uniform_hash(self.seed, epochs, _ORDER_SALT)
-            rows = hashes.permute(offsets, self.num_drawn, keys)
+            keys = uniform_hash(self.seed, epochs, _ORDER_SALT)
+            rows = permute(offsets, self.num_drawn, keys)
         if self.weighted is not None:
             rows = self.weighted.rows(epochs, rows)
         return self.start + rows
@@ -122,7 +129,7 @@ class Order:
             attempt: 1, 2, ...; each attempt gives other rows.
         """
         salt = _SUBSTITUTE_SALT + attempt
-        values = hashes.uniform_hash(self.seed, positions, salt)
+        values = uniform_hash(self.seed, positions, salt)
         rows = (values % np.uint64(self.num_drawn)).astype(np.int64)
         if self.weighted is not None:
             rows = self.weighted.rows(values, rows)
@@ -172,9 +179,7 @@ class Mixture:
                 f"sum. Received: {weights.tolist()}"
             )
         numbers = np.arange(len(lengths))
-        part_seeds = hashes.uniform_hash(
-            seed, numbers, _PART_SALT
-        ) >> np.uint64(1)
+        part_seeds = uniform_hash(seed, numbers, _PART_SALT) >> np.uint64(1)
         ends = np.cumsum(lengths)
         of_parts = [None] * len(lengths)
         if row_weights is not None:
@@ -202,7 +207,7 @@ class Mixture:
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Returns the rows at positions, as `Order.rows`."""
-        positions = hashes.check_positions(positions).astype(np.int64)
+        positions = _check_positions(positions).astype(np.int64)
         periods, places = positions // PERIOD, positions % PERIOD
         parts = self.parts[places]
         turns = periods * self.counts[parts] + self.turns[places]
@@ -220,7 +225,7 @@ class Mixture:
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
         """Returns replacements from the same part, as in `Order`."""
-        places = hashes.check_positions(positions).astype(np.int64) % PERIOD
+        places = _check_positions(positions).astype(np.int64) % PERIOD
         return self._by_part(
             self.parts[places],
             lambda order, here: order.substitutes(positions[here], attempt),
@@ -261,7 +266,7 @@ class _Blocks:
         """Rows at int64 offsets of uint64 epochs; int64 [k]."""
         tails = 0 * offsets + self._num_full  # slots of the short block
         if self._tail:
-            places = hashes.uniform_hash(self._seed, epochs, _TAIL_SALT)
+            places = uniform_hash(self._seed, epochs, _TAIL_SALT)
             tails = (places % np.uint64(self._num_full + 1)).astype(np.int64)
         windows = self._slots(offsets, tails) // WINDOW_BLOCKS
         is_last = windows >= self._num_windows - 1
@@ -269,19 +274,19 @@ class _Blocks:
         starts = self._slot_starts(windows * WINDOW_BLOCKS, tails)
         ends = self._slot_starts((windows + 1) * WINDOW_BLOCKS, tails)
         ends = np.where(is_last, self._num_records, ends)
-        keys = hashes.uniform_hash(self._seed, epochs, _WINDOW_SALT)
-        mixed = starts + hashes.permute(
+        keys = uniform_hash(self._seed, epochs, _WINDOW_SALT)
+        mixed = starts + permute(
             offsets - starts,
             ends - starts,
-            hashes.mix(keys + hashes.unsigned(windows) * hashes.GOLDEN),
+            _mix(keys + _unsigned(windows) * _GOLDEN),
             self._largest_window,
         )
         slots = self._slots(mixed, tails)
         is_short = slots == tails
         # The short block's number, here arbitrary, is replaced below.
         numbers = np.where(is_short, 0, slots - (slots > tails))
-        keys = hashes.uniform_hash(self._seed, epochs, _ORDER_SALT)
-        blocks = hashes.permute(numbers, self._num_full, keys)
+        keys = uniform_hash(self._seed, epochs, _ORDER_SALT)
+        blocks = permute(numbers, self._num_full, keys)
         blocks = np.where(is_short, self._num_full, blocks)
         return blocks * self._size + mixed - self._slot_starts(slots, tails)
 
@@ -317,8 +322,8 @@ class _Weighted:
 
     def rows(self, epochs, slots):
         """Rows of int64 slots [k] of uint64 epochs [k]; int64 [k]."""
-        shifts = hashes.uniform_hash(self._seed, epochs, _SHIFT_SALT)
-        places = slots * 2**_SLOT_BITS + hashes.high_bits(shifts, _SLOT_BITS)
+        shifts = uniform_hash(self._seed, epochs, _SHIFT_SALT)
+        places = slots * 2**_SLOT_BITS + high_bits(shifts, _SLOT_BITS)
         return self.drawn[np.searchsorted(self.ends, places, side="right")]
 
     def num_distinct(self, num_positions):
@@ -358,3 +363,103 @@ def _largest_remainder(weights, total):
     missing = total - counts.sum()
     counts[np.argsort(counts - shares, kind="stable")[:missing]] += 1
     return counts
+
+
+def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
+    """Hashes (seed, position, salt) to uniform uint64 [k].
+
+    Args:
+        seed: the run's seed, in [0, 2**63).
+        positions: int64 or uint64 [k], not negative.
+        salt: separates different uses of a position, in [0, 2**63).
+
+    Raises:
+        ValueError: an argument is negative or too large.
+    """
+    values = _check_positions(positions)
+    first, second = (
+        _mix(_unsigned(value) + _GOLDEN)
+        for value in (_check_seed(seed), _check_seed(salt, "salt"))
+    )
+    key = _mix(first + np.uint64(3) * second)
+    return _mix(_mix(values + _GOLDEN) ^ key)
+
+
+def high_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Returns the highest bits of uint64 [k] as numbers, int64 [k]."""
+    return (values >> np.uint64(64 - bits)).astype(np.int64)
+
+
+def permute(values, sizes, keys, largest=None):
+    """Applies keyed bijections of [0, size); integers [k] x 3 -> int64 [k].
+
+    `sizes` may be a single number. If it is a vector, `largest` must be an
+    upper bound; the time grows with `largest / sizes`.
+    """
+    bits = ((largest or sizes) - 1).bit_length()
+    # Half of the bits of the smallest power of four >= size, at least one.
+    half_bits = max(1, (bits + 1) // 2)
+    values, sizes = _unsigned(values), _unsigned(sizes)
+    values = _walk(values, sizes, keys, half_bits)
+    # A Feistel network makes only even permutations, and for small sizes cycle
+    # walking keeps the parity. So half of the keys also swap 0 and 1.
+    swaps = (values < 2) & (sizes > 1) & (keys & np.uint64(1) == 1)
+    return (values ^ swaps).astype(np.int64)
+
+
+def _walk(values, sizes, keys, half_bits):
+    """Encrypts values until all are below their sizes."""
+    sizes = np.broadcast_to(sizes, values.shape)
+    values = _encrypt(values, keys, half_bits)
+    pending = np.flatnonzero(values >= sizes)
+    while len(pending):
+        walked = _encrypt(values[pending], keys[pending], half_bits)
+        values[pending] = walked
+        pending = pending[walked >= sizes[pending]]
+    return values
+
+
+def _encrypt(values, keys, half_bits):
+    """Applies a bijection of [0, 4**half_bits) per key; uint64 [k] x 2."""
+    half = np.uint64(1 << half_bits)
+    shift = np.uint64(64 - half_bits)
+    left, right = values // half, values & (half - np.uint64(1))
+    for round_key in _ROUND_KEYS:
+        # A multiplication mixes the high bits best.
+        mixed = _mix((keys + round_key) ^ right) >> shift
+        left, right = right, left ^ mixed
+    return left * half + right
+
+
+def _mix(values):
+    """Applies SplitMix64's finaliser: a bijection of uint64 that avalanches."""
+    for shift, factor in _MIXING:
+        values = (values ^ values >> np.uint64(shift)) * np.uint64(factor)
+    return values ^ values >> np.uint64(31)
+
+
+def _unsigned(values):
+    """Returns integers as uint64; a Python integer becomes a vector."""
+    return np.atleast_1d(values).astype(np.uint64)
+
+
+def _check_positions(positions):
+    """Returns positions as uint64; raises ValueError if they are invalid."""
+    positions = np.asarray(positions)
+    if positions.ndim != 1 or positions.dtype.kind not in "iu":
+        raise ValueError(
+            "`positions` must be a vector of integers. "
+            f"Received: {positions.dtype} {positions.shape}"
+        )
+    if positions.dtype.kind == "i" and (positions < 0).any():
+        raise ValueError(
+            f"`positions` must not be negative. Received: {positions.min()}"
+        )
+    return positions.astype(np.uint64)
+
+
+def _check_seed(seed, name="seed"):
+    """Returns a seed; raises ValueError if it is not in [0, 2**63)."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"`{name}` must be in [0, 2**63). Received: {seed}")
+    return int(seed)

@@ -7,6 +7,8 @@ On Keras' JAX backend, `collectives_jax` takes the place of the first two.
 
 from jest_tf.distribution.collectives import (
     any_worker,
+    has_workers,
+    is_tpu,
     join_halves,
 )
 from jest_tf.distribution.strategy import (
@@ -15,9 +17,7 @@ from jest_tf.distribution.strategy import (
     connect,
     describe,
     distribute,
-    has_workers,
     in_halves,
-    is_tpu,
     spread,
 )
 from jest_tf.embeddings import ON_TENSORFLOW

@@ -9,8 +9,6 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from jest_tf.distribution import strategy as strategy_lib
-
 # TensorFlow gathers these on CPUs and GPUs; other dtypes are sent as bits.
 _GATHERED = (tf.float32, tf.float64, tf.int32, tf.int64)
 
@@ -33,7 +31,7 @@ class Replicas:
         self._context = context
         self.num_replicas = context.num_replicas_in_sync
         self.replica_id = tf.cast(context.replica_id_in_sync_group, tf.int32)
-        self.in_loops = strategy_lib.is_tpu(context.strategy)
+        self.in_loops = is_tpu(context.strategy)
 
     def all_gather(self, tensors):
         """Gathers rows `[n, ...]` to `[R * n, ...]`, in replica order.
@@ -134,13 +132,24 @@ def placed(context: tf.distribute.ReplicaContext, tensors):
         return tf.nest.map_structure(tf.identity, tensors)
 
 
+def is_tpu(strategy: tf.distribute.Strategy) -> bool:
+    """True if steps run on TPUs, which have no 64-bit integers."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
+def has_workers(strategy: tf.distribute.Strategy) -> bool:
+    """True if several processes of a TF_CONFIG run each step together."""
+    workers = tf.distribute.MultiWorkerMirroredStrategy
+    return isinstance(strategy, workers) and strategy.num_replicas_in_sync > 1
+
+
 def any_worker(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
     """Returns `wish -> bool`, true if `wish` is true on any worker.
 
     All workers must call it between the same steps of `fit`. They get the same
     answer, from an all-reduce of an integer.
     """
-    if not strategy_lib.has_workers(strategy):
+    if not has_workers(strategy):
         return bool
 
     @tf.function

@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from jest_tf import embeddings
 from jest_tf.distribution import collectives
-from jest_tf.distribution import strategy as strategy_lib
 
 
 class Averages:
@@ -267,7 +266,7 @@ def _last_of(num_steps, one_step):
 
 
 def _needs_hooks(strategy):
-    return strategy.num_replicas_in_sync > 1 or strategy_lib.is_tpu(strategy)
+    return strategy.num_replicas_in_sync > 1 or collectives.is_tpu(strategy)
 
 
 def _check_execution(iterator, strategy):

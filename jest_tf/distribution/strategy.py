@@ -11,7 +11,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import embeddings
 from jest_tf.config import imports
-from jest_tf.distribution import placement
+from jest_tf.distribution import collectives, placement
 
 
 def build_strategy(
@@ -170,7 +170,7 @@ def distribute(
 
     def on_host(host, num_hosts):
         dataset = super_batches(host, num_hosts)
-        return in_halves(dataset) if is_tpu(strategy) else dataset
+        return in_halves(dataset) if collectives.is_tpu(strategy) else dataset
 
     if replicas == 1:
         return on_host(0, 1)
@@ -205,7 +205,7 @@ def spread(
         A function of [R * n, ...] to [R * n, ...].
     """
     num_replicas = strategy.num_replicas_in_sync
-    if num_replicas == 1 or has_workers(strategy):
+    if num_replicas == 1 or collectives.has_workers(strategy):
         return tf.function(function)
     run = tf.function(lambda rows: strategy.run(function, (rows,)))
 
@@ -240,17 +240,6 @@ def describe(strategy: tf.distribute.Strategy) -> str:
     if replicas > len(devices):  # of all workers
         text += f", of {replicas} replicas"
     return text
-
-
-def is_tpu(strategy: tf.distribute.Strategy) -> bool:
-    """True if steps run on TPUs, which have no 64-bit integers."""
-    return isinstance(strategy, tf.distribute.TPUStrategy)
-
-
-def has_workers(strategy: tf.distribute.Strategy) -> bool:
-    """True if several processes of a TF_CONFIG run each step together."""
-    workers = tf.distribute.MultiWorkerMirroredStrategy
-    return isinstance(strategy, workers) and strategy.num_replicas_in_sync > 1
 
 
 def _by_replica(dataset, count):

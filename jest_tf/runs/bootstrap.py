@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.data import fault_log, hashes, stored_stages
+from jest_tf.data import fault_log, stored_stages, stream
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.sidecars import embed, recognition
@@ -303,7 +303,7 @@ def embedded_rows(
     if share == 1.0:
         return drawn
     salt = _ROWS_SALT + settings.renew_at.index(step)
-    values = hashes.uniform_hash(config.seed, np.arange(len(store)), salt)
+    values = stream.uniform_hash(config.seed, np.arange(len(store)), salt)
     rows = values < np.uint64(share * 2.0**64)
     if config.data.curated:
         # The embeddings of curated records may be read, too.

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import re
 import time
@@ -239,6 +240,7 @@ def read(workdir: str, step: int) -> State:
             reader = tf.compat.v1.train.NewCheckpointReader(
                 os.path.join(local, _STATE)
             )
+            _check_sizes(local, reader)
             return {
                 name: np.asarray(reader.get_tensor(name))
                 for name in sorted(reader.get_variable_to_shape_map())
@@ -250,6 +252,21 @@ def read(workdir: str, step: int) -> State:
                 with open(os.path.join(local, name), "rb") as file:
                     hashlib.file_digest(file, "blake2b")  # or raises OSError
             raise Damaged(f"{folder} is damaged: {error}") from error
+
+
+def _check_sizes(folder, reader):
+    """Refuses arrays that are larger than the files, before they are read."""
+    kinds = reader.get_variable_to_dtype_map()
+    arrays = sum(
+        math.prod(shape) * kinds[name].size
+        for name, shape in reader.get_variable_to_shape_map().items()
+    )
+    stored = sum(
+        os.path.getsize(os.path.join(folder, name))
+        for name in os.listdir(folder)
+    )
+    if arrays > stored:
+        raise IndexError(f"{arrays:,} bytes of arrays in {stored:,} of files")
 
 
 def saved_steps(workdir: str) -> list[int]:

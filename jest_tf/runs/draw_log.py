@@ -1,6 +1,6 @@
 """Telemetry of the selection: what it keeps, drops and repeats, by step.
 
-Computed on the host from a step's outputs (`training/row_outputs.py`), at
+Computed on the host from a step's outputs (`training/step_outputs.py`), at
 logged steps only, so the step's graph is the same without it. All values are
 functions of the settings and the step.
 """

@@ -293,7 +293,8 @@ def _renew(run, model, restored):
         ),
     )
     input_wait = None
-    if config.distribution.strategy == "default":
+    strategy = config_lib.STRATEGIES[config.distribution.strategy]
+    if not strategy.fetches_ahead:
         input_wait = step_timing.InputWait()
         dataset = input_wait.watch(dataset)
     return _Part(
@@ -333,21 +334,17 @@ def _follow(run, built, part, before):
         before=before,
     )
     log.set_model(model)  # for the costs
-    any_worker = distribution.any_worker(run.strategy)
     checkpoints = checkpoints_lib.Checkpoints(
         run.output,
         config,
         start_step=part.step,
         parts={"log": log.state, "telemetry": telemetry.state},
         guard=run.signals.deferred,
-        # The worker that writes decides.
-        agree=lambda wish: any_worker(wish and run.writes),
     )
     own = steps.named_callbacks(config, run.workdir)
 
     def report(step, measures):
         log.log_scalars(step, measures)
-        checkpoints.on_evaluation(step, measures)
         for callback in own:
             if hasattr(callback, "on_evaluation"):
                 callback.on_evaluation(step, measures)

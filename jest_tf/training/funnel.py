@@ -73,7 +73,7 @@ class Funnel:
         sidecars: sidecars_lib.Sidecars | str | None = None,
         curated_rows: int = 0,
         distils: bool = False,
-        options: pipeline.Options = pipeline.Options(),  # noqa: B008
+        options: pipeline.Options | None = None,
         plan: Sequence[config_lib.Segment] | None = None,
     ):
         if not isinstance(selection, config_lib.SelectionConfig | None):
@@ -87,7 +87,8 @@ class Funnel:
             if selection is not None:
                 plan = config_lib.plan(selection, curated_rows=curated_rows)
         self.selection, self.plan = selection, tuple(plan)
-        self.store, self.options, self.distils = store, options, distils
+        self.store, self.distils = store, distils
+        self.options = options or pipeline.Options()
         self.reference = getattr(reference, "source", reference)
         self.loss = loss
         # Raises for unknown losses here, not in the first step.

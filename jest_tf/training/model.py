@@ -12,9 +12,8 @@ from jest_tf.config import overrides
 from jest_tf.embeddings import ON_TENSORFLOW, Tensor
 from jest_tf.models import patches, reference, two_tower
 from jest_tf.training import funnel as funnel_lib
-from jest_tf.training import metrics as metrics_lib
-from jest_tf.training import row_outputs, stepper, sub_batch
 from jest_tf.training import step as step_lib
+from jest_tf.training import step_outputs, stepper, sub_batch
 
 
 @keras.saving.register_keras_serializable(package="jest_tf")
@@ -186,7 +185,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         return self.stepper.step
 
     @property
-    def rows(self) -> row_outputs.RowReport:
+    def rows(self) -> step_outputs.RowReport:
         """Per-row outputs of the last execution."""
         return self.stepper.rows
 
@@ -276,7 +275,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
                 for callback in callbacks or ()
             )
         ):
-            bar = metrics_lib.ProgressBar()
+            bar = step_outputs.ProgressBar()
             kwargs["callbacks"] = [*(callbacks or ()), bar]
         with two_tower.plain_id_errors():
             history = super().fit(*args, shuffle=shuffle, **kwargs)

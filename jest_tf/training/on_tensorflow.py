@@ -16,7 +16,7 @@ from jest_tf import distribution
 from jest_tf import embeddings as embeddings_lib
 from jest_tf.distribution import keras_fit
 from jest_tf.embeddings import Embeddings
-from jest_tf.training import backend, row_outputs, sub_batch
+from jest_tf.training import backend, step_outputs, sub_batch
 
 
 class Trainer(keras_fit.TrainerHooks):
@@ -30,7 +30,7 @@ class Trainer(keras_fit.TrainerHooks):
         stepper.draws = None
         settings = stepper.selection
         if settings is not None and settings.live and num_steps > 1:
-            stepper.draws = row_outputs.recent_draws(
+            stepper.draws = step_outputs.recent_draws(
                 self.distribute_strategy, num_steps, settings.batch_size
             )
         executions = {}

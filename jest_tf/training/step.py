@@ -26,7 +26,7 @@ from jest_tf.config import checks
 from jest_tf.distribution import placement
 from jest_tf.embeddings import ON_TENSORFLOW, Embeddings, Tensor, of_model
 from jest_tf.models import two_tower
-from jest_tf.training import finite, row_outputs, sub_batch
+from jest_tf.training import finite, step_outputs, sub_batch
 
 # A `backend.Backend`: the gradients, and the loop of `fit`, of Keras' backend.
 if ON_TENSORFLOW:
@@ -172,7 +172,7 @@ class Outputs(NamedTuple):
         draws: the draws of stages that scored, by the stage's number.
         drawn: int32 `[b - c]`, chosen rows of the super-batch, in the order of
             the last draw; None without a live stage.
-        rows: per-row results of this replica, see `row_outputs.py`.
+        rows: per-row results of this replica, see `step_outputs.py`.
     """
 
     metrics: dict[str, Tensor]
@@ -209,7 +209,7 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
             draws[number] = draw
             are_finite = learner_is_finite, reference_is_finite
             metrics |= _of_draw(step, number, draw, *are_finite)
-            report |= row_outputs.of_scored(
+            report |= step_outputs.of_scored(
                 number, rows, draw, (numbers, order), step.replicas
             )
 
@@ -256,7 +256,7 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
         "scale": gradient.embeddings.scale,
         "bias": gradient.embeddings.bias,
     }
-    report |= row_outputs.of_trained(batch, places)
+    report |= step_outputs.of_trained(batch, places)
     return Outputs(metrics, draws, drawn, report)
 
 

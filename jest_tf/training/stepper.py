@@ -14,8 +14,7 @@ from jest_tf import config as config_lib
 from jest_tf import distribution
 from jest_tf import embeddings as embeddings_lib
 from jest_tf.embeddings import Tensor
-from jest_tf.training import finite, flops, row_outputs, sub_batch
-from jest_tf.training import metrics as metrics_lib
+from jest_tf.training import finite, flops, step_outputs, sub_batch
 from jest_tf.training import step as step_lib
 
 
@@ -30,9 +29,9 @@ class Stepper:
     Attributes:
         step, plan, selection: as the arguments.
         metrics: the metrics of the steps.
-        rows: per-row outputs of the last execution, a `row_outputs.RowReport`.
+        rows: per-row outputs of the last execution, a `step_outputs.RowReport`.
         draws: variable of an execution's draws, from
-            `row_outputs.recent_draws`; None for executions of one step.
+            `step_outputs.recent_draws`; None for executions of one step.
     """
 
     def __init__(
@@ -42,8 +41,8 @@ class Stepper:
         selection: config_lib.SelectionConfig | None,
     ):
         self.step, self.plan, self.selection = step, plan, selection
-        self.metrics = metrics_lib.StepMetrics(selection, step.distils)
-        self.rows = row_outputs.RowReport({})
+        self.metrics = step_outputs.StepMetrics(selection, step.distils)
+        self.rows = step_outputs.RowReport({})
         self.draws = None
         self._next_step = None
         self._last_logs = {}
@@ -111,7 +110,7 @@ class Stepper:
             trained = replicas.all_gather(rows.pop("trained"))
             equal["rows"]["trained"] = trained
         if outputs.drawn is not None:
-            equal["draws"] = row_outputs.with_draw(
+            equal["draws"] = step_outputs.with_draw(
                 self.draws, outputs.drawn, number
             )
         return equal, rows
@@ -124,7 +123,7 @@ class Stepper:
         gather: Callable[[Tensor], Tensor] | None,
     ) -> None:
         """Keeps the outputs of an execution's last step, and all its draws."""
-        self.rows = row_outputs.RowReport(rows | equal["rows"], draws, gather)
+        self.rows = step_outputs.RowReport(rows | equal["rows"], draws, gather)
         self._last_logs = equal["logs"]
 
     def check_scores(self) -> None:

@@ -48,7 +48,6 @@ def settings_classes():
             for name, parameter in kind.__dataclass_fields__.items()
             if parameter.default is parameter.default_factory  # both missing
         }
-    found[config.Entry] = {"data": ("a",)}
     return found
 
 

@@ -15,7 +15,7 @@ import tiny
 
 from jest_tf import files
 from jest_tf.data import batches as batches_lib
-from jest_tf.data import fault_log, hashes, pictures, stream, tokenizers
+from jest_tf.data import fault_log, pictures, stream, tokenizers
 from jest_tf.data import stores as stores_lib
 from jest_tf.files import retries
 
@@ -87,7 +87,7 @@ class PipelineTestCase(streams.StreamTestCase):
     def chosen(self, row, position, seed=5):
         """The caption that (seed, position) picks for a row."""
         salt = int.from_bytes(b"caption", "big")
-        value = hashes.uniform_hash(seed, np.array([position]), salt)[0]
+        value = stream.uniform_hash(seed, np.array([position]), salt)[0]
         captions = [
             c for c in CAPTIONS[row] if c.decode("utf-8", "replace").strip()
         ]

@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import tensorflow as tf
 
-from jest_tf.data import hashes, stream
+from jest_tf.data import stream
 
 
 def chi_square_bound(degrees):
@@ -46,7 +46,7 @@ class OrderTest(tf.test.TestCase):
         positions = [0, 1, 2, 10**15, 2**63 - 1]
         for seed, salt in itertools.product((0, 5, 2**63 - 1), repeat=2):
             self.assertAllEqual(
-                hashes.uniform_hash(seed, np.array(positions), salt),
+                stream.uniform_hash(seed, np.array(positions), salt),
                 [oracles.position_hash(seed, p, salt) for p in positions],
             )
 
@@ -104,7 +104,7 @@ class OrderTest(tf.test.TestCase):
             with self.assertRaisesRegex(ValueError, "vector of integers"):
                 order.rows(positions)
         with self.assertRaisesRegex(ValueError, "`salt`"):
-            hashes.uniform_hash(0, np.array([0]), -1)
+            stream.uniform_hash(0, np.array([0]), -1)
 
 
 class BlockOrderTest(tf.test.TestCase):

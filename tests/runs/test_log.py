@@ -19,7 +19,7 @@ from tensorflow.core.util import event_pb2
 from jest_tf import config
 from jest_tf.runs import bootstrap, costs, directory, progress, step_timing
 from jest_tf.runs import log as log_lib
-from jest_tf.training import metrics
+from jest_tf.training import step_outputs
 
 Stage = config.Stage
 SECONDS = 100.0  # that a step takes by the clock of these tests
@@ -76,7 +76,10 @@ class Model:
 
     def __init__(self, selection, has_ids=True, flops=COLUMNS):
         self.selection, self.has_ids, self.flops = selection, has_ids, flops
-        self.drawn_ids, self._metrics = None, metrics.StepMetrics(selection)
+        self.drawn_ids, self._metrics = (
+            None,
+            step_outputs.StepMetrics(selection),
+        )
         self._kinds = {}
 
     metrics = property(lambda self: self._metrics.shown)

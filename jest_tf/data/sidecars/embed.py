@@ -336,7 +336,7 @@ def _is_there(path, header, overwrite):
     if not files.is_file(path):
         return False
     try:
-        reading_lib.check_header(path, file_format.read(path)[0], header)
+        file_format.check_header(path, file_format.read(path)[0], header)
     except ValueError as error:
         if overwrite:
             return False

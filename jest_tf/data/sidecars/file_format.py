@@ -143,13 +143,33 @@ def read(path: str) -> tuple[Header, artefacts.Artefact]:
         return header, found
 
 
-def is_zero(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Returns which rows are all zero; int64 [k] -> bool [k]."""
-    # The first number of a row almost always decides.
-    zero = embeddings[rows, 0] == 0
-    doubtful = np.flatnonzero(zero)
-    zero[doubtful] = ~embeddings[rows[doubtful]].any(1)
-    return zero
+def check_header(path: str, header: Header, expected: Header) -> None:
+    """Refuses a sidecar of another origin than expected.
+
+    Raises:
+        ValueError: names the first difference.
+    """
+    values = header.description._asdict() | header._asdict()
+    for name, wanted in (
+        expected.description._asdict() | expected._asdict()
+    ).items():
+        value = values[name]
+        # The last bit of a scale depends on the hardware that computed it.
+        is_close = name in ("scale", "bias") and math.isclose(
+            value, wanted, rel_tol=1e-6
+        )
+        if name in ("description", "name") or value == wanted or is_close:
+            continue
+        what = "stamp of the present shard" if name == "stamp" else name
+        writers = [
+            f" of {side.description.name}" if side.description.name else ""
+            for side in (expected, header)
+        ]
+        raise ValueError(
+            f"Sidecar {path} does not fit: expected the {what}{writers[0]}, "
+            f"{wanted!r}. Received: {value!r}{writers[1]}; rewrite it with "
+            "`jest-tf embed`"
+        )
 
 
 def _check_lengths(name, embeddings, may_be_zero):

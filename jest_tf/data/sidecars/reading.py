@@ -17,7 +17,6 @@ import numpy as np
 
 from jest_tf import files
 from jest_tf.data import artefacts, stores
-from jest_tf.data.sidecars import captions as captions_lib
 from jest_tf.data.sidecars import file_format
 from jest_tf.files import retries
 
@@ -86,7 +85,7 @@ class Sidecars:
             wanted = header_of(
                 store, shard, expected or self.description, self.dtype
             )
-            check_header(path, header, wanted)
+            file_format.check_header(path, header, wanted)
         about = self.description
         self.fingerprint, self.dim = about.fingerprint, about.dim
         self.scale, self.bias = about.scale, about.bias
@@ -104,7 +103,7 @@ class Sidecars:
     def identity(self) -> str:
         """A string that is equal for equal descriptions and dtypes."""
         shown = self.description._replace(
-            # Rounded, as `check_header` accepts different last digits.
+            # Rounded, as headers with different last digits are accepted.
             scale=f"{self.scale:.4g}",
             bias=f"{self.bias:.4g}",
             name="",
@@ -165,7 +164,7 @@ class Sidecars:
         return self._read(
             rows,
             ids,
-            lambda part, local, starts, ends, places: captions_lib.numbered(
+            lambda part, local, starts, ends, places: _numbered(
                 part["text"], starts, ends, numbers[places]
             ),
         )
@@ -189,7 +188,7 @@ class Sidecars:
         def choose(part, local, starts, ends, places):
             del places
             pictures = part["image"][local]
-            return captions_lib.best(part["text"], starts, ends, pictures)
+            return _best(part["text"], starts, ends, pictures)
 
         return self._read(rows, ids, choose)
 
@@ -222,14 +221,14 @@ class Sidecars:
             for name, values in self._part(shard).items()
         }
         rows = np.arange(len(part["ids"]))
-        return Rows(valid=~file_format.is_zero(part["image"], rows), **part)
+        return Rows(valid=~_is_zero(part["image"], rows), **part)
 
     def valid(self, rows: np.ndarray) -> np.ndarray:
         """Returns which rows have embeddings; int64 [k] -> bool [k]."""
         (rows,) = _integers(rows)
         valid = np.empty(len(rows), bool)
         for places, part, local in self._excerpts(rows):
-            valid[places] = ~file_format.is_zero(part["image"], local)
+            valid[places] = ~_is_zero(part["image"], local)
         return valid
 
     def _read(self, rows, ids, choose):
@@ -248,7 +247,7 @@ class Sidecars:
             starts, ends = part["offsets"][local], part["offsets"][local + 1]
             self._check_spans(part, rows[places], starts, ends)
             chosen = choose(part, local, starts, ends, places)
-            chosen[file_format.is_zero(part["image"], local)] = -1
+            chosen[_is_zero(part["image"], local)] = -1
             captions[places] = chosen
             if chosen.min() < 0:
                 good = chosen >= 0
@@ -294,7 +293,7 @@ class Sidecars:
         starts, ends = edge[at], edge[at + 1]
         before = rows[0] - local[0]
         self._check_spans(part, found + before, starts, ends)
-        _, firsts, texts = captions_lib.in_line(starts, ends)
+        _, firsts, texts = _in_line(starts, ends)
         excerpt = {
             "ids": ids,
             "offsets": np.append(firsts, len(texts)),
@@ -350,33 +349,6 @@ def header_of(
     return file_format.Header(description, dtype, store.stamp(shard), rows)
 
 
-def check_header(
-    path: str, header: file_format.Header, expected: file_format.Header
-) -> None:
-    """Refuses a sidecar of another origin than expected."""
-    values = header.description._asdict() | header._asdict()
-    for name, wanted in (
-        expected.description._asdict() | expected._asdict()
-    ).items():
-        value = values[name]
-        # The last bit of a scale depends on the hardware that computed it.
-        is_close = name in ("scale", "bias") and math.isclose(
-            value, wanted, rel_tol=1e-6
-        )
-        if name in ("description", "name") or value == wanted or is_close:
-            continue
-        what = "stamp of the present shard" if name == "stamp" else name
-        writers = [
-            f" of {side.description.name}" if side.description.name else ""
-            for side in (expected, header)
-        ]
-        raise ValueError(
-            f"Sidecar {path} does not fit: expected the {what}{writers[0]}, "
-            f"{wanted!r}. Received: {value!r}{writers[1]}; rewrite it with "
-            "`jest-tf embed`"
-        )
-
-
 def _find(store, directory, shard):
     """Returns the path, the header and the checksums of a shard's sidecar."""
     path = sidecar_path(store, shard, directory)
@@ -397,6 +369,63 @@ def _find(store, directory, shard):
                 "the shard, or of other fields of it"
             )
     raise ValueError(message)
+
+
+def _numbered(text, starts, ends, numbers):
+    """Returns captions chosen by hashes: indices int64 [k], -1 if all blank.
+
+    `text` has the captions of all rows; those of a row begin and end at
+    `starts` and `ends`, int64 [k].
+    """
+    counts, firsts, line = _in_line(starts, ends)
+    blank = _is_zero(text, line)
+    if not blank.any():
+        choices = numbers % np.maximum(counts, 1)
+        choices[counts == 0] = -1
+        return choices
+    whole = np.append(0, np.cumsum(~blank))
+    counts = whole[ends - starts + firsts] - whole[firsts]
+    # The n-th nonblank caption is where their running count reaches n.
+    wanted = whole[firsts] + numbers % np.maximum(counts, 1) + 1
+    choices = np.searchsorted(whole, wanted) - 1 - firsts
+    choices[counts == 0] = -1
+    return choices
+
+
+def _best(text, starts, ends, pictures):
+    """Returns captions most like the pictures: indices, -1 if all are blank."""
+    counts, firsts, line = _in_line(starts, ends)
+    owners = np.repeat(np.arange(len(counts)), counts)
+    captions = np.asarray(text[line], np.float32)
+    similarity = np.einsum(
+        "cd,cd->c", captions, np.asarray(pictures, np.float32)[owners]
+    )
+    similarity[~captions.any(1)] = -np.inf
+    choices = np.full(len(counts), -1)
+    # Row by row, the most similar caption first; the sort is stable.
+    order = np.lexsort((-similarity, owners))
+    has_some = counts > 0
+    best = order[firsts[has_some]]
+    best = np.where(np.isneginf(similarity[best]), -1, best)
+    choices[has_some] = np.where(best < 0, -1, best - firsts[has_some])
+    return choices
+
+
+def _in_line(starts, ends):
+    """Returns rows' caption counts and offsets, and all captions' indices."""
+    counts = ends - starts
+    firsts = np.cumsum(counts) - counts
+    line = np.repeat(starts - firsts, counts) + np.arange(counts.sum())
+    return counts, firsts, line
+
+
+def _is_zero(embeddings, rows):
+    """Returns which rows are all zero; int64 [k] -> bool [k]."""
+    # The first number of a row almost always decides.
+    zero = embeddings[rows, 0] == 0
+    doubtful = np.flatnonzero(zero)
+    zero[doubtful] = ~embeddings[rows[doubtful]].any(1)
+    return zero
 
 
 def _integers(*arrays):

@@ -6,10 +6,10 @@ import oracles
 import tensorflow as tf
 from keras import ops
 
-from jest_tf.losses import tiles
+from jest_tf.losses import running
 
-sum_softplus = graphs.compiled(tiles.sum_softplus)
-log_sum_exp = graphs.compiled(tiles.log_sum_exp)
+sum_softplus = graphs.compiled(running.sum_softplus)
+log_sum_exp = graphs.compiled(running.log_sum_exp)
 
 
 class TileTest(tf.test.TestCase):

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config
-from jest_tf.training import metrics as metrics_lib
+from jest_tf.training import step_outputs
 
 
 def results(metrics):
@@ -31,16 +31,16 @@ class StepMetricsTest(tf.test.TestCase):
             for model in models:
                 names += [f"{model}_loss_kept", f"{model}_loss_dropped"]
             expected += [f"stages/{number}/{name}" for name in names]
-        metrics = metrics_lib.StepMetrics(config.SelectionConfig(16, stages))
+        metrics = step_outputs.StepMetrics(config.SelectionConfig(16, stages))
         self.assertEqual(list(results(metrics)), expected)
-        metrics = metrics_lib.StepMetrics(None, distils=True)
+        metrics = step_outputs.StepMetrics(None, distils=True)
         self.assertEqual(
             list(results(metrics)), ["loss", "distillation", "scale", "bias"]
         )
 
     def test_the_shares_of_replicas_add_up_to_one_replicas_steps(self):
-        alone = metrics_lib.StepMetrics(None)
-        shares = [metrics_lib.StepMetrics(None) for _ in range(4)]
+        alone = step_outputs.StepMetrics(None)
+        shares = [step_outputs.StepMetrics(None) for _ in range(4)]
         replicas = types.SimpleNamespace(num_replicas=4)
         for value in (1.0, 2.5):
             alone.update({"loss": value})
@@ -54,7 +54,7 @@ class StepMetricsTest(tf.test.TestCase):
         self.assertAllEqual(totals, [3.5, 2.0])
 
     def test_replaced_rows_are_counted_if_the_batch_marks_them(self):
-        metrics = metrics_lib.StepMetrics(None)
+        metrics = step_outputs.StepMetrics(None)
         metrics.count_replaced({"image": tf.zeros([4])})
         self.assertNotIn("data/captions_replaced", results(metrics))
         marked = {"caption_replaced": [True, False, True]}
