@@ -21,7 +21,8 @@ import jest_tf
 from benchmarks import report
 from jest_tf import config as config_lib
 from jest_tf import models, training
-from jest_tf.models import reference, towers
+from jest_tf.models import towers
+from jest_tf.training import funnel as funnel_lib
 
 _COMMAND = "python -m benchmarks.bench_step"
 
@@ -142,7 +143,7 @@ class Step:
     ):
         model = training.JESTModel(
             _learner(sizes),
-            reference.Cached(10.0, -10.0),
+            funnel_lib.Cached(10.0, -10.0),
             selection,
             options=jest_tf.StepOptions(views=views),
         )

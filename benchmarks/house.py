@@ -42,8 +42,6 @@ ROOMS = (
 )
 _EXAMPLES = report.ROOT / "examples/icontext_mini"
 _COMMAND = "python -m benchmarks.house --trace"
-# The settings and the paths of a batch, which it does not pass.
-_BESIDE = ("config", "files")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -303,18 +301,9 @@ def _calls(program: Callable, until: Callable) -> dict[str, str]:
     return functions
 
 
-def counted(functions: dict[str, str]) -> list[str]:
-    """Returns the modules of `trace` without those of `config` and `files`."""
-    return [name for name in functions if _room(name) not in _BESIDE]
-
-
 def summary(functions: dict[str, str]) -> str:
     """Returns Markdown: the number of modules of `trace`, and each by room."""
-    number = len(counted(functions))
-    lines = [
-        f"{number} modules, and {len(functions) - number} of `config` and "
-        "`files`:\n"
-    ]
+    lines = [f"{len(functions)} modules:\n"]
     for room in ROOMS:
         names = sorted(name for name in functions if _room(name) == room)
         # A room's own functions are in its `__init__`, or it is a module.

@@ -207,3 +207,19 @@ def logaddexp(left: Tensor, right: Tensor) -> Tensor:
     high, low = ops.maximum(left, right), ops.minimum(left, right)
     total = high + ops.log1p(ops.exp(low - high))
     return ops.where(low > -np.inf, total, high)
+
+
+def cleaned(
+    embeddings: Embeddings | None,
+) -> tuple[Embeddings | None, Tensor]:
+    """Replaces NaN and infinity by 0; also returns whether all were finite.
+
+    The step goes on, with NaN in `stages/...`: XLA and TPUs raise no errors.
+    """
+    if embeddings is None:
+        return None, ops.convert_to_tensor(True)
+    flags = [ops.isfinite(part) for part in embeddings]
+    zeros = map(ops.zeros_like, embeddings)
+    parts = map(ops.where, flags, embeddings, zeros)
+    is_finite = ops.all(ops.stack([ops.all(flag) for flag in flags]))
+    return Embeddings(*parts), is_finite

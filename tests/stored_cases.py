@@ -9,7 +9,7 @@ import sidecar_files
 import streams
 import tensorflow as tf
 
-from jest_tf.data import fault_log, sidecars, stores, tokenizers
+from jest_tf.data import reader, sidecars, stores, tokenizers
 from jest_tf.data.sidecars import embed, file_format
 
 SEED, SIZE = 5, 4
@@ -87,7 +87,7 @@ class StoredTestCase(streams.StreamTestCase):
             "tokenizer": TOKENIZER,
             "image_size": SIZE,
             "sidecars": self.sidecars,
-            "faults": fault_log.FaultLog(None, 1.0),
+            "faults": reader.FaultLog(None, 1.0),
         } | settings
         store = settings.pop("store", self.store)
         dataset = streams.super_batches(store, **settings)

@@ -12,7 +12,8 @@ three words than transformers of the same cost.
 import keras
 import tensorflow as tf
 
-from jest_tf.models import layers, patches
+from jest_tf.models import layers
+from jest_tf.models import towers as towers_lib
 
 WIDTHS = (16, 32, 64, 128)
 EMBEDDING_DIM = 128
@@ -102,7 +103,7 @@ class StridedTower(layers.Configured):
         if view is None:
             return images
         self.check_view(view)
-        return patches.resize_images(images, view.image_size)
+        return towers_lib.resize_images(images, view.image_size)
 
     def call(self, images, training=None, view=None):
         features = self.seen(images, view)

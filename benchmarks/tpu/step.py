@@ -6,6 +6,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import distribution, models, training
 from jest_tf.models import reference
+from jest_tf.training import funnel as funnel_lib
 
 # Of the embeddings in sidecars; another than the learner's, where it may be.
 _REFERENCE_DIM = 48
@@ -22,7 +23,7 @@ def build_model(config: config_lib.TrainConfig) -> training.JESTModel:
     learner = models.build_learner(config, vocabulary_size)
     teacher = None
     if config.steps_need_reference and config.reads_sidecars:
-        teacher = reference.Cached(10.0, -10.0)
+        teacher = funnel_lib.Cached(10.0, -10.0)
     elif config.steps_need_reference:
         teacher = models.build_learner(config, vocabulary_size)
     model = training.build_model(config, learner)

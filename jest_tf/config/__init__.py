@@ -4,6 +4,7 @@ Imports no TensorFlow.
 """
 
 from jest_tf.config.groups import (
+    BootstrapConfig,
     CheckpointConfig,
     DataConfig,
     DistributionConfig,
@@ -13,38 +14,33 @@ from jest_tf.config.groups import (
     OptimizerConfig,
     ReferenceConfig,
 )
-from jest_tf.config.methods import (
-    CRITERIA,
-    LOSSES,
-    METHODS,
-    Criterion,
-    criterion,
-)
 from jest_tf.config.recipes import load_config, save_config
 from jest_tf.config.run import TrainConfig
-from jest_tf.config.segments import (
+from jest_tf.config.selection import (
     Segment,
+    SelectionConfig,
+    Stage,
+    View,
     between_renewals,
     cut,
     describe_plan,
     plan,
     segment_at,
 )
-from jest_tf.config.selection import (
-    BootstrapConfig,
-    Loss,
-    SelectionConfig,
-    Stage,
-    View,
-)
 from jest_tf.config.tables import (
+    CRITERIA,
     DTYPE_POLICIES,
     EQUAL_CAPTIONS,
+    LOSSES,
+    METHODS,
     OPTIMIZERS,
     PRESETS,
     QUOTAS,
     SCHEDULES,
     STRATEGIES,
+    Criterion,
+    Loss,
+    criterion,
 )
 
 __all__ = [

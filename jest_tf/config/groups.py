@@ -8,6 +8,7 @@ from typing import Annotated
 from jest_tf.config.checks import (
     FUNCTION,
     MODEL,
+    SHARES,
     Checked,
     Count,
     above,
@@ -17,7 +18,6 @@ from jest_tf.config.checks import (
     one_of,
     within,
 )
-from jest_tf.config.selection import Loss
 from jest_tf.config.tables import (
     DTYPE_POLICIES,
     EQUAL_CAPTIONS,
@@ -26,6 +26,7 @@ from jest_tf.config.tables import (
     SCHEDULES,
     STRATEGIES,
     TASKS,
+    Loss,
 )
 
 
@@ -374,3 +375,62 @@ class DistributionConfig(Checked, path="distribution"):
     strategy: Annotated[str, one_of(*STRATEGIES)] = "default"
     tpu: str = "local"
     virtual_devices: Count | None = None
+
+
+@dataclass(frozen=True)
+class BootstrapConfig(Checked, path="bootstrap"):
+    """Renewal of the reference: the learner's own embeddings replace it.
+
+    Attributes:
+        renew_at: steps, ascending, after which the learner embeds the records
+            of `data.train` and becomes the reference of the steps that follow;
+            with `optimizer.ema`, by its averaged weights. Empty keeps the first
+            reference, that of `reference`. If there is none, stages that need a
+            reference begin to score with the first renewal.
+        shares: share of the records that each renewal embeds, chosen anew each
+            time; only these records are drawn until the next renewal. A single
+            share applies to all renewals. A small share costs little, and
+            still offers new records to each step; late renewals, which serve
+            more steps and have a better learner, are worth a larger share.
+        clean_start: train on `data.curated` alone before the first renewal,
+            when nothing is chosen yet.
+    """
+
+    renew_at: tuple[int, ...] = ()
+    shares: Annotated[tuple[float, ...], SHARES] = (1.0,)
+    clean_start: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._expect(
+            len(self.shares) in (1, len(self.renew_at)),
+            "`bootstrap.shares` must be a single share, or a share for each of "
+            f"the {len(self.renew_at)} steps of `bootstrap.renew_at`",
+        )
+        self._expect(
+            [*self.renew_at] == sorted({*self.renew_at})
+            and min(self.renew_at, default=1) > 0,
+            "`bootstrap.renew_at` must be ascending steps from 1 on",
+        )
+        self._expect(
+            not self.clean_start or bool(self.renew_at),
+            "`bootstrap.clean_start` ends with the first of "
+            "`bootstrap.renew_at`: set both",
+        )
+
+    def share(self, step: int) -> float:
+        """Returns the share that the renewal after `step` steps embeds.
+
+        Raises:
+            ValueError: `step` is not in `renew_at`.
+        """
+        number = self.renew_at.index(step)
+        return self.shares[number if len(self.shares) > 1 else 0]
+
+    def num_renewals(self, step: int) -> int:
+        """Returns the number of renewals before the step after `step` steps."""
+        return sum(renewal <= step for renewal in self.renew_at)
+
+    def renewed_at(self, step: int) -> int:
+        """Returns the last entry of `renew_at` up to `step`; 0 if none."""
+        return (0, *self.renew_at)[self.num_renewals(step)]

@@ -3,9 +3,10 @@
 import functools
 from dataclasses import dataclass, field
 
-from jest_tf.config import checks, methods, segments
+from jest_tf.config import checks, tables
 from jest_tf.config.checks import Checked, Count, Seed
 from jest_tf.config.groups import (
+    BootstrapConfig,
     CheckpointConfig,
     DataConfig,
     DistributionConfig,
@@ -14,7 +15,7 @@ from jest_tf.config.groups import (
     OptimizerConfig,
     ReferenceConfig,
 )
-from jest_tf.config.selection import BootstrapConfig, SelectionConfig, View
+from jest_tf.config.selection import Segment, SelectionConfig, View, plan
 from jest_tf.config.tables import PRESETS, STRATEGIES
 
 
@@ -96,7 +97,7 @@ class TrainConfig(Checked):
         own = {stage.criterion for stage in self.selection.stages}
         self._expect(
             # A user's criterion is not imported here.
-            bool(own - {*methods.CRITERIA}) or self.uses_reference,
+            bool(own - {*tables.CRITERIA}) or self.uses_reference,
             "`bootstrap.renew_at` needs a use for the reference: add a stage "
             "to `selection.stages` that scores by it",
         )
@@ -211,13 +212,13 @@ class TrainConfig(Checked):
         )
 
     @functools.cached_property
-    def plan(self) -> tuple[segments.Segment, ...]:
+    def plan(self) -> tuple[Segment, ...]:
         """The segments of the run, see `config.plan`.
 
         Imports the modules of users' criteria if the run begins without a
         reference.
         """
-        return segments.plan(
+        return plan(
             self.selection,
             steps=self.steps,
             curated_rows=self.data.curated_rows,

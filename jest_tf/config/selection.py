@@ -1,12 +1,18 @@
-"""Settings of the funnel: its stages, and the views of live stages."""
+"""Settings of the funnel, its stages and views, and the plan of a run.
 
+The plan has the steps of a run in segments that select in the same way. It is
+made once, from the settings. Stream, step, costs, logs, pages and renewals read
+its segments.
+"""
+
+import itertools
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
-from jest_tf.config import methods
+from jest_tf.config import groups, tables
 from jest_tf.config.checks import (
-    SHARES,
     Checked,
     Count,
     at_least,
@@ -14,9 +20,7 @@ from jest_tf.config.checks import (
     one_of,
     within,
 )
-from jest_tf.config.tables import QUOTAS
-
-Loss = Annotated[str, name_or_function(*methods.LOSSES)]
+from jest_tf.config.tables import QUOTAS, Loss
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ class Stage(Checked, path="selection.stages"):
 
     candidates: Count
     embeddings: Annotated[str, one_of("live", "stored")] = "live"
-    method: Annotated[str, one_of(*methods.METHODS)] = "joint"
-    criterion: Annotated[str, name_or_function(*methods.CRITERIA)] = (
+    method: Annotated[str, one_of(*tables.METHODS)] = "joint"
+    criterion: Annotated[str, name_or_function(*tables.CRITERIA)] = (
         "learnability"
     )
     num_chunks: Count = 16  # arXiv 2406.17711, algorithm 1
@@ -122,12 +126,12 @@ class Stage(Checked, path="selection.stages"):
     @property
     def scores(self) -> bool:
         """True if the stage scores rows."""
-        return methods.METHODS[self.method].scores
+        return tables.METHODS[self.method].scores
 
     @property
     def in_chunks(self) -> bool:
         """True if the stage draws in chunks, each given those before it."""
-        return methods.METHODS[self.method].in_chunks
+        return tables.METHODS[self.method].in_chunks
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -135,7 +139,7 @@ class Stage(Checked, path="selection.stages"):
 
         Imports the module of a criterion that is a "module:function".
         """
-        return methods.criterion(self.criterion).needs if self.scores else ()
+        return tables.criterion(self.criterion).needs if self.scores else ()
 
     @property
     def view_and_steps(self) -> str:
@@ -215,7 +219,7 @@ class SelectionConfig(Checked, path="selection"):
             self._expect(
                 # A user's criterion is not imported here.
                 not stage.is_stored
-                or stage.criterion not in methods.CRITERIA
+                or stage.criterion not in tables.CRITERIA
                 or "learner" not in stage.needs,
                 f"`selection.stages.{number}.embeddings` 'stored' has no "
                 f"learner: take `selection.stages.{number}.criterion` "
@@ -297,59 +301,207 @@ class SelectionConfig(Checked, path="selection"):
 
 
 @dataclass(frozen=True)
-class BootstrapConfig(Checked, path="bootstrap"):
-    """Renewal of the reference: the learner's own embeddings replace it.
+class Segment:
+    """Consecutive steps of a run that select in the same way.
+
+    A stage that does not score passes rows on: a stored stage its first rows,
+    which costs nothing, a live stage a uniform draw.
 
     Attributes:
-        renew_at: steps, ascending, after which the learner embeds the records
-            of `data.train` and becomes the reference of the steps that follow;
-            with `optimizer.ema`, by its averaged weights. Empty keeps the first
-            reference, that of `reference`. If there is none, stages that need a
-            reference begin to score with the first renewal.
-        shares: share of the records that each renewal embeds, chosen anew each
-            time; only these records are drawn until the next renewal. A single
-            share applies to all renewals. A small share costs little, and
-            still offers new records to each step; late renewals, which serve
-            more steps and have a better learner, are worth a larger share.
-        clean_start: train on `data.curated` alone before the first renewal,
-            when nothing is chosen yet.
+        selection: the funnel.
+        first: the first step, counted from 0.
+        last: the last step; None if there is no end.
+        scoring: numbers of the stages that score.
+        curated_rows: c of the b rows trained on are curated. If c = b, no row
+            is chosen, and rows pass no stage.
+        reference: whose embeddings the stages score by: 0 for the reference of
+            the settings, s > 0 for the learner after s steps, or, if that was
+            rejected, the reference before it. None if there is none yet.
     """
 
-    renew_at: tuple[int, ...] = ()
-    shares: Annotated[tuple[float, ...], SHARES] = (1.0,)
-    clean_start: bool = False
+    selection: SelectionConfig
+    first: int = 0
+    last: int | None = None
+    scoring: tuple[int, ...] = ()
+    curated_rows: int = 0
+    reference: int | None = 0
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._expect(
-            len(self.shares) in (1, len(self.renew_at)),
-            "`bootstrap.shares` must be a single share, or a share for each of "
-            f"the {len(self.renew_at)} steps of `bootstrap.renew_at`",
+    @property
+    def num_steps(self) -> int:
+        """The number of steps of a segment that ends."""
+        return self.last + 1 - self.first
+
+    @property
+    def stages(self) -> tuple[tuple[int, Stage], ...]:
+        """The stages that rows pass, with their numbers."""
+        return tuple(enumerate(self.selection.stages)) if self.chooses else ()
+
+    @property
+    def stored(self) -> tuple[tuple[int, Stage], ...]:
+        """The stored stages that rows pass, with their numbers."""
+        return tuple(pair for pair in self.stages if pair[1].is_stored)
+
+    @property
+    def live(self) -> tuple[tuple[int, Stage], ...]:
+        """The live stages that rows pass, with their numbers."""
+        return tuple(pair for pair in self.stages if not pair[1].is_stored)
+
+    @property
+    def chooses(self) -> bool:
+        """True unless all rows trained on are curated."""
+        return self.curated_rows < self.selection.batch_size
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of the pool into each stage, and out of the last."""
+        if not self.chooses:
+            return (0,)
+        return self.selection.sizes(self.curated_rows)
+
+    @property
+    def super_batch_size(self) -> int:
+        """B, the rows of the pool into the first live stage."""
+        return self.sizes[len(self.stored)]
+
+    @property
+    def scores_by_sidecars(self) -> bool:
+        """True if a stored stage scores."""
+        return any(number in self.scoring for number, _ in self.stored)
+
+    @property
+    def step_kind(self) -> tuple:
+        """Equal for segments whose steps are the same program."""
+        live = [number for number, _ in self.live]
+        scoring = [number for number in live if number in self.scoring]
+        return self.chooses, tuple(scoring)
+
+    def describe(self) -> list[str]:
+        """Describes in lines of text how rows pass the funnel in a step."""
+        c, b = self.curated_rows, self.selection.batch_size
+        if not self.chooses:
+            return [f"trained: {b:,} curated rows"]
+        lines, sizes = [], self.sizes
+        for number, stage in self.stages:
+            rows = "hyper-batch" if stage.is_stored else "super-batch"
+            is_first = number in (0, len(self.stored))
+            how = f"{stage.method} by {stage.criterion}{stage.view_and_steps}"
+            if number not in self.scoring:
+                how = "unscored, " + (
+                    "the first rows" if stage.is_stored else "a uniform draw"
+                )
+            lines.append(
+                f"stage {number}, {stage.embeddings}: {sizes[number]:,} rows"
+                + f", the {rows}," * is_first
+                + f" -> {sizes[number + 1]:,}, {how}"
+            )
+        chosen = f"{sizes[-1]:,} chosen rows and {c:,} curated"
+        return [*lines, f"trained: {chosen if c else f'{b:,} rows'}"]
+
+
+def plan(
+    selection: SelectionConfig,
+    *,
+    steps: int | None = None,
+    curated_rows: int = 0,
+    bootstrap: groups.BootstrapConfig | None = None,
+    has_reference: bool = True,
+) -> tuple[Segment, ...]:
+    """Returns the segments of a run, in order; the first begins at step 0.
+
+    Args:
+        selection: the funnel.
+        steps: number of steps; None if there is no end.
+        curated_rows: c, curated rows among the b trained on.
+        bootstrap: the renewals of the reference, if any. A renewal begins a
+            segment.
+        has_reference: whether there is a reference before the first renewal.
+            Until there is one, stages that need it pass rows on.
+    """
+    bootstrap = bootstrap or groups.BootstrapConfig()
+    starts = {*_turns(selection), *bootstrap.renew_at}
+    starts = sorted(start for start in starts if steps is None or start < steps)
+    segments = []
+    for first, end in itertools.pairwise([*starts, steps]):
+        reference = bootstrap.renewed_at(first)
+        if not reference and not has_reference:
+            reference = None
+        is_clean = bootstrap.clean_start and not bootstrap.num_renewals(first)
+        scoring = () if is_clean else _scoring(selection, first, reference)
+        segments.append(
+            Segment(
+                selection,
+                first,
+                None if end is None else end - 1,
+                scoring,
+                selection.batch_size if is_clean else curated_rows,
+                reference,
+            )
         )
-        self._expect(
-            [*self.renew_at] == sorted({*self.renew_at})
-            and min(self.renew_at, default=1) > 0,
-            "`bootstrap.renew_at` must be ascending steps from 1 on",
-        )
-        self._expect(
-            not self.clean_start or bool(self.renew_at),
-            "`bootstrap.clean_start` ends with the first of "
-            "`bootstrap.renew_at`: set both",
-        )
+    return tuple(segments)
 
-    def share(self, step: int) -> float:
-        """Returns the share that the renewal after `step` steps embeds.
 
-        Raises:
-            ValueError: `step` is not in `renew_at`.
-        """
-        number = self.renew_at.index(step)
-        return self.shares[number if len(self.shares) > 1 else 0]
+def _turns(selection):
+    """Returns the steps at which stages begin or have ended, and 0."""
+    ends = {stage.end_step for stage in selection.stages} - {None}
+    return {0, *(stage.first_step for stage in selection.stages), *ends}
 
-    def num_renewals(self, step: int) -> int:
-        """Returns the number of renewals before the step after `step` steps."""
-        return sum(renewal <= step for renewal in self.renew_at)
 
-    def renewed_at(self, step: int) -> int:
-        """Returns the last entry of `renew_at` up to `step`; 0 if none."""
-        return (0, *self.renew_at)[self.num_renewals(step)]
+def _scoring(selection, step, reference):
+    return tuple(
+        number
+        for number, stage in enumerate(selection.stages)
+        if stage.scores
+        and stage.is_active(step)
+        # A user's criterion is not imported unless there is no reference.
+        and (reference is not None or "reference" not in stage.needs)
+    )
+
+
+def segment_at(segments: Sequence[Segment], step: int) -> Segment:
+    """Returns the segment of a step, counted from 0.
+
+    The last segment has all later steps, and the first all earlier.
+    """
+    begun = [segment for segment in segments if segment.first <= step]
+    return begun[-1] if begun else segments[0]
+
+
+def cut(segments: Sequence[Segment], steps: int) -> Iterator[Segment]:
+    """Yields the segments that the first `steps` steps consist of."""
+    for segment in segments:
+        if segment.first < steps:
+            last = segment.last
+            is_whole = last is not None and last < steps
+            yield segment if is_whole else replace(segment, last=steps - 1)
+
+
+def between_renewals(
+    segments: Sequence[Segment], step: int
+) -> tuple[Segment, ...]:
+    """Returns the segments with the reference of a step, from it on.
+
+    They are those of one `fit`: at a renewal, `fit` ends.
+    """
+    here = segment_at(segments, step)
+    return tuple(
+        segment
+        for segment in segments
+        if segment.reference == here.reference and segment.first >= here.first
+    )
+
+
+def describe_plan(segments: Sequence[Segment]) -> list[tuple[str, str]]:
+    """Describes a plan in lines of text, each with its heading."""
+    lines = []
+    for segment in segments:
+        end = "on" if segment.last is None else f"to {segment.last:,}"
+        steps = f"from step {segment.first:,} {end}"
+        if segment.reference:
+            steps += (
+                f", reference: the learner after step {segment.reference:,}"
+            )
+        elif segment.reference is None:
+            steps += ", no reference yet"
+        lines.append(("plan", steps))
+        lines += [tuple(line.split(": ", 1)) for line in segment.describe()]
+    return lines

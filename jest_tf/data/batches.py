@@ -1,27 +1,17 @@
-"""Batches of all records, for evaluation; helpers shared with the stream.
+"""Batches of all records, for evaluation.
 
 An unreadable record is an error here and is not replaced.
 """
 
 import collections
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from jest_tf.config import checks
-from jest_tf.data import pictures, reader, stores, tokenizers
-
-# A tokenizer maps string [k] to int32 [k, length].
-Tokenizer = Callable[[tf.Tensor], tf.Tensor]
-
-# A batch on the device and a batch in preparation.
-_PREFETCH = 2
-
-# Messages of the latest errors in datasets' NumPy functions, in all threads.
-_raised: collections.deque = collections.deque(maxlen=64)
+from jest_tf.data import loading, pictures, reader, stores
 
 
 def examples(
@@ -29,7 +19,7 @@ def examples(
     *,
     batch_size: int,
     image_size: int | pictures.Form,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: loading.Tokenizer | None = None,
 ) -> tf.data.Dataset:
     """Yields every record once, in the store's order.
 
@@ -47,7 +37,7 @@ def examples(
     Raises:
         ValueError: an argument is out of range. Iteration raises
             `tf.errors.InvalidArgumentError`, naming the record, if a record has
-            no caption or no decodable picture; see `plain_errors`.
+            no caption or no decodable picture; see `loading.plain_errors`.
     """
     checks.check("batch_size", batch_size, checks.at_least(1))
     form = pictures.form_of(image_size)
@@ -76,15 +66,15 @@ def examples(
         return images, store.ids(rows), np.array(captions, object)
 
     def load(start):
-        batch = call_numpy(fetch, [start], specs.values())
+        batch = loading.call_numpy(fetch, [start], specs.values())
         batch = dict(zip(specs, batch, strict=True))
         captions = batch.pop("caption")
         if tokenizer:
-            batch |= texts_of(captions, {"text": tokenizer})
+            batch |= loading.texts_of(captions, {"text": tokenizer})
         return batch
 
     starts = tf.data.Dataset.range(0, len(store), batch_size)
-    return finish(map_in_order(starts, load))
+    return loading.finish(loading.map_in_order(starts, load))
 
 
 def read(
@@ -141,15 +131,6 @@ def _decoder(form):
     return tf.function(decode, [tf.TensorSpec([None], tf.string)])
 
 
-def texts_of(captions, tokenizer_of):
-    """Makes tokens and ids of captions, string [k]; marks invalid UTF-8."""
-    captions, replaced = tokenizers.sanitize_captions(captions)
-    batch = {name: make(captions) for name, make in tokenizer_of.items()}
-    batch["caption_id"] = tf.strings.to_hash_bucket_fast(captions, 2**63 - 1)
-    batch["caption_replaced"] = replaced
-    return batch
-
-
 def in_order(pool, function, items, ahead):
     """Maps items in a thread pool, in order; computes `ahead` items ahead."""
     pending = collections.deque()
@@ -159,60 +140,3 @@ def in_order(pool, function, items, ahead):
             yield pending.popleft().result()
     for future in pending:
         yield future.result()
-
-
-def map_in_order(dataset, function):
-    """Maps a dataset in parallel, keeping its order."""
-    # AutoGraph would rewrite the NumPy functions too, and run them slowly.
-    return dataset.map(
-        tf.autograph.experimental.do_not_convert(function),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-
-
-def finish(dataset):
-    """Makes a dataset deterministic, and prefetches it."""
-    options = tf.data.Options()
-    options.deterministic = True
-    return dataset.with_options(options).prefetch(_PREFETCH)
-
-
-def call_numpy(function, inputs, specs):
-    """Calls a NumPy function from a graph; `specs` describe its results."""
-
-    def call(*values):
-        try:
-            return function(*values)
-        except ValueError as error:
-            _raised.append(str(error))
-            raise
-
-    types = [spec.dtype for spec in specs]
-    return ensure_shapes(
-        tf.numpy_function(call, inputs, types, stateful=False), specs
-    )
-
-
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Unwraps the ValueError of a dataset from TensorFlow's error.
-
-    Raises:
-        ValueError: a dataset's NumPy function has raised it in the block.
-    """
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        for text in reversed(_raised):
-            if text in error.message:
-                raise ValueError(text) from error
-        raise
-
-
-def ensure_shapes(values, specs):
-    """Sets static shapes from specs."""
-    return [
-        tf.ensure_shape(value, spec.shape)
-        for value, spec in zip(values, specs, strict=True)
-    ]

@@ -3,22 +3,23 @@
 Positions are cut into chunks, which are read in parallel and joined in order.
 """
 
+import collections
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from jest_tf.data import (
-    batches,
-    fault_log,
     pictures,
-    stored_stages,
     stores,
     stream,
+    tokenizers,
 )
 from jest_tf.data import reader as reader_lib
 from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.selection import summary
 
 # Records in a unit of parallel work. Throughput is equal within noise from 128
 # to 1,280; smaller units balance better and use less memory.
@@ -26,6 +27,16 @@ _CHUNK = 256
 # Limits on the chunks read ahead from a bucket. Half a window is read ahead, so
 # that the next window's blocks are requested before the first is needed.
 _MIN_AHEAD, _MAX_AHEAD = 8, 32
+
+
+# A batch on the device and a batch in preparation.
+_PREFETCH = 2
+
+# Messages of the latest errors in datasets' NumPy functions, in all threads.
+_raised: collections.deque = collections.deque(maxlen=64)
+
+# A tokenizer maps string [k] to int32 [k, length].
+Tokenizer = Callable[[tf.Tensor], tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Options:
         rows: bool [n], the rows of the store that are drawn; None draws all.
         num_curated: the number of parts, last in the store, that form the
             curated set; they are drawn only as curated rows.
-        clean: see `StoredStages`.
+        clean: see `stored_stages.StoredStages`.
         summaries: of the stored stages' choices, for logs.
         faults: counts and logs unreadable records and limits their rate; None
             counts with the default limit.
@@ -54,10 +65,10 @@ class Options:
     rows: np.ndarray | None = None
     num_curated: int = 0
     clean: Callable[[np.ndarray], np.ndarray] | None = None
-    summaries: stored_stages.Summaries = dataclasses.field(
-        default_factory=stored_stages.Summaries
+    summaries: summary.Summaries = dataclasses.field(
+        default_factory=summary.Summaries
     )
-    faults: fault_log.FaultLog | None = None
+    faults: reader_lib.FaultLog | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +86,7 @@ class ReferenceInputs:
 
     sidecars: sidecars_lib.Sidecars | None = None
     embeddings: bool = False
-    tokenizer: batches.Tokenizer | None = None
+    tokenizer: Tokenizer | None = None
     picture: pictures.Form | None = None
 
     @property
@@ -99,8 +110,8 @@ class Loader:
 
     store: stores.Store
     forms: Mapping[str, pictures.Form]
-    tokenizer_of: Mapping[str, batches.Tokenizer]
-    faults: fault_log.FaultLog
+    tokenizer_of: Mapping[str, Tokenizer]
+    faults: reader_lib.FaultLog
     options: Options
     reference: ReferenceInputs
 
@@ -149,8 +160,8 @@ class Loader:
 
         def load(positions):
             chunk, images = _read_chunk(reader, ahead, positions, forms)
-            batch = images | batches.texts_of(chunk.captions, self.tokenizer_of)
-            (batch["id"],) = batches.call_numpy(
+            batch = images | texts_of(chunk.captions, self.tokenizer_of)
+            (batch["id"],) = call_numpy(
                 lambda rows: [store.ids(rows)],
                 [chunk.rows],
                 [tf.TensorSpec(chunk.rows.shape, tf.int64)],
@@ -172,7 +183,7 @@ class Loader:
         ).unbatch()
         if ahead:
             positions = positions.map(_starting(ahead)).prefetch(depth)
-        chunks = batches.map_in_order(positions, load)
+        chunks = map_in_order(positions, load)
         return chunks.batch(size // chunk_size, drop_remainder=True).map(join)
 
 
@@ -180,7 +191,7 @@ def _embeddings(sidecars, chunk, ids):
     """Reads the reference's embeddings of a chunk of records."""
     shape = [*chunk.rows.shape, sidecars.dim]
     spec = tf.TensorSpec(shape, tf.as_dtype(sidecars.dtype))
-    image, text = batches.call_numpy(
+    image, text = call_numpy(
         sidecars.read, [chunk.rows, chunk.choices, ids], [spec, spec]
     )
     return {"reference_image": image, "reference_text": text}
@@ -235,7 +246,7 @@ def _starting(ahead):
 
     def call(positions):
         spec = tf.TensorSpec(positions.shape, positions.dtype)
-        return batches.call_numpy(start, [positions], [spec])[0]
+        return call_numpy(start, [positions], [spec])[0]
 
     return tf.autograph.experimental.do_not_convert(call)
 
@@ -269,13 +280,13 @@ def _read_chunk(reader, ahead, positions, forms):
             whole.append(image)
         return *chunk, *whole
 
-    chunk = batches.call_numpy(read, [positions], specs)
+    chunk = call_numpy(read, [positions], specs)
     kept, decoded = pictures.decode_batch(chunk[2], forms)
     values = [*chunk, *decoded.values()]
     values = tf.cond(
         tf.equal(tf.size(kept), size),
-        lambda: batches.ensure_shapes(values, specs + image_specs),
-        lambda: batches.call_numpy(
+        lambda: ensure_shapes(values, specs + image_specs),
+        lambda: call_numpy(
             repair, [positions, kept, *values], specs + image_specs
         ),
     )
@@ -283,3 +294,69 @@ def _read_chunk(reader, ahead, positions, forms):
         reader_lib.Chunk(*values[:5]),
         dict(zip(forms, values[5:], strict=True)),
     )
+
+
+def texts_of(captions, tokenizer_of):
+    """Makes tokens and ids of captions, string [k]; marks invalid UTF-8."""
+    captions, replaced = tokenizers.sanitize_captions(captions)
+    batch = {name: make(captions) for name, make in tokenizer_of.items()}
+    batch["caption_id"] = tf.strings.to_hash_bucket_fast(captions, 2**63 - 1)
+    batch["caption_replaced"] = replaced
+    return batch
+
+
+def map_in_order(dataset, function):
+    """Maps a dataset in parallel, keeping its order."""
+    # AutoGraph would rewrite the NumPy functions too, and run them slowly.
+    return dataset.map(
+        tf.autograph.experimental.do_not_convert(function),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+
+def finish(dataset):
+    """Makes a dataset deterministic, and prefetches it."""
+    options = tf.data.Options()
+    options.deterministic = True
+    return dataset.with_options(options).prefetch(_PREFETCH)
+
+
+def call_numpy(function, inputs, specs):
+    """Calls a NumPy function from a graph; `specs` describe its results."""
+
+    def call(*values):
+        try:
+            return function(*values)
+        except ValueError as error:
+            _raised.append(str(error))
+            raise
+
+    types = [spec.dtype for spec in specs]
+    return ensure_shapes(
+        tf.numpy_function(call, inputs, types, stateful=False), specs
+    )
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Unwraps the ValueError of a dataset from TensorFlow's error.
+
+    Raises:
+        ValueError: a dataset's NumPy function has raised it in the block.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        for text in reversed(_raised):
+            if text in error.message:
+                raise ValueError(text) from error
+        raise
+
+
+def ensure_shapes(values, specs):
+    """Sets static shapes from specs."""
+    return [
+        tf.ensure_shape(value, spec.shape)
+        for value, spec in zip(values, specs, strict=True)
+    ]

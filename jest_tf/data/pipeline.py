@@ -17,10 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf.config import checks
 from jest_tf.data import (
-    batches,
-    fault_log,
     loading,
     pictures,
     stored_stages,
@@ -29,7 +26,7 @@ from jest_tf.data import (
 )
 from jest_tf.data import reader as reader_lib
 
-FaultLog = fault_log.FaultLog
+FaultLog = reader_lib.FaultLog
 Options = loading.Options
 ReferenceInputs = loading.ReferenceInputs
 
@@ -44,7 +41,7 @@ def super_batches(
     plan: Sequence[config_lib.Segment],
     loss: str,
     seed: int,
-    tokenizer: batches.Tokenizer,
+    tokenizer: loading.Tokenizer,
     image_size: int | pictures.Form,
     start_step: int = 0,
     reference: ReferenceInputs = ReferenceInputs(),  # noqa: B008
@@ -85,8 +82,10 @@ def super_batches(
             `tf.errors.InvalidArgumentError` if too many records are unreadable
             or sidecars do not fit.
     """
-    checks.check("start_step", start_step, checks.at_least(0))
-    checks.check("num_hosts", options.num_hosts, checks.at_least(1))
+    if start_step < 0:
+        raise ValueError(
+            f"`start_step` must be at least 0. Received: {start_step}"
+        )
     forms = {"image": pictures.form_of(image_size)}
     if reference.picture not in (None, forms["image"]):
         forms["image_for_reference"] = reference.picture
@@ -99,15 +98,15 @@ def super_batches(
     )
     parts = _Stream(store, seed, start_step, loader, options)
     size, num_curated = plan[0].super_batch_size, plan[0].curated_rows
-    drawn = (size + num_curated) // options.num_hosts
+    drawn = (size + num_curated) // max(options.num_hosts, 1)
     faults.start(start_step, start_step * drawn)
     if not size:
-        return batches.finish(parts.curated(num_curated))
+        return loading.finish(parts.curated(num_curated))
     pool = parts.pool(plan, loss)
     if not num_curated:
-        return batches.finish(pool)
+        return loading.finish(pool)
     both = tf.data.Dataset.zip((pool, parts.curated(num_curated)))
-    return batches.finish(
+    return loading.finish(
         both.map(lambda rows, curated: rows | {"curated": curated})
     )
 

@@ -11,9 +11,7 @@ not communicate. Large hyper-batches are cut into groups; each host draws only
 in the groups that its rows come from.
 """
 
-import collections
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +20,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import selection
-from jest_tf.data import batches, reader, stores, stream
+from jest_tf.data import loading, reader, stores, stream
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.embeddings import Embeddings
 from jest_tf.selection import summary
@@ -35,30 +33,6 @@ _SALT = 0x57A6E0
 MOST_ROWS = 2**14
 # Groups in flight: a group's rows are read while another is drawn.
 _GROUPS_AHEAD = 2
-# Steps whose summaries are kept for the log: streams run ahead of training.
-_SUMMARIES = 1024
-
-
-class Summaries:
-    """The choices of stored stages by step, for the logs; thread-safe."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._found: collections.OrderedDict = collections.OrderedDict()
-
-    def put(self, number: int, group: int, found: dict[int, dict]) -> None:
-        """Keeps a super-batch's summaries by stage, only of its first group."""
-        with self._lock:
-            before = self._found.get(number)
-            if before is None or group < before[0]:
-                self._found[number] = group, found
-            while len(self._found) > _SUMMARIES:
-                self._found.popitem(last=False)
-
-    def take(self, number: int) -> dict[int, dict]:
-        """Returns the summaries of a super-batch by stage, and forgets them."""
-        with self._lock:
-            return self._found.pop(number, (0, {}))[1]
 
 
 @dataclass(frozen=True)
@@ -88,7 +62,7 @@ class StoredStages:
     order: stream.AnyOrder
     seed: int
     clean: Callable[[np.ndarray], np.ndarray] | None = None
-    summaries: Summaries = field(default_factory=Summaries)
+    summaries: summary.Summaries = field(default_factory=summary.Summaries)
 
     def __post_init__(self):
         scores = any(segment.scores_by_sidecars for segment in self.plan)
@@ -143,7 +117,7 @@ class StoredStages:
 
         def call(index):
             spec = tf.TensorSpec([count], tf.int64)
-            return batches.call_numpy(choose, [index], [spec])[0]
+            return loading.call_numpy(choose, [index], [spec])[0]
 
         def own(positions):
             return tf.reshape(positions, [number * count])[begin:end]

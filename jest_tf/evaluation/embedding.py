@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import distribution, models
-from jest_tf.data import batches, pictures, stores, tokenizers
+from jest_tf.data import batches, loading, pictures, stores, tokenizers
 
 
 class Encoder:
@@ -80,7 +80,7 @@ class Encoder:
 
     def _image_parts(self, store):
         size = self._size(len(store))
-        with batches.plain_errors():
+        with loading.plain_errors():
             for batch in self._examples(store, size):
                 yield self._padded(self._encode_image, batch["image"], size)
 

@@ -12,6 +12,7 @@ Reference: Zhai et al. 2023, "Sigmoid loss for language image pre-training"
 (arXiv 2303.15343), section 3.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 from keras import ops
 
 from jest_tf import config, embeddings
-from jest_tf.config import checks, imports, methods
+from jest_tf.config import checks, imports, tables
 from jest_tf.embeddings import Embeddings, Tensor
 from jest_tf.losses.running import SigmoidRows, SoftmaxRows
 
@@ -63,9 +64,19 @@ def pair_loss(name: str, setting: str = "loss") -> PairLoss:
     Raises:
         ValueError: there is no such loss, or the function returns no PairLoss.
     """
-    checks.check(setting, name, checks.name_or_function(*methods.LOSSES))
-    path = methods.LOSSES.get(name, name)
-    found = imports.call_function(setting, path, "PairLoss")
+    if name in tables.LOSSES:
+        return _built_in(name)
+    checks.check(setting, name, checks.name_or_function(*tables.LOSSES))
+    return _called(setting, name)
+
+
+@functools.cache
+def _built_in(name):
+    return _called("loss", tables.LOSSES[name])
+
+
+def _called(setting, name):
+    found = imports.call_function(setting, name, "PairLoss")
     if not isinstance(found, PairLoss) or not all(
         hasattr(found.rows, part) for part in _PARTS_OF_ROWS
     ):

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 from jest_tf import config as config_lib
 from jest_tf import embeddings, models
@@ -119,48 +118,6 @@ def frozen(model: Callable) -> Callable[[dict], Embeddings]:
 
     embed.variables = tuple(getattr(model, "variables", ()))
     return embed
-
-
-class Cached:
-    """A reference that reads embeddings from the batch, from sidecars.
-
-    It maps a batch with `reference_image` and `reference_text`, float [n, D]
-    each, to `Embeddings` in float32; it raises ValueError without them. Create
-    it in the scope of the strategy.
-
-    Args:
-        scale: the scale of the embeddings in `sidecars.Sidecars`.
-        bias: the bias of these embeddings.
-    """
-
-    def __init__(self, scale: float, bias: float):
-        # Variables, so that a compiled step stays valid after `assign`.
-        self._scale, self._bias = self.variables = [
-            keras.Variable(value, trainable=False, dtype="float32")
-            for value in (scale, bias)
-        ]
-
-    def assign(self, scale: float, bias: float) -> None:
-        """Changes scale and bias, for embeddings of another model."""
-        self._scale.assign(scale)
-        self._bias.assign(bias)
-
-    def __call__(self, batch: dict) -> Embeddings:
-        """Returns the reference's embeddings in the batch."""
-        missing = {"reference_image", "reference_text"} - set(batch)
-        if missing:
-            raise ValueError(
-                "A cached reference needs `reference_image` and "
-                "`reference_text` in the batch: give the stream its sidecars, "
-                f"`pipeline.Options(sidecars=...)`. Received: "
-                f"{sorted(batch)}"
-            )
-        return Embeddings(
-            ops.cast(batch["reference_image"], "float32"),
-            ops.cast(batch["reference_text"], "float32"),
-            embeddings.read(self._scale),
-            embeddings.read(self._bias),
-        )
 
 
 def describe(run: Run | Pretrained) -> file_format.Description:

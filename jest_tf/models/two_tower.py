@@ -21,7 +21,7 @@ from keras import ops
 from jest_tf import config as config_lib
 from jest_tf.config import checks
 from jest_tf.embeddings import Embeddings, Tensor, read
-from jest_tf.models import layers, patches
+from jest_tf.models import layers, towers
 
 _TOWERS = ("image_tower", "text_tower")
 
@@ -218,7 +218,7 @@ class TwoTower(keras.Model):
         """Checks that the image tower can be called with `view`."""
         for seen in _views(view):
             if seen != config_lib.View():
-                patches.check_view(self.image_tower, seen)
+                towers.check_view(self.image_tower, seen)
 
     def export(
         self,

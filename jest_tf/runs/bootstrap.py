@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.data import fault_log, stored_stages, stream
+from jest_tf.data import reader, stored_stages, stream
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.sidecars import embed, recognition
@@ -240,7 +240,7 @@ def embed_records(
     cost = embedding_cost(run, store, folder)._replace(seconds=seconds)
     wanted = len(store) if rows is None else int(rows.sum())
     limit = run.config.data.max_fault_rate
-    if wanted - cost.images > limit * max(wanted, fault_log.MIN_DRAWN):
+    if wanted - cost.images > limit * max(wanted, reader.MIN_DRAWN):
         # If they were kept, their faults would stop every later step.
         _delete_sidecars(folder)
         raise ValueError(

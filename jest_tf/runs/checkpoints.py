@@ -26,7 +26,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import files
 from jest_tf.runs import directory, progress, steps
-from jest_tf.training import finite
+from jest_tf.training import stepper
 
 _NAME = "step-{:09d}"
 _DAMAGED = ".damaged"
@@ -93,7 +93,7 @@ class Checkpoints(steps.StepCallback):
         """Saves the current state unless it is saved already.
 
         Raises:
-            finite.NotFinite: a weight or the optimizer's state is not finite;
+            stepper.NotFinite: a weight or the optimizer's state is not finite;
                 nothing is written.
         """
         started = time.monotonic()
@@ -101,7 +101,7 @@ class Checkpoints(steps.StepCallback):
             if self.step and self.step not in saved_steps(self._workdir):
                 names = self._find_not_finite()
                 if names:
-                    raise finite.NotFinite(names)
+                    raise stepper.NotFinite(names)
                 parts = {name: part() for name, part in self._parts.items()}
                 directory.sync_logs(self._workdir)  # before the state
                 save(self.model, self._workdir, self.step, parts)
@@ -122,7 +122,7 @@ class Checkpoints(steps.StepCallback):
     @functools.cached_property
     def _find_not_finite(self):
         model = self.model
-        return finite.finder([*model.weights, *model.optimizer.variables])
+        return stepper.finder([*model.weights, *model.optimizer.variables])
 
 
 def save(
@@ -391,5 +391,5 @@ def _check_same(folder, arrays, variables):
         raise ValueError(
             f"{folder} must hold the state of this very model: it is whole, "
             "but was written with other code. Received: "
-            f"{finite.shorten(different)}"
+            f"{stepper.shorten(different)}"
         )

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorboard.plugins.histogram import summary as histogram_summary
 
 from jest_tf import config as config_lib
-from jest_tf.data import stored_stages, stream
+from jest_tf.data import stream
 from jest_tf.runs import directory
 from jest_tf.selection import summary
 from jest_tf.training import step as step_lib
@@ -90,13 +90,13 @@ class Telemetry:
         *,
         start_step: int = 0,
         order: stream.AnyOrder | None = None,
-        summaries: stored_stages.Summaries | None = None,
+        summaries: summary.Summaries | None = None,
         clean: Callable[[np.ndarray], np.ndarray] | None = None,
         state: dict[str, np.ndarray] | None = None,
     ):
         self._config = config
         self._workdir = workdir
-        self._summaries = summaries or stored_stages.Summaries()
+        self._summaries = summaries or summary.Summaries()
         self._clean = clean
         # Renewals may change the records that are drawn from.
         self._draws_alike = (

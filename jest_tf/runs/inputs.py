@@ -20,6 +20,7 @@ from jest_tf.data import stores as stores_lib
 from jest_tf.data.stores import shards
 from jest_tf.models import reference
 from jest_tf.runs import bootstrap, loading, progress
+from jest_tf.selection import summary
 
 # Bytes of sidecars whose checksums a run compares when it starts; this takes
 # less than a second.
@@ -188,7 +189,7 @@ def funnel_at(
     sources: Sources,
     workdir: str,
     step: int,
-    summaries: stored_stages.Summaries | None = None,
+    summaries: summary.Summaries | None = None,
 ) -> training.Funnel:
     """Returns the funnel of the steps from `step` to the next renewal.
 
@@ -213,7 +214,7 @@ def funnel_at(
             rows=rows,
             num_curated=len(config.data.curated),
             clean=sources.clean,
-            summaries=summaries or stored_stages.Summaries(),
+            summaries=summaries or summary.Summaries(),
         ),
         plan=plan,
     )

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from jest_tf.runs import steps
-from jest_tf.training import finite
+from jest_tf.training import stepper
 
 # EX_TEMPFAIL of sysexits.h: "try again later", here with the same command.
 EXIT_CODE = 75
@@ -133,7 +133,7 @@ class FiniteCheck(steps.StepCallback):
     the host; clipping spreads a nonfinite gradient to all weights.
 
     Raises:
-        finite.NotFinite: from within `fit`.
+        stepper.NotFinite: from within `fit`.
     """
 
     def on_train_begin(self, logs=None):
@@ -142,27 +142,27 @@ class FiniteCheck(steps.StepCallback):
         strategy = self.model.distribute_strategy
         if isinstance(strategy, tf.distribute.TPUStrategy):
             variables = [weight for weight in variables if not weight.shape]
-        self._find = finite.finder(variables)
+        self._find = stepper.finder(variables)
 
     def on_train_batch_end(self, batch, logs=None):
         """Checks the metrics of the step and the variables."""
         super().on_train_batch_end(batch, logs)
         logs = logs or {}
-        names = finite.not_finite(logs) + self._find()
+        names = stepper.not_finite(logs) + self._find()
         if names:
             values = {
                 name: float(logs[name])
                 for name in ("loss", "scale", "bias")
                 if name in logs
             }
-            raise finite.NotFinite(names, values)
+            raise stepper.NotFinite(names, values)
 
 
 def case_of(
     step: int,
     super_batches: Sequence[int],
     ids: Sequence[Sequence[int]],
-    error: finite.NotFinite,
+    error: stepper.NotFinite,
 ) -> tuple[dict, str]:
     """Describes nonfinite numbers, as values for JSON and as a message.
 
@@ -183,5 +183,5 @@ def case_of(
     return case, (
         f"Step {step} (super-batch {', '.join(map(str, super_batches))}): "
         "expected finite numbers. Received: "
-        f"{finite.shorten(error.names)} not finite; {values}"
+        f"{stepper.shorten(error.names)} not finite; {values}"
     )

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.config import methods
+from jest_tf.config import tables
 from jest_tf.runs import (
     bootstrap,
     costs,
@@ -303,7 +303,7 @@ class Ledger(steps.StepCallback):
         """Warns once that a stage is pointless, if the last rows agree."""
         for stage, settings in enumerate(self._config.selection.stages):
             # Scores by a user's criterion have a scale of their own.
-            is_known = settings.criterion in methods.CRITERIA
+            is_known = settings.criterion in tables.CRITERIA
             if not is_known or self._doubtful[stage] == _PATIENCE:
                 continue
             text = doubt(row, stage)

@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import distribution, files, training
-from jest_tf.data import batches, pictures, pipeline, stored_stages
+from jest_tf.data import loading as loading_lib
+from jest_tf.data import pictures, pipeline
 from jest_tf.files import disks
 from jest_tf.models import reference
 from jest_tf.runs import (
@@ -34,7 +35,8 @@ from jest_tf.runs import (
 )
 from jest_tf.runs import checkpoints as checkpoints_lib
 from jest_tf.runs import log as log_lib
-from jest_tf.training import finite
+from jest_tf.selection import summary
+from jest_tf.training import stepper
 
 
 def train(
@@ -128,7 +130,7 @@ class _Part(NamedTuple):
     began: float
     funnel: training.Funnel
     stream: Callable[..., tf.data.Dataset]
-    summaries: stored_stages.Summaries
+    summaries: summary.Summaries
     faults: pipeline.FaultLog
     dataset: tf.data.Dataset
     input_wait: step_timing.InputWait | None
@@ -267,7 +269,7 @@ def _renew(run, model, restored):
         )
     if run.writes:
         directory.cut_back(run.workdir, restored.step)
-    summaries = stored_stages.Summaries()
+    summaries = summary.Summaries()
     funnel = inputs.funnel_at(
         config, run.sources, run.workdir, restored.step, summaries
     )
@@ -402,14 +404,14 @@ def _fit(run, model, part, followed):
         *followed.own,
     ]
     try:
-        with batches.plain_errors():
+        with loading_lib.plain_errors():
             model.fit(
                 part.dataset,
                 steps_per_epoch=stop - start_step,
                 verbose=0,
                 callbacks=callbacks,
             )
-    except finite.NotFinite as error:
+    except stepper.NotFinite as error:
         error.values["learning_rate"] = float(model.optimizer.learning_rate)
         _refuse(run, part.stream, range(check.previous, check.step), error)
     except interruptions.Preempted:

@@ -3,13 +3,15 @@
 NumPy computes them on the host, from the rows that a stage scored.
 """
 
+import collections
+import threading
 from collections.abc import Mapping
 
 import numpy as np
 from keras import ops
 
 from jest_tf import config, embeddings
-from jest_tf.config import methods
+from jest_tf.config import tables
 from jest_tf.selection import samplers
 
 # Quantiles of the distributions.
@@ -17,7 +19,31 @@ LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 QUANTITIES = ("learnability", "learner_loss", "reference_loss")
 GROUPS = ("kept", "dropped", "uniform")
 
+# Steps whose summaries are kept for the log: streams run ahead of training.
+_STEPS = 1024
 _EXTREMES = 8  # rows with the highest and with the lowest score
+
+
+class Summaries:
+    """The choices of stored stages by step, for the logs; thread-safe."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._found: collections.OrderedDict = collections.OrderedDict()
+
+    def put(self, number: int, group: int, found: dict[int, dict]) -> None:
+        """Keeps a super-batch's summaries by stage, only of its first group."""
+        with self._lock:
+            before = self._found.get(number)
+            if before is None or group < before[0]:
+                self._found[number] = group, found
+            while len(self._found) > _STEPS:
+                self._found.popitem(last=False)
+
+    def take(self, number: int) -> dict[int, dict]:
+        """Returns the summaries of a super-batch by stage, and forgets them."""
+        with self._lock:
+            return self._found.pop(number, (0, {}))[1]
 
 
 def of_rows(
@@ -59,7 +85,7 @@ def of_rows(
     )
     kept = rows["kept"]
     values, of_uniform = quantities(rows), quantities(uniform)
-    scores = methods.criterion(stage.criterion).score(
+    scores = tables.criterion(stage.criterion).score(
         {
             name.removesuffix("_loss"): loss
             for name, loss in values.items()

@@ -9,13 +9,16 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
+from keras import ops
 
 from jest_tf import config as config_lib
-from jest_tf import losses
+from jest_tf import embeddings, losses
 from jest_tf import selection as selection_lib
-from jest_tf.data import batches, loading, pictures, pipeline, stores
+from jest_tf.data import loading, pictures, pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference as reference_lib
 
 
@@ -181,12 +184,12 @@ class Funnel:
             return None
         if self.sidecars is not None:
             about = self.sidecars
-            return reference_lib.Cached(about.scale, about.bias)
+            return Cached(about.scale, about.bias)
         return getattr(self.reference, "learner", self.reference)
 
     def super_batches(
         self,
-        tokenizer: batches.Tokenizer,
+        tokenizer: loading.Tokenizer,
         image_size: int | pictures.Form,
         *,
         seed: int = 0,
@@ -265,3 +268,44 @@ def check_criteria(selection: config_lib.SelectionConfig | None) -> None:
                 f"which needs {', '.join(stage.needs)}"
             )
         selection_lib.check_criterion(stage.criterion)
+
+
+class Cached:
+    """A reference that reads embeddings from the batch, from sidecars.
+
+    It maps a batch with `reference_image` and `reference_text`, float [n, D]
+    each, to `Embeddings` in float32; it raises ValueError without them. Create
+    it in the scope of the strategy.
+
+    Args:
+        scale: the scale of the embeddings in `Sidecars`.
+        bias: the bias of these embeddings.
+    """
+
+    def __init__(self, scale: float, bias: float):
+        # Variables, so that a compiled step stays valid after `assign`.
+        self._scale, self._bias = self.variables = [
+            keras.Variable(value, trainable=False, dtype="float32")
+            for value in (scale, bias)
+        ]
+
+    def assign(self, scale: float, bias: float) -> None:
+        """Changes scale and bias, for embeddings of another model."""
+        self._scale.assign(scale)
+        self._bias.assign(bias)
+
+    def __call__(self, batch: dict) -> Embeddings:
+        """Returns the reference's embeddings in the batch."""
+        missing = {"reference_image", "reference_text"} - set(batch)
+        if missing:
+            raise ValueError(
+                "A cached reference needs `reference_image` and "
+                "`reference_text` in the batch, which the super-batches of a "
+                f"Funnel with sidecars have. Received: {sorted(batch)}"
+            )
+        return Embeddings(
+            ops.cast(batch["reference_image"], "float32"),
+            ops.cast(batch["reference_text"], "float32"),
+            embeddings.read(self._scale),
+            embeddings.read(self._bias),
+        )

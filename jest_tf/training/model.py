@@ -10,7 +10,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf.config import overrides
 from jest_tf.embeddings import ON_TENSORFLOW, Tensor
-from jest_tf.models import patches, reference, two_tower
+from jest_tf.models import reference, towers, two_tower
 from jest_tf.training import funnel as funnel_lib
 from jest_tf.training import step as step_lib
 from jest_tf.training import step_outputs, stepper, sub_batch
@@ -112,7 +112,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         stages = funnel.selection.live if funnel.selection else ()
         for view in (*options.views, *(stage.view for stage in stages)):
             if view != config_lib.View():
-                patches.check_view(learner, view)
+                towers.check_view(learner, view)
         self.check_placed("learner", learner)
         self.stepper = stepper.Stepper(
             step_lib.Step(
@@ -158,7 +158,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         self.funnel, self.stepper.plan = funnel, funnel.plan
         model = funnel.step_reference()
         old = step.reference
-        if isinstance(old, reference.Cached) and funnel.sidecars is not None:
+        if isinstance(old, funnel_lib.Cached) and funnel.sidecars is not None:
             old.assign(funnel.sidecars.scale, funnel.sidecars.bias)
         elif model is not None or old is not None:
             if model is not None and funnel.sidecars is None:
@@ -257,7 +257,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         """Trains as `keras.Model.fit` does, without shuffling by default.
 
         Raises:
-            finite.NotFinite: after a step that scored non-finite embeddings.
+            stepper.NotFinite: after a step that scored non-finite embeddings.
             ValueError: besides Keras' own, if B varies or R does not divide it;
                 a reference is missing; float pictures of the first batch do
                 not fill the range of the learner's pixels; or a token id is

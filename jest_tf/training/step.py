@@ -26,7 +26,7 @@ from jest_tf.config import checks
 from jest_tf.distribution import placement
 from jest_tf.embeddings import ON_TENSORFLOW, Embeddings, Tensor, of_model
 from jest_tf.models import two_tower
-from jest_tf.training import finite, step_outputs, sub_batch
+from jest_tf.training import step_outputs, sub_batch
 
 # A `backend.Backend`: the gradients, and the loop of `fit`, of Keras' backend.
 if ON_TENSORFLOW:
@@ -200,8 +200,8 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
     for (number, _), size in zip(step.stages, sizes[1:], strict=True):
         # Score: both models embed every row, without a gradient.
         learner, reference = score(step, number, rows, reference)
-        learner, learner_is_finite = finite.cleaned(learner)
-        reference, reference_is_finite = finite.cleaned(reference)
+        learner, learner_is_finite = embeddings_lib.cleaned(learner)
+        reference, reference_is_finite = embeddings_lib.cleaned(reference)
 
         # Select: the rows that are most learnable together.
         indices, draw = select(step, number, size, (learner, reference), order)

@@ -6,16 +6,90 @@ to step, and keeps what steps return. The loop itself is each backend's own
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
+import keras
+import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from jest_tf import config as config_lib
 from jest_tf import distribution
 from jest_tf import embeddings as embeddings_lib
 from jest_tf.embeddings import Tensor
-from jest_tf.training import finite, flops, step_outputs, sub_batch
+from jest_tf.training import flops, step_outputs, sub_batch
 from jest_tf.training import step as step_lib
+
+# Metrics of a stage that are NaN if scored embeddings are not finite.
+_SCORES = re.compile(
+    r"stages/\d+/(score|learner_loss_kept|reference_loss_kept)"
+)
+
+
+class NotFinite(ValueError):
+    """Values of a run are NaN or infinite.
+
+    `names` lists them: "loss", "stages/0/score" or variable names. `values` has
+    loss, temperature and bias of the step, where known.
+    """
+
+    def __init__(
+        self, names: Sequence[str], values: dict[str, float] | None = None
+    ):
+        super().__init__(
+            f"Expected finite numbers. Received: {shorten(names)}; a model has "
+            "diverged"
+        )
+        self.names = tuple(names)
+        self.values = dict(values or {})
+
+
+def check_scores(logs: Mapping[str, Tensor]) -> None:
+    """Raises `NotFinite` if metrics of a stage are not finite."""
+    names = [name for name in not_finite(logs) if name != "loss"]
+    if names:
+        raise NotFinite(names)
+
+
+def not_finite(logs: Mapping[str, Tensor]) -> list[str]:
+    """Names the loss and the metrics of stages that are not finite, sorted."""
+    return sorted(
+        name
+        for name, value in logs.items()
+        if (name == "loss" or _SCORES.fullmatch(name))
+        and not np.isfinite(value)
+    )
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Joins the first three names, and counts the others."""
+    shown = ", ".join(names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def finder(variables: Sequence[keras.Variable]) -> Callable[[], list[str]]:
+    """Returns a function that names the variables that are not finite."""
+    watched = [
+        variable
+        for variable in variables
+        if tf.as_dtype(variable.dtype).is_floating
+    ]
+
+    @tf.function
+    def are_finite():
+        values = [tf.convert_to_tensor(variable) for variable in watched]
+        return ops.stack([tf.reduce_all(tf.math.is_finite(x)) for x in values])
+
+    def find():
+        flags = are_finite().numpy() if watched else ()
+        return [
+            variable.path
+            for variable, is_finite in zip(watched, flags, strict=True)
+            if not is_finite
+        ]
+
+    return find
 
 
 class Stepper:
@@ -127,8 +201,8 @@ class Stepper:
         self._last_logs = equal["logs"]
 
     def check_scores(self) -> None:
-        """Raises `finite.NotFinite` if the last scores are not finite."""
-        finite.check_scores(self._last_logs)
+        """Raises `NotFinite` if the last scores are not finite."""
+        check_scores(self._last_logs)
 
     def test(self, data, num_replicas: int) -> dict[str, Tensor]:
         """Computes the contrastive loss of a batch, in evaluation mode."""

@@ -11,7 +11,7 @@ import jest_tf
 from benchmarks.tpu import fake_strategy, lifter, step
 from jest_tf import config, distribution, training
 from jest_tf.data import augmentation
-from jest_tf.models import reference
+from jest_tf.training import funnel as funnel_lib
 
 REPLICAS = 4
 ROWS, BATCH_SIZE = 16, 8
@@ -46,7 +46,7 @@ class TPUStepTest(tf.test.TestCase):
     ):
         def teacher(seed):
             if is_cached:
-                return reference.Cached(10.0, -10.0)
+                return funnel_lib.Cached(10.0, -10.0)
             return tiny.learner(seed, dtype=dtype)
 
         with strategy_of_tpus().scope():

@@ -10,7 +10,7 @@ from unittest import mock
 import tensorflow as tf
 
 from jest_tf import config
-from jest_tf.config import methods, overrides
+from jest_tf.config import overrides, tables
 
 CONFIGS = os.path.join(os.path.dirname(__file__), "..", "..", "configs")
 Stage, View = config.Stage, config.View
@@ -112,8 +112,8 @@ class DefaultsTest(tf.test.TestCase):
 
 class FunnelTest(tf.test.TestCase):
     def test_every_method_in_chunks_needs_a_row_for_each_chunk(self):
-        greedy = methods.Method(in_chunks=True, adds_noise=False)
-        with mock.patch.dict(methods.METHODS, {"greedy": greedy}):
+        greedy = tables.Method(in_chunks=True, adds_noise=False)
+        with mock.patch.dict(tables.METHODS, {"greedy": greedy}):
             # The rule of the setting was made before the method.
             stage = config.Stage(3)
             object.__setattr__(stage, "method", "greedy")

@@ -8,7 +8,7 @@ import tracemalloc
 
 import tensorflow as tf
 
-from jest_tf.data import fault_log
+from jest_tf.data import reader
 
 
 class FaultLogTest(tf.test.TestCase):
@@ -32,7 +32,7 @@ class FaultLogTest(tf.test.TestCase):
             return [json.loads(line) for line in file]
 
     def test_lines_are_there_at_once_and_sorted_when_closed(self):
-        log = fault_log.FaultLog(self.path, 1.0)
+        log = reader.FaultLog(self.path, 1.0)
         order = [31, 2, 17, 17, 5]
         for position in order:
             log.add(self.line(position))
@@ -44,7 +44,7 @@ class FaultLogTest(tf.test.TestCase):
 
     def test_lines_are_sorted_by_step_then_setting_then_position(self):
         """Those of a position stay in their order."""
-        log = fault_log.FaultLog(self.path, 1.0)
+        log = reader.FaultLog(self.path, 1.0)
         curated = [self.line(p, setting="data.curated") for p in (12, 7)]
         again = [self.line(7) | {"place": place} for place in "cab"]
         for line in [self.line(9), self.line(11), *curated, *again]:
@@ -59,19 +59,19 @@ class FaultLogTest(tf.test.TestCase):
         self.assertEqual(log.num_replaced, 3)
 
     def test_what_was_read_ahead_is_left_out(self):
-        log = fault_log.FaultLog(self.path, 1.0)
+        log = reader.FaultLog(self.path, 1.0)
         for position in (5, 25, 29, 30):
             log.add(self.line(position))
         log.close(stop_step=3)
         self.assertEqual(self.lines(), [self.line(p) for p in (5, 25, 29)])
 
     def test_a_resumed_log_goes_on_as_if_unbroken(self):
-        log = fault_log.FaultLog(self.path, 0.01)
+        log = reader.FaultLog(self.path, 0.01)
         for position in (3, 3, 19, 20, 44):
             log.add(self.line(position))
         with open(self.path, "a") as file:
             file.write('{"step": 4, "posi')  # a kill in the middle of a line
-        log = fault_log.FaultLog(self.path, 0.01)
+        log = reader.FaultLog(self.path, 0.01)
         log.start(2, num_drawn=20)
         self.assertEqual(self.lines(), [self.line(p) for p in (3, 19)])
         self.assertEqual((log.num_drawn, log.num_replaced), (20, 2))
@@ -81,12 +81,12 @@ class FaultLogTest(tf.test.TestCase):
 
     def test_bytes_that_a_power_cut_left_end_the_log(self):
         for rest in (b"\xff\xfe\xfd\n", b'{"step": 0, "reason": "\xff"}\n'):
-            log = fault_log.FaultLog(self.path, 1.0)
+            log = reader.FaultLog(self.path, 1.0)
             for position in (3, 19):
                 log.add(self.line(position))
             with open(self.path, "ab") as file:
                 file.write(rest)
-            log = fault_log.FaultLog(self.path, 1.0)
+            log = reader.FaultLog(self.path, 1.0)
             log.start(9, num_drawn=90)
             self.assertEqual(self.lines(), [self.line(p) for p in (3, 19)])
             os.remove(self.path)
@@ -98,7 +98,7 @@ class FaultLogTest(tf.test.TestCase):
                 line.replace('"position": 0', f'"position": {position}')
                 for position in range(1000)
             )
-        log = fault_log.FaultLog(self.path, 1.0)
+        log = reader.FaultLog(self.path, 1.0)
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
         log.start(1, num_drawn=1000)
@@ -109,37 +109,37 @@ class FaultLogTest(tf.test.TestCase):
         self.assertLess(peak, os.path.getsize(self.path) / 4)
 
     def test_no_faults_make_no_file(self):
-        log = fault_log.FaultLog(self.path, 0.01)
+        log = reader.FaultLog(self.path, 0.01)
         log.start(0, 0)
         log.count(5000, 0)
         log.close()
         self.assertFalse(os.path.exists(self.path))
 
     def test_the_limit_is_a_share_of_what_was_drawn(self):
-        log = fault_log.FaultLog(None, 0.01)
+        log = reader.FaultLog(None, 0.01)
         # 1 % of 1,024 positions, however few were drawn.
         log.count(10, 10)
         with self.assertRaisesRegex(ValueError, "11 of 11 drawn, 100.00%"):
             log.count(1, 1)
-        log = fault_log.FaultLog(None, 0.01)
+        log = reader.FaultLog(None, 0.01)
         log.count(5000, 50)
         with self.assertRaisesRegex(ValueError, "51 of 5,000 drawn, 1.02%"):
             log.count(0, 1)
         with self.assertRaisesRegex(ValueError, "1 of 5,000"):
-            fault_log.FaultLog(None, 0.0).count(5000, 1)
-        fault_log.FaultLog(None, 1.0).count(5000, 5000)
+            reader.FaultLog(None, 0.0).count(5000, 1)
+        reader.FaultLog(None, 1.0).count(5000, 5000)
 
     def test_what_damaged_shards_have_lost_counts_from_the_start(self):
-        fault_log.FaultLog(None, 0.01, lost_share=0.01).count(0, 0)
+        reader.FaultLog(None, 0.01, lost_share=0.01).count(0, 0)
         with self.assertRaisesRegex(ValueError, "2.00% are .*fault_rate`=0.01"):
-            fault_log.FaultLog(None, 0.01, lost_share=0.02).count(0, 0)
-        log = fault_log.FaultLog(None, 0.02, lost_share=0.01)
+            reader.FaultLog(None, 0.01, lost_share=0.02).count(0, 0)
+        log = reader.FaultLog(None, 0.02, lost_share=0.01)
         log.count(5000, 50)
         with self.assertRaisesRegex(ValueError, "1.02%, and 1.00% are lost"):
             log.count(0, 1)
 
     def test_the_error_names_the_setting_the_reasons_and_the_log(self):
-        log = fault_log.FaultLog(self.path, 0.0)
+        log = reader.FaultLog(self.path, 0.0)
         reasons = ["empty picture", *(f"truncated: {n} bytes" for n in (3, 4))]
         for position, reason in enumerate(reasons):
             log.add(self.line(position, reason))
@@ -156,7 +156,7 @@ class FaultLogTest(tf.test.TestCase):
             log.check()
 
     def test_threads_lose_nothing(self):
-        log = fault_log.FaultLog(self.path, 1.0)
+        log = reader.FaultLog(self.path, 1.0)
 
         def work(start):
             for position in range(start, start + 200):

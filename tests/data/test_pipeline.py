@@ -15,7 +15,7 @@ import tiny
 
 from jest_tf import files
 from jest_tf.data import batches as batches_lib
-from jest_tf.data import fault_log, pictures, stream, tokenizers
+from jest_tf.data import loading, pictures, reader, stream, tokenizers
 from jest_tf.data import stores as stores_lib
 from jest_tf.files import retries
 
@@ -130,7 +130,7 @@ class SuperBatchesTest(PipelineTestCase):
         for how in ("sector", "damage"):
             if how == "damage":
                 shard_files.flip(path, offset + size // 2)
-            faults = fault_log.FaultLog(log, 1.0)
+            faults = reader.FaultLog(log, 1.0)
             with (
                 mock.patch.object(retries, "WAITS", (0.0,)),
                 mock.patch.object(
@@ -249,7 +249,7 @@ class SuperBatchesTest(PipelineTestCase):
             iterate()
         with (
             self.assertRaisesRegex(ValueError, "^other ids$"),
-            batches_lib.plain_errors(),
+            loading.plain_errors(),
         ):
             iterate()
 
@@ -356,7 +356,7 @@ class CuratedTest(PipelineTestCase):
         log = os.path.join(self.directory, "log")
 
         def lines(count, start_step):
-            faults = fault_log.FaultLog(log, 1.0)
+            faults = reader.FaultLog(log, 1.0)
             self.curated(count, faults=faults, start_step=start_step)
             faults.close(start_step + count)
             with open(log, encoding="utf-8") as file:

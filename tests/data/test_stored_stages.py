@@ -12,7 +12,7 @@ from stored_cases import BAD, SEED
 
 from jest_tf import config, selection
 from jest_tf.data import (
-    batches,
+    loading,
     pipeline,
     reader,
     stored_stages,
@@ -426,7 +426,7 @@ class RefusalsTest(stored_cases.StoredTestCase):
         stage = config.Stage(5, "stored", criterion=own, num_chunks=3)
         with (
             self.assertRaisesRegex(ValueError, "^`criterion` needs the learn"),
-            batches.plain_errors(),
+            loading.plain_errors(),
         ):
             self.batches(1, batch_size=6, stages=(stage,))
 

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from benchmarks import traffic
 from jest_tf import config, losses, selection
-from jest_tf.config import methods
+from jest_tf.config import tables
 from jest_tf.distribution import placement
 from jest_tf.embeddings import Embeddings
 
@@ -168,7 +168,7 @@ class GlobalQuotaTest(tf.test.TestCase):
         draws = draw_on_replicas(models, num_replicas, stage, batch_size, loss)
         # Relative to the logits and losses whose difference a score is.
         size = sum(model.scale for model in models)
-        names = [f"{name}_loss" for name in methods.MODELS]
+        names = [f"{name}_loss" for name in tables.MODELS]
         size += sum(np.abs(getattr(single, name)).max() for name in names)
         for found in draws:
             self.assertAllEqual(found.indices, single.indices)
@@ -235,7 +235,7 @@ class GlobalQuotaTest(tf.test.TestCase):
 
     def test_a_large_batch_is_compared_with_a_sample_of_a_uniform_one(self):
         models = random_embeddings.models(90)
-        with mock.patch.object(selection.report, "UNIFORM_ROWS", 32):
+        with mock.patch.object(selection.samplers, "UNIFORM_ROWS", 32):
             for loss in LOSSES:
                 # 32 sampled rows are 11, 11 and 10
                 self.check(models, 3, config.Stage(2, num_chunks=3), 45, loss)
@@ -278,7 +278,7 @@ class PerReplicaQuotaTest(tf.test.TestCase):
             kept = np.concatenate([found.kept for found in draws])
             self.assertAllEqual(np.flatnonzero(kept), np.sort(chosen))
             means = []
-            for name, parts in zip(methods.MODELS, models, strict=True):
+            for name, parts in zip(tables.MODELS, models, strict=True):
                 rows = oracles.row_losses(parts, chosen, loss)
                 joined = [getattr(found, f"{name}_loss") for found in draws]
                 self.assertAllClose(np.concatenate(joined), rows, atol=2e-4)

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tiny_towers
 from keras import ops
 
-from jest_tf.models import patches
+from jest_tf.models import towers
 
 WIDTH = 5
 
@@ -17,7 +17,7 @@ def make_images(height=24, width=24, rows=2, seed=0):
 
 
 def make_layer(images, patch_size=4, **settings):
-    layer = patches.PatchEmbedding(patch_size, WIDTH, seed=0, **settings)
+    layer = towers.PatchEmbedding(patch_size, WIDTH, seed=0, **settings)
     layer.build(images.shape)
     tiny_towers.randomise(layer)
     return layer
@@ -35,7 +35,7 @@ class ResizeMatrixTest(tf.test.TestCase):
                         eye, [target, 1], antialias=antialias
                     )
                     self.assertAllClose(
-                        patches.resize_matrix(
+                        towers.resize_matrix(
                             source, target, antialias=antialias
                         ),
                         tf.transpose(columns[:, :, 0, 0]),
@@ -48,7 +48,7 @@ class KernelMatrixTest(tf.test.TestCase):
     def test_rows_then_columns_is_the_pseudo_inverse_of_both(self):
         for source, target in ((4, 6), (4, 8), (6, 4), (8, 3), (5, 7), (4, 1)):
             with self.subTest(source=source, target=target):
-                one_side = patches.kernel_matrix(source, target)
+                one_side = towers.kernel_matrix(source, target)
                 both = oracles_towers.nearest_four(source, target)
                 self.assertAllClose(
                     np.kron(one_side, one_side), np.linalg.pinv(both.T), 1e-9
@@ -104,11 +104,11 @@ class PatchEmbeddingTest(tf.test.TestCase):
     def test_sizes_that_do_not_fit_are_refused(self):
         for value in (0, -1, 1.5, True):
             with self.assertRaisesRegex(ValueError, f"`patch_size` .*{value}"):
-                patches.PatchEmbedding(value, 8)
+                towers.PatchEmbedding(value, 8)
         with self.assertRaisesRegex(ValueError, "`width` must be a pos"):
-            patches.PatchEmbedding(4, 0)
+            towers.PatchEmbedding(4, 0)
         images = make_images()
         with self.assertRaisesRegex(ValueError, "`patch_size` must divide.*=5"):
-            patches.PatchEmbedding(5, 8)(images)
+            towers.PatchEmbedding(5, 8)(images)
         with self.assertRaisesRegex(ValueError, "`patch_size` must divide.*=5"):
             make_layer(images)(images, patch_size=5)

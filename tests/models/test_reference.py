@@ -12,6 +12,7 @@ from jest_tf.data import tokenizers
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
 from jest_tf.runs import directory, loading
+from jest_tf.training import funnel as funnel_lib
 
 
 class FrozenTest(tf.test.TestCase):
@@ -32,7 +33,7 @@ class CachedTest(tf.test.TestCase):
         random = np.random.default_rng(0)
         image, text = random.standard_normal((2, 5, 3)).astype(np.float16)
         batch = {"image": 1, "reference_image": image, "reference_text": text}
-        embeddings = reference.frozen(reference.Cached(7.25, -1.5))(
+        embeddings = reference.frozen(funnel_lib.Cached(7.25, -1.5))(
             {**batch, "text": 2}
         )
         self.assertEqual([part.dtype for part in embeddings], [tf.float32] * 4)
@@ -43,8 +44,8 @@ class CachedTest(tf.test.TestCase):
 
     def test_a_batch_without_them_is_refused(self):
         batch = {"image": 1, "text": 2, "reference_text": 3}
-        with self.assertRaisesRegex(ValueError, "give the stream its sidecars"):
-            reference.Cached(1.0, 0.0)(batch)
+        with self.assertRaisesRegex(ValueError, "Funnel with sidecars"):
+            funnel_lib.Cached(1.0, 0.0)(batch)
 
 
 class LoadRunTest(tf.test.TestCase):

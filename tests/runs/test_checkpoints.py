@@ -14,7 +14,7 @@ import tiny
 
 from jest_tf import config, files, training
 from jest_tf.runs import checkpoints, directory
-from jest_tf.training import finite, optimizer
+from jest_tf.training import optimizer, stepper
 
 # The files of a checkpoint.
 DATA, INDEX = "state.data-00000-of-00001", "state.index"
@@ -151,7 +151,7 @@ class SavingTest(CheckpointTestCase):
         ):
             model = self.model()
             spoil(model)
-            with self.assertRaises(finite.NotFinite) as error:
+            with self.assertRaises(stepper.NotFinite) as error:
                 self.callback(model).on_train_batch_end(0)
             self.assertLen(error.exception.names, 1)
             self.assertEqual(checkpoints.saved_steps(self.workdir), [])

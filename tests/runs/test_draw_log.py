@@ -14,7 +14,7 @@ import tiny
 
 import jest_tf
 from jest_tf import config, training
-from jest_tf.data import stored_stages, stream
+from jest_tf.data import stream
 from jest_tf.runs import directory, draw_log
 from jest_tf.runs import log as log_lib
 from jest_tf.selection import summary
@@ -221,7 +221,7 @@ class LinesTest(FollowTestCase):
         """Beside a live stage, and by the number of its super-batch."""
         stored = Stage(2, "stored", num_chunks=2, criterion="easy_reference")
         run = settings(stored, self.hard, steps=2)
-        summaries = stored_stages.Summaries()
+        summaries = summary.Summaries()
         told = {
             "rows_in": 24,
             "rows_out": 12,

@@ -11,7 +11,7 @@ import tiny
 
 from jest_tf import training
 from jest_tf.runs import interruptions
-from jest_tf.training import finite
+from jest_tf.training import stepper
 
 
 class SignalsTest(tf.test.TestCase):
@@ -179,7 +179,7 @@ class FiniteCheckTest(tf.test.TestCase):
         extra = [keras.layers.Lambda(trap)]
         model = training.JESTModel(tiny.learner(0, extra=extra))
         model.compile(keras.optimizers.SGD(0.1))
-        with self.assertRaises(finite.NotFinite) as raised:
+        with self.assertRaises(stepper.NotFinite) as raised:
             model.fit(
                 tiny.dataset(tiny.super_batches(2)),
                 verbose=0,

@@ -12,7 +12,7 @@ import random_embeddings
 import tensorflow as tf
 
 from jest_tf import config, embeddings, losses, selection
-from jest_tf.config import methods
+from jest_tf.config import tables
 
 LOSSES = {
     "sigmoid": (losses.sigmoid_loss, "sigmoid"),
@@ -37,7 +37,7 @@ class DrawReportTest(tf.test.TestCase):
             kept = np.isin(np.arange(90), chosen)
             self.assertAllEqual(found.kept, kept)
             means = []
-            for name, parts in zip(methods.MODELS, models, strict=True):
+            for name, parts in zip(tables.MODELS, models, strict=True):
                 expected = oracles.row_losses(parts, chosen, LOSSES[loss][1])
                 with self.subTest(method=method, loss=loss, model=name):
                     self.assertAllClose(
@@ -53,7 +53,7 @@ class DrawReportTest(tf.test.TestCase):
                 models, config.Stage(1, num_chunks=5), batch_size=20, loss=loss
             )
             rows = np.asarray(found.indices)
-            for name, parts in zip(methods.MODELS, models, strict=True):
+            for name, parts in zip(tables.MODELS, models, strict=True):
                 sub_batch = hand_draws.take(parts, rows)
                 kept = getattr(found, f"{name}_loss")[found.kept]
                 self.assertAllClose(np.mean(kept), train(sub_batch), rtol=1e-5)
@@ -64,7 +64,7 @@ class DrawReportTest(tf.test.TestCase):
         found = draw(models, stage, batch_size=10)
         expected = {"score": found.score, "uniform_score": found.uniform_score}
         kept = np.asarray(found.kept)
-        for model in methods.MODELS:
+        for model in tables.MODELS:
             rows = np.asarray(getattr(found, f"{model}_loss"))
             expected[f"{model}_loss_kept"] = rows[kept].mean()
             expected[f"{model}_loss_dropped"] = rows[~kept].mean()
@@ -98,7 +98,9 @@ class DrawReportTest(tf.test.TestCase):
         for loss in config.LOSSES:
 
             def scores(rows, loss=loss):
-                with mock.patch.object(selection.report, "UNIFORM_ROWS", rows):
+                with mock.patch.object(
+                    selection.samplers, "UNIFORM_ROWS", rows
+                ):
                     return self.uniform_scores(models, 280, 100, loss)
 
             whole, sampled = scores(280), scores(150)

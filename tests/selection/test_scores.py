@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 from jest_tf import config, selection
-from jest_tf.selection import local_rows, scores
+from jest_tf.selection import scores
 
 OPTIONS = {"batch_size": 2, "num_chunks": 1, "seed": (0, 0)}
 
@@ -28,9 +28,7 @@ class ScoresTest(tf.test.TestCase):
         state = scores.start(models, "sigmoid")
         for row in order:
             total += scores.conditional(state, criterion)[row]
-            state = scores.add(
-                state, ops.array([row]), local_rows.LocalRows(30)
-            )
+            state = scores.add(state, ops.array([row]), scores.LocalRows(30))
         self.assertAllEqual(np.flatnonzero(state.kept), np.sort(order))
         self.assertAllClose(
             total, matrix[np.ix_(order, order)].sum(), rtol=1e-4

@@ -12,6 +12,7 @@ from jest_tf import config as config_lib
 from jest_tf import models, selection
 from jest_tf.models import reference
 from jest_tf.training import flops
+from jest_tf.training import funnel as funnel_lib
 from jest_tf.training import step as step_lib
 
 
@@ -338,7 +339,7 @@ class PaperTest(tf.test.TestCase):
         learner = models.build_learner(run, vocabulary_size=8)
         step = step_lib.Step(
             learner,
-            reference.Cached(10.0, 0.0),
+            funnel_lib.Cached(10.0, 0.0),
             segment=run.plan[0],
             options=step_lib.StepOptions(
                 views=run.training_views,

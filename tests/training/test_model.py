@@ -18,7 +18,7 @@ import jest_tf
 from jest_tf import config, losses, selection, training
 from jest_tf.data import augmentation
 from jest_tf.embeddings import Embeddings
-from jest_tf.models import reference as reference_lib
+from jest_tf.training import funnel as funnel_lib
 from jest_tf.training import step as step_lib
 
 SEED, RATE = 7, 0.5
@@ -429,7 +429,7 @@ class DistillationTest(TrainingTestCase):
 
     def test_distillation_uses_live_scored_or_cached_embeddings(self):
         (batch,) = tiny.super_batches()
-        reference, cached = tiny.learner(5), reference_lib.Cached(4.0, -2.0)
+        reference, cached = tiny.learner(5), funnel_lib.Cached(4.0, -2.0)
         image, text, *_ = embed(reference, batch)
         stored = {**batch, "reference_image": image, "reference_text": text}
         hard = one_of_three(criterion="hard_learner")

@@ -20,6 +20,7 @@ from jest_tf import config, distribution, selection
 from jest_tf.distribution import placement
 from jest_tf.embeddings import ON_TENSORFLOW, Embeddings
 from jest_tf.models import reference
+from jest_tf.training import funnel as funnel_lib
 from jest_tf.training import step as step_lib
 from jest_tf.training import sub_batch
 
@@ -310,7 +311,7 @@ class WholeStepTest(tf.test.TestCase):
         ]
         cls.ids = np.asarray(ops.convert_to_tensor(both["id"]))
         image, text, scale, bias = cls.models[1]
-        cls.cached = staticmethod(reference.Cached(scale, bias))
+        cls.cached = staticmethod(funnel_lib.Cached(scale, bias))
         cls.stored = [
             rows | {"reference_image": image[own], "reference_text": text[own]}
             for rows, own in (
