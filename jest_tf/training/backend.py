@@ -52,27 +52,53 @@ class Gradients(NamedTuple):
 
 
 class Stepper(Protocol):
-    """What a `Trainer` runs: the steps of `JESTModel.stepper`."""
+    """What a `Trainer` runs: the steps of `JESTModel.stepper`.
+
+    Attributes:
+        step: a `step.Step`, what all steps have in common.
+        selection: the funnel, or None.
+        metrics: a `step_outputs.StepMetrics`.
+        draws: see `step_outputs.recent_draws`.
+    """
+
+    step: Any
+    selection: config_lib.SelectionConfig | None
+    metrics: Any
+    draws: Any
+
+    def segment_at(
+        self, steps_done: Callable[[], int]
+    ) -> config_lib.Segment | None:
+        """Returns the segment of the next step."""
 
     def begin_execution(
         self, steps_done: Callable[[], int], num_steps: int
-    ) -> config_lib.Segment | None:
-        """Returns the segment of the next execution's `num_steps` steps."""
+    ) -> tuple[int, config_lib.Segment | None]:
+        """Returns the first step of an execution, and the segment of all."""
 
     def run(
         self,
         super_batch: dict[str, Tensor],
         segment: config_lib.Segment | None,
-        replicas: Replicas | None,
         gathers: bool,
     ) -> tuple[dict, dict]:
-        """Runs a step; returns what is equal on all replicas, and local rows.
+        """Runs a step; returns outputs equal on all replicas, and local rows.
 
-        The first has `rows`, and `draws` if rows were drawn.
+        The first have `rows`, and `draws` if rows were drawn.
         """
 
-    def end_execution(self, equal: dict, rows: dict, gather: Any) -> None:
-        """Keeps the outputs of the last step of an execution."""
+    def end_execution(
+        self, equal: dict, rows: dict, draws: Any, gather: Any
+    ) -> None:
+        """Keeps the outputs of an execution's last step, and all its draws."""
+
+    def test(self, data: Any, num_replicas: int) -> dict[str, Tensor]:
+        """Computes the contrastive loss of a batch, in evaluation mode."""
+
+    def note_specs(
+        self, segment: config_lib.Segment | None, specs: dict
+    ) -> None:
+        """Notes the specs with which a segment's step is traced."""
 
 
 class Trainer(Protocol):

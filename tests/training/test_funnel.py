@@ -1,0 +1,195 @@
+"""A funnel joins a selection to what it chooses by, for stream and model."""
+
+import keras
+import stored_cases
+import tensorflow as tf
+import tiny
+from keras import ops
+
+import jest_tf
+from jest_tf import config, training
+from jest_tf.data import tokenizers
+from jest_tf.training import step as step_lib
+
+STORED = config.Stage(4, "stored", criterion="easy_reference", num_chunks=3)
+LIVE = config.Stage(2, criterion="easy_reference", num_chunks=2)
+SIZE, SEED = stored_cases.SIZE, stored_cases.SEED
+
+
+def standardised():
+    """A score that compares rows with each other."""
+    return config.Criterion(
+        ("reference",),
+        lambda losses: losses["reference"] - ops.mean(losses["reference"]),
+    )
+
+
+def ranked():
+    """A score by the place of a row among the others."""
+    return config.Criterion(
+        ("learner",),
+        lambda losses: ops.argsort(ops.argsort(losses["learner"])),
+    )
+
+
+def cubed():
+    """A score of each row alone, which may not be linear."""
+    return config.Criterion(
+        ("learner", "reference"),
+        lambda losses: (losses["learner"] - losses["reference"]) ** 3,
+    )
+
+
+class FunnelTest(stored_cases.StoredTestCase):
+    """Six rows of each step, of the 80 records of a store with sidecars."""
+
+    def funnel(self, *stages, scored_by=None, **settings):
+        selection = config.SelectionConfig(6, stages, scored_by)
+        return training.Funnel(selection, self.store, **settings)
+
+    def rows(self, funnel, steps):
+        """Ids of the rows of the funnel's first super-batches."""
+        batches = funnel.super_batches(
+            stored_cases.TOKENIZER, SIZE, seed=SEED
+        ).take(steps)
+        return [batch["id"] for batch in batches.as_numpy_iterator()]
+
+    def test_sidecars_beside_the_records_are_found_and_chosen_by(self):
+        """With the selection's loss or, without one, the model's."""
+        for own, loss in (
+            (None, "sigmoid"),
+            (None, "softmax"),
+            ("softmax", "sigmoid"),
+            ("sigmoid", "softmax"),
+        ):
+            funnel = self.funnel(STORED, scored_by=own, loss=loss)
+            self.assertEqual(funnel.scoring_loss, own or loss)
+            expected = self.batches(
+                2, batch_size=6, stages=(STORED,), loss=own or loss
+            )
+            ids = [batch["id"] for batch in expected]
+            self.assertAllEqual(self.rows(funnel, 2), ids)
+
+    def test_a_stored_stage_without_stored_embeddings_is_refused(self):
+        selection = config.SelectionConfig(6, (STORED,))
+        with self.assertRaisesRegex(
+            ValueError, "stages.0` needs stored embeddings .*No sidecar.*embed"
+        ):
+            training.Funnel(selection, self.store, sidecars=self.get_temp_dir())
+        for make in (
+            lambda: training.Funnel(selection),
+            lambda: training.JESTModel(tiny.learner(), None, selection),
+            lambda: training.JESTModel(
+                tiny.learner(), tiny.learner(), selection
+            ),
+        ):
+            with self.assertRaisesRegex(ValueError, "stages.0` .*`store`"):
+                make()
+        # It waits for a renewal that will bring them.
+        waiting = config.plan(
+            selection,
+            steps=9,
+            bootstrap=config.BootstrapConfig((5,)),
+            has_reference=False,
+        )
+        funnel = training.Funnel(selection, self.store, plan=waiting[:1])
+        self.assertIsNone(funnel.sidecars)
+
+    def test_a_reference_that_cannot_be_told_from_others_is_refused(self):
+        for reference in (tiny.learner(), lambda batch: batch):
+            with self.assertRaisesRegex(ValueError, "loaded by `jest_tf.load`"):
+                self.funnel(STORED, reference=reference)
+
+    def test_a_model_takes_reference_and_loss_from_its_funnel(self):
+        funnel = self.funnel(STORED, LIVE, loss="softmax")
+        for own in ({"reference": tiny.learner()}, {"loss": "sigmoid"}):
+            (name,) = own
+            with self.assertRaisesRegex(ValueError, f"`{name}` is the Funnel"):
+                training.JESTModel(tiny.learner(), selection=funnel, **own)
+        model = training.JESTModel(tiny.learner(dim=6), selection=funnel)
+        self.assertEqual(model.step.loss, "softmax")
+        # The embeddings of the super-batch are those that its stages read.
+        batches = funnel.super_batches(stored_cases.TOKENIZER, SIZE)
+        self.assertIn("reference_image", batches.element_spec)
+        embeddings = model.step.reference(next(iter(batches)))
+        self.assertEqual(
+            (float(embeddings.scale), float(embeddings.bias)), (20.0, -8.0)
+        )
+
+    def test_super_batches_have_what_the_model_distils(self):
+        options = step_lib.StepOptions(distillation_weight=1.0)
+        for distils in (False, True):
+            funnel = self.funnel(STORED, distils=distils)
+            batches = funnel.super_batches(stored_cases.TOKENIZER, SIZE)
+            has_them = "reference_image" in batches.element_spec
+            self.assertEqual(has_them, distils)
+            learner = tiny.learner(dim=6)
+            if distils:
+                training.JESTModel(learner, selection=funnel, options=options)
+                continue
+            with self.assertRaisesRegex(ValueError, "`distils=True`"):
+                training.JESTModel(learner, selection=funnel, options=options)
+
+    def test_a_loaded_model_waits_for_its_funnel(self):
+        funnel = self.funnel(STORED, LIVE)
+        model = training.JESTModel(tiny.learner(dim=6), selection=funnel)
+        model.compile(keras.optimizers.SGD(0.1))
+        path = f"{self.get_temp_dir()}/model.keras"
+        model.save(path)
+        again = keras.saving.load_model(path)
+        batches = funnel.super_batches(
+            tokenizers.WordPieceTokenizer(tiny.VOCABULARY, tiny.TEXT_LENGTH),
+            tiny.IMAGE_SIZE,
+        )
+        with self.assertRaisesRegex(ValueError, "`bind` with a Funnel"):
+            again.fit(batches, steps_per_epoch=1, verbose=0)
+        other = self.funnel(STORED)
+        with self.assertRaisesRegex(ValueError, "its own selection and loss"):
+            again.bind(other)
+        again.bind(funnel)
+        for each in (model, again):
+            each.fit(batches, steps_per_epoch=1, verbose=0)
+        self.assertAllEqual(model.drawn_ids, again.drawn_ids)
+
+    def test_a_criterion_that_is_not_elementwise_is_refused(self):
+        for name, embeddings in (
+            ("standardised", "stored"),
+            ("standardised", "live"),
+            ("ranked", "live"),
+        ):
+            stage = config.Stage(
+                2, embeddings, criterion=f"{__name__}:{name}", num_chunks=1
+            )
+            with self.assertRaisesRegex(
+                ValueError, f"criterion` must score a row .*{name}"
+            ):
+                self.funnel(stage)
+            if embeddings == "live":
+                selection = config.SelectionConfig(6, (stage,))
+                with self.assertRaisesRegex(ValueError, "criterion` must"):
+                    training.JESTModel(tiny.learner(), None, selection)
+        for name in (f"{__name__}:cubed", *config.CRITERIA):
+            self.funnel(config.Stage(2, criterion=name, num_chunks=1))
+
+
+class ReferenceTest(tf.test.TestCase):
+    def test_sidecars_of_another_reference_are_refused(self):
+        folder = self.get_temp_dir()
+        store, *_ = stored_cases.write_store(folder)
+        tiny.write_run(
+            f"{folder}/run",
+            config.TrainConfig(
+                data=config.DataConfig(image_size=8, text_length=3),
+                model=config.ModelConfig(preset="tiny"),
+            ),
+        )
+        loaded = jest_tf.load(f"{folder}/run")
+        selection = config.SelectionConfig(6, (STORED,))
+        with self.assertRaisesRegex(
+            ValueError, "expected the fingerprint.*Received: 'a'"
+        ):
+            training.Funnel(selection, store, reference=loaded)
+
+
+if __name__ == "__main__":
+    tf.test.main()
