@@ -492,16 +492,16 @@ def between_renewals(
 
 def describe_plan(segments: Sequence[Segment]) -> list[tuple[str, str]]:
     """Describes a plan in lines of text, each with its heading."""
-    lines = []
+    lines, before = [], None
     for segment in segments:
         end = "on" if segment.last is None else f"to {segment.last:,}"
-        steps = f"from step {segment.first:,} {end}"
+        text = f"steps {segment.first:,} {end}"
         if segment.reference:
-            steps += (
-                f", reference: the learner after step {segment.reference:,}"
-            )
+            text += f", reference: the learner after step {segment.reference:,}"
         elif segment.reference is None:
-            steps += ", no reference yet"
-        lines.append(("plan", steps))
-        lines += [tuple(line.split(": ", 1)) for line in segment.describe()]
+            text += ", no reference yet"
+        how = [tuple(line.split(": ", 1)) for line in segment.describe()]
+        lines.append(("plan", text + ", stages as before" * (how == before)))
+        lines += how if how != before else []
+        before = how
     return lines
