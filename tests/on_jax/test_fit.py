@@ -241,10 +241,13 @@ class FitTest(tf.test.TestCase):
     def test_what_jax_cannot_do_is_refused(self):
         model = model_lib.JESTModel(fits.towers(0))
         inner = keras.optimizers.SGD()
+        stage = config.Stage(2, "stored", criterion="easy_reference")
+        stored = config.SelectionConfig(16, (stage,))
         with self.assertRaisesRegex(ValueError, "mixed_float16.*Received"):
             model.compile(keras.optimizers.LossScaleOptimizer(inner))
         for name, call in (
             ("`step_flops`", model.step_flops),
+            ("A stored stage", lambda: training.Funnel(stored)),
             ("A run", lambda: distribution.build_strategy(None)),
             ("A model of Hugging Face", lambda: pretrained.load("hf:x/y")),
         ):

@@ -1,6 +1,7 @@
 """A funnel joins a selection to what it chooses by, for stream and model."""
 
 import keras
+import pytest
 import stored_cases
 import tensorflow as tf
 import tiny
@@ -40,6 +41,7 @@ def cubed():
     )
 
 
+@pytest.mark.tensorflow
 class FunnelTest(stored_cases.StoredTestCase):
     """Six rows of each step, of the 80 records of a store with sidecars."""
 
@@ -172,6 +174,7 @@ class FunnelTest(stored_cases.StoredTestCase):
             self.funnel(config.Stage(2, criterion=name, num_chunks=1))
 
 
+@pytest.mark.tensorflow
 class ReferenceTest(tf.test.TestCase):
     def test_sidecars_of_another_reference_are_refused(self):
         folder = self.get_temp_dir()
