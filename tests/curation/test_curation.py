@@ -346,16 +346,3 @@ class CommandTest(tf.test.TestCase):
         self.assertLen(found.images, 24 + 24)
         self.assertEqual(text.count('class="card kept"'), 24)
         self.assertIn("easy_reference", text)
-
-    def test_what_does_not_fit_is_one_line(self):
-        for more, message in (
-            (["--workdir", ""], "`loss` must be the pair loss"),
-            (["--set", "stage.candidates=0"], "candidates` must be at least 1"),
-            (["--set", "stage.embeddings=live"], "`stage.embeddings` must be"),
-            (["--set", "size=2"], "No setting `size`"),
-        ):
-            with self.assertRaises(SystemExit) as stopped:
-                self.run_command("none", *more)
-            self.assertRegex(str(stopped.exception), f"^error: .*{message}")
-        with self.assertRaises(SystemExit):
-            self.run_command("none", "--unknown")
