@@ -456,11 +456,6 @@ class BuildTwoTowerTest(tf.test.TestCase):
             )
         self.assertEqual(keras.config.dtype_policy(), before)
 
-    def test_invalid_custom_towers_are_refused(self):
-        for towers, message in (
-            ("no_such_module:build", "can be imported.*no_such_module"),
-            ("examples.custom_towers:DATA", "must name a function.*Path"),
-            ("test_two_tower:one_tower", "must return two Keras layers"),
-        ):
-            with self.assertRaisesRegex(ValueError, message):
-                models.build_learner(self.recipe(towers), 9)
+    def test_a_function_of_one_tower_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "must return two Keras layers"):
+            models.build_learner(self.recipe("test_two_tower:one_tower"), 9)
