@@ -9,6 +9,7 @@ commands are checked word by word.
 import argparse
 import ast
 import contextlib
+import dataclasses
 import doctest
 import importlib
 import importlib.util
@@ -62,6 +63,8 @@ for _, name, _ in pkgutil.walk_packages(jest_tf.__path__, "jest_tf."):
     MODULES.setdefault(name.rpartition(".")[2], []).append(name)
 # Folders whose modules have commands in their docstrings.
 PROGRAMS = ("jest_tf", "trainers", "configs", "examples", "benchmarks")
+# Of the `--set` of commands that take no recipe.
+SETTINGS = {"curate": curation.Choice}
 # Of Keras and TensorFlow, with the names of our modules.
 OTHERS = ("model.fit", "strategy.run")
 # Settings of training commands, which end in seconds by them.
@@ -499,9 +502,12 @@ class CommandsTest(DocsTestCase):
             path = path if pathlib.Path(path).is_file() else ROOT / path
             config_lib.load_config(path, settings)
         elif settings:
-            self.assertEqual(flags["command"], "curate")
-            flags = argparse.Namespace(**flags)
-            cli_flags.settings(curation.Choice, flags, loss="sigmoid")
+            kind = SETTINGS[flags["command"]]
+            cli_flags.settings(
+                kind,
+                argparse.Namespace(**flags),
+                **dataclasses.asdict(kind("sigmoid")),
+            )
 
 
 class ReferencesTest(tf.test.TestCase):

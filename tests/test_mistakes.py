@@ -196,7 +196,7 @@ DATA = (
         "`loss` must be .*no `loss`.*add `--set loss=sigmoid`",
     ),
     (
-        "curate --data $/pool-* --output $/x --set size=2",
+        "curate --data $/pool-* --output $/x --set loss=sigmoid size=2",
         "No setting `size`. Fields of Choice: ",
     ),
     ("train --workdir nothing --extend 3", "`--workdir` must be the direct"),

@@ -109,6 +109,22 @@ class MatrixFormTest(tf.test.TestCase):
 
 
 class SamplerTest(tf.test.TestCase):
+    # On JAX it takes long, and the matrix form's rows say the same.
+    @pytest.mark.tensorflow
+    def test_every_sampler_keeps_exactly_b_rows_without_repeats(self):
+        models = random_embeddings.models(77)
+        for method, batch, share in pairwise.cases(
+            config.METHODS, (1, 33, 77), (0.0, 0.4)
+        ):
+            stage = config.Stage(
+                1, method=method, num_chunks=min(batch, 7), uniform_share=share
+            )
+            rows = draw(*models, stage, batch_size=batch).indices
+            self.assertDTypeEqual(rows, np.int32)
+            self.assertEqual(rows.shape, (batch,))
+            self.assertLen(set(np.asarray(rows)), batch, (method, batch, share))
+            self.assertAllInRange(rows, 0, 76)
+
     def test_a_uniform_share_is_drawn_from_the_rows_that_scores_leave(self):
         models = random_embeddings.models(50)
         for share, count in ((0.3, 3), (0.85, 8), (0.04, 0)):
