@@ -15,7 +15,6 @@ import time
 from unittest import mock
 
 import numpy as np
-import presets
 import pytest
 import sentencepiece_files
 import shard_files
@@ -28,7 +27,7 @@ from jest_tf import cli, config
 from jest_tf.cli import evaluate
 from jest_tf.data import stores
 from jest_tf.models import reference
-from jest_tf.runs import bootstrap, checkpoints, directory, loading, log
+from jest_tf.runs import bootstrap, directory, loading, log
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FOLDER = tempfile.TemporaryDirectory()
@@ -146,13 +145,10 @@ class TrainersTest(tf.test.TestCase):
         row = lines(self.learner, "evaluation.jsonl")[-1]
         self.assertEqual(row["step"], 5)
         expected = {n: row[n] for n in row if n.startswith("eval/")}
-        found = []
-        for words in ([], ["--step", "5"], ["--step", "3"]):
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
-                cli.main(
-                    ["evaluate", "--workdir", self.learner, *words, "--json"]
-                )
-            found.append(json.loads(printed.getvalue()))
+        found = [
+            self.evaluate("--workdir", self.learner, *words)
+            for words in ([], ["--step", "5"], ["--step", "3"])
+        ]
         self.assertAllClose(found[0], expected)
         self.assertEqual(found[1], found[0])
         self.assertNotEqual(found[2], found[0])
@@ -484,60 +480,3 @@ class QuickstartTest(tf.test.TestCase):
                 ),
             ],
         )
-
-
-@pytest.mark.slow
-class TransferTest(tf.test.TestCase):
-    """Recipes that begin with public models, here with tiny models."""
-
-    SMALL = (
-        *SHRUNK,
-        f"data.train={DATA}/pool-*.tfrecord",
-        f"data.image_size={presets.SIZE}",
-        f"data.text_length={presets.LENGTH}",
-        "model.dtype_policy=float32",
-    )
-
-    def main(self, *words):
-        with quiet() as shown:
-            code = cli.main([str(word) for word in words])
-        self.assertEqual(code, 0, shown.getvalue())
-        return shown.getvalue()
-
-    def train(self, recipe, workdir, *overrides):
-        path = f"{ROOT}/configs/{recipe}.py"
-        where = ("--config", path, "--workdir", workdir)
-        with tiny.eagerly():
-            self.main("train", *where, "--set", *self.SMALL, *overrides)
-
-    def test_a_small_learner_is_distilled_from_a_wider_public_model(self):
-        folder = pathlib.Path(self.get_temp_dir())
-        model = presets.save(folder / "large", "siglip2")
-        name = f"keras_hub:{model}"
-        data = ("--data", f"{DATA}/pool-*.tfrecord")
-        self.main("embed", "--model", name, *data, "--output", folder / "side")
-        own = (
-            "model.preset=tiny",
-            f"reference.model={name}",
-            f"reference.sidecar_dir={folder / 'side'}",
-            "selection.stages.0.candidates=4",
-        )
-        with self.assertRaisesRegex(AssertionError, "projection=16") as caught:
-            self.train("distil_s16", folder / "wrong", *own)
-        self.assertNotIn("building a vocabulary", str(caught.exception))
-        self.train(
-            "distil_s16", folder / "run", *own, "reference.projection=16"
-        )
-        *_, last = lines(folder / "run", directory.METRICS_FILE)
-        self.assertBetween(last["train/distillation"], 0.0, 8.0)
-        # The projection stays in the checkpoint.
-        self.assertEqual(
-            loading.load(str(folder / "run")).learner.embedding_dim, 64
-        )
-        arrays = checkpoints.read(folder / "run", 5)
-        shapes = [
-            value.shape
-            for name, value in arrays.items()
-            if "projection" in name
-        ]
-        self.assertIn((64, presets.WIDTH), shapes)

@@ -21,26 +21,12 @@ from jest_tf.training import step as step_lib
 NAMES = tf.fill([3], "a") if ON_TENSORFLOW else np.ones([3], np.float32)
 
 
-def two_tower(dtype="float32", dropout=0.0, **settings):
-    shared = {"dtype": dtype, "dropout": dropout}
+def two_tower(dtype="float32", **settings):
     return models.TwoTower(
-        tiny_towers.image_tower(**shared),
-        tiny_towers.text_tower(**shared),
+        tiny_towers.image_tower(dtype=dtype),
+        tiny_towers.text_tower(dtype=dtype),
         **settings,
     )
-
-
-def flexible(patch_sizes=(4,), seed=0):
-    """A built model for images of 4 pixels in patches of 2, and of 4."""
-    model = models.TwoTower(
-        tiny_towers.image_tower(
-            patch_sizes=patch_sizes, depth=1, seed=seed, name="image_tower"
-        ),
-        tiny_towers.text_tower(depth=1, name="text_tower"),
-        name="model",
-    )
-    model(tiny_towers.make_batch())
-    return model
 
 
 class UnitNormTest(tf.test.TestCase):
@@ -248,7 +234,11 @@ class TowerOfViews(keras.layers.Layer):
 class ViewsTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        self.model = flexible()
+        # For images of 4 pixels in patches of 2, and of 4.
+        self.model = models.TwoTower(
+            tiny_towers.image_tower(patch_sizes=(4,), depth=1),
+            tiny_towers.text_tower(depth=1),
+        )
         self.batch = tiny_towers.make_batch(rows=4)
         self.coarse = config.View(patch_size=4)
 
