@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from benchmarks.icontext import cells, measures, report
+from benchmarks.icontext import cells, figures, measures, report
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = report.RESULTS
@@ -103,6 +103,12 @@ class PagesTest(tf.test.TestCase):
         kept = json.loads(read(RESULTS / "summary.json"))
         found = json.loads(json.dumps(report.summary(self.found)))
         self.assertEqual(kept, found)
+
+    def test_both_figures_are_drawn(self):
+        folder = pathlib.Path(self.get_temp_dir())
+        figures.draw(self.found, folder)
+        names = [path.name for path in sorted(folder.iterdir())]
+        self.assertEqual(names, ["map.png", "results.png"])
 
 
 class IntervalsTest(tf.test.TestCase):

@@ -220,6 +220,15 @@ class ReplacementTest(ReadingTestCase):
         ):
             self.assertAllEqual(image, self.resized(row, 5))
 
+    def test_replacements_come_from_the_same_part_of_a_mixture(self):
+        self.store.parts = (33, 27)
+        weights = {"weights": (1.0, 3.0), "shuffle_block_size": 4}
+        values = self.values(self.batches(self.store, 15, **weights))
+        order = stream.Mixture((33, 27), (1.0, 3.0), SEED, block_size=4)
+        expected = [row for row, _ in self.expected(order, 240)]
+        self.assertAllEqual(values["id"] - 1000, expected)
+        self.assertEqual((values["id"] < 1033).sum(), 60)
+
     def test_a_chunk_without_a_single_good_picture_is_repaired(self):
         broken = self.bad["damaged picture"]
         store = ListStore([broken] * 3 + self.good[3:6])

@@ -446,6 +446,10 @@ class BuildTwoTowerTest(tf.test.TestCase):
             )
         self.assertEqual(keras.config.dtype_policy(), before)
 
-    def test_a_function_of_one_tower_is_refused(self):
-        with self.assertRaisesRegex(ValueError, "must return two Keras layers"):
-            models.build_learner(self.recipe("test_two_tower:one_tower"), 9)
+    def test_what_builds_no_two_towers_is_refused(self):
+        for towers, message in (
+            ("examples.custom_towers:DATA", "must name a function.*Path"),
+            ("test_two_tower:one_tower", "must return two Keras layers"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                models.build_learner(self.recipe(towers), 9)
