@@ -34,8 +34,8 @@ import lockstep  # noqa: E402, F401  Splits the CPU, for tests of replicas.
 # Classes of slow tests that take minutes, the longest first.
 LONGEST = (
     *("PagesTest", "RunsTest", "QuickstartTest", "BucketResumeTest"),
-    *("BucketTest", "AdviceTest", "WorkersTest", "HostsTest", "ResumeTest"),
-    *("EndToEndTest", "GuideTest", "TransferTest", "FunnelResumeTest"),
+    *("BucketTest", "WorkersTest", "HostsTest", "ResumeTest", "GuideTest"),
+    "FunnelResumeTest",
 )
 
 

@@ -15,7 +15,6 @@ import time
 from unittest import mock
 
 import numpy as np
-import presets
 import pytest
 import sentencepiece_files
 import shard_files
@@ -28,7 +27,7 @@ from jest_tf import cli, config
 from jest_tf.cli import evaluate
 from jest_tf.data import stores
 from jest_tf.models import reference
-from jest_tf.runs import bootstrap, checkpoints, directory, loading, log
+from jest_tf.runs import bootstrap, directory, loading, log
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FOLDER = tempfile.TemporaryDirectory()
@@ -146,13 +145,10 @@ class TrainersTest(tf.test.TestCase):
         row = lines(self.learner, "evaluation.jsonl")[-1]
         self.assertEqual(row["step"], 5)
         expected = {n: row[n] for n in row if n.startswith("eval/")}
-        found = []
-        for words in ([], ["--step", "5"], ["--step", "3"]):
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
-                cli.main(
-                    ["evaluate", "--workdir", self.learner, *words, "--json"]
-                )
-            found.append(json.loads(printed.getvalue()))
+        found = [
+            self.evaluate("--workdir", self.learner, *words)
+            for words in ([], ["--step", "5"], ["--step", "3"])
+        ]
         self.assertAllClose(found[0], expected)
         self.assertEqual(found[1], found[0])
         self.assertNotEqual(found[2], found[0])
@@ -365,53 +361,29 @@ class StartTest(tf.test.TestCase):
 
 
 class TowersTest(shard_files.FolderTestCase):
-    """Tiny runs with towers of another make."""
-
-    def setUp(self):
-        super().setUp()
-        self.settings = [
-            *(f"evaluation.data={self.path('shard')}", "steps=1"),
-            *("selection.batch_size=4", "optimizer.warmup_steps=0"),
-            "model.towers=examples.custom_towers:build",
-        ]
-
-    def train(self, *overrides):
-        with quiet() as shown:
+    def test_other_towers_train_with_a_sentencepiece_vocabulary(self):
+        shard, vocabulary = self.path("shard"), self.path("vocabulary.model")
+        tiny.write_shard(shard)
+        with open(vocabulary, "wb") as file:
+            file.write(sentencepiece_files.model())
+        with tiny.eagerly(), quiet() as shown:
             code = cli.main(
                 [
                     *("train", "--workdir", self.path("run"), "--config"),
                     *(f"{ROOT}/configs/quickstart_uniform.py", "--set"),
-                    *(f"data.train={self.path('shard')}", *self.settings),
-                    *overrides,
+                    *(f"data.train={shard}", f"evaluation.data={shard}"),
+                    *("steps=1", "optimizer.warmup_steps=0"),
+                    *(
+                        "selection.batch_size=4",
+                        "distribution.strategy=mirrored",
+                    ),
+                    "model.towers=examples.custom_towers:build",
+                    f"data.vocabulary={vocabulary}",
                 ]
             )
-        return code, shown.getvalue()
-
-    def test_they_train_with_a_sentencepiece_vocabulary(self):
-        tiny.write_shard(self.path("shard"))
-        with open(self.path("vocabulary.model"), "wb") as file:
-            file.write(sentencepiece_files.model())
-        with tiny.eagerly():
-            code, shown = self.train(
-                f"data.vocabulary={self.path('vocabulary.model')}",
-                "distribution.strategy=mirrored",
-            )
-        self.assertEqual(code, 0, shown)
-        self.assertIn("found no GPU: the run uses one CPU", shown)
+        self.assertEqual(code, 0, shown.getvalue())
+        self.assertIn("found no GPU: the run uses one CPU", shown.getvalue())
         self.assertLen(lines(self.path("run"), "evaluation.jsonl"), 1)
-
-    def test_data_without_captions_is_refused_by_name(self):
-        picture = tf.io.encode_png(np.zeros([4, 4, 3], np.uint8)).numpy()
-        payload = shard_files.serialize(image=picture, caption=" ")
-        shard_files.write_shard(self.path("shard"), [payload] * 3)
-        code, shown = self.train()
-        self.assertEqual(code, 1)
-        self.assertRegex(
-            shown,
-            "error: `data.train` must hold captions.*none in 3 records, the "
-            "first record 0 of .*/shard",
-        )
-        self.assertFalse(os.path.exists(self.path("run")))
 
 
 class ErrorsTest(tf.test.TestCase):
@@ -508,60 +480,3 @@ class QuickstartTest(tf.test.TestCase):
                 ),
             ],
         )
-
-
-@pytest.mark.slow
-class TransferTest(tf.test.TestCase):
-    """Recipes that begin with public models, here with tiny models."""
-
-    SMALL = (
-        *SHRUNK,
-        f"data.train={DATA}/pool-*.tfrecord",
-        f"data.image_size={presets.SIZE}",
-        f"data.text_length={presets.LENGTH}",
-        "model.dtype_policy=float32",
-    )
-
-    def main(self, *words):
-        with quiet() as shown:
-            code = cli.main([str(word) for word in words])
-        self.assertEqual(code, 0, shown.getvalue())
-        return shown.getvalue()
-
-    def train(self, recipe, workdir, *overrides):
-        path = f"{ROOT}/configs/{recipe}.py"
-        where = ("--config", path, "--workdir", workdir)
-        with tiny.eagerly():
-            self.main("train", *where, "--set", *self.SMALL, *overrides)
-
-    def test_a_small_learner_is_distilled_from_a_wider_public_model(self):
-        folder = pathlib.Path(self.get_temp_dir())
-        model = presets.save(folder / "large", "siglip2")
-        name = f"keras_hub:{model}"
-        data = ("--data", f"{DATA}/pool-*.tfrecord")
-        self.main("embed", "--model", name, *data, "--output", folder / "side")
-        own = (
-            "model.preset=tiny",
-            f"reference.model={name}",
-            f"reference.sidecar_dir={folder / 'side'}",
-            "selection.stages.0.candidates=4",
-        )
-        with self.assertRaisesRegex(AssertionError, "projection=16") as caught:
-            self.train("distil_s16", folder / "wrong", *own)
-        self.assertNotIn("building a vocabulary", str(caught.exception))
-        self.train(
-            "distil_s16", folder / "run", *own, "reference.projection=16"
-        )
-        *_, last = lines(folder / "run", directory.METRICS_FILE)
-        self.assertBetween(last["train/distillation"], 0.0, 8.0)
-        # The projection stays in the checkpoint.
-        self.assertEqual(
-            loading.load(str(folder / "run")).learner.embedding_dim, 64
-        )
-        arrays = checkpoints.read(folder / "run", 5)
-        shapes = [
-            value.shape
-            for name, value in arrays.items()
-            if "projection" in name
-        ]
-        self.assertIn((64, presets.WIDTH), shapes)

@@ -504,7 +504,9 @@ class CommandsTest(DocsTestCase):
         elif settings:
             kind = SETTINGS[flags["command"]]
             cli_flags.settings(
-                kind, argparse.Namespace(**flags), **dataclasses.asdict(kind())
+                kind,
+                argparse.Namespace(**flags),
+                **dataclasses.asdict(kind("sigmoid")),
             )
 
 

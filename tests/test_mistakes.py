@@ -46,12 +46,7 @@ USAGE = (
         "flag --batch_size. Did you mean `--set selection.batch_size=64`?",
     ),
     ("train --workdir a --config.steps=5", "Did you mean `--set steps=5`?"),
-    ("train --workdir a --extend 1.5", "--extend: invalid int value: '1.5'"),
     ("embed --model a", "the following arguments are required: --data"),
-    (
-        "embed --model a --data b --dtype fp16",
-        "`--dtype` must be one of .*'float16', 'float32'.*'fp16'",
-    ),
     ("evaluate runs/a", "one of the arguments --workdir --model is required"),
 )
 STAGE = "selection.stages.0"
@@ -189,11 +184,20 @@ DATA = (
         "TRAIN data.train=$/text.tfrecord",
         "`data.train` must hold encoded pictures; .*: unknown picture format",
     ),
+    (
+        "TRAIN data.train=$/blank.tfrecord data.vocabulary=",
+        "`data.train` must hold captions.*none in 3 records, the first record "
+        "0 of .*/blank.tfrecord",
+    ),
     ("TRAIN data.train=gcs://a/*.tar", "Did you mean gs://?"),
     ("TRAIN data.train=s3://a/b", "scheme.*Received: s3://"),
     (
         "curate --data $/pool-* --output $/x",
         "`loss` must be .*no `loss`.*add `--set loss=sigmoid`",
+    ),
+    (
+        "curate --data $/pool-* --output $/x --set loss=sigmoid size=2",
+        "No setting `size`. Fields of Choice: ",
     ),
     ("train --workdir nothing --extend 3", "`--workdir` must be the direct"),
     (
@@ -405,6 +409,8 @@ def _write_files(folder):
     picture = tf.io.encode_png(np.zeros([4, 4, 3], np.uint8)).numpy()
     texts = [shard_files.serialize(image="text", caption="a")] * 3
     shard_files.write_shard(str(folder / "text.tfrecord"), texts)
+    blank = [shard_files.serialize(image=picture, caption=" ")] * 3
+    shard_files.write_shard(str(folder / "blank.tfrecord"), blank)
     members = shard_files.tar_sample("0", image=picture, caption="a b")
     shard_files.write_tar(str(folder / "tar.tfrecord"), members)
     for name in ("folder", "table", "preset"):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import glob
 import os
 import sys
 from unittest import mock
@@ -12,7 +11,6 @@ import tensorflow as tf
 from jest_tf import config
 from jest_tf.config import overrides, tables
 
-CONFIGS = os.path.join(os.path.dirname(__file__), "..", "..", "configs")
 Stage, View = config.Stage, config.View
 EASY = Stage(3, "stored", criterion="easy_reference")
 JEST = Stage(5)
@@ -20,27 +18,17 @@ LISTS = config.SelectionConfig(256, (EASY, JEST))
 
 GROUPS = {
     "data": config.DataConfig,
-    "model": config.ModelConfig,
     "reference": config.ReferenceConfig,
     "bootstrap": config.BootstrapConfig,
     "selection": functools.partial(config.SelectionConfig, batch_size=16),
     "selection.stages": functools.partial(Stage, candidates=2),
 }
 
-INFINITE = float("inf")
 # Settings of a group that are refused, and the message after the first's name.
-# `test_every_name.py` tries every field.
+# `test_every_name.py` tries every field by itself.
 REFUSED = [
-    ("data", {"image_size": -3}, "must be at least 1. Received: -3"),
-    ("data", {"image_size": True}, "must be of type int. Received: True"),
-    ("data", {"min_crop_area": 0.0}, r"must be in \(0, 1\]. Received: 0.0"),
-    ("data", {"train": "a"}, r"must be of type tuple\[str, ...\].*'a'"),
     ("data", {"weights": (1.0,)}, r"for each store.*=\(1.0,\), .*train=\(\)"),
     ("data", {"curated_rows": 2}, "needs `data.curated`.*=2, .*=\\(\\)"),
-    ("model", {"loss": "clip"}, r"one of \('sigmoid', 'softmax'\).*'clip'"),
-    ("model", {"temperature": 0}, "must be > 0. Received: 0"),
-    ("model", {"bias": -INFINITE}, "must be finite. Received: -inf"),
-    ("selection", {"stages": (View(),)}, "of type tuple.*Stage.*View"),
     ("selection", {"stages": (JEST, EASY)}, "stored .* must come before live"),
     (
         "selection.stages",
@@ -54,10 +42,8 @@ REFUSED = [
     ),
     ("selection.stages", {"captions": "drawn"}, "is only for stored .*'drawn'"),
     ("bootstrap", {"renew_at": (0, 3)}, r"ascending steps from 1.*\(0, 3\)"),
-    ("bootstrap", {"shares": (0.5, 0.0)}, r"shares in \(0, 1\].*\(0.5, 0.0\)"),
     ("bootstrap", {"shares": (0.5, 1.0)}, "single share, or a share for"),
     ("bootstrap", {"clean_start": True}, "ends with the first of .*: set both"),
-    ("reference", {"model": "hub:a"}, "a run directory, .* names? .*'hub:a'"),
     (
         "reference",
         {"distillation_steps": 3},
@@ -93,21 +79,6 @@ class DefaultsTest(tf.test.TestCase):
         self.assertEqual(settings.model.equal_captions, "negative")
         # Without stages every row is trained on, and none is scored.
         self.assertEqual(settings.selection, config.SelectionConfig(256))
-
-    def test_a_criterion_decides_which_models_score(self):
-        for criterion, needs in (
-            ("learnability", ("learner", "reference")),
-            ("easy_reference", ("reference",)),
-            ("hard_learner", ("learner",)),
-        ):
-            stages = (Stage(2, method="uniform"), Stage(2, criterion=criterion))
-            settings = config.SelectionConfig(64, stages)
-            self.assertEqual(stages[1].needs, needs)
-            for model in ("learner", "reference"):
-                self.assertEqual(settings.needs(model), model in needs)
-            self.assertTrue(settings.scores)
-        plain = config.SelectionConfig(64, stages[:1])
-        self.assertFalse(plain.scores or plain.needs("learner"))
 
 
 class FunnelTest(tf.test.TestCase):
@@ -185,24 +156,6 @@ class FunnelTest(tf.test.TestCase):
         self.assertTrue(
             config.SelectionConfig(64, (uniform, EASY)).needs_stored
         )
-
-    def test_stages_score_from_their_first_step_to_their_last(self):
-        early = Stage(2, last_step=4)
-        between = Stage(2, first_step=2, last_step=4)
-        late = Stage(2, first_step=5)
-        funnel = config.SelectionConfig(64, (early, between, late))
-        plan = config.plan(funnel)
-        self.assertEqual([segment.first for segment in plan], [0, 2, 5])
-        self.assertLen(config.plan(config.SelectionConfig(64)), 1)
-        for step in range(7):
-            scored = (step <= 4, 2 <= step <= 4, step >= 5)
-            self.assertEqual(
-                [stage.is_active(step) for stage in funnel.stages], [*scored]
-            )
-            segment = config.segment_at(plan, step)
-            expected = [number for number in range(3) if scored[number]]
-            self.assertEqual(segment.scoring, tuple(expected))
-            self.assertEqual(segment.sizes, funnel.sizes())
 
 
 class PlanTest(tf.test.TestCase):
@@ -339,8 +292,6 @@ class RefusalsTest(tf.test.TestCase):
         renewed = f"{stage}.candidates=5 bootstrap.renew_at"
         view = f"model.train_views=true {stage}.candidates=2 {stage}.view"
         for overrides_, message in (
-            ("steps=0", "`steps` must be at least 1. Received: 0"),
-            (f"seed={2**31}", r"`seed` must be in .*Received: 2147483648"),
             (f"{stage}.candidates=5 {curated}=250", "num_chunks` .*, rows=6$"),
             ("data.curated=c", "`data.curated` needs `data.curated_rows`"),
             (
@@ -477,17 +428,11 @@ class FilesTest(tf.test.TestCase):
     def test_invalid_overrides_are_refused(self):
         stage = "selection.stages"
         for override, message in (
-            ("steps=1e3", "`steps` must be of type int. Received: '1e3'"),
-            ("model.loss_block_size=x", "of type int. Received: 'x'"),
-            ("data.flip=1", "must be of type bool, true or false.*: '1'"),
-            ("model.bias=nan", "`model.bias` must be finite.*nan"),
             ("=3", "No setting ``. Fields of TrainConfig: seed, steps, .*data"),
             ("data.imagesize=3", "`data.imagesize`. Did .* `data.image_size`"),
             ("image_size=3", "No setting `image_size`.*`data.image_size`"),
             ("data.size=3", "Fields of DataConfig: train, weights, curated"),
-            ("steps.x=3", "No setting `steps.x`: nothing lies below"),
             ("checkpoint=x", "group of settings.*: every_steps, keep"),
-            ("selection.stages=8", "`selection.stages` is a list of"),
             (f"{stage}.gain=5", f"No setting `{stage}.gain`: after the name"),
             (f"{stage}.0=5", f"No setting `{stage}.0`"),
             (f"{stage}.1.gain=5", "a number from 0 to 0. Received: '1'"),
@@ -584,12 +529,3 @@ class FilesTest(tf.test.TestCase):
             ):
                 with self.assertRaisesRegex(RuntimeError, "imported"):
                     use()
-
-    def test_every_recipe_of_the_repository_loads(self):
-        paths = glob.glob(os.path.join(CONFIGS, "*.py"))
-        self.assertNotEmpty(paths)
-        for path in paths:
-            with self.subTest(path):
-                self.assertIsInstance(
-                    config.load_config(path), config.TrainConfig
-                )

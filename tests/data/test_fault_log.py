@@ -58,13 +58,6 @@ class FaultLogTest(tf.test.TestCase):
         log.start(1, num_drawn=20)
         self.assertEqual(log.num_replaced, 3)
 
-    def test_what_was_read_ahead_is_left_out(self):
-        log = reader.FaultLog(self.path, 1.0)
-        for position in (5, 25, 29, 30):
-            log.add(self.line(position))
-        log.close(stop_step=3)
-        self.assertEqual(self.lines(), [self.line(p) for p in (5, 25, 29)])
-
     def test_a_resumed_log_goes_on_as_if_unbroken(self):
         log = reader.FaultLog(self.path, 0.01)
         for position in (3, 3, 19, 20, 44):

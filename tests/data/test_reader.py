@@ -220,17 +220,6 @@ class ReplacementTest(ReadingTestCase):
         ):
             self.assertAllEqual(image, self.resized(row, 5))
 
-    def test_a_record_without_embeddings_cannot_be_had(self):
-        without = [0, 1, 2, 4, 5]
-        values = self.values(
-            self.batches(self.store, 15, sidecars=SumSidecars(without))
-        )
-        # In 240 positions each of the 60 rows is due about four times.
-        self.assertCountEqual(
-            set(values["id"] - 1000),
-            set(range(60)) - set(without) - set(self.places.tolist()),
-        )
-
     def test_replacements_come_from_the_same_part_of_a_mixture(self):
         self.store.parts = (33, 27)
         weights = {"weights": (1.0, 3.0), "shuffle_block_size": 4}

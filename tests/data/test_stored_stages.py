@@ -12,7 +12,6 @@ from stored_cases import BAD, SEED
 
 from jest_tf import config, selection
 from jest_tf.data import (
-    loading,
     pipeline,
     reader,
     stored_stages,
@@ -420,16 +419,6 @@ class RefusalsTest(stored_cases.StoredTestCase):
         }
         return stored_stages.load_rows(**arguments | changes)
 
-    def test_a_criterion_that_needs_the_learner(self):
-        """Of a user's own it is known when the stage draws."""
-        own = f"{__name__}:of_learner"
-        stage = config.Stage(5, "stored", criterion=own, num_chunks=3)
-        with (
-            self.assertRaisesRegex(ValueError, "^`criterion` needs the learn"),
-            loading.plain_errors(),
-        ):
-            self.batches(1, batch_size=6, stages=(stage,))
-
     def test_ids_that_differ(self):
         class Other:
             """The store with another id."""
@@ -455,7 +444,3 @@ class RefusalsTest(stored_cases.StoredTestCase):
             f" position {first} have no embedding, the last record",
         ):
             self.load(np.arange(30, 60), sidecars=Nothing())
-
-
-def of_learner():
-    return config.CRITERIA["learnability"]

@@ -312,13 +312,10 @@ class LocalTest(FilesTestCase):
                 file.write(b"new")
         self.assertEqual(files.read_whole(self.path), b"new")
 
-    def test_two_processes_cannot_hold_a_lock(self):
-        self.start(HOLDER)
+    def test_two_processes_cannot_hold_a_lock_until_one_is_killed(self):
+        process = self.start(HOLDER)
         with self.assertRaises(BlockingIOError), files.locked(self.path):
             self.fail("both hold it")
-
-    def test_a_killed_holder_gives_the_lock_back(self):
-        process = self.start(HOLDER)
         process.kill()
         process.wait()
         with files.locked(self.path):

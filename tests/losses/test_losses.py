@@ -6,7 +6,6 @@ import math
 import graphs
 import numpy as np
 import oracles
-import own_parts
 import random_embeddings
 import tensorflow as tf
 from keras import ops
@@ -208,19 +207,6 @@ class FeatureDistillationTest(tf.test.TestCase):
             other = tensors(random_embeddings.unrelated(rows, dim))
             with self.assertRaisesRegex(ValueError, "`distillation_weight`"):
                 losses.feature_distillation(learner, other)
-
-
-class PairLossTest(tf.test.TestCase):
-    def test_a_name_gives_what_trains_and_what_scores(self):
-        for name, expected in (
-            ("sigmoid", (losses.sigmoid_loss, losses.SigmoidRows)),
-            ("softmax", (losses.softmax_loss, losses.SoftmaxRows)),
-            ("own_parts:squares", own_parts.squares()),
-        ):
-            self.assertEqual(losses.pair_loss(name), expected)
-        # A hundredth of 0, 0.04, 1 and 0.16, over two rows.
-        squares = losses.pair_loss("own_parts:squares")
-        self.assertAllClose(squares.train(PAIRS), 0.006)
 
 
 class LossErrorTest(tf.test.TestCase):

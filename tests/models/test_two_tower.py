@@ -21,26 +21,12 @@ from jest_tf.training import step as step_lib
 NAMES = tf.fill([3], "a") if ON_TENSORFLOW else np.ones([3], np.float32)
 
 
-def two_tower(dtype="float32", dropout=0.0, **settings):
-    shared = {"dtype": dtype, "dropout": dropout}
+def two_tower(dtype="float32", **settings):
     return models.TwoTower(
-        tiny_towers.image_tower(**shared),
-        tiny_towers.text_tower(**shared),
+        tiny_towers.image_tower(dtype=dtype),
+        tiny_towers.text_tower(dtype=dtype),
         **settings,
     )
-
-
-def flexible(patch_sizes=(4,), seed=0):
-    """A built model for images of 4 pixels in patches of 2, and of 4."""
-    model = models.TwoTower(
-        tiny_towers.image_tower(
-            patch_sizes=patch_sizes, depth=1, seed=seed, name="image_tower"
-        ),
-        tiny_towers.text_tower(depth=1, name="text_tower"),
-        name="model",
-    )
-    model(tiny_towers.make_batch())
-    return model
 
 
 class UnitNormTest(tf.test.TestCase):
@@ -248,7 +234,11 @@ class TowerOfViews(keras.layers.Layer):
 class ViewsTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        self.model = flexible()
+        # For images of 4 pixels in patches of 2, and of 4.
+        self.model = models.TwoTower(
+            tiny_towers.image_tower(patch_sizes=(4,), depth=1),
+            tiny_towers.text_tower(depth=1),
+        )
         self.batch = tiny_towers.make_batch(rows=4)
         self.coarse = config.View(patch_size=4)
 
@@ -325,7 +315,6 @@ class ViewsTest(tf.test.TestCase):
             (TypeError, "`view` must be a `View`, a tu.*Received: 4", 4),
             (TypeError, r"`view` must be a `View`.*Received: \(\)", ()),
             (TypeError, "`view` must be a `View`", (self.coarse, None)),
-            (ValueError, r"`view.patch_size` must be one", config.View(1)),
             (
                 ValueError,
                 "must divide the number of rows.*3 views for 4 rows",
@@ -457,9 +446,8 @@ class BuildTwoTowerTest(tf.test.TestCase):
             )
         self.assertEqual(keras.config.dtype_policy(), before)
 
-    def test_invalid_custom_towers_are_refused(self):
+    def test_what_builds_no_two_towers_is_refused(self):
         for towers, message in (
-            ("no_such_module:build", "can be imported.*no_such_module"),
             ("examples.custom_towers:DATA", "must name a function.*Path"),
             ("test_two_tower:one_tower", "must return two Keras layers"),
         ):

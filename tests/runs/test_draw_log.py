@@ -171,15 +171,15 @@ class FollowTestCase(tf.test.TestCase):
         self.workdir = self.enterContext(tempfile.TemporaryDirectory())
         self.writer = tf.summary.create_noop_writer()
 
-    def follow(self, run, reports, first=0, per_execution=1, **options):
+    def follow(self, run, reports, first=0, **options):
         """The numbers of each logged step; `self.telemetry` made them."""
         self.telemetry = draw_log.Telemetry(
             run, self.workdir, start_step=first, **options
         )
         found, every = {}, run.evaluation.log_every_steps
         for report in reports:
-            previous, first = first, first + per_execution
-            is_logged = first // every > previous // every or first == run.steps
+            previous, first = first, first + 1
+            is_logged = first % every == 0 or first == run.steps
             model = types.SimpleNamespace(
                 selection=run.selection,
                 rows=report,

@@ -42,14 +42,12 @@ class EvaluationTest(tf.test.TestCase):
             **{"costs": lambda step: {}} | settings,
         )
 
-    def fit(self, callback, steps, epochs=1):
+    def fit(self, callback, steps):
         """Calls the callback as `fit` does."""
         callback.set_model(types.SimpleNamespace())
         callback.on_train_begin()
-        for epoch in range(epochs):
-            callback.on_epoch_begin(epoch)
-            for batch in range(steps):
-                callback.on_train_batch_end(batch)
+        for batch in range(steps):
+            callback.on_train_batch_end(batch)
         callback.on_train_end()
 
     def rows(self):
@@ -60,18 +58,17 @@ class EvaluationTest(tf.test.TestCase):
 
     def test_it_evaluates_every_so_many_steps_and_at_the_end(self):
         for settings, steps, expected in (
-            ({"every_steps": 2}, (5,), [2, 4, 5]),
-            ({"every_steps": 2}, (3, 2), [2, 4, 6]),  # over epochs
-            ({}, (5,), [5]),
+            ({"every_steps": 2}, 5, [2, 4, 5]),
+            ({}, 5, [5]),
             # A continued run counts on, and makes up for the step it starts
             # at, or for the last step of the `fit` before.
-            ({"every_steps": 4, "start_step": 5}, (5,), [8, 10]),
-            ({"every_steps": 4, "start_step": 4}, (2,), [4, 6]),
-            ({"start_step": 3, "follows": True}, (2,), [3, 5]),
+            ({"every_steps": 4, "start_step": 5}, 5, [8, 10]),
+            ({"every_steps": 4, "start_step": 4}, 2, [4, 6]),
+            ({"start_step": 3, "follows": True}, 2, [3, 5]),
         ):
             self.logged.clear()
             self.folder = self.enterContext(tempfile.TemporaryDirectory())
-            self.fit(self.make(**settings), *steps)
+            self.fit(self.make(**settings), steps)
             self.assertEqual(list(self.logged), expected, settings)
         # Image 4 alone is wrong, see EvaluateStoreTest.
         self.assertAllClose(

@@ -182,23 +182,6 @@ class RowsTest(LedgerTestCase):
                 ],
             )
 
-    def test_steps_are_counted_over_epochs_and_several_at_a_time(self):
-        run = settings(steps=8, log_every_steps=3)
-        log, model = log_lib.Ledger(run, self.workdir), Model(JOINT)
-        log.set_model(model)
-        with contextlib.redirect_stderr(io.StringIO()):
-            log.on_train_begin()
-            for epoch in range(2):
-                log.on_epoch_begin(epoch)
-                for batch in (1, 3):
-                    log.on_train_batch_begin(batch - 1)
-                    model.train(4 * epoch + batch + 1)
-                    log.on_train_batch_end(batch)
-        rows = tiny.read_lines(self.workdir, directory.METRICS_FILE)
-        # The executions end after steps 2, 4, 6 and 8.
-        self.assertEqual([row["step"] for row in rows], [4, 6, 8])
-        self.assertEqual([row["examples/drawn"] for row in rows], [48, 72, 96])
-
     def test_a_step_that_is_traced_is_not_timed(self):
         every = {"log_every_steps": 1}
         for run, flops, timed in (
