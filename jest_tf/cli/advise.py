@@ -3,7 +3,7 @@
 Estimates from a reference's embeddings, without labels, how many pairs of the
 pool match and would match after a stage, and finds near-duplicates in the pool
 and in the tests. Missing sidecars are written first, as by `jest-tf embed`.
-Prints a few sentences, and writes advice.html, with pictures of pairs that a
+Prints a few sentences, and writes advice.html, with images of pairs that a
 stage would choose and drop (docs/advise.md).
 """
 

@@ -94,7 +94,7 @@ def run(flags: argparse.Namespace) -> None:
             range(flags.host, len(store.shards.paths), flags.num_hosts),
             progress.Progress("embedding", "records"),
         ),
-        image_size=teacher.picture,
+        image_size=teacher.image_form,
         batch_size=flags.batch_size,
     )
     _report(summary, flags)

@@ -73,7 +73,7 @@ def open_sidecars(store, model, directory: str, like=None):
         reference.encoder(model),
         description,
         embed.Output(directory, dtype, progress=shown),
-        image_size=model.picture,
+        image_size=model.image_form,
     )
     return sidecars.Sidecars(store, directory, description)
 

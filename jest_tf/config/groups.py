@@ -135,10 +135,10 @@ class ModelConfig(Checked, path="model"):
             text tower, two Keras layers (see `models.TwoTower`).
         init_from: the model that the learner starts from, named as in
             `reference.model`: its towers, weights, temperature, bias, tokenizer
-            and resizing of pictures. `preset` then has no effect.
+            and resizing of images. `preset` then has no effect.
             Learned positions are resized to `data.image_size`.
         init_tower: "image_tower" or "text_tower" takes this tower alone from
-            `init_from`, with its tokenizer or its pictures' form. The other
+            `init_from`, with its tokenizer or its images' form. The other
             tower is new, built from `preset` with the same embedding width;
             `temperature` and `bias` are those set here. Empty takes both.
         train_views: also train in the views of live stages, as Flexi-JEST

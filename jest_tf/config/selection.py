@@ -71,7 +71,7 @@ class Stage(Checked, path="selection.stages"):
             stage; must divide a replica's share of the rows. None scores all
             at once.
         captions: the caption by which a stored stage scores a record: "best"
-            is the most similar to the picture, so that records are chosen and
+            is the most similar to the image, so that records are chosen and
             not captions; "drawn" is the caption that is trained on.
         first_step: first step that scores, counted from 0. Earlier steps pass
             rows on unscored.

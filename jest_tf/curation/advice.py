@@ -52,7 +52,7 @@ def _on_selection(found):
 def _on_copies(found):
     near = f"(cosine {found.near:g} or more)"
     yield (
-        f"{found.repeats.share(found.near):.1%} of the pool's pictures have a "
+        f"{found.repeats.share(found.near):.1%} of the pool's images have a "
         f"near-duplicate in the pool {near}."
     )
     if found.leaks is None:
@@ -60,10 +60,10 @@ def _on_copies(found):
         return
     leaked = found.leaks.share(found.near)
     if not leaked:
-        yield "None of the tests' pictures has a near-duplicate in the pool."
+        yield "None of the tests' images has a near-duplicate in the pool."
         return
     yield (
-        f"{leaked:.1%} of the tests' pictures have a near-duplicate in the "
+        f"{leaked:.1%} of the tests' images have a near-duplicate in the "
         "pool. If the page shows copies, leave those records out of the pool, "
         "or test results will be too high."
     )

@@ -11,14 +11,15 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf.config import checks
-from jest_tf.data import loading, pictures, reader, stores
+from jest_tf.data import images as images_lib
+from jest_tf.data import loading, reader, stores
 
 
 def examples(
     store: stores.Store,
     *,
     batch_size: int,
-    image_size: int | pictures.Form,
+    image_size: int | images_lib.Form,
     tokenizer: loading.Tokenizer | None = None,
 ) -> tf.data.Dataset:
     """Yields every record once, in the store's order.
@@ -26,7 +27,7 @@ def examples(
     Args:
         store: the records.
         batch_size: k; the last batch may be smaller.
-        image_size: side S of `image`, or a form of pictures.
+        image_size: side S of `image`, or a form of images.
         tokenizer: makes `text`; None yields no texts, and needs no captions.
 
     Returns:
@@ -37,10 +38,10 @@ def examples(
     Raises:
         ValueError: an argument is out of range. Iteration raises
             `tf.errors.InvalidArgumentError`, naming the record, if a record has
-            no caption or no decodable picture; see `loading.plain_errors`.
+            no caption or no decodable image; see `loading.plain_errors`.
     """
     checks.check("batch_size", batch_size, checks.at_least(1))
-    form = pictures.form_of(image_size)
+    form = images_lib.form_of(image_size)
     specs = {
         "image": tf.TensorSpec([None, *form.shape], form.dtype),
         "id": tf.TensorSpec([None], tf.int64),
@@ -60,7 +61,7 @@ def examples(
                     found[i] = reader.NO_CAPTION
             if isinstance(found[i], stores.Fault):
                 raise ValueError(
-                    "Every record must have a picture and a caption here. "
+                    "Every record must have an image and a caption here. "
                     f"Received: {store.describe(rows[i])}, {found[i].reason}"
                 )
         return images, store.ids(rows), np.array(captions, object)
@@ -78,12 +79,12 @@ def examples(
 
 
 def read(
-    store: stores.Store, rows: np.ndarray, form: pictures.Form
+    store: stores.Store, rows: np.ndarray, form: images_lib.Form
 ) -> tuple[list[stores.Record | stores.Fault], np.ndarray]:
     """Reads and decodes the records of int64 rows [k].
 
     Returns:
-        The k records, or their faults; and the pictures of the m records
+        The k records, or their faults; and the images of the m records
         without a fault, [m, *form.shape].
     """
     found = store.read(rows)
@@ -97,15 +98,15 @@ def read(
 
 
 def decode(
-    encoded: Sequence[bytes], form: pictures.Form
+    encoded: Sequence[bytes], form: images_lib.Form
 ) -> tuple[list[stores.Fault | None], np.ndarray]:
-    """Decodes k stored pictures of any format in `pictures`.
+    """Decodes k stored images of any format in `images`.
 
     Returns:
-        The fault of each picture, or None; and the m pictures without a fault,
+        The fault of each image, or None; and the m images without a fault,
         [m, *form.shape].
     """
-    found = [pictures.prepare(picture) for picture in encoded]
+    found = [images_lib.prepare(image) for image in encoded]
     good = [i for i, result in enumerate(found) if isinstance(result, bytes)]
     with tf.device("CPU:0"):
         kept, images = _decoder(form)(
@@ -113,7 +114,7 @@ def decode(
         )
     for place in np.setdiff1d(np.arange(len(good)), kept):
         i = good[place]
-        found[i] = pictures.decode(found[i])
+        found[i] = images_lib.decode(found[i])
     faults = [
         result if isinstance(result, stores.Fault) else None for result in found
     ]
@@ -122,10 +123,10 @@ def decode(
 
 @functools.cache
 def _decoder(form):
-    """Compiles `pictures.decode_batch` for a form."""
+    """Compiles `images.decode_batch` for a form."""
 
     def decode(encoded):
-        kept, images = pictures.decode_batch(encoded, {"image": form})
+        kept, images = images_lib.decode_batch(encoded, {"image": form})
         return kept, images["image"]
 
     return tf.function(decode, [tf.TensorSpec([None], tf.string)])

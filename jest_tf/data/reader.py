@@ -3,7 +3,7 @@
 The example at a position is a pure function of (seed, position) and the data:
 the record at the position's row or, if it is unreadable, the first readable
 substitute (`data/stream.py`). A readable record can be read by its store, has a
-nonblank caption and a picture that decodes and, with sidecars, has embeddings.
+nonblank caption and an image that decodes and, with sidecars, has embeddings.
 
 Data on a bucket are read ahead (`Ahead`) and in whole blocks (`Blocks`).
 """
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jest_tf import files
-from jest_tf.data import pictures, stores, stream
+from jest_tf.data import images, stores, stream
 from jest_tf.files import cache
 
 # Until this many positions are drawn, the limit is a share of this number, so
@@ -192,22 +192,22 @@ NO_EMBEDDING = stores.Fault("no embedding in the sidecar")
 _CAPTION_SALT = 0x63617074696F6E
 
 
-def check_pictures(store: stores.Store) -> None:
-    """Refuses a training store whose pictures do not decode.
+def check_images(store: stores.Store) -> None:
+    """Refuses a training store whose images do not decode.
 
     Raises:
-        ValueError: no picture decodes, in a few records spread over the store.
+        ValueError: no image decodes, in a few records spread over the store.
     """
     rows = np.unique(np.linspace(0, len(store) - 1, 16).astype(np.int64))
     for record in store.read(rows):
         fault = record
         if not isinstance(record, stores.Fault):
-            fault = pictures.decode(record.image)
+            fault = images.decode(record.image)
         if not isinstance(fault, stores.Fault):
             return
     raise ValueError(
-        "`data.train` must hold encoded pictures; `data.image_field` names "
-        f"their field. Received: {len(rows)} records whose pictures do not "
+        "`data.train` must hold encoded images; `data.image_field` names "
+        f"their field. Received: {len(rows)} records whose images do not "
         f"decode, the last {store.describe(int(rows[-1]))}: {fault.reason}"
     )
 
@@ -218,14 +218,14 @@ class Chunk(NamedTuple):
     Attributes:
         rows: int64 [k], row of each record, after replacements.
         attempts: int64 [k], the number of the substitute; 0 if not replaced.
-        pictures: bytes [k], encoded.
+        encoded: the images, bytes [k].
         captions: bytes [k], the chosen captions.
         choices: int64 [k], index of the chosen caption in its record.
     """
 
     rows: np.ndarray
     attempts: np.ndarray
-    pictures: np.ndarray
+    encoded: np.ndarray
     captions: np.ndarray
     choices: np.ndarray
 
@@ -260,7 +260,7 @@ class Reader:
     def read(self, positions: np.ndarray) -> Chunk:
         """Reads records at positions, int64 [k], replacing unreadable records.
 
-        Does not decode the pictures; `repair` replaces damaged pictures.
+        Does not decode the images; `repair` replaces damaged images.
 
         Raises:
             ValueError: too many records are unreadable.
@@ -291,10 +291,10 @@ class Reader:
         Args:
             positions: int64 [k].
             chunk: the records there.
-            missing: int64 [m], indices of pictures that failed to decode.
+            missing: int64 [m], indices of images that failed to decode.
 
         Returns:
-            The m decoded pictures, uint8 [H, W, 3] each.
+            The m decoded images, uint8 [H, W, 3] each.
 
         Raises:
             ValueError: too many records are unreadable.
@@ -312,7 +312,7 @@ class Reader:
         return decoded
 
     def _decode(self, chunk, i):
-        return pictures.decode(chunk.pictures[i])
+        return images.decode(chunk.encoded[i])
 
     def _records(self, rows, source=None):
         found = (source or self.store).read(rows)
@@ -328,11 +328,11 @@ class Reader:
         choices = candidates(record.captions)
         if not choices:
             return NO_CAPTION
-        picture = pictures.prepare(record.image)
-        if isinstance(picture, stores.Fault):
-            return picture
+        prepared = images.prepare(record.image)
+        if isinstance(prepared, stores.Fault):
+            return prepared
         choice = choices[number % len(choices)]
-        chunk.pictures[i] = picture
+        chunk.encoded[i] = prepared
         chunk.captions[i] = record.captions[choice]
         chunk.choices[i] = choice
         return None

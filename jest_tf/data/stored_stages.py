@@ -284,7 +284,7 @@ def load_rows(
 
     Returns:
         The positions, int64 [k], sorted by row, because this reads fastest. In
-        the same order, the embeddings of the pictures and of the captions, each
+        the same order, the embeddings of the images and of the captions, each
         [k, D] in the sidecars' dtype.
 
     Raises:

@@ -165,7 +165,7 @@ def start_from(
     """Builds a learner with the weights of another model.
 
     The learner has the towers, weights, temperature and bias of `initial`,
-    under the dtype policy of `config.model`, for pictures of `data.image_size`.
+    under the dtype policy of `config.model`, for images of `data.image_size`.
     The learned positions of patches are resized bilinearly to this size. With
     `model.init_tower` only that tower comes from `initial`. The other tower is
     a new one of the preset, and temperature and bias are those of
@@ -237,7 +237,7 @@ def _set_dtype(settings, policy):
 
 
 def _set_image_size(settings, before, size):
-    """Sets the size of pictures wherever it occurs, in place."""
+    """Sets the size of images wherever it occurs, in place."""
     if isinstance(settings, dict):
         patch_size = settings.get("patch_size")
         if patch_size and size % patch_size:
@@ -270,7 +270,7 @@ def _resized(positions, variable, before, size):
             break
     else:
         raise ValueError(
-            f"`model.init_from` cannot take pictures of another size: expected "
+            f"`model.init_from` cannot take images of another size: expected "
             f"{before}, because {variable.path} of {list(positions.shape)} are "
             f"not positions in a square. Received: data.image_size={size}"
         )

@@ -73,7 +73,7 @@ def load(name: str) -> reference.Pretrained:
 
 
 class Pixels:
-    """An image processor as a form of pictures, float32 [3, S, S]."""
+    """An image processor as a form of images, float32 [3, S, S]."""
 
     dtype = tf.float32
 

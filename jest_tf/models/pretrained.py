@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from jest_tf import embeddings, files
 from jest_tf.config import checks
-from jest_tf.data import pictures, tokenizers
+from jest_tf.data import images, tokenizers
 from jest_tf.models import hugging_face, reference, two_tower
 
 KERAS_HUB = "keras_hub:"
@@ -181,7 +181,7 @@ def _of_keras_file(path):
         path,
         learner,
         tokenizer,
-        pictures.Resizing(learner.input_shapes["image"][1]),
+        images.Resizing(learner.input_shapes["image"][1]),
         loss,
         (learner.image_tower.compute_dtype, learner.pixels),
     )
@@ -246,15 +246,15 @@ def _resizing(name, backbone, converter):
         )
     if converter.image_size != (size, size):
         raise ValueError(
-            f"The image converter of {name!r} must give pictures of the "
+            f"The image converter of {name!r} must give images of the "
             f"tower's size, {size} x {size}. Received: {converter.image_size}"
         )
     if converter.pad_to_aspect_ratio:
         raise ValueError(
             f"The image converter of {name!r} must not pad: Keras cannot pad "
-            "8-bit pictures. Received: pad_to_aspect_ratio=True"
+            "8-bit images. Received: pad_to_aspect_ratio=True"
         )
-    return pictures.Resizing(
+    return images.Resizing(
         size,
         converter.interpolation,
         converter.antialias,

@@ -1,4 +1,4 @@
-"""The page of an advice: sentences, similarities, and pairs of pictures.
+"""The page of an advice: sentences, similarities, and pairs of images.
 
 Pairs on both sides of the cut show the matches that the reference confuses.
 """
@@ -54,7 +54,7 @@ def write(
 
 
 def _copies(nearest, store, pool):
-    """Cards of the nearest pairs, each beside its picture of the pool."""
+    """Cards of the nearest pairs, each beside its image of the pool."""
     order, pairs = np.argsort(-nearest.cosines, kind="stable"), {}
     for row, other, cosine in zip(
         *(column[order].tolist() for column in nearest), strict=True

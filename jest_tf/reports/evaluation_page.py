@@ -85,14 +85,14 @@ def _retrieved(store, found):
     by_group = {}
     for group, caption in zip(store.text_groups, captions, strict=True):
         by_group.setdefault(group, caption)
-    pictures = _worst(from_image, from_image > 1)
+    image_rows = _worst(from_image, from_image > 1)
     texts = _worst(from_text, from_text > 1)
     return {
-        "pictures": _cards(
+        "images": _cards(
             store,
-            pictures,
-            from_image[pictures],
-            [by_group[store.image_groups[row]] for row in pictures],
+            image_rows,
+            from_image[image_rows],
+            [by_group[store.image_groups[row]] for row in image_rows],
         ),
         "texts": _cards(
             store,

@@ -27,7 +27,7 @@ _COLOURS = (
 
 
 def write(workdir: str, path: str, num_moments: int = 8) -> None:
-    """Writes the page of a run, with pictures of `num_moments` logged draws."""
+    """Writes the page of a run, with images of `num_moments` logged draws."""
     lines, config = read(workdir), directory.load_config(workdir)
     log = directory.read_rows(workdir, directory.METRICS_FILE)
     evaluations = directory.read_rows(workdir, directory.EVALUATION_FILE)
@@ -63,7 +63,7 @@ def read(workdir: str) -> list[dict]:
     return lines
 
 
-def add_pictures(workdir: str, lines: Sequence[dict]) -> None:
+def add_images(workdir: str, lines: Sequence[dict]) -> None:
     """Adds `image`, `caption` and `id` to the rows of lines from `read`.
 
     The rows are those under `highest` and `lowest` of every stage, and under
@@ -117,7 +117,7 @@ def _sources(config):
 
 
 def _moments(workdir, config, lines, count):
-    """Up to `count` lines with pictures, newest first.
+    """Up to `count` lines with images, newest first.
 
     The newest line also gets some of the rows offered to its first stage.
     """
@@ -128,7 +128,7 @@ def _moments(workdir, config, lines, count):
         {"position": start + int(row), "score": None, "kept": False}
         for row in charts.evenly(size, _OFFERED)
     ]
-    add_pictures(workdir, moments)
+    add_images(workdir, moments)
     return moments
 
 

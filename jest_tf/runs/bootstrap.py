@@ -41,7 +41,7 @@ class Renewal(NamedTuple):
 
     Attributes:
         step: steps done before it.
-        images: pictures embedded.
+        images: images embedded.
         captions: captions embedded.
         flops: floating-point operations of embedding both.
         seconds: time taken by the process that finished it.
@@ -233,7 +233,7 @@ def embed_records(
             rows=rows,
             progress=progress.Progress("embedding", "records"),
         ),
-        image_size=run.picture,
+        image_size=run.image_form,
         batch_size=_BATCH_SIZE,
     )
     seconds = round(time.monotonic() - started, 3)
@@ -344,13 +344,13 @@ def _folder(workdir, step):
 
 
 def _flops(run):
-    """Counts the FLOPs of embedding a picture, and of a caption."""
+    """Counts the FLOPs of embedding an image, and of a caption."""
     learner = run.learner
-    picture = tf.TensorSpec([1, *run.picture.shape], run.picture.dtype)
+    image = tf.TensorSpec([1, *run.image_form.shape], run.image_form.dtype)
     tokens = tf.TensorSpec([1, run.tokenizer.length], tf.int32)
     return (
         flops.count(
-            lambda part: learner.encode_image(part, training=False), picture
+            lambda part: learner.encode_image(part, training=False), image
         )[0],
         flops.count(
             lambda part: learner.encode_text(part, training=False), tokens

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import evaluation, models
-from jest_tf.data import pictures
+from jest_tf.data import images
 from jest_tf.runs import directory, progress, steps
 
 # Headline measures of a store, where it has them, and their titles.
@@ -43,7 +43,7 @@ def open_data(config: config_lib.TrainConfig) -> Opened:
 class Evaluations:
     """Evaluations of a learner, with its current weights, on opened stores.
 
-    `picture` is the form of the learner's pictures, `strategy` its strategy.
+    `image_form` is the form of the learner's images, `strategy` its strategy.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Evaluations:
         opened: Opened,
         learner: models.TwoTower,
         tokenizer: Callable,
-        picture: pictures.Form,
+        image_form: images.Form,
         strategy: tf.distribute.Strategy | None = None,
     ):
         self.by_name = opened
         self.encoder = evaluation.Encoder(
-            learner, tokenizer, picture, strategy=strategy
+            learner, tokenizer, image_form, strategy=strategy
         )
 
     def measure(self) -> dict[str, float]:

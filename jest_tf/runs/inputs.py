@@ -88,7 +88,7 @@ def open_sources(
     lost = pipeline.FaultLog(None, config.data.max_fault_rate, store.lost_share)
     lost.count(0, 0)
     stores_lib.check_captions(store)
-    reader.check_pictures(store)
+    reader.check_images(store)
     teacher = sidecars = None
     if needs_reference:
         if settings.model:

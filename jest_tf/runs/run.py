@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import distribution, files, training
+from jest_tf.data import images, pipeline
 from jest_tf.data import loading as loading_lib
-from jest_tf.data import pictures, pipeline
 from jest_tf.files import disks
 from jest_tf.models import reference
 from jest_tf.runs import (
@@ -111,9 +111,9 @@ class _Run(NamedTuple):
         return self.output == self.workdir
 
     @property
-    def picture(self) -> pictures.Form:
-        """The form of the learner's pictures."""
-        return self.start.picture
+    def image_form(self) -> images.Form:
+        """The form of the learner's images."""
+        return self.start.image_form
 
 
 class _Built(NamedTuple):
@@ -227,7 +227,7 @@ def _build(run):
     with run.strategy.scope():
         learner = run.start.build(run.tokenizer.vocabulary_size)
         if config.model.init_from:
-            loading.write_learner(run.output, learner, run.picture)
+            loading.write_learner(run.output, learner, run.image_form)
         model = training.build_model(config, learner)
     inputs.check_widths(config, run.sources, learner)
     return _Built(
@@ -237,7 +237,7 @@ def _build(run):
             run.evaluated,
             learner,
             run.tokenizer,
-            run.picture,
+            run.image_form,
             run.strategy,
         ),
     )
@@ -257,7 +257,7 @@ def _renew(run, model, restored):
         run.tokenizer,
         model.learner,
         f"the learner after {restored.step} steps",
-        run.picture,
+        run.image_form,
     )
     with model.averaged():
         bootstrap.renew(
@@ -276,7 +276,7 @@ def _renew(run, model, restored):
     with run.strategy.scope():
         model.bind(funnel)
     stream = functools.partial(
-        funnel.super_batches, run.tokenizer, run.picture, seed=config.seed
+        funnel.super_batches, run.tokenizer, run.image_form, seed=config.seed
     )
     # None on other workers: a message must not name a temporary file.
     path = directory.path(run.workdir, directory.FAULTS_FILE)

@@ -259,7 +259,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         Raises:
             stepper.NotFinite: after a step that scored non-finite embeddings.
             ValueError: besides Keras' own, if B varies or R does not divide it;
-                a reference is missing; float pictures of the first batch do
+                a reference is missing; float images of the first batch do
                 not fill the range of the learner's pixels; or a token id is
                 not in the text tower's vocabulary.
         """
@@ -300,7 +300,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
             if fault:
                 raise ValueError(
                     f"`image`: {fault}. The model rescales uint8 itself: leave "
-                    "pictures as they are"
+                    "images as they are"
                 )
 
     def get_config(self):

@@ -22,7 +22,7 @@ _AUGMENT_SALT = 0x0A06
 _COUNTED = ("caption_replaced", "record_replaced")
 FOR_REFERENCE = ("image_for_reference", "text_for_reference")
 FROM_REFERENCE = ("reference_image", "reference_text")
-# The number of pictures whose range is checked.
+# The number of images whose range is checked.
 _LOOKED_AT = 1024
 # The key of the curated rows.
 CURATED = "curated"

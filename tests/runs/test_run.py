@@ -49,7 +49,7 @@ def twice_the_loss():
 
 
 class Trap(keras.layers.Layer):
-    """Breaks at embeddings that are all the same, as those of white pictures.
+    """Breaks at embeddings that are all the same, as those of white images.
 
     Args:
         where: what it breaks, "loss", "gradient" or "scores".
@@ -71,7 +71,7 @@ class Trap(keras.layers.Layer):
 
 
 def poisoned(super_batches):
-    """The stream with white pictures in super-batch `BAD`."""
+    """The stream with white images in super-batch `BAD`."""
 
     def stream(*arguments, start_step=0, **options):
         def whiten(number, batch):

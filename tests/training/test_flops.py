@@ -174,13 +174,13 @@ class TowersTest(tf.test.TestCase):
         return 2 * (kernel + new * old * (old + new) * self.WIDTH)
 
     def of_small(self):
-        """The forward pass of pictures of half the size, a patch each."""
+        """The forward pass of images of half the size, a patch each."""
         size, half = self.SIZE, self.SIZE // 2
         image, once = image_products(1, self.PATCH, self.WIDTH, self.DEPTH)
         text = text_products(self.LENGTH, self.WIDTH, self.DEPTH, self.WIDTH)
-        pictures = half * size * (size + half) * 3 * self.ROWS
+        images = half * size * (size + half) * 3 * self.ROWS
         positions = 1 * 2 * (2 + 1) * self.WIDTH
-        return self.ROWS * (image + text) + once + 2 * (pictures + positions)
+        return self.ROWS * (image + text) + once + 2 * (images + positions)
 
     def test_a_forward_pass_is_its_closed_form(self):
         for view, expected in (

@@ -1,6 +1,6 @@
 """Writes the sidecars of a store, with any model.
 
-`write` runs a model over the pictures and captions of a store; `write_arrays`
+`write` runs a model over the images and captions of a store; `write_arrays`
 takes finished embeddings. The model gets NumPy arrays and strings, so it may
 use any framework. `jest-tf embed` is the command.
 """
@@ -19,7 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import files
-from jest_tf.data import batches, pictures, reader, stores, tokenizers
+from jest_tf.data import batches, reader, stores, tokenizers
+from jest_tf.data import images as images_lib
 from jest_tf.data.sidecars import file_format
 from jest_tf.data.sidecars import reading as reading_lib
 
@@ -77,7 +78,7 @@ class Batch(NamedTuple):
     Attributes:
         ids: int64 [k].
         valid: bool [k], whether a record is readable.
-        images: pictures of the valid records, in the form's shape and dtype.
+        images: images of the valid records, in the form's shape and dtype.
         texts: the nonblank captions.
         places: int64 [len(texts)], their indices among all captions.
         captions: int64 [k], the number of captions of each record.
@@ -99,7 +100,7 @@ def write(
     description: file_format.Description,
     output: Output = Output(),  # noqa: B008  (it is frozen)
     *,
-    image_size: int | pictures.Form,
+    image_size: int | images_lib.Form,
     batch_size: int = 256,
 ) -> Summary:
     """Writes the sidecars of a store with any model.
@@ -115,7 +116,7 @@ def write(
             unreadable records are left out.
         description: of the model.
         output: see `Output`.
-        image_size: S, pixels a side, or a form of pictures.
+        image_size: S, pixels a side, or a form of images.
         batch_size: records read at a time.
 
     Example:
@@ -144,7 +145,7 @@ def write(
         )
         ```
     """
-    form = pictures.form_of(image_size)
+    form = images_lib.form_of(image_size)
     workers = os.cpu_count() or 1
     reasons: collections.Counter = collections.Counter()
 
@@ -254,7 +255,7 @@ def write_arrays(
     return _write(store, description, output, parts)
 
 
-def load(store: stores.Store, rows: np.ndarray, form: pictures.Form) -> Batch:
+def load(store: stores.Store, rows: np.ndarray, form: images_lib.Form) -> Batch:
     """Reads and decodes records, int64 rows [k], with all their captions."""
     found, images = batches.read(store, rows, form)
     captions, texts, places, reasons = [], [], [], []

@@ -34,7 +34,7 @@ class Description(NamedTuple):
         fingerprint: any text that identifies the reference and its weights;
             see `reference.describe` for a run.
         tokenizer: any text that identifies how captions were read.
-        preprocessing: any text that identifies how pictures were decoded.
+        preprocessing: any text that identifies how images were decoded.
         dim: D, the width of an embedding.
         scale: of the logits `scale * image @ text.T + bias`.
         bias: of the logits.

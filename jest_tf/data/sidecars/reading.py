@@ -122,7 +122,7 @@ class Sidecars:
             ids: int64 [k], the records' ids.
 
         Returns:
-            The embeddings of the pictures and of the captions, each [k, D] in
+            The embeddings of the images and of the captions, each [k, D] in
             the sidecars' dtype.
         """
         rows, captions, ids = _integers(rows, captions, ids)
@@ -157,7 +157,7 @@ class Sidecars:
         Returns:
             The index of each record's caption, int64 [k], -1 if the record was
             unreadable or has no nonblank caption; and the embeddings of the
-            pictures and captions, each [k, D] in the sidecars' dtype, arbitrary
+            images and captions, each [k, D] in the sidecars' dtype, arbitrary
             where the index is -1.
         """
         rows, numbers, ids = _integers(rows, numbers, ids)
@@ -175,7 +175,7 @@ class Sidecars:
         """Reads the embeddings of records and of their best captions.
 
         The best caption of a record is the first of those that are most similar
-        to its picture.
+        to its image.
 
         Args:
             rows: as in `read`, like `ids`.
@@ -187,8 +187,8 @@ class Sidecars:
 
         def choose(part, local, starts, ends, places):
             del places
-            pictures = part["image"][local]
-            return _best(part["text"], starts, ends, pictures)
+            images = part["image"][local]
+            return _best(part["text"], starts, ends, images)
 
         return self._read(rows, ids, choose)
 
@@ -392,13 +392,13 @@ def _numbered(text, starts, ends, numbers):
     return choices
 
 
-def _best(text, starts, ends, pictures):
-    """Returns captions most like the pictures: indices, -1 if all are blank."""
+def _best(text, starts, ends, images):
+    """Returns captions most like the images: indices, -1 if all are blank."""
     counts, firsts, line = _in_line(starts, ends)
     owners = np.repeat(np.arange(len(counts)), counts)
     captions = np.asarray(text[line], np.float32)
     similarity = np.einsum(
-        "cd,cd->c", captions, np.asarray(pictures, np.float32)[owners]
+        "cd,cd->c", captions, np.asarray(images, np.float32)[owners]
     )
     similarity[~captions.any(1)] = -np.inf
     choices = np.full(len(counts), -1)

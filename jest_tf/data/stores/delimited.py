@@ -51,7 +51,7 @@ class Delimited:
                 yield place, size, stored
 
     def read(self, path: str, spans: np.ndarray) -> list:
-        """Reads rows at byte ranges, and the pictures they name."""
+        """Reads rows at byte ranges, and the images they name."""
         columns = self._columns_of(path)
 
         def parse(row):
@@ -70,7 +70,7 @@ class Delimited:
             return columns.record(dict(zip(columns.names, values, strict=True)))
 
         rows = shards.read_records(path, spans, parse)
-        return tables.with_pictures(path, rows)
+        return tables.read_images(path, rows)
 
     def _rows(self, file):
         """Yields offset, size and fields of every row that is not blank.

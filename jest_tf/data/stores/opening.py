@@ -46,7 +46,7 @@ def open_store(
         patterns: a path or glob, or several; each must match a file. Duplicates
             count once. A file's name gives its format; files with unknown names
             are read as TFRecord.
-        image_field: feature, extension or column of the picture; "" is the
+        image_field: feature, extension or column of the image; "" is the
             format's default.
         caption_fields: features, extensions, `json` fields or columns of the
             captions; () are the format's defaults.
@@ -179,8 +179,8 @@ def _check_readable(store, caption_fields):
 
 
 def _way_out(reason):
-    if reason.startswith("no picture"):
-        return "; `data.image_field` names the field of the picture"
+    if reason.startswith("no image"):
+        return "; `data.image_field` names the field of the image"
     if reason.startswith("missing file"):
         return "; paths in a table begin at its folder, or with /"
     return ""

@@ -45,13 +45,13 @@ class Parquet:
             ) from error
 
     def read(self, path: str, spans: np.ndarray) -> list:
-        """Reads rows by group and number, and the pictures they name."""
+        """Reads rows by group and number, and the images they name."""
         out: dict = {}
         for group in np.unique(spans[:, 0]).tolist():
             places = np.flatnonzero(spans[:, 0] == group)
             rows = self._read_rows(path, group, spans[places, 1].tolist())
             out |= zip(places.tolist(), rows, strict=True)
-        return tables.with_pictures(path, [out[i] for i in range(len(spans))])
+        return tables.read_images(path, [out[i] for i in range(len(spans))])
 
     def _read_rows(self, path, group, numbers):
         try:

@@ -47,7 +47,7 @@ _COMPRESSIONS = {
     b"\xfd7zXZ\0": "unxz",
     b"\x28\xb5\x2f\xfd": "unzstd",
 }
-_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
+_IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
 
 # Bytes per read in a scan.
 _WINDOW = 2**22
@@ -57,7 +57,7 @@ _LOCAL_GAP = 2**12
 _REMOTE_GAP = 2**19
 # Limit on a joint read, to bound memory.
 _MAX_READ = 2**24
-# Seconds to wait for a remote picture whose bucket or host has never answered.
+# Seconds to wait for a remote image whose bucket or host has never answered.
 # Once a host has answered, the waits of its library apply.
 _PATIENCE = 5.0
 _answered: set[str] = set()
@@ -67,7 +67,7 @@ class Record(NamedTuple):
     """An example as stored.
 
     Attributes:
-        image: the encoded picture.
+        image: the encoded image.
         captions: raw captions in stored order; may be blank, or there are none.
         metadata: other fields, by name: strings, integers and booleans as text.
     """
@@ -87,7 +87,7 @@ class Fields(NamedTuple):
     """The fields that hold a record; empty means the format's usual fields.
 
     Attributes:
-        image: feature, extension or column of the picture.
+        image: feature, extension or column of the image.
         captions: features, extensions, `json` fields or columns of captions.
     """
 
@@ -193,9 +193,9 @@ def contents(path: str) -> str:
             return f"it is compressed: `{command} < {path} > NEW` unpacks it"
     if head[257:262] == b"ustar":
         return "it is a tar: let its name end in .tar"
-    if head.startswith(_PICTURES):
+    if head.startswith(_IMAGE_MAGIC):
         return (
-            "it is a picture: name pictures in a table, .csv or .parquet, "
+            "it is an image: name images in a table, .csv or .parquet, "
             "with the columns `image` and `caption`"
         )
     return ""
@@ -278,7 +278,7 @@ def open_scan(
 
 
 def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
-    """Reads whole files, such as pictures named by a table's rows.
+    """Reads whole files, such as images named by a table's rows.
 
     A path of any scheme that cannot be opened becomes a fault within seconds.
     """

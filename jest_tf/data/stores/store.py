@@ -154,7 +154,7 @@ class Store:
         """Identifies a shard's version, format and the fields taken from it.
 
         It depends on the shard's size and hashes of its head, tail and index,
-        but not on its time of change or on pictures that a table names.
+        but not on its time of change or on images that a table names.
         """
         return self.indexes[shard].stamp
 
