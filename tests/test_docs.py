@@ -601,7 +601,7 @@ class SiteTest(tf.test.TestCase):
             with self.subTest(setting.path):
                 self.assertNotEmpty(setting.meaning)
                 default, meaning = shown[setting.path].split("\n\n")[:2]
-                written = overrides.text_of(setting.default)
+                written = overrides.format_value(setting.default)
                 words = f"`{written}`" if written else "empty"
                 if written == "None" and "None" not in setting.type:
                     words = "must be set"

@@ -16,7 +16,7 @@ def name(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def format_of(flags: argparse.Namespace) -> dict:
+def read_format(flags: argparse.Namespace) -> dict:
     """Returns the fields of `DataConfig` that the format flags set."""
     given = {name: getattr(flags, name) for name in FORMAT_FIELDS}
     return {

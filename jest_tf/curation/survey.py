@@ -90,11 +90,11 @@ def survey(
     random = np.random.default_rng(_SEED)
     rows, image, text = _sample(pool, _POOL, random)
     curated_rows, *curated_pairs = _sample(curated, _CURATED, random)
-    for name, found in (("pool", rows), ("curated set", curated_rows)):
-        if len(found) < _LEAST:
+    for name, sampled in (("pool", rows), ("curated set", curated_rows)):
+        if len(sampled) < _LEAST:
             raise ValueError(
                 f"At least {_LEAST} records of the {name} must have "
-                f"embeddings. Received: {len(found)}"
+                f"embeddings. Received: {len(sampled)}"
             )
     # Records of the same image are often neighbours.
     others = np.roll(text, len(text) // 2, axis=0)
@@ -110,9 +110,9 @@ def survey(
         test_rows, test_image, _ = _sample(tests, _COMPARED, random)
         queries = np.concatenate([queries, test_image])
         own = np.concatenate([own, np.full(len(test_rows), -1)])
-    found = _find_nearest(queries, own, pool, progress)
+    neighbours = _find_nearest(queries, own, pool, progress)
     repeats, leaks = (
-        [values[part] for values in found]
+        [values[part] for values in neighbours]
         for part in (slice(len(some)), slice(len(some), None))
     )
     return Survey(
@@ -166,9 +166,9 @@ def _find_nearest(queries, own, pool, progress):
             cosines = queries @ image.T
             cosines[own[:, None] == rows] = -1.0
             places = cosines.argmax(1)
-            found = cosines[np.arange(len(places)), places]
-            nearest = np.where(found > best, rows[places], nearest)
-            best = np.maximum(best, found)
+            highest = cosines[np.arange(len(places)), places]
+            nearest = np.where(highest > best, rows[places], nearest)
+            best = np.maximum(best, highest)
         if progress is not None:
             progress(stop, len(pool))
     return nearest, best

@@ -41,7 +41,7 @@ def examples(
             no caption or no decodable image; see `loading.plain_errors`.
     """
     checks.check("batch_size", batch_size, checks.at_least(1))
-    form = images_lib.form_of(image_size)
+    form = images_lib.make_form(image_size)
     specs = {
         "image": tf.TensorSpec([None, *form.shape], form.dtype),
         "id": tf.TensorSpec([None], tf.int64),
@@ -50,19 +50,19 @@ def examples(
 
     def fetch(start):
         rows = np.arange(start, min(start + batch_size, len(store)))
-        found, images = read(store, rows, form)
+        records, images = read(store, rows, form)
         captions = [b""] * len(rows)
-        for i, record in enumerate(found):
+        for i, record in enumerate(records):
             if tokenizer and isinstance(record, stores.Record):
                 choices = reader.candidates(record.captions)
                 if choices:
                     captions[i] = record.captions[choices[0]]
                 else:
-                    found[i] = reader.NO_CAPTION
-            if isinstance(found[i], stores.Fault):
+                    records[i] = reader.NO_CAPTION
+            if isinstance(records[i], stores.Fault):
                 raise ValueError(
                     "Every record must have an image and a caption here. "
-                    f"Received: {store.describe(rows[i])}, {found[i].reason}"
+                    f"Received: {store.describe(rows[i])}, {records[i].reason}"
                 )
         return images, store.ids(rows), np.array(captions, object)
 
@@ -71,7 +71,7 @@ def examples(
         batch = dict(zip(specs, batch, strict=True))
         captions = batch.pop("caption")
         if tokenizer:
-            batch |= loading.texts_of(captions, {"text": tokenizer})
+            batch |= loading.tokenize_captions(captions, {"text": tokenizer})
         return batch
 
     starts = tf.data.Dataset.range(0, len(store), batch_size)
@@ -87,14 +87,16 @@ def read(
         The k records, or their faults; and the images of the m records
         without a fault, [m, *form.shape].
     """
-    found = store.read(rows)
+    records = store.read(rows)
     good = [
-        i for i, record in enumerate(found) if isinstance(record, stores.Record)
+        i
+        for i, record in enumerate(records)
+        if isinstance(record, stores.Record)
     ]
-    faults, images = decode([found[i].image for i in good], form)
+    faults, images = decode([records[i].image for i in good], form)
     for i, fault in zip(good, faults, strict=True):
-        found[i] = fault or found[i]
-    return found, images
+        records[i] = fault or records[i]
+    return records, images
 
 
 def decode(
@@ -106,17 +108,18 @@ def decode(
         The fault of each image, or None; and the m images without a fault,
         [m, *form.shape].
     """
-    found = [images_lib.prepare(image) for image in encoded]
-    good = [i for i, result in enumerate(found) if isinstance(result, bytes)]
+    prepared = [images_lib.prepare(image) for image in encoded]
+    good = [i for i, result in enumerate(prepared) if isinstance(result, bytes)]
     with tf.device("CPU:0"):
         kept, images = _decoder(form)(
-            [found[i] for i in good] or [b""]  # undecodable: dropped
+            [prepared[i] for i in good] or [b""]  # undecodable: dropped
         )
     for place in np.setdiff1d(np.arange(len(good)), kept):
         i = good[place]
-        found[i] = images_lib.decode(found[i])
+        prepared[i] = images_lib.decode(prepared[i])
     faults = [
-        result if isinstance(result, stores.Fault) else None for result in found
+        result if isinstance(result, stores.Fault) else None
+        for result in prepared
     ]
     return faults, images.numpy()
 

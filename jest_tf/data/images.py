@@ -111,7 +111,7 @@ class Form(Protocol):
         """Makes the tensor, in a graph."""
 
 
-def form_of(image_size: int | Form) -> Form:
+def make_form(image_size: int | Form) -> Form:
     """Returns a form unchanged, or the `Resizing` to a size."""
     return image_size if callable(image_size) else Resizing(image_size)
 

@@ -160,7 +160,9 @@ class Loader:
 
         def load(positions):
             chunk, images = _read_chunk(reader, ahead, positions, forms)
-            batch = images | texts_of(chunk.captions, self.tokenizer_of)
+            batch = images | tokenize_captions(
+                chunk.captions, self.tokenizer_of
+            )
             (batch["id"],) = call_numpy(
                 lambda rows: [store.ids(rows)],
                 [chunk.rows],
@@ -296,7 +298,7 @@ def _read_chunk(reader, ahead, positions, forms):
     )
 
 
-def texts_of(captions, tokenizer_of):
+def tokenize_captions(captions, tokenizer_of):
     """Makes tokens and ids of captions, string [k]; marks invalid UTF-8."""
     captions, replaced = tokenizers.sanitize_captions(captions)
     batch = {name: make(captions) for name, make in tokenizer_of.items()}

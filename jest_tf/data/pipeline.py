@@ -86,7 +86,7 @@ def super_batches(
         raise ValueError(
             f"`start_step` must be at least 0. Received: {start_step}"
         )
-    forms = {"image": images_lib.form_of(image_size)}
+    forms = {"image": images_lib.make_form(image_size)}
     if reference.image_form not in (None, forms["image"]):
         forms["image_for_reference"] = reference.image_form
     tokenizer_of = {"text": tokenizer}
@@ -124,7 +124,7 @@ class _Stream:
     def pool(self, plan, loss):
         """Returns the dataset of the rows that each step chooses from."""
         places = order(self.store, self.seed, self.options)
-        stages = stored_stages_of(
+        stages = make_stored_stages(
             plan,
             loss,
             self.store,
@@ -185,7 +185,7 @@ class _Stream:
         )
 
 
-def stored_stages_of(
+def make_stored_stages(
     plan: Sequence[config_lib.Segment],
     loss: str,
     store: stores.Store,
@@ -298,7 +298,7 @@ def at_positions(
     chunk = reader.read(positions)
     # `repair` also decodes the images that it keeps.
     images = reader.repair(positions, chunk, np.arange(len(positions)))
-    form = images_lib.form_of(image_size)
+    form = images_lib.make_form(image_size)
     with tf.device("CPU:0"):
         images = [form(image) for image in images]
     return Examples(

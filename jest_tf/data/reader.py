@@ -114,14 +114,14 @@ class FaultLog:
             self._sort(stop_step)
 
     def _describe(self):
-        found = []
+        counts = []
         if self.num_drawn:
-            found.append(
+            counts.append(
                 f"{self.num_replaced:,} of {self.num_drawn:,} drawn, "
                 f"{self.num_replaced / self.num_drawn:.2%}"
             )
         if self.lost_share:
-            found.append(
+            counts.append(
                 f"{self.lost_share:.2%} are lost in damaged shards, which "
                 "warnings have named: copy those again"
             )
@@ -134,7 +134,7 @@ class FaultLog:
             if self._path:
                 reasons += f"; all of them are in {self._path}"
         return (
-            f"Too many records cannot be read: {', and '.join(found)}. "
+            f"Too many records cannot be read: {', and '.join(counts)}. "
             f"Expected at most `data.max_fault_rate`={self.max_rate}{reasons}"
         )
 
@@ -315,11 +315,11 @@ class Reader:
         return images.decode(chunk.encoded[i])
 
     def _records(self, rows, source=None):
-        found = (source or self.store).read(rows)
+        records = (source or self.store).read(rows)
         if self.embedded is not None:
             for i in np.flatnonzero(~self.embedded(rows)).tolist():
-                found[i] = NO_EMBEDDING
-        return found
+                records[i] = NO_EMBEDDING
+        return records
 
     def _take(self, chunk, i, record, number):
         """Puts a record at index i of a chunk, or returns its fault."""
@@ -406,7 +406,7 @@ class Blocks:
         wanted = collections.defaultdict(set)
         for row, first in zip(rows.tolist(), firsts.tolist(), strict=True):
             wanted[first].add(row)
-        found = self._blocks.get(
+        blocks = self._blocks.get(
             sorted(ends),
             lambda missing: self._fetch(missing, ends),
             lambda first, block: not wanted[first] <= block.keys(),
@@ -415,7 +415,7 @@ class Blocks:
         for i, (row, first) in enumerate(
             zip(rows.tolist(), firsts.tolist(), strict=True)
         ):
-            block = found[first]
+            block = blocks[first]
             take = block.pop if self._once else block.get
             out.append(stores.parsed(take(row, None)))
             if out[i] is None:  # another call has just taken it
@@ -449,22 +449,22 @@ class Ahead:
     def __init__(self, read: Callable[[np.ndarray], Chunk], depth: int):
         self._read, self._depth = read, depth
         self._pool = concurrent.futures.ThreadPoolExecutor(depth)
-        self._found: dict[bytes, concurrent.futures.Future] = {}
+        self._futures: dict[bytes, concurrent.futures.Future] = {}
         self._lock = threading.Lock()
 
     def start(self, positions: np.ndarray) -> None:
         """Begins to read the chunk at positions, int64 [k]."""
         future = self._pool.submit(self._read, positions.copy())
         with self._lock:
-            self._found[positions.tobytes()] = future
+            self._futures[positions.tobytes()] = future
             # These were not requested: their iterator was abandoned.
-            while len(self._found) > 2 * self._depth:
-                self._found.pop(next(iter(self._found))).cancel()
+            while len(self._futures) > 2 * self._depth:
+                self._futures.pop(next(iter(self._futures))).cancel()
 
     def read(self, positions: np.ndarray) -> Chunk:
         """Returns the chunk at positions, int64 [k], as `Reader.read`."""
         with self._lock:
-            future = self._found.pop(positions.tobytes(), None)
+            future = self._futures.pop(positions.tobytes(), None)
         return future.result() if future else self._read(positions)
 
 

@@ -36,7 +36,7 @@ class Encoder:
         strategy = strategy or tf.distribute.get_strategy()
         self._learner = learner
         self._tokenizer = tokenizer
-        self._image_form = images_lib.form_of(image_form)
+        self._image_form = images_lib.make_form(image_form)
         self._num_replicas = strategy.num_replicas_in_sync
         self._batch_size = batch_size
         self._encode_image = distribution.spread(

@@ -124,7 +124,7 @@ def load(name: str) -> reference.Pretrained:
 def _load(name, stamp, strategy):
     del stamp, strategy  # They distinguish a model from a later version.
     if name.endswith(KERAS):
-        return _of_keras_file(name)
+        return _read_keras_file(name)
     if name.startswith(hugging_face.PREFIX):
         return hugging_face.load(name)
     hub = tokenizers.import_keras_hub(name)
@@ -161,7 +161,7 @@ def _load(name, stamp, strategy):
     )
 
 
-def _of_keras_file(path):
+def _read_keras_file(path):
     with files.staged(path) as local:
         model = keras.models.load_model(local, compile=False)
     learner = getattr(model, "learner", model)

@@ -115,7 +115,7 @@ def frozen(model: Callable) -> Callable[[dict], Embeddings]:
         view = dict(batch)
         for name in ("image", "text"):
             view[name] = view.pop(f"{name}_for_reference", view[name])
-        return embeddings.of_model("reference", model(view, **options))
+        return embeddings.convert_output("reference", model(view, **options))
 
     embed.variables = tuple(getattr(model, "variables", ()))
     return embed

@@ -326,10 +326,10 @@ def plain_id_errors() -> Iterator[None]:
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        found = _NO_ID.search(error.message)
-        if not found:
+        match = _NO_ID.search(error.message)
+        if not match:
             raise
-        number, rows = found.groups()
+        number, rows = match.groups()
         raise ValueError(
             f"`text` must hold token ids in [0, {rows}), the rows of the text "
             "tower's table: build the tower for the tokenizer's "

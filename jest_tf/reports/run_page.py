@@ -88,7 +88,7 @@ def _add_examples(workdir, config, funnel, number, rows):
         row["position"] if "position" in row else super_batch[row["row"]]
         for row in rows
     ]
-    found = pipeline.at_positions(
+    examples = pipeline.at_positions(
         funnel.store,
         np.array(positions, np.int64),
         seed=config.seed,
@@ -96,7 +96,7 @@ def _add_examples(workdir, config, funnel, number, rows):
         embedded=funnel.inputs.embedded,
         options=funnel.options,
     )
-    for row, image, caption, key in zip(rows, *found, strict=True):
+    for row, image, caption, key in zip(rows, *examples, strict=True):
         if row.get("id", key) != key:
             raise ValueError(
                 f"`data.train` must be the data that the run in {workdir!r} "
@@ -151,7 +151,7 @@ def _stores(rows):
 def _positions(config, funnel, number):
     """Stream positions of a super-batch."""
     size = funnel.plan[0].super_batch_size
-    stages = inputs.stored_stages_of(config, funnel)
+    stages = inputs.make_stored_stages(config, funnel)
     if stages is None:
         return range(number * size, (number + 1) * size)
     return next(iter(stages.positions(number, slice(0, size)).take(1))).numpy()

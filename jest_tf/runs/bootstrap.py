@@ -74,9 +74,9 @@ def renewals(config: config_lib.TrainConfig, workdir: str) -> list[Renewal]:
 
 def _read(folder):
     with directory.as_written(folder, directory.RENEWAL_FILE):
-        found = Renewal(**directory.read(folder, directory.RENEWAL_FILE))
-        sum(found[:6])  # raises unless they are numbers
-        return found
+        renewal = Renewal(**directory.read(folder, directory.RENEWAL_FILE))
+        sum(renewal[:6])  # raises unless they are numbers
+        return renewal
 
 
 def stored_flops(
@@ -333,8 +333,8 @@ def _last_kept(config, workdir, step):
                 "none; `jest-tf train` makes it when it continues the run from "
                 "that step, so delete later checkpoints, if there are any"
             )
-        found = _read(folder)
-        last = found if found.kept else last
+        renewal = _read(folder)
+        last = renewal if renewal.kept else last
     return last
 
 

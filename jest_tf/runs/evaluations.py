@@ -141,8 +141,8 @@ class Evaluation(steps.StepCallback):
         row = {"step": step, **results, **self._costs(step)}
         directory.append(self._workdir, directory.EVALUATION_FILE, row)
         for name, evaluated in self._evaluations.by_name.items():
-            found = describe(name, results, evaluated.chance)
-            progress.say(f"step {step:,}  {found}")
+            line = describe(name, results, evaluated.chance)
+            progress.say(f"step {step:,}  {line}")
         share = self.seconds / (time.monotonic() - self._started)
         progress.say(
             f"step {step:,}  evaluated in {spent:.1f} s; evaluations take "

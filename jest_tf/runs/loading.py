@@ -215,7 +215,7 @@ def _check_reference(config, workdir):
         )
 
 
-def tokenizer_of(
+def make_tokenizer(
     config: config_lib.TrainConfig,
     store: stores_lib.Store,
     workdir: str,

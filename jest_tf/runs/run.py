@@ -64,12 +64,12 @@ def train(
             if not signals.received:
                 raise
             # The signal, or the outage behind it, may have caused an error.
-            found = ""
+            cause = ""
             if not isinstance(error, interruptions.Preempted):
                 text = " ".join(str(error).split())[:200]
-                found = f", and by {type(error).__name__}: {text}"
+                cause = f", and by {type(error).__name__}: {text}"
             progress.say(
-                f"{workdir}: stopped by {signals.received}{found}; the same "
+                f"{workdir}: stopped by {signals.received}{cause}; the same "
                 f"command goes on from {_last_step(workdir)}"
             )
             raise interruptions.Preempted(interruptions.EXIT_CODE) from error
@@ -193,7 +193,7 @@ def _open(config, workdir, signals, overwrite, stack):
         provenance.check_data(output, sources)
     else:  # writing reduces some values over all workers
         output = stack.enter_context(tempfile.TemporaryDirectory())
-    tokenizer = loading.tokenizer_of(
+    tokenizer = loading.make_tokenizer(
         config, sources.store, workdir, output, start.tokenizer
     )
     return _Run(
@@ -371,7 +371,7 @@ def _follow(run, built, part, before):
 def _telemetry(run, part):
     order, here = None, part.funnel.plan[0]
     if here.chooses and not here.stored:  # rows give positions of the stream
-        order = inputs.order_of(run.config, part.funnel)
+        order = inputs.make_order(run.config, part.funnel)
     return draw_log.Telemetry(
         run.config,
         run.output,
@@ -438,7 +438,7 @@ def _refuse(run, stream, numbers, error):
         dataset = stream(start_step=number, faults=uncounted)
         batch = next(iter(dataset.take(1)))
         ids.append(batch["id"].numpy().tolist())
-    case, message = interruptions.case_of(
+    case, message = interruptions.describe_case(
         numbers[-1] + 1, [*numbers], ids, error
     )
     if run.writes:

@@ -201,7 +201,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
     def step_flops(self) -> dict[tuple | None, dict[str, int]]:
         """Counts a step's FLOPs on all replicas, by `Segment.step_kind`.
 
-        Covers only steps that `fit` has traced; see `flops.of_step`.
+        Covers only steps that `fit` has traced; see `flops.count_step`.
 
         Raises:
             ValueError: if a model's graph can't be counted, or Keras runs on

@@ -178,9 +178,9 @@ class SuperBatchesTest(PipelineTestCase):
             self.assertAllEqual(text[:, :3], batch["text"][:, :3])
             self.assertEqual(text.shape, (4, 6))
             for place, row in enumerate(self.rows_of([batch])):
-                image = tf.constant(self.images[row])
+                whole = tf.constant(self.images[row])
                 for size, found in ((3, batch["image"]), (9, image)):
-                    expected = images_lib.resize_image(image, size)
+                    expected = images_lib.resize_image(whole, size)
                     self.assertAllEqual(found[place], expected)
 
     def test_the_example_data_gives_the_recorded_batches(self):

@@ -212,7 +212,7 @@ class TowersTest(tf.test.TestCase):
         batch = self.specs(rows // replicas)
         if curated:
             batch["curated"] = self.specs(curated // replicas)
-        found = flops.of_step(step, batch, replicas)
+        found = flops.count_step(step, batch, replicas)
         found["reused"] = found["no_reuse"] - found["reuse"]
         self.assertEqual({name: found[name] for name in expected}, expected)
 
@@ -357,7 +357,7 @@ class PaperTest(tf.test.TestCase):
 
         width = models.PRESETS[run.model.preset].width
         embeddings = tf.TensorSpec([rows, width], tf.float16)
-        columns = flops.of_step(
+        columns = flops.count_step(
             step,
             batch(rows)
             | dict.fromkeys(("reference_image", "reference_text"), embeddings),

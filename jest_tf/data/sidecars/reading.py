@@ -76,13 +76,13 @@ class Sidecars:
         shards = range(len(store.shards.paths))
         find = functools.partial(_find, store, directory)
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(find, shards))
-        self._paths, headers, self._heads = zip(*found, strict=True)
+            opened = list(pool.map(find, shards))
+        self._paths, headers, self._heads = zip(*opened, strict=True)
         self.description, self.dtype = headers[0].description, headers[0].dtype
         for shard, path, header in zip(
             shards, self._paths, headers, strict=True
         ):
-            wanted = header_of(
+            wanted = make_header(
                 store, shard, expected or self.description, self.dtype
             )
             file_format.check_header(path, header, wanted)
@@ -132,9 +132,9 @@ class Sidecars:
             chosen = captions[places]
             return np.where(chosen < ends - starts, chosen, -1)
 
-        found, image, text = self._read(rows, ids, given)
+        numbers, image, text = self._read(rows, ids, given)
         self._require(
-            found >= 0,
+            numbers >= 0,
             rows,
             "an embedding of caption {}. Received: none, as the record could "
             "not be read when the sidecar was written, or has fewer captions",
@@ -282,17 +282,17 @@ class Sidecars:
         part = self._part(shard)
         if not isinstance(part["ids"], artefacts.RemoteArray):
             return part, local
-        found, places = np.unique(local, return_inverse=True)
-        edges = np.unique([found, found + 1])
+        distinct, places = np.unique(local, return_inverse=True)
+        edges = np.unique([distinct, distinct + 1])
         ids, edge, image = retries.map_parallel(
             lambda job: part[job[0]][job[1]],
-            [("ids", found), ("offsets", edges), ("image", found)],
+            [("ids", distinct), ("offsets", edges), ("image", distinct)],
             True,
         )
-        at = np.searchsorted(edges, found)
+        at = np.searchsorted(edges, distinct)
         starts, ends = edge[at], edge[at + 1]
         before = rows[0] - local[0]
-        self._check_spans(part, found + before, starts, ends)
+        self._check_spans(part, distinct + before, starts, ends)
         _, firsts, texts = _in_line(starts, ends)
         excerpt = {
             "ids": ids,
@@ -338,7 +338,7 @@ def sidecar_path(store: stores.Store, shard: int, directory: str = "") -> str:
     return place
 
 
-def header_of(
+def make_header(
     store: stores.Store,
     shard: int,
     description: file_format.Description,
@@ -353,9 +353,13 @@ def _find(store, directory, shard):
     """Returns the path, the header and the checksums of a shard's sidecar."""
     path = sidecar_path(store, shard, directory)
     if files.is_file(path):
-        header, found = file_format.read(path)
+        header, artefact = file_format.read(path)
         known = ("checksum", "crc32")
-        return path, header, tuple((key, found.metadata[key]) for key in known)
+        return (
+            path,
+            header,
+            tuple((key, artefact.metadata[key]) for key in known),
+        )
     message = (
         f"No sidecar of {store.shards.paths[shard]}: expected {path}, as "
         "`jest-tf embed` writes it"

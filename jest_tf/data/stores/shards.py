@@ -149,20 +149,20 @@ def expand(pattern: str, setting: str = "data.train") -> list[str]:
         # An existing path is taken literally, even with a `[` or `*`.
         if files.is_file(pattern):
             return [pattern]
-        found = files.find(pattern)
+        paths = files.find(pattern)
     except OSError as error:
-        found, reason = [], one_line(error)
-    found = sorted(
+        paths, reason = [], one_line(error)
+    paths = sorted(
         path
-        for path in found
+        for path in paths
         if not path.endswith(NO_SHARDS) and not os.path.isdir(path)
     )
-    if not found:
+    if not paths:
         raise NoFiles(
             f"`{setting}` must match files. Received: {pattern!r}, "
             f"{reason or _unmatched(pattern)}"
         )
-    return found
+    return paths
 
 
 def _unmatched(pattern):
@@ -241,8 +241,8 @@ def read_records(
         except tf.errors.OutOfRangeError:  # a seek beyond the end
             return b""
 
-    found = retries.call_all(read, groups, remote)
-    for (start, _, places), joint in zip(groups, found, strict=True):
+    parts = retries.call_all(read, groups, remote)
+    for (start, _, places), joint in zip(groups, parts, strict=True):
         for i in places:
             offset, size = spans[i]
             if not isinstance(joint, Exception):
@@ -301,21 +301,21 @@ def columns(
     ids: Callable[[np.ndarray], np.ndarray],
 ) -> dict[str, np.ndarray | list]:
     """Makes `Store.columns` from (rows, records) pairs, and `ids` of rows."""
-    found: dict = {name: [] for name in names}
+    collected: dict = {name: [] for name in names}
     for rows, records in batches:
         captions = [list(getattr(record, "captions", ())) for record in records]
         metadata = [getattr(record, "metadata", {}) for record in records]
-        for name, column in found.items():
+        for name, column in collected.items():
             if name == "id":
                 column += ids(rows).tolist()
             elif name == "caption":
                 column += captions
             else:
                 column += [fields.get(name, b"") for fields in metadata]
-    for name in found.keys() - {"caption"}:
+    for name in collected.keys() - {"caption"}:
         dtype = np.int64 if name == "id" else object
-        found[name] = np.array(found[name], dtype)
-    return found
+        collected[name] = np.array(collected[name], dtype)
+    return collected
 
 
 def one_line(text) -> str:
@@ -415,14 +415,14 @@ def _read_remote(path):
         return _fetch(path, root)
     # A library's call cannot be interrupted, so it runs in a thread for which
     # nothing waits, not even the end of the process.
-    found: concurrent.futures.Future = concurrent.futures.Future()
+    future: concurrent.futures.Future = concurrent.futures.Future()
 
     def run():
-        found.set_result(_fetch(path, root))
+        future.set_result(_fetch(path, root))
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        return found.result(_PATIENCE)
+        return future.result(_PATIENCE)
     except TimeoutError:
         return Fault(f"unreadable: no answer from {root} in {_PATIENCE:g} s")
 

@@ -70,10 +70,10 @@ class Tars:
                     yield place, -sample[0].lost, None
                 start, end = sample[0].start, sample[-1].end
                 torn = end > file.raw.size
-                found = [self._is_image(part.extension) for part in sample]
-                num_images += any(found)
+                are_images = [self._is_image(part.extension) for part in sample]
+                num_images += any(are_images)
                 # Does not depend on the caption fields, so rows do not, either.
-                if torn or any(found) or any(map(_is_caption, sample)):
+                if torn or any(are_images) or any(map(_is_caption, sample)):
                     size = start - file.raw.size if torn else end - start
                     yield start, size, None
                 is_told = torn or not sample[0].key
@@ -102,20 +102,20 @@ class Tars:
 
     def _parse(self, payload):
         padding = bytes(-len(payload) % tarfile.BLOCKSIZE)
-        found = {}
+        contents = {}
         for member in _members(io.BytesIO(payload + padding)):
             if member.lost:
                 return shards.Fault("damaged: a tar header is unreadable")
             data = payload[member.data_start : member.end]
-            found.setdefault(member.extension, data)
-        image = next(filter(self._is_image, found), None)
+            contents.setdefault(member.extension, data)
+        image = next(filter(self._is_image, contents), None)
         if image is None:
             return shards.Fault(
                 "no image among the files: "
-                + shards.one_line(", ".join(sorted(found)))
+                + shards.one_line(", ".join(sorted(contents)))
             )
         try:
-            fields = json.loads(found.get("json", "{}"))
+            fields = json.loads(contents.get("json", "{}"))
         except (ValueError, RecursionError) as error:
             return shards.Fault(f"bad JSON: {shards.one_line(error)}")
         if not isinstance(fields, dict):
@@ -124,13 +124,13 @@ class Tars:
             )
         names = (
             self._captions
-            or [name for name in CAPTION_EXTENSIONS if name in found][:1]
+            or [name for name in CAPTION_EXTENSIONS if name in contents][:1]
             or [name for name in JSON_FIELDS if name in fields][:1]
         )
         captions = []
         for name in names:
-            if name in found:
-                captions.append(found[name])
+            if name in contents:
+                captions.append(contents[name])
                 continue
             values = fields.get(name)
             for value in values if isinstance(values, list) else [values]:
@@ -141,10 +141,10 @@ class Tars:
             for name, value in shards.texts(fields).items()
             if name not in names
         }
-        if "cls" in found:
-            metadata["cls"] = found["cls"].strip()
+        if "cls" in contents:
+            metadata["cls"] = contents["cls"].strip()
         metadata.setdefault("key", _encode(member.key))
-        return shards.Record(found[image], tuple(captions), metadata)
+        return shards.Record(contents[image], tuple(captions), metadata)
 
 
 class _Member(NamedTuple):

@@ -104,10 +104,10 @@ def parse(
     wanted = (fields.image,) if fields.image else IMAGE_FIELDS
     image = next((name for name in wanted if name in features), None)
     if image is None:
-        found = ", ".join(sorted(features)) or "nothing"
+        present = ", ".join(sorted(features)) or "nothing"
         return shards.Fault(
             f"no image: expected {shards.one_line(', '.join(wanted))} among "
-            f"{shards.one_line(found)}"
+            f"{shards.one_line(present)}"
         )
     images = features[image].bytes_list.value
     if len(images) != 1:
