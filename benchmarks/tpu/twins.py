@@ -1,4 +1,4 @@
-"""What is compiled: small twins of all recipes, and the paper's at full size.
+"""The compiled steps: small twins of all recipes, the paper's at full size.
 
 A twin is a recipe with tiny towers and batches. What decides the operations of
 its step, such as the sampler, chunks, losses, augmentation and clipping, is the

@@ -24,7 +24,7 @@ class Setting(NamedTuple):
         path: "a.b".
         type: the annotation, as written.
         default: the default; None if there is none.
-        rules: which values of its type it accepts, in words.
+        rules: the values of its type that it accepts, in words.
         meaning: text from "Attributes:" of the docstring.
     """
 

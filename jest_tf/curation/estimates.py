@@ -115,7 +115,7 @@ def chosen_share(
         candidates: pairs for each chosen pair.
     """
     cut = np.quantile(pool, 1.0 - 1.0 / candidates)
-    # If nothing is as similar as the cut, the choice is by chance.
+    # If nothing is as similar as the cut, the choice is random.
     matched = share * ((curated >= cut).mean() + 1e-9)
     others = (1.0 - share) * ((mismatched >= cut).mean() + 1e-9)
     return float(matched / (matched + others))

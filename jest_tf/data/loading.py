@@ -73,7 +73,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceInputs:
-    """What a stream reads for the reference.
+    """The reference's part of a stream.
 
     Attributes:
         sidecars: the reference's, of the same store; None if there are none.
@@ -105,7 +105,7 @@ class Loader:
         tokenizer_of: tokenizers, by the name of their tokens in the batch.
         faults: counts and logs unreadable records.
         options: of the stream.
-        reference: what is read for the reference.
+        reference: the reference's part of the stream.
     """
 
     store: stores.Store

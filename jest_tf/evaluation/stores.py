@@ -91,7 +91,7 @@ class StoreEvaluation:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Names of what `measure` returns."""
+        """Names of the values that `measure` returns."""
         by_task = {
             "retrieval": retrieval.MEASURES,
             "zero_shot": zero_shot.MEASURES,

@@ -37,7 +37,7 @@ class Embedder:
         image_form: the form of its images; None resizes them as in training.
         batch_size: images or texts per forward pass.
         config: settings of the run that trained the learner, if any.
-        source: what `load` found, by which a `Funnel` knows its sidecars.
+        source: the loaded run or model; identifies its sidecars to a `Funnel`.
 
     Example:
         >>> learner = models.build_two_tower(

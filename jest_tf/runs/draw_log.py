@@ -78,7 +78,7 @@ class Telemetry:
         workdir: the run directory.
         start_step: steps already done.
         order: the order of the stream; None omits counts by record.
-        summaries: what stored stages chose; None if there are none.
+        summaries: the choices of stored stages; None if there are none.
         clean: maps ids to whether the records are clean; None if not known.
         state: arrays in the checkpoint that the run continues from.
     """

@@ -30,7 +30,7 @@ _CLEAN = {b"", b"0", b"0.0", b"false"}
 
 
 class Sources(NamedTuple):
-    """What a run opens once, before its first step.
+    """The data and the reference that a run opens before its first step.
 
     Attributes:
         store: the records.

@@ -88,7 +88,7 @@ def extend(workdir: str, steps: int) -> dict[str, float]:
 
 
 class _Run(NamedTuple):
-    """What a run opens once; it outlives renewals.
+    """The parts of a run that outlive renewals; opened once.
 
     With several workers, `output` is the run directory on the first worker and
     a temporary folder on the others.
@@ -451,7 +451,7 @@ def _refuse(run, stream, numbers, error):
 
 
 def _close(run, model, part, followed):
-    """Writes the final weights, evaluates them, and says what came out."""
+    """Writes the final weights, evaluates them, and reports the results."""
     config, workdir, faults = run.config, run.workdir, part.faults
     is_finished = part.step == config.steps and directory.has(
         workdir, directory.WEIGHTS_FILE

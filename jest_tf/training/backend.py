@@ -1,4 +1,4 @@
-"""What training needs of Keras' backend, on one page.
+"""The operations that training needs of Keras' backend, on one page.
 
 `on_tensorflow.py` and `on_jax.py` each implement `Backend`. A step calls its
 functions; `JESTModel` inherits its `Trainer`, which runs the steps of a
@@ -52,7 +52,7 @@ class Gradients(NamedTuple):
 
 
 class Stepper(Protocol):
-    """What a `Trainer` runs: the steps of `JESTModel.stepper`."""
+    """The steps that a `Trainer` runs; see `JESTModel.stepper`."""
 
     def begin_execution(
         self, steps_done: Callable[[], int], num_steps: int

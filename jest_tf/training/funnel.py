@@ -33,7 +33,7 @@ class Funnel:
         selection: a `config.SelectionConfig`; None trains on every row.
         store: the records, from `stores.open_store`. Only stored stages and
             `super_batches` need them.
-        reference: what `jest_tf.load` returns, a Keras model, or any callable
+        reference: the result of `jest_tf.load`, a Keras model, or any callable
             that maps a batch to `Embeddings`.
         loss: pair loss that trains the learner: "sigmoid", "softmax" or a
             "module:function". Scores use it, too, unless `selection.loss` is
@@ -239,7 +239,7 @@ class Funnel:
 
     @property
     def inputs(self) -> loading.ReferenceInputs:
-        """What a stream reads for the reference."""
+        """The reference's part of a stream."""
         if self.sidecars is not None:
             return loading.ReferenceInputs(
                 self.sidecars, embeddings=self.steps_need_reference

@@ -181,7 +181,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
 
     @property
     def step(self) -> step_lib.Step:
-        """What all steps have in common."""
+        """The models and options that all steps share."""
         return self.stepper.step
 
     @property

@@ -96,7 +96,7 @@ class Stepper:
     """The steps of a model; see `backend.Stepper`.
 
     Args:
-        step: what all steps have in common.
+        step: the models and options that all steps share.
         plan: the segments of the steps; () trains on every row.
         selection: the funnel of the segments, or None.
 
