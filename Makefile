@@ -51,7 +51,7 @@ JOBS ?=
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
 
-quickstart: $(INSTALLED) ## train with and without JEST on the shipped pictures
+quickstart: $(INSTALLED) ## train with and without JEST on the shipped images
 	@echo "quickstart: three runs and a report, some minutes on 2 cores"
 	@$(BIN)/python -m examples.quickstart
 

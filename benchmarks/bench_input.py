@@ -3,7 +3,7 @@
     python -m benchmarks.bench_input all
 
 `speed` alternates the training stream with a bare loop that decodes and resizes
-the same pictures. `distance` reads as from a bucket, with latency and bandwidth
+the same images. `distance` reads as from a bucket, with latency and bandwidth
 put in. Each part replaces its block of README.md, or of the file `--out`. With
 `--small` the parts are small, and write only to `--out`.
 """
@@ -23,7 +23,7 @@ from fsspec.implementations import local
 
 from benchmarks import report
 from jest_tf import config as config_lib
-from jest_tf.data import pictures, pipeline, stores, tokenizers
+from jest_tf.data import images, pipeline, stores, tokenizers
 from jest_tf.files import remote
 
 _COMMAND = "python -m benchmarks.bench_input"
@@ -31,10 +31,10 @@ _POOL = str(report.ROOT / "examples/icontext_mini/pool-*.tfrecord")
 _SEED = 0
 _JPEG_QUALITY = 90
 _WARM_UP = 2  # super-batches before a measurement, to fill the buffers
-_TILE = 32  # pixels a side of the example pictures
+_TILE = 32  # pixels a side of the example images
 _READAHEAD = 2**20 + 1  # as `jest-tf` sets it
 _LATENCIES = (0.0, 0.02, 0.1)  # seconds
-_PADDED = 44_000  # bytes of a picture that decodes at once
+_PADDED = 44_000  # bytes of an image that decodes at once
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,12 +50,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def speed(small: bool) -> str:
     """Compares the stream with a bare loop; returns Markdown."""
-    num_pictures, size, super_batch_size, steps, repeats = (
+    num_images, size, super_batch_size, steps, repeats = (
         (64, 32, 64, 2, 2) if small else (2048, 224, 1024, 4, 5)
     )
     with tempfile.TemporaryDirectory() as directory:
-        store = write_pictures(directory, num_pictures)
-        encoded = [record.image for record in store.read(range(num_pictures))]
+        store = write_images(directory, num_images)
+        encoded = [record.image for record in store.read(range(num_images))]
         loop = _bare_loop(encoded, size)
         runs = {
             "bare loop": lambda: _bare_rate(loop, super_batch_size, steps),
@@ -83,13 +83,13 @@ def speed(small: bool) -> str:
 {report.table(["", "images/s", "of the bare loop"], rows)}
 
 Lowest / median / highest of {repeats} repeats, in turn, of
-{super_batch_size * steps:,} pictures each. The bare loop is
+{super_batch_size * steps:,} images each. The bare loop is
 `tf.data.Dataset.map` of `tf.io.decode_jpeg` and `tf.image.resize` over JPEGs in
 memory, with neither rounding nor batching. The stream is
 `pipeline.super_batches` over a TFRecord shard in the page cache: read, check,
 decode, resize, round to uint8, tokenise, and batch to B = {super_batch_size:,}.
-Both leave their parallelism to `tf.data.AUTOTUNE`. The {num_pictures:,}
-pictures are patchworks of `examples/icontext_mini`, 256 pixels high and 256 to
+Both leave their parallelism to `tf.data.AUTOTUNE`. The {num_images:,}
+images are patchworks of `examples/icontext_mini`, 256 pixels high and 256 to
 352 wide, as JPEG of quality {_JPEG_QUALITY}, resized to {size} x {size}.
 
 {report.environment()}"""
@@ -199,7 +199,7 @@ Records a second that a stream brings, where decoding takes no time:
 {report.table(header, rows)}
 
 `pipeline.super_batches`, B = {batch_size:,}, {num_records * copies:,} records
-of {_PADDED // 1000} kB in {copies} shards; a picture of 8 pixels a side, and
+of {_PADDED // 1000} kB in {copies} shards; an image of 8 pixels a side, and
 zeros. At a distance local files are read through a link of 1 Gbit/s, shared by
 all requests. Each of these, lookups included, has the latency and brings at
 least {_READAHEAD / 2**20:.0f} MB, as those of `gs://` under `jest-tf`. A stream
@@ -209,7 +209,7 @@ that decodes no faster than its records come is as fast as a local stream.
 
 
 def _write_padded(directory, num_records, copies):
-    """Writes a shard of tiny pictures, each as long as a photograph."""
+    """Writes a shard of tiny images, each as long as a photograph."""
     image = tf.io.encode_jpeg(np.zeros([8, 8, 3], np.uint8)).numpy()
     shard = f"{directory}/shard"
     with tf.io.TFRecordWriter(shard) as writer:
@@ -226,23 +226,23 @@ def _write_padded(directory, num_records, copies):
         os.symlink(shard, f"{directory}/{i}.tfrecord")
 
 
-def write_pictures(directory: str, num_pictures: int) -> stores.Store:
-    """Writes and opens a shard of JPEGs, patchworks of the example pictures.
+def write_images(directory: str, num_images: int) -> stores.Store:
+    """Writes and opens a shard of JPEGs, patchworks of the example images.
 
     Args:
         directory: folder to write to.
-        num_pictures: number of pictures.
+        num_images: number of images.
     """
     pool = stores.open_store(_POOL, index_dir=directory)
     rng = np.random.default_rng(_SEED)
-    path = os.path.join(directory, "pictures.tfrecord")
+    path = os.path.join(directory, "images.tfrecord")
     tiles = [
-        pictures.resize_image(pictures.decode(record.image), _TILE).numpy()
+        images.resize_image(images.decode(record.image), _TILE).numpy()
         for record in pool.read(rng.permutation(len(pool))[:1024])
     ]
     captions = list(pool.columns(["caption"])["caption"])
     with tf.io.TFRecordWriter(path) as writer:
-        for i in range(num_pictures):
+        for i in range(num_images):
             columns = 256 // _TILE + i % 4
             chosen = rng.integers(len(tiles), size=(256 // _TILE, columns))
             image = np.concatenate(
@@ -289,7 +289,7 @@ def rate(dataset, super_batch_size, steps):
 
 
 def _bare_loop(encoded, size):
-    """An endless dataset of decoded and resized pictures."""
+    """An endless dataset of decoded and resized images."""
 
     def decode(encoded):
         image = tf.io.decode_jpeg(encoded, channels=3)
@@ -303,7 +303,7 @@ def _bare_loop(encoded, size):
 
 
 def _bare_rate(dataset, super_batch_size, steps):
-    """Pictures a second of the bare loop, as warm as the stream."""
+    """Images a second of the bare loop, as warm as the stream."""
     iterator = iter(dataset)
 
     # A loop in the graph; a loop in Python would cost more.

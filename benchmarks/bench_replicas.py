@@ -90,7 +90,7 @@ def traffic_table(small: bool = False) -> str:
     return (
         f"R = {setup.num_replicas}, B = {setup.super_batch_size:,}, "
         f"b = {setup.batch_size:,}, N = {setup.num_chunks}, D = {setup.dim} of "
-        f"learner and reference, pictures of {shape} bytes, float32 "
+        f"learner and reference, images of {shape} bytes, float32 "
         "embeddings, the loss in one block. Not measured.\n\n"
         + "\n\n".join(sections)
     )

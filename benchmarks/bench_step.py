@@ -1,4 +1,4 @@
-"""What a training step costs: in seconds and FLOPs, of every kind of step.
+"""The cost of a training step, in seconds and FLOPs, for every kind of step.
 
 Uniform, JEST and Flexi-JEST steps side by side.
 
@@ -161,7 +161,7 @@ class Step:
         return time.monotonic() - start
 
     def flops(self) -> dict[str, int]:
-        """What `flops.columns` says of the step, once it has run."""
+        """Returns `flops.columns` of the step, once it has run."""
         (columns,) = self._model.step_flops().values()
         return columns
 

@@ -39,7 +39,7 @@ def parser(
 def page(
     options: argparse.Namespace, default: pathlib.Path = _PAGE
 ) -> pathlib.Path | None:
-    """Where blocks go: to `--out`, else, unless they are small, to a page."""
+    """Returns the file for blocks: `--out`, or a page unless they are small."""
     return options.out or (None if options.small else default)
 
 
@@ -83,7 +83,7 @@ def write_block(path: pathlib.Path, name: str, text: str, command: str) -> None:
 def command(
     module: str, *arguments: object, python: str = sys.executable
 ) -> str:
-    """What `python -m module` prints, in a process of its own."""
+    """Returns the output of `python -m module`, in a new process."""
     return subprocess.run(
         [python, "-m", module, *map(str, arguments)],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""IconText's web-like benchmark: JEST with scores from small pictures.
+"""IconText's web-like benchmark: JEST with scores from small images.
 
     jest-tf train --config configs/icontext_web_flexi.py \
         --workdir icontext-work/runs/web-flexi \

@@ -13,7 +13,7 @@ configs/siglip_b16.py on a curated part of the pool.
 Hardware: 256 chips of TPU v5p, 640 examples scored and 128 trained on each.
 Time: 11 hours, if a chip reaches 40 % of its 459 TFLOP/s: 1.8e21 FLOPs, eight
 forward passes of 57 GFLOPs per example trained on. Each step needs 163,840
-decoded pictures. NOT RUN BY US: we have neither the data nor the machine. We
+decoded images. NOT RUN BY US: we have neither the data nor the machine. We
 compile the step of a small twin for TPUs. docs/tpu.md has the commands for
 several hosts.
 

@@ -4,7 +4,7 @@
         --workdir runs/lit_b16 --set 'data.train=data/pool-*.tfrecord'
 
 First run `pip install '.[keras-hub]'`. The text tower and its vocabulary are
-learned from your captions, in any language; pictures are embedded as by SigLIP
+learned from your captions, in any language; images are embedded as by SigLIP
 2. `--set model.init_tower=none` starts from SigLIP 2's text tower, too.
 
 Hardware: one GPU with 80 GB. Time: an hour or two; the image tower has no

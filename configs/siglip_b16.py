@@ -37,7 +37,7 @@ def config() -> config_lib.TrainConfig:
             image_size=256,
             text_length=64,
             vocabulary="data/c4_en.model",
-            flip=False,  # many pictures of the web show text
+            flip=False,  # many images of the web show text
         ),
         model=config_lib.ModelConfig(
             preset="b16", dtype_policy="mixed_bfloat16"

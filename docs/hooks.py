@@ -221,7 +221,7 @@ def _group(kind, members):
     summary = inspect.getdoc(kind).partition("\n")[0]
     lines = [summary, ""]
     for setting in members:
-        default = overrides.text_of(setting.default)
+        default = overrides.format_value(setting.default)
         written = f"`{default}`" if default else "empty"
         if setting.default is None and "None" not in setting.type:
             written = "none, it must be set"

@@ -94,7 +94,7 @@ def main(argv=None):
         results = evaluation.StoreEvaluation(held_out).measure(encoder)
         print(
             f"{name}: {steps} steps of 128 pairs; of {len(held_out)} held-out "
-            f"pictures {results['image_to_text/recall@10']:.1%} find their "
+            f"images {results['image_to_text/recall@10']:.1%} find their "
             "caption among the first ten"
         )
 

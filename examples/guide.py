@@ -11,7 +11,7 @@
 # Train a two-tower model on the pairs that are worth it
 
 Image-text data from the web is large and noisy: many captions belong to
-another picture. This guide trains a small two-tower Keras model on such data.
+another image. This guide trains a small two-tower Keras model on such data.
 At each step [JEST](https://arxiv.org/abs/2406.17711) chooses the pairs to
 train on, and you see how it avoids the wrong captions.
 
@@ -20,7 +20,7 @@ on two CPU cores. It is a notebook, and a [script with cells](guide.py).
 
 ## Setup
 
-The pictures are icons of 32 x 32 pixels, which ship with the repository. In a
+The images are icons of 32 x 32 pixels, which ship with the repository. In a
 clone of it, `pip install --editable '.[notebook]'` installs all that the guide
 needs.
 """
@@ -42,7 +42,7 @@ REFERENCE_STEPS, STEPS = 400, 800
 
 # %% [markdown]
 """
-## Load pictures and captions
+## Load images and captions
 
 JEST needs two sets of pairs:
 
@@ -50,15 +50,15 @@ JEST needs two sets of pairs:
 - a *curated set*, small and clean, which says what a good pair looks like.
 
 Here the curated set is 1,908 icons with their names. The pool is 18,000 others.
-Three in five of its captions are wrong: they belong to another picture, or are
-a file name. The array `is_wrong` records which. Only the pictures below use it;
+Three in five of its captions are wrong: they belong to another image, or are
+a file name. The array `is_wrong` records which. Only the figures below use it;
 no model sees it.
 """
 
 
 # %%
 def load(split):
-    """Returns pictures, uint8 `[n, 32, 32, 3]`, captions and noise, `[n]`."""
+    """Returns images, uint8 `[n, 32, 32, 3]`, captions and noise, `[n]`."""
     store = stores.open_store(f"{DATA}/{split}-*.tfrecord")
     examples = batches.examples(store, batch_size=500, image_size=IMAGE_SIZE)
     images = [batch["image"] for batch in examples.as_numpy_iterator()]
@@ -78,7 +78,7 @@ print(f"{is_wrong.mean():.1%} of the captions in the pool are wrong")
 ## Batches of your own
 
 `JESTModel` takes any `tf.data` dataset of dicts. It needs `image`, uint8
-pictures, and `text`, token ids. The `id` is optional: with it the model
+images, and `text`, token ids. The `id` is optional: with it the model
 reports which pairs it chose.
 """
 
@@ -289,7 +289,7 @@ plt.show()
 """
 ## Watch the choice over time
 
-The next picture follows the share of wrong captions through the training. The
+The next figure follows the share of wrong captions through the training. The
 upper line is what the steps were offered, the lower line what they chose. The
 gap is the work of the selection. It narrows late: once the learner knows the
 easy pairs, more of those that it finds hard are wrong.
@@ -323,7 +323,7 @@ plt.show()
 Did the choice help? A second learner starts from the same weights and takes as
 many steps of 128 pairs, drawn uniformly. Then every model searches for the
 captions of icons from sets that none has seen. *Recall* is the share of
-pictures whose caption is among the first ten of 1,300; by chance it is 0.8 %.
+images whose caption is among the first ten of 1,300; by chance it is 0.8 %.
 """
 
 # %%

@@ -28,7 +28,7 @@ COMMAND = "python -m examples.quickstart --seeds 0 1 2 --publish"
 NAMES = {"uniform": "uniform", "jest": "JEST", "distilled": "stored, distilled"}
 _COLOURS = {"uniform": "C0", "jest": "C3", "distilled": "C2"}
 _WAYS = {"image→text MRR": "image_to_text", "text→image MRR": "text_to_image"}
-_COLUMNS = 8  # of pictures
+_COLUMNS = 8  # of images
 
 
 def workdir(runs: pathlib.Path, recipe: str, seed: int) -> str:
@@ -47,7 +47,7 @@ def write(
     frame = _results(runs, seeds, given)
     jest = workdir(runs, "jest", seeds[0])
     curves(frame, runs / "quickstart_curves.png")
-    pictures(jest, runs / "offered_and_chosen.png")
+    draw_images(jest, runs / "offered_and_chosen.png")
     shown = summary(frame, given)
     versions = directory.read(jest, directory.VERSIONS_FILE)["versions"]
     by_seed = [
@@ -148,7 +148,7 @@ def curves(frame: pd.DataFrame, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def pictures(run: str, path: pathlib.Path) -> None:
+def draw_images(run: str, path: pathlib.Path) -> None:
     """Draws pairs of a JEST step: some offered, most and least learnable ones.
 
     Captions of noise are red.
@@ -161,7 +161,7 @@ def pictures(run: str, path: pathlib.Path) -> None:
         {"position": line["super_batch"] * size + place}
         for place in range(0, size, size // _COLUMNS)
     ]
-    run_page.add_pictures(run, [line])
+    run_page.add_images(run, [line])
     columns = stores_lib.open_store(POOL).columns(["id", "noise"])
     noise = dict(zip(columns["id"], columns["noise"], strict=True))
     titles = {
@@ -194,7 +194,9 @@ def _given(runs):
     step = directory.read(REFERENCE, directory.FLOPS_FILE)["0"]["step"]
     pool, test = map(stores_lib.open_store, (POOL, f"{DATA}/test-*.tfrecord"))
     embedded = bootstrap.embedding_cost(model, pool, str(runs / EMBEDDINGS))
-    encoder = evaluation.Encoder(model.learner, model.tokenizer, model.picture)
+    encoder = evaluation.Encoder(
+        model.learner, model.tokenizer, model.image_form
+    )
     found = evaluation.StoreEvaluation(test).measure(encoder)
     return {
         **{way: 100 * found[f"{way}/mrr"] for way in _WAYS.values()},

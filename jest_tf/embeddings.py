@@ -44,7 +44,7 @@ class Embeddings(NamedTuple):
     bias: Tensor
 
 
-def of_model(setting: str, output) -> Embeddings:
+def convert_output(setting: str, output) -> Embeddings:
     """Converts a model's output to `Embeddings`; errors name the `setting`.
 
     Raises:

@@ -5,9 +5,9 @@ import tensorflow as tf
 
 
 class Oracle:
-    """A learner that knows the picture's gray and the caption's number.
+    """A learner that knows the image's gray and the caption's number.
 
-    Pictures and captions of a number are alike, and embeddings of different
+    Images and captions of a number are alike, and embeddings of different
     numbers differ.
     """
 

@@ -4,7 +4,7 @@ from html import parser
 
 
 class Elements(parser.HTMLParser):
-    """Collects tags and pictures; refuses elements that are closed wrongly.
+    """Collects tags and images; refuses elements that are closed wrongly.
 
     Attributes:
         open: tags that have not been closed.

@@ -12,10 +12,10 @@ def unit(rows):
 
 
 def pairs(count, share, seed, common=0.0):
-    """Pictures and captions, of which the first `share` match.
+    """Images and captions, of which the first `share` match.
 
-    A matching caption is half its picture, beside noise. With `common` all
-    pictures and all captions share a direction, each to its own degree.
+    A matching caption is half its image, beside noise. With `common` all
+    images and all captions share a direction, each to its own degree.
     """
     random = np.random.default_rng(seed)
     image = unit(random.standard_normal([count, DIM]))

@@ -4,7 +4,7 @@
 
 runs a recipe with a learner that is the same on any number of replicas. With
 `--stop-after` it gets SIGTERM once it has saved N checkpoints; with `--damaged`
-about half of the pictures that it reads are cut.
+about half of the images that it reads are cut.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from unittest import mock
 import tiny
 
 from jest_tf import models
-from jest_tf.data import pictures
+from jest_tf.data import images
 from jest_tf.runs import checkpoints
 from trainers import train
 
@@ -40,12 +40,12 @@ def stop_after(saves):
 
 
 def cut_half_of_them():
-    """Prepares pictures as ever, but cuts about half of them."""
-    prepare = pictures.prepare
+    """Prepares images as ever, but cuts about half of them."""
+    prepare = images.prepare
 
-    def prepare_cut(picture):
-        is_cut = zlib.crc32(picture) % 2
-        return prepare(picture[: len(picture) // (1 + is_cut)])
+    def prepare_cut(encoded):
+        is_cut = zlib.crc32(encoded) % 2
+        return prepare(encoded[: len(encoded) // (1 + is_cut)])
 
     return prepare_cut
 
@@ -59,11 +59,11 @@ def main():
     parser.add_argument("--damaged", action="store_true")
     flags = parser.parse_args()
     saves = stop_after(flags.stop_after)
-    prepare = cut_half_of_them() if flags.damaged else pictures.prepare
+    prepare = cut_half_of_them() if flags.damaged else images.prepare
     with (
         mock.patch.object(models, "build_learner", build_learner),
         mock.patch.object(checkpoints, "save", saves),
-        mock.patch.object(pictures, "prepare", prepare),
+        mock.patch.object(images, "prepare", prepare),
     ):
         train.main(["--config", flags.config, "--workdir", flags.workdir])
 

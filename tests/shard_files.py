@@ -38,7 +38,7 @@ def write_shard(path, payloads):
 
 
 def write_shipped(folder, **counts):
-    """Writes the first records of splits of the shipped pictures."""
+    """Writes the first records of splits of the shipped images."""
     shipped = pathlib.Path(__file__).parents[1] / "examples" / "icontext_mini"
     for split, count in counts.items():
         name = f"{split}-00000-of-00001.tfrecord"
@@ -84,7 +84,7 @@ def write_tar(path, members, format=tarfile.USTAR_FORMAT):
     return path
 
 
-def tar_sample(key, *, image=b"picture", caption=None, **fields):
+def tar_sample(key, *, image=b"image", caption=None, **fields):
     """The members of a sample in a tar, as img2dataset writes them."""
     members = [(f"{key}.jpg", image)]
     if caption is not None:

@@ -60,7 +60,7 @@ def write_store(folder):
             for caption in captions_of(row)
         ]
     )
-    # Captions of some like their picture, of others not.
+    # Captions of some like their image, of others not.
     text = np.repeat(image, counts, 0)
     text += random.normal(0.0, 0.4, text.shape)
     text /= np.linalg.norm(text, axis=1, keepdims=True)

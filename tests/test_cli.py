@@ -1,4 +1,4 @@
-"""The commands, end to end through `main(argv)` on the shipped pictures."""
+"""The commands, end to end through `main(argv)` on the shipped images."""
 
 import contextlib
 import csv
@@ -31,7 +31,7 @@ from jest_tf.runs import bootstrap, directory, loading, log
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FOLDER = tempfile.TemporaryDirectory()
-DATA = _FOLDER.name  # a part of the shipped pictures
+DATA = _FOLDER.name  # a part of the shipped images
 # A run of seconds: a few small steps.
 SHRUNK = (
     f"evaluation.data={DATA}/val-*.tfrecord",
@@ -397,7 +397,7 @@ class ErrorsTest(tf.test.TestCase):
             shard,
             [
                 shard_files.serialize(
-                    # Every second picture is cut in the middle.
+                    # Every second image is cut in the middle.
                     image=record.image[: len(record.image) // (1 + row % 2)],
                     caption=record.captions[0],
                 )
@@ -421,7 +421,7 @@ class ErrorsTest(tf.test.TestCase):
         self.assertRegex(
             ended.stderr,
             r"error: Too many records cannot be read: \d+ of \d+ drawn.* "
-            "`data.max_fault_rate`=0.01.*damaged picture",
+            "`data.max_fault_rate`=0.01.*damaged image",
         )
 
 
@@ -450,8 +450,8 @@ class QuickstartTest(tf.test.TestCase):
             quickstart.train(runs, 0, overrides)
             shown = quickstart_report.write(runs, [0])
         for name in ("quickstart_curves.png", "offered_and_chosen.png"):
-            picture = tf.io.decode_png((runs / name).read_bytes())
-            self.assertGreater(np.std(picture), 1.0)
+            image = tf.io.decode_png((runs / name).read_bytes())
+            self.assertGreater(np.std(image), 1.0)
         self.assertIn(shown, (runs / "report.md").read_text())
         (found,) = re.findall(r"^\| JEST \|(.*)\|$", shown, re.M)
         cells = [cell.strip() for cell in found.split("|")]

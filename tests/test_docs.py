@@ -74,7 +74,7 @@ FEW = (
     # The reference runs in the step, as nothing is embedded.
     *("selection.batch_size=64", "reference.sidecar_dir="),
 )
-# Examples of the shipped pictures that pages run on.
+# Examples of the shipped images that pages run on.
 FEW_PAIRS = {"curated": 800, "pool": 1000, "val": 200, "test": 400}
 
 
@@ -158,7 +158,7 @@ def write_files(page, folder):
             (folder / named[1]).write_text(text, encoding="utf-8")
 
 
-def write_pictures(folder, count):
+def write_images(folder, count):
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(count):
@@ -324,7 +324,7 @@ class PagesTest(DocsTestCase):
         self.assertTrue(pathlib.Path("tuned/saved_model.pb").exists())
 
     def test_the_first_run_is_looked_at_and_used(self):
-        write_pictures(self.folder / "photos", 1)
+        write_images(self.folder / "photos", 1)
         self.train("jest")
         namespace, _ = self.run_page("docs/tutorials/first_run.md")
         self.assertEqual(namespace["texts"].shape, (2, 64))
@@ -357,7 +357,7 @@ class PagesTest(DocsTestCase):
     def test_a_public_model_trains_and_a_run_is_used(self):
         self.preset()
         write_files(YOUR_PAIRS, self.folder)
-        write_pictures(self.folder / "photos", 24)
+        write_images(self.folder / "photos", 24)
         rows = [f"photos/{number}.jpg,a {number}" for number in range(24)]
         pathlib.Path("pool.csv").write_text("\n".join(["image,caption", *rows]))
         self.train(
@@ -603,7 +603,7 @@ class SiteTest(tf.test.TestCase):
             with self.subTest(setting.path):
                 self.assertNotEmpty(setting.meaning)
                 default, meaning = shown[setting.path].split("\n\n")[:2]
-                written = overrides.text_of(setting.default)
+                written = overrides.format_value(setting.default)
                 words = f"`{written}`" if written else "empty"
                 if written == "None" and "None" not in setting.type:
                     words = "must be set"

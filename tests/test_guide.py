@@ -74,7 +74,7 @@ def printed(notebook):
 
 
 def pictures(notebook):
-    """The pictures that the cells show, as PNG in base64."""
+    """The images that the cells show, as PNG in base64."""
     return [
         output.data["image/png"]
         for cell in code(notebook)

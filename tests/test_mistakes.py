@@ -164,7 +164,7 @@ DATA = (
     ("TRAIN data.train=$/nowhere/*.tar", "there is no folder '.*/nowhere'"),
     ("TRAIN data.train=$/table/*.tar", "matches none: the folder holds a.csv"),
     ("TRAIN data.train=$/table", "a folder: name files in it, such as"),
-    ("TRAIN data.train=$/a.png", "it is a picture: name pictures in a table"),
+    ("TRAIN data.train=$/a.png", "it is an image: name images in a table"),
     ("TRAIN data.train=$/gzip.tfrecord", "it is compressed: `gunzip < "),
     (
         "TRAIN data.train=$/tar.tfrecord",
@@ -182,7 +182,7 @@ DATA = (
     ),
     (
         "TRAIN data.train=$/text.tfrecord",
-        "`data.train` must hold encoded pictures; .*: unknown picture format",
+        "`data.train` must hold encoded images; .*: unknown image format",
     ),
     (
         "TRAIN data.train=$/blank.tfrecord data.vocabulary=",
@@ -406,12 +406,12 @@ class PythonTest(tf.test.TestCase):
 
 def _write_files(folder):
     shard = pathlib.Path(tiny.write_shard(str(folder / "pool-00000.tfrecord")))
-    picture = tf.io.encode_png(np.zeros([4, 4, 3], np.uint8)).numpy()
+    image = tf.io.encode_png(np.zeros([4, 4, 3], np.uint8)).numpy()
     texts = [shard_files.serialize(image="text", caption="a")] * 3
     shard_files.write_shard(str(folder / "text.tfrecord"), texts)
-    blank = [shard_files.serialize(image=picture, caption=" ")] * 3
+    blank = [shard_files.serialize(image=image, caption=" ")] * 3
     shard_files.write_shard(str(folder / "blank.tfrecord"), blank)
-    members = shard_files.tar_sample("0", image=picture, caption="a b")
+    members = shard_files.tar_sample("0", image=image, caption="a b")
     shard_files.write_tar(str(folder / "tar.tfrecord"), members)
     for name in ("folder", "table", "preset"):
         (folder / name).mkdir()
@@ -424,7 +424,7 @@ def _write_files(folder):
         "vocab.json": "{}",
         "syntax.py": "def config(:\n",
         "field.py": f"{recipe}    return c.DataConfig(batch_size=5)\n",
-        "a.png": picture,
+        "a.png": image,
         "gzip.tfrecord": gzip.compress(shard.read_bytes()),
         "empty.tfrecord": b"",
         # As KerasHub's `save_to_preset` begins it.

@@ -110,7 +110,7 @@ def dataset(batches):
 def write_shard(path, rows=20, seed=0, damaged=(), noisy=()):
     """A shard of PNG noise with captions of three words; ids from 100 on.
 
-    The pictures of the rows in `damaged` are cut off, every other so that
+    The images of the rows in `damaged` are cut off, every other so that
     only decoding finds it out. The rows in `noisy`, if any, have a "noise".
     """
     random = np.random.default_rng(seed)
@@ -133,7 +133,7 @@ def write_shard(path, rows=20, seed=0, damaged=(), noisy=()):
 
 
 def write_sidecars(path, noisy=(), output=embed.Output()):  # noqa: B008
-    """Sidecars of a shard; captions of `noisy` rows are unlike their picture.
+    """Sidecars of a shard; captions of `noisy` rows are unlike their image.
 
     No model has made them, so a run has them without a reference.
     """

@@ -112,7 +112,7 @@ def families(data):
 
 
 def embedding_flops(workdir, shards, sidecars):
-    """FLOPs of the pictures and captions of a pool in sidecars."""
+    """FLOPs of the images and captions of a pool in sidecars."""
     model = jest_tf.load(str(workdir))
     store = stores.open_store(shards)
     return bootstrap.embedding_cost(model, store, str(sidecars)).flops
@@ -133,7 +133,7 @@ def clean_share(workdir, config):
 def _score(model, pattern):
     """The score of a split, and of each of its pairs."""
     encoder = evaluation.Encoder(
-        model.learner, model.tokenizer, model.picture, model.batch_size
+        model.learner, model.tokenizer, model.image_form, model.batch_size
     )
     evaluated = evaluation.StoreEvaluation(stores.open_store(pattern))
     found = evaluated.embed(encoder)

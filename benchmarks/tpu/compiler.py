@@ -176,7 +176,7 @@ def _compile(module, topology, num_replicas):
 
 
 def executable(compiled) -> Executable:
-    """What JAX's executable says."""
+    """Reads memory and operations from JAX's executable."""
     memory = compiled.get_compiled_memory_stats()
     try:
         text = compiled.hlo_modules()[0].to_string()

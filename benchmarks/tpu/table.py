@@ -111,7 +111,7 @@ def twins(lines: list[dict]) -> str:
 
 
 def _footer(lines):
-    """What no TPU should get, versions, and errors in full."""
+    """Lists operations that no TPU should get, versions, and whole errors."""
     read = [line for line in lines if "collectives" in line]
     unread = sum("memory" in line for line in lines) - len(read)
     dynamic, host = (

@@ -1,4 +1,4 @@
-"""What is compiled: small twins of all recipes, and the paper's at full size.
+"""The compiled steps: small twins of all recipes, the paper's at full size.
 
 A twin is a recipe with tiny towers and batches. What decides the operations of
 its step, such as the sampler, chunks, losses, augmentation and clipping, is the
@@ -72,7 +72,7 @@ def twin(
 ) -> config_lib.TrainConfig:
     """A recipe in small, see the module.
 
-    The towers are of preset "tiny" in bfloat16, pictures of 32 pixels, captions
+    The towers are of preset "tiny" in bfloat16, images of 32 pixels, captions
     of 16 tokens of 512; views keep to their patches' size by that of the tower.
     A replica trains on 16 examples, chosen by the recipe's stages.
 

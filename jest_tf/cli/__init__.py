@@ -146,7 +146,7 @@ class _Parser(argparse.ArgumentParser):
     def _check_value(self, action, value):
         if action.choices is not None and value not in action.choices:
             name = "/".join(action.option_strings) or action.metavar
-            rule = checks.one_of(*action.choices)
+            rule = checks.among(*action.choices)
             try:
                 checks.check(name, value, rule)
             except ValueError as error:

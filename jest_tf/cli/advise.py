@@ -3,7 +3,7 @@
 Estimates from a reference's embeddings, without labels, how many pairs of the
 pool match and would match after a stage, and finds near-duplicates in the pool
 and in the tests. Missing sidecars are written first, as by `jest-tf embed`.
-Prints a few sentences, and writes advice.html, with pictures of pairs that a
+Prints a few sentences, and writes advice.html, with images of pairs that a
 stage would choose and drop (docs/advise.md).
 """
 
@@ -56,16 +56,16 @@ def run(flags: argparse.Namespace) -> None:
         return flags_lib.open_sidecars(store, model, flags.sidecar_dir, like)
 
     sidecars = embedded(pool)
-    found = survey.survey(
+    findings = survey.survey(
         sidecars,
         embedded(curated, sidecars),
         embedded(tests, sidecars) if tests else None,
         near=flags.near,
         progress=progress.Progress("comparing", "records"),
     )
-    sentences = advice.advise(found)
+    sentences = advice.advise(findings)
     page = os.path.join(flags.output, PAGE_FILE)
-    advice_page.write(page, found, sentences, pool, tests)
+    advice_page.write(page, findings, sentences, pool, tests)
     print("\n".join(f"- {sentence}" for sentence in sentences))
     print(page)
 
@@ -76,7 +76,7 @@ def _open(flags, name):
     if not patterns:
         return None
     data = config.DataConfig(
-        train=tuple(patterns), **flags_lib.format_of(flags)
+        train=tuple(patterns), **flags_lib.read_format(flags)
     )
     return flags_lib.open_store(data, f"--{name}")
 
@@ -89,8 +89,8 @@ def _check_unseen(model, flags):
     if not isinstance(model, reference.Run):
         return
     data = model.config.data
-    seen = inputs.shards_of((*data.train, *data.curated))
-    if both := seen & inputs.shards_of(flags.curated):
+    seen = inputs.list_shards((*data.train, *data.curated))
+    if both := seen & inputs.list_shards(flags.curated):
         raise ValueError(
             "`--reference` must not have been trained on the curated pairs: "
             "it would find them more similar than pool pairs that match "

@@ -48,7 +48,7 @@ def run(flags: argparse.Namespace) -> None:
         )
     chosen_by = flags_lib.settings(curation.Choice, flags, **values)
     data = config.DataConfig(
-        train=tuple(flags.data), **flags_lib.format_of(flags)
+        train=tuple(flags.data), **flags_lib.read_format(flags)
     )
     store = flags_lib.open_store(data)
     curated = curation.curate(

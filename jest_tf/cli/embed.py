@@ -80,7 +80,7 @@ def run(flags: argparse.Namespace) -> None:
     loading.check_model(flags.model, "--model")
     teacher = loading.load(flags.model)
     data = config.DataConfig(
-        train=tuple(flags.data), **flags_lib.format_of(flags)
+        train=tuple(flags.data), **flags_lib.read_format(flags)
     )
     store = flags_lib.open_store(data)
     summary = embed.write(
@@ -94,7 +94,7 @@ def run(flags: argparse.Namespace) -> None:
             range(flags.host, len(store.shards.paths), flags.num_hosts),
             progress.Progress("embedding", "records"),
         ),
-        image_size=teacher.picture,
+        image_size=teacher.image_form,
         batch_size=flags.batch_size,
     )
     _report(summary, flags)

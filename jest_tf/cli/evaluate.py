@@ -95,7 +95,7 @@ def _measured(flags):
         evaluated = evaluations.Evaluations(
             settings,
             evaluations.Opened(opened),
-            *(model.learner, model.tokenizer, model.picture),
+            *(model.learner, model.tokenizer, model.image_form),
         )
         with evaluated.encoder.fixed():
             results = evaluated.measure()

@@ -1,6 +1,6 @@
 """Export a trained learner for programs without this package.
 
-A `saved_model` takes encoded pictures and strings, and runs with TensorFlow and
+A `saved_model` takes encoded images and strings, and runs with TensorFlow and
 TensorFlow Text. `onnx` has both towers, which take pixels and tokens.
 docs/models.md shows how to load each.
 """

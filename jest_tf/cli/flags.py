@@ -16,7 +16,7 @@ def name(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def format_of(flags: argparse.Namespace) -> dict:
+def read_format(flags: argparse.Namespace) -> dict:
     """Returns the fields of `DataConfig` that the format flags set."""
     given = {name: getattr(flags, name) for name in FORMAT_FIELDS}
     return {
@@ -73,7 +73,7 @@ def open_sidecars(store, model, directory: str, like=None):
         reference.encoder(model),
         description,
         embed.Output(directory, dtype, progress=shown),
-        image_size=model.picture,
+        image_size=model.image_form,
     )
     return sidecars.Sidecars(store, directory, description)
 

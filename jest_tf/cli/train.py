@@ -147,8 +147,8 @@ def _signals_answered():
 
 
 def _out_of_memory(recipe, text):
-    found = re.search("(OOM|Out of memory|RESOURCE_EXHAUSTED)[^\n]*", text)
-    reason = found[0][:200] if found else " ".join(text.split())[:200]
+    match = re.search("(OOM|Out of memory|RESOURCE_EXHAUSTED)[^\n]*", text)
+    reason = match[0][:200] if match else " ".join(text.split())[:200]
     return (
         "Out of memory: lower `scoring_batch_size` of the live stages or "
         "`model.micro_batch_size` to embed fewer rows at a time, or set "

@@ -38,7 +38,7 @@ def within(interval: str) -> Rule:
     )
 
 
-def one_of(*allowed: Any) -> Rule:
+def among(*allowed: Any) -> Rule:
     """Accepts the values in `allowed`."""
     return f"one of {allowed}", _OneOf(allowed)
 
@@ -143,7 +143,7 @@ class Checked:
         cls._prefix = f"{path}." if path else ""
 
     def __post_init__(self):
-        for name, rules in _all_rules_of(type(self)).items():
+        for name, rules in _list_all_rules(type(self)).items():
             value = getattr(self, name)
             for rule in rules[:1] if value is None else rules:
                 check(self._prefix + name, value, rule)
@@ -185,7 +185,7 @@ def type_name(kind: Any) -> str:
     return " | ".join(names).replace("NoneType", "None")
 
 
-def rules_of(kind: type) -> dict[str, list[Rule]]:
+def list_rules(kind: type) -> dict[str, list[Rule]]:
     """Returns the rules in the annotation of each field of a dataclass."""
     return {
         name: [
@@ -200,16 +200,16 @@ def rules_of(kind: type) -> dict[str, list[Rule]]:
 
 
 @functools.cache
-def _all_rules_of(kind) -> dict[str, list[Rule]]:
-    """Returns the rules of type and finiteness, then those of `rules_of`."""
-    own = rules_of(kind)
+def _list_all_rules(kind) -> dict[str, list[Rule]]:
+    """Returns the rules of type and finiteness, then those of `list_rules`."""
+    own = list_rules(kind)
     return {
-        name: [_of_type(hint), _FINITE, *own[name]]
+        name: [_require_type(hint), _FINITE, *own[name]]
         for name, hint in typing.get_type_hints(kind).items()
     }
 
 
-def _of_type(kind) -> Rule:
+def _require_type(kind) -> Rule:
     return (
         f"of type {type_name(kind)}",
         lambda value: any(_is_a(value, option) for option in options(kind)),

@@ -12,10 +12,10 @@ from jest_tf.config.checks import (
     Checked,
     Count,
     above,
+    among,
     at_least,
     check,
     name_or_function,
-    one_of,
     within,
 )
 from jest_tf.config.tables import (
@@ -135,10 +135,10 @@ class ModelConfig(Checked, path="model"):
             text tower, two Keras layers (see `models.TwoTower`).
         init_from: the model that the learner starts from, named as in
             `reference.model`: its towers, weights, temperature, bias, tokenizer
-            and resizing of pictures. `preset` then has no effect.
+            and resizing of images. `preset` then has no effect.
             Learned positions are resized to `data.image_size`.
         init_tower: "image_tower" or "text_tower" takes this tower alone from
-            `init_from`, with its tokenizer or its pictures' form. The other
+            `init_from`, with its tokenizer or its images' form. The other
             tower is new, built from `preset` with the same embedding width;
             `temperature` and `bias` are those set here. Empty takes both.
         train_views: also train in the views of live stages, as Flexi-JEST
@@ -165,11 +165,11 @@ class ModelConfig(Checked, path="model"):
     preset: str = "b16"
     towers: Annotated[str, FUNCTION] = ""
     init_from: Annotated[str, MODEL] = ""
-    init_tower: Annotated[str, one_of("", "image_tower", "text_tower")] = ""
+    init_tower: Annotated[str, among("", "image_tower", "text_tower")] = ""
     train_views: bool = False
-    dtype_policy: Annotated[str, one_of(*DTYPE_POLICIES)] = "float32"
+    dtype_policy: Annotated[str, among(*DTYPE_POLICIES)] = "float32"
     loss: Loss = "sigmoid"
-    equal_captions: Annotated[str, one_of(*EQUAL_CAPTIONS)] = "negative"
+    equal_captions: Annotated[str, among(*EQUAL_CAPTIONS)] = "negative"
     loss_block_size: Count | None = None
     micro_batch_size: Count | None = None
     # arXiv 2303.15343, algorithm 1
@@ -189,7 +189,7 @@ class ModelConfig(Checked, path="model"):
             "`model.init_tower` needs `model.init_from`",
         )
         if not self.towers:
-            check("model.preset", self.preset, one_of(*PRESETS))
+            check("model.preset", self.preset, among(*PRESETS))
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ class EvaluationStore(Checked, path="evaluation.stores"):
     tasks: Annotated[
         tuple[str, ...], (f"among {TASKS}", lambda tasks: {*tasks} <= {*TASKS})
     ] = ()
-    captions: Annotated[str, one_of("first", "all")] = "first"
+    captions: Annotated[str, among("first", "all")] = "first"
     label_field: str = "label"
     classes: str = ""
     templates: str = ""
@@ -372,7 +372,7 @@ class DistributionConfig(Checked, path="distribution"):
             split it.
     """
 
-    strategy: Annotated[str, one_of(*STRATEGIES)] = "default"
+    strategy: Annotated[str, among(*STRATEGIES)] = "default"
     tpu: str = "local"
     virtual_devices: Count | None = None
 

@@ -43,7 +43,7 @@ def begin_command(names: Iterable[str], trust: bool) -> None:
         enter(name)
     if not {"", os.getcwd()} & {*sys.path}:
         sys.path.insert(0, os.getcwd())
-    sys.path[:] = [path for path in sys.path if not _is_of_run(path)]
+    sys.path[:] = [path for path in sys.path if not _is_distrusted(path)]
 
 
 def enter(name: str, trust: bool | None = None) -> None:
@@ -65,7 +65,7 @@ def enter(name: str, trust: bool | None = None) -> None:
 def only_trusted(name: str, trust: bool) -> Iterator[None]:
     """Keeps Python from searching untrusted run directories in the block."""
     enter(name, trust)
-    hidden = [path for path in sys.path if _is_of_run(path)]
+    hidden = [path for path in sys.path if _is_distrusted(path)]
     sys.path[:] = [path for path in sys.path if path not in hidden]
     try:
         yield
@@ -90,8 +90,8 @@ def load_function(setting: str, name: str) -> Callable:
             f"`{setting}` must name a function of yours or of a package, not "
             f"one of Python's own library. Received: {name!r}"
         )
-    for file in _files_of(module).values():
-        if _is_of_run(file):
+    for file in _find_files(module).values():
+        if _is_distrusted(file):
             raise ValueError(
                 f"`{setting}` names code in a run directory, which is data "
                 f"unless you trust it. Received: {name!r}, in {file}. Once you "
@@ -101,7 +101,7 @@ def load_function(setting: str, name: str) -> Callable:
     imported = None
     try:
         imported = importlib.import_module(module)
-        found = getattr(imported, function)
+        loaded = getattr(imported, function)
     except (ImportError, AttributeError) as error:
         hint = ""
         if imported:
@@ -110,12 +110,12 @@ def load_function(setting: str, name: str) -> Callable:
             f"`{setting}` must name a function of a module that can be "
             f"imported from {os.getcwd()}. Received: {name!r} ({error}){hint}"
         ) from error
-    if not callable(found):
+    if not callable(loaded):
         raise ValueError(
             f"`{setting}` must name a function. Received: {name!r}, "
-            f"a {type(found).__name__}"
+            f"a {type(loaded).__name__}"
         )
-    return found
+    return loaded
 
 
 def call_function(setting: str, name: str, result: str):
@@ -139,26 +139,26 @@ def describe(names: Iterable[str]) -> str:
     """Lists the modules of some "module:function", with their files."""
     modules = dict.fromkeys(name.partition(":")[0] for name in names)
     return ", ".join(
-        f"{module} ({_files_of(module).get(module, 'not found')})"
+        f"{module} ({_find_files(module).get(module, 'not found')})"
         for module in modules
     )
 
 
-def _files_of(module):
+def _find_files(module):
     """The files of a module and of the packages around it, by name.
 
     Imports nothing, whereas `importlib.util.find_spec` imports packages.
     """
-    found, places, whole = {}, None, ""
+    origins, places, whole = {}, None, ""
     for name in module.split("."):
         whole = f"{whole}.{name}".lstrip(".")
         spec = _spec(whole, name, places)
         if spec is None:
             break
         if spec.has_location:
-            found[whole] = spec.origin
+            origins[whole] = spec.origin
         places = spec.submodule_search_locations or []
-    return found
+    return origins
 
 
 def _spec(whole, name, places):
@@ -176,7 +176,7 @@ def _spec(whole, name, places):
     return None
 
 
-def _is_of_run(path):
+def _is_distrusted(path):
     """True if a path lies in a run directory that is not trusted."""
     folder, name = os.path.split(os.path.abspath(path))
     # The file itself, and the target if it is a link.

@@ -24,7 +24,7 @@ class Setting(NamedTuple):
         path: "a.b".
         type: the annotation, as written.
         default: the default; None if there is none.
-        rules: which values of its type it accepts, in words.
+        rules: the values of its type that it accepts, in words.
         meaning: text from "Attributes:" of the docstring.
     """
 
@@ -130,7 +130,7 @@ def build(kind: Any, values: Any, path: str = "") -> Any:
 
 def settings(kind: type, prefix: str = "") -> Iterator[Setting]:
     """Yields the settings of a dataclass and of the groups in it."""
-    rules, meanings = checks.rules_of(kind), _attributes(kind)
+    rules, meanings = checks.list_rules(kind), _attributes(kind)
     for name, hint in typing.get_type_hints(kind).items():
         part = _part_kind(hint)
         if dataclasses.is_dataclass(hint):
@@ -174,7 +174,7 @@ def describe(kind: type) -> str:
     """
     lines = []
     for setting in settings(kind):
-        default = text_of(setting.default)
+        default = format_value(setting.default)
         if setting.default is None:
             is_optional = "None" in setting.type
             default = "none" if is_optional else f"<{setting.type}>"
@@ -190,7 +190,7 @@ def describe(kind: type) -> str:
     return "\n".join(lines)
 
 
-def text_of(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Returns a value as it is written in an override."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))

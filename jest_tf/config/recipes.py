@@ -58,16 +58,16 @@ def save_config(config: TrainConfig, path: str) -> None:
 def _similar(path):
     """Returns a question that names a recipe with a similar path, or ""."""
     folder, name = os.path.split(path)
-    found = {}
+    recipes = {}
     for place in (os.path.join(folder, "configs"), folder):
         if os.path.isdir(place or "."):
-            found |= {
+            recipes |= {
                 file: os.path.join(place, file)
                 for file in os.listdir(place or ".")
                 if file.endswith((".py", ".json"))
             }
-    close = checks.nearest(os.path.splitext(name)[0] + ".py", found)
-    return f". Did you mean {found[close]!r}?" if close else ""
+    close = checks.nearest(os.path.splitext(name)[0] + ".py", recipes)
+    return f". Did you mean {recipes[close]!r}?" if close else ""
 
 
 def _read_json(path):

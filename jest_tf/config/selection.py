@@ -15,9 +15,9 @@ from jest_tf.config import groups, tables
 from jest_tf.config.checks import (
     Checked,
     Count,
+    among,
     at_least,
     name_or_function,
-    one_of,
     within,
 )
 from jest_tf.config.tables import QUOTAS, Loss
@@ -71,7 +71,7 @@ class Stage(Checked, path="selection.stages"):
             stage; must divide a replica's share of the rows. None scores all
             at once.
         captions: the caption by which a stored stage scores a record: "best"
-            is the most similar to the picture, so that records are chosen and
+            is the most similar to the image, so that records are chosen and
             not captions; "drawn" is the caption that is trained on.
         first_step: first step that scores, counted from 0. Earlier steps pass
             rows on unscored.
@@ -83,8 +83,8 @@ class Stage(Checked, path="selection.stages"):
     """
 
     candidates: Count
-    embeddings: Annotated[str, one_of("live", "stored")] = "live"
-    method: Annotated[str, one_of(*tables.METHODS)] = "joint"
+    embeddings: Annotated[str, among("live", "stored")] = "live"
+    method: Annotated[str, among(*tables.METHODS)] = "joint"
     criterion: Annotated[str, name_or_function(*tables.CRITERIA)] = (
         "learnability"
     )
@@ -93,7 +93,7 @@ class Stage(Checked, path="selection.stages"):
     uniform_share: Annotated[float, within("[0, 1)")] = 0.0
     view: View = field(default_factory=View)
     scoring_batch_size: Count | None = None
-    captions: Annotated[str, one_of("best", "drawn")] = "best"
+    captions: Annotated[str, among("best", "drawn")] = "best"
     first_step: Annotated[int, at_least(0)] = 0
     last_step: Annotated[int, at_least(0)] | None = None
 
@@ -205,7 +205,7 @@ class SelectionConfig(Checked, path="selection"):
     batch_size: Count
     stages: tuple[Stage, ...] = ()
     loss: Loss | None = None
-    quota: Annotated[str, one_of(*QUOTAS)] = "global"
+    quota: Annotated[str, among(*QUOTAS)] = "global"
 
     def __post_init__(self):
         super().__post_init__()

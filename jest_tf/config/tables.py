@@ -243,15 +243,15 @@ def criterion(name: str) -> Criterion:
         return CRITERIA[name]
     setting = "selection.stages.criterion"
     checks.check(setting, name, checks.name_or_function(*CRITERIA))
-    found = imports.call_function(setting, name, "Criterion")
+    made = imports.call_function(setting, name, "Criterion")
     if not (
-        isinstance(found, Criterion)
-        and isinstance(found.needs, tuple)
-        and set() < {*found.needs} <= {*MODELS}
+        isinstance(made, Criterion)
+        and isinstance(made.needs, tuple)
+        and set() < {*made.needs} <= {*MODELS}
     ):
         raise ValueError(
             f"`{setting}` must name a function that returns a Criterion whose "
-            f"`needs` is a tuple of some of {MODELS}. Received: {found!r} from "
+            f"`needs` is a tuple of some of {MODELS}. Received: {made!r} from "
             f"{name}"
         )
-    return found
+    return made

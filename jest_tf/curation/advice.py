@@ -11,15 +11,15 @@ MOST = 0.5
 LEAST_POWER = 0.1
 
 
-def advise(found: survey.Survey) -> list[str]:
+def advise(findings: survey.Survey) -> list[str]:
     """Returns sentences on the selection, repeats and leaks."""
-    return [*_on_selection(found), *_on_copies(found)]
+    return [*_on_selection(findings), *_on_copies(findings)]
 
 
-def _on_selection(found):
-    share, count = found.matched.mean, found.candidates
+def _on_selection(findings):
+    share, count = findings.matched.mean, findings.candidates
     yield "{:.0%} of the pairs match (95 % interval {:.0%} to {:.0%}).".format(
-        *found.matched
+        *findings.matched
     )
     if share >= CLEAN:
         yield (
@@ -28,19 +28,20 @@ def _on_selection(found):
         )
         return
     perfect = min(1.0, count * share)
-    if found.chosen - share < LEAST_POWER * (perfect - share):
+    if findings.chosen - share < LEAST_POWER * (perfect - share):
         yield (
-            f"The reference {found.reference} hardly tells matched pairs from "
-            f"mismatched pairs, so do not choose by it: with {count} "
-            f"candidates, {found.chosen:.0%} of the chosen pairs would match, "
-            f"and {perfect:.0%} by a perfect choice. Name another with "
+            f"The reference {findings.reference} hardly tells matched pairs "
+            f"from mismatched pairs, so do not choose by it: with {count} "
+            f"candidates, {findings.chosen:.0%} of the chosen pairs would "
+            f"match, and {perfect:.0%} by a perfect choice. Name another with "
             "`--reference`."
         )
         return
     yield (
         f'Add `Stage(candidates={count}, embeddings="stored", '
         'criterion="easy_reference")`, about one candidate per matched pair. '
-        f"It raises the matched share from {share:.0%} to {found.chosen:.0%}."
+        f"It raises the matched share from {share:.0%} to "
+        f"{findings.chosen:.0%}."
     )
     if share >= MOST:
         yield (
@@ -49,21 +50,22 @@ def _on_selection(found):
         )
 
 
-def _on_copies(found):
-    near = f"(cosine {found.near:g} or more)"
+def _on_copies(findings):
+    near = f"(cosine {findings.near:g} or more)"
+    repeated = findings.repeats.share(findings.near)
     yield (
-        f"{found.repeats.share(found.near):.1%} of the pool's pictures have a "
-        f"near-duplicate in the pool {near}."
+        f"{repeated:.1%} of the pool's images have a near-duplicate in the "
+        f"pool {near}."
     )
-    if found.leaks is None:
+    if findings.leaks is None:
         yield "Name your tests with `--tests` to find copies of them."
         return
-    leaked = found.leaks.share(found.near)
+    leaked = findings.leaks.share(findings.near)
     if not leaked:
-        yield "None of the tests' pictures has a near-duplicate in the pool."
+        yield "None of the tests' images has a near-duplicate in the pool."
         return
     yield (
-        f"{leaked:.1%} of the tests' pictures have a near-duplicate in the "
+        f"{leaked:.1%} of the tests' images have a near-duplicate in the "
         "pool. If the page shows copies, leave those records out of the pool, "
         "or test results will be too high."
     )

@@ -135,14 +135,14 @@ def _choose(sidecars, shard, chosen_by):
 
 def _usable(sidecars, start, ids):
     """The rows, counted from `start`, with an embedding and a caption."""
-    found = []
+    usable = []
     for first in range(0, len(ids), _ROWS):
         rows = np.arange(first, min(first + _ROWS, len(ids)))
         captions, *_ = sidecars.read_numbered(
             start + rows, np.zeros(len(rows), np.int64), ids[rows]
         )
-        found.append(rows[captions >= 0])
-    return np.concatenate(found)
+        usable.append(rows[captions >= 0])
+    return np.concatenate(usable)
 
 
 def _describe(chosen_by, sidecars):

@@ -1,8 +1,8 @@
 """Estimates of a pool from similarities of pairs, without labels.
 
 A pool is a mixture: some of its pairs match, and are as similar as curated
-pairs that the reference has not seen; the others are as similar as a picture
-and another picture's caption. If mismatched pairs have a mean similarity of 0,
+pairs that the reference has not seen; the others are as similar as an image
+and another image's caption. If mismatched pairs have a mean similarity of 0,
 the share of pairs that match is the pool's mean over that of curated pairs.
 """
 
@@ -30,10 +30,10 @@ def similarities(
 ) -> np.ndarray:
     """Standardises the cosines of pairs by those of mismatched pool pairs.
 
-    Some pictures and captions are similar to everything. Subtracts from a
-    pair's cosine the mean cosine of its picture and the pool's captions, and
+    Some images and captions are similar to everything. Subtracts from a
+    pair's cosine the mean cosine of its image and the pool's captions, and
     divides by their standard deviation; does the same with its caption and the
-    pool's pictures; averages both.
+    pool's images; averages both.
 
     Args:
         image: float32 [n, D], of unit length.
@@ -115,7 +115,7 @@ def chosen_share(
         candidates: pairs for each chosen pair.
     """
     cut = np.quantile(pool, 1.0 - 1.0 / candidates)
-    # If nothing is as similar as the cut, the choice is by chance.
+    # If nothing is as similar as the cut, the choice is random.
     matched = share * ((curated >= cut).mean() + 1e-9)
     others = (1.0 - share) * ((mismatched >= cut).mean() + 1e-9)
     return float(matched / (matched + others))

@@ -1,7 +1,7 @@
 """Surveys a pool by its stored embeddings, in bounded memory.
 
-Similarities are those of samples. For repeats and leaks, sampled pictures are
-compared with every picture of the pool, block by block.
+Similarities are those of samples. For repeats and leaks, sampled images are
+compared with every image of the pool, block by block.
 """
 
 from collections.abc import Callable
@@ -12,19 +12,19 @@ import numpy as np
 from jest_tf.curation import estimates
 from jest_tf.data.sidecars import Sidecars
 
-# Most records in the samples of similarities, and pictures compared with all.
+# Most records in the samples of similarities, and images compared with all.
 _POOL, _CURATED, _COMPARED = 8_192, 4_096, 2_048
 _LEAST = 64
-_BLOCK = 4_096  # pictures of the pool at a time
+_BLOCK = 4_096  # images of the pool at a time
 # A usual seed could repeat the random choice that made a data set.
 _SEED = 0x73616D706C65
 
 
 class Nearest(NamedTuple):
-    """Pictures, each with the most similar other picture of the pool.
+    """Images, each with the most similar other image of the pool.
 
     Attributes:
-        rows: int64 [k], rows of the pictures in their store.
+        rows: int64 [k], rows of the images in their store.
         others: int64 [k], rows of the pool.
         cosines: float32 [k].
     """
@@ -34,7 +34,7 @@ class Nearest(NamedTuple):
     cosines: np.ndarray
 
     def share(self, near: float) -> float:
-        """Returns the share of pictures with a cosine of at least `near`."""
+        """Returns the share of images with a cosine of at least `near`."""
         return float((self.cosines >= near).mean())
 
 
@@ -46,13 +46,13 @@ class Survey(NamedTuple):
         rows: int64 [n], rows of the pool in the sample, ascending.
         pool: float32 [n], similarities of these pairs.
         curated: float32 [m], of curated pairs that the reference has not seen.
-        mismatched: float32 [n], of pictures and other pictures' captions.
+        mismatched: float32 [n], of images and other images' captions.
         matched: share of the pool's pairs that match.
         candidates: advised number of candidates.
         chosen: expected matched share of their most similar pairs.
         near: least cosine of near-duplicates.
-        repeats: pictures of the pool, with the nearest others.
-        leaks: pictures of the tests, with the nearest of the pool; None without
+        repeats: images of the pool, with the nearest others.
+        leaks: images of the tests, with the nearest of the pool; None without
             tests.
     """
 
@@ -90,13 +90,13 @@ def survey(
     random = np.random.default_rng(_SEED)
     rows, image, text = _sample(pool, _POOL, random)
     curated_rows, *curated_pairs = _sample(curated, _CURATED, random)
-    for name, found in (("pool", rows), ("curated set", curated_rows)):
-        if len(found) < _LEAST:
+    for name, sampled in (("pool", rows), ("curated set", curated_rows)):
+        if len(sampled) < _LEAST:
             raise ValueError(
                 f"At least {_LEAST} records of the {name} must have "
-                f"embeddings. Received: {len(found)}"
+                f"embeddings. Received: {len(sampled)}"
             )
-    # Records of the same picture are often neighbours.
+    # Records of the same image are often neighbours.
     others = np.roll(text, len(text) // 2, axis=0)
     similar, alike, mismatched = (
         estimates.similarities(*pairs, image, text)
@@ -110,9 +110,9 @@ def survey(
         test_rows, test_image, _ = _sample(tests, _COMPARED, random)
         queries = np.concatenate([queries, test_image])
         own = np.concatenate([own, np.full(len(test_rows), -1)])
-    found = _find_nearest(queries, own, pool, progress)
+    neighbours = _find_nearest(queries, own, pool, progress)
     repeats, leaks = (
-        [values[part] for values in found]
+        [values[part] for values in neighbours]
         for part in (slice(len(some)), slice(len(some), None))
     )
     return Survey(
@@ -140,7 +140,7 @@ def _sample(sidecars, most, random):
 
 
 def _read(sidecars, rows):
-    """The rows with a picture and a caption; embeddings of it and the first."""
+    """The rows with an image and a caption; embeddings of it and the first."""
     captions, image, text = sidecars.read_numbered(
         rows, 0 * rows, sidecars.store.ids(rows)
     )
@@ -153,7 +153,7 @@ def _read(sidecars, rows):
 
 
 def _find_nearest(queries, own, pool, progress):
-    """Finds for each query the row and cosine of the nearest pool picture.
+    """Finds for each query the row and cosine of the nearest pool image.
 
     `own` has the queries' rows in the pool, which don't count, -1 for others.
     """
@@ -166,9 +166,9 @@ def _find_nearest(queries, own, pool, progress):
             cosines = queries @ image.T
             cosines[own[:, None] == rows] = -1.0
             places = cosines.argmax(1)
-            found = cosines[np.arange(len(places)), places]
-            nearest = np.where(found > best, rows[places], nearest)
-            best = np.maximum(best, found)
+            highest = cosines[np.arange(len(places)), places]
+            nearest = np.where(highest > best, rows[places], nearest)
+            best = np.maximum(best, highest)
         if progress is not None:
             progress(stop, len(pool))
     return nearest, best

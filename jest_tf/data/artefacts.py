@@ -177,12 +177,12 @@ def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
     """
     with read_as(path, kind):
         if files.is_remote(path) and not verify:
-            found = _open_remote(path)
+            artefact = _open_remote(path)
         else:
             with files.staged(path) as local:
-                found = _map(local)
-        _check(found, kind, verify)
-    return found
+                artefact = _map(local)
+        _check(artefact, kind, verify)
+    return artefact
 
 
 @contextlib.contextmanager
@@ -208,29 +208,29 @@ def read_again(
         ValueError: the file is gone, or lacks the `expected` metadata.
     """
     try:
-        found = read(path, kind)
+        artefact = read(path, kind)
     except OSError as error:
         raise ValueError(f"{path} can no longer be read: {error}") from error
-    if not set(expected) <= found.metadata.items():
+    if not set(expected) <= artefact.metadata.items():
         raise ValueError(
             f"{path} was replaced by another {kind} since it was opened: start "
             "again"
         )
-    return found
+    return artefact
 
 
 def _layout(arrays, rows):
     """Returns safetensors' entries, by name, of arrays with these rows."""
-    found, end = {}, 0
+    layout, end = {}, 0
     for name, (dtype, shape) in arrays.items():
         shape, start = [rows[name], *shape[1:]], end
         end += np.dtype(dtype).itemsize * math.prod(shape)
-        found[name] = {
+        layout[name] = {
             "dtype": _NAMES[dtype],
             "shape": shape,
             "data_offsets": [start, end],
         }
-    return found
+    return layout
 
 
 def _head(metadata, layout, checksums):
@@ -289,17 +289,17 @@ def _artefact(size, first, make):
     return Artefact(metadata, arrays)
 
 
-def _check(found, kind, verify):
-    metadata = dict(found.metadata)
+def _check(artefact, kind, verify):
+    metadata = dict(artefact.metadata)
     for name, expected in (("kind", kind), ("version", _VERSION)):
         if metadata.get(name) != expected:
             raise ValueError(f"{name} {metadata.get(name)!r}")
     checksum = metadata.pop("checksum")
-    shapes = {name: array.shape for name, array in found.arrays.items()}
+    shapes = {name: array.shape for name, array in artefact.arrays.items()}
     if checksum != _checksum(metadata, shapes):
         raise ValueError("a damaged header")
-    for name, expected in found.checksums.items() if verify else ():
-        if zlib.crc32(found.arrays[name]) != expected:
+    for name, expected in artefact.checksums.items() if verify else ():
+        if zlib.crc32(artefact.arrays[name]) != expected:
             raise ValueError(f"damaged `{name}`")
 
 

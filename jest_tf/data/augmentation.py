@@ -1,4 +1,4 @@
-"""Random crops and flips of pictures, in the training step.
+"""Random crops and flips of images, in the training step.
 
 They run on the device after selection and are a pure function of (seed, step).
 """
@@ -16,7 +16,7 @@ from jest_tf.config import checks
 from jest_tf.embeddings import Tensor
 from jest_tf.selection import noise
 
-# Log of a crop's largest aspect relative to the picture's, as in Inception's
+# Log of a crop's largest aspect relative to the image's, as in Inception's
 # training crops (Szegedy et al., 2015).
 _MAX_LOG_ASPECT = math.log(4 / 3)
 
@@ -27,16 +27,16 @@ _SALT = 0x2545F49
 @keras.saving.register_keras_serializable(package="jest_tf")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation(checks.Checked):
-    """Flips and crops each picture at random; keeps the size.
+    """Flips and crops each image at random; keeps the size.
 
-    A crop's area is uniform in [min_area, 1] of the picture's, its aspect
-    log-uniform in [3/4, 4/3] of the picture's as far as it fits, and its place
+    A crop's area is uniform in [min_area, 1] of the image's, its aspect
+    log-uniform in [3/4, 4/3] of the image's as far as it fits, and its place
     uniform. It is resized bilinearly as `rows @ image @ columns` with two small
     interpolation matrices, which compiles to static matrix products.
 
     Args:
-        flip: mirror half of the pictures left to right.
-        min_area: in (0, 1]; 1 keeps the picture whole.
+        flip: mirror half of the images left to right.
+        min_area: in (0, 1]; 1 keeps the image whole.
 
     Raises:
         ValueError: `min_area` is out of range.
@@ -52,12 +52,12 @@ class Augmentation(checks.Checked):
         places: Tensor | None = None,
         batch_size: int | None = None,
     ) -> Tensor:
-        """Augments pictures.
+        """Augments images.
 
         Args:
             images: uint8 [b, H, W, 3].
             seed: int32 [2], (run seed, step). Equal seeds give equal views.
-            places: int32 [b], indices of these pictures in a larger batch, to
+            places: int32 [b], indices of these images in a larger batch, to
                 give the same views as there; None if they are the whole batch.
             batch_size: size of the larger batch; required with `places`.
 
@@ -121,7 +121,7 @@ class Chain:
                 )
 
     def __call__(self, images, seed, places=None, batch_size=None):
-        """Augments pictures; see `Augmentation`."""
+        """Augments images; see `Augmentation`."""
         for number, part in enumerate(self.parts):
             salted = ops.bitwise_xor(seed, [number * _SALT, 0])
             images = part(images, salted, places, batch_size)

@@ -11,14 +11,15 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf.config import checks
-from jest_tf.data import loading, pictures, reader, stores
+from jest_tf.data import images as images_lib
+from jest_tf.data import loading, reader, stores
 
 
 def examples(
     store: stores.Store,
     *,
     batch_size: int,
-    image_size: int | pictures.Form,
+    image_size: int | images_lib.Form,
     tokenizer: loading.Tokenizer | None = None,
 ) -> tf.data.Dataset:
     """Yields every record once, in the store's order.
@@ -26,7 +27,7 @@ def examples(
     Args:
         store: the records.
         batch_size: k; the last batch may be smaller.
-        image_size: side S of `image`, or a form of pictures.
+        image_size: side S of `image`, or a form of images.
         tokenizer: makes `text`; None yields no texts, and needs no captions.
 
     Returns:
@@ -37,10 +38,10 @@ def examples(
     Raises:
         ValueError: an argument is out of range. Iteration raises
             `tf.errors.InvalidArgumentError`, naming the record, if a record has
-            no caption or no decodable picture; see `loading.plain_errors`.
+            no caption or no decodable image; see `loading.plain_errors`.
     """
     checks.check("batch_size", batch_size, checks.at_least(1))
-    form = pictures.form_of(image_size)
+    form = images_lib.make_form(image_size)
     specs = {
         "image": tf.TensorSpec([None, *form.shape], form.dtype),
         "id": tf.TensorSpec([None], tf.int64),
@@ -49,19 +50,19 @@ def examples(
 
     def fetch(start):
         rows = np.arange(start, min(start + batch_size, len(store)))
-        found, images = read(store, rows, form)
+        records, images = read(store, rows, form)
         captions = [b""] * len(rows)
-        for i, record in enumerate(found):
+        for i, record in enumerate(records):
             if tokenizer and isinstance(record, stores.Record):
                 choices = reader.candidates(record.captions)
                 if choices:
                     captions[i] = record.captions[choices[0]]
                 else:
-                    found[i] = reader.NO_CAPTION
-            if isinstance(found[i], stores.Fault):
+                    records[i] = reader.NO_CAPTION
+            if isinstance(records[i], stores.Fault):
                 raise ValueError(
-                    "Every record must have a picture and a caption here. "
-                    f"Received: {store.describe(rows[i])}, {found[i].reason}"
+                    "Every record must have an image and a caption here. "
+                    f"Received: {store.describe(rows[i])}, {records[i].reason}"
                 )
         return images, store.ids(rows), np.array(captions, object)
 
@@ -70,7 +71,7 @@ def examples(
         batch = dict(zip(specs, batch, strict=True))
         captions = batch.pop("caption")
         if tokenizer:
-            batch |= loading.texts_of(captions, {"text": tokenizer})
+            batch |= loading.tokenize_captions(captions, {"text": tokenizer})
         return batch
 
     starts = tf.data.Dataset.range(0, len(store), batch_size)
@@ -78,54 +79,57 @@ def examples(
 
 
 def read(
-    store: stores.Store, rows: np.ndarray, form: pictures.Form
+    store: stores.Store, rows: np.ndarray, form: images_lib.Form
 ) -> tuple[list[stores.Record | stores.Fault], np.ndarray]:
     """Reads and decodes the records of int64 rows [k].
 
     Returns:
-        The k records, or their faults; and the pictures of the m records
+        The k records, or their faults; and the images of the m records
         without a fault, [m, *form.shape].
     """
-    found = store.read(rows)
+    records = store.read(rows)
     good = [
-        i for i, record in enumerate(found) if isinstance(record, stores.Record)
+        i
+        for i, record in enumerate(records)
+        if isinstance(record, stores.Record)
     ]
-    faults, images = decode([found[i].image for i in good], form)
+    faults, images = decode([records[i].image for i in good], form)
     for i, fault in zip(good, faults, strict=True):
-        found[i] = fault or found[i]
-    return found, images
+        records[i] = fault or records[i]
+    return records, images
 
 
 def decode(
-    encoded: Sequence[bytes], form: pictures.Form
+    encoded: Sequence[bytes], form: images_lib.Form
 ) -> tuple[list[stores.Fault | None], np.ndarray]:
-    """Decodes k stored pictures of any format in `pictures`.
+    """Decodes k stored images of any format in `images`.
 
     Returns:
-        The fault of each picture, or None; and the m pictures without a fault,
+        The fault of each image, or None; and the m images without a fault,
         [m, *form.shape].
     """
-    found = [pictures.prepare(picture) for picture in encoded]
-    good = [i for i, result in enumerate(found) if isinstance(result, bytes)]
+    prepared = [images_lib.prepare(image) for image in encoded]
+    good = [i for i, result in enumerate(prepared) if isinstance(result, bytes)]
     with tf.device("CPU:0"):
         kept, images = _decoder(form)(
-            [found[i] for i in good] or [b""]  # undecodable: dropped
+            [prepared[i] for i in good] or [b""]  # undecodable: dropped
         )
     for place in np.setdiff1d(np.arange(len(good)), kept):
         i = good[place]
-        found[i] = pictures.decode(found[i])
+        prepared[i] = images_lib.decode(prepared[i])
     faults = [
-        result if isinstance(result, stores.Fault) else None for result in found
+        result if isinstance(result, stores.Fault) else None
+        for result in prepared
     ]
     return faults, images.numpy()
 
 
 @functools.cache
 def _decoder(form):
-    """Compiles `pictures.decode_batch` for a form."""
+    """Compiles `images.decode_batch` for a form."""
 
     def decode(encoded):
-        kept, images = pictures.decode_batch(encoded, {"image": form})
+        kept, images = images_lib.decode_batch(encoded, {"image": form})
         return kept, images["image"]
 
     return tf.function(decode, [tf.TensorSpec([None], tf.string)])

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from jest_tf.data import images as images_lib
+from jest_tf.data import reader as reader_lib
+from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import (
-    pictures,
     stores,
     stream,
     tokenizers,
 )
-from jest_tf.data import reader as reader_lib
-from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.selection import summary
 
 # Records in a unit of parallel work. Throughput is equal within noise from 128
@@ -73,21 +73,21 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceInputs:
-    """What a stream reads for the reference.
+    """The reference's part of a stream.
 
     Attributes:
         sidecars: the reference's, of the same store; None if there are none.
         embeddings: add the sidecars' `reference_image` and `reference_text`.
         tokenizer: of a live reference; adds `text_for_reference` if it differs
             from the learner's.
-        picture: form of a live reference's pictures; adds
+        image_form: form of a live reference's images; adds
             `image_for_reference` if it differs from the learner's.
     """
 
     sidecars: sidecars_lib.Sidecars | None = None
     embeddings: bool = False
     tokenizer: Tokenizer | None = None
-    picture: pictures.Form | None = None
+    image_form: images_lib.Form | None = None
 
     @property
     def embedded(self) -> Callable | None:
@@ -101,15 +101,15 @@ class Loader:
 
     Attributes:
         store: the records.
-        forms: forms of the pictures, by name in the batch.
+        forms: forms of the images, by name in the batch.
         tokenizer_of: tokenizers, by the name of their tokens in the batch.
         faults: counts and logs unreadable records.
         options: of the stream.
-        reference: what is read for the reference.
+        reference: the reference's part of the stream.
     """
 
     store: stores.Store
-    forms: Mapping[str, pictures.Form]
+    forms: Mapping[str, images_lib.Form]
     tokenizer_of: Mapping[str, Tokenizer]
     faults: reader_lib.FaultLog
     options: Options
@@ -160,7 +160,9 @@ class Loader:
 
         def load(positions):
             chunk, images = _read_chunk(reader, ahead, positions, forms)
-            batch = images | texts_of(chunk.captions, self.tokenizer_of)
+            batch = images | tokenize_captions(
+                chunk.captions, self.tokenizer_of
+            )
             (batch["id"],) = call_numpy(
                 lambda rows: [store.ids(rows)],
                 [chunk.rows],
@@ -252,7 +254,7 @@ def _starting(ahead):
 
 
 def _read_chunk(reader, ahead, positions, forms):
-    """Reads positions, int64 [k], to a `Chunk` of tensors, and its pictures."""
+    """Reads positions, int64 [k], to a `Chunk` of tensors, and its images."""
     size = positions.shape[0]
     types = (tf.int64, tf.int64, tf.string, tf.string, tf.int64)
     specs = [tf.TensorSpec([size], dtype) for dtype in types]
@@ -275,13 +277,13 @@ def _read_chunk(reader, ahead, positions, forms):
             image[kept] = some
             # Always on the CPU: no wait for an accelerator, same rounding.
             with tf.device("CPU:0"):
-                for i, picture in zip(missing, replacements, strict=True):
-                    image[i] = form(picture)
+                for i, decoded in zip(missing, replacements, strict=True):
+                    image[i] = form(decoded)
             whole.append(image)
         return *chunk, *whole
 
     chunk = call_numpy(read, [positions], specs)
-    kept, decoded = pictures.decode_batch(chunk[2], forms)
+    kept, decoded = images_lib.decode_batch(chunk[2], forms)
     values = [*chunk, *decoded.values()]
     values = tf.cond(
         tf.equal(tf.size(kept), size),
@@ -296,7 +298,7 @@ def _read_chunk(reader, ahead, positions, forms):
     )
 
 
-def texts_of(captions, tokenizer_of):
+def tokenize_captions(captions, tokenizer_of):
     """Makes tokens and ids of captions, string [k]; marks invalid UTF-8."""
     captions, replaced = tokenizers.sanitize_captions(captions)
     batch = {name: make(captions) for name, make in tokenizer_of.items()}

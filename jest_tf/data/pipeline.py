@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf.data import images as images_lib
 from jest_tf.data import (
     loading,
-    pictures,
     stored_stages,
     stores,
     stream,
@@ -42,7 +42,7 @@ def super_batches(
     loss: str,
     seed: int,
     tokenizer: loading.Tokenizer,
-    image_size: int | pictures.Form,
+    image_size: int | images_lib.Form,
     start_step: int = 0,
     reference: ReferenceInputs = ReferenceInputs(),  # noqa: B008
     options: Options = Options(),  # noqa: B008  (it is frozen)
@@ -62,7 +62,7 @@ def super_batches(
         loss: pair loss of the scores.
         seed: the run's seed, in [0, 2**63).
         tokenizer: the learner's, for `text`.
-        image_size: side S of `image`, or a form of pictures.
+        image_size: side S of `image`, or a form of images.
         start_step: the first step to yield.
         reference: see `ReferenceInputs`.
         options: see `Options`.
@@ -73,7 +73,7 @@ def super_batches(
         `caption_id` int64 [B] (equal captions have equal ids),
         `caption_replaced` bool [B] (bad UTF-8 was replaced), `record_replaced`
         bool [B] (the record is a replacement). `reference` adds embeddings
-        [B, D] in the sidecars' dtype, or the reference's pictures and tokens.
+        [B, D] in the sidecars' dtype, or the reference's images and tokens.
         Curated rows are a dict with the same names, under `curated`; if all
         rows are curated, this dict is the batch.
 
@@ -86,9 +86,9 @@ def super_batches(
         raise ValueError(
             f"`start_step` must be at least 0. Received: {start_step}"
         )
-    forms = {"image": pictures.form_of(image_size)}
-    if reference.picture not in (None, forms["image"]):
-        forms["image_for_reference"] = reference.picture
+    forms = {"image": images_lib.make_form(image_size)}
+    if reference.image_form not in (None, forms["image"]):
+        forms["image_for_reference"] = reference.image_form
     tokenizer_of = {"text": tokenizer}
     if reference.tokenizer not in (None, tokenizer):
         tokenizer_of["text_for_reference"] = reference.tokenizer
@@ -124,7 +124,7 @@ class _Stream:
     def pool(self, plan, loss):
         """Returns the dataset of the rows that each step chooses from."""
         places = order(self.store, self.seed, self.options)
-        stages = stored_stages_of(
+        stages = make_stored_stages(
             plan,
             loss,
             self.store,
@@ -185,7 +185,7 @@ class _Stream:
         )
 
 
-def stored_stages_of(
+def make_stored_stages(
     plan: Sequence[config_lib.Segment],
     loss: str,
     store: stores.Store,
@@ -273,7 +273,7 @@ def at_positions(
     positions: np.ndarray,
     *,
     seed: int,
-    image_size: int | pictures.Form,
+    image_size: int | images_lib.Form,
     embedded: Callable | None = None,
     options: Options = Options(),  # noqa: B008  (it is frozen)
 ) -> Examples:
@@ -296,10 +296,11 @@ def at_positions(
         embedded=embedded,
     )
     chunk = reader.read(positions)
-    # `repair` also decodes the pictures that it keeps.
+    # `repair` also decodes the images that it keeps.
     images = reader.repair(positions, chunk, np.arange(len(positions)))
+    form = images_lib.make_form(image_size)
     with tf.device("CPU:0"):
-        images = [pictures.form_of(image_size)(picture) for picture in images]
+        images = [form(image) for image in images]
     return Examples(
         np.stack(images),
         [caption.decode("utf-8", "replace") for caption in chunk.captions],

@@ -3,7 +3,7 @@
 The example at a position is a pure function of (seed, position) and the data:
 the record at the position's row or, if it is unreadable, the first readable
 substitute (`data/stream.py`). A readable record can be read by its store, has a
-nonblank caption and a picture that decodes and, with sidecars, has embeddings.
+nonblank caption and an image that decodes and, with sidecars, has embeddings.
 
 Data on a bucket are read ahead (`Ahead`) and in whole blocks (`Blocks`).
 """
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jest_tf import files
-from jest_tf.data import pictures, stores, stream
+from jest_tf.data import images, stores, stream
 from jest_tf.files import cache
 
 # Until this many positions are drawn, the limit is a share of this number, so
@@ -114,14 +114,14 @@ class FaultLog:
             self._sort(stop_step)
 
     def _describe(self):
-        found = []
+        counts = []
         if self.num_drawn:
-            found.append(
+            counts.append(
                 f"{self.num_replaced:,} of {self.num_drawn:,} drawn, "
                 f"{self.num_replaced / self.num_drawn:.2%}"
             )
         if self.lost_share:
-            found.append(
+            counts.append(
                 f"{self.lost_share:.2%} are lost in damaged shards, which "
                 "warnings have named: copy those again"
             )
@@ -134,7 +134,7 @@ class FaultLog:
             if self._path:
                 reasons += f"; all of them are in {self._path}"
         return (
-            f"Too many records cannot be read: {', and '.join(found)}. "
+            f"Too many records cannot be read: {', and '.join(counts)}. "
             f"Expected at most `data.max_fault_rate`={self.max_rate}{reasons}"
         )
 
@@ -192,22 +192,22 @@ NO_EMBEDDING = stores.Fault("no embedding in the sidecar")
 _CAPTION_SALT = 0x63617074696F6E
 
 
-def check_pictures(store: stores.Store) -> None:
-    """Refuses a training store whose pictures do not decode.
+def check_images(store: stores.Store) -> None:
+    """Refuses a training store whose images do not decode.
 
     Raises:
-        ValueError: no picture decodes, in a few records spread over the store.
+        ValueError: no image decodes, in a few records spread over the store.
     """
     rows = np.unique(np.linspace(0, len(store) - 1, 16).astype(np.int64))
     for record in store.read(rows):
         fault = record
         if not isinstance(record, stores.Fault):
-            fault = pictures.decode(record.image)
+            fault = images.decode(record.image)
         if not isinstance(fault, stores.Fault):
             return
     raise ValueError(
-        "`data.train` must hold encoded pictures; `data.image_field` names "
-        f"their field. Received: {len(rows)} records whose pictures do not "
+        "`data.train` must hold encoded images; `data.image_field` names "
+        f"their field. Received: {len(rows)} records whose images do not "
         f"decode, the last {store.describe(int(rows[-1]))}: {fault.reason}"
     )
 
@@ -218,14 +218,14 @@ class Chunk(NamedTuple):
     Attributes:
         rows: int64 [k], row of each record, after replacements.
         attempts: int64 [k], the number of the substitute; 0 if not replaced.
-        pictures: bytes [k], encoded.
+        encoded: the images, bytes [k].
         captions: bytes [k], the chosen captions.
         choices: int64 [k], index of the chosen caption in its record.
     """
 
     rows: np.ndarray
     attempts: np.ndarray
-    pictures: np.ndarray
+    encoded: np.ndarray
     captions: np.ndarray
     choices: np.ndarray
 
@@ -260,7 +260,7 @@ class Reader:
     def read(self, positions: np.ndarray) -> Chunk:
         """Reads records at positions, int64 [k], replacing unreadable records.
 
-        Does not decode the pictures; `repair` replaces damaged pictures.
+        Does not decode the images; `repair` replaces damaged images.
 
         Raises:
             ValueError: too many records are unreadable.
@@ -291,10 +291,10 @@ class Reader:
         Args:
             positions: int64 [k].
             chunk: the records there.
-            missing: int64 [m], indices of pictures that failed to decode.
+            missing: int64 [m], indices of images that failed to decode.
 
         Returns:
-            The m decoded pictures, uint8 [H, W, 3] each.
+            The m decoded images, uint8 [H, W, 3] each.
 
         Raises:
             ValueError: too many records are unreadable.
@@ -312,14 +312,14 @@ class Reader:
         return decoded
 
     def _decode(self, chunk, i):
-        return pictures.decode(chunk.pictures[i])
+        return images.decode(chunk.encoded[i])
 
     def _records(self, rows, source=None):
-        found = (source or self.store).read(rows)
+        records = (source or self.store).read(rows)
         if self.embedded is not None:
             for i in np.flatnonzero(~self.embedded(rows)).tolist():
-                found[i] = NO_EMBEDDING
-        return found
+                records[i] = NO_EMBEDDING
+        return records
 
     def _take(self, chunk, i, record, number):
         """Puts a record at index i of a chunk, or returns its fault."""
@@ -328,11 +328,11 @@ class Reader:
         choices = candidates(record.captions)
         if not choices:
             return NO_CAPTION
-        picture = pictures.prepare(record.image)
-        if isinstance(picture, stores.Fault):
-            return picture
+        prepared = images.prepare(record.image)
+        if isinstance(prepared, stores.Fault):
+            return prepared
         choice = choices[number % len(choices)]
-        chunk.pictures[i] = picture
+        chunk.encoded[i] = prepared
         chunk.captions[i] = record.captions[choice]
         chunk.choices[i] = choice
         return None
@@ -406,7 +406,7 @@ class Blocks:
         wanted = collections.defaultdict(set)
         for row, first in zip(rows.tolist(), firsts.tolist(), strict=True):
             wanted[first].add(row)
-        found = self._blocks.get(
+        blocks = self._blocks.get(
             sorted(ends),
             lambda missing: self._fetch(missing, ends),
             lambda first, block: not wanted[first] <= block.keys(),
@@ -415,7 +415,7 @@ class Blocks:
         for i, (row, first) in enumerate(
             zip(rows.tolist(), firsts.tolist(), strict=True)
         ):
-            block = found[first]
+            block = blocks[first]
             take = block.pop if self._once else block.get
             out.append(stores.parsed(take(row, None)))
             if out[i] is None:  # another call has just taken it
@@ -449,22 +449,22 @@ class Ahead:
     def __init__(self, read: Callable[[np.ndarray], Chunk], depth: int):
         self._read, self._depth = read, depth
         self._pool = concurrent.futures.ThreadPoolExecutor(depth)
-        self._found: dict[bytes, concurrent.futures.Future] = {}
+        self._futures: dict[bytes, concurrent.futures.Future] = {}
         self._lock = threading.Lock()
 
     def start(self, positions: np.ndarray) -> None:
         """Begins to read the chunk at positions, int64 [k]."""
         future = self._pool.submit(self._read, positions.copy())
         with self._lock:
-            self._found[positions.tobytes()] = future
+            self._futures[positions.tobytes()] = future
             # These were not requested: their iterator was abandoned.
-            while len(self._found) > 2 * self._depth:
-                self._found.pop(next(iter(self._found))).cancel()
+            while len(self._futures) > 2 * self._depth:
+                self._futures.pop(next(iter(self._futures))).cancel()
 
     def read(self, positions: np.ndarray) -> Chunk:
         """Returns the chunk at positions, int64 [k], as `Reader.read`."""
         with self._lock:
-            future = self._found.pop(positions.tobytes(), None)
+            future = self._futures.pop(positions.tobytes(), None)
         return future.result() if future else self._read(positions)
 
 

@@ -138,17 +138,17 @@ class StoredStages:
         size = self.sizes[0] // self.num_groups
         first = (step * self.num_groups + group) * size
         positions = np.arange(first, first + size)
-        found, scoring = {}, config_lib.segment_at(self.plan, step).scoring
+        summaries, scoring = {}, config_lib.segment_at(self.plan, step).scoring
         for number, stage in enumerate(self._stages):
             passed = len(positions) // stage.candidates
             if number not in scoring:
                 positions = np.sort(positions)[:passed]
                 continue
-            positions, found[number] = self._draw(
+            positions, summaries[number] = self._draw(
                 number, stage, positions, passed, step * self.num_groups + group
             )
-        if found:
-            self.summaries.put(step, group, found)
+        if summaries:
+            self.summaries.put(step, group, summaries)
         return np.sort(positions)
 
     def _draw(self, number, stage, positions, passed, group):
@@ -182,18 +182,18 @@ class StoredStages:
         }
         if self.clean is not None:
             rows["clean"] = self.clean(ids)
-        found = summary.of_rows(
+        details = summary.summarize_rows(
             stage,
             rows,
             {"reference_loss": drawn.uniform_reference_loss},
             drawn=drawn.indices,
             seed=seed.numpy(),
         )
-        found |= {
+        details |= {
             "score": float(drawn.score),
             "uniform_score": float(drawn.uniform_score),
         }
-        return positions[drawn.indices], found
+        return positions[drawn.indices], details
 
 
 def num_groups(stages: Sequence[config_lib.Stage], sizes: Sequence[int]) -> int:
@@ -207,7 +207,7 @@ def num_groups(stages: Sequence[config_lib.Stage], sizes: Sequence[int]) -> int:
         stages: the stored stages.
         sizes: rows into each, and out of the last.
     """
-    found = 1
+    number = 1
     for groups in range(1, sizes[-1] + 1):
         if sizes[-1] % groups:
             continue
@@ -218,10 +218,10 @@ def num_groups(stages: Sequence[config_lib.Stage], sizes: Sequence[int]) -> int:
             for stage, size in zip(stages, passed, strict=True)
         ):
             break
-        found = groups
+        number = groups
         if sizes[0] // groups <= MOST_ROWS:
             break
-    return found
+    return number
 
 
 def flops(segment: config_lib.Segment, dim: int) -> int:
@@ -284,7 +284,7 @@ def load_rows(
 
     Returns:
         The positions, int64 [k], sorted by row, because this reads fastest. In
-        the same order, the embeddings of the pictures and of the captions, each
+        the same order, the embeddings of the images and of the captions, each
         [k, D] in the sidecars' dtype.
 
     Raises:

@@ -243,12 +243,12 @@ class KerasHubTokenizer(Tokenizer):
         """
 
         def pieces(captions):
-            found = preprocessor.tokenizer.tokenize(
+            tokens = preprocessor.tokenizer.tokenize(
                 [caption.decode() for caption in captions]
             )
             return (
-                np.array(list(itertools.chain(*found)), np.int32),
-                np.array([len(ids) for ids in found], np.int64),
+                np.array(list(itertools.chain(*tokens)), np.int32),
+                np.array([len(ids) for ids in tokens], np.int64),
             )
 
         if getattr(preprocessor, "to_lower", False):
@@ -274,12 +274,12 @@ class KerasHubTokenizer(Tokenizer):
 
     def _make(self):
         try:
-            found = json.loads(self._content)
-            found["preprocessor"]["config"]["sequence_length"] = self.length
+            content = json.loads(self._content)
+            content["preprocessor"]["config"]["sequence_length"] = self.length
             preprocessor = keras.saving.deserialize_keras_object(
-                found["preprocessor"]
+                content["preprocessor"]
             )
-            _load_assets(preprocessor.tokenizer, found["assets"])
+            _load_assets(preprocessor.tokenizer, content["assets"])
         except (
             *(ValueError, KeyError, TypeError, AttributeError, OSError),
             RecursionError,
@@ -410,14 +410,14 @@ def load_tokenizer(directory: str, length: int) -> Tokenizer:
         ValueError: the directory does not hold exactly one of `vocab.txt`,
             `tokenizer.model`, `preprocessor.json` and `tokenizer.function`.
     """
-    found = _tokenizer_files(directory)
-    if len(found) != 1:
-        names = " and ".join(os.path.basename(path) for path in found)
+    paths = _tokenizer_files(directory)
+    if len(paths) != 1:
+        names = " and ".join(os.path.basename(path) for path in paths)
         raise ValueError(
             f"`directory` must hold one of {', '.join(_FILES)}. "
             f"Received: {directory}, which has {names or 'none'}"
         )
-    return read_tokenizer(found[0], length)
+    return read_tokenizer(paths[0], length)
 
 
 def _tokenizer_files(directory):

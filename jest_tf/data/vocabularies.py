@@ -81,13 +81,13 @@ def _highest_threshold(counts, size):
         for start in range(len(word)):
             for end in range(start + 1, len(word) + 1):
                 occurrences[start > 0, word[start:end]] += count
-    found = np.sort(np.fromiter(occurrences.values(), np.int64))
+    ordered = np.sort(np.fromiter(occurrences.values(), np.int64))
     # All characters are kept, at the start of a word and within it.
     always = len(tokenizers.RESERVED_TOKENS) + 2 * len(characters)
     lower, upper = min(counts.values()), max(counts.values())
     while lower < upper:
         threshold = (lower + upper) // 2
-        most = always + len(found) - np.searchsorted(found, threshold)
+        most = always + len(ordered) - np.searchsorted(ordered, threshold)
         if threshold <= 1 or most >= (1 - _SLACK) * size:
             break
         upper = threshold - 1

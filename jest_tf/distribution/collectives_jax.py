@@ -70,8 +70,12 @@ def mesh() -> jax.sharding.Mesh | None:
         ValueError: the mesh has a second axis, for the model, or a process has
             none of its devices.
     """
-    found = keras.distribution.distribution()
-    devices = found.device_mesh.backend_mesh.devices.flat if found else ()
+    distribution = keras.distribution.distribution()
+    devices = (
+        distribution.device_mesh.backend_mesh.devices.flat
+        if distribution
+        else ()
+    )
     with_some = {device.process_index for device in devices}
     if len(with_some) < jax.process_count() > 1:
         raise ValueError(
@@ -82,14 +86,14 @@ def mesh() -> jax.sharding.Mesh | None:
         )
     if len(devices) <= 1:
         return None
-    if len(found.device_mesh.axis_names) != 1:
+    if len(distribution.device_mesh.axis_names) != 1:
         raise ValueError(
             "JESTModel runs on several devices by "
             "`keras.distribution.DataParallel`, whose mesh has one axis. "
-            f"Received: {type(found).__name__} over "
-            f"{found.device_mesh.axis_names}"
+            f"Received: {type(distribution).__name__} over "
+            f"{distribution.device_mesh.axis_names}"
         )
-    return found.device_mesh.backend_mesh
+    return distribution.device_mesh.backend_mesh
 
 
 @contextlib.contextmanager

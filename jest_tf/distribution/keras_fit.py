@@ -150,7 +150,7 @@ class TrainerHooks(Averages):
         def steps(iterator):
             if num_steps == 1:
                 return one_step(iterator)
-            return _last_of(num_steps, functools.partial(one_step, iterator))
+            return _run_steps(num_steps, functools.partial(one_step, iterator))
 
         if self.run_eagerly:
             return steps
@@ -236,7 +236,7 @@ def _collected(outputs, strategy):
     )
 
 
-def _last_of(num_steps, one_step):
+def _run_steps(num_steps, one_step):
     """Returns the result of the last of several steps, run in a loop.
 
     A loop needs the types of its state before any step is traced, and a first

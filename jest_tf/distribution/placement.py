@@ -177,7 +177,7 @@ def count(replicas) -> int:
     return 1 if replicas is None else replicas.num_replicas
 
 
-def rows_of_all(num_rows: int, replicas=None) -> Tensor:
+def number_rows(num_rows: int, replicas=None) -> Tensor:
     """Returns the local rows' numbers among all rows, int32 `[num_rows]`."""
     number = 0 if replicas is None else replicas.replica_id
     return num_rows * number + ops.arange(num_rows, dtype="int32")

@@ -63,7 +63,7 @@ def mirrored(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
             [f"CPU:{index}" for index in range(settings.virtual_devices)]
         )
     with _explained(settings):
-        return _of_model_garden(settings)
+        return _make_by_model_garden(settings)
 
 
 def multi_worker_mirrored(
@@ -73,7 +73,7 @@ def multi_worker_mirrored(
     _check_tf_config()
     bypass_proxy()
     with _explained(settings):
-        return _of_model_garden(settings)
+        return _make_by_model_garden(settings)
 
 
 def tpu(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
@@ -81,7 +81,7 @@ def tpu(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
     way_out = "; docs/tpu.md has what a TPU needs"
     with _explained(settings, f" at {settings.tpu!r}", way_out):
         if settings.tpu in ("", "local"):
-            return _of_model_garden(settings)
+            return _make_by_model_garden(settings)
         resolver = connect(settings.tpu)
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
@@ -99,7 +99,7 @@ def _explained(settings, place="", way_out=""):
         ) from error
 
 
-def _of_model_garden(settings):
+def _make_by_model_garden(settings):
     # Imported late: it takes seconds and imports a second Keras.
     from official.common import distribute_utils
 
@@ -175,7 +175,7 @@ def distribute(
     if replicas == 1:
         return on_host(0, 1)
 
-    def of_context(context):
+    def make_dataset(context):
         dataset = on_host(
             context.input_pipeline_id, context.num_input_pipelines
         )
@@ -187,7 +187,7 @@ def distribute(
             )
         )
 
-    return strategy.distribute_datasets_from_function(of_context)
+    return strategy.distribute_datasets_from_function(make_dataset)
 
 
 def spread(

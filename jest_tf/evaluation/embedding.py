@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import distribution, models
-from jest_tf.data import batches, loading, pictures, stores, tokenizers
+from jest_tf.data import batches, loading, stores, tokenizers
+from jest_tf.data import images as images_lib
 
 
 class Encoder:
@@ -19,8 +20,8 @@ class Encoder:
     Args:
         learner: a built two-tower model.
         tokenizer: maps valid UTF-8 string [k] to int32 [k, L].
-        picture: the form of its pictures, or their side in pixels.
-        batch_size: pictures or texts per forward pass.
+        image_form: the form of its images, or their side in pixels.
+        batch_size: images or texts per forward pass.
         strategy: the learner's; its replicas share each pass.
     """
 
@@ -28,14 +29,14 @@ class Encoder:
         self,
         learner: models.TwoTower,
         tokenizer: Callable,
-        picture: int | pictures.Form,
+        image_form: int | images_lib.Form,
         batch_size: int = 256,
         strategy: tf.distribute.Strategy | None = None,
     ):
         strategy = strategy or tf.distribute.get_strategy()
         self._learner = learner
         self._tokenizer = tokenizer
-        self._picture = pictures.form_of(picture)
+        self._image_form = images_lib.make_form(image_form)
         self._num_replicas = strategy.num_replicas_in_sync
         self._batch_size = batch_size
         self._encode_image = distribution.spread(
@@ -58,8 +59,10 @@ class Encoder:
             self._memory = outer
 
     def images(self, store: stores.Store) -> np.ndarray:
-        """Embeds the pictures of all records, float32 [n, D]."""
-        return self._kept(store.fingerprint, lambda: self._image_parts(store))
+        """Embeds the images of all records, float32 [n, D]."""
+        return self._kept(
+            store.fingerprint, lambda: self._image_form_parts(store)
+        )
 
     def texts(self, texts: Sequence[str | bytes]) -> np.ndarray:
         """Embeds texts, float32 [m, D]."""
@@ -86,7 +89,7 @@ class Encoder:
 
     def _examples_from(self, store, size):
         return batches.examples(
-            store, batch_size=size, image_size=self._picture
+            store, batch_size=size, image_size=self._image_form
         )
 
     def _text_parts(self, texts):

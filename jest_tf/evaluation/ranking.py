@@ -66,7 +66,7 @@ def places(
             [order[i:j] for i, j in zip(first, last, strict=True)]
         )
         blocks.append(
-            _places_of_block(
+            _find_block_places(
                 queries[rows], query_groups[rows], candidates, groups, matches
             )
         )
@@ -135,7 +135,7 @@ def check_rows(name: str, values: Sequence, num_rows: int) -> None:
         )
 
 
-def _places_of_block(queries, query_groups, candidates, groups, matches):
+def _find_block_places(queries, query_groups, candidates, groups, matches):
     """Places of a few queries; `matches` are candidates of all their groups."""
     best = np.full(len(queries), -np.inf, np.float32)
     matching = np.zeros(len(queries), np.int64)

@@ -80,14 +80,14 @@ def ranks(
         `image_to_text`, float64 [N], and `text_to_image`, float64 [M]: expected
         ranks, from 1; integers unless scores are tied.
     """
-    found = {}
+    expected = {}
     for name, (above, tied, matching) in _places(
         image_embeddings, text_embeddings, image_groups, text_groups
     ):
         # With t misses and m matches in random order, t / (m + 1) misses are
         # expected before the first match.
-        found[name] = above + 1 + tied / (matching + 1)
-    return found
+        expected[name] = above + 1 + tied / (matching + 1)
+    return expected
 
 
 def _measures(name, places, counts=None):

@@ -75,12 +75,12 @@ class StoreEvaluation:
                 self._templates = _read_templates(settings.templates)
             if settings.classes:
                 classes = _read_classes(settings.classes)
-                found = _by_name(store, labels, numbers, classes)
+                targets = _by_name(store, labels, numbers, classes)
                 self.class_names = tuple(classes.values())
             else:
-                self.class_names, found = _by_label(labels)
-            self.labelled = np.flatnonzero(found >= 0)
-            self.targets = found[self.labelled]
+                self.class_names, targets = _by_label(labels)
+            self.labelled = np.flatnonzero(targets >= 0)
+            self.targets = targets[self.labelled]
             if not len(self.labelled):
                 raise ValueError(
                     "`label_field` must name a field of the records that has "
@@ -91,7 +91,7 @@ class StoreEvaluation:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Names of what `measure` returns."""
+        """Names of the values that `measure` returns."""
         by_task = {
             "retrieval": retrieval.MEASURES,
             "zero_shot": zero_shot.MEASURES,
@@ -101,12 +101,12 @@ class StoreEvaluation:
     @functools.cached_property
     def chance(self) -> dict[str, float]:
         """The headline measures of a model that guesses at random."""
-        found = {}
+        measures = {}
         if "retrieval" in self.tasks:
-            found = retrieval.chance(self.image_groups, self.text_groups)
+            measures = retrieval.chance(self.image_groups, self.text_groups)
         if "zero_shot" in self.tasks:
-            found["zero_shot/accuracy@1"] = 1 / len(self.class_names)
-        return found
+            measures["zero_shot/accuracy@1"] = 1 / len(self.class_names)
+        return measures
 
     def embed(self, encoder: embedding.Encoder) -> StoreEmbeddings:
         """Embeds the store with the encoder's current weights."""
@@ -122,14 +122,17 @@ class StoreEvaluation:
 
     def measure(self, encoder: embedding.Encoder) -> dict[str, float]:
         """Returns the measures of all tasks by name."""
-        found, results = self.embed(encoder), {}
+        embedded, results = self.embed(encoder), {}
         if "retrieval" in self.tasks:
             results |= retrieval.retrieval_measures(
-                found.images, found.texts, self.image_groups, self.text_groups
+                embedded.images,
+                embedded.texts,
+                self.image_groups,
+                self.text_groups,
             )
         if "zero_shot" in self.tasks:
             results |= zero_shot.zero_shot_measures(
-                found.images[self.labelled], self.targets, found.classes
+                embedded.images[self.labelled], self.targets, embedded.classes
             )
         return results
 
@@ -143,7 +146,7 @@ class StoreEvaluation:
         ]
         first: dict = {}
         for row, captions in enumerate(columns["caption"]):
-            caption = self._captions_of(row, captions)[0]
+            caption = self._list_captions(row, captions)[0]
             first.setdefault((caption, self.image_groups[row]), row)
         self.captions, self.text_groups = map(list, zip(*first, strict=True))
         self.rows = np.array([*first.values()])
@@ -153,13 +156,13 @@ class StoreEvaluation:
         self.captions, rows = [], []
         for row, texts in enumerate(captions):
             texts = [line for text in texts for line in text.splitlines()]
-            texts = self._captions_of(row, texts)
+            texts = self._list_captions(row, texts)
             self.captions += texts
             rows += [row] * len(texts)
         self.rows = np.array(rows)
         self.image_groups, self.text_groups = range(len(self.store)), rows
 
-    def _captions_of(self, row, captions):
+    def _list_captions(self, row, captions):
         """The nonblank captions of a record, at least one."""
         choices = reader.candidates(captions)
         if not choices:
@@ -222,10 +225,10 @@ def open_stores(
 
 def _by_label(labels):
     """Class names and the class of each record, -1 if none, from its label."""
-    names, found = np.unique(labels, return_inverse=True)
+    names, targets = np.unique(labels, return_inverse=True)
     if len(names) and not names[0]:
-        names, found = names[1:], found - 1
-    return tuple(name.decode("utf-8", "replace") for name in names), found
+        names, targets = names[1:], targets - 1
+    return tuple(name.decode("utf-8", "replace") for name in names), targets
 
 
 def _by_name(store, labels, numbers, classes):
@@ -238,12 +241,12 @@ def _by_name(store, labels, numbers, classes):
     for names in (classes.values(), classes):
         # The first of equal names counts.
         by_label |= {name: row for row, name in reversed([*enumerate(names)])}
-    found = np.full(len(store), -1)
+    targets = np.full(len(store), -1)
     unknown: dict[str, int] = collections.Counter()
     for row, (label, number) in enumerate(zip(labels, numbers, strict=True)):
         text = (label or number).decode("utf-8", "replace")
-        found[row] = (by_label if label else by_number).get(text, -1)
-        unknown[text] += bool(text) and found[row] < 0
+        targets[row] = (by_label if label else by_number).get(text, -1)
+        unknown[text] += bool(text) and targets[row] < 0
     unknown = {label: count for label, count in unknown.items() if count}
     if unknown:
         shown = ", ".join(map(repr, [*unknown][:5]))
@@ -253,7 +256,7 @@ def _by_name(store, labels, numbers, classes):
             f"{sum(unknown.values()):,} records whose labels match none: "
             f"{shown}. Use a JSON object of names by label"
         )
-    return found
+    return targets
 
 
 def _read_classes(path) -> Mapping[str, str]:
@@ -261,19 +264,19 @@ def _read_classes(path) -> Mapping[str, str]:
     if not path.endswith(".json"):
         return {name: name for name in _lines("classes", path)}
     try:
-        found = json.loads(_text("classes", path))
+        names = json.loads(_text("classes", path))
     except ValueError as error:
         raise ValueError(f"`classes`: {path} is not JSON: {error}") from error
     if (
-        not isinstance(found, dict)
-        or not found
-        or not all(name and isinstance(name, str) for name in found.values())
+        not isinstance(names, dict)
+        or not names
+        or not all(name and isinstance(name, str) for name in names.values())
     ):
         raise ValueError(
             "`classes` must be a JSON object of nonblank names by label, or a "
             f"text file with a name per line. Received: {path}"
         )
-    return found
+    return names
 
 
 def _read_templates(path) -> tuple[str, ...]:

@@ -48,10 +48,10 @@ def place(path: str) -> str:
 def read_whole(path: str) -> bytes:
     """Returns the content of a file."""
 
-    def read(found):
-        if is_remote(found):
-            return _remote().read(found)
-        with open(found, "rb") as file:
+    def read(located):
+        if is_remote(located):
+            return _remote().read(located)
+        with open(located, "rb") as file:
             return file.read()
 
     return _at_its_place(path, read)
@@ -70,10 +70,10 @@ def open_pages(path: str):
 def stat(path: str) -> tuple[int, int]:
     """Returns a file's size in bytes and its modification time in ns."""
 
-    def find(found):
-        if is_remote(found):
-            return _remote().stat(found)
-        state = os.stat(found)
+    def find(located):
+        if is_remote(located):
+            return _remote().stat(located)
+        state = os.stat(located)
         return state.st_size, state.st_mtime_ns
 
     return _at_its_place(path, find)
@@ -81,10 +81,10 @@ def stat(path: str) -> tuple[int, int]:
 
 def is_file(path: str) -> bool:
     """Returns whether a path is a file."""
-    found = place(path)
-    if not is_remote(found):
-        return os.path.isfile(found)
-    return found != path or _remote().is_file(path)
+    located = place(path)
+    if not is_remote(located):
+        return os.path.isfile(located)
+    return located != path or _remote().is_file(path)
 
 
 def is_folder(path: str) -> bool:
@@ -95,8 +95,8 @@ def is_folder(path: str) -> bool:
 def list_folder(path: str) -> list[str]:
     """Returns the sorted names in a folder; [] if it does not exist."""
     if is_remote(path):
-        found = _leases().listed(path, _remote().names(path))
-        return checked(path, {name.split("/")[0] for name in found})
+        names = _leases().listed(path, _remote().names(path))
+        return checked(path, {name.split("/")[0] for name in names})
     return sorted(os.listdir(path)) if os.path.isdir(path) else []
 
 
@@ -239,9 +239,9 @@ def written_folder(path: str) -> Iterator[str]:
 @contextlib.contextmanager
 def staged(path: str) -> Iterator[str]:
     """Yields a local path of a file: its own, or that of a temporary copy."""
-    found = place(path)
-    if not is_remote(found):
-        yield found
+    located = place(path)
+    if not is_remote(located):
+        yield located
         return
     with tempfile.TemporaryDirectory() as folder:
         local = os.path.join(folder, os.path.basename(path))
@@ -294,8 +294,8 @@ def delete_partial(path: str) -> None:
         return  # an interrupted upload never appears
     folder, name = os.path.split(path)
     pattern = f".{glob.escape(name)}.*{PARTIAL}*"
-    for found in glob.glob(os.path.join(glob.escape(folder), pattern)):
-        os.remove(found)
+    for partial in glob.glob(os.path.join(glob.escape(folder), pattern)):
+        os.remove(partial)
 
 
 @contextlib.contextmanager
@@ -341,19 +341,19 @@ def keep_views(lock: str) -> None:
 def _at_its_place(path, call):
     """Calls `call` with a file's place, and again if the file has moved."""
     while True:
-        found = place(path)
+        located = place(path)
         try:
-            return call(found)
+            return call(located)
         except FileNotFoundError:
             lease = _leases().find(path) if is_remote(path) else None
             if lease is not None:
                 lease.check()  # a new holder may have deleted the file
-            if place(path) == found:
+            if place(path) == located:
                 raise
 
 
 def _download(path, local):
-    _at_its_place(path, lambda found: _remote().download(found, local))
+    _at_its_place(path, lambda located: _remote().download(located, local))
 
 
 def _upload(pairs):

@@ -35,14 +35,14 @@ def temporary() -> Iterator[None]:
         os.path.join(glob.escape(above), _TEMPORARY + _RANDOM)
     ):
         # A folder that is in use is locked.
-        with contextlib.suppress(OSError), _lock_of(old):
+        with contextlib.suppress(OSError), _hold_lock(old):
             shutil.rmtree(old)
     new = tempfile.mkdtemp(prefix=f".{_TEMPORARY}")
     folder = os.path.join(above, os.path.basename(new)[1:])
     with contextlib.ExitStack() as stack:
         # Some network disks can't lock folders; leftovers then stay.
         with contextlib.suppress(OSError):
-            stack.enter_context(_lock_of(new))
+            stack.enter_context(_hold_lock(new))
         os.rename(new, folder)  # locked before it can be found
         tempfile.tempdir = os.environ["TMPDIR"] = folder
         try:
@@ -68,13 +68,13 @@ def room_for(*paths: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = _FULL.search(str(error))
-        if isinstance(error, Full) or not found:
+        match = _FULL.search(str(error))
+        if isinstance(error, Full) or not match:
             raise
         path = getattr(error, "filename", None)
         if not isinstance(path, str):
             path = min(paths, key=_free)
-        raise _full(found[0], path, "the data to write") from error
+        raise _full(match[0], path, "the data to write") from error
 
 
 def check_room(path: str, size: int) -> None:
@@ -84,7 +84,7 @@ def check_room(path: str, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _lock_of(folder):
+def _hold_lock(folder):
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

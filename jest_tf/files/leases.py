@@ -97,8 +97,8 @@ class Lease:
         if self._name not in claims:
             holder = "nobody"
             for name in claims:
-                found = _read(f"{self.path}/{name}").get("holder", "unknown")
-                holder = f"{name[:6]}, {found}"
+                process = _read(f"{self.path}/{name}").get("holder", "unknown")
+                holder = f"{name[:6]}, {process}"
             raise Lost(
                 f"The lease {self.path} was lost: expected this process as its "
                 f"holder, number {self._name[:6]}. Received: {holder}, after "
@@ -135,7 +135,7 @@ class Lease:
     def remove(self, paths: Sequence[str]) -> None:
         """Deletes files."""
         self.check()
-        names = {self._name_of(path) for path in paths}
+        names = {self._shorten(path) for path in paths}
         view = self.view or {}
         if names & {*view}:
             self._publish(
@@ -155,10 +155,10 @@ class Lease:
             local = os.path.join(
                 self._folder, urllib.parse.quote(path, safe="")
             )
-            found = place(path)
+            located = place(path)
             with contextlib.suppress(FileNotFoundError):
-                if remote.is_file(found):
-                    remote.download(found, local)
+                if remote.is_file(located):
+                    remote.download(located, local)
             self._staged[path] = local
         return self._staged[path]
 
@@ -173,8 +173,8 @@ class Lease:
             for name in names:
                 if not os.path.exists(local + name):
                     continue
-                found = os.stat(local + name)
-                state = found.st_size, found.st_mtime_ns
+                status = os.stat(local + name)
+                state = status.st_size, status.st_mtime_ns
                 if self._uploaded.get(local + name) == state:
                     continue
                 states[local + name] = state
@@ -210,9 +210,9 @@ class Lease:
                 remote.upload(local, path)
                 continue
             self._count += 1
-            name = self._name_of(path)
+            name = self._shorten(path)
             view[name] = f"{name}~{self._name[:6]}-{self._count}"
-            remote.upload(local, self._path_of(view[name]))
+            remote.upload(local, self._join(view[name]))
         if self.view is not None:
             self._publish(view)
 
@@ -223,17 +223,17 @@ class Lease:
         # The token stays unique if a folder is deleted and numbers restart.
         number, _, token = self._name.partition("-")
         published = f"{paths_lib.VIEWS}/{number}-{self._count:08d}-{token}"
-        _write(self._path_of(published), json.dumps(view).encode())
+        _write(self._join(published), json.dumps(view).encode())
         # From here on, a process that takes the lease starts from this view.
         self.check()
         self.view, self._published = view, published
         for name in sorted(old):
-            remote.remove(self._path_of(name))
+            remote.remove(self._join(name))
 
-    def _name_of(self, path):
+    def _shorten(self, path):
         return path[len(os.path.dirname(self.path)) + 1 :]
 
-    def _path_of(self, name):
+    def _join(self, name):
         return f"{os.path.dirname(self.path)}/{name}"
 
     def _keep(self):
@@ -292,13 +292,13 @@ def listed(folder: str, names: Sequence[str]) -> set[str]:
         return {*names}
     inside = f"{folder}/"[len(root) + 1 :]
     own = {paths_lib.VIEWS, os.path.basename(_locks[root])}
-    found = {
+    kept = {
         name
         for name in names
         if not _OBJECT.fullmatch(name)
         and (inside or name.split("/")[0] not in own)
     }
-    return found | {
+    return kept | {
         name.removeprefix(inside)
         for name in _view(root)
         if name.startswith(inside)
@@ -351,17 +351,17 @@ def _claim(path):
 
 def _wait_until_free(path):
     """Waits until no living process has the highest number."""
-    found = _living(path)
-    if not found:
+    living = _living(path)
+    if not living:
         return
-    waited = min(_age(f"{path}/{name}") for name in found)
+    waited = min(_age(f"{path}/{name}") for name in living)
     started = time.monotonic()
     while waited + time.monotonic() - started < EXPIRY:
         time.sleep(min(1.0, BEAT))
         now = _living(path)
         if not now:
             return
-        if now != found:
+        if now != living:
             holder = [*now.values()][0].get("holder", "another process")
             raise BlockingIOError(f"{path}: {holder} holds it")
 

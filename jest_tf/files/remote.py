@@ -33,7 +33,7 @@ _KEPT = 2**30
 
 def open_file(path: str, mode: str):
     """Opens a file; its reads are not retried."""
-    return _of(path).open(path, mode)
+    return _open_system(path).open(path, mode)
 
 
 def read(path: str) -> bytes:
@@ -48,51 +48,67 @@ def read(path: str) -> bytes:
 
 def stat(path: str) -> tuple[int, int]:
     """Returns the size, and the modification time in ns by the server."""
-    return retries.persist(f"look up {path}", lambda: _of(path).stat(path))
+    return retries.persist(
+        f"look up {path}", lambda: _open_system(path).stat(path)
+    )
 
 
 def is_file(path: str) -> bool:
     """Returns whether a path is a file."""
-    return retries.persist(f"look up {path}", lambda: _of(path).is_file(path))
+    return retries.persist(
+        f"look up {path}", lambda: _open_system(path).is_file(path)
+    )
 
 
 def is_folder(path: str) -> bool:
     """Returns whether a path is a folder."""
-    return retries.persist(f"look up {path}", lambda: _of(path).is_folder(path))
+    return retries.persist(
+        f"look up {path}", lambda: _open_system(path).is_folder(path)
+    )
 
 
 def names(path: str) -> list[str]:
     """Returns the names in a folder."""
-    return retries.persist(f"list {path}", lambda: _of(path).names(path))
+    return retries.persist(
+        f"list {path}", lambda: _open_system(path).names(path)
+    )
 
 
 def tree(path: str) -> list[str]:
     """Returns the files under a folder, relative to it."""
-    return retries.persist(f"list {path}", lambda: _of(path).tree(path))
+    return retries.persist(
+        f"list {path}", lambda: _open_system(path).tree(path)
+    )
 
 
 def find(pattern: str) -> list[str]:
     """Returns the paths that match a glob."""
     return retries.persist(
-        f"list {pattern}", lambda: _of(pattern).find(pattern)
+        f"list {pattern}", lambda: _open_system(pattern).find(pattern)
     )
 
 
 def remove(path: str) -> None:
     """Deletes a file, if it is there."""
     with contextlib.suppress(FileNotFoundError):
-        retries.persist(f"delete {path}", lambda: _of(path).remove(path))
+        retries.persist(
+            f"delete {path}", lambda: _open_system(path).remove(path)
+        )
 
 
 def remove_empty(path: str) -> None:
     """Deletes a folder without files, on systems that have such folders."""
     with contextlib.suppress(FileNotFoundError):
-        retries.persist(f"delete {path}", lambda: _of(path).remove_empty(path))
+        retries.persist(
+            f"delete {path}", lambda: _open_system(path).remove_empty(path)
+        )
 
 
 def upload(local: str, path: str) -> None:
     """Copies a local file to a path, where it appears whole."""
-    retries.persist(f"upload {path}", lambda: _of(path).upload(local, path))
+    retries.persist(
+        f"upload {path}", lambda: _open_system(path).upload(local, path)
+    )
 
 
 def download(path: str, local: str) -> None:
@@ -164,14 +180,14 @@ class Pages:
             np.cumsum(counts) - counts, counts
         )
         numbers = np.unique(np.repeat(first, counts) + line).tolist()
-        found = self._pages.get(
+        pages = self._pages.get(
             [(file, number) for number in numbers], self._fetch
         )
         parts = []
         for (start, end), low, other in zip(
             ranges.tolist(), first.tolist(), last.tolist(), strict=True
         ):
-            joint = b"".join(found[file, n] for n in range(low, other + 1))
+            joint = b"".join(pages[file, n] for n in range(low, other + 1))
             begin = low * self._page
             parts.append(joint[start - begin : end - begin])
         return b"".join(parts)
@@ -250,8 +266,8 @@ class _TensorFlow:
     remove = staticmethod(tf.io.gfile.remove)
 
     def stat(self, path):
-        found = tf.io.gfile.stat(path)
-        return found.length, found.mtime_nsec
+        status = tf.io.gfile.stat(path)
+        return status.length, status.mtime_nsec
 
     def is_file(self, path):
         with contextlib.suppress(tf.errors.NotFoundError):
@@ -266,8 +282,8 @@ class _TensorFlow:
     def names(self, path):
         with contextlib.suppress(tf.errors.NotFoundError):
             # The marker object of the folder itself has an empty name.
-            found = (name.rstrip("/") for name in tf.io.gfile.listdir(path))
-            return [name for name in found if name]
+            names = (name.rstrip("/") for name in tf.io.gfile.listdir(path))
+            return [name for name in names if name]
         return []
 
     def tree(self, path):
@@ -303,11 +319,11 @@ class _Fsspec:
 
     def stat(self, path):
         with _naming(path):
-            found = self._system.info(path)
-        time = found.get("mtime") or found.get("LastModified")
-        time = time or found.get("created") or 0.0
+            info = self._system.info(path)
+        time = info.get("mtime") or info.get("LastModified")
+        time = time or info.get("created") or 0.0
         seconds = time if isinstance(time, int | float) else time.timestamp()
-        return found["size"], int(seconds * 1e9)
+        return info["size"], int(seconds * 1e9)
 
     def is_file(self, path):
         with _naming(path):
@@ -319,20 +335,20 @@ class _Fsspec:
 
     def names(self, path):
         with _naming(path), contextlib.suppress(FileNotFoundError):
-            found = self._system.ls(path, detail=False)
-            return [os.path.basename(name.rstrip("/")) for name in found]
+            paths = self._system.ls(path, detail=False)
+            return [os.path.basename(name.rstrip("/")) for name in paths]
         return []
 
     def tree(self, path):
         with _naming(path):
             start = self._system._strip_protocol(path)
-            found = self._system.find(path)
-        return [os.path.relpath(name, start) for name in found]
+            paths = self._system.find(path)
+        return [os.path.relpath(name, start) for name in paths]
 
     def find(self, pattern):
         with _naming(pattern):
-            found = self._system.glob(pattern)
-        return [self._system.unstrip_protocol(name) for name in found]
+            paths = self._system.glob(pattern)
+        return [self._system.unstrip_protocol(name) for name in paths]
 
     def remove(self, path):
         with _naming(path):
@@ -362,7 +378,7 @@ def _naming(path):
         ) from error
 
 
-def _of(path):
+def _open_system(path):
     return _system(path.partition("://")[0])
 
 
@@ -386,5 +402,5 @@ def _system(scheme):
 
 
 def _schemes():
-    found = sorted(filter(None, tf.io.gfile.get_registered_schemes()))
-    return [f"{scheme}://" for scheme in found]
+    schemes = sorted(filter(None, tf.io.gfile.get_registered_schemes()))
+    return [f"{scheme}://" for scheme in schemes]

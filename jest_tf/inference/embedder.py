@@ -1,6 +1,6 @@
-"""A trained learner with its tokenizer and its preprocessing of pictures.
+"""A trained learner with its tokenizer and its preprocessing of images.
 
-Pictures are decoded and resized as in training (`data/pictures.py`), to the
+Images are decoded and resized as in training (`data/images.py`), to the
 same pixels. Embeddings equal those of evaluations and sidecars: bit for bit in
 the same batch of rows, and otherwise up to rounding, 1e-6 in float32.
 """
@@ -18,25 +18,26 @@ from jest_tf import config as config_lib
 from jest_tf import embeddings as embeddings_lib
 from jest_tf import files, models
 from jest_tf.config import checks
-from jest_tf.data import batches, pictures, stores, tokenizers
+from jest_tf.data import batches, stores, tokenizers
+from jest_tf.data import images as images_lib
 from jest_tf.models import reference, two_tower
 from jest_tf.runs import loading
 
-# A file name, an encoded picture, an image of Pillow, or uint8 pixels.
-Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
+# A file name, an encoded image, an image of Pillow, or uint8 pixels.
+AnyImage = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
 class Embedder:
-    """Embeds pictures and texts.
+    """Embeds images and texts.
 
     Args:
         learner: a built two-tower model.
         tokenizer: maps valid UTF-8 string [k] to int32 [k, L]; None if there
             are no texts to embed.
-        picture: the form of its pictures; None resizes them as in training.
-        batch_size: pictures or texts per forward pass.
+        image_form: the form of its images; None resizes them as in training.
+        batch_size: images or texts per forward pass.
         config: settings of the run that trained the learner, if any.
-        source: what `load` found, by which a `Funnel` knows its sidecars.
+        source: the loaded run or model; identifies its sidecars to a `Funnel`.
 
     Example:
         >>> learner = models.build_two_tower(
@@ -58,7 +59,7 @@ class Embedder:
         learner: models.TwoTower,
         tokenizer: Callable[[tf.Tensor], tf.Tensor] | None = None,
         *,
-        picture: pictures.Form | None = None,
+        image_form: images_lib.Form | None = None,
         batch_size: int = 256,
         config: config_lib.TrainConfig | None = None,
         source: reference.Run | reference.Pretrained | None = None,
@@ -69,9 +70,11 @@ class Embedder:
         self.batch_size = batch_size
         self.config = config
         self.source = source
-        self.picture = picture or _squashed(learner)
+        self.image_form = image_form or _squashed(learner)
         length = getattr(tokenizer, "length", None)
-        image = tf.TensorSpec([None, *self.picture.shape], self.picture.dtype)
+        image = tf.TensorSpec(
+            [None, *self.image_form.shape], self.image_form.dtype
+        )
         self._encode_image = embeddings_lib.compiled(
             lambda images: learner.encode_image(images, training=False),
             input_signature=[image],
@@ -96,13 +99,13 @@ class Embedder:
         """Bias of the logits."""
         return float(np.asarray(self.learner.bias))
 
-    def embed_images(self, images: Iterable[Picture]) -> np.ndarray:
-        """Embeds n pictures to unit norm, float32 [n, D].
+    def embed_images(self, images: Iterable[AnyImage]) -> np.ndarray:
+        """Embeds n images to unit norm, float32 [n, D].
 
         Args:
-            images: names of files, encoded pictures as bytes, images of Pillow,
+            images: names of files, encoded images as bytes, images of Pillow,
                 or uint8 arrays [H, W, 3], [H, W, 4] or [H, W], of any size and
-                also mixed. Grey becomes RGB, and alpha is dropped. A picture
+                also mixed. Grey becomes RGB, and alpha is dropped. An image
                 that cannot be read is an error.
         """
         images = _list("images", images)
@@ -135,25 +138,25 @@ class Embedder:
         return np.concatenate(parts)
 
     def _read(self, images, start):
-        """Reads and resizes a batch of pictures, [m, *picture.shape]."""
+        """Reads and resizes a batch of images, [m, *image_form.shape]."""
         some = [_read(x) for x in images[start : start + self.batch_size]]
-        encoded = [picture for picture in some if isinstance(picture, bytes)]
-        faults, decoded = map(iter, batches.decode(encoded, self.picture))
+        encoded = [image for image in some if isinstance(image, bytes)]
+        faults, decoded = map(iter, batches.decode(encoded, self.image_form))
         rows = []
-        for number, picture in enumerate(some, start):
-            fault = picture if isinstance(picture, stores.Fault) else None
-            if isinstance(picture, bytes):
+        for number, image in enumerate(some, start):
+            fault = image if isinstance(image, stores.Fault) else None
+            if isinstance(image, bytes):
                 fault = next(faults)
             if fault:
                 raise ValueError(
-                    "`images` must be pictures that can be read. Received: "
+                    "`images` must be readable. Received: "
                     f"images[{number}], {_name(images[number])}: {fault.reason}"
                 )
-            if isinstance(picture, bytes):
+            if isinstance(image, bytes):
                 rows.append(next(decoded))
             else:
                 with tf.device("CPU:0"):
-                    rows.append(self.picture(tf.constant(picture)).numpy())
+                    rows.append(self.image_form(tf.constant(image)).numpy())
         return np.stack(rows)
 
 
@@ -172,12 +175,12 @@ def load(
             `.keras` file, if any, lies beside it, as in a run directory.
         step: step of a checkpoint of the run; None takes the weights of a
             finished run.
-        batch_size: pictures or texts per forward pass.
+        batch_size: images or texts per forward pass.
         trust: whether modules in the run's directory may be imported
             (docs/models.md).
 
     Returns:
-        The model, with its `learner`, `tokenizer` and `picture`, and the
+        The model, with its `learner`, `tokenizer` and `image_form`, and the
         `config` of its run; None for other models.
 
     Example:
@@ -191,7 +194,7 @@ def load(
     return Embedder(
         model.learner,
         model.tokenizer,
-        picture=model.picture,
+        image_form=model.image_form,
         batch_size=batch_size,
         config=config,
         source=model,
@@ -202,24 +205,24 @@ def _squashed(learner):
     shape = learner.input_shapes["image"]
     if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
         raise ValueError(
-            "`learner` must take square RGB pictures, [B, S, S, 3], or "
-            f"`picture` must be given. Received: {shape}"
+            "`learner` must take square RGB images, [B, S, S, 3], or "
+            f"`image_form` must be given. Received: {shape}"
         )
-    return pictures.Resizing(shape[1])
+    return images_lib.Resizing(shape[1])
 
 
-def _read(picture):
+def _read(image):
     """Returns bytes, uint8 [H, W, 3] or a fault."""
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, (str, os.PathLike)):
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, (str, os.PathLike)):
         try:
-            return files.read_whole(os.fspath(picture))
+            return files.read_whole(os.fspath(image))
         except OSError as error:
             return stores.Fault(error.strerror or str(error))
-    if isinstance(picture, Image.Image):
-        return np.asarray(picture.convert("RGB"))
-    pixels = np.asarray(picture)
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image)
     if fault := two_tower.pixel_fault(pixels):
         return stores.Fault(fault)
     if pixels.ndim == 2:
@@ -232,12 +235,12 @@ def _read(picture):
     return pixels[..., :3]
 
 
-def _name(picture):
-    if isinstance(picture, (str, os.PathLike)):
-        return repr(os.fspath(picture))
-    if isinstance(picture, bytes):
-        return f"{len(picture)} bytes"
-    return f"a {type(picture).__name__}"
+def _name(image):
+    if isinstance(image, (str, os.PathLike)):
+        return repr(os.fspath(image))
+    if isinstance(image, bytes):
+        return f"{len(image)} bytes"
+    return f"a {type(image).__name__}"
 
 
 def _list(name, values):

@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import files
-from jest_tf.data import pictures, tokenizers
+from jest_tf.data import images as images_lib
+from jest_tf.data import tokenizers
 from jest_tf.inference import embedder as embedder_lib
 
 _FUNCTIONS = ("embed_images", "embed_pixels", "embed_texts", "embed_tokens")
@@ -20,17 +21,17 @@ _OPSET = 18  # the newest that tf2onnx writes
 
 
 def saved_model(embedder: embedder_lib.Embedder, path: str) -> tuple[str, ...]:
-    """Writes a SavedModel with pictures, pixels, strings and tokens as inputs.
+    """Writes a SavedModel with images, pixels, strings and tokens as inputs.
 
     Functions, also as signatures whose output is named `embeddings`:
 
-        embed_images(images)   encoded pictures, string [n] -> float32 [n, D]
+        embed_images(images)   encoded images, string [n] -> float32 [n, D]
         embed_pixels(pixels)   uint8 [n, S, S, 3] -> float32 [n, D]
         embed_texts(texts)     UTF-8, string [m] -> float32 [m, D]
         embed_tokens(tokens)   int32 [m, L] -> float32 [m, D]
 
     Attributes `scale` and `bias` are float32 scalars: the logits are scale
-    image text^T + bias. See `pictures.decode_all` for the formats of pictures.
+    image text^T + bias. See `images.decode_all` for the formats of images.
 
     Args:
         embedder: the learner, with its tokenizer, if any.
@@ -118,7 +119,7 @@ class _Module(tf.Module):
         self.embed_images = tf.function(
             lambda images: encode(
                 learner.encode_image,
-                pictures.decode_all(images, embedder.picture),
+                images_lib.decode_all(images, embedder.image_form),
             ),
             [tf.TensorSpec([None], tf.string, "images")],
         )
@@ -150,12 +151,12 @@ def _in_graph(tokenizer):
 
 def _specs(embedder):
     """The inputs of both towers."""
-    picture = embedder.picture
+    image_form = embedder.image_form
     length = getattr(embedder.tokenizer, "length", None)
     if length is None:
         length = embedder.learner.input_shapes["text"][1]
     return (
-        tf.TensorSpec([None, *picture.shape], picture.dtype, "pixels"),
+        tf.TensorSpec([None, *image_form.shape], image_form.dtype, "pixels"),
         tf.TensorSpec([None, length], tf.int32, "tokens"),
     )
 

@@ -176,14 +176,14 @@ def sum_softplus(cosines: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """`sum(softplus(scale * cosines + bias), 1)`, with relative error 2e-6."""
     if cosines.shape[1] < _FUSED_COLUMNS:
         return ops.sum(ops.softplus(scale * cosines + bias), 1)
-    return ops.sum(_softplus_of_groups(cosines, scale, bias), 1)
+    return ops.sum(_sum_softplus_by_group(cosines, scale, bias), 1)
 
 
 def log_sum_exp(cosines: Tensor, scale: Tensor) -> Tensor:
     """Computes `logsumexp(scale * cosines, 1)`."""
     if cosines.shape[1] < _FUSED_COLUMNS:
         return ops.logsumexp(scale * cosines, 1)
-    return ops.logsumexp(_log_sum_exp_of_groups(cosines, scale), 1)
+    return ops.logsumexp(_log_sum_exp_by_group(cosines, scale), 1)
 
 
 # XLA makes one pass over the tile, TensorFlow about fifteen.
@@ -191,7 +191,7 @@ _fused = functools.partial(embeddings.compiled, jit_compile=True)
 
 
 @_fused
-def _softplus_of_groups(cosines, scale, bias):
+def _sum_softplus_by_group(cosines, scale, bias):
     """Sums softplus over groups of columns, `[rows, ceil(columns / 16)]`.
 
     A sum of log(1 + exp(-|x|)) is the logarithm of a product of at most 2^16.
@@ -213,7 +213,7 @@ def _softplus_of_groups(cosines, scale, bias):
 
 
 @_fused
-def _log_sum_exp_of_groups(cosines, scale):
+def _log_sum_exp_by_group(cosines, scale):
     """Log-sum-exps over groups of columns, `[rows, ceil(columns / 16)]`."""
     parts = _in_groups(cosines, scale, 0.0)
     highest = _join_pairs(ops.maximum, parts)

@@ -76,16 +76,16 @@ def _built_in(name):
 
 
 def _called(setting, name):
-    found = imports.call_function(setting, name, "PairLoss")
-    if not isinstance(found, PairLoss) or not all(
-        hasattr(found.rows, part) for part in _PARTS_OF_ROWS
+    made = imports.call_function(setting, name, "PairLoss")
+    if not isinstance(made, PairLoss) or not all(
+        hasattr(made.rows, part) for part in _PARTS_OF_ROWS
     ):
         raise ValueError(
             f"`{setting}` must name a function that returns a PairLoss, whose "
             "`rows` has the methods of SigmoidRows and the field `model`. "
-            f"Received: {found!r} from {name}"
+            f"Received: {made!r} from {name}"
         )
-    return found
+    return made
 
 
 def sigmoid_loss(
@@ -235,7 +235,7 @@ def _loss(form, learner, ids, equal_ids, block_size, replicas):
 
 
 def _checked_ids(num_rows, ids, equal_ids):
-    checks.check("equal_ids", equal_ids, checks.one_of(*config.EQUAL_CAPTIONS))
+    checks.check("equal_ids", equal_ids, checks.among(*config.EQUAL_CAPTIONS))
     needs_ids = config.EQUAL_CAPTIONS[equal_ids].needs_ids
     if needs_ids and ids is None:
         raise ValueError(
@@ -421,7 +421,7 @@ def _softmax_by_blocks(fold, sides, pairs, replicas):
         sums = ops.stack([over_texts, over_images], 1)
         everyone = ops.unstack(replicas.all_gather(sums), axis=1)
 
-    def slope_of(row_sums, column_sums):
+    def make_slope(row_sums, column_sums):
         def slope(logits, start, size):
             positive, keep = pairs(start, size)
             rows = embeddings.rows_from(row_sums, start, size)
@@ -434,8 +434,8 @@ def _softmax_by_blocks(fold, sides, pairs, replicas):
         return slope
 
     return ops.sum(0.5 * (over_texts + over_images) - target), (
-        slope_of(over_texts, everyone[1]),
-        slope_of(over_images, everyone[0]),
+        make_slope(over_texts, everyone[1]),
+        make_slope(over_images, everyone[0]),
     )
 
 

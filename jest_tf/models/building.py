@@ -77,7 +77,7 @@ def _towers(
     embedding_dim=None,
 ):
     """Builds a preset's towers, by role; arguments as in `build_two_tower`."""
-    checks.check("preset", preset, checks.one_of(*sorted(config_lib.PRESETS)))
+    checks.check("preset", preset, checks.among(*sorted(config_lib.PRESETS)))
     sizes = config_lib.PRESETS[preset]
     shared = {
         "width": sizes.width,
@@ -165,7 +165,7 @@ def start_from(
     """Builds a learner with the weights of another model.
 
     The learner has the towers, weights, temperature and bias of `initial`,
-    under the dtype policy of `config.model`, for pictures of `data.image_size`.
+    under the dtype policy of `config.model`, for images of `data.image_size`.
     The learned positions of patches are resized bilinearly to this size. With
     `model.init_tower` only that tower comes from `initial`. The other tower is
     a new one of the preset, and temperature and bias are those of
@@ -215,11 +215,11 @@ def to_json(learner: two_tower.TwoTower) -> str:
 
 def from_json(text: str) -> two_tower.TwoTower:
     """Builds a learner from the text of `to_json`, with new weights."""
-    found = json.loads(text)
-    learner = keras.saving.deserialize_keras_object(found["learner"])
+    content = json.loads(text)
+    learner = keras.saving.deserialize_keras_object(content["learner"])
     if not isinstance(learner, two_tower.TwoTower):
         raise TypeError(f"a {type(learner).__name__}, not a TwoTower")
-    learner.build({k: tuple(v) for k, v in found["input_shapes"].items()})
+    learner.build({k: tuple(v) for k, v in content["input_shapes"].items()})
     return learner
 
 
@@ -237,7 +237,7 @@ def _set_dtype(settings, policy):
 
 
 def _set_image_size(settings, before, size):
-    """Sets the size of pictures wherever it occurs, in place."""
+    """Sets the size of images wherever it occurs, in place."""
     if isinstance(settings, dict):
         patch_size = settings.get("patch_size")
         if patch_size and size % patch_size:
@@ -270,15 +270,15 @@ def _resized(positions, variable, before, size):
             break
     else:
         raise ValueError(
-            f"`model.init_from` cannot take pictures of another size: expected "
+            f"`model.init_from` cannot take images of another size: expected "
             f"{before}, because {variable.path} of {list(positions.shape)} are "
             f"not positions in a square. Received: data.image_size={size}"
         )
     flat = positions.reshape(count, -1)
     grid = flat[extra:].reshape(1, sides[0], sides[0], -1)
     grid = tf.image.resize(grid, [sides[1]] * 2, antialias=True).numpy()
-    found = np.concatenate([flat[:extra], grid.reshape(sides[1] ** 2, -1)])
-    return found.reshape(variable.shape)
+    resized = np.concatenate([flat[:extra], grid.reshape(sides[1] ** 2, -1)])
+    return resized.reshape(variable.shape)
 
 
 def _build(model, image_size, text_length):

@@ -73,7 +73,7 @@ def load(name: str) -> reference.Pretrained:
 
 
 class Pixels:
-    """An image processor as a form of pictures, float32 [3, S, S]."""
+    """An image processor as a form of images, float32 [3, S, S]."""
 
     dtype = tf.float32
 
@@ -96,10 +96,10 @@ class Pixels:
         )
 
     def _pixels(self, image):
-        found = self._processor(
+        processed = self._processor(
             images=image, return_tensors="np", input_data_format="channels_last"
         )
-        return np.asarray(found["pixel_values"][0], np.float32)
+        return np.asarray(processed["pixel_values"][0], np.float32)
 
 
 class Tokenizer:
@@ -131,15 +131,15 @@ class Tokenizer:
     def _rows(self, captions):
         if not len(captions):
             return np.zeros([0, self.length], np.int32)
-        found = self._tokenizer(
+        tokenized = self._tokenizer(
             [caption.decode() for caption in captions],
             padding="max_length",
             truncation=True,
             max_length=self.length,
             return_tensors="np",
         )
-        rows = np.asarray(found["input_ids"], np.int32)
-        return np.where(found.get("attention_mask", 1), rows, -1 - rows)
+        rows = np.asarray(tokenized["input_ids"], np.int32)
+        return np.where(tokenized.get("attention_mask", 1), rows, -1 - rows)
 
 
 class TwoTower:
@@ -186,7 +186,7 @@ class TwoTower:
     def encode_text(self, rows: tf.Tensor, training=False) -> tf.Tensor:
         """Embeds rows of `Tokenizer` [B, L] to unit norm, float32 [B, D]."""
         del training
-        return self._call(self._model.get_text_features, _inputs_of, rows)
+        return self._call(self._model.get_text_features, _make_inputs, rows)
 
     def _call(self, embed, inputs_of, values):
         torch = self._torch
@@ -197,12 +197,14 @@ class TwoTower:
                 for name, value in inputs_of(values).items()
             }
             with torch.no_grad():
-                found = embed(**inputs)
-                found = getattr(found, "pooler_output", found)
-                return (found / found.norm(p=2, dim=-1, keepdim=True)).numpy()
+                embedded = embed(**inputs)
+                embedded = getattr(embedded, "pooler_output", embedded)
+                return (
+                    embedded / embedded.norm(p=2, dim=-1, keepdim=True)
+                ).numpy()
 
-        found = tf.numpy_function(call, [values], tf.float32, stateful=False)
-        return tf.ensure_shape(found, [values.shape[0], self._dim])
+        embedded = tf.numpy_function(call, [values], tf.float32, stateful=False)
+        return tf.ensure_shape(embedded, [values.shape[0], self._dim])
 
     @property
     def _dim(self):
@@ -210,7 +212,7 @@ class TwoTower:
         return projection or self._model.config.vision_config.hidden_size
 
 
-def _inputs_of(rows):
+def _make_inputs(rows):
     mask = rows >= 0
     inputs = {"input_ids": np.where(mask, rows, -1 - rows).astype(np.int64)}
     if not mask.all():

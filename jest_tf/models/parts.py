@@ -95,19 +95,19 @@ def _names(learner) -> list[str]:
 
 
 def _matches(pattern, names):
-    found = [
+    matches = [
         number
         for number, name in enumerate(names)
         if fnmatch.fnmatchcase(name, pattern)
         or fnmatch.fnmatchcase(name, f"{pattern}/*")
     ]
-    if not found:
+    if not matches:
         known = dict.fromkeys(re.sub(r"\d+", "*", name) for name in names)
         raise ValueError(
             "`model.frozen` must match names of the learner's variables: "
             f"{', '.join(known)}. Received: {pattern!r}"
         )
-    return found
+    return matches
 
 
 def _by_depth(learner, names, decay):
@@ -127,12 +127,12 @@ def _by_depth(learner, names, decay):
         # The blocks of each variable, by the variable's number.
         blocks = {}
         for number in inside:
-            found = _BLOCK.search(names[number])
+            match = _BLOCK.search(names[number])
             depth = stacked.get(id(learner.variables[number]))
             if depth is not None:
                 blocks[number] = range(depth)
-            elif found:
-                blocks[number] = range(int(found[1]), int(found[1]) + 1)
+            elif match:
+                blocks[number] = range(int(match[1]), int(match[1]) + 1)
         if not blocks:
             if all(not learner.variables[i].trainable for i in inside):
                 continue

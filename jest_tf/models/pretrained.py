@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from jest_tf import embeddings, files
 from jest_tf.config import checks
-from jest_tf.data import pictures, tokenizers
+from jest_tf.data import images, tokenizers
 from jest_tf.models import hugging_face, reference, two_tower
 
 KERAS_HUB = "keras_hub:"
@@ -124,7 +124,7 @@ def load(name: str) -> reference.Pretrained:
 def _load(name, stamp, strategy):
     del stamp, strategy  # They distinguish a model from a later version.
     if name.endswith(KERAS):
-        return _of_keras_file(name)
+        return _read_keras_file(name)
     if name.startswith(hugging_face.PREFIX):
         return hugging_face.load(name)
     hub = tokenizers.import_keras_hub(name)
@@ -161,7 +161,7 @@ def _load(name, stamp, strategy):
     )
 
 
-def _of_keras_file(path):
+def _read_keras_file(path):
     with files.staged(path) as local:
         model = keras.models.load_model(local, compile=False)
     learner = getattr(model, "learner", model)
@@ -181,7 +181,7 @@ def _of_keras_file(path):
         path,
         learner,
         tokenizer,
-        pictures.Resizing(learner.input_shapes["image"][1]),
+        images.Resizing(learner.input_shapes["image"][1]),
         loss,
         (learner.image_tower.compute_dtype, learner.pixels),
     )
@@ -246,15 +246,15 @@ def _resizing(name, backbone, converter):
         )
     if converter.image_size != (size, size):
         raise ValueError(
-            f"The image converter of {name!r} must give pictures of the "
+            f"The image converter of {name!r} must give images of the "
             f"tower's size, {size} x {size}. Received: {converter.image_size}"
         )
     if converter.pad_to_aspect_ratio:
         raise ValueError(
             f"The image converter of {name!r} must not pad: Keras cannot pad "
-            "8-bit pictures. Received: pad_to_aspect_ratio=True"
+            "8-bit images. Received: pad_to_aspect_ratio=True"
         )
-    return pictures.Resizing(
+    return images.Resizing(
         size,
         converter.interpolation,
         converter.antialias,

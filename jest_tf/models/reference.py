@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import embeddings, models
-from jest_tf.data import pictures, tokenizers
+from jest_tf.data import images as images_lib
+from jest_tf.data import tokenizers
 from jest_tf.data.sidecars import file_format
 from jest_tf.embeddings import Embeddings
 
@@ -30,12 +31,12 @@ class Run(NamedTuple):
     tokenizer: Callable
     learner: models.TwoTower
     name: str = ""
-    resizing: pictures.Resizing | None = None
+    resizing: images_lib.Resizing | None = None
 
     @property
-    def picture(self) -> pictures.Resizing:
-        """Returns the form of the learner's pictures."""
-        return self.resizing or pictures.Resizing(self.config.data.image_size)
+    def image_form(self) -> images_lib.Resizing:
+        """Returns the form of the learner's images."""
+        return self.resizing or images_lib.Resizing(self.config.data.image_size)
 
     @property
     def loss(self) -> str:
@@ -52,7 +53,7 @@ class Run(NamedTuple):
 
 
 class Pretrained(NamedTuple):
-    """A pretrained model with its weights, tokenizer and form of pictures.
+    """A pretrained model with its weights, tokenizer and form of images.
 
     Attributes:
         name: the name by which the model was loaded.
@@ -60,7 +61,7 @@ class Pretrained(NamedTuple):
             `encode_text`, `log_temperature`, `bias` and `weights`.
         tokenizer: maps valid UTF-8, string [k], to int32 [k, L]; None if
             unknown.
-        picture: the form of the model's pictures.
+        image_form: the form of the model's images.
         loss: "sigmoid" or "softmax", the loss that trained the model.
         settings: settings of the model that affect its embeddings.
     """
@@ -68,7 +69,7 @@ class Pretrained(NamedTuple):
     name: str
     learner: models.TwoTower
     tokenizer: Callable
-    picture: pictures.Form
+    image_form: images_lib.Form
     loss: str
     settings: tuple = ()
 
@@ -114,7 +115,7 @@ def frozen(model: Callable) -> Callable[[dict], Embeddings]:
         view = dict(batch)
         for name in ("image", "text"):
             view[name] = view.pop(f"{name}_for_reference", view[name])
-        return embeddings.of_model("reference", model(view, **options))
+        return embeddings.convert_output("reference", model(view, **options))
 
     embed.variables = tuple(getattr(model, "variables", ()))
     return embed
@@ -132,11 +133,11 @@ def describe(run: Run | Pretrained) -> file_format.Description:
             f"{tokenizers.WordPieceTokenizer.FILE}, beside {run.name!r}. "
             "Received: none"
         )
-    zeros = tf.zeros([1, *run.picture.shape], run.picture.dtype)
+    zeros = tf.zeros([1, *run.image_form.shape], run.image_form.dtype)
     return file_format.Description(
         fingerprint=fingerprint(run.learner, *run.settings),
         tokenizer=describe_tokenizer(run.tokenizer),
-        preprocessing=str(run.picture),
+        preprocessing=str(run.image_form),
         dim=int(run.learner.encode_image(zeros).shape[-1]),
         scale=float(_on_host(run.learner.log_temperature, tf.exp)),
         bias=float(_on_host(run.learner.bias)),
@@ -166,11 +167,11 @@ def fingerprint(model: keras.Model, *settings) -> str:
 def encoder(run: Run | Pretrained, batch_size: int = 256) -> Callable:
     """Adapts a model to the `encode` argument of `embed.write`.
 
-    The result maps images [k, *run.picture.shape] and m strings to embeddings,
-    float32 [k, D] and [m, D]. Passes are padded to `batch_size`, so only one
-    shape is traced.
+    The result maps images [k, *run.image_form.shape] and m strings to
+    embeddings, float32 [k, D] and [m, D]. Passes are padded to `batch_size`, so
+    only one shape is traced.
     """
-    learner, form = run.learner, run.picture
+    learner, form = run.learner, run.image_form
     images = tf.TensorSpec([batch_size, *form.shape], form.dtype)
     tokens = tf.TensorSpec([batch_size, run.tokenizer.length], tf.int32)
     encode_image = tf.function(

@@ -232,7 +232,7 @@ class TwoTower(keras.Model):
 
         Inputs are uint8 images in [0, 255] and int32 token ids, unless
         `input_signature` says otherwise. `jest-tf export` writes a SavedModel
-        that takes encoded pictures and strings.
+        that takes encoded images and strings.
         """
         if input_signature is None:
             input_signature = [self._input_specs()]
@@ -295,7 +295,7 @@ class TwoTower(keras.Model):
 
 
 def pixel_fault(pixels: np.ndarray, learner: TwoTower | None = None) -> str:
-    """Describes the fault of pictures, [..., 3]; "" if there is none.
+    """Describes the fault of images, [..., 3]; "" if there is none.
 
     uint8 is valid. Floats need a learner, and must lie in the range to which
     its `pixels` map [0, 255]. Some excess is allowed, because filters
@@ -326,10 +326,10 @@ def plain_id_errors() -> Iterator[None]:
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        found = _NO_ID.search(error.message)
-        if not found:
+        match = _NO_ID.search(error.message)
+        if not match:
             raise
-        number, rows = found.groups()
+        number, rows = match.groups()
         raise ValueError(
             f"`text` must hold token ids in [0, {rows}), the rows of the text "
             "tower's table: build the tower for the tokenizer's "

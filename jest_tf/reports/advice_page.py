@@ -1,4 +1,4 @@
-"""The page of an advice: sentences, similarities, and pairs of pictures.
+"""The page of an advice: sentences, similarities, and pairs of images.
 
 Pairs on both sides of the cut show the matches that the reference confuses.
 """
@@ -18,21 +18,21 @@ _BINS = 60
 
 def write(
     path: str,
-    found: survey_lib.Survey,
+    findings: survey_lib.Survey,
     sentences: Sequence[str],
     pool: stores.Store,
     tests: stores.Store | None = None,
 ) -> None:
     """Writes the page of a survey of `pool`; `path` may be remote."""
-    order = np.argsort(-found.pool, kind="stable")
-    cut = max(1, len(order) // found.candidates)
+    order = np.argsort(-findings.pool, kind="stable")
+    cut = max(1, len(order) // findings.candidates)
 
     def cards(places):
         """Cards of places in `order`; framed if they are chosen."""
         rows = order[places]
         shown = zip(
-            found.rows[rows].tolist(),
-            found.pool[rows].tolist(),
+            findings.rows[rows].tolist(),
+            findings.pool[rows].tolist(),
             (places < cut).tolist(),
             strict=True,
         )
@@ -41,20 +41,20 @@ def write(
     around = np.arange(cut - _SHOWN // 2, cut + _SHOWN // 2)
     page = rendering.render(
         "advice.html",
-        found=found,
+        findings=findings,
         sentences=sentences,
-        chart=_chart(found),
+        chart=_chart(findings),
         chosen=cards(charts.evenly(cut, _SHOWN)),
         at_cut=cards(around[(around >= 0) & (around < len(order))]),
         dropped=cards(cut + charts.evenly(len(order) - cut, _SHOWN)),
-        repeats=_copies(found.repeats, pool, pool),
-        leaks=_copies(found.leaks, tests, pool) if tests else None,
+        repeats=_copies(findings.repeats, pool, pool),
+        leaks=_copies(findings.leaks, tests, pool) if tests else None,
     )
     files.write_whole(path, page)
 
 
 def _copies(nearest, store, pool):
-    """Cards of the nearest pairs, each beside its picture of the pool."""
+    """Cards of the nearest pairs, each beside its image of the pool."""
     order, pairs = np.argsort(-nearest.cosines, kind="stable"), {}
     for row, other, cosine in zip(
         *(column[order].tolist() for column in nearest), strict=True
@@ -73,16 +73,16 @@ def _copies(nearest, store, pool):
     return [card for pair in zip(*sides, strict=True) for card in pair]
 
 
-def _chart(found):
+def _chart(findings):
     low, high = np.percentile(
-        np.concatenate([found.pool, found.curated]), [0.5, 99.5]
+        np.concatenate([findings.pool, findings.curated]), [0.5, 99.5]
     ).tolist()
     return charts.histogram(
         "Similarity of pairs, standardised",
         [
-            ("pool", charts.KEPT, found.pool),
-            ("curated", charts.UNIFORM, found.curated),
-            ("mismatched", charts.DROPPED, found.mismatched),
+            ("pool", charts.KEPT, findings.pool),
+            ("curated", charts.UNIFORM, findings.curated),
+            ("mismatched", charts.DROPPED, findings.mismatched),
         ],
         np.linspace(low, high if high > low else low + 1.0, _BINS + 1),
         "standard deviations above mismatched pairs",

@@ -25,7 +25,7 @@ def write(
     """
     sections = []
     for title, store in evaluated.by_name.items():
-        found = store.embed(evaluated.encoder)
+        embedded = store.embed(evaluated.encoder)
         section = {
             "title": title,
             "measures": {
@@ -34,17 +34,17 @@ def write(
             },
         }
         if "zero_shot" in store.tasks:
-            section["classes"] = _confusions(store, found)
+            section["classes"] = _confusions(store, embedded)
         if "retrieval" in store.tasks:
-            section["retrieved"] = _retrieved(store, found)
+            section["retrieved"] = _retrieved(store, embedded)
         sections.append(section)
     page = rendering.render("evaluation.html", name=name, sections=sections)
     files.write_whole(path, page)
 
 
-def _confusions(store, found):
-    images, targets = found.images[store.labelled], store.targets
-    nearest = zero_shot.nearest(images, found.classes)
+def _confusions(store, embedded):
+    images, targets = embedded.images[store.labelled], store.targets
+    nearest = zero_shot.nearest(images, embedded.classes)
     names, totals = store.class_names, np.bincount(targets)
     pairs, counts = np.unique(
         np.stack([targets, nearest], axis=1), axis=0, return_counts=True
@@ -57,13 +57,15 @@ def _confusions(store, found):
             "chosen": names[j],
             "count": int(counts[place]),
             "share": float(counts[place] / totals[i]),
-            "cosine": float(found.classes[i] @ found.classes[j]),
+            "cosine": float(embedded.classes[i] @ embedded.classes[j]),
         }
         for place in wrong[:_PAIRS]
         for i, j in [pairs[place]]
     ]
     margins = np.einsum(
-        "nd,nd->n", images, found.classes[nearest] - found.classes[targets]
+        "nd,nd->n",
+        images,
+        embedded.classes[nearest] - embedded.classes[targets],
     )
     rows = _worst(margins, nearest != targets)
     texts = [
@@ -76,23 +78,23 @@ def _confusions(store, found):
     }
 
 
-def _retrieved(store, found):
+def _retrieved(store, embedded):
     ranks = evaluation.ranks(
-        found.images, found.texts, store.image_groups, store.text_groups
+        embedded.images, embedded.texts, store.image_groups, store.text_groups
     )
     from_image, from_text = ranks["image_to_text"], ranks["text_to_image"]
     captions = [text.decode("utf-8", "replace") for text in store.captions]
     by_group = {}
     for group, caption in zip(store.text_groups, captions, strict=True):
         by_group.setdefault(group, caption)
-    pictures = _worst(from_image, from_image > 1)
+    image_rows = _worst(from_image, from_image > 1)
     texts = _worst(from_text, from_text > 1)
     return {
-        "pictures": _cards(
+        "images": _cards(
             store,
-            pictures,
-            from_image[pictures],
-            [by_group[store.image_groups[row]] for row in pictures],
+            image_rows,
+            from_image[image_rows],
+            [by_group[store.image_groups[row]] for row in image_rows],
         ),
         "texts": _cards(
             store,

@@ -1,4 +1,4 @@
-"""The page of a manifest: records that it keeps and drops, with pictures."""
+"""The page of a manifest: records that it keeps and drops, with images."""
 
 import os
 

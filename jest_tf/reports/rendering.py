@@ -7,9 +7,9 @@ import jinja2
 import numpy as np
 import tensorflow as tf
 
-from jest_tf.data import pictures, reader, stores
+from jest_tf.data import images, reader, stores
 
-_PICTURE_SIZE = 64
+_IMAGE_SIZE = 64
 
 
 def render(template: str, **values: object) -> bytes:
@@ -31,11 +31,11 @@ def thumbnail(record: stores.Record | stores.Fault) -> dict[str, object]:
     if not isinstance(record, stores.Fault):
         texts = [record.captions[i] for i in reader.candidates(record.captions)]
         caption = b"".join(texts[:1]).decode("utf-8", "replace")
-        image = pictures.decode(record.image)
+        image = images.decode(record.image)
     if isinstance(image, stores.Fault):
-        grey = np.full([_PICTURE_SIZE, _PICTURE_SIZE, 3], 128, np.uint8)
+        grey = np.full([_IMAGE_SIZE, _IMAGE_SIZE, 3], 128, np.uint8)
         return {"image": grey, "caption": image.reason}
-    resized = pictures.resize_image(image, _PICTURE_SIZE)
+    resized = images.resize_image(image, _IMAGE_SIZE)
     return {"image": np.asarray(resized), "caption": caption}
 
 

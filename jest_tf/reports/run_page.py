@@ -27,7 +27,7 @@ _COLOURS = (
 
 
 def write(workdir: str, path: str, num_moments: int = 8) -> None:
-    """Writes the page of a run, with pictures of `num_moments` logged draws."""
+    """Writes the page of a run, with images of `num_moments` logged draws."""
     lines, config = read(workdir), directory.load_config(workdir)
     log = directory.read_rows(workdir, directory.METRICS_FILE)
     evaluations = directory.read_rows(workdir, directory.EVALUATION_FILE)
@@ -63,7 +63,7 @@ def read(workdir: str) -> list[dict]:
     return lines
 
 
-def add_pictures(workdir: str, lines: Sequence[dict]) -> None:
+def add_images(workdir: str, lines: Sequence[dict]) -> None:
     """Adds `image`, `caption` and `id` to the rows of lines from `read`.
 
     The rows are those under `highest` and `lowest` of every stage, and under
@@ -88,7 +88,7 @@ def _add_examples(workdir, config, funnel, number, rows):
         row["position"] if "position" in row else super_batch[row["row"]]
         for row in rows
     ]
-    found = pipeline.at_positions(
+    examples = pipeline.at_positions(
         funnel.store,
         np.array(positions, np.int64),
         seed=config.seed,
@@ -96,7 +96,7 @@ def _add_examples(workdir, config, funnel, number, rows):
         embedded=funnel.inputs.embedded,
         options=funnel.options,
     )
-    for row, image, caption, key in zip(rows, *found, strict=True):
+    for row, image, caption, key in zip(rows, *examples, strict=True):
         if row.get("id", key) != key:
             raise ValueError(
                 f"`data.train` must be the data that the run in {workdir!r} "
@@ -117,7 +117,7 @@ def _sources(config):
 
 
 def _moments(workdir, config, lines, count):
-    """Up to `count` lines with pictures, newest first.
+    """Up to `count` lines with images, newest first.
 
     The newest line also gets some of the rows offered to its first stage.
     """
@@ -128,7 +128,7 @@ def _moments(workdir, config, lines, count):
         {"position": start + int(row), "score": None, "kept": False}
         for row in charts.evenly(size, _OFFERED)
     ]
-    add_pictures(workdir, moments)
+    add_images(workdir, moments)
     return moments
 
 
@@ -151,7 +151,7 @@ def _stores(rows):
 def _positions(config, funnel, number):
     """Stream positions of a super-batch."""
     size = funnel.plan[0].super_batch_size
-    stages = inputs.stored_stages_of(config, funnel)
+    stages = inputs.make_stored_stages(config, funnel)
     if stages is None:
         return range(number * size, (number + 1) * size)
     return next(iter(stages.positions(number, slice(0, size)).take(1))).numpy()

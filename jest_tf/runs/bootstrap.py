@@ -41,7 +41,7 @@ class Renewal(NamedTuple):
 
     Attributes:
         step: steps done before it.
-        images: pictures embedded.
+        images: images embedded.
         captions: captions embedded.
         flops: floating-point operations of embedding both.
         seconds: time taken by the process that finished it.
@@ -74,9 +74,9 @@ def renewals(config: config_lib.TrainConfig, workdir: str) -> list[Renewal]:
 
 def _read(folder):
     with directory.as_written(folder, directory.RENEWAL_FILE):
-        found = Renewal(**directory.read(folder, directory.RENEWAL_FILE))
-        sum(found[:6])  # raises unless they are numbers
-        return found
+        renewal = Renewal(**directory.read(folder, directory.RENEWAL_FILE))
+        sum(renewal[:6])  # raises unless they are numbers
+        return renewal
 
 
 def stored_flops(
@@ -233,7 +233,7 @@ def embed_records(
             rows=rows,
             progress=progress.Progress("embedding", "records"),
         ),
-        image_size=run.picture,
+        image_size=run.image_form,
         batch_size=_BATCH_SIZE,
     )
     seconds = round(time.monotonic() - started, 3)
@@ -333,8 +333,8 @@ def _last_kept(config, workdir, step):
                 "none; `jest-tf train` makes it when it continues the run from "
                 "that step, so delete later checkpoints, if there are any"
             )
-        found = _read(folder)
-        last = found if found.kept else last
+        renewal = _read(folder)
+        last = renewal if renewal.kept else last
     return last
 
 
@@ -344,13 +344,13 @@ def _folder(workdir, step):
 
 
 def _flops(run):
-    """Counts the FLOPs of embedding a picture, and of a caption."""
+    """Counts the FLOPs of embedding an image, and of a caption."""
     learner = run.learner
-    picture = tf.TensorSpec([1, *run.picture.shape], run.picture.dtype)
+    image = tf.TensorSpec([1, *run.image_form.shape], run.image_form.dtype)
     tokens = tf.TensorSpec([1, run.tokenizer.length], tf.int32)
     return (
         flops.count(
-            lambda part: learner.encode_image(part, training=False), picture
+            lambda part: learner.encode_image(part, training=False), image
         )[0],
         flops.count(
             lambda part: learner.encode_text(part, training=False), tokens

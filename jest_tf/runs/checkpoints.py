@@ -287,8 +287,10 @@ def _steps(workdir, suffix=""):
     """Returns the steps with a folder that has the suffix, ascending."""
     folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
     pattern = rf"step-(\d+){re.escape(suffix)}"
-    found = (re.fullmatch(pattern, name) for name in files.list_folder(folder))
-    steps = sorted(int(match[1]) for match in found if match)
+    matches = (
+        re.fullmatch(pattern, name) for name in files.list_folder(folder)
+    )
+    steps = sorted(int(match[1]) for match in matches if match)
     if files.is_remote(workdir):
         # A process that was killed may have left files without an index.
         steps = [
@@ -319,14 +321,14 @@ def named(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
 
 
 def _distinct(paths, variables):
-    found, counts = {}, collections.Counter()
+    by_name, counts = {}, collections.Counter()
     for path, variable in zip(paths, variables, strict=True):
         name = re.sub(r"_\d+(?=[/_]|$)", "", path)
         counts[name] += 1
         if counts[name] > 1:
             name += f".{counts[name]}"
-        found[name] = variable
-    return found
+        by_name[name] = variable
+    return by_name
 
 
 def _optimizer_paths(optimizer):

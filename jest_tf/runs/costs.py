@@ -51,21 +51,21 @@ class StepFlops:
         self._columns = {}  # by the first step of their segment
         if directory.has(workdir, directory.FLOPS_FILE):
             with directory.as_written(workdir, directory.FLOPS_FILE):
-                found = directory.read(workdir, directory.FLOPS_FILE)
+                columns = directory.read(workdir, directory.FLOPS_FILE)
                 self._columns = {
                     int(first): {name: int(n) for name, n in row.items()}
-                    for first, row in found.items()
+                    for first, row in columns.items()
                 }
 
-    def take(self, found: dict) -> None:
+    def take(self, counted: dict) -> None:
         """Stores the result of `JESTModel.step_flops`."""
         plan = self._config.plan
         here = config_lib.segment_at(plan, self._start)
         now = {
-            segment.first: found[segment.step_kind]
+            segment.first: counted[segment.step_kind]
             for segment in plan
             if segment.reference == here.reference
-            and segment.step_kind in found
+            and segment.step_kind in counted
         }
         if not now.items() <= self._columns.items():
             self._columns |= now

@@ -78,7 +78,7 @@ class Telemetry:
         workdir: the run directory.
         start_step: steps already done.
         order: the order of the stream; None omits counts by record.
-        summaries: what stored stages chose; None if there are none.
+        summaries: the choices of stored stages; None if there are none.
         clean: maps ids to whether the records are clean; None if not known.
         state: arrays in the checkpoint that the run continues from.
     """
@@ -146,14 +146,14 @@ class Telemetry:
                 scalars["select/effective_filter_ratio"] = ratio
         self._is_due |= is_logged
         if self._is_due:
-            found = stored | self._of_live(model, step, writer)
-            scalars |= self._write(step, dict(sorted(found.items())))
-            self._is_due = not found
+            summaries = stored | self._summarize_live(model, step, writer)
+            scalars |= self._write(step, dict(sorted(summaries.items())))
+            self._is_due = not summaries
         return scalars if is_logged else {}
 
-    def _of_live(self, model, step, writer):
+    def _summarize_live(self, model, step, writer):
         """Summarises the live stages of the last step, by stage number."""
-        settings, found = model.selection, {}
+        settings, summaries = model.selection, {}
         num_replicas = model.distribute_strategy.num_replicas_in_sync
         for number, stage in enumerate(settings.stages if settings else ()):
             rows = {} if stage.is_stored else model.rows.scored(number)
@@ -162,7 +162,7 @@ class Telemetry:
             if self._clean is not None and "id" in rows:
                 rows["clean"] = self._clean(rows["id"])
             uniform = model.rows.uniform(number)
-            found[number] = summary.of_rows(
+            summaries[number] = summary.summarize_rows(
                 stage,
                 rows,
                 uniform,
@@ -175,36 +175,37 @@ class Telemetry:
                 ),
             )
             _write_histograms(number, rows, uniform, step, writer)
-        return found
+        return summaries
 
-    def _write(self, step, found):
+    def _write(self, step, summaries):
         """Writes a line on a step's stages; returns numbers for the log."""
-        if not found:
+        if not summaries:
             return {}
         line = {
             "step": step,
             "super_batch": step - 1,
             "stages": [
-                {"stage": stage} | details for stage, details in found.items()
+                {"stage": stage} | details
+                for stage, details in summaries.items()
             ],
         }
         directory.append(self._workdir, directory.TELEMETRY_FILE, line)
         return {
             f"stages/{stage}/{name}": value
-            for stage, details in found.items()
+            for stage, details in summaries.items()
             for name, value in _scalars(details).items()
         }
 
 
-def _scalars(found):
+def _scalars(details):
     """Returns the numbers of a stage's summary that go into the log."""
     names = ("overlap_independent", "overlap_uniform", "clean_in", "clean_out")
-    scalars = {name: found[name] for name in names if name in found}
-    if "score" in found:  # a stored stage, which has no metrics in the step
+    scalars = {name: details[name] for name in names if name in details}
+    if "score" in details:  # a stored stage, which has no metrics in the step
         names = ("score", "uniform_score")
-        scalars |= {name: found[name] for name in names}
+        scalars |= {name: details[name] for name in names}
         for group in ("kept", "dropped"):
-            loss = found["reference_loss"][group].get("mean", 0.0)
+            loss = details["reference_loss"][group].get("mean", 0.0)
             scalars[f"reference_loss_{group}"] = loss
     return scalars
 
@@ -260,19 +261,19 @@ def funnel(
     sizes = config.selection.sizes(config.data.curated_rows)
     rows = []
     for number, stage in enumerate(config.selection.stages):
-        start, found = f"stages/{number}/", {}
+        start, last = f"stages/{number}/", {}
         for row in log:
             if f"{start}score" in row:
-                found = row
+                last = row
         values = {
-            name: found.get(f"{start}{name}") for name in StageRow._fields[5:]
+            name: last.get(f"{start}{name}") for name in StageRow._fields[5:]
         }
         rows.append(
             StageRow(
                 number,
                 stage,
                 *sizes[number : number + 2],
-                found.get("step"),
+                last.get("step"),
                 **values,
             )
         )

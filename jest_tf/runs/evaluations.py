@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import evaluation, models
-from jest_tf.data import pictures
+from jest_tf.data import images
 from jest_tf.runs import directory, progress, steps
 
 # Headline measures of a store, where it has them, and their titles.
@@ -43,7 +43,7 @@ def open_data(config: config_lib.TrainConfig) -> Opened:
 class Evaluations:
     """Evaluations of a learner, with its current weights, on opened stores.
 
-    `picture` is the form of the learner's pictures, `strategy` its strategy.
+    `image_form` is the form of the learner's images, `strategy` its strategy.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Evaluations:
         opened: Opened,
         learner: models.TwoTower,
         tokenizer: Callable,
-        picture: pictures.Form,
+        image_form: images.Form,
         strategy: tf.distribute.Strategy | None = None,
     ):
         self.by_name = opened
         self.encoder = evaluation.Encoder(
-            learner, tokenizer, picture, strategy=strategy
+            learner, tokenizer, image_form, strategy=strategy
         )
 
     def measure(self) -> dict[str, float]:
@@ -141,8 +141,8 @@ class Evaluation(steps.StepCallback):
         row = {"step": step, **results, **self._costs(step)}
         directory.append(self._workdir, directory.EVALUATION_FILE, row)
         for name, evaluated in self._evaluations.by_name.items():
-            found = describe(name, results, evaluated.chance)
-            progress.say(f"step {step:,}  {found}")
+            line = describe(name, results, evaluated.chance)
+            progress.say(f"step {step:,}  {line}")
         share = self.seconds / (time.monotonic() - self._started)
         progress.say(
             f"step {step:,}  evaluated in {spent:.1f} s; evaluations take "

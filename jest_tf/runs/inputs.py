@@ -30,7 +30,7 @@ _CLEAN = {b"", b"0", b"0.0", b"false"}
 
 
 class Sources(NamedTuple):
-    """What a run opens once, before its first step.
+    """The data and the reference that a run opens before its first step.
 
     Attributes:
         store: the records.
@@ -88,7 +88,7 @@ def open_sources(
     lost = pipeline.FaultLog(None, config.data.max_fault_rate, store.lost_share)
     lost.count(0, 0)
     stores_lib.check_captions(store)
-    reader.check_pictures(store)
+    reader.check_images(store)
     teacher = sidecars = None
     if needs_reference:
         if settings.model:
@@ -98,11 +98,11 @@ def open_sources(
             _warn_of_seen_records(config, teacher)
         if config.reads_sidecars:
             sidecars = _open_sidecars(config, store, teacher)
-    sources = Sources(store, teacher, sidecars, _clean_of(config, store))
+    sources = Sources(store, teacher, sidecars, _read_clean(config, store))
     funnel = funnel_at(config, sources, "", 0)
     _warn_of_repeats(config, funnel)
     _check_renewals(config, store)
-    stored_stages_of(config, funnel)
+    make_stored_stages(config, funnel)
     return sources
 
 
@@ -124,7 +124,7 @@ def _open_sidecars(config, store, teacher):
         ) from None
 
 
-def _clean_of(config, store):
+def _read_clean(config, store):
     """Makes `Sources.clean`; returns None without `data.noise_field`."""
     field = config.data.noise_field
     if not field:
@@ -140,10 +140,10 @@ def _clean_of(config, store):
     clean = [value.strip().lower() in _CLEAN for value in columns[field]]
     ids, clean = ids[order], np.array(clean, bool)[order]
 
-    def clean_of(wanted):
+    def find_clean(wanted):
         return clean[np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)]
 
-    return clean_of
+    return find_clean
 
 
 def _check_renewals(config, store):
@@ -198,9 +198,9 @@ def funnel_at(
     plan = config_lib.between_renewals(config.plan, step)
     teacher, sidecars, rows = sources.teacher, sources.sidecars, None
     if plan[0].reference:
-        found = bootstrap.sidecars_at(config, sources.store, workdir, step)
-        if found is not None:
-            teacher, (sidecars, rows) = None, found
+        renewed = bootstrap.sidecars_at(config, sources.store, workdir, step)
+        if renewed is not None:
+            teacher, (sidecars, rows) = None, renewed
     return training.Funnel(
         config.selection,
         sources.store,
@@ -241,22 +241,22 @@ def check_widths(
         )
 
 
-def order_of(
+def make_order(
     config: config_lib.TrainConfig, funnel: training.Funnel
 ) -> stream.AnyOrder:
     """Returns the order of the pool's records in a run's stream."""
     return pipeline.order(funnel.store, config.seed, funnel.options)
 
 
-def stored_stages_of(
+def make_stored_stages(
     config: config_lib.TrainConfig, funnel: training.Funnel
 ) -> stored_stages.StoredStages | None:
     """Returns the stored stages of a run; None if it has none."""
-    return pipeline.stored_stages_of(
+    return pipeline.make_stored_stages(
         funnel.plan,
         funnel.scoring_loss,
         funnel.store,
-        order_of(config, funnel),
+        make_order(config, funnel),
         config.seed,
         funnel.options,
         funnel.inputs,
@@ -282,7 +282,7 @@ def _warn_of_seen_records(config, teacher):
     """Warns if the reference was trained on the records it chooses from."""
     seen = seen_shards(teacher, config.data.train)
     if seen:
-        own = shards_of(config.data.train)
+        own = list_shards(config.data.train)
         progress.say(
             f"warning: the reference, {config.reference.model}, was trained on "
             f"every record of {len(seen):,} of the {len(own):,} shards of "
@@ -301,25 +301,25 @@ def seen_shards(model, patterns: Sequence[str]) -> set[str]:
     theirs = model.config
     if theirs.selection.scores:
         return set()
-    return shards_of(patterns) & shards_of(theirs.data.train)
+    return list_shards(patterns) & list_shards(theirs.data.train)
 
 
-def shards_of(patterns: Sequence[str]) -> set[str]:
+def list_shards(patterns: Sequence[str]) -> set[str]:
     """Returns the files of `patterns`; keeps patterns that match no files."""
-    found = set()
+    paths = set()
     for pattern in patterns:
         try:
-            found |= {files.absolute(path) for path in shards.expand(pattern)}
+            paths |= {files.absolute(path) for path in shards.expand(pattern)}
         except ValueError:  # such as shards now gone
-            found.add(pattern)
-    return found
+            paths.add(pattern)
+    return paths
 
 
 def _warn_of_repeats(config, funnel):
     """Warns if records repeat in a super-batch, or in its curated rows."""
     curated_rows = config.data.curated_rows
     size = config.selection.super_batch_size(curated_rows)
-    num_drawn = order_of(config, funnel).num_drawn
+    num_drawn = make_order(config, funnel).num_drawn
     if size > num_drawn:
         progress.say(
             f"warning: a super-batch of {size:,} rows is larger than the "

@@ -158,7 +158,7 @@ class FiniteCheck(steps.StepCallback):
             raise stepper.NotFinite(names, values)
 
 
-def case_of(
+def describe_case(
     step: int,
     super_batches: Sequence[int],
     ids: Sequence[Sequence[int]],

@@ -19,7 +19,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import files, models, training
 from jest_tf.config import checks, imports
-from jest_tf.data import pictures, tokenizers, vocabularies
+from jest_tf.data import images, tokenizers, vocabularies
 from jest_tf.data import stores as stores_lib
 from jest_tf.models import parts, pretrained, reference
 from jest_tf.runs import checkpoints, directory, progress
@@ -63,10 +63,10 @@ def _load_run(workdir, step):
         _check_positions(workdir, config)
     tokenizer = tokenizers.load_tokenizer(workdir, config.data.text_length)
     if config.model.init_from:
-        learner, picture = _read_learner(workdir, config)
+        learner, image_form = _read_learner(workdir, config)
     else:
         learner = models.build_learner(config, tokenizer.vocabulary_size)
-        picture = None
+        image_form = None
     if step is None:
         path = directory.path(workdir, directory.WEIGHTS_FILE)
         with (
@@ -82,7 +82,7 @@ def _load_run(workdir, step):
         checkpoints.load(model, workdir, step)
         # With `optimizer.ema`, takes the average, as evaluations do.
         model.optimizer.finalize_variable_values(model.trainable_variables)
-    return reference.Run(config, tokenizer, learner, workdir, picture)
+    return reference.Run(config, tokenizer, learner, workdir, image_form)
 
 
 def _check_positions(workdir, config):
@@ -138,13 +138,13 @@ class Start(NamedTuple):
 
     Attributes:
         build: maps the vocabulary's size to the learner.
-        picture: the form of its pictures.
+        image_form: the form of its images.
         tokenizer: the tokenizer of `model.init_from` or `data.vocabulary`; None
             without both, or if the run directory has a tokenizer.
     """
 
     build: Callable[[int], models.TwoTower]
-    picture: pictures.Form
+    image_form: images.Form
     tokenizer: Callable | None
 
 
@@ -167,7 +167,7 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
     if not name:
         return Start(
             functools.partial(models.build_learner, config),
-            pictures.Resizing(data.image_size),
+            images.Resizing(data.image_size),
             tokenizer,
         )
     if has_begun and checkpoints.saved_steps(workdir):
@@ -184,18 +184,18 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
             initial.learner, config, data.vocabulary_size
         )
     parts.rate_factors(learner, config.optimizer)
-    picture = pictures.Resizing(data.image_size)
+    image_form = images.Resizing(data.image_size)
     if taken != "text_tower":
-        old, new = initial.picture.size, data.image_size
-        picture = dataclasses.replace(initial.picture, size=new)
+        old, new = initial.image_form.size, data.image_size
+        image_form = dataclasses.replace(initial.image_form, size=new)
         if new != old:
             progress.say(
-                f"{name}: positions of pictures are resized, from "
+                f"{name}: positions of images are resized, from "
                 f"{old} x {old} to {new} x {new}"
             )
     return Start(
         functools.partial(models.start_from, initial.learner, config),
-        picture,
+        image_form,
         tokenizer if taken == "image_tower" else initial.tokenizer,
     )
 
@@ -215,7 +215,7 @@ def _check_reference(config, workdir):
         )
 
 
-def tokenizer_of(
+def make_tokenizer(
     config: config_lib.TrainConfig,
     store: stores_lib.Store,
     workdir: str,
@@ -270,24 +270,24 @@ def warn_of_cut_captions(store: stores_lib.Store, tokenizer: Callable) -> None:
 
 
 def write_learner(
-    workdir: str, learner: models.TwoTower, picture: pictures.Form
+    workdir: str, learner: models.TwoTower, image_form: images.Form
 ) -> None:
     """Writes the architecture of a learner that began as `model.init_from`."""
     content = json.loads(models.to_json(learner))
-    content["picture"] = dataclasses.asdict(picture)
+    content["image_form"] = dataclasses.asdict(image_form)
     directory.write(workdir, directory.LEARNER_FILE, content)
 
 
 def _read_learner(workdir, config):
     with directory.as_written(workdir, directory.LEARNER_FILE, Exception):
         content = directory.read(workdir, directory.LEARNER_FILE)
-        picture = pictures.Resizing(**content.pop("picture"))
+        image_form = images.Resizing(**content.pop("image_form"))
         text = json.dumps(content)
         if "keras_hub" in text:  # Keras must know its classes
             tokenizers.import_keras_hub(workdir)
         learner = models.from_json(text)
     parts.freeze(learner, config.model.frozen)
-    return learner, picture
+    return learner, image_form
 
 
 def _check_fits(initial, config):

@@ -41,23 +41,23 @@ def doubt(row: dict[str, float], stage: int) -> str:
     Returns "" for a row without the reference's losses, as only a reference
     can be doubted.
     """
-    found = {
+    values = {
         name.removeprefix(f"stages/{stage}/"): value
         for name, value in row.items()
         if name.startswith(f"stages/{stage}/")
     }
-    if "reference_loss_kept" not in found:
+    if "reference_loss_kept" not in values:
         return ""
-    score, uniform = found["score"], found["uniform_score"]
+    score, uniform = values["score"], values["uniform_score"]
     # An untrained learner finds all rows about equally hard.
-    loss, kept = found["reference_loss_dropped"], found["reference_loss_kept"]
+    loss, kept = values["reference_loss_dropped"], values["reference_loss_kept"]
     if score - uniform < _LEAST_LIFT * abs(loss):
         return (
             f"the rows that stage {stage} chooses score {score:.3g} and "
             f"uniform rows {uniform:.3g}, so the choice is nearly uniform: is "
             "the reference trained, and on pairs like these?"
         )
-    learner = found.get("learner_loss_kept")
+    learner = values.get("learner_loss_kept")
     if learner is not None and learner <= kept:
         return (
             "the learner has passed its reference, even on the rows that stage "
@@ -288,7 +288,7 @@ class Ledger(steps.StepCallback):
         row |= followed
         row |= self._counts_at(step)
         row |= self._times.since_last()
-        spent = {name: found() for name, found in self.spent.items()}
+        spent = {name: count() for name, count in self.spent.items()}
         self._written = time.monotonic(), spent
         row |= self._spent(spent) | resources.peak_memory()
         row["seconds"] = round(self._seconds(), 3)

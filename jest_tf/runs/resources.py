@@ -16,7 +16,7 @@ def peak_memory() -> dict[str, int]:
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # In KiB, but in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
-    found = {"memory/host_peak_rss_bytes": largest * unit}
+    memory = {"memory/host_peak_rss_bytes": largest * unit}
     peaks = []
     for device in tf.config.list_logical_devices():
         name = device.name.rpartition("device:")[2]
@@ -26,5 +26,5 @@ def peak_memory() -> dict[str, int]:
         with contextlib.suppress(ValueError, tf.errors.OpError):
             peaks.append(tf.config.experimental.get_memory_info(name)["peak"])
     if peaks:
-        found["memory/device_peak_bytes"] = max(peaks)
-    return found
+        memory["memory/device_peak_bytes"] = max(peaks)
+    return memory

@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import distribution, files, training
+from jest_tf.data import images, pipeline
 from jest_tf.data import loading as loading_lib
-from jest_tf.data import pictures, pipeline
 from jest_tf.files import disks
 from jest_tf.models import reference
 from jest_tf.runs import (
@@ -64,12 +64,12 @@ def train(
             if not signals.received:
                 raise
             # The signal, or the outage behind it, may have caused an error.
-            found = ""
+            cause = ""
             if not isinstance(error, interruptions.Preempted):
                 text = " ".join(str(error).split())[:200]
-                found = f", and by {type(error).__name__}: {text}"
+                cause = f", and by {type(error).__name__}: {text}"
             progress.say(
-                f"{workdir}: stopped by {signals.received}{found}; the same "
+                f"{workdir}: stopped by {signals.received}{cause}; the same "
                 f"command goes on from {_last_step(workdir)}"
             )
             raise interruptions.Preempted(interruptions.EXIT_CODE) from error
@@ -88,7 +88,7 @@ def extend(workdir: str, steps: int) -> dict[str, float]:
 
 
 class _Run(NamedTuple):
-    """What a run opens once; it outlives renewals.
+    """The parts of a run that outlive renewals; opened once.
 
     With several workers, `output` is the run directory on the first worker and
     a temporary folder on the others.
@@ -111,9 +111,9 @@ class _Run(NamedTuple):
         return self.output == self.workdir
 
     @property
-    def picture(self) -> pictures.Form:
-        """The form of the learner's pictures."""
-        return self.start.picture
+    def image_form(self) -> images.Form:
+        """The form of the learner's images."""
+        return self.start.image_form
 
 
 class _Built(NamedTuple):
@@ -193,7 +193,7 @@ def _open(config, workdir, signals, overwrite, stack):
         provenance.check_data(output, sources)
     else:  # writing reduces some values over all workers
         output = stack.enter_context(tempfile.TemporaryDirectory())
-    tokenizer = loading.tokenizer_of(
+    tokenizer = loading.make_tokenizer(
         config, sources.store, workdir, output, start.tokenizer
     )
     return _Run(
@@ -227,7 +227,7 @@ def _build(run):
     with run.strategy.scope():
         learner = run.start.build(run.tokenizer.vocabulary_size)
         if config.model.init_from:
-            loading.write_learner(run.output, learner, run.picture)
+            loading.write_learner(run.output, learner, run.image_form)
         model = training.build_model(config, learner)
     inputs.check_widths(config, run.sources, learner)
     return _Built(
@@ -237,7 +237,7 @@ def _build(run):
             run.evaluated,
             learner,
             run.tokenizer,
-            run.picture,
+            run.image_form,
             run.strategy,
         ),
     )
@@ -257,7 +257,7 @@ def _renew(run, model, restored):
         run.tokenizer,
         model.learner,
         f"the learner after {restored.step} steps",
-        run.picture,
+        run.image_form,
     )
     with model.averaged():
         bootstrap.renew(
@@ -276,7 +276,7 @@ def _renew(run, model, restored):
     with run.strategy.scope():
         model.bind(funnel)
     stream = functools.partial(
-        funnel.super_batches, run.tokenizer, run.picture, seed=config.seed
+        funnel.super_batches, run.tokenizer, run.image_form, seed=config.seed
     )
     # None on other workers: a message must not name a temporary file.
     path = directory.path(run.workdir, directory.FAULTS_FILE)
@@ -371,7 +371,7 @@ def _follow(run, built, part, before):
 def _telemetry(run, part):
     order, here = None, part.funnel.plan[0]
     if here.chooses and not here.stored:  # rows give positions of the stream
-        order = inputs.order_of(run.config, part.funnel)
+        order = inputs.make_order(run.config, part.funnel)
     return draw_log.Telemetry(
         run.config,
         run.output,
@@ -438,7 +438,7 @@ def _refuse(run, stream, numbers, error):
         dataset = stream(start_step=number, faults=uncounted)
         batch = next(iter(dataset.take(1)))
         ids.append(batch["id"].numpy().tolist())
-    case, message = interruptions.case_of(
+    case, message = interruptions.describe_case(
         numbers[-1] + 1, [*numbers], ids, error
     )
     if run.writes:
@@ -451,7 +451,7 @@ def _refuse(run, stream, numbers, error):
 
 
 def _close(run, model, part, followed):
-    """Writes the final weights, evaluates them, and says what came out."""
+    """Writes the final weights, evaluates them, and reports the results."""
     config, workdir, faults = run.config, run.workdir, part.faults
     is_finished = part.step == config.steps and directory.has(
         workdir, directory.WEIGHTS_FILE

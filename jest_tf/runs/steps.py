@@ -41,7 +41,7 @@ def named_callbacks(
     Raises:
         ValueError: a name is not that of a function that returns a callback.
     """
-    found = []
+    named = []
     for name in config.callbacks:
         callback = imports.load_function("callbacks", name)(config, workdir)
         if not isinstance(callback, keras.callbacks.Callback):
@@ -49,5 +49,5 @@ def named_callbacks(
                 "`callbacks` must name functions that return a Keras callback. "
                 f"Received: {callback!r}, of {name}"
             )
-        found.append(callback)
-    return found
+        named.append(callback)
+    return named

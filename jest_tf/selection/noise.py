@@ -128,8 +128,8 @@ def gumbel_noise(seed: Seed, num_chunks: int, super_batch_size: int) -> Tensor:
         ValueError: unless `seed` is two integers.
     """
     if isinstance(seed, Placed):
-        found = gumbel_noise(seed.seed, num_chunks, super_batch_size)
-        return embeddings.take(found, seed.places, axis=1)
+        noise = gumbel_noise(seed.seed, num_chunks, super_batch_size)
+        return embeddings.take(noise, seed.places, axis=1)
     # The midpoints of 2^23 cells of (0, 1): never 0 or 1, exact in float32.
     cells = uniform([num_chunks, super_batch_size], seed_tensor(seed), bits=23)
     return -ops.log(-ops.log(cells + 2.0**-24))

@@ -208,13 +208,13 @@ def check_criterion(name: str) -> None:
     values = values.astype("float32")
 
     def score(rows):
-        found = criterion.score(
+        scores = criterion.score(
             {
                 model: ops.convert_to_tensor(some[rows])
                 for model, some in zip(criterion.needs, values, strict=True)
             }
         )
-        return ops.convert_to_numpy(found)
+        return ops.convert_to_numpy(scores)
 
     rows = np.arange(16)
     some = random.permutation(rows)[:5]
@@ -285,14 +285,14 @@ def _checked(name, model):
         and parts.text.shape == shape
         and len(parts.scale.shape) == len(parts.bias.shape) == 0
     ):
-        found = [
+        shapes = [
             f"{dtype} {part.shape}"
             for dtype, part in zip(dtypes, parts, strict=True)
         ]
         raise ValueError(
             f"`{name}` must hold floating-point embeddings: `{name}.image` and "
             f"`{name}.text` must both be [B, dim] with a static shape, "
-            f"`{name}.scale` and `{name}.bias` scalars. Received: {found}"
+            f"`{name}.scale` and `{name}.bias` scalars. Received: {shapes}"
         )
     if embeddings.ON_TENSORFLOW:
         parts = _finite(f"`{name}` embeddings hold NaN or infinity", parts)

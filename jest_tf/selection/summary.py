@@ -29,24 +29,24 @@ class Summaries:
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._found: collections.OrderedDict = collections.OrderedDict()
+        self._by_step: collections.OrderedDict = collections.OrderedDict()
 
-    def put(self, number: int, group: int, found: dict[int, dict]) -> None:
+    def put(self, number: int, group: int, summaries: dict[int, dict]) -> None:
         """Keeps a super-batch's summaries by stage, only of its first group."""
         with self._lock:
-            before = self._found.get(number)
+            before = self._by_step.get(number)
             if before is None or group < before[0]:
-                self._found[number] = group, found
-            while len(self._found) > _STEPS:
-                self._found.popitem(last=False)
+                self._by_step[number] = group, summaries
+            while len(self._by_step) > _STEPS:
+                self._by_step.popitem(last=False)
 
     def take(self, number: int) -> dict[int, dict]:
         """Returns the summaries of a super-batch by stage, and forgets them."""
         with self._lock:
-            return self._found.pop(number, (0, {}))[1]
+            return self._by_step.pop(number, (0, {}))[1]
 
 
-def of_rows(
+def summarize_rows(
     stage: config.Stage,
     rows: Mapping[str, np.ndarray],
     uniform: Mapping[str, np.ndarray],
@@ -115,11 +115,11 @@ def of_rows(
 
 def quantities(losses: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the available `QUANTITIES` of rows, from their losses."""
-    found = {name: losses[name] for name in QUANTITIES if name in losses}
-    if len(found) < 2:
-        return found
-    learnability = found["learner_loss"] - found["reference_loss"]
-    return {"learnability": learnability} | found
+    values = {name: losses[name] for name in QUANTITIES if name in losses}
+    if len(values) < 2:
+        return values
+    learnability = values["learner_loss"] - values["reference_loss"]
+    return {"learnability": learnability} | values
 
 
 def overlap(left: np.ndarray, right: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""What training needs of Keras' backend, on one page.
+"""The operations that training needs of Keras' backend, on one page.
 
 `on_tensorflow.py` and `on_jax.py` each implement `Backend`. A step calls its
 functions; `JESTModel` inherits its `Trainer`, which runs the steps of a

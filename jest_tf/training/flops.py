@@ -32,7 +32,7 @@ from jest_tf.training import sub_batch
 PARTS = ("score", "reference", "select", "forward", "loss", "backward")
 
 
-def of_step(
+def count_step(
     step: step_lib.Step,
     super_batch: Mapping[str, tf.TensorSpec],
     num_replicas: int = 1,

@@ -16,7 +16,7 @@ from keras import ops
 from jest_tf import config as config_lib
 from jest_tf import embeddings, losses
 from jest_tf import selection as selection_lib
-from jest_tf.data import loading, pictures, pipeline, stores
+from jest_tf.data import images, loading, pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference as reference_lib
@@ -33,7 +33,7 @@ class Funnel:
         selection: a `config.SelectionConfig`; None trains on every row.
         store: the records, from `stores.open_store`. Only stored stages and
             `super_batches` need them.
-        reference: what `jest_tf.load` returns, a Keras model, or any callable
+        reference: the result of `jest_tf.load`, a Keras model, or any callable
             that maps a batch to `Embeddings`.
         loss: pair loss that trains the learner: "sigmoid", "softmax" or a
             "module:function". Scores use it, too, unless `selection.loss` is
@@ -192,7 +192,7 @@ class Funnel:
     def super_batches(
         self,
         tokenizer: loading.Tokenizer,
-        image_size: int | pictures.Form,
+        image_size: int | images.Form,
         *,
         seed: int = 0,
         start_step: int = 0,
@@ -204,8 +204,8 @@ class Funnel:
 
         Args:
             tokenizer: the learner's.
-            image_size: side of the learner's images, or a form of pictures,
-                such as the `picture` of a loaded model.
+            image_size: side of the learner's images, or a form of images,
+                such as the `image_form` of a loaded model.
             seed: the run's seed, in [0, 2**63).
             start_step: the first step to yield.
             host: the number of this host, from 0.
@@ -241,14 +241,14 @@ class Funnel:
 
     @property
     def inputs(self) -> loading.ReferenceInputs:
-        """What a stream reads for the reference."""
+        """The reference's part of a stream."""
         if self.sidecars is not None:
             return loading.ReferenceInputs(
                 self.sidecars, embeddings=self.steps_need_reference
             )
         return loading.ReferenceInputs(
             tokenizer=getattr(self.reference, "tokenizer", None),
-            picture=getattr(self.reference, "picture", None),
+            image_form=getattr(self.reference, "image_form", None),
         )
 
 

@@ -181,7 +181,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
 
     @property
     def step(self) -> step_lib.Step:
-        """What all steps have in common."""
+        """The models and options that all steps share."""
         return self.stepper.step
 
     @property
@@ -201,7 +201,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
     def step_flops(self) -> dict[tuple | None, dict[str, int]]:
         """Counts a step's FLOPs on all replicas, by `Segment.step_kind`.
 
-        Covers only steps that `fit` has traced; see `flops.of_step`.
+        Covers only steps that `fit` has traced; see `flops.count_step`.
 
         Raises:
             ValueError: if a model's graph can't be counted, or Keras runs on
@@ -259,7 +259,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         Raises:
             stepper.NotFinite: after a step that scored non-finite embeddings.
             ValueError: besides Keras' own, if B varies or R does not divide it;
-                a reference is missing; float pictures of the first batch do
+                a reference is missing; float images of the first batch do
                 not fill the range of the learner's pixels; or a token id is
                 not in the text tower's vocabulary.
         """
@@ -300,7 +300,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
             if fault:
                 raise ValueError(
                     f"`image`: {fault}. The model rescales uint8 itself: leave "
-                    "pictures as they are"
+                    "images as they are"
                 )
 
     def get_config(self):

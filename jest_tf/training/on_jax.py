@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 
 from jest_tf import distribution, embeddings
 from jest_tf.distribution import collectives_jax, keras_fit
-from jest_tf.embeddings import Embeddings, of_model
+from jest_tf.embeddings import Embeddings, convert_output
 from jest_tf.training import backend, sub_batch
 
 
@@ -69,7 +69,7 @@ class Trainer(keras_fit.Averages):
 
         def function(state, iterator):
             first, segment = stepper.begin_execution(
-                lambda: int(state[2][self._place_of_iterations()]), num_steps
+                lambda: int(state[2][self._find_iterations()]), num_steps
             )
             kind = segment and segment.step_kind
             if kind not in steps:
@@ -80,7 +80,7 @@ class Trainer(keras_fit.Averages):
                 outputs, state = steps[kind](
                     state,
                     self.frozen_values(),
-                    sub_batch.super_batch_of(data, self.num_replicas),
+                    sub_batch.extract_super_batch(data, self.num_replicas),
                 )
                 draws[next(numbers) % num_steps] = outputs[0].get("draws")
                 return outputs, state
@@ -140,7 +140,7 @@ class Trainer(keras_fit.Averages):
             metrics = [
                 old + new for old, new in zip(metrics, added, strict=True)
             ]
-            equal["logs"] = self._logs_of(metrics)
+            equal["logs"] = self._read_logs(metrics)
             return (equal, rows), (trained, others, optimizer, metrics)
 
         if devices is not None:
@@ -156,7 +156,7 @@ class Trainer(keras_fit.Averages):
             return on_replica
         return jax.jit(on_replica, donate_argnums=0)
 
-    def _logs_of(self, metrics):
+    def _read_logs(self, metrics):
         """Returns results of the metrics shown, from values of variables."""
         values = dict(
             zip(map(id, self.metrics_variables), metrics, strict=True)
@@ -176,7 +176,7 @@ class Trainer(keras_fit.Averages):
         """Values of the reference's variables, neither trained nor saved."""
         return [variable.value for variable in self._frozen]
 
-    def _place_of_iterations(self):
+    def _find_iterations(self):
         return [id(variable) for variable in self.optimizer.variables].index(
             id(self.optimizer.iterations)
         )
@@ -239,9 +239,9 @@ def gradients(
         output, others, terms = learner.stateless_call(
             weights, others, part, training=True, return_losses=True, **options
         )
-        return of_model("learner", output), others, sum(terms)
+        return convert_output("learner", output), others, sum(terms)
 
-    def loss_of(embeddings, projected):
+    def compute_terms(embeddings, projected):
         with keras.StatelessScope(zip(of_loss, projected, strict=True)):
             return loss(embeddings)
 
@@ -254,11 +254,11 @@ def gradients(
 
         def whole(weights, projected):
             embeddings, new, regularizers = encode(weights, others, batch)
-            terms = loss_of(embeddings, projected)
+            terms = compute_terms(embeddings, projected)
             target = scale_loss(terms["loss"] + regularizers / num_replicas)
             return target, (terms, embeddings, new)
 
-        found, (terms, embeddings, others) = jax.grad(
+        by_group, (terms, embeddings, others) = jax.grad(
             whole, argnums=(0, 1), has_aux=True
         )(weights, projected)
     else:
@@ -271,12 +271,12 @@ def gradients(
 
         embeddings = _joined(jax.lax.scan(forward, others, parts)[1])
 
-        def of_embeddings(embeddings, projected):
-            terms = loss_of(embeddings, projected)
+        def compute_target(embeddings, projected):
+            terms = compute_terms(embeddings, projected)
             return scale_loss(terms["loss"]), terms
 
         (upstream, own), terms = jax.grad(
-            of_embeddings, argnums=(0, 1), has_aux=True
+            compute_target, argnums=(0, 1), has_aux=True
         )(embeddings, projected)
         count = rows // micro_batch_size
         # Scale and bias belong to the batch: part 0 takes their gradient.
@@ -302,20 +302,22 @@ def gradients(
                 )
                 return total + scale_loss(share), new
 
-            found, others = jax.grad(target, has_aux=True)(weights)
-            return (others, jax.tree.map(jnp.add, sums, found)), None
+            by_variable, others = jax.grad(target, has_aux=True)(weights)
+            return (others, jax.tree.map(jnp.add, sums, by_variable)), None
 
         zeros = [jnp.zeros_like(weight) for weight in weights]
         (others, sums), _ = jax.lax.scan(
             backward, (others, zeros), (parts, upstream)
         )
-        found = sums, own
+        by_group = sums, own
     for variable, new in zip(state, others, strict=True):
         variable.assign(new)
-    found = [*found[0], *found[1]]
+    by_variable = [*by_group[0], *by_group[1]]
     replicas = distribution.current()
     return backend.Gradients(
-        terms, embeddings, replicas.all_reduce(found) if replicas else found
+        terms,
+        embeddings,
+        replicas.all_reduce(by_variable) if replicas else by_variable,
     )
 
 

@@ -70,7 +70,7 @@ class Trainer(keras_fit.TrainerHooks):
         return self.stepper.test(data, self.num_replicas)
 
     def _step(self, segment, data):
-        super_batch = sub_batch.super_batch_of(data, self.num_replicas)
+        super_batch = sub_batch.extract_super_batch(data, self.num_replicas)
         if not tf.executing_eagerly():
             self.stepper.note_specs(
                 segment,
@@ -153,31 +153,31 @@ def gradients(
     def encode(part):
         options = {"view": views} if views else {}
         output = learner(part, training=True, **options)
-        return embeddings_lib.of_model("learner", output)
+        return embeddings_lib.convert_output("learner", output)
 
     variables = learner.trainable_variables
     of_loss = projection.trainable_variables if projection else []
     rows = batch["image"].shape[0]
     if micro_batch_size in (None, rows):
-        with _tape_of(variables + of_loss) as tape:
+        with _open_tape(variables + of_loss) as tape:
             embeddings = encode(batch)
             terms = loss(embeddings)
             target = scale_loss(
                 terms["loss"] + _regularizers(learner, num_replicas)
             )
-        found = tape.gradient(target, variables + of_loss)
+        by_variable = tape.gradient(target, variables + of_loss)
         # A lookup table's gradient has a row for each token, with repeats;
         # clipping needs the norm after equal rows are summed.
         dense = [
             gradient if gradient is None else tf.convert_to_tensor(gradient)
-            for gradient in found
+            for gradient in by_variable
         ]
         return backend.Gradients(terms, embeddings, dense)
     backend.check_divides(micro_batch_size, rows, num_replicas)
     state = learner.non_trainable_variables
     before = [tf.identity(tf.convert_to_tensor(variable)) for variable in state]
     embeddings = embed(encode, batch, micro_batch_size)
-    with _tape_of(of_loss) as tape:
+    with _open_tape(of_loss) as tape:
         tape.watch(embeddings)
         terms = loss(embeddings)
         target = scale_loss(terms["loss"])
@@ -211,7 +211,7 @@ def _backward(encode, parts, upstream, variables, regularizers):
     unconnected = set()  # the same in every iteration
 
     def add(index, sums):
-        with _tape_of(variables) as tape:
+        with _open_tape(variables) as tape:
             part = {name: value[index] for name, value in parts.items()}
             embeddings = encode(part)
             # A scalar whose gradient in the embeddings is `upstream`.
@@ -220,15 +220,17 @@ def _backward(encode, parts, upstream, variables, regularizers):
                 target += tf.reduce_sum(
                     tf.cast(value, tf.float32) * gradient[index]
                 )
-        found = tape.gradient(target, variables)
+        by_variable = tape.gradient(target, variables)
         unconnected.update(
-            number for number, gradient in enumerate(found) if gradient is None
+            number
+            for number, gradient in enumerate(by_variable)
+            if gradient is None
         )
         return index + 1, [
             total
             if gradient is None
             else total + tf.convert_to_tensor(gradient)
-            for total, gradient in zip(sums, found, strict=True)
+            for total, gradient in zip(sums, by_variable, strict=True)
         ]
 
     zeros = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
@@ -245,7 +247,7 @@ def _backward(encode, parts, upstream, variables, regularizers):
 
 
 @contextlib.contextmanager
-def _tape_of(variables):
+def _open_tape(variables):
     """Opens a tape of `variables` only, which ignores frozen parts."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch([variable.value for variable in variables])

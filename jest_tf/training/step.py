@@ -24,7 +24,7 @@ from jest_tf import embeddings as embeddings_lib
 from jest_tf import losses, selection
 from jest_tf.config import checks
 from jest_tf.distribution import placement
-from jest_tf.embeddings import ON_TENSORFLOW, Embeddings, Tensor, of_model
+from jest_tf.embeddings import ON_TENSORFLOW, Embeddings, Tensor, convert_output
 from jest_tf.models import two_tower
 from jest_tf.training import step_outputs, sub_batch
 
@@ -75,7 +75,7 @@ class StepOptions:
 
     def __post_init__(self):
         for name, rule in (
-            ("equal_captions", checks.one_of(*config_lib.EQUAL_CAPTIONS)),
+            ("equal_captions", checks.among(*config_lib.EQUAL_CAPTIONS)),
             ("distillation_weight", checks.within("[0, inf)")),
         ):
             checks.check(name, getattr(self, name), rule)
@@ -208,8 +208,8 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
         if draw is not None:
             draws[number] = draw
             are_finite = learner_is_finite, reference_is_finite
-            metrics |= _of_draw(step, number, draw, *are_finite)
-            report |= step_outputs.of_scored(
+            metrics |= _summarize_draw(step, number, draw, *are_finite)
+            report |= step_outputs.list_scored(
                 number, rows, draw, (numbers, order), step.replicas
             )
 
@@ -222,7 +222,7 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
             step, rows, indices, views if is_last else ()
         )
         if not is_last:
-            order = sub_batch.places_of_all(step, places)
+            order = sub_batch.join_places(step, places)
             numbers = embeddings_lib.take(drawn, order)
             if not config_lib.QUOTAS[step.quota].exchanges:
                 order = None  # each replica draws on its own
@@ -256,7 +256,7 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
         "scale": gradient.embeddings.scale,
         "bias": gradient.embeddings.bias,
     }
-    report |= step_outputs.of_trained(batch, places)
+    report |= step_outputs.list_trained(batch, places)
     return Outputs(metrics, draws, drawn, report)
 
 
@@ -298,7 +298,9 @@ def score(
     if "learner" in needs:
         options = {"training": False, **view_options(stage.view)}
         learner = backend.embed(
-            lambda part: of_model("learner", step.learner(part, **options)),
+            lambda part: convert_output(
+                "learner", step.learner(part, **options)
+            ),
             rows,
             size,
         )
@@ -453,7 +455,7 @@ def contrastive_loss(
     )
 
 
-def _of_draw(step, number, draw, learner_is_finite, reference_is_finite):
+def _summarize_draw(step, number, draw, learner_is_finite, reference_is_finite):
     """Returns metrics of a draw, NaN where embeddings are not finite."""
     by_model = {"learner": learner_is_finite, "reference": reference_is_finite}
     of_both = learner_is_finite & reference_is_finite

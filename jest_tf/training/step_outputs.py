@@ -33,7 +33,13 @@ class StepMetrics:
         distils: bool = False,
     ):
         distillation = ["distillation"] if distils else []
-        names = ["loss", *distillation, "scale", "bias", *_of_stages(settings)]
+        names = [
+            "loss",
+            *distillation,
+            "scale",
+            "bias",
+            *_list_stage_names(settings),
+        ]
         self._means = {name: keras.metrics.Mean(name=name) for name in names}
         self._sums = {
             name: keras.metrics.Sum(name=f"data/{name.split('_')[0]}s_replaced")
@@ -103,7 +109,7 @@ def _short(logs):
     }
 
 
-def _of_stages(settings):
+def _list_stage_names(settings):
     names = []
     for number, stage in enumerate(settings.stages if settings else ()):
         if stage.is_stored or not stage.scores:
@@ -115,7 +121,7 @@ def _of_stages(settings):
     return names
 
 
-def of_trained(
+def list_trained(
     batch: Mapping[str, Tensor], places: Tensor
 ) -> dict[str, dict[str, Tensor]]:
     """Returns the ids of the local trained rows, if the batch has ids.
@@ -127,7 +133,7 @@ def of_trained(
     return {"trained": {"place": places, "id": batch["id"]}}
 
 
-def of_scored(
+def list_scored(
     stage: int,
     rows: Mapping[str, Tensor],
     draw: selection.Draw,
@@ -140,7 +146,7 @@ def of_scored(
     replicas, the row of the super-batch and the place in the previous draw,
     int32 `[n]` each; the places are None without a previous draw.
     """
-    here = placement.rows_of_all(rows["image"].shape[0], replicas)
+    here = placement.number_rows(rows["image"].shape[0], replicas)
     numbers, order = about
     groups = {
         scored(stage): {

@@ -96,7 +96,7 @@ class Stepper:
     """The steps of a model; see `backend.Stepper`.
 
     Args:
-        step: what all steps have in common.
+        step: the models and options that all steps share.
         plan: the segments of the steps; () trains on every row.
         selection: the funnel of the segments, or None.
 
@@ -207,7 +207,7 @@ class Stepper:
     def test(self, data, num_replicas: int) -> dict[str, Tensor]:
         """Computes the contrastive loss of a batch, in evaluation mode."""
         may_vary = num_replicas == 1
-        batch = sub_batch.super_batch_of(data, num_replicas, may_vary)
+        batch = sub_batch.extract_super_batch(data, num_replicas, may_vary)
         step = dataclasses.replace(self.step, replicas=distribution.current())
         embeddings = step.learner(batch, training=False)
         loss = step_lib.contrastive_loss(step, embeddings, batch)
@@ -222,7 +222,7 @@ class Stepper:
         self._flops.pop(segment and segment.step_kind, None)
 
     def count_flops(self, num_replicas: int) -> dict:
-        """Returns `flops.of_step` of the steps traced, by `step_kind`.
+        """Returns `flops.count_step` of the steps traced, by `step_kind`.
 
         Raises:
             ValueError: a model's graph can't be counted, or Keras runs on JAX.
@@ -231,7 +231,7 @@ class Stepper:
         for kind, (segment, super_batch) in self._specs.items():
             if kind not in self._flops:
                 step = dataclasses.replace(self.step, segment=segment)
-                self._flops[kind] = flops.of_step(
+                self._flops[kind] = flops.count_step(
                     step, super_batch, num_replicas
                 )
         return dict(self._flops)

@@ -22,13 +22,13 @@ _AUGMENT_SALT = 0x0A06
 _COUNTED = ("caption_replaced", "record_replaced")
 FOR_REFERENCE = ("image_for_reference", "text_for_reference")
 FROM_REFERENCE = ("reference_image", "reference_text")
-# The number of pictures whose range is checked.
+# The number of images whose range is checked.
 _LOOKED_AT = 1024
 # The key of the curated rows.
 CURATED = "curated"
 
 
-def super_batch_of(
+def extract_super_batch(
     data, num_replicas: int, may_vary: bool = False
 ) -> dict[str, Tensor]:
     """Extracts the super-batch from Keras' step data.
@@ -73,7 +73,7 @@ def first_images(data) -> np.ndarray | None:
 
     A data set with other images is not read, because its spec has the dtype.
     """
-    spec = _batch_of(getattr(data, "element_spec", data))
+    spec = _extract_batch(getattr(data, "element_spec", data))
     parts = tf.nest.flatten(spec.get("image"), expand_composites=True)
     if not parts or not hasattr(parts[0], "dtype"):
         return None
@@ -81,13 +81,13 @@ def first_images(data) -> np.ndarray | None:
         return None
     if spec is not data:
         data = next(iter(data), {})
-    images = _batch_of(data).get("image")
+    images = _extract_batch(data).get("image")
     # A distributed batch has images for each replica; take the first's.
     images = getattr(images, "values", (images,))[0]
     return np.asarray(images)[:_LOOKED_AT]
 
 
-def _batch_of(data):
+def _extract_batch(data):
     batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
     return batch if isinstance(batch, dict) else {}
 
@@ -179,7 +179,7 @@ def gather(
     """
     rows = batch["image"].shape[0]
     if indices is None and not views:
-        return dict(batch), placement.rows_of_all(rows, step.replicas)
+        return dict(batch), placement.number_rows(rows, step.replicas)
 
     num_rows = rows * step.num_replicas
     if indices is None:
@@ -213,7 +213,7 @@ def gather(
     return batch, embeddings.take(places, mixed)
 
 
-def places_of_all(step, places: Tensor) -> Tensor:
+def join_places(step, places: Tensor) -> Tensor:
     """Joins the places of all replicas' rows, `[m/R]` each; int32 `[m]`."""
     if step.replicas is None:
         return places
@@ -239,7 +239,7 @@ def add_curated(
             f"others. Received: none of {missing}"
         )
     rows = curated["image"].shape[0]
-    own = placement.rows_of_all(rows, step.replicas)
+    own = placement.number_rows(rows, step.replicas)
     chosen = places.shape[0] * step.num_replicas
     batch = {
         name: ops.concatenate([value, curated[name]], 0)

@@ -92,10 +92,10 @@ class TPUStepTest(tf.test.TestCase):
             for kind in ("CrossReplicaSum", "AllToAll")
         )
         # A row for each replica is the most that one of 4 can owe another,
-        # of a sub-batch of 8 and 4 rows a replica. Pictures move so, or not.
-        pictures = [tensor for tensor in exchanges if tensor.dtype == tf.uint8]
+        # of a sub-batch of 8 and 4 rows a replica. Images move so, or not.
+        images = [tensor for tensor in exchanges if tensor.dtype == tf.uint8]
         moved = [[4, 1, 4, 4, 3]] if quota == "global" else []
-        self.assertEqual([tensor.shape for tensor in pictures], moved)
+        self.assertEqual([tensor.shape for tensor in images], moved)
         # The optimizer sums each gradient once.
         shapes = [tuple(tensor.shape) for tensor in sums]
         for variable in model.trainable_variables:

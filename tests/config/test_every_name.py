@@ -38,7 +38,7 @@ def settings_classes():
             importlib.import_module(name)
     found = {}
     for kind in checks.Checked.__subclasses__():
-        rules, hints = checks.rules_of(kind), typing.get_type_hints(kind)
+        rules, hints = checks.list_rules(kind), typing.get_type_hints(kind)
         found[kind] = {
             name: next(
                 value
@@ -143,7 +143,7 @@ class TablesTest(tf.test.TestCase):
         refused = set()
         for kind, required in settings_classes().items():
             for name, field in kind.__dataclass_fields__.items():
-                names = {*names_in(checks.rules_of(kind)[name])}
+                names = {*names_in(checks.list_rules(kind)[name])}
                 for table, entries in TABLES.items():
                     if names >= {*entries} or field.default in [*entries]:
                         refused.add(table)
@@ -153,7 +153,7 @@ class TablesTest(tf.test.TestCase):
 
     def test_every_field_refuses_other_types_and_values(self):
         for kind, required in settings_classes().items():
-            hints, rules = typing.get_type_hints(kind), checks.rules_of(kind)
+            hints, rules = typing.get_type_hints(kind), checks.list_rules(kind)
             for name, value in itertools.product(hints, VALUES):
                 if not fits(value, hints[name]) or breaks(value, rules[name]):
                     self.check(kind, name, value, required)

@@ -60,9 +60,9 @@ class AdviceTest(tf.test.TestCase):
     def test_repeats_and_leaks_are_said(self):
         for leaks, expected in (
             (None, "Name your tests with `--tests`"),
-            (nearest(0.9, 0.8), "None of the tests' pictures"),
-            (nearest(0.9, 1.0, 0.8, 0.9), "25.0% of the tests' pictures have"),
+            (nearest(0.9, 0.8), "None of the tests' images"),
+            (nearest(0.9, 1.0, 0.8, 0.9), "25.0% of the tests' images have"),
         ):
             *_, repeated, leaked = advice.advise(surveyed(0.9, leaks=leaks))
-            self.assertIn("50.0% of the pool's pictures have", repeated)
+            self.assertIn("50.0% of the pool's images have", repeated)
             self.assertStartsWith(leaked, expected)

@@ -95,7 +95,7 @@ class ChoiceTest(ScoresTestCase):
             )
 
     def caption(self, chosen_by, row, number):
-        """The number of a record's caption, drawn or most like the picture."""
+        """The number of a record's caption, drawn or most like the image."""
         choices = reader.candidates(stored_cases.captions_of(row))
         if chosen_by.stage.captions == "drawn":
             return choices[number % len(choices)]
@@ -271,7 +271,7 @@ class ReportTest(tf.test.TestCase):
 
 
 class CommandTest(tf.test.TestCase):
-    """The command on shipped pictures, with a run never trained."""
+    """The command on shipped images, with a run never trained."""
 
     @classmethod
     def setUpClass(cls):

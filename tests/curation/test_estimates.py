@@ -51,7 +51,7 @@ class MatchedShareTest(tf.test.TestCase):
         expected = np.percentile(ratios, [2.5, 97.5])
         self.assertAllClose([found.low, found.high], expected, 0, 0.005)
 
-    def test_pictures_and_captions_that_are_similar_to_all_do_not_matter(self):
+    def test_images_and_captions_that_are_similar_to_all_do_not_matter(self):
         pool, matches, curated = pool_and_curated(4_000, 0.3, 4, common=1.0)
         found = estimates.matched_share(pool, curated)
         self.assertAllClose(found.mean, matches.mean(), 0, 0.04)

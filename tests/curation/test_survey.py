@@ -27,13 +27,13 @@ DESCRIPTION = file_format.Description(
     *("a", "b", "c"), pool_pairs.DIM, 20.0, -8.0, "runs/r"
 )
 SHIPPED = pathlib.Path(__file__).parents[2] / "examples" / "icontext_mini"
-PICTURE = tf.io.encode_png(np.zeros([2, 2, 3], np.uint8)).numpy()
+IMAGE = tf.io.encode_png(np.zeros([2, 2, 3], np.uint8)).numpy()
 
 
 class KnownTestCase(tf.test.TestCase):
     """A pool of which 32 % match, 200 curated pairs, and 100 tests.
 
-    Ten pictures of the pool are copies of its first, ten are the first tests'.
+    Ten images of the pool are copies of its first, ten are the first tests'.
     """
 
     @classmethod
@@ -59,9 +59,7 @@ class KnownTestCase(tf.test.TestCase):
         The record before the last has no embeddings, and is left out.
         """
         payloads = [
-            shard_files.serialize(
-                id=row, image=PICTURE, caption=f"{name} {row}"
-            )
+            shard_files.serialize(id=row, image=IMAGE, caption=f"{name} {row}")
             for row in range(len(image))
         ]
         shard_files.write_shard(cls.path(name), payloads)
@@ -159,7 +157,7 @@ class CommandTest(KnownTestCase):
         )
         sentences = printed.splitlines()[:-1]
         self.assertIn("- Add `Stage(candidates=3, ", printed)
-        self.assertIn("- 9.1% of the tests' pictures have", printed)
+        self.assertIn("- 9.1% of the tests' images have", printed)
         for sentence in sentences:
             self.assertIn(sentence.removeprefix("- "), html.unescape(page))
         elements = html_elements.parse(page)

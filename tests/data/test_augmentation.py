@@ -12,12 +12,12 @@ def random_images(*shape, seed=0):
 
 
 def augment_slowly(images, uniform, flip, min_area):
-    """`augment` for a picture and pixel at a time, in float64."""
+    """`augment` for an image and pixel at a time, in float64."""
     height, width = images.shape[1:3]
     views = np.zeros(images.shape)
     for n, (area, aspect, top, left, mirror) in enumerate(uniform.T):
         area = min_area + (1 - min_area) * area
-        # The crop fits if neither side is longer than the picture's.
+        # The crop fits if neither side is longer than the image's.
         low, high = max(3 / 4, area), min(4 / 3, 1 / area)
         aspect = low * (high / low) ** aspect
         tall, wide = (area / aspect) ** 0.5, (area * aspect) ** 0.5
@@ -57,13 +57,13 @@ class AugmentTest(tf.test.TestCase):
         )
         return (bits.numpy() >> 8) / 2.0**24
 
-    def test_whole_pictures_without_flip_are_the_pictures(self):
+    def test_whole_images_without_flip_are_the_images(self):
         images = random_images(3, 6, 5, 3)
         self.assertAllEqual(
             self.augment(images, flip=False, min_area=1), images
         )
 
-    def test_whole_pictures_are_flipped_exactly_or_kept(self):
+    def test_whole_images_are_flipped_exactly_or_kept(self):
         images = random_images(64, 7, 6, 3)
         views = self.augment(images, min_area=1)
         flipped = self.uniform(64)[4] < 0.5

@@ -17,7 +17,7 @@ class FaultLogTest(tf.test.TestCase):
         directory = self.enterContext(tempfile.TemporaryDirectory())
         self.path = os.path.join(directory, "faults.jsonl")
 
-    def line(self, position, reason="empty picture", setting="data.train"):
+    def line(self, position, reason="empty image", setting="data.train"):
         return {
             "step": position // 10,
             "setting": setting,
@@ -133,7 +133,7 @@ class FaultLogTest(tf.test.TestCase):
 
     def test_the_error_names_the_setting_the_reasons_and_the_log(self):
         log = reader.FaultLog(self.path, 0.0)
-        reasons = ["empty picture", *(f"truncated: {n} bytes" for n in (3, 4))]
+        reasons = ["empty image", *(f"truncated: {n} bytes" for n in (3, 4))]
         for position, reason in enumerate(reasons):
             log.add(self.line(position, reason))
         log.check()
@@ -141,7 +141,7 @@ class FaultLogTest(tf.test.TestCase):
             with self.assertRaisesRegex(
                 ValueError,
                 r"Expected at most `data.max_fault_rate`=0.0. The commonest "
-                r"reasons: 2 x truncated: N bytes; 1 x empty picture; all of "
+                r"reasons: 2 x truncated: N bytes; 1 x empty image; all of "
                 rf"them are in {self.path}",
             ):
                 log.count(100, 3)

@@ -15,7 +15,8 @@ import tiny
 
 from jest_tf import files
 from jest_tf.data import batches as batches_lib
-from jest_tf.data import loading, pictures, reader, stream, tokenizers
+from jest_tf.data import images as images_lib
+from jest_tf.data import loading, reader, stream, tokenizers
 from jest_tf.data import stores as stores_lib
 from jest_tf.files import retries
 
@@ -168,7 +169,7 @@ class SuperBatchesTest(PipelineTestCase):
             3,
             image_size=3,
             tokenizer_of_reference=longer,
-            picture=pictures.Resizing(9),
+            image_form=images_lib.Resizing(9),
         )
         for batch, before in zip(batches, plain, strict=True):
             text = batch.pop("text_for_reference")
@@ -177,9 +178,9 @@ class SuperBatchesTest(PipelineTestCase):
             self.assertAllEqual(text[:, :3], batch["text"][:, :3])
             self.assertEqual(text.shape, (4, 6))
             for place, row in enumerate(self.rows_of([batch])):
-                picture = tf.constant(self.images[row])
+                whole = tf.constant(self.images[row])
                 for size, found in ((3, batch["image"]), (9, image)):
-                    expected = pictures.resize_image(picture, size)
+                    expected = images_lib.resize_image(whole, size)
                     self.assertAllEqual(found[place], expected)
 
     def test_the_example_data_gives_the_recorded_batches(self):
@@ -415,7 +416,7 @@ class BadEvaluationRecordTest(PipelineTestCase):
             list(dataset)
         return stores_lib.open_store(path)
 
-    def test_a_record_without_a_caption_or_a_picture_is_named(self):
+    def test_a_record_without_a_caption_or_an_image_is_named(self):
         for captions in (None, [b"", b" "]):
             store = self.refuse("no nonblank caption", caption=captions)
             (batch,) = batches_lib.examples(
@@ -424,9 +425,9 @@ class BadEvaluationRecordTest(PipelineTestCase):
             self.assertAllEqual(batch["image"], self.images[:2])
         png = tf.io.encode_png(self.images[0]).numpy()
         for image, reason in (
-            (None, "no picture"),
-            ([b"x", b"y"], "2 pictures"),
-            (b"", "empty picture"),
+            (None, "no image"),
+            ([b"x", b"y"], "2 images"),
+            (b"", "empty image"),
             (png[:-30], "Invalid PNG data"),
         ):
             self.refuse(reason, image=image)
@@ -457,7 +458,7 @@ class EvaluationTest(PipelineTestCase):
         self.assertEqual(values["caption_id"][5], values["caption_id"][6])
         self.assertLen(set(values["caption_id"]), 6)
 
-    def test_pictures_alone_need_no_captions(self):
+    def test_images_alone_need_no_captions(self):
         self.write("b", range(3, 7), caption=None)
         store = stores_lib.open_store(os.path.join(self.directory, "b"))
         for size in (1, 3, 4, 100):

@@ -15,7 +15,7 @@ import shard_files
 import streams
 import tensorflow as tf
 
-from jest_tf.data import pictures, pipeline, stores, stream, tokenizers
+from jest_tf.data import images, pipeline, stores, stream, tokenizers
 from jest_tf.data import reader as reader_lib
 
 SIZE = 8
@@ -91,12 +91,12 @@ def bad_records():
         "truncated: 1 of 2 bytes": stores.Fault("truncated: 1 of 2 bytes"),
         "no nonblank caption": good._replace(captions=()),
         "no nonblank .*": good._replace(captions=(b"", b" \n", b"\xc2\xa0")),
-        "empty picture": good._replace(image=b""),
-        "truncated picture": good._replace(image=png[:20]),
-        "damaged picture": good._replace(image=png[:-30]),
-        "damaged picture: .*JPEG": good._replace(image=jpeg[:-30]),
-        "unknown picture format": good._replace(image=b"<html>"),
-        "oversized picture": good._replace(
+        "empty image": good._replace(image=b""),
+        "truncated image": good._replace(image=png[:20]),
+        "damaged image": good._replace(image=png[:-30]),
+        "damaged image: .*JPEG": good._replace(image=jpeg[:-30]),
+        "unknown image format": good._replace(image=b"<html>"),
+        "oversized image": good._replace(
             image=tf.io.encode_png(np.zeros([40, 40, 3], np.uint8)).numpy()
         ),
     }
@@ -107,8 +107,8 @@ class ReadingTestCase(streams.StreamTestCase):
         super().setUp()
         directory = self.enterContext(tempfile.TemporaryDirectory())
         self.path = os.path.join(directory, "faults.jsonl")
-        # Of the pictures below, one has 1,600.
-        self.enterContext(mock.patch.object(pictures, "MAX_PIXELS", 1000))
+        # Of the images below, one has 1,600.
+        self.enterContext(mock.patch.object(images, "MAX_PIXELS", 1000))
 
     def batches(self, store, count, log=None, **settings):
         settings = {
@@ -152,8 +152,8 @@ class ReplacementTest(ReadingTestCase):
             yield int(row), tried
 
     def resized(self, row, size):
-        image = pictures.decode(self.good[row].image)
-        return pictures.resize_image(image, size)
+        image = images.decode(self.good[row].image)
+        return images.resize_image(image, size)
 
     def test_bad_records_are_replaced_by_a_function_of_the_position(self):
         values = self.values(self.batches(self.store, 15))
@@ -197,12 +197,12 @@ class ReplacementTest(ReadingTestCase):
             self.assertEqual(line["place"], f"record {row} of memory")
             self.assertRegex(line["reason"], f"^{reasons[row]}")
 
-    def test_both_pictures_and_sidecars_are_of_the_replacement(self):
+    def test_both_images_and_sidecars_are_of_the_replacement(self):
         values = self.values(
             self.batches(
                 self.store,
                 15,
-                picture=pictures.Resizing(5),
+                image_form=images.Resizing(5),
                 sidecars=SumSidecars(),
                 embeddings=True,
             )
@@ -229,8 +229,8 @@ class ReplacementTest(ReadingTestCase):
         self.assertAllEqual(values["id"] - 1000, expected)
         self.assertEqual((values["id"] < 1033).sum(), 60)
 
-    def test_a_chunk_without_a_single_good_picture_is_repaired(self):
-        broken = self.bad["damaged picture"]
+    def test_a_chunk_without_a_single_good_image_is_repaired(self):
+        broken = self.bad["damaged image"]
         store = ListStore([broken] * 3 + self.good[3:6])
         values = self.values(self.batches(store, 42, batch_size=1))
         self.assertTrue((values["id"] >= 1003).all())
@@ -342,7 +342,7 @@ class FarTest(ReadingTestCase):
 class LimitTest(ReadingTestCase):
     def test_a_store_of_nothing_good_stops_at_once(self):
         bad = bad_records()
-        for reason in ("empty picture", "damaged picture"):
+        for reason in ("empty image", "damaged image"):
             store = ListStore([bad[reason]] * 4)
             with self.assertRaisesRegex(
                 tf.errors.InvalidArgumentError,
@@ -351,7 +351,7 @@ class LimitTest(ReadingTestCase):
                 self.batches(store, 1)
 
     def test_a_run_stops_above_the_rate_and_says_why(self):
-        broken = bad_records()["damaged picture"]
+        broken = bad_records()["damaged image"]
         good = [good_record(row) for row in range(20)]
         store = ListStore([*good, broken])
         log = pipeline.FaultLog(self.path, 0.01)
@@ -361,7 +361,7 @@ class LimitTest(ReadingTestCase):
         with self.assertRaisesRegex(
             tf.errors.InvalidArgumentError,
             "Too many records cannot be read: 11 of .*max_fault_rate`=0.01.*"
-            r"1\d x damaged picture: Invalid PNG",
+            r"1\d x damaged image: Invalid PNG",
         ):
             self.batches(store, 17, log)
         with self.assertRaisesRegex(ValueError, "Too many records"):
@@ -369,7 +369,7 @@ class LimitTest(ReadingTestCase):
 
 
 class FuzzTest(ReadingTestCase):
-    def test_hundreds_of_mutated_pictures_harm_no_other(self):
+    def test_hundreds_of_mutated_images_harm_no_other(self):
         count, rng = 400, np.random.default_rng(0)
         kinds = list(picture_files.every_kind().values())
         good = [good_record(row) for row in range(count)]
@@ -383,7 +383,7 @@ class FuzzTest(ReadingTestCase):
             return self.values(self.batches(store, 1, batch_size=count))
 
         intact, first, second = map(values_of, (good, found, found))
-        # Twice the same: no picture shows memory that nobody wrote.
+        # Twice the same: no image shows memory that nobody wrote.
         self.assert_equal_values(first, second)
         rows = stream.Order(count, SEED).rows(np.arange(count))
         for name, value in first.items():
@@ -391,7 +391,7 @@ class FuzzTest(ReadingTestCase):
                 value[rows % 2 == 1], intact[name][rows % 2 == 1]
             )
         faults = [
-            isinstance(pictures.decode(record.image), stores.Fault)
+            isinstance(images.decode(record.image), stores.Fault)
             for record in found
         ]
         self.assertAllEqual(first["record_replaced"], np.take(faults, rows))

@@ -223,7 +223,7 @@ class ChoiceTest(stored_cases.StoredTestCase):
 
 class StreamTest(stored_cases.StoredTestCase):
     def test_what_stands_at_a_position_is_what_it_was(self):
-        """Its picture, caption, embeddings and replacement."""
+        """Its image, caption, embeddings and replacement."""
         # Two stored stages and a live stage.
         stages = (EASY(2), EASY(2), config.Stage(3, num_chunks=1))
         chosen = stored_stages.StoredStages(

@@ -16,7 +16,7 @@ import tensorflow as tf
 STEPS = 8
 
 
-def write_pictures(path, num_records):
+def write_images(path, num_records):
     """A shard of PNGs that do not compress, and their sizes in bytes."""
     rng = np.random.default_rng(0)
     payloads, sizes = [], []
@@ -51,8 +51,8 @@ class HostsTest(tf.test.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.folder = tf.compat.v1.test.get_temp_dir()
-        cls.data = os.path.join(cls.folder, "pictures.tfrecord")
-        cls.sizes = write_pictures(cls.data, 100)
+        cls.data = os.path.join(cls.folder, "images.tfrecord")
+        cls.sizes = write_images(cls.data, 100)
         ports = subprocesses.free_ports(2)
         cls.workers = [f"127.0.0.1:{port}" for port in ports]
         cls.servers = [
@@ -91,7 +91,7 @@ class HostsTest(tf.test.TestCase):
             for name, value in batch.items():
                 arrived = found[f"batch/{name}"][step]
                 self.assertAllEqual(arrived, value, name)
-        # Encoded pictures pass the coordinator, decoded pictures do not. A slow
+        # Encoded images pass the coordinator, decoded images do not. A slow
         # machine has fetched some of them before bytes are counted.
         encoded = sum(self.sizes[n] for n in found["batch/id"][1:].ravel())
         self.assertGreater(found["bytes"], 0.2 * encoded)

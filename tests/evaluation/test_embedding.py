@@ -29,7 +29,7 @@ class EncoderTest(tf.test.TestCase):
         )
 
     def count(self, encoder):
-        """Counts the batches of pictures from here on."""
+        """Counts the batches of images from here on."""
         encode, calls = encoder._encode_image, []
 
         def counted(images):

@@ -2,7 +2,7 @@
 
 `make test-peers` builds the environment that they run in and starts this. The
 data is real: scikit-learn's digits and the shipped icons, as plain pixels.
-Texts are made up from the pictures, so that they are neither right nor wrong
+Texts are made up from the images, so that they are neither right nor wrong
 throughout.
 """
 
@@ -18,7 +18,8 @@ from sklearn import datasets
 from sklearn.feature_extraction import text as text_features
 
 from jest_tf import evaluation
-from jest_tf.data import pictures, stores
+from jest_tf.data import images as images_lib
+from jest_tf.data import stores
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PEERS = ROOT / ".venv-peers"
@@ -58,8 +59,8 @@ def icons():
     )
     found = {}
     for record in store.read(range(len(store))):
-        image = pictures.decode(record.image)
-        small = pictures.resize_image(image, 8).numpy()
+        image = images_lib.decode(record.image)
+        small = images_lib.resize_image(image, 8).numpy()
         found.setdefault(small.tobytes(), (small, record))
     small, records = zip(*found.values(), strict=True)
     images = np.float64(small).reshape(len(small), -1)

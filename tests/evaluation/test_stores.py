@@ -100,8 +100,8 @@ class SettingsTest(tf.test.TestCase):
         found = self.opened(*records, tasks=("zero_shot",), **settings)
         return found.class_names, found.targets.tolist()
 
-    def test_every_caption_of_a_picture_is_a_query_and_an_answer(self):
-        # Picture 1: "9" is not found before "1"; picture 2 has two "2". That
+    def test_every_caption_of_an_image_is_a_query_and_an_answer(self):
+        # Image 1: "9" is not found before "1"; image 2 has two "2". That
         # they share a concept and a caption makes no difference.
         found = self.opened(
             {"gray": 1, "caption": ["the 9", "a 1"], "concept": "x"},
@@ -116,7 +116,7 @@ class SettingsTest(tf.test.TestCase):
             {
                 "image_to_text/recall@1": 1.0,
                 "image_to_text/recall@10": 1.0,
-                # "9" is like neither picture, a tie of both.
+                # "9" is like neither image, a tie of both.
                 "text_to_image/recall@1": 3.5 / 4,
                 "text_to_image/recall@10": 1.0,
             },
@@ -126,7 +126,7 @@ class SettingsTest(tf.test.TestCase):
 
     def test_zero_shot_by_hand(self):
         # Oracle sees the gray and reads the last number. Of class 1 two of
-        # three pictures are right, of class 2 one of one; a 3 is tied between
+        # three images are right, of class 2 one of one; a 3 is tied between
         # both, which is half right. The last record has no label.
         records = [
             {"gray": gray, "kind": kind}
@@ -253,7 +253,7 @@ class OpenStoresTest(tf.test.TestCase):
 
     def test_format_fields_and_index_folder_are_those_of_training(self):
         folder = self.get_temp_dir()
-        tf.io.write_file(f"{folder}/1.png", b"picture")
+        tf.io.write_file(f"{folder}/1.png", b"image")
         with open(f"{folder}/val.csv", "w", encoding="utf-8") as file:
             file.write("photo,words,more\n1.png,a,b\n")
         settings = config.DataConfig(
@@ -265,7 +265,7 @@ class OpenStoresTest(tf.test.TestCase):
             index_dir=f"{folder}/indexes",
         )
         stores = open_stores(f"{folder}/val.csv", data=settings)
-        record = stores_lib.Record(b"picture", (b"a", b"b"), {})
+        record = stores_lib.Record(b"image", (b"a", b"b"), {})
         self.assertEqual(stores["val"].store.read([0]), [record])
         self.assertCountEqual(
             os.listdir(folder), ["1.png", "val.csv", "indexes"]

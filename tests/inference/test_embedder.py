@@ -16,7 +16,8 @@ from PIL import Image
 
 import jest_tf
 from jest_tf import evaluation, models
-from jest_tf.data import pictures, stores, tokenizers
+from jest_tf.data import images as images_lib
+from jest_tf.data import stores, tokenizers
 from jest_tf.inference import embedder as embedder_lib
 
 WORDS = ["[UNK]", "[EOS]", "a", "cat", "dog", "red", "##s"]
@@ -24,7 +25,7 @@ WORDS = ["[UNK]", "[EOS]", "a", "cat", "dog", "red", "##s"]
 
 @functools.cache
 def learner():
-    """A built learner of pictures of 4 pixels and texts of 5 tokens."""
+    """A built learner of images of 4 pixels and texts of 5 tokens."""
     model = models.TwoTower(
         tiny_towers.image_tower(name="image_tower"),
         tiny_towers.text_tower(name="text_tower"),
@@ -51,16 +52,16 @@ class EmbedImagesTest(tf.test.TestCase):
         super().setUpClass()
         cls.model = embedder()
 
-    def test_embeddings_are_the_learners_of_decoded_resized_pictures(self):
+    def test_embeddings_are_the_learners_of_decoded_resized_images(self):
         for name, encoded in picture_files.every_kind().items():
-            pixels = pictures.decode(encoded)
-            square = pictures.resize_image(tf.constant(pixels), 4)
+            pixels = images_lib.decode(encoded)
+            square = images_lib.resize_image(tf.constant(pixels), 4)
             expected = self.model.learner.encode_image(square[tf.newaxis])
             self.assertAllClose(
                 self.model.embed_images([encoded]), expected, msg=name
             )
 
-    def test_a_picture_is_the_same_as_a_file_bytes_pixels_or_pillows(self):
+    def test_an_image_is_the_same_as_a_file_bytes_pixels_or_pillows(self):
         encoded = picture_files.every_kind()["rgba"]
         image = Image.open(io.BytesIO(encoded))
         path = (
@@ -97,14 +98,14 @@ class EmbedImagesTest(tf.test.TestCase):
         images = self.model.embed_images([record.image for record in records])
         self.assertAllEqual(images, evaluated.images[:size])
 
-    def test_errors_name_the_picture(self):
+    def test_errors_name_the_image(self):
         folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
         good = picture_files.every_kind()["png"]
         (folder / "cut.png").write_bytes(good[:20])
-        (folder / "text.jpg").write_text("no picture")
+        (folder / "text.jpg").write_text("no image")
         for bad, message in (
             (str(folder / "cut.png"), r"images\[1\], '.*cut.png': truncated"),
-            (folder / "text.jpg", r"text.jpg': unknown picture format"),
+            (folder / "text.jpg", r"text.jpg': unknown image format"),
             (folder / "none.jpg", r"none.jpg': No such file"),
             (folder, r"Is a directory"),
             (good[:-30], rf"images\[1\], {len(good) - 30} bytes: damaged"),
@@ -154,7 +155,7 @@ class LoadTest(tf.test.TestCase):
         whole = jest_tf.load(pathlib.Path(path))
         self.assertAllEqual(whole.embed_texts(texts), model.embed_texts(texts))
         self.assertEqual(
-            (whole.scale, whole.bias, whole.dim, whole.picture.shape),
+            (whole.scale, whole.bias, whole.dim, whole.image_form.shape),
             (model.scale, -2.0, 6, (4, 4, 3)),
         )
 

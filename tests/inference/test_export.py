@@ -19,7 +19,8 @@ import tiny
 import tiny_towers
 
 import jest_tf
-from jest_tf.data import pictures, tokenizers
+from jest_tf.data import images as images_lib
+from jest_tf.data import tokenizers
 from jest_tf.inference import export
 
 # What a program has that never heard of `jest_tf`.
@@ -81,7 +82,7 @@ class ElsewhereTest(tf.test.TestCase):
         )
         cls.pieces = jest_tf.Embedder(learner, pieces)
         every = picture_files.every_kind()
-        webp = "lossless webp" if pictures.READS_WEBP else "png"
+        webp = "lossless webp" if images_lib.READS_WEBP else "png"
         cls.images = [every[name] for name in ("jpeg", "rgba", webp)]
         cls.texts = ["a red cat", "Dogs!", ""]
         batch = tiny_towers.make_batch()
@@ -98,7 +99,7 @@ class ElsewhereTest(tf.test.TestCase):
         export.onnx(cls.model, str(cls.folder / "onnx"))
         cls.found = run_elsewhere(ELSEWHERE, cls.folder)
 
-    def test_a_saved_model_embeds_pictures_pixels_and_strings(self):
+    def test_a_saved_model_embeds_images_pixels_and_strings(self):
         images = self.model.embed_images(self.images)
         pixels = self.model.learner.encode_image(self.pixels)
         for name, texts in (
@@ -222,7 +223,7 @@ class ErrorsTest(tf.test.TestCase):
                 getattr(export, name)(model, self.path)
         self.assertEmpty(os.listdir(self.folder))
 
-    def test_other_formats_of_pictures_are_refused_by_the_graph(self):
+    def test_other_formats_of_images_are_refused_by_the_graph(self):
         export.saved_model(self.model, self.path)
         loaded = tf.saved_model.load(self.path)
         self.assertFalse(hasattr(loaded, "embed_texts"))

@@ -151,7 +151,7 @@ class HuggingFaceTest(tf.test.TestCase):
                 ids = np.where(tokens < 0, -1 - tokens, tokens)
                 self.assertAllEqual(ids, inputs["input_ids"])
                 images = tf.stack(
-                    [model.picture(image) for image in self.images]
+                    [model.image_form(image) for image in self.images]
                 )
                 self.assertAllEqual(images, inputs["pixel_values"])
                 ours = model.learner({"image": images, "text": tokens})

@@ -88,7 +88,7 @@ class PatchEmbeddingTest(tf.test.TestCase):
             self.assertAllEqual(layer(inputs, patch_size=4), expected)
 
     def test_under_bfloat16_weights_are_resized_before_they_are_rounded(self):
-        # A delta picture and no positions: tokens are the kernel's rows.
+        # A delta image and no positions: tokens are the kernel's rows.
         images = np.zeros([24, 24, 24, 3], np.float32)
         images[np.arange(24), np.arange(24) // 8, np.arange(24) % 8, 0] = 1.0
         exact = make_layer(images)

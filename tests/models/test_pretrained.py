@@ -16,7 +16,8 @@ import presets
 import pytest
 import tensorflow as tf
 
-from jest_tf.data import pictures, tokenizers
+from jest_tf.data import images as images_lib
+from jest_tf.data import tokenizers
 from jest_tf.embeddings import ON_TENSORFLOW
 from jest_tf.models import pretrained, reference
 
@@ -79,7 +80,7 @@ class KerasHubTest(tf.test.TestCase):
                 tokens = model.tokenizer(tf.constant(CAPTIONS))
                 self.assertAllEqual(tokens, inputs["token_ids"])
                 images = tf.stack(
-                    [model.picture(image) for image in self.images]
+                    [model.image_form(image) for image in self.images]
                 )
                 self.assertEqual(images.dtype, tf.uint8)
                 scale, offset = model.learner.pixels
@@ -139,7 +140,7 @@ class KerasHubTest(tf.test.TestCase):
             model.learner.save(path)
             batch = {
                 "image": np.stack(
-                    [model.picture(image) for image in self.images]
+                    [model.image_form(image) for image in self.images]
                 ),
                 "text": again(texts),
             }
@@ -269,14 +270,14 @@ class KerasHubTest(tf.test.TestCase):
 
 
 class ResizingTest(tf.test.TestCase):
-    def test_pictures_are_resized_as_keras_does(self):
+    def test_images_are_resized_as_keras_does(self):
         image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
         for options in (
             {"crop_to_aspect_ratio": True, "interpolation": "bicubic"},
             {"antialias": False},
             {"interpolation": "lanczos3"},
         ):
-            form = pictures.Resizing(12, **options)
+            form = images_lib.Resizing(12, **options)
             layer = keras.layers.Resizing(
                 12, 12, **{"antialias": True} | options
             )
@@ -285,5 +286,5 @@ class ResizingTest(tf.test.TestCase):
             self.assertAllEqual(next(iter(data)), layer(image))
             self.assertEqual(data.element_spec.dtype, tf.uint8)
         self.assertAllEqual(
-            pictures.Resizing(12)(image), pictures.resize_image(image, 12)
+            images_lib.Resizing(12)(image), images_lib.resize_image(image, 12)
         )

@@ -179,7 +179,7 @@ class FitTest(tf.test.TestCase):
             stores.open_store(f"{EXAMPLES}/pool-*.tfrecord"),
             reference=public,
         )
-        data = funnel.super_batches(public.tokenizer, public.picture).take(1)
+        data = funnel.super_batches(public.tokenizer, public.image_form).take(1)
         learner = models.build_two_tower(
             "tiny",
             image_size=presets.SIZE,

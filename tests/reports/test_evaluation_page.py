@@ -7,7 +7,7 @@ import tensorflow as tf
 from evaluation_cases import Oracle, number_of, write_shard
 
 from jest_tf import config
-from jest_tf.data import pictures
+from jest_tf.data import images
 from jest_tf.reports import evaluation_page
 from jest_tf.runs import evaluations
 
@@ -33,7 +33,7 @@ class PageTest(tf.test.TestCase):
         evaluated = evaluations.Evaluations(
             settings,
             evaluations.open_data(settings),
-            *(Oracle(), number_of, pictures.Resizing(2)),
+            *(Oracle(), number_of, images.Resizing(2)),
         )
         page = folder / "evaluation.html"
         evaluation_page.write(str(page), "tiny", evaluated, evaluated.measure())
@@ -49,6 +49,6 @@ class PageTest(tf.test.TestCase):
         )
         self.assertIn("class 1, taken for &lt;i&gt; 2", text)
         self.assertNotIn("<i>", text)
-        # Two mistakes of classification. Picture 1 has two captions alike, and
-        # picture 2 none, so both are found late, as is picture 2's caption.
+        # Two mistakes of classification. Image 1 has two captions alike, and
+        # image 2 none, so both are found late, as is image 2's caption.
         self.assertLen(html_elements.parse(text).images, 2 + 2 + 1)

@@ -109,10 +109,10 @@ class DamageTest(tf.test.TestCase):
             return lambda: directory.read_rows(run, name)
 
         def learner():
-            found, picture = loading._read_learner(run, settings)
+            found, image_form = loading._read_learner(run, settings)
             return [
                 tuple(variable.shape) for variable in found.variables
-            ], picture
+            ], image_form
 
         def weights():
             return [

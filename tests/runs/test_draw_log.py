@@ -94,7 +94,7 @@ class FunnelTest(tf.test.TestCase):
                 self.assertAllEqual(
                     found["id"], self.batches[step - 1]["id"][found["row"]]
                 )
-                expected = summary.of_rows(
+                expected = summary.summarize_rows(
                     stage,
                     found | {"clean": is_even(found["id"])},
                     report.uniform(number),

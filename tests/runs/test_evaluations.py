@@ -12,7 +12,7 @@ import tensorflow as tf
 from evaluation_cases import ROWS, Oracle, number_of, write_shard
 
 from jest_tf import config
-from jest_tf.data import pictures
+from jest_tf.data import images
 from jest_tf.runs import directory, evaluations
 
 
@@ -34,7 +34,7 @@ class EvaluationTest(tf.test.TestCase):
                 evaluations.open_data(self.config),
                 Oracle(),
                 number_of,
-                pictures.Resizing(2),
+                images.Resizing(2),
             ),
             self.folder,
             every_steps=every_steps,
@@ -79,8 +79,8 @@ class EvaluationTest(tf.test.TestCase):
         with contextlib.redirect_stderr(io.StringIO()) as said:
             self.fit(self.make(), 1)
         measures = self.logged[1]
-        # Five pictures find their captions among four; of these the first has
-        # two pictures. There are two classes.
+        # Five images find their captions among four; of these the first has
+        # two images. There are two classes.
         to_image = [np.mean([2 / 5, 1 / 5, 1 / 5, 1 / 5])]
         # The first of two among five comes after 0 to 3 others.
         first = (4 / 1 + 3 / 2 + 2 / 3 + 1 / 4) / 10

@@ -14,7 +14,8 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import cli, config
-from jest_tf.data import pictures, stores, tokenizers
+from jest_tf.data import images as images_lib
+from jest_tf.data import stores, tokenizers
 from jest_tf.models import pretrained, reference
 from jest_tf.runs import directory, loading
 
@@ -170,7 +171,9 @@ class ReferenceByNameTest(tf.test.TestCase):
             else:
                 self.assertEqual(start.tokenizer.length, 16)
                 self.assertIsNone(learner.pixels)
-                self.assertEqual(start.picture, pictures.Resizing(presets.SIZE))
+                self.assertEqual(
+                    start.image_form, images_lib.Resizing(presets.SIZE)
+                )
 
     @pytest.mark.slow
     def test_a_learner_starts_as_a_model_and_goes_on(self):
@@ -187,7 +190,7 @@ class ReferenceByNameTest(tf.test.TestCase):
         run = loading.load(self.path("tuned"))
         self.assertEqual(run.tokenizer, initial.tokenizer)
         self.assertEqual(
-            run.picture, dataclasses.replace(initial.picture, size=48)
+            run.image_form, dataclasses.replace(initial.image_form, size=48)
         )
         texts = initial.tokenizer(tf.constant(["a dog", "12 cats"]))
         self.assertAllClose(

@@ -43,7 +43,7 @@ def twice_the_loss():
 
 
 class Trap(keras.layers.Layer):
-    """Breaks at embeddings that are all alike, as those of white pictures."""
+    """Breaks at embeddings that are all alike, as those of white images."""
 
     def call(self, values, training=False):
         same = tf.reduce_all(values == values[:1])
@@ -51,7 +51,7 @@ class Trap(keras.layers.Layer):
 
 
 def poisoned(super_batches):
-    """The stream with white pictures in super-batch `BAD`."""
+    """The stream with white images in super-batch `BAD`."""
 
     def stream(*arguments, start_step=0, **options):
         def whiten(number, batch):

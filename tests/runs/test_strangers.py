@@ -20,7 +20,7 @@ import tiny
 import jest_tf
 from jest_tf import cli, config, files
 from jest_tf.config import imports
-from jest_tf.data import pictures, tokenizers
+from jest_tf.data import images, tokenizers
 from jest_tf.files import remote
 from jest_tf.runs import checkpoints, directory, loading
 
@@ -60,8 +60,8 @@ def write_run(workdir, **model):
     config.save_config(settings, f"{workdir}/config.json")
     tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3).save(workdir)
     learner = tiny.learner()
-    picture = pictures.Resizing(tiny.IMAGE_SIZE)
-    loading.write_learner(workdir, learner, picture)
+    image_form = images.Resizing(tiny.IMAGE_SIZE)
+    loading.write_learner(workdir, learner, image_form)
     directory.save_learner(workdir, learner)
 
 

@@ -27,12 +27,12 @@ class SummaryTest(tf.test.TestCase):
         "clean": np.array([True, False, False, True]),
     }
 
-    def of_rows(self, num_quotas=1, **settings):
+    def summarize_rows(self, num_quotas=1, **settings):
         uniform = {
             "learner_loss": np.float32([2.0]),
             "reference_loss": np.float32([0.5]),
         }
-        found = summary.of_rows(
+        found = summary.summarize_rows(
             config.Stage(2, **settings),
             self.ROWS,
             uniform,
@@ -43,7 +43,7 @@ class SummaryTest(tf.test.TestCase):
         return json.loads(json.dumps(found))
 
     def test_a_draw_of_two_among_four_by_hand(self):
-        found = self.of_rows()
+        found = self.summarize_rows()
         self.assertEqual((found["rows_in"], found["rows_out"]), (4, 2))
         self.assertEqual(found["criterion"], "learnability")
         for name, kept, dropped, uniform in (
@@ -82,17 +82,17 @@ class SummaryTest(tf.test.TestCase):
             (1, 0.5, by_noise),
             (2, 1.0, halves),
         ):
-            found = self.of_rows(num_quotas)
+            found = self.summarize_rows(num_quotas)
             self.assertEqual(found["overlap_independent"], independent)
             self.assertEqual(
                 found["overlap_uniform"], np.isin(uniform, [0, 3]).mean()
             )
-        found = self.of_rows(gain=0.0)
+        found = self.summarize_rows(gain=0.0)
         self.assertEqual(found["overlap_independent"], found["overlap_uniform"])
 
     def test_a_stage_with_one_model_has_its_loss_alone(self):
         losses = np.float32([0.1234567, *range(1, 20)])
-        found = summary.of_rows(
+        found = summary.summarize_rows(
             config.Stage(1, criterion="easy_reference"),
             {
                 "own_score": -losses,

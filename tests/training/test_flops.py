@@ -174,13 +174,13 @@ class TowersTest(tf.test.TestCase):
         return 2 * (kernel + new * old * (old + new) * self.WIDTH)
 
     def of_small(self):
-        """The forward pass of pictures of half the size, a patch each."""
+        """The forward pass of images of half the size, a patch each."""
         size, half = self.SIZE, self.SIZE // 2
         image, once = image_products(1, self.PATCH, self.WIDTH, self.DEPTH)
         text = text_products(self.LENGTH, self.WIDTH, self.DEPTH, self.WIDTH)
-        pictures = half * size * (size + half) * 3 * self.ROWS
+        images = half * size * (size + half) * 3 * self.ROWS
         positions = 1 * 2 * (2 + 1) * self.WIDTH
-        return self.ROWS * (image + text) + once + 2 * (pictures + positions)
+        return self.ROWS * (image + text) + once + 2 * (images + positions)
 
     def test_a_forward_pass_is_its_closed_form(self):
         for view, expected in (
@@ -212,7 +212,7 @@ class TowersTest(tf.test.TestCase):
         batch = self.specs(rows // replicas)
         if curated:
             batch["curated"] = self.specs(curated // replicas)
-        found = flops.of_step(step, batch, replicas)
+        found = flops.count_step(step, batch, replicas)
         found["reused"] = found["no_reuse"] - found["reuse"]
         self.assertEqual({name: found[name] for name in expected}, expected)
 
@@ -357,7 +357,7 @@ class PaperTest(tf.test.TestCase):
 
         width = models.PRESETS[run.model.preset].width
         embeddings = tf.TensorSpec([rows, width], tf.float16)
-        columns = flops.of_step(
+        columns = flops.count_step(
             step,
             batch(rows)
             | dict.fromkeys(("reference_image", "reference_text"), embeddings),

@@ -1,6 +1,6 @@
 """Writes the sidecars of a store, with any model.
 
-`write` runs a model over the pictures and captions of a store; `write_arrays`
+`write` runs a model over the images and captions of a store; `write_arrays`
 takes finished embeddings. The model gets NumPy arrays and strings, so it may
 use any framework. `jest-tf embed` is the command.
 """
@@ -19,7 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import files
-from jest_tf.data import batches, pictures, reader, stores, tokenizers
+from jest_tf.data import batches, reader, stores, tokenizers
+from jest_tf.data import images as images_lib
 from jest_tf.data.sidecars import file_format
 from jest_tf.data.sidecars import reading as reading_lib
 
@@ -77,7 +78,7 @@ class Batch(NamedTuple):
     Attributes:
         ids: int64 [k].
         valid: bool [k], whether a record is readable.
-        images: pictures of the valid records, in the form's shape and dtype.
+        images: images of the valid records, in the form's shape and dtype.
         texts: the nonblank captions.
         places: int64 [len(texts)], their indices among all captions.
         captions: int64 [k], the number of captions of each record.
@@ -99,7 +100,7 @@ def write(
     description: file_format.Description,
     output: Output = Output(),  # noqa: B008  (it is frozen)
     *,
-    image_size: int | pictures.Form,
+    image_size: int | images_lib.Form,
     batch_size: int = 256,
 ) -> Summary:
     """Writes the sidecars of a store with any model.
@@ -115,7 +116,7 @@ def write(
             unreadable records are left out.
         description: of the model.
         output: see `Output`.
-        image_size: S, pixels a side, or a form of pictures.
+        image_size: S, pixels a side, or a form of images.
         batch_size: records read at a time.
 
     Example:
@@ -144,12 +145,12 @@ def write(
         )
         ```
     """
-    form = pictures.form_of(image_size)
+    form = images_lib.make_form(image_size)
     workers = os.cpu_count() or 1
     reasons: collections.Counter = collections.Counter()
 
     def parts(shard):
-        start, stop = _rows_of(store, shard)
+        start, stop = _find_rows(store, shard)
         wanted = np.arange(start, stop)
         if output.rows is not None:
             wanted = wanted[output.rows[start:stop]]
@@ -235,16 +236,16 @@ def write_arrays(
             f"Received: {counts.tolist()}"
         )
     ends = np.cumsum(counts)
-    for name, found, expected in (
+    for name, array, expected in (
         ("image", image, (n, dim)),
         ("captions", counts, (n,)),
         ("valid", valid, (n,)),
         ("text", text, (int(counts.sum()), dim)),
     ):
-        _check_shape(f"`{name}` must be", found, expected)
+        _check_shape(f"`{name}` must be", array, expected)
 
     def parts(shard):
-        first, stop = _rows_of(store, shard)
+        first, stop = _find_rows(store, shard)
         for start in range(first, stop, _COPY_ROWS):
             rows = slice(start, min(start + _COPY_ROWS, stop))
             texts = slice(ends[start] - counts[start], ends[rows.stop - 1])
@@ -254,12 +255,12 @@ def write_arrays(
     return _write(store, description, output, parts)
 
 
-def load(store: stores.Store, rows: np.ndarray, form: pictures.Form) -> Batch:
+def load(store: stores.Store, rows: np.ndarray, form: images_lib.Form) -> Batch:
     """Reads and decodes records, int64 rows [k], with all their captions."""
-    found, images = batches.read(store, rows, form)
+    records, images = batches.read(store, rows, form)
     captions, texts, places, reasons = [], [], [], []
     total = 0
-    for record in found:
+    for record in records:
         if isinstance(record, stores.Fault):
             reasons.append(record.reason)
             captions.append(0)
@@ -273,7 +274,7 @@ def load(store: stores.Store, rows: np.ndarray, form: pictures.Form) -> Batch:
     return Batch(
         ids=store.ids(rows),
         valid=np.array(
-            [not isinstance(record, stores.Fault) for record in found], bool
+            [not isinstance(record, stores.Fault) for record in records], bool
         ),
         images=images,
         texts=[text.decode("utf-8", "replace") for text in texts.numpy()],
@@ -292,7 +293,7 @@ def _write(store, description, output, parts):
         (
             shard,
             reading_lib.sidecar_path(store, shard, output.directory),
-            reading_lib.header_of(store, shard, description, output.dtype),
+            reading_lib.make_header(store, shard, description, output.dtype),
         )
         for shard in shards
     ]
@@ -347,7 +348,7 @@ def _is_there(path, header, overwrite):
     return True
 
 
-def _rows_of(store, shard):
+def _find_rows(store, shard):
     start = int(store.shards.lengths[:shard].sum())
     return start, start + int(store.shards.lengths[shard])
 
@@ -365,18 +366,21 @@ def _encode(encode, batch, dim):
     text = np.zeros([int(batch.captions.sum()), dim], np.float32)
     if not len(batch.images):
         return image, text
-    found = encode(batch.images, batch.texts)
-    if len(found) != 2:
+    embedded = encode(batch.images, batch.texts)
+    if len(embedded) != 2:
         raise ValueError(
             "`encode` must return the embeddings of images and of captions. "
-            f"Received: {len(found)} values"
+            f"Received: {len(embedded)} values"
         )
     for name, part, given in zip(
-        ("images", "captions"), found, (batch.images, batch.texts), strict=True
+        ("images", "captions"),
+        embedded,
+        (batch.images, batch.texts),
+        strict=True,
     ):
         expected = (len(given), dim)
         _check_shape(f"`encode` must return for its {name}", part, expected)
-    image[batch.valid], text[batch.places] = found
+    image[batch.valid], text[batch.places] = embedded
     return image, text
 
 

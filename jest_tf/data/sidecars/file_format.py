@@ -34,7 +34,7 @@ class Description(NamedTuple):
         fingerprint: any text that identifies the reference and its weights;
             see `reference.describe` for a run.
         tokenizer: any text that identifies how captions were read.
-        preprocessing: any text that identifies how pictures were decoded.
+        preprocessing: any text that identifies how images were decoded.
         dim: D, the width of an embedding.
         scale: of the logits `scale * image @ text.T + bias`.
         bias: of the logits.
@@ -82,7 +82,7 @@ def written(path: str, header: Header) -> Iterator[Callable[..., None]]:
     rules = (text, text, text, checks.at_least(1), finite, finite, text)
     for name, value, rule in zip(about._fields, about, rules, strict=True):
         checks.check(name, value, rule)
-    checks.check("dtype", dtype, checks.one_of(*DTYPES))
+    checks.check("dtype", dtype, checks.among(*DTYPES))
     metadata = {
         "fingerprint": about.fingerprint,
         "tokenizer": about.tokenizer,
@@ -121,13 +121,13 @@ def written(path: str, header: Header) -> Iterator[Callable[..., None]]:
 def read(path: str) -> tuple[Header, artefacts.Artefact]:
     """Reads the head of a sidecar and maps its arrays."""
     try:
-        found = artefacts.read(path, KIND)
+        artefact = artefacts.read(path, KIND)
     except OSError as error:
         raise ValueError(
             f"Sidecar {path} cannot be read: {error.strerror or error}"
         ) from error
     with artefacts.read_as(path, KIND):
-        texts, image = found.metadata, found.arrays["image"]
+        texts, image = artefact.metadata, artefact.arrays["image"]
         description = Description(
             texts["fingerprint"],
             texts["tokenizer"],
@@ -140,7 +140,7 @@ def read(path: str) -> tuple[Header, artefacts.Artefact]:
         header = Header(
             description, str(image.dtype), texts["stamp"], len(image)
         )
-        return header, found
+        return header, artefact
 
 
 def check_header(path: str, header: Header, expected: Header) -> None:

@@ -76,13 +76,13 @@ class Sidecars:
         shards = range(len(store.shards.paths))
         find = functools.partial(_find, store, directory)
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(find, shards))
-        self._paths, headers, self._heads = zip(*found, strict=True)
+            opened = list(pool.map(find, shards))
+        self._paths, headers, self._heads = zip(*opened, strict=True)
         self.description, self.dtype = headers[0].description, headers[0].dtype
         for shard, path, header in zip(
             shards, self._paths, headers, strict=True
         ):
-            wanted = header_of(
+            wanted = make_header(
                 store, shard, expected or self.description, self.dtype
             )
             file_format.check_header(path, header, wanted)
@@ -122,7 +122,7 @@ class Sidecars:
             ids: int64 [k], the records' ids.
 
         Returns:
-            The embeddings of the pictures and of the captions, each [k, D] in
+            The embeddings of the images and of the captions, each [k, D] in
             the sidecars' dtype.
         """
         rows, captions, ids = _integers(rows, captions, ids)
@@ -132,9 +132,9 @@ class Sidecars:
             chosen = captions[places]
             return np.where(chosen < ends - starts, chosen, -1)
 
-        found, image, text = self._read(rows, ids, given)
+        numbers, image, text = self._read(rows, ids, given)
         self._require(
-            found >= 0,
+            numbers >= 0,
             rows,
             "an embedding of caption {}. Received: none, as the record could "
             "not be read when the sidecar was written, or has fewer captions",
@@ -157,7 +157,7 @@ class Sidecars:
         Returns:
             The index of each record's caption, int64 [k], -1 if the record was
             unreadable or has no nonblank caption; and the embeddings of the
-            pictures and captions, each [k, D] in the sidecars' dtype, arbitrary
+            images and captions, each [k, D] in the sidecars' dtype, arbitrary
             where the index is -1.
         """
         rows, numbers, ids = _integers(rows, numbers, ids)
@@ -175,7 +175,7 @@ class Sidecars:
         """Reads the embeddings of records and of their best captions.
 
         The best caption of a record is the first of those that are most similar
-        to its picture.
+        to its image.
 
         Args:
             rows: as in `read`, like `ids`.
@@ -187,8 +187,8 @@ class Sidecars:
 
         def choose(part, local, starts, ends, places):
             del places
-            pictures = part["image"][local]
-            return _best(part["text"], starts, ends, pictures)
+            images = part["image"][local]
+            return _best(part["text"], starts, ends, images)
 
         return self._read(rows, ids, choose)
 
@@ -282,17 +282,17 @@ class Sidecars:
         part = self._part(shard)
         if not isinstance(part["ids"], artefacts.RemoteArray):
             return part, local
-        found, places = np.unique(local, return_inverse=True)
-        edges = np.unique([found, found + 1])
+        distinct, places = np.unique(local, return_inverse=True)
+        edges = np.unique([distinct, distinct + 1])
         ids, edge, image = retries.map_parallel(
             lambda job: part[job[0]][job[1]],
-            [("ids", found), ("offsets", edges), ("image", found)],
+            [("ids", distinct), ("offsets", edges), ("image", distinct)],
             True,
         )
-        at = np.searchsorted(edges, found)
+        at = np.searchsorted(edges, distinct)
         starts, ends = edge[at], edge[at + 1]
         before = rows[0] - local[0]
-        self._check_spans(part, found + before, starts, ends)
+        self._check_spans(part, distinct + before, starts, ends)
         _, firsts, texts = _in_line(starts, ends)
         excerpt = {
             "ids": ids,
@@ -338,7 +338,7 @@ def sidecar_path(store: stores.Store, shard: int, directory: str = "") -> str:
     return place
 
 
-def header_of(
+def make_header(
     store: stores.Store,
     shard: int,
     description: file_format.Description,
@@ -353,9 +353,13 @@ def _find(store, directory, shard):
     """Returns the path, the header and the checksums of a shard's sidecar."""
     path = sidecar_path(store, shard, directory)
     if files.is_file(path):
-        header, found = file_format.read(path)
+        header, artefact = file_format.read(path)
         known = ("checksum", "crc32")
-        return path, header, tuple((key, found.metadata[key]) for key in known)
+        return (
+            path,
+            header,
+            tuple((key, artefact.metadata[key]) for key in known),
+        )
     message = (
         f"No sidecar of {store.shards.paths[shard]}: expected {path}, as "
         "`jest-tf embed` writes it"
@@ -392,13 +396,13 @@ def _numbered(text, starts, ends, numbers):
     return choices
 
 
-def _best(text, starts, ends, pictures):
-    """Returns captions most like the pictures: indices, -1 if all are blank."""
+def _best(text, starts, ends, images):
+    """Returns captions most like the images: indices, -1 if all are blank."""
     counts, firsts, line = _in_line(starts, ends)
     owners = np.repeat(np.arange(len(counts)), counts)
     captions = np.asarray(text[line], np.float32)
     similarity = np.einsum(
-        "cd,cd->c", captions, np.asarray(pictures, np.float32)[owners]
+        "cd,cd->c", captions, np.asarray(images, np.float32)[owners]
     )
     similarity[~captions.any(1)] = -np.inf
     choices = np.full(len(counts), -1)

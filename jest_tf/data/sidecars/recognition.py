@@ -41,9 +41,9 @@ def recognised_share(
     Returns:
         A share in [0, 1].
     """
-    random, found = _sample(store, rows, seed)
+    random, sampled = _sample(store, rows, seed)
     captions, image, text = sidecars.read_numbered(
-        found, reader.caption_numbers(seed, found), store.ids(found)
+        sampled, reader.caption_numbers(seed, sampled), store.ids(sampled)
     )
     places = random.permutation(np.flatnonzero(captions >= 0))[:NUM_PAIRS]
     if len(places) < 2:
@@ -81,11 +81,11 @@ def agreement(
         pairs that both references have embedded; None for fewer than three
         pairs, or if a reference finds all pairs equally similar.
     """
-    _, found = _sample(store, rows, seed)
-    numbers, ids = reader.caption_numbers(seed, found), store.ids(found)
+    _, sampled = _sample(store, rows, seed)
+    numbers, ids = reader.caption_numbers(seed, sampled), store.ids(sampled)
     captions, similar = [], []
     for sidecars in (before, after):
-        numbered, image, text = sidecars.read_numbered(found, numbers, ids)
+        numbered, image, text = sidecars.read_numbered(sampled, numbers, ids)
         captions.append(numbered)
         similar.append(
             np.einsum(
@@ -109,7 +109,7 @@ def spearman(left: np.ndarray, right: np.ndarray) -> float:
 def _sample(store, rows, seed):
     """Returns a generator, and up to twice `NUM_PAIRS` random rows, sorted."""
     random = np.random.default_rng([seed, _SALT])
-    found = random.permutation(
+    sampled = random.permutation(
         len(store) if rows is None else np.flatnonzero(rows)
     )
-    return random, np.sort(found[: 2 * NUM_PAIRS])
+    return random, np.sort(sampled[: 2 * NUM_PAIRS])

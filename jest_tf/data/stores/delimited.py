@@ -37,7 +37,7 @@ class Delimited:
 
     def scan(self, path: str, advance):
         """Locates the rows; see `data/stores/shards.py`."""
-        columns = self._columns_of(path)
+        columns = self._find_columns(path)
         id_column = columns.position("id")
         with shards.open_scan(path, advance) as file:
             rows = self._rows(file)
@@ -51,8 +51,8 @@ class Delimited:
                 yield place, size, stored
 
     def read(self, path: str, spans: np.ndarray) -> list:
-        """Reads rows at byte ranges, and the pictures they name."""
-        columns = self._columns_of(path)
+        """Reads rows at byte ranges, and the images they name."""
+        columns = self._find_columns(path)
 
         def parse(row):
             # An unclosed quotation mark swallows this last delimiter.
@@ -70,7 +70,7 @@ class Delimited:
             return columns.record(dict(zip(columns.names, values, strict=True)))
 
         rows = shards.read_records(path, spans, parse)
-        return tables.with_pictures(path, rows)
+        return tables.read_images(path, rows)
 
     def _rows(self, file):
         """Yields offset, size and fields of every row that is not blank.
@@ -106,7 +106,7 @@ class Delimited:
                     return True
         return False
 
-    def _columns_of(self, path):
+    def _find_columns(self, path):
         if path not in self._columns:
             try:
                 with shards.open_scan(path) as file:

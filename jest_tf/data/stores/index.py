@@ -108,8 +108,8 @@ def open_indexes(
             if progress is not None:
                 progress(done, total)
 
-    def build(path, form, found):
-        place, origin, index = found
+    def build(path, form, stored):
+        place, origin, index = stored
         if index is not None:
             return index
         records = _scan(path, form, origin, advance)
@@ -125,11 +125,11 @@ def open_indexes(
 
     with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
         try:
-            found = list(pool.map(find, paths, formats))
+            stored = list(pool.map(find, paths, formats))
             total = sum(
-                int(origin["size"]) for _, origin, old in found if old is None
+                int(origin["size"]) for _, origin, old in stored if old is None
             )
-            indexes = list(pool.map(build, paths, formats, found))
+            indexes = list(pool.map(build, paths, formats, stored))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -231,21 +231,23 @@ def _origin(path, form):
 
 def _load(place, origin, form):
     try:
-        found = artefacts.read(place, _KIND, verify=True)
-        records = found.arrays[_ARRAY]
+        artefact = artefacts.read(place, _KIND, verify=True)
+        records = artefact.arrays[_ARRAY]
     except (OSError, ValueError, KeyError):
         return None
-    if not origin.items() <= found.metadata.items():
+    if not origin.items() <= artefact.metadata.items():
         return None
     if files.is_remote(place):
         return _in_memory(origin, form, np.array(records))
     # Not the time of change: another process may have updated only that.
-    known = tuple((key, found.metadata[key]) for key in ("identity", "crc32"))
+    known = tuple(
+        (key, artefact.metadata[key]) for key in ("identity", "crc32")
+    )
     return _index(
         origin,
         form,
         records,
-        found.checksums[_ARRAY],
+        artefact.checksums[_ARRAY],
         lambda: _map(place, _KIND, known).arrays[_ARRAY],
     )
 
@@ -261,15 +263,15 @@ def _index(origin, form, records, checksum, again):
         form.name.encode(),
         repr(tuple(form.fields)).encode(),
     )
-    found = Index(len(records), stamp.hex(), again)
+    index = Index(len(records), stamp.hex(), again)
     sound = records[:, 1] >= 0
     if sound.all():
-        return found
+        return index
     damage = records[~sound, :2] * [1, -1]
     # A record extends to the start of the next.
     sizes = np.append(np.diff(records[:, 0]), records[-1, 1])[sound]
     mean = sizes.mean() if len(sizes) else np.inf
-    return found._replace(
+    return index._replace(
         damage=damage,
         num_lost=int(np.rint(damage[:, 1] / mean).clip(min=1).sum()),
         is_cut=not sound[-1],

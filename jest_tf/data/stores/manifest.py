@@ -88,9 +88,9 @@ def part_path(store: Store, shard: int, directory: str) -> str:
 
 def check_distinct(store: Store) -> None:
     """Refuses a store with two shards of the same name and version."""
-    found: dict[str, int] = {}
+    first_shards: dict[str, int] = {}
     for shard, path in enumerate(store.shards.paths):
-        first = found.setdefault(part_path(store, shard, ""), shard)
+        first = first_shards.setdefault(part_path(store, shard, ""), shard)
         if first != shard:
             raise ValueError(
                 "The shards of a manifest must differ in name or version, or "
@@ -130,13 +130,13 @@ def write_part(path: str, header: dict, part: Part) -> None:
 def read_part(path: str) -> tuple[dict, Part, str]:
     """Reads the file of a shard; returns its header, rows and checksum."""
     try:
-        found = artefacts.read(path, _KIND, verify=True)
+        artefact = artefacts.read(path, _KIND, verify=True)
     except OSError as error:
         raise ValueError(
             f"Manifest {path} cannot be read: {shards.one_line(error)}"
         ) from error
     with artefacts.read_as(path, _KIND):
-        texts, part = found.metadata, Part(**found.arrays)
+        texts, part = artefact.metadata, Part(**artefact.arrays)
         header = {
             "shard": texts["shard"],
             "stamp": texts["stamp"],
@@ -177,8 +177,8 @@ def finish(store: Store, directory: str, made_by: Mapping) -> Manifest:
     for shard in range(len(store.shards.paths)):
         path = part_path(store, shard, directory)
         header = describe(store, shard, made_by)
-        found, part, checksum = read_part(path)
-        _refuse_other(path, header, found)
+        stored, part, checksum = read_part(path)
+        _refuse_other(path, header, stored)
         del header["made_by"]
         drawn = int((part.weights > 0).sum())
         listed.append({**header, "drawn": drawn, "checksum": checksum})
@@ -221,10 +221,10 @@ def _read_list(path):
     return text, values
 
 
-def _refuse_other(path, header, found):
+def _refuse_other(path, header, stored):
     # As if read back from JSON: tuples become lists.
     wanted = json.loads(json.dumps(header))
-    for name, (here, there) in _differences(wanted, found):
+    for name, (here, there) in _differences(wanted, stored):
         raise ValueError(
             f"Manifest {path} was made with other settings: expected "
             f"{name}={here!r}. Received: {there!r}; take another folder, or "
@@ -245,16 +245,16 @@ def _check_shards(path, listed, store):
         )
 
 
-def _few(found):
-    names = [f"{name} of version {stamp}" for name, stamp in sorted(found)]
+def _few(versions):
+    names = [f"{name} of version {stamp}" for name, stamp in sorted(versions)]
     return (
         ", ".join([*names[:3], *(["..."] if names[3:] else [])]) or "no others"
     )
 
 
-def _differences(wanted, found, path=""):
-    for name in sorted({*wanted, *found}):
-        here, there = wanted.get(name), found.get(name)
+def _differences(wanted, stored, path=""):
+    for name in sorted({*wanted, *stored}):
+        here, there = wanted.get(name), stored.get(name)
         if isinstance(here, dict) and isinstance(there, dict):
             yield from _differences(here, there, f"{path}{name}.")
         elif here != there:

@@ -46,7 +46,7 @@ def open_store(
         patterns: a path or glob, or several; each must match a file. Duplicates
             count once. A file's name gives its format; files with unknown names
             are read as TFRecord.
-        image_field: feature, extension or column of the picture; "" is the
+        image_field: feature, extension or column of the image; "" is the
             format's default.
         caption_fields: features, extensions, `json` fields or columns of the
             captions; () are the format's defaults.
@@ -95,15 +95,15 @@ def check_captions(store: Store) -> None:
     for part in store.parts:
         start, end = end, end + part
         rows = _spread(start, end)
-        found = store.read(rows)
+        records = store.read(rows)
         if not any(
             any(caption.strip() for caption in getattr(record, "captions", ()))
-            for record in found
+            for record in records
         ):
             raise ValueError(
                 "`data.train` must hold captions; `data.caption_fields` names "
                 f"their fields. Received: none in {len(rows)} records, the "
-                f"first {store.describe(int(rows[0]))}{_texts(found)}"
+                f"first {store.describe(int(rows[0]))}{_texts(records)}"
             )
 
 
@@ -117,10 +117,10 @@ def _open(groups, settings, progress):
     fields = shards.Fields(settings.image_field, tuple(settings.caption_fields))
     located = []
     for setting, patterns in groups:
-        found = {}
+        by_path = {}
         for pattern in patterns:
-            found |= _find(pattern, fields, setting)
-        located.append(sorted(found.items(), key=lambda item: item[0]))
+            by_path |= _find(pattern, fields, setting)
+        located.append(sorted(by_path.items(), key=lambda item: item[0]))
     paths, formats = zip(
         *(item for part in located for item in part), strict=True
     )
@@ -159,37 +159,37 @@ def _find(pattern, fields, setting):
 
 def _check_readable(store, caption_fields):
     rows = _spread(0, len(store))
-    found = store.read(rows)
-    if all(isinstance(record, Fault) for record in found):
+    records = store.read(rows)
+    if all(isinstance(record, Fault) for record in records):
         raise ValueError(
             f"A store must hold records. Received: faults in all {len(rows)} "
             f"of its {len(store)} records that were checked, the first in "
-            f"{store.describe(int(rows[0]))}: {found[0].reason}"
-            + _way_out(found[0].reason)
+            f"{store.describe(int(rows[0]))}: {records[0].reason}"
+            + _way_out(records[0].reason)
         )
     if caption_fields and not any(
-        getattr(record, "captions", ()) for record in found
+        getattr(record, "captions", ()) for record in records
     ):
         raise ValueError(
             f"`data.caption_fields` must name captions. Received: "
             f"{tuple(caption_fields)}, none of which is in the {len(rows)} "
             "records that were checked, the first "
-            f"{store.describe(int(rows[0]))}{_texts(found, caption_fields)}"
+            f"{store.describe(int(rows[0]))}{_texts(records, caption_fields)}"
         )
 
 
 def _way_out(reason):
-    if reason.startswith("no picture"):
-        return "; `data.image_field` names the field of the picture"
+    if reason.startswith("no image"):
+        return "; `data.image_field` names the field of the image"
     if reason.startswith("missing file"):
         return "; paths in a table begin at its folder, or with /"
     return ""
 
 
-def _texts(found, names=()):
+def _texts(records, names=()):
     """Lists the records' fields for an error; any may hold the captions."""
     known = sorted(
-        {name for record in found for name in getattr(record, "metadata", {})}
+        {name for record in records for name in getattr(record, "metadata", {})}
     )
     close = names and checks.nearest(names[0], known)
     if close:

@@ -32,7 +32,7 @@ class Parquet:
         del advance
         try:
             with retries.call(lambda: _open(path)) as file:
-                columns = self._columns_of(path, file)
+                columns = self._find_columns(path, file)
                 stored = columns.position("id") is not None
                 for group, count in enumerate(_lengths(path, file.metadata)):
                     ids = _ids(file, group) if stored else []
@@ -45,23 +45,23 @@ class Parquet:
             ) from error
 
     def read(self, path: str, spans: np.ndarray) -> list:
-        """Reads rows by group and number, and the pictures they name."""
+        """Reads rows by group and number, and the images they name."""
         out: dict = {}
         for group in np.unique(spans[:, 0]).tolist():
             places = np.flatnonzero(spans[:, 0] == group)
             rows = self._read_rows(path, group, spans[places, 1].tolist())
             out |= zip(places.tolist(), rows, strict=True)
-        return tables.with_pictures(path, [out[i] for i in range(len(spans))])
+        return tables.read_images(path, [out[i] for i in range(len(spans))])
 
     def _read_rows(self, path, group, numbers):
         try:
             # Not by path only: another store may have opened a newer file.
             key = self, path, group
-            found = _groups.get(
+            groups = _groups.get(
                 [key],
                 lambda _: [retries.call(lambda: self._read_group(path, group))],
             )
-            columns, table = found[key]
+            columns, table = groups[key]
         except retries.LASTING as error:
             raise ValueError(
                 f"Shard {path} cannot be read: {shards.one_line(error)}"
@@ -75,7 +75,7 @@ class Parquet:
         import pyarrow
 
         with _open(path) as file:
-            columns = self._columns_of(path, file)
+            columns = self._find_columns(path, file)
             names = [
                 field.name
                 for field in file.schema_arrow
@@ -91,7 +91,7 @@ class Parquet:
                 group, columns=names, use_threads=False
             )
 
-    def _columns_of(self, path, file):
+    def _find_columns(self, path, file):
         schema = file.schema_arrow
         return tables.Columns(
             path, schema.names, self.fields, _class_names(schema.metadata)

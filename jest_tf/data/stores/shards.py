@@ -47,7 +47,7 @@ _COMPRESSIONS = {
     b"\xfd7zXZ\0": "unxz",
     b"\x28\xb5\x2f\xfd": "unzstd",
 }
-_PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
+_IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
 
 # Bytes per read in a scan.
 _WINDOW = 2**22
@@ -57,7 +57,7 @@ _LOCAL_GAP = 2**12
 _REMOTE_GAP = 2**19
 # Limit on a joint read, to bound memory.
 _MAX_READ = 2**24
-# Seconds to wait for a remote picture whose bucket or host has never answered.
+# Seconds to wait for a remote image whose bucket or host has never answered.
 # Once a host has answered, the waits of its library apply.
 _PATIENCE = 5.0
 _answered: set[str] = set()
@@ -67,7 +67,7 @@ class Record(NamedTuple):
     """An example as stored.
 
     Attributes:
-        image: the encoded picture.
+        image: the encoded image.
         captions: raw captions in stored order; may be blank, or there are none.
         metadata: other fields, by name: strings, integers and booleans as text.
     """
@@ -87,7 +87,7 @@ class Fields(NamedTuple):
     """The fields that hold a record; empty means the format's usual fields.
 
     Attributes:
-        image: feature, extension or column of the picture.
+        image: feature, extension or column of the image.
         captions: features, extensions, `json` fields or columns of captions.
     """
 
@@ -149,20 +149,20 @@ def expand(pattern: str, setting: str = "data.train") -> list[str]:
         # An existing path is taken literally, even with a `[` or `*`.
         if files.is_file(pattern):
             return [pattern]
-        found = files.find(pattern)
+        paths = files.find(pattern)
     except OSError as error:
-        found, reason = [], one_line(error)
-    found = sorted(
+        paths, reason = [], one_line(error)
+    paths = sorted(
         path
-        for path in found
+        for path in paths
         if not path.endswith(NO_SHARDS) and not os.path.isdir(path)
     )
-    if not found:
+    if not paths:
         raise NoFiles(
             f"`{setting}` must match files. Received: {pattern!r}, "
             f"{reason or _unmatched(pattern)}"
         )
-    return found
+    return paths
 
 
 def _unmatched(pattern):
@@ -193,9 +193,9 @@ def contents(path: str) -> str:
             return f"it is compressed: `{command} < {path} > NEW` unpacks it"
     if head[257:262] == b"ustar":
         return "it is a tar: let its name end in .tar"
-    if head.startswith(_PICTURES):
+    if head.startswith(_IMAGE_MAGIC):
         return (
-            "it is a picture: name pictures in a table, .csv or .parquet, "
+            "it is an image: name images in a table, .csv or .parquet, "
             "with the columns `image` and `caption`"
         )
     return ""
@@ -241,8 +241,8 @@ def read_records(
         except tf.errors.OutOfRangeError:  # a seek beyond the end
             return b""
 
-    found = retries.call_all(read, groups, remote)
-    for (start, _, places), joint in zip(groups, found, strict=True):
+    parts = retries.call_all(read, groups, remote)
+    for (start, _, places), joint in zip(groups, parts, strict=True):
         for i in places:
             offset, size = spans[i]
             if not isinstance(joint, Exception):
@@ -278,7 +278,7 @@ def open_scan(
 
 
 def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
-    """Reads whole files, such as pictures named by a table's rows.
+    """Reads whole files, such as images named by a table's rows.
 
     A path of any scheme that cannot be opened becomes a fault within seconds.
     """
@@ -301,21 +301,21 @@ def columns(
     ids: Callable[[np.ndarray], np.ndarray],
 ) -> dict[str, np.ndarray | list]:
     """Makes `Store.columns` from (rows, records) pairs, and `ids` of rows."""
-    found: dict = {name: [] for name in names}
+    collected: dict = {name: [] for name in names}
     for rows, records in batches:
         captions = [list(getattr(record, "captions", ())) for record in records]
         metadata = [getattr(record, "metadata", {}) for record in records]
-        for name, column in found.items():
+        for name, column in collected.items():
             if name == "id":
                 column += ids(rows).tolist()
             elif name == "caption":
                 column += captions
             else:
                 column += [fields.get(name, b"") for fields in metadata]
-    for name in found.keys() - {"caption"}:
+    for name in collected.keys() - {"caption"}:
         dtype = np.int64 if name == "id" else object
-        found[name] = np.array(found[name], dtype)
-    return found
+        collected[name] = np.array(collected[name], dtype)
+    return collected
 
 
 def one_line(text) -> str:
@@ -415,14 +415,14 @@ def _read_remote(path):
         return _fetch(path, root)
     # A library's call cannot be interrupted, so it runs in a thread for which
     # nothing waits, not even the end of the process.
-    found: concurrent.futures.Future = concurrent.futures.Future()
+    future: concurrent.futures.Future = concurrent.futures.Future()
 
     def run():
-        found.set_result(_fetch(path, root))
+        future.set_result(_fetch(path, root))
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        return found.result(_PATIENCE)
+        return future.result(_PATIENCE)
     except TimeoutError:
         return Fault(f"unreadable: no answer from {root} in {_PATIENCE:g} s")
 

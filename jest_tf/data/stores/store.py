@@ -121,9 +121,9 @@ class Store:
 
         paths = [self.shards.paths[shard] for shard, _, _ in jobs]
         remote = any(map(files.is_remote, paths))
-        found = retries.map_parallel(read, jobs, remote)
+        parts = retries.map_parallel(read, jobs, remote)
         line = np.arange(len(rows))
-        for (_, places, _), some in zip(jobs, found, strict=True):
+        for (_, places, _), some in zip(jobs, parts, strict=True):
             for place, record in zip(line[places].tolist(), some, strict=True):
                 out[place] = record
         return out
@@ -137,8 +137,8 @@ class Store:
 
     def captions(self) -> Iterator[bytes]:
         """Yields all captions of all records in order, skipping faults."""
-        for _, found in self._batches():
-            for record in found:
+        for _, records in self._batches():
+            for record in records:
                 yield from getattr(record, "captions", ())
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray | list]:
@@ -154,7 +154,7 @@ class Store:
         """Identifies a shard's version, format and the fields taken from it.
 
         It depends on the shard's size and hashes of its head, tail and index,
-        but not on its time of change or on pictures that a table names.
+        but not on its time of change or on images that a table names.
         """
         return self.indexes[shard].stamp
 

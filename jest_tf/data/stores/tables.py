@@ -1,7 +1,7 @@
 """Tables: the common part of CSV, TSV and Parquet.
 
-A row holds a picture and captions. The picture's column holds paths, relative
-to the table's folder, or, in Parquet, encoded pictures (plain, or structs of
+A row holds an image and captions. The image's column holds paths, relative
+to the table's folder, or, in Parquet, encoded images (plain, or structs of
 `bytes` and `path` as in Hugging Face data sets). Captions are in one or more
 columns, in Parquet also as lists of strings; a table with a column `label` or
 `cls` may have no captions. An `id` column holds the stored id.
@@ -23,8 +23,8 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title")
 class Columns:
     """The role of each column of a table.
 
-    By default the picture's column is the first of `IMAGE_COLUMNS`, and the
-    caption's the first of `CAPTION_COLUMNS`, optional for labelled pictures.
+    By default the image's column is the first of `IMAGE_COLUMNS`, and the
+    caption's the first of `CAPTION_COLUMNS`, optional for labelled images.
     `classes` has the names of numbered classes, by column.
     """
 
@@ -41,7 +41,7 @@ class Columns:
             [fields.image] if fields.image else IMAGE_COLUMNS,
             *([name] for name in fields.captions),
         ]
-        # Labelled pictures need no captions.
+        # Labelled images need no captions.
         labels = {*shards.CLASS_NUMBERS, *self.classes} - {fields.image}
         is_labelled = {*names} & labels
         if not fields.captions and (
@@ -64,7 +64,7 @@ class Columns:
             image = image.get("bytes") or image.get("path")
         if not isinstance(image, str | bytes):
             return shards.Fault(
-                f"no picture: `{self.image}` holds {type(image).__name__}"
+                f"no image: `{self.image}` holds {type(image).__name__}"
             )
         captions = []
         for name in self._captions:
@@ -97,8 +97,8 @@ class Columns:
         )
 
 
-def with_pictures(path: str, rows: Sequence) -> list:
-    """Replaces the picture paths of a table's records with the pictures."""
+def read_images(path: str, rows: Sequence) -> list:
+    """Replaces the image paths of a table's records with the images."""
     rows = list(rows)
     named = {}
     for i, row in enumerate(rows):
@@ -106,8 +106,8 @@ def with_pictures(path: str, rows: Sequence) -> list:
             # A remote path is absolute.
             folder = "" if files.is_remote(row.image) else os.path.dirname(path)
             named[i] = os.path.join(folder, row.image)
-    pictures = shards.read_files(list(named.values()))
-    for i, image in zip(named, pictures, strict=True):
+    images = shards.read_files(list(named.values()))
+    for i, image in zip(named, images, strict=True):
         fault = isinstance(image, shards.Fault)
         rows[i] = image if fault else rows[i]._replace(image=image)
     return rows

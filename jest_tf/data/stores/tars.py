@@ -2,7 +2,7 @@
 
 A sample is a run of files with equal names up to the first dot of the base
 name: `000000012.jpg`, `000000012.txt`, `000000012.json`. The rest is the
-extension. The picture is the file with a picture's extension; captions come
+extension. The image is the file with an image's extension; captions come
 from `.txt` or a field of `.json`; `.cls`, a class number, is metadata. Other
 members are skipped. A sample is read as a single byte range. A damaged header
 loses its sample, and garbage between samples is marked as damage.
@@ -59,7 +59,7 @@ class Tars:
 
     def scan(self, path: str, advance):
         """Walks the headers; see `data/stores/shards.py`."""
-        pictures, is_told = 0, False
+        num_images, is_told = 0, False
         with shards.open_scan(path, advance) as file:
             for _, group in itertools.groupby(
                 _members(file), lambda member: member.key
@@ -70,16 +70,16 @@ class Tars:
                     yield place, -sample[0].lost, None
                 start, end = sample[0].start, sample[-1].end
                 torn = end > file.raw.size
-                found = [self._is_picture(part.extension) for part in sample]
-                pictures += any(found)
+                are_images = [self._is_image(part.extension) for part in sample]
+                num_images += any(are_images)
                 # Does not depend on the caption fields, so rows do not, either.
-                if torn or any(found) or any(map(_is_caption, sample)):
+                if torn or any(are_images) or any(map(_is_caption, sample)):
                     size = start - file.raw.size if torn else end - start
                     yield start, size, None
                 is_told = torn or not sample[0].key
-            if pictures and not (is_told or _has_end(file)):
+            if num_images and not (is_told or _has_end(file)):
                 yield file.raw.size - 1, -1, None
-        if not pictures:
+        if not num_images:
             reason = shards.contents(path)
             if not reason or "is a tar" in reason:
                 reason = (
@@ -88,34 +88,34 @@ class Tars:
                 )
             raise ValueError(
                 f"Shard {path} is not an uncompressed tar file that holds "
-                f"pictures: {reason}"
+                f"images: {reason}"
             )
 
     def read(self, path: str, spans: np.ndarray) -> list:
         """Reads samples at byte ranges; see `data/stores/shards.py`."""
         return shards.read_records(path, spans, self._parse, later=True)
 
-    def _is_picture(self, extension):
+    def _is_image(self, extension):
         if self._image:
             return extension == self._image
         return extension.rpartition(".")[2] in IMAGE_EXTENSIONS
 
     def _parse(self, payload):
         padding = bytes(-len(payload) % tarfile.BLOCKSIZE)
-        found = {}
+        contents = {}
         for member in _members(io.BytesIO(payload + padding)):
             if member.lost:
                 return shards.Fault("damaged: a tar header is unreadable")
             data = payload[member.data_start : member.end]
-            found.setdefault(member.extension, data)
-        image = next(filter(self._is_picture, found), None)
+            contents.setdefault(member.extension, data)
+        image = next(filter(self._is_image, contents), None)
         if image is None:
             return shards.Fault(
-                "no picture among the files: "
-                + shards.one_line(", ".join(sorted(found)))
+                "no image among the files: "
+                + shards.one_line(", ".join(sorted(contents)))
             )
         try:
-            fields = json.loads(found.get("json", "{}"))
+            fields = json.loads(contents.get("json", "{}"))
         except (ValueError, RecursionError) as error:
             return shards.Fault(f"bad JSON: {shards.one_line(error)}")
         if not isinstance(fields, dict):
@@ -124,13 +124,13 @@ class Tars:
             )
         names = (
             self._captions
-            or [name for name in CAPTION_EXTENSIONS if name in found][:1]
+            or [name for name in CAPTION_EXTENSIONS if name in contents][:1]
             or [name for name in JSON_FIELDS if name in fields][:1]
         )
         captions = []
         for name in names:
-            if name in found:
-                captions.append(found[name])
+            if name in contents:
+                captions.append(contents[name])
                 continue
             values = fields.get(name)
             for value in values if isinstance(values, list) else [values]:
@@ -141,10 +141,10 @@ class Tars:
             for name, value in shards.texts(fields).items()
             if name not in names
         }
-        if "cls" in found:
-            metadata["cls"] = found["cls"].strip()
+        if "cls" in contents:
+            metadata["cls"] = contents["cls"].strip()
         metadata.setdefault("key", _encode(member.key))
-        return shards.Record(found[image], tuple(captions), metadata)
+        return shards.Record(contents[image], tuple(captions), metadata)
 
 
 class _Member(NamedTuple):

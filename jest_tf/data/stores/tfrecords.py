@@ -95,7 +95,7 @@ def parse(
 
     Args:
         payload: its bytes.
-        fields: features of the picture and of the captions, by default the
+        fields: features of the image and of the captions, by default the
             first of `IMAGE_FIELDS` and the first of `CAPTION_FIELDS`.
     """
     features = _features(payload)
@@ -104,15 +104,15 @@ def parse(
     wanted = (fields.image,) if fields.image else IMAGE_FIELDS
     image = next((name for name in wanted if name in features), None)
     if image is None:
-        found = ", ".join(sorted(features)) or "nothing"
+        present = ", ".join(sorted(features)) or "nothing"
         return shards.Fault(
-            f"no picture: expected {shards.one_line(', '.join(wanted))} among "
-            f"{shards.one_line(found)}"
+            f"no image: expected {shards.one_line(', '.join(wanted))} among "
+            f"{shards.one_line(present)}"
         )
-    pictures = features[image].bytes_list.value
-    if len(pictures) != 1:
+    images = features[image].bytes_list.value
+    if len(images) != 1:
         return shards.Fault(
-            f"`{image}` holds {len(pictures)} pictures, expected one"
+            f"`{image}` holds {len(images)} images, expected one"
         )
     names = (
         fields.captions
@@ -133,7 +133,7 @@ def parse(
             metadata["cls"] = str(numbers[0]).encode()
         elif name != "id" and len(numbers) == 1:
             metadata[name] = str(numbers[0]).encode()
-    return shards.Record(pictures[0], tuple(captions), metadata)
+    return shards.Record(images[0], tuple(captions), metadata)
 
 
 def stored_id(payload: bytes) -> int | None:

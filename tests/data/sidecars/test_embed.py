@@ -14,7 +14,8 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config
-from jest_tf.data import batches, pictures, stores
+from jest_tf.data import batches, stores
+from jest_tf.data import images as images_lib
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.models import reference
@@ -26,12 +27,12 @@ SIZE, DIM = 6, 5
 DESCRIPTION = file_format.Description("f", "t", "p", DIM, 4.0, -2.0)
 
 
-def picture(seed, size=SIZE):
+def draw_image(seed, size=SIZE):
     random = np.random.default_rng(seed)
     return random.integers(0, 256, (size, size, 3), np.uint8)
 
 
-def embed_picture(image):
+def embed_image(image):
     """A made-up model: the mean colours, and two ones, at unit length."""
     vector = np.append(np.float32(image).mean((0, 1)), [1, 1])
     return vector / np.linalg.norm(vector)
@@ -44,7 +45,7 @@ def embed_caption(caption):
 
 def encode(images, captions):
     return (
-        np.array([embed_picture(image) for image in images]).reshape(-1, DIM),
+        np.array([embed_image(image) for image in images]).reshape(-1, DIM),
         np.array([embed_caption(text) for text in captions]).reshape(-1, DIM),
     )
 
@@ -56,17 +57,17 @@ class StoreTestCase(tf.test.TestCase):
         super().setUp()
         self.directory = self.enterContext(tempfile.TemporaryDirectory())
         self.folder = os.path.join(self.directory, "sidecars")
-        png = [tf.io.encode_png(picture(i)).numpy() for i in range(9)]
+        png = [tf.io.encode_png(draw_image(i)).numpy() for i in range(9)]
         damaged = png[4][:-30] + b"x" * 30
-        jpeg = tf.io.encode_jpeg(picture(8, 40)).numpy()
+        jpeg = tf.io.encode_jpeg(draw_image(8, 40)).numpy()
         self.captions = {
             0: ["one", "two  words", "three"],
             1: [" ", "after a blank"],
             2: ["bad \xff".encode("latin-1")],
             3: [],
-            4: ["of a damaged picture"],
+            4: ["of a damaged image"],
             5: ["\u00fcber", "\u3000"],
-            6: ["of no picture"],
+            6: ["of no image"],
             7: ["of another size"],
             8: ["last"],
         }
@@ -83,7 +84,9 @@ class StoreTestCase(tf.test.TestCase):
                 ],
             )
         self.store = stores.open_store(f"{self.directory}/*.tfrecord")
-        self.jpeg = pictures.resize_image(pictures.decode(jpeg), SIZE).numpy()
+        self.jpeg = images_lib.resize_image(
+            images_lib.decode(jpeg), SIZE
+        ).numpy()
 
     def write(self, encode=encode, **settings):
         batch_size = settings.pop("batch_size", 2)
@@ -111,8 +114,8 @@ class StoreTestCase(tf.test.TestCase):
             if row in bad:
                 self.assertEmpty(text)
                 continue
-            image = self.jpeg if row == 7 else picture(row)
-            self.assertAllClose(part.image[place], embed_picture(image))
+            image = self.jpeg if row == 7 else draw_image(row)
+            self.assertAllClose(part.image[place], embed_image(image))
             captions = self.captions[row]
             self.assertLen(text, len(captions))
             for vector, caption in zip(text, captions, strict=True):
@@ -125,7 +128,7 @@ class StoreTestCase(tf.test.TestCase):
 
 
 class WriteTest(StoreTestCase):
-    def test_every_picture_and_caption_is_embedded(self):
+    def test_every_image_and_caption_is_embedded(self):
         for batch_size in (1, 2, 3, 100):
             self.folder = os.path.join(self.directory, str(batch_size))
             summary = self.write(batch_size=batch_size)
@@ -133,7 +136,7 @@ class WriteTest(StoreTestCase):
             self.assertEqual(summary[:5], (2, 0, (), 9, 2))
             self.assertEqual(
                 sorted(reason.split(":")[0] for reason in summary.reasons),
-                ["damaged picture", "empty picture"],
+                ["damaged image", "empty image"],
             )
 
     def test_the_model_sees_what_is_whole_and_not_blank(self):

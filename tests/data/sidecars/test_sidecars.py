@@ -53,7 +53,7 @@ class EmbeddingsTestCase(tf.test.TestCase):
             os.path.join(self.directory, f"{shard}.tfrecord"),
             [
                 shard_files.serialize(
-                    image=b"a picture",
+                    image=b"an image",
                     caption=[f"{row} {i}" for i in range(self.counts[row])],
                     id=1000 + 7 * row,
                 )
@@ -200,9 +200,9 @@ class SidecarsTest(EmbeddingsTestCase):
     def test_the_best_caption_is_the_most_similar_one(self):
         starts = self.ends - self.counts
         twice = np.flatnonzero(self.counts == 3)[0]
-        picture = self.image[twice]
+        image = self.image[twice]
         self.text[starts[twice]] = 0.0  # blank
-        self.text[starts[twice] + 1 : starts[twice] + 3] = picture
+        self.text[starts[twice] + 1 : starts[twice] + 3] = image
         folder = os.path.join(self.folder, "best")
         self.write(directory=folder)
         sidecars = sidecars_lib.Sidecars(self.store, folder)

@@ -62,7 +62,7 @@ class FuzzTest(shard_files.FolderTestCase):
                 file.write(damaged)
             found = self.survivors(path)
             kept = int(np.searchsorted(ends, start, "right"))
-            # Not assertEqual, which would print the pictures.
+            # Not assertEqual, which would print the images.
             self.assertTrue(found[:kept] == whole[:kept], f"damage at {start}")
             if checked:
                 for record in found:

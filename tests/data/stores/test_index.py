@@ -183,7 +183,7 @@ class LossesTest(shard_files.FolderTestCase):
             text = rows.get(i, f'{i:02}.png,"a, b"')
             lines.append(text.encode() + b"\n")
             with open(self.path(f"{i:02}.png"), "wb") as file:
-                file.write(b"picture")
+                file.write(b"image")
         with open(self.path("a.csv"), "wb") as file:
             file.writelines(lines)
         return self.path("a.csv"), np.cumsum([len(line) for line in lines])

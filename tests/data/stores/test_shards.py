@@ -149,7 +149,7 @@ class LocalTest(FilesTestCase):
             [(0, 15 + gap), (16 + 2 * gap, 5)],
         )
 
-    def test_a_device_or_folder_is_no_picture(self):
+    def test_a_device_or_folder_is_no_image(self):
         self.assertEqual(
             shards.read_files(["/dev/zero", "file:///dev/zero"]),
             2 * [shards.Fault("missing file: 'zero'")],

@@ -174,7 +174,7 @@ class OpenTest(shard_files.FolderTestCase):
         with open(self.path("b.csv"), "w") as file:
             file.write("image,caption\na.png,x\n")
         with open(self.path("a.png"), "w") as file:
-            file.write("picture")
+            file.write("image")
         return self.path("b.csv")
 
     def test_a_file_of_an_unknown_name_is_a_tfrecord(self):
@@ -187,7 +187,7 @@ class OpenTest(shard_files.FolderTestCase):
             self.path("b"), [shard_files.serialize(concept="x")] * 20
         )
         self.refuse(
-            "faults in all 16 of its 20 .*record 0 of .*b: no picture.*concept",
+            "faults in all 16 of its 20 .*record 0 of .*b: no image.*concept",
             path,
         )
 
@@ -204,7 +204,7 @@ class OpenTest(shard_files.FolderTestCase):
         self.assertEqual(store.parts, (2, 1, 3))
         self.assertEqual(
             [record.image for record in store.read(np.arange(6))],
-            [b"A", b"B", b"picture", b"image 0", b"image 1", b"image 2"],
+            [b"A", b"B", b"image", b"image 0", b"image 1", b"image 2"],
         )
         self.assertEqual(store.describe(5), f"record 2 of {tfrecord}")
         self.assertAllEqual(store.ids(np.array([5, 3])), [1002, 1000])

@@ -1,4 +1,4 @@
-"""Tests of tables: CSV, TSV and Parquet, paths and pictures."""
+"""Tests of tables: CSV, TSV and Parquet, paths and images."""
 
 import csv
 import errno
@@ -25,7 +25,7 @@ class TablesTestCase(shard_files.FolderTestCase):
     def setUp(self):
         super().setUp()
         for i in range(4):
-            self.write(f"images/{i}.jpg", b"picture %d" % i)
+            self.write(f"images/{i}.jpg", b"image %d" % i)
 
     def write(self, name, data):
         os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
@@ -43,7 +43,7 @@ class TablesTestCase(shard_files.FolderTestCase):
 
 
 class DelimitedTest(TablesTestCase):
-    def test_rows_name_pictures_relative_to_the_table(self):
+    def test_rows_name_images_relative_to_the_table(self):
         path = self.write(
             "a.csv",
             b"image,caption,source\n"
@@ -53,8 +53,8 @@ class DelimitedTest(TablesTestCase):
         self.assertEqual(
             self.read(path),
             [
-                stores.Record(b"picture 1", (b"a cat",), {"source": b"web"}),
-                stores.Record(b"picture 0", ("ä".encode(),), {"source": b""}),
+                stores.Record(b"image 1", (b"a cat",), {"source": b"web"}),
+                stores.Record(b"image 0", ("ä".encode(),), {"source": b""}),
             ],
         )
 
@@ -90,7 +90,7 @@ class DelimitedTest(TablesTestCase):
         )
         self.assertEqual(
             [(record.image, record.captions) for record in self.read(path)],
-            [(b"picture 1", (b"x",)), (b"picture 2", (b"y",))],
+            [(b"image 1", (b"x",)), (b"image 2", (b"y",))],
         )
 
     def test_a_bad_row_is_a_fault_and_harms_no_other(self):
@@ -136,7 +136,7 @@ class DelimitedTest(TablesTestCase):
         lost = count - (len(found) - 2)
         self.assertBetween(lost * len(good), 2**20 - 100, 2**20 + 100)
 
-    def test_a_picture_of_any_scheme_that_cannot_be_opened_costs_its_row(self):
+    def test_an_image_of_any_scheme_that_cannot_be_opened_costs_its_row(self):
         server = remote_files.server()
         self.addCleanup(server.heal)
         bucket = f"gs://{fake_gcs.BUCKET}/{self.id()}"
@@ -153,7 +153,7 @@ class DelimitedTest(TablesTestCase):
         started = time.monotonic()
         found = self.read(path)
         self.assertEqual(
-            [record.image for record in found[:2]], [b"picture 0", b"remote"]
+            [record.image for record in found[:2]], [b"image 0", b"remote"]
         )
         for fault, reason in zip(
             found[2:],
@@ -211,8 +211,8 @@ class DelimitedTest(TablesTestCase):
             file.write("image,caption\nimages/1.jpg,x\nimages/0.jpg,y\n")
             file.write("images/5.jpg,z\n")
         found = self.read(f"{folder}/a.csv")
-        self.assertEqual(found[0].image, b"picture 1")
-        self.assertEqual(found[1].image, b"picture 0")
+        self.assertEqual(found[0].image, b"image 1")
+        self.assertEqual(found[1].image, b"image 0")
         self.assertEqual(found[2].reason, "missing file: '5.jpg'")
         table = pyarrow.table({"image": [b"A"], "caption": ["x"]})
         pyarrow.parquet.write_table(table, self.path("a.parquet"))
@@ -228,7 +228,7 @@ class ParquetTest(TablesTestCase):
         )
         return path
 
-    def test_pictures_are_bytes_or_paths_or_structs_of_both(self):
+    def test_images_are_bytes_or_paths_or_structs_of_both(self):
         for image in (
             [b"A\0", b"B", b"C"],
             [{"bytes": b, "path": None} for b in (b"A\0", b"B", b"C")],
@@ -250,7 +250,7 @@ class ParquetTest(TablesTestCase):
         ):
             found = self.read(self.table(image=image, caption=["a", "b"]))
             self.assertEqual(
-                [record.image for record in found], [b"picture 2", b"picture 0"]
+                [record.image for record in found], [b"image 2", b"image 0"]
             )
 
     def test_captions_are_lists_or_several_columns(self):
@@ -317,14 +317,14 @@ class ParquetTest(TablesTestCase):
         with self.assertRaisesRegex(ValueError, f"{path} cannot .*Errno 2. "):
             read([0], errno.ENOENT, 99)
 
-    def test_a_row_without_a_picture_is_a_fault(self):
+    def test_a_row_without_an_image_is_a_fault(self):
         path = self.table(
             image=["images/0.jpg", None, "images/9.jpg"],
             caption=["a", "b", "c"],
         )
         found = self.read(path)
-        self.assertEqual(found[0].image, b"picture 0")
-        self.assertEqual(found[1].reason, "no picture: `image` holds NoneType")
+        self.assertEqual(found[0].image, b"image 0")
+        self.assertEqual(found[1].reason, "no image: `image` holds NoneType")
         self.assertEqual(found[2].reason, "missing file: '9.jpg'")
 
     def test_other_files_are_refused(self):

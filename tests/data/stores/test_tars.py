@@ -27,7 +27,7 @@ class TarsTestCase(shard_files.FolderTestCase):
 
 
 class SamplesTest(TarsTestCase):
-    def test_a_sample_is_picture_text_and_other_fields(self):
+    def test_a_sample_is_image_text_and_other_fields(self):
         found = self.read(
             shard_files.tar_sample(
                 "0001", image=b"one", caption="a cat", url="u", width=3
@@ -74,7 +74,7 @@ class SamplesTest(TarsTestCase):
                 ("README", b"no extension"),
                 (".hidden", b"no key"),
                 ("__info__.json", b"{}"),
-                ("notes.md", b"no picture, no caption"),
+                ("notes.md", b"no image, no caption"),
                 *shard_files.tar_sample("a", caption="x"),
                 ("a.cls", b"3"),
             ]
@@ -180,7 +180,7 @@ class DamageTest(TarsTestCase):
             )
         ]
 
-    def test_a_sample_without_a_picture_or_with_bad_json_is_a_fault(self):
+    def test_a_sample_without_an_image_or_with_bad_json_is_a_fault(self):
         found = self.read(
             [
                 *shard_files.tar_sample("a", caption="x"),
@@ -194,7 +194,7 @@ class DamageTest(TarsTestCase):
         self.assertIsInstance(found[0], stores.Record)
         for fault, reason in zip(
             found[1:],
-            ["no picture.*txt", "bad JSON: Expecting", "bad JSON.*got list"],
+            ["no image.*txt", "bad JSON: Expecting", "bad JSON.*got list"],
             strict=True,
         ):
             self.assertRegex(fault.reason, reason)
@@ -203,7 +203,7 @@ class DamageTest(TarsTestCase):
         shard_files.write_tar(self.path, self.samples())
         whole = self.everything(stores.open_store(self.path))
         # Sample b lies in blocks 6 to 12, the last of which zeros fill up: the
-        # tar is cut after it, in the zeros, and in its picture's data.
+        # tar is cut after it, in the zeros, and in its image's data.
         for size, left, lost in (
             (12 * 512, 2, 1),
             (12 * 512 - 100, 2, 1),
@@ -225,7 +225,7 @@ class DamageTest(TarsTestCase):
         whole = self.everything(stores.open_store(self.path))
         lost = stores.Fault("damaged: 1024 bytes that are not a record")
         for block, expected in (
-            (6, [lost, stores.Fault("no picture among the files: json, txt")]),
+            (6, [lost, stores.Fault("no image among the files: json, txt")]),
             (8, [stores.Fault("damaged: a tar header is unreadable")]),
             # Whose file it was is not known.
             (10, [whole[1]._replace(metadata={"key": b"b"}), lost]),
@@ -254,7 +254,7 @@ class DamageTest(TarsTestCase):
                 [(b"of a",), (b"of b",)],
             )
 
-    def test_files_that_are_not_tars_of_pictures_are_refused(self):
+    def test_files_that_are_not_tars_of_images_are_refused(self):
         for data in (b"x" * 5000, b"\0" * 10240, b"\x1f\x8b" * 700):
             with open(self.path, "wb") as file:
                 file.write(data)

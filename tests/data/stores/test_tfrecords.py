@@ -118,17 +118,17 @@ class SchemaTest(tf.test.TestCase):
             ),
         )
 
-    def test_img2dataset_has_a_picture_by_extension_and_a_caption_twice(self):
+    def test_img2dataset_has_an_image_by_extension_and_a_caption_twice(self):
         features = {
             "key": "000000012",
-            "webp": "picture",
+            "webp": "image",
             "txt": "a cat",
             "caption": "a cat",
             "url": "http://a",
             "width": 256,
         }
         found = self.parse(**features)
-        self.assertEqual(found.image, b"picture")
+        self.assertEqual(found.image, b"image")
         self.assertEqual(found.captions, (b"a cat",))
         self.assertEqual(found.metadata["key"], b"000000012")
         self.assertEqual(found.metadata["url"], b"http://a")
@@ -149,12 +149,12 @@ class SchemaTest(tf.test.TestCase):
     def test_payloads_that_are_not_records_are_faults(self):
         self.assertRegex(tfrecords.parse(b"xyz").reason, "Example: 3 bytes")
         self.assertRegex(
-            self.parse(alt="x").reason, "no picture: .*png.* among alt"
+            self.parse(alt="x").reason, "no image: .*png.* among alt"
         )
         self.assertRegex(
-            self.parse(image=["x", "y"]).reason, "`image` holds 2 pictures"
+            self.parse(image=["x", "y"]).reason, "`image` holds 2 images"
         )
-        self.assertRegex(self.parse(image=3).reason, "holds 0 pictures")
+        self.assertRegex(self.parse(image=3).reason, "holds 0 images")
         self.assertEqual(self.parse(image=b"").captions, ())
 
 

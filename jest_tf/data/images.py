@@ -1,10 +1,10 @@
-"""Decodes stored pictures to square uint8 arrays.
+"""Decodes stored images to square uint8 arrays.
 
-`prepare` reads the size from the header and refuses pictures that are too large
+`prepare` reads the size from the header and refuses images that are too large
 or of an unknown format. JPEG, PNG and, if this TensorFlow reads it, plain WebP
 pass through. Pillow converts the first frame of GIF, BMP and other WebP to PNG,
 because `tf.io.decode_image` decodes some of these to wrong pixels or
-uninitialized memory. `decode` then decodes a single picture, and `decode_batch`
+uninitialized memory. `decode` then decodes a single image, and `decode_batch`
 decodes many in a graph.
 """
 
@@ -42,10 +42,10 @@ READS_WEBP = hasattr(tf.io, "decode_webp")
 
 @dataclasses.dataclass(frozen=True)
 class Resizing:
-    """Resizes decoded pictures to a square, as a model expects them.
+    """Resizes decoded images to a square, as a model expects them.
 
     The defaults are SigLIP's (Zhai et al., 2023) and ignore the aspect. Other
-    values give what `keras.layers.Resizing` gives for 8-bit pictures outside of
+    values give what `keras.layers.Resizing` gives for 8-bit images outside of
     a graph; in a graph that layer does not round.
 
     Attributes:
@@ -68,7 +68,7 @@ class Resizing:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Returns the shape of a resized picture."""
+        """Returns the shape of a resized image."""
         return self.size, self.size, 3
 
     def __call__(self, image: tf.Tensor) -> tf.Tensor:
@@ -97,7 +97,7 @@ def _resized(image, form):
 
 
 class Form(Protocol):
-    """Maps a picture, uint8 [H, W, 3], to a tensor for a model.
+    """Maps an image, uint8 [H, W, 3], to a tensor for a model.
 
     Attributes:
         shape: of the tensor.
@@ -111,39 +111,39 @@ class Form(Protocol):
         """Makes the tensor, in a graph."""
 
 
-def form_of(image_size: int | Form) -> Form:
+def make_form(image_size: int | Form) -> Form:
     """Returns a form unchanged, or the `Resizing` to a size."""
     return image_size if callable(image_size) else Resizing(image_size)
 
 
 def prepare(encoded: bytes) -> bytes | shards.Fault:
-    """Checks a picture's header; converts formats that TensorFlow misreads.
+    """Checks an image's header; converts formats that TensorFlow misreads.
 
     Returns:
         Bytes for `tf.io.decode_image`: `encoded` itself, or a PNG of the first
-        frame; a fault if the picture must not be decoded, for example because
+        frame; a fault if the image must not be decoded, for example because
         it has more than `MAX_PIXELS`.
     """
     if not encoded:
-        return shards.Fault("empty picture")
+        return shards.Fault("empty image")
     try:
         return _prepare(encoded)
     except _Refused as error:
         reason = str(error)
     except (IndexError, ValueError, struct.error):
-        reason = f"truncated picture: {len(encoded)} bytes"
+        reason = f"truncated image: {len(encoded)} bytes"
     except Image.UnidentifiedImageError:
         reason = (
-            "unknown picture format: neither JPEG, PNG, GIF, BMP nor WebP, or "
+            "unknown image format: neither JPEG, PNG, GIF, BMP nor WebP, or "
             f"damaged, {len(encoded)} bytes"
         )
     except Exception as error:  # Pillow's decoders raise errors of all kinds.
-        reason = f"damaged picture: {shards.one_line(error)}"
+        reason = f"damaged image: {shards.one_line(error)}"
     return shards.Fault(reason)
 
 
 def decode(encoded: bytes) -> np.ndarray | shards.Fault:
-    """Decodes a stored picture eagerly to uint8 [H, W, 3], or a fault."""
+    """Decodes a stored image eagerly to uint8 [H, W, 3], or a fault."""
     prepared = prepare(encoded)
     if isinstance(prepared, shards.Fault):
         return prepared
@@ -155,7 +155,7 @@ def decode(encoded: bytes) -> np.ndarray | shards.Fault:
         return image.numpy()
     except tf.errors.OpError as error:
         reason = re.sub(r"{{.*}} | \[Op:.*", "", error.message)
-        return shards.Fault(f"damaged picture: {shards.one_line(reason)}")
+        return shards.Fault(f"damaged image: {shards.one_line(reason)}")
 
 
 def decode_all(encoded: tf.Tensor, form: Form) -> tf.Tensor:
@@ -163,12 +163,12 @@ def decode_all(encoded: tf.Tensor, form: Form) -> tf.Tensor:
 
     This is for exported graphs. JPEG, PNG and, if this TensorFlow reads it,
     still, opaque WebP give the same pixels as `prepare` and `decode_batch`.
-    Other pictures, which `prepare` converts or refuses, raise
+    Other images, which `prepare` converts or refuses, raise
     `tf.errors.InvalidArgumentError`.
     """
 
     def decode_one(encoded):
-        message = "Pictures must be JPEG, PNG, or still, opaque WebP."
+        message = "Images must be JPEG, PNG, or still, opaque WebP."
         check = tf.debugging.Assert(decodes_alike(encoded), [message])
         with tf.control_dependencies([check]):
             image = tf.io.decode_image(
@@ -210,14 +210,14 @@ def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
 def decode_batch(
     encoded: tf.Tensor, forms: Mapping[str, Form]
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """Decodes many pictures, dropping damaged pictures.
+    """Decodes many images, dropping damaged images.
 
     Args:
         encoded: string [k], from `prepare`.
-        forms: forms by name; each picture is converted to every form.
+        forms: forms by name; each image is converted to every form.
 
     Returns:
-        Indices of the pictures that decode, int64 [m], and these pictures by
+        Indices of the images that decode, int64 [m], and these images by
         name, [m, *form.shape] in the form's dtype.
     """
 
@@ -256,7 +256,7 @@ def readable(dataset: tf.data.Dataset, size: tf.Tensor, specs):
 
 
 class _Refused(Exception):
-    """The picture must not be decoded, for the reason in the message."""
+    """The image must not be decoded, for the reason in the message."""
 
 
 def _prepare(encoded):
@@ -269,10 +269,10 @@ def _prepare(encoded):
         image = Image.open(io.BytesIO(encoded), formats=("GIF", "BMP", "WEBP"))
         width, height = image.size
     if not width or not height:
-        raise _Refused(f"picture without pixels: {width} x {height}")
+        raise _Refused(f"image without pixels: {width} x {height}")
     if width * height > MAX_PIXELS:
         raise _Refused(
-            f"oversized picture: {width} x {height} pixels, more than "
+            f"oversized image: {width} x {height} pixels, more than "
             f"{MAX_PIXELS:,}"
         )
     if image is None:
@@ -288,7 +288,7 @@ def _prepare(encoded):
 
 
 def decodes_alike(encoded):
-    """Returns a boolean tensor: whether `_prepare` passes a picture through."""
+    """Returns a boolean tensor: whether `_prepare` passes an image through."""
     head = tf.io.decode_raw(
         tf.strings.substr(tf.strings.join([encoded, "\0" * 25]), 0, 25),
         tf.uint8,

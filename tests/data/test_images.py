@@ -9,18 +9,18 @@ import picture_files
 import tensorflow as tf
 from PIL import Image
 
-from jest_tf.data import pictures
+from jest_tf.data import images
 from jest_tf.data.stores import shards
 
 
 class DecodeTest(tf.test.TestCase):
     def decode(self, encoded):
-        image = pictures.decode(encoded)
+        image = images.decode(encoded)
         self.assertNotIsInstance(image, shards.Fault, image)
         self.assertEqual(image.dtype, np.uint8)
         return image
 
-    def test_every_kind_decodes_to_its_picture(self):
+    def test_every_kind_decodes_to_its_image(self):
         rgb = Image.fromarray(picture_files.smooth_picture())
         shown = {
             "grey jpeg": rgb.convert("L").convert("RGB"),
@@ -51,46 +51,46 @@ class DecodeTest(tf.test.TestCase):
 
 class RefuseTest(tf.test.TestCase):
     def refuse(self, encoded, reason):
-        fault = pictures.decode(encoded)
+        fault = images.decode(encoded)
         self.assertIsInstance(fault, shards.Fault)
         self.assertRegex(fault.reason, reason)
         self.assertNotIn("\n", fault.reason)
         self.assertNotIn("{{", fault.reason)
 
     def test_other_bytes_are_refused(self):
-        self.refuse(b"", "empty picture")
-        self.refuse(b"<html>", "unknown picture format.*6 bytes")
+        self.refuse(b"", "empty image")
+        self.refuse(b"<html>", "unknown image format.*6 bytes")
         self.refuse(
             picture_files.encode(picture_files.smooth_picture(), "TIFF"),
-            "unknown picture format",
+            "unknown image format",
         )
 
-    def test_truncated_pictures_of_every_kind_are_refused(self):
+    def test_truncated_images_of_every_kind_are_refused(self):
         for name, encoded in picture_files.every_kind().items():
             # Cut within the first frame, which is all that is read.
-            whole = pictures.prepare(encoded)
+            whole = images.prepare(encoded)
             for share in (0.02, 0.3, 0.6, 0.9):
                 cut = whole[: int(share * len(whole))]
                 with self.subTest(name, share=share):
-                    self.assertIsInstance(pictures.decode(cut), shards.Fault)
+                    self.assertIsInstance(images.decode(cut), shards.Fault)
 
     def test_a_jpeg_cut_in_its_last_rows_is_refused(self):
         encoded = picture_files.every_kind()["jpeg"]
         for end in (-1, -2, -10):
-            self.refuse(encoded[:end], "damaged picture")
+            self.refuse(encoded[:end], "damaged image")
 
     def test_too_many_pixels_are_refused_before_decoding(self):
         pixels = picture_files.HEIGHT * picture_files.WIDTH
         for name, encoded in picture_files.every_kind().items():
             with self.subTest(name):
-                with mock.patch.object(pictures, "MAX_PIXELS", pixels):
-                    found = pictures.prepare(encoded)
+                with mock.patch.object(images, "MAX_PIXELS", pixels):
+                    found = images.prepare(encoded)
                 self.assertNotIsInstance(found, shards.Fault)
-                with mock.patch.object(pictures, "MAX_PIXELS", pixels - 1):
-                    fault = pictures.prepare(encoded)
+                with mock.patch.object(images, "MAX_PIXELS", pixels - 1):
+                    fault = images.prepare(encoded)
                 self.assertEqual(
                     fault.reason,
-                    "oversized picture: 16 x 12 pixels, more than 191",
+                    "oversized image: 16 x 12 pixels, more than 191",
                 )
 
     def test_a_decompression_bomb_is_refused_at_once(self):
@@ -106,7 +106,7 @@ class RefuseTest(tf.test.TestCase):
         header = struct.pack(">IIBBBBB", 100_000, 85_000, 8, 2, 0, 0, 0)
         bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
         bomb += chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-        self.refuse(bomb, "oversized picture: 100000 x 85000")
+        self.refuse(bomb, "oversized image: 100000 x 85000")
 
     def test_a_jpeg_of_very_many_scans_is_refused(self):
         encoded = picture_files.every_kind()["progressive"]
@@ -116,20 +116,20 @@ class RefuseTest(tf.test.TestCase):
         encoded = bytearray(picture_files.every_kind()["webp alpha"])
         self.assertEqual(encoded[12:16], b"VP8X")
         encoded[24:30] = struct.pack("<HBHB", 0, 0, 0, 0)  # 1 x 1
-        self.refuse(bytes(encoded), "damaged picture")
+        self.refuse(bytes(encoded), "damaged image")
 
     def test_a_gif_whose_data_ends_early_is_refused(self):
         # It is formally complete.
         gif = bytearray(picture_files.every_kind()["gif"])
         gif[-6] ^= 0xFF
         gif[-9] ^= 0xFF
-        self.refuse(bytes(gif), "damaged picture: image file is truncated")
+        self.refuse(bytes(gif), "damaged image: image file is truncated")
 
     def test_no_pixels_are_refused(self):
         for name, place, size in (("png", 16, 4), ("bmp", 18, 4)):
             encoded = bytearray(picture_files.every_kind()[name])
             encoded[place : place + size] = bytes(size)
-            self.refuse(bytes(encoded), "picture without pixels|unknown")
+            self.refuse(bytes(encoded), "image without pixels|unknown")
 
 
 class DecodeImageTest(tf.test.TestCase):
@@ -139,13 +139,13 @@ class DecodeImageTest(tf.test.TestCase):
             image = random.integers(0, 256, (*shape, 3), np.uint8)
             resized = tf.image.resize(image, [8, 8], antialias=True)
             self.assertAllEqual(
-                pictures.resize_image(image, 8),
+                images.resize_image(image, 8),
                 tf.saturate_cast(tf.round(resized), tf.uint8),
             )
 
     def test_shape_is_static_in_a_graph(self):
         dataset = tf.data.Dataset.from_tensors("").map(
-            lambda encoded: pictures.resize_image(
+            lambda encoded: images.resize_image(
                 tf.io.decode_image(encoded, 3, expand_animations=False), 8
             )
         )
