@@ -61,7 +61,7 @@ class Encoder:
     def images(self, store: stores.Store) -> np.ndarray:
         """Embeds the images of all records, float32 [n, D]."""
         return self._kept(
-            store.fingerprint, lambda: self._image_form_parts(store)
+            store.fingerprint, lambda: self._image_parts(store)
         )
 
     def texts(self, texts: Sequence[str | bytes]) -> np.ndarray:
