@@ -116,7 +116,8 @@ class RunTest(tf.test.TestCase):
             for name in ("drawn", "scored", "trained", "offered")
         ]
         for line in (
-            "clean start +curated rows alone before the first renewal",
+            f"plan +steps 0 to {RENEW_AT[0] - 1}, no reference yet",
+            f"trained +{BATCH} curated rows",
             "stage 0, stored +24 rows, the hyper-batch, -> 8, joint by easy_",
             "trained +8 chosen rows and 4 curated",
             f"steps +{STEPS}: {', '.join(counts)}\n",
