@@ -54,11 +54,7 @@ class RemoteArray:
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Reads rows, int64 [k], in strictly ascending order.
-
-        Raises:
-            ValueError: the file has been replaced.
-        """
+        """Reads rows, int64 [k], in strictly ascending order."""
         if not len(rows):
             return np.empty([0, *self.shape[1:]], self.dtype)
         # Runs of consecutive rows.
@@ -106,9 +102,6 @@ def written(
         metadata: strings that identify the artefact's origin.
         arrays: dtype and shape of each array by name. None as the number of
             rows of the last array accepts any number.
-
-    Raises:
-        ValueError: an array has more or fewer rows than its shape demands.
     """
     metadata = {"kind": kind, "version": _VERSION, **metadata}
     rows, checksums = dict.fromkeys(arrays, 0), dict.fromkeys(arrays, 0)
@@ -170,10 +163,6 @@ def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
 
     With `verify`, compares the checksums, which reads all arrays and copies a
     remote file to a local file first. Otherwise a remote file is read by range.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: the file is damaged or not an artefact of this kind.
     """
     with read_as(path, kind):
         if files.is_remote(path) and not verify:
@@ -202,11 +191,7 @@ def read_as(path: str, kind: str) -> Iterator[None]:
 def read_again(
     path: str, kind: str, expected: tuple[tuple[str, str], ...]
 ) -> Artefact:
-    """Maps an artefact that was read before; suits `functools.lru_cache`.
-
-    Raises:
-        ValueError: the file is gone, or lacks the `expected` metadata.
-    """
+    """Maps an artefact that was read before; suits `functools.lru_cache`."""
     try:
         artefact = read(path, kind)
     except OSError as error:

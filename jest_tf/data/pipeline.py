@@ -194,11 +194,7 @@ def make_stored_stages(
     options: Options,
     reference: ReferenceInputs,
 ) -> stored_stages.StoredStages | None:
-    """Returns the stored stages of a stream, None if it has none.
-
-    Raises:
-        ValueError: a hyper-batch has more rows than the order draws.
-    """
+    """Returns the stored stages of a stream, None if it has none."""
     if not plan[0].stored:
         return None
     return stored_stages.StoredStages(
@@ -216,12 +212,7 @@ def make_stored_stages(
 def order(
     store: stores.Store, seed: int, options: Options
 ) -> stream.Order | stream.Mixture:
-    """Returns the order of the pool's records in a training stream.
-
-    Raises:
-        ValueError: as in `stream.Order` and `stream.Mixture`, or the manifest
-            draws no record of a part that has a share.
-    """
+    """Returns the order of the pool's records in a training stream."""
     lengths, _ = _parts(store, options)
     weights = options.weights
     settings = {"block_size": options.shuffle_block_size}
@@ -283,9 +274,6 @@ def at_positions(
         store: as in `super_batches`, like all arguments not listed.
         positions: int64 [k].
         embedded: `ReferenceInputs.embedded`.
-
-    Raises:
-        ValueError: an example and all its substitutes are unreadable.
     """
     reader = reader_lib.Reader(
         store,

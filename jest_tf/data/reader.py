@@ -85,11 +85,7 @@ class FaultLog:
                     file.write(json.dumps(line) + "\n")
 
     def count(self, num_drawn: int, num_replaced: int) -> None:
-        """Adds to the counts of drawn and replaced positions.
-
-        Raises:
-            ValueError: the rate is above the limit.
-        """
+        """Adds to the counts of drawn and replaced positions."""
         with self._lock:
             self.num_drawn += num_drawn
             self.num_replaced += num_replaced
@@ -193,11 +189,7 @@ _CAPTION_SALT = 0x63617074696F6E
 
 
 def check_images(store: stores.Store) -> None:
-    """Refuses a training store whose images do not decode.
-
-    Raises:
-        ValueError: no image decodes, in a few records spread over the store.
-    """
+    """Refuses a training store whose images do not decode."""
     rows = np.unique(np.linspace(0, len(store) - 1, 16).astype(np.int64))
     for record in store.read(rows):
         fault = record
@@ -261,9 +253,6 @@ class Reader:
         """Reads records at positions, int64 [k], replacing unreadable records.
 
         Does not decode the images; `repair` replaces damaged images.
-
-        Raises:
-            ValueError: too many records are unreadable.
         """
         rows = self.order.rows(positions)
         count = len(rows)
@@ -295,9 +284,6 @@ class Reader:
 
         Returns:
             The m decoded images, uint8 [H, W, 3] each.
-
-        Raises:
-            ValueError: too many records are unreadable.
         """
         numbers = caption_numbers(self.seed, positions).tolist()
         decoded = []

@@ -49,10 +49,6 @@ class StoredStages:
         clean: maps ids, int64 [k], to whether the records are clean, bool [k];
             None if this is unknown.
         summaries: of the choices, for the logs.
-
-    Raises:
-        ValueError: a stage scores without sidecars, or a hyper-batch has more
-            rows than the order draws.
     """
 
     plan: Sequence[config_lib.Segment]
@@ -286,10 +282,6 @@ def load_rows(
         The positions, int64 [k], sorted by row, because this reads fastest. In
         the same order, the embeddings of the images and of the captions, each
         [k, D] in the sidecars' dtype.
-
-    Raises:
-        ValueError: ids differ, a sidecar is damaged, or too many substitutes
-            in a row have no embedding.
     """
     count = len(positions)
     positions = np.sort(positions)

@@ -67,9 +67,6 @@ class Order:
         num_records, seed, start: as given.
         weighted: assigns rows to slots; None without row weights.
         num_drawn: number of rows with a weight, and of positions in an epoch.
-
-    Raises:
-        ValueError: an argument is out of range, or there is no row to draw.
     """
 
     def __init__(
@@ -97,11 +94,7 @@ class Order:
             self._blocks = _Blocks(self.num_drawn, self.seed, block_size)
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
-        """Returns rows, int64 [k], at int64 positions [k].
-
-        Raises:
-            ValueError: a position is negative.
-        """
+        """Returns rows, int64 [k], at int64 positions [k]."""
         positions = _check_positions(positions)
         size = np.uint64(self.num_drawn)
         epochs, offsets = positions // size, positions % size
@@ -156,10 +149,6 @@ class Mixture:
         counts: int64 [parts], positions of each part in every 65,536.
         parts, turns: int64 [65536], the part of each of these positions, and
             the position's number within this part.
-
-    Raises:
-        ValueError: an argument is out of range, a weight is too small for one
-            position, or a part has no row to draw.
     """
 
     def __init__(
@@ -372,9 +361,6 @@ def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
         seed: the run's seed, in [0, 2**63).
         positions: int64 or uint64 [k], not negative.
         salt: separates different uses of a position, in [0, 2**63).
-
-    Raises:
-        ValueError: an argument is negative or too large.
     """
     values = _check_positions(positions)
     first, second = (

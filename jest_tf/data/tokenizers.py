@@ -118,9 +118,6 @@ class WordPieceTokenizer(_TextTokenizer):
         vocabulary: distinct tokens, including `[UNK]` and `[EOS]`; pieces
             within a word start with `##`.
         length: L, tokens of a row, at least 1.
-
-    Raises:
-        ValueError: the vocabulary or the length is unusable.
     """
 
     FILE = "vocab.txt"  # one token per line
@@ -154,9 +151,6 @@ class SentencePieceTokenizer(_TextTokenizer):
     Args:
         model: serialized SentencePiece model with an end-of-sequence piece.
         length: L, tokens of a row, at least 1.
-
-    Raises:
-        ValueError: the model is unreadable or has no end-of-sequence piece.
     """
 
     FILE = "tokenizer.model"
@@ -189,9 +183,6 @@ class KerasHubTokenizer(Tokenizer):
     Args:
         content: JSON of the preprocessor and its files, see `of`.
         length: L, tokens of a row, at least 1.
-
-    Raises:
-        ValueError: KerasHub is not installed.
     """
 
     FILE = "preprocessor.json"
@@ -300,9 +291,6 @@ class FunctionTokenizer(Tokenizer):
             attribute `vocabulary_size`. The callable maps valid UTF-8, string
             [k], to token ids [k, L].
         length: L, tokens of a row, at least 1.
-
-    Raises:
-        ValueError: the function cannot be imported, or returns something else.
     """
 
     FILE = "tokenizer.function"
@@ -327,11 +315,7 @@ class FunctionTokenizer(Tokenizer):
 
 
 def import_keras_hub(name: str):
-    """Imports KerasHub, which `name` needs.
-
-    Raises:
-        ValueError: KerasHub is not installed.
-    """
+    """Imports KerasHub, which `name` needs."""
     try:
         import keras_hub
     except ImportError as error:
@@ -375,9 +359,6 @@ def read_tokenizer(path: str, length: int) -> Tokenizer:
     A path that ends in `.model` is a SentencePiece model, in `.json` KerasHub's
     preprocessor, and otherwise a WordPiece vocabulary with one token per line.
     "module:function" names a user's tokenizer.
-
-    Raises:
-        ValueError: there is no such file, or it is unusable.
     """
     if not files.is_file(path):
         if ":" in path and checks.FUNCTION[1](path):
@@ -404,12 +385,7 @@ def has_tokenizer(directory: str) -> bool:
 
 
 def load_tokenizer(directory: str, length: int) -> Tokenizer:
-    """Reads a tokenizer written by `save`, for rows of L = `length` tokens.
-
-    Raises:
-        ValueError: the directory does not hold exactly one of `vocab.txt`,
-            `tokenizer.model`, `preprocessor.json` and `tokenizer.function`.
-    """
+    """Reads a tokenizer written by `save`, for rows of L = `length` tokens."""
     paths = _tokenizer_files(directory)
     if len(paths) != 1:
         names = " and ".join(os.path.basename(path) for path in paths)

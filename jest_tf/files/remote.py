@@ -227,10 +227,6 @@ class PagedFile:
 
         Returns:
             The bytes of all ranges, concatenated.
-
-        Raises:
-            OSError: they cannot be read.
-            ValueError: the file was replaced since it was opened.
         """
         return PAGES.read(self, ranges)
 

@@ -144,11 +144,7 @@ def read(path: str) -> tuple[Header, artefacts.Artefact]:
 
 
 def check_header(path: str, header: Header, expected: Header) -> None:
-    """Refuses a sidecar of another origin than expected.
-
-    Raises:
-        ValueError: names the first difference.
-    """
+    """Refuses a sidecar of another origin than expected."""
     values = header.description._asdict() | header._asdict()
     for name, wanted in (
         expected.description._asdict() | expected._asdict()
