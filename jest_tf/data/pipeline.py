@@ -32,7 +32,6 @@ ReferenceInputs = loading.ReferenceInputs
 
 # Separates the curated set's order from the pool's.
 _CURATED_SALT = 0x63757261
-_MAX_FAULT_RATE = config_lib.DataConfig.max_fault_rate
 
 
 def super_batches(
@@ -92,7 +91,7 @@ def super_batches(
     tokenizer_of = {"text": tokenizer}
     if reference.tokenizer not in (None, tokenizer):
         tokenizer_of["text_for_reference"] = reference.tokenizer
-    faults = options.faults or FaultLog(None, _MAX_FAULT_RATE, store.lost_share)
+    faults = options.faults or FaultLog(None, lost_share=store.lost_share)
     loader = loading.Loader(
         store, forms, tokenizer_of, faults, options, reference
     )

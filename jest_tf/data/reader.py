@@ -23,6 +23,8 @@ from jest_tf import files
 from jest_tf.data import images, stores, stream
 from jest_tf.files import cache
 
+# Share of the records that may be lost or replaced before a run stops.
+MAX_FAULT_RATE = 0.01
 # Until this many positions are drawn, the limit is a share of this number, so
 # that a single early fault does not exceed it.
 MIN_DRAWN = 1024
@@ -41,22 +43,24 @@ class FaultLog:
     Args:
         path: file of the log, in JSON lines; None writes no log.
         max_rate: share of the drawn positions that may be replaced, in [0, 1];
-            until 1,024 positions are drawn, a share of 1,024.
+            until 1,024 positions are drawn, a share of 1,024. None is
+            `MAX_FAULT_RATE`.
         lost_share: share of the records that damaged shards have lost; it
             counts like an equal share of replaced positions.
 
     Attributes:
-        max_rate, lost_share: as given.
         num_drawn: positions drawn so far.
         num_replaced: positions replaced so far.
     """
 
     def __init__(
-        self, path: str | None, max_rate: float, lost_share: float = 0.0
+        self,
+        path: str | None,
+        max_rate: float | None = None,
+        lost_share: float = 0.0,
     ):
-        self._path = path
-        self.max_rate = max_rate
-        self.lost_share = lost_share
+        self._path, self._lost_share = path, lost_share
+        self._max_rate = MAX_FAULT_RATE if max_rate is None else max_rate
         self._lock = threading.Lock()
         self._error = ""
         self._reasons = collections.Counter()
@@ -89,7 +93,7 @@ class FaultLog:
         with self._lock:
             self.num_drawn += num_drawn
             self.num_replaced += num_replaced
-            limit = self.max_rate - self.lost_share
+            limit = self._max_rate - self._lost_share
             limit *= max(self.num_drawn, MIN_DRAWN)
             if self.num_replaced > limit and not self._error:
                 self._error = self._describe()
@@ -116,9 +120,9 @@ class FaultLog:
                 f"{self.num_replaced:,} of {self.num_drawn:,} drawn, "
                 f"{self.num_replaced / self.num_drawn:.2%}"
             )
-        if self.lost_share:
+        if self._lost_share:
             counts.append(
-                f"{self.lost_share:.2%} are lost in damaged shards, which "
+                f"{self._lost_share:.2%} are lost in damaged shards, which "
                 "warnings have named: copy those again"
             )
         reasons = "; ".join(
@@ -131,7 +135,7 @@ class FaultLog:
                 reasons += f"; all of them are in {self._path}"
         return (
             f"Too many records cannot be read: {', and '.join(counts)}. "
-            f"Expected at most `data.max_fault_rate`={self.max_rate}{reasons}"
+            f"Expected at most {self._max_rate:.2%}{reasons}"
         )
 
     def _count(self, reason):
@@ -289,16 +293,13 @@ class Reader:
         decoded = []
         before = int((chunk.attempts > 0).sum())
         for i in missing.tolist():
-            image = self._decode(chunk, i)
+            image = images.decode(chunk.encoded[i])
             while isinstance(image, stores.Fault):
                 self._replace(chunk, i, int(positions[i]), numbers[i], image)
-                image = self._decode(chunk, i)
+                image = images.decode(chunk.encoded[i])
             decoded.append(image)
         self.log.count(0, int((chunk.attempts > 0).sum()) - before)
         return decoded
-
-    def _decode(self, chunk, i):
-        return images.decode(chunk.encoded[i])
 
     def _records(self, rows, source=None):
         records = (source or self.store).read(rows)
