@@ -35,13 +35,7 @@ _LARGEST_HEAD = 10**8  # the format's limit
 
 
 class RemoteArray:
-    """An array in a remote file, whose rows are read by pages.
-
-    Args:
-        file: from `files.open_pages`.
-        offset: of the array in the file.
-        dtype, shape: of the array.
-    """
+    """An array at an offset in a remote file, whose rows are read by pages."""
 
     def __init__(
         self, file, offset: int, dtype: np.dtype, shape: tuple[int, ...]

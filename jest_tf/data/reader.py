@@ -281,13 +281,8 @@ class Reader:
     ) -> list[np.ndarray]:
         """Replaces, in place, undecodable records of a chunk from `read`.
 
-        Args:
-            positions: int64 [k].
-            chunk: the records there.
-            missing: int64 [m], indices of images that failed to decode.
-
-        Returns:
-            The m decoded images, uint8 [H, W, 3] each.
+        `missing`, int64 [m], has the indices of images that failed to decode.
+        Returns the m decoded images, uint8 [H, W, 3] each.
         """
         numbers = caption_numbers(self.seed, positions).tolist()
         decoded = []
@@ -362,8 +357,7 @@ class Blocks:
     Args:
         store: the records.
         size: number of records in a block.
-        starts: int64 [p], ascending, the first row of each part of the store;
-            blocks are counted from there.
+        starts: int64 [p], ascending, the first row of each part of the store.
         kept: number of blocks to keep.
         once: whether to drop each record when it is returned. If it is
             requested again, as in the next epoch, its whole block is read.
@@ -426,12 +420,7 @@ class Blocks:
 
 
 class Ahead:
-    """Reads chunks before they are requested; thread-safe.
-
-    Args:
-        read: `Reader.read`.
-        depth: number of chunks to read at a time.
-    """
+    """Reads `depth` chunks before they are requested; thread-safe."""
 
     def __init__(self, read: Callable[[np.ndarray], Chunk], depth: int):
         self._read, self._depth = read, depth

@@ -145,10 +145,6 @@ class Mixture:
 
     Attributes:
         num_records, num_drawn: as in `Order`, of all parts.
-        orders: of each part.
-        counts: int64 [parts], positions of each part in every 65,536.
-        parts, turns: int64 [65536], the part of each of these positions, and
-            the position's number within this part.
     """
 
     def __init__(
@@ -173,7 +169,7 @@ class Mixture:
         of_parts = [None] * len(lengths)
         if row_weights is not None:
             of_parts = np.split(np.asarray(row_weights), ends[:-1])
-        self.orders = [
+        self._orders = [
             Order(
                 length,
                 int(part_seed),
@@ -186,37 +182,38 @@ class Mixture:
             )
         ]
         self.num_records = int(sum(lengths))
-        self.num_drawn = sum(order.num_drawn for order in self.orders)
-        self.counts = counts
+        self.num_drawn = sum(order.num_drawn for order in self._orders)
+        self._counts = counts
         parts = np.repeat(numbers, counts)  # [period]
         turns = np.concatenate([np.arange(count) for count in counts])
         # The j-th of c turns is in the middle of the j-th of c equal intervals.
         line = np.argsort((turns + 0.5) / counts[parts], kind="stable")
-        self.parts, self.turns = parts[line], turns[line]
+        # The part of each position, and the position's number within it.
+        self._parts, self._turns = parts[line], turns[line]
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Returns the rows at positions, as `Order.rows`."""
         positions = _check_positions(positions).astype(np.int64)
         periods, places = positions // PERIOD, positions % PERIOD
-        parts = self.parts[places]
-        turns = periods * self.counts[parts] + self.turns[places]
+        parts = self._parts[places]
+        turns = periods * self._counts[parts] + self._turns[places]
         return self._by_part(parts, lambda order, here: order.rows(turns[here]))
 
     def num_distinct(self, num_positions: int) -> int:
         """Counts distinct rows of the first positions, as in `Order`."""
         periods, rest = divmod(num_positions, PERIOD)
-        begun = np.bincount(self.parts[:rest], minlength=len(self.counts))
-        turns = periods * self.counts + begun
+        begun = np.bincount(self._parts[:rest], minlength=len(self._counts))
+        turns = periods * self._counts + begun
         return sum(
             order.num_distinct(int(turn))
-            for order, turn in zip(self.orders, turns, strict=True)
+            for order, turn in zip(self._orders, turns, strict=True)
         )
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
         """Returns replacements from the same part, as in `Order`."""
         places = _check_positions(positions).astype(np.int64) % PERIOD
         return self._by_part(
-            self.parts[places],
+            self._parts[places],
             lambda order, here: order.substitutes(positions[here], attempt),
         )
 
@@ -224,7 +221,7 @@ class Mixture:
         rows = np.empty(len(parts), np.int64)
         for part in np.unique(parts):
             here = parts == part
-            rows[here] = find(self.orders[part], here)
+            rows[here] = find(self._orders[part], here)
         return rows
 
 
@@ -357,10 +354,8 @@ def _largest_remainder(weights, total):
 def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
     """Hashes (seed, position, salt) to uniform uint64 [k].
 
-    Args:
-        seed: the run's seed, in [0, 2**63).
-        positions: int64 or uint64 [k], not negative.
-        salt: separates different uses of a position, in [0, 2**63).
+    Positions are int64 or uint64 [k], not negative. The salt, in [0, 2**63),
+    separates different uses of a position.
     """
     values = _check_positions(positions)
     first, second = (
@@ -386,23 +381,18 @@ def permute(values, sizes, keys, largest=None):
     # Half of the bits of the smallest power of four >= size, at least one.
     half_bits = max(1, (bits + 1) // 2)
     values, sizes = _unsigned(values), _unsigned(sizes)
-    values = _walk(values, sizes, keys, half_bits)
-    # A Feistel network makes only even permutations, and for small sizes cycle
-    # walking keeps the parity. So half of the keys also swap 0 and 1.
-    swaps = (values < 2) & (sizes > 1) & (keys & np.uint64(1) == 1)
-    return (values ^ swaps).astype(np.int64)
-
-
-def _walk(values, sizes, keys, half_bits):
-    """Encrypts values until all are below their sizes."""
     sizes = np.broadcast_to(sizes, values.shape)
     values = _encrypt(values, keys, half_bits)
+    # Encrypts values again until all are below their sizes.
     pending = np.flatnonzero(values >= sizes)
     while len(pending):
         walked = _encrypt(values[pending], keys[pending], half_bits)
         values[pending] = walked
         pending = pending[walked >= sizes[pending]]
-    return values
+    # A Feistel network makes only even permutations, and for small sizes cycle
+    # walking keeps the parity. So half of the keys also swap 0 and 1.
+    swaps = (values < 2) & (sizes > 1) & (keys & np.uint64(1) == 1)
+    return (values ^ swaps).astype(np.int64)
 
 
 def _encrypt(values, keys, half_bits):

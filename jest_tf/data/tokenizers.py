@@ -158,10 +158,9 @@ class SentencePieceTokenizer(_TextTokenizer):
     def __init__(self, model: bytes, length: int):
         self.model = bytes(model)
         try:
-            tokenizer = tf_text.SentencepieceTokenizer(self.model)
             ending = tf_text.SentencepieceTokenizer(self.model, add_eos=True)
             end = ending.tokenize("").numpy()
-            size = int(tokenizer.vocab_size())
+            size = int(ending.vocab_size())
         except tf.errors.OpError as error:
             raise ValueError(
                 "`model` must be a serialized SentencePiece model with an "
@@ -182,7 +181,7 @@ class KerasHubTokenizer(Tokenizer):
 
     Args:
         content: JSON of the preprocessor and its files, see `of`.
-        length: L, tokens of a row, at least 1.
+        length: L, tokens of a row.
     """
 
     FILE = "preprocessor.json"
@@ -212,26 +211,27 @@ class KerasHubTokenizer(Tokenizer):
         hub = import_keras_hub(self.FILE)
         tokenizer = self._preprocessor.tokenizer
         if isinstance(tokenizer, hub.tokenizers.BytePairTokenizer):
-            make, tokenize = lambda: self._preprocessor, self._byte_pairs
+            tokenize = self._byte_pairs
         else:
-            make, tokenize = self._make, self._whole
+            tokenize = self._whole
         return _in_graph(
             lambda captions: tf.ensure_shape(
-                tokenize(make(), captions), [None, self.length]
+                tokenize(captions), [None, self.length]
             )
         )
 
-    def _whole(self, preprocessor, captions):
-        return preprocessor(
+    def _whole(self, captions):
+        return self._make()(
             {"prompts": captions, "images": None}, sequence_length=self.length
         )["token_ids"]
 
-    def _byte_pairs(self, preprocessor, captions):
+    def _byte_pairs(self, captions):
         """Tokenises in Python and packs in the graph.
 
         In a graph, KerasHub's BPE splits numbers and lower-cases differently
         from CLIP; in Python, it agrees with CLIP.
         """
+        preprocessor = self._preprocessor
 
         def pieces(captions):
             tokens = preprocessor.tokenizer.tokenize(
@@ -257,11 +257,6 @@ class KerasHubTokenizer(Tokenizer):
             add_start_value=preprocessor.add_start_token,
             add_end_value=preprocessor.add_end_token,
         )[0]
-
-    @property
-    def preprocessor(self) -> keras.layers.Layer:
-        """Returns a new copy of KerasHub's preprocessor of texts."""
-        return self._make()
 
     def _make(self):
         try:

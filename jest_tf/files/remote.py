@@ -108,15 +108,10 @@ def download(path: str, local: str) -> None:
 
 
 def read_ranges(path: str, ranges: np.ndarray, gap: int = 2**19) -> bytes:
-    """Reads byte ranges, neighbours together, with parallel requests.
+    """Reads and joins byte ranges of a file, with parallel requests.
 
-    Args:
-        path: the file.
-        ranges: int64 [k, 2], starts and ends, ascending, without overlaps.
-        gap: ranges at most this many bytes apart are read together.
-
-    Returns:
-        The bytes of all ranges, concatenated.
+    The ranges, int64 [k, 2], are ascending and do not overlap; those at most
+    `gap` bytes apart are read together.
     """
     starts, ends = ranges.T
     is_new = starts[1:] - ends[:-1] > gap
@@ -195,23 +190,14 @@ PAGES = Pages()
 
 
 class PagedFile:
-    """A remote file that is read by pages, as it was when it was opened.
-
-    Attributes:
-        path: the file's path.
-        size: the file's size in bytes.
-    """
+    """A remote file that is read by pages, as it was when it was opened."""
 
     def __init__(self, path: str):
         self.path, self._state = path, stat(path)
         self.size, _ = self._state
 
     def read(self, ranges: np.ndarray) -> bytes:
-        """Reads byte ranges, int64 [k, 2], none of them empty.
-
-        Returns:
-            The bytes of all ranges, concatenated.
-        """
+        """Reads and joins byte ranges, int64 [k, 2], none of them empty."""
         return PAGES.read(self, ranges)
 
     def check_unchanged(self) -> None:

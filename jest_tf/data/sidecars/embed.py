@@ -72,20 +72,13 @@ class Summary(NamedTuple):
     reasons: dict[str, int]
 
 
-class Batch(NamedTuple):
+class _Batch(NamedTuple):
     """k records, prepared for a model.
 
-    Attributes:
-        ids: int64 [k].
-        valid: bool [k], whether a record is readable.
-        images: images of the valid records, in the form's shape and dtype.
-        texts: the nonblank captions.
-        places: int64 [len(texts)], their indices among all captions.
-        captions: int64 [k], the number of captions of each record.
-        reasons: why records are not valid.
+    `images` are those of the `valid` records, and `places` the indices of the
+    nonblank captions, `texts`, among all; each record has `captions` of these.
     """
 
-    ids: np.ndarray
     valid: np.ndarray
     images: np.ndarray
     texts: list[str]
@@ -159,7 +152,7 @@ def write(
 
         def load_span(span):
             rows = wanted[slice(*np.searchsorted(wanted, span))]
-            return span, rows, load(store, rows, form)
+            return span, rows, _load(store, rows, form)
 
         spans = itertools.pairwise(edges)
         for span, rows, batch in batches.in_order(
@@ -255,7 +248,7 @@ def write_arrays(
     return _write(store, description, output, parts)
 
 
-def load(store: stores.Store, rows: np.ndarray, form: images_lib.Form) -> Batch:
+def _load(store, rows, form):
     """Reads and decodes records, int64 rows [k], with all their captions."""
     records, images = batches.read(store, rows, form)
     captions, texts, places, reasons = [], [], [], []
@@ -271,8 +264,7 @@ def load(store: stores.Store, rows: np.ndarray, form: images_lib.Form) -> Batch:
         captions.append(len(record.captions))
         total += len(record.captions)
     texts, _ = tokenizers.sanitize_captions(tf.constant(texts, tf.string))
-    return Batch(
-        ids=store.ids(rows),
+    return _Batch(
         valid=np.array(
             [not isinstance(record, stores.Fault) for record in records], bool
         ),
@@ -362,7 +354,7 @@ def _spread(places, span, values):
 
 
 def _encode(encode, batch, dim):
-    image = np.zeros([len(batch.ids), dim], np.float32)
+    image = np.zeros([len(batch.valid), dim], np.float32)
     text = np.zeros([int(batch.captions.sum()), dim], np.float32)
     if not len(batch.images):
         return image, text

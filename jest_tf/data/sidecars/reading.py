@@ -195,24 +195,18 @@ class Sidecars:
     def verify(self, most: float = math.inf) -> None:
         """Compares the checksums of files, which reads the files.
 
-        Args:
-            most: limit on the bytes read; the remaining files are skipped. At
-                most 256 MiB are read from buckets.
+        Skips those beyond `most` bytes, or beyond 256 MiB on buckets.
         """
         chosen = []
         for is_remote, bound in ((False, most), (True, min(most, _FETCHED))):
             paths = [p for p in self._paths if files.is_remote(p) == is_remote]
             sizes = np.cumsum([files.stat(path)[0] for path in paths])
             chosen += paths[: np.searchsorted(sizes, bound, side="right")]
+        check = functools.partial(
+            artefacts.read, kind=file_format.KIND, verify=True
+        )
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            list(
-                pool.map(
-                    lambda path: artefacts.read(
-                        path, file_format.KIND, verify=True
-                    ),
-                    chosen,
-                )
-            )
+            list(pool.map(check, chosen))
 
     def read_shard(self, shard: int) -> Rows:
         """Returns all rows of a shard, with all captions, without checks."""
@@ -253,7 +247,8 @@ class Sidecars:
                 good = chosen >= 0
                 places = np.arange(len(rows))[places][good]
                 local, starts, chosen = local[good], starts[good], chosen[good]
-            _take(part, local, starts + chosen, image, text, places)
+            image[places] = part["image"][local]
+            text[places] = part["text"][starts + chosen]
         return captions, image, text
 
     def _part(self, shard) -> dict[str, np.ndarray]:
@@ -262,27 +257,23 @@ class Sidecars:
         ).arrays
 
     def _excerpts(self, rows):
-        """Yields indices in `rows`, a shard's arrays, and rows in those."""
+        """Returns indices in `rows`, a shard's arrays, and rows in those."""
         pieces = self.store.by_shard(rows)
         if self.is_remote:
-            yield from retries.map_parallel(
-                lambda job: (
-                    job[1],
-                    *self._excerpt(job[0], rows[job[1]], job[2]),
-                ),
-                list(pieces),
-                True,
+            return retries.map_parallel(
+                lambda piece: self._excerpt(rows, *piece), list(pieces), True
             )
-            return
-        for shard, places, local in pieces:  # a single file mapped at a time
-            yield places, self._part(shard), local
+        # Lazily: a single file mapped at a time.
+        return (
+            (places, self._part(shard), local)
+            for shard, places, local in pieces
+        )
 
-    def _excerpt(self, shard, rows, local):
-        """Returns a shard's arrays, only `local` if remote, and its rows."""
+    def _excerpt(self, rows, shard, places, local):
         part = self._part(shard)
         if not isinstance(part["ids"], artefacts.RemoteArray):
-            return part, local
-        distinct, places = np.unique(local, return_inverse=True)
+            return places, part, local
+        distinct, inverse = np.unique(local, return_inverse=True)
         edges = np.unique([distinct, distinct + 1])
         ids, edge, image = retries.map_parallel(
             lambda job: part[job[0]][job[1]],
@@ -291,7 +282,7 @@ class Sidecars:
         )
         at = np.searchsorted(edges, distinct)
         starts, ends = edge[at], edge[at + 1]
-        before = rows[0] - local[0]
+        before = rows[places][0] - local[0]
         self._check_spans(part, distinct + before, starts, ends)
         _, firsts, texts = _in_line(starts, ends)
         excerpt = {
@@ -300,7 +291,7 @@ class Sidecars:
             "image": image,
             "text": part["text"][texts],
         }
-        return excerpt, places
+        return places, excerpt, inverse
 
     def _check_spans(self, part, rows, starts, ends):
         self._require(
@@ -383,10 +374,6 @@ def _numbered(text, starts, ends, numbers):
     """
     counts, firsts, line = _in_line(starts, ends)
     blank = _is_zero(text, line)
-    if not blank.any():
-        choices = numbers % np.maximum(counts, 1)
-        choices[counts == 0] = -1
-        return choices
     whole = np.append(0, np.cumsum(~blank))
     counts = whole[ends - starts + firsts] - whole[firsts]
     # The n-th nonblank caption is where their running count reaches n.
@@ -434,14 +421,3 @@ def _is_zero(embeddings, rows):
 
 def _integers(*arrays):
     return [np.asarray(values, np.int64) for values in arrays]
-
-
-def _take(part, local, texts, image, text, places):
-    """Copies rows of a file to the indices `places` of `image` and `text`."""
-    if isinstance(places, slice):
-        # All indices were checked; "clip" writes straight to `out`.
-        part["image"].take(local, 0, image[places], "clip")
-        part["text"].take(texts, 0, text[places], "clip")
-    else:
-        image[places] = part["image"][local]
-        text[places] = part["text"][texts]
