@@ -75,11 +75,6 @@ class Artefact(NamedTuple):
     metadata: dict[str, str]
     arrays: dict[str, np.ndarray | RemoteArray]
 
-    @property
-    def checksums(self) -> dict[str, int]:
-        """CRC-32 of each array."""
-        return json.loads(self.metadata["crc32"])
-
 
 @contextlib.contextmanager
 def written(
@@ -160,7 +155,12 @@ def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
     """
     with read_as(path, kind):
         if files.is_remote(path) and not verify:
-            artefact = _open_remote(path)
+            file = files.open_pages(path)
+            artefact = _artefact(
+                file.size,
+                lambda size: files.read_ranges(path, np.array([[0, size]])),
+                functools.partial(RemoteArray, file),
+            )
         else:
             with files.staged(path) as local:
                 artefact = _map(local)
@@ -230,15 +230,6 @@ def _map(path):
     return _artefact(len(data), lambda size: data[:size], view)
 
 
-def _open_remote(path):
-    file = files.open_pages(path)
-    return _artefact(
-        file.size,
-        lambda size: files.read_ranges(path, np.array([[0, size]])),
-        functools.partial(RemoteArray, file),
-    )
-
-
 def _artefact(size, first, make):
     """Reads a file's head with `first(size)`, and makes arrays with `make`."""
     head = first(min(size, _HEAD))
@@ -277,7 +268,8 @@ def _check(artefact, kind, verify):
     shapes = {name: array.shape for name, array in artefact.arrays.items()}
     if checksum != _checksum(metadata, shapes):
         raise ValueError("a damaged header")
-    for name, expected in artefact.checksums.items() if verify else ():
+    checksums = json.loads(metadata["crc32"])
+    for name, expected in checksums.items() if verify else ():
         if zlib.crc32(artefact.arrays[name]) != expected:
             raise ValueError(f"damaged `{name}`")
 

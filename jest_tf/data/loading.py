@@ -14,11 +14,7 @@ import tensorflow as tf
 from jest_tf.data import images as images_lib
 from jest_tf.data import reader as reader_lib
 from jest_tf.data import sidecars as sidecars_lib
-from jest_tf.data import (
-    stores,
-    stream,
-    tokenizers,
-)
+from jest_tf.data import stores, stream, tokenizers
 from jest_tf.selection import summary
 
 # Records in a unit of parallel work. Throughput is equal within noise from 128
@@ -325,11 +321,7 @@ def call_numpy(function, inputs, specs):
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Unwraps the ValueError of a dataset from TensorFlow's error.
-
-    Raises:
-        ValueError: a dataset's NumPy function has raised it in the block.
-    """
+    """Raises the ValueError of a dataset in place of TensorFlow's error."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:

@@ -17,12 +17,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf.data import images as images_lib
-from jest_tf.data import (
-    loading,
-    stored_stages,
-    stores,
-    stream,
-)
+from jest_tf.data import loading, stored_stages, stores, stream
 from jest_tf.data import reader as reader_lib
 
 FaultLog = reader_lib.FaultLog
@@ -76,9 +71,8 @@ def super_batches(
         rows are curated, this dict is the batch.
 
     Raises:
-        ValueError: an argument is out of range. Iteration raises
-            `tf.errors.InvalidArgumentError` if too many records are unreadable
-            or sidecars do not fit.
+        tf.errors.InvalidArgumentError: while iterating, if too many records
+            are unreadable or sidecars do not fit.
     """
     if start_step < 0:
         raise ValueError(
@@ -253,12 +247,9 @@ def at_positions(
     embedded: Callable | None = None,
     options: Options = Options(),  # noqa: B008  (it is frozen)
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Returns the examples of the pool at a few positions of a stream.
+    """Returns the examples of the pool at a few positions, int64 [k].
 
-    Args:
-        store: as in `super_batches`, like all arguments not listed.
-        positions: int64 [k].
-        embedded: `ReferenceInputs.embedded`.
+    `embedded` is `ReferenceInputs.embedded`; the others as in `super_batches`.
 
     Returns:
         Images, uint8 [k, S, S, 3], captions and ids, int64 [k].

@@ -195,10 +195,9 @@ _CAPTION_SALT = 0x63617074696F6E
 def check_images(store: stores.Store) -> None:
     """Refuses a training store whose images do not decode."""
     rows = np.unique(np.linspace(0, len(store) - 1, 16).astype(np.int64))
-    for record in store.read(rows):
-        fault = record
-        if not isinstance(record, stores.Fault):
-            fault = images.decode(record.image)
+    for fault in store.read(rows):
+        if isinstance(fault, stores.Record):
+            fault = images.decode(fault.image)
         if not isinstance(fault, stores.Fault):
             return
     raise ValueError(
@@ -231,8 +230,7 @@ class Reader:
     """Reads positions of a stream; thread-safe.
 
     Attributes:
-        store: the records.
-        order: maps positions to rows.
+        store, order: the records, and their rows at positions.
         seed: the run's seed, for the choice of captions.
         step_size: number of positions of a step.
         log: counts and logs unreadable records.
@@ -356,9 +354,8 @@ class Blocks:
 
     Args:
         store: the records.
-        size: number of records in a block.
+        size, kept: number of records in a block, and of blocks to keep.
         starts: int64 [p], ascending, the first row of each part of the store.
-        kept: number of blocks to keep.
         once: whether to drop each record when it is returned. If it is
             requested again, as in the next epoch, its whole block is read.
     """

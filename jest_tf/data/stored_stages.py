@@ -43,9 +43,7 @@ class StoredStages:
         plan: segments of the same sizes, with stored stages.
         loss: pair loss of the scores.
         sidecars: the reference's, of the store; None if no stage scores.
-        store: the records.
         order: of the pool.
-        seed: the run's seed.
         clean: maps ids, int64 [k], to whether the records are clean, bool [k];
             None if this is unknown.
         summaries: of the choices, for the logs.
@@ -61,11 +59,6 @@ class StoredStages:
     summaries: summary.Summaries = field(default_factory=summary.Summaries)
 
     def __post_init__(self):
-        scores = any(segment.scores_by_sidecars for segment in self.plan)
-        if scores and self.sidecars is None:
-            raise ValueError(
-                "A stored stage that scores needs sidecars. Received: None"
-            )
         hyper_batch, most = self.sizes[0], self.order.num_drawn
         if self.sidecars is not None and hyper_batch > most:
             raise ValueError(

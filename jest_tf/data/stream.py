@@ -65,7 +65,6 @@ class Order:
 
     Attributes:
         num_records, seed, start: as given.
-        weighted: assigns rows to slots; None without row weights.
         num_drawn: number of rows with a weight, and of positions in an epoch.
     """
 
@@ -85,17 +84,17 @@ class Order:
         self.num_records, self.start = int(num_records), int(start)
         self.seed = _check_seed(seed)
         self.num_drawn = self.num_records
-        self.weighted = None
+        self._weighted = None
         if row_weights is not None:
-            self.weighted = _Weighted(row_weights, num_records, self.seed)
-            self.num_drawn = len(self.weighted.drawn)
+            self._weighted = _Weighted(row_weights, num_records, self.seed)
+            self.num_drawn = len(self._weighted.drawn)
         self._blocks = None
         if block_size is not None:
             self._blocks = _Blocks(self.num_drawn, self.seed, block_size)
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Returns rows, int64 [k], at int64 positions [k]."""
-        positions = _check_positions(positions)
+        positions = _unsigned(positions)
         size = np.uint64(self.num_drawn)
         epochs, offsets = positions // size, positions % size
         if self._blocks is not None:
@@ -104,14 +103,14 @@ class Order:
             # A key for each position, as epochs may differ within a batch.
             keys = uniform_hash(self.seed, epochs, _ORDER_SALT)
             rows = permute(offsets, self.num_drawn, keys)
-        if self.weighted is not None:
-            rows = self.weighted.rows(epochs, rows)
+        if self._weighted is not None:
+            rows = self._weighted.rows(epochs, rows)
         return self.start + rows
 
     def num_distinct(self, num_positions: int) -> int:
         """Counts distinct rows of the first positions; the mean if weighted."""
-        if self.weighted is not None:
-            return self.weighted.num_distinct(num_positions)
+        if self._weighted is not None:
+            return self._weighted.num_distinct(num_positions)
         return min(num_positions, self.num_records)
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
@@ -124,8 +123,8 @@ class Order:
         salt = _SUBSTITUTE_SALT + attempt
         values = uniform_hash(self.seed, positions, salt)
         rows = (values % np.uint64(self.num_drawn)).astype(np.int64)
-        if self.weighted is not None:
-            rows = self.weighted.rows(values, rows)
+        if self._weighted is not None:
+            rows = self._weighted.rows(values, rows)
         return self.start + rows
 
 
@@ -193,7 +192,6 @@ class Mixture:
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Returns the rows at positions, as `Order.rows`."""
-        positions = _check_positions(positions).astype(np.int64)
         periods, places = positions // PERIOD, positions % PERIOD
         parts = self._parts[places]
         turns = periods * self._counts[parts] + self._turns[places]
@@ -211,9 +209,8 @@ class Mixture:
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
         """Returns replacements from the same part, as in `Order`."""
-        places = _check_positions(positions).astype(np.int64) % PERIOD
         return self._by_part(
-            self._parts[places],
+            self._parts[positions % PERIOD],
             lambda order, here: order.substitutes(positions[here], attempt),
         )
 
@@ -357,13 +354,11 @@ def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
     Positions are int64 or uint64 [k], not negative. The salt, in [0, 2**63),
     separates different uses of a position.
     """
-    values = _check_positions(positions)
     first, second = (
-        _mix(_unsigned(value) + _GOLDEN)
-        for value in (_check_seed(seed), _check_seed(salt, "salt"))
+        _mix(_unsigned(value) + _GOLDEN) for value in (_check_seed(seed), salt)
     )
     key = _mix(first + np.uint64(3) * second)
-    return _mix(_mix(values + _GOLDEN) ^ key)
+    return _mix(_mix(_unsigned(positions) + _GOLDEN) ^ key)
 
 
 def high_bits(values: np.ndarray, bits: int) -> np.ndarray:
@@ -419,23 +414,8 @@ def _unsigned(values):
     return np.atleast_1d(values).astype(np.uint64)
 
 
-def _check_positions(positions):
-    """Returns positions as uint64; raises ValueError if they are invalid."""
-    positions = np.asarray(positions)
-    if positions.ndim != 1 or positions.dtype.kind not in "iu":
-        raise ValueError(
-            "`positions` must be a vector of integers. "
-            f"Received: {positions.dtype} {positions.shape}"
-        )
-    if positions.dtype.kind == "i" and (positions < 0).any():
-        raise ValueError(
-            f"`positions` must not be negative. Received: {positions.min()}"
-        )
-    return positions.astype(np.uint64)
-
-
-def _check_seed(seed, name="seed"):
+def _check_seed(seed):
     """Returns a seed; raises ValueError if it is not in [0, 2**63)."""
     if not 0 <= seed < 2**63:
-        raise ValueError(f"`{name}` must be in [0, 2**63). Received: {seed}")
+        raise ValueError(f"`seed` must be in [0, 2**63). Received: {seed}")
     return int(seed)

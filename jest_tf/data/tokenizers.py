@@ -292,7 +292,6 @@ class FunctionTokenizer(Tokenizer):
 
     def __init__(self, name: str, length: int):
         super().__init__(length, f"{name}\n".encode())
-        self.name = name
         build = imports.load_function("data.vocabulary", name)
         self._tokenize = build(self.length)
         size = getattr(self._tokenize, "vocabulary_size", None)

@@ -167,8 +167,7 @@ class Pages:
             ranges.tolist(), first.tolist(), last.tolist(), strict=True
         ):
             joint = b"".join(pages[file, n] for n in range(low, other + 1))
-            begin = low * self._page
-            parts.append(joint[start - begin : end - begin])
+            parts.append(joint[start - low * self._page :][: end - start])
         return b"".join(parts)
 
     def _fetch(self, pages):

@@ -96,9 +96,8 @@ def call(function: Callable):
 def persist(what: str, function: Callable):
     """Calls a function on a remote file until it returns, at most five times.
 
-    The waits between the calls add up to 81 seconds.
-
-    `what` names the action in the log: "upload gs://bucket/file".
+    The waits between the calls add up to 81 seconds. `what` names the action
+    in the log: "upload gs://bucket/file".
 
     Raises:
         OSError: the last error; FileNotFoundError, PermissionError or

@@ -56,11 +56,9 @@ class Summary(NamedTuple):
     """The result of `write` or `write_arrays`.
 
     Attributes:
-        written: number of sidecars written.
-        skipped: number of sidecars that existed.
+        written, skipped: numbers of sidecars written, and of those there were.
         busy: paths that another process is writing.
-        rows: number of rows of the sidecars written.
-        invalid: number of these rows that have no embedding.
+        rows, invalid: numbers of rows written, and of those without embedding.
         reasons: counts of the reasons why records were unreadable.
     """
 
@@ -265,9 +263,7 @@ def _load(store, rows, form):
         total += len(record.captions)
     texts, _ = tokenizers.sanitize_captions(tf.constant(texts, tf.string))
     return _Batch(
-        valid=np.array(
-            [not isinstance(record, stores.Fault) for record in records], bool
-        ),
+        valid=np.array([isinstance(r, stores.Record) for r in records], bool),
         images=images,
         texts=[text.decode("utf-8", "replace") for text in texts.numpy()],
         places=np.array(places, np.int64),

@@ -83,15 +83,12 @@ def written(path: str, header: Header) -> Iterator[Callable[..., None]]:
     for name, value, rule in zip(about._fields, about, rules, strict=True):
         checks.check(name, value, rule)
     checks.check("dtype", dtype, checks.among(*DTYPES))
-    metadata = {
-        "fingerprint": about.fingerprint,
-        "tokenizer": about.tokenizer,
-        "preprocessing": about.preprocessing,
+    metadata = about._asdict() | {
         "scale": repr(float(about.scale)),
         "bias": repr(float(about.bias)),
-        "name": about.name,
         "stamp": header.stamp,
     }
+    del metadata["dim"]  # that of the arrays
     arrays = {
         "ids": ("int64", (n,)),
         "offsets": ("int64", (n + 1,)),

@@ -31,15 +31,9 @@ _FETCHED = 2**28
 
 
 class Rows(NamedTuple):
-    """The rows of a shard's sidecar, as views of the file.
+    """The arrays of a sidecar (`data/sidecars/file_format.py`).
 
-    Attributes:
-        ids: int64 [k].
-        valid: bool [k], false for unreadable records.
-        offsets: int64 [k + 1]; row i has the captions `offsets[i]` to
-            `offsets[i + 1]` of `text`.
-        image: [k, D].
-        text: [captions, D].
+    `valid`, bool [n], is false for unreadable records.
     """
 
     ids: np.ndarray
@@ -125,14 +119,14 @@ class Sidecars:
             The embeddings of the images and of the captions, each [k, D] in
             the sidecars' dtype.
         """
-        rows, captions, ids = _integers(rows, captions, ids)
 
-        def given(part, local, starts, ends, places):
-            del part, local
-            chosen = captions[places]
-            return np.where(chosen < ends - starts, chosen, -1)
-
-        numbers, image, text = self._read(rows, ids, given)
+        numbers, image, text = self._read(
+            rows,
+            ids,
+            lambda part, local, starts, ends, places: np.where(
+                captions[places] < ends - starts, captions[places], -1
+            ),
+        )
         self._require(
             numbers >= 0,
             rows,
@@ -160,7 +154,6 @@ class Sidecars:
             images and captions, each [k, D] in the sidecars' dtype, arbitrary
             where the index is -1.
         """
-        rows, numbers, ids = _integers(rows, numbers, ids)
         return self._read(
             rows,
             ids,
@@ -175,22 +168,16 @@ class Sidecars:
         """Reads the embeddings of records and of their best captions.
 
         The best caption of a record is the first of those that are most similar
-        to its image.
-
-        Args:
-            rows: as in `read`, like `ids`.
-
-        Returns:
-            As `read_numbered`.
+        to its image. Arguments and results are as in `read_numbered`.
         """
-        rows, ids = _integers(rows, ids)
 
-        def choose(part, local, starts, ends, places):
-            del places
-            images = part["image"][local]
-            return _best(part["text"], starts, ends, images)
-
-        return self._read(rows, ids, choose)
+        return self._read(
+            rows,
+            ids,
+            lambda part, local, starts, ends, places: _best(
+                part["text"], starts, ends, part["image"][local]
+            ),
+        )
 
     def verify(self, most: float = math.inf) -> None:
         """Compares the checksums of files, which reads the files.
@@ -219,7 +206,6 @@ class Sidecars:
 
     def valid(self, rows: np.ndarray) -> np.ndarray:
         """Returns which rows have embeddings; int64 [k] -> bool [k]."""
-        (rows,) = _integers(rows)
         valid = np.empty(len(rows), bool)
         for places, part, local in self._excerpts(rows):
             valid[places] = ~_is_zero(part["image"], local)
@@ -395,10 +381,10 @@ def _best(text, starts, ends, images):
     choices = np.full(len(counts), -1)
     # Row by row, the most similar caption first; the sort is stable.
     order = np.lexsort((-similarity, owners))
-    has_some = counts > 0
-    best = order[firsts[has_some]]
-    best = np.where(np.isneginf(similarity[best]), -1, best)
-    choices[has_some] = np.where(best < 0, -1, best - firsts[has_some])
+    some = np.flatnonzero(counts)
+    best = order[firsts[some]]
+    is_blank = np.isneginf(similarity[best])
+    choices[some] = np.where(is_blank, -1, best - firsts[some])
     return choices
 
 
@@ -417,7 +403,3 @@ def _is_zero(embeddings, rows):
     doubtful = np.flatnonzero(zero)
     zero[doubtful] = ~embeddings[rows[doubtful]].any(1)
     return zero
-
-
-def _integers(*arrays):
-    return [np.asarray(values, np.int64) for values in arrays]

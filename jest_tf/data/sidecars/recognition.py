@@ -37,9 +37,6 @@ def recognised_share(
         store: the records.
         rows: bool [n], true for records to consider; None takes all.
         seed: of the sample of at most `NUM_PAIRS` pairs.
-
-    Returns:
-        A share in [0, 1].
     """
     random, sampled = _sample(store, rows, seed)
     captions, image, text = sidecars.read_numbered(

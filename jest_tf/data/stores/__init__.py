@@ -6,15 +6,8 @@ from jest_tf.data.stores.opening import (
     open_store,
     open_stores,
 )
-from jest_tf.data.stores.shards import NoFiles
-from jest_tf.data.stores.store import (
-    Fault,
-    Manifest,
-    Record,
-    Store,
-    join,
-    parsed,
-)
+from jest_tf.data.stores.shards import Fault, NoFiles, Record
+from jest_tf.data.stores.store import Manifest, Store, join, parsed
 
 __all__ = [
     "Fault",

@@ -108,14 +108,14 @@ def open_indexes(
             return index
         records = _scan(path, form, origin, advance)
         if not _are_written:
-            return _in_memory(origin, form, records)
+            return _index(origin, form, records)
         try:
             artefacts.write(place, _KIND, origin, {_ARRAY: records})
             index = _load(place, origin, form)
         except retries.ERRORS as error:
             unwritten.append(f"{place}: {error}")
         # Another process may have indexed another version by now.
-        return index or _in_memory(origin, form, records)
+        return index or _index(origin, form, records)
 
     with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
         try:
@@ -220,32 +220,24 @@ def _load(place, origin, form):
     if not origin.items() <= artefact.metadata.items():
         return None
     if files.is_remote(place):
-        return _in_memory(origin, form, np.array(records))
+        return _index(origin, form, np.array(records))
     # Not the time of change: another process may have updated only that.
     known = tuple(
         (key, artefact.metadata[key]) for key in ("identity", "crc32")
     )
-    return _index(
-        origin,
-        form,
-        records,
-        artefact.checksums[_ARRAY],
-        lambda: _map(place, _KIND, known).arrays[_ARRAY],
+    return _index(origin, form, records)._replace(
+        records=lambda: _map(place, _KIND, known).arrays[_ARRAY]
     )
 
 
-def _in_memory(origin, form, records):
-    return _index(origin, form, records, zlib.crc32(records), lambda: records)
-
-
-def _index(origin, form, records, checksum, again):
+def _index(origin, form, records):
     stamp = _digest(
         bytes.fromhex(origin["identity"]),
-        struct.pack("<Iq", checksum, len(records)),
+        struct.pack("<Iq", zlib.crc32(records), len(records)),
         form.name.encode(),
         repr(tuple(form.fields)).encode(),
     )
-    index = Index(len(records), stamp.hex(), again)
+    index = Index(len(records), stamp.hex(), lambda: records)
     sound = records[:, 1] >= 0
     if sound.all():
         return index

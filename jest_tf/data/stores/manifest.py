@@ -241,9 +241,7 @@ def _check_shards(path, listed, store):
 
 def _few(versions):
     names = [f"{name} of version {stamp}" for name, stamp in sorted(versions)]
-    return (
-        ", ".join([*names[:3], *(["..."] if names[3:] else [])]) or "no others"
-    )
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3) or "no others"
 
 
 def _differences(wanted, stored, path=""):

@@ -10,11 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jest_tf import files
-from jest_tf.data.stores import index, shards
+from jest_tf.data.stores import index
+from jest_tf.data.stores.shards import Fault, Record
 from jest_tf.files import retries
-
-Record = shards.Record
-Fault = shards.Fault
 
 # Records per read in a sequential pass.
 _BATCH = 256
