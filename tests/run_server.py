@@ -27,6 +27,7 @@ import tiny
 from jest_tf import config, models
 from jest_tf.cli import train as train_command
 from jest_tf.config import overrides as overrides_lib
+from jest_tf.data import reader
 from jest_tf.files import leases, remote, retries
 from jest_tf.runs import checkpoints
 from trainers import train
@@ -45,7 +46,6 @@ def recipe(folder, overrides=()):
         "steps": 24,
         "data": {
             "train": (shard, os.path.join(folder, "damaged.tfrecord")),
-            "max_fault_rate": 0.5,
             "image_size": tiny.IMAGE_SIZE,
             "text_length": tiny.TEXT_LENGTH,
             "min_crop_area": 0.5,
@@ -108,7 +108,10 @@ def run(
     folder = os.path.dirname(local or workdir)
     config_file = f"{local or workdir}.json"
     config.save_config(recipe(folder, settings), config_file)
-    with mock.patch.object(models, "build_learner", build_learner):
+    with (
+        mock.patch.object(models, "build_learner", build_learner),
+        mock.patch.object(reader, "MAX_FAULT_RATE", 0.5),
+    ):
         if local:
             tempfile.tempdir = f"{local}.tmp"
             os.makedirs(tempfile.tempdir, exist_ok=True)

@@ -421,7 +421,7 @@ class ErrorsTest(tf.test.TestCase):
         self.assertRegex(
             ended.stderr,
             r"error: Too many records cannot be read: \d+ of \d+ drawn.* "
-            "`data.max_fault_rate`=0.01.*damaged image",
+            "Expected at most 1.00%.*damaged image",
         )
 
 

@@ -609,7 +609,7 @@ class SiteTest(tf.test.TestCase):
                     words = "must be set"
                 self.assertIn(words, default)
                 self.assertIn(setting.meaning[1:20], meaning)
-        self.assertIn("in [0, 1]", shown["data.max_fault_rate"])
+        self.assertIn("in (0, 1]", shown["data.min_crop_area"])
         self.assertIn(
             "`joint`, `independent`", shown["selection.stages.0.method"]
         )

@@ -56,8 +56,6 @@ class DataConfig(Checked, path="data"):
         shuffle_block_size: neighbouring records that stay together in the
             shuffled order, so that slow storage, such as a bucket, is read in
             long pieces. None shuffles single records, best on local disks.
-        max_fault_rate: share of records that may be lost in damaged shards, or
-            unreadable and replaced when drawn, before the run stops.
         image_size: side in pixels to which images are resized.
         text_length: tokens per caption, truncated or padded.
         vocabulary: a SentencePiece `.model`, a WordPiece `vocab.txt`, the
@@ -82,7 +80,6 @@ class DataConfig(Checked, path="data"):
     noise_field: str = ""
     index_dir: str = ""
     shuffle_block_size: Count | None = None
-    max_fault_rate: Annotated[float, within("[0, 1]")] = 0.01
     image_size: Count = 32
     # At least one token and the end mark; 16 in SigLIP's ablations (arXiv
     # 2303.15343, section 4).

@@ -35,13 +35,7 @@ _LARGEST_HEAD = 10**8  # the format's limit
 
 
 class RemoteArray:
-    """An array in a remote file, whose rows are read by pages.
-
-    Args:
-        file: from `files.open_pages`.
-        offset: of the array in the file.
-        dtype, shape: of the array.
-    """
+    """An array at an offset in a remote file, whose rows are read by pages."""
 
     def __init__(
         self, file, offset: int, dtype: np.dtype, shape: tuple[int, ...]
@@ -54,11 +48,7 @@ class RemoteArray:
         return self.shape[0]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Reads rows, int64 [k], in strictly ascending order.
-
-        Raises:
-            ValueError: the file has been replaced.
-        """
+        """Reads rows, int64 [k], in strictly ascending order."""
         if not len(rows):
             return np.empty([0, *self.shape[1:]], self.dtype)
         # Runs of consecutive rows.
@@ -85,11 +75,6 @@ class Artefact(NamedTuple):
     metadata: dict[str, str]
     arrays: dict[str, np.ndarray | RemoteArray]
 
-    @property
-    def checksums(self) -> dict[str, int]:
-        """CRC-32 of each array."""
-        return json.loads(self.metadata["crc32"])
-
 
 @contextlib.contextmanager
 def written(
@@ -106,9 +91,6 @@ def written(
         metadata: strings that identify the artefact's origin.
         arrays: dtype and shape of each array by name. None as the number of
             rows of the last array accepts any number.
-
-    Raises:
-        ValueError: an array has more or fewer rows than its shape demands.
     """
     metadata = {"kind": kind, "version": _VERSION, **metadata}
     rows, checksums = dict.fromkeys(arrays, 0), dict.fromkeys(arrays, 0)
@@ -170,14 +152,15 @@ def read(path: str, kind: str, *, verify: bool = False) -> Artefact:
 
     With `verify`, compares the checksums, which reads all arrays and copies a
     remote file to a local file first. Otherwise a remote file is read by range.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: the file is damaged or not an artefact of this kind.
     """
     with read_as(path, kind):
         if files.is_remote(path) and not verify:
-            artefact = _open_remote(path)
+            file = files.open_pages(path)
+            artefact = _artefact(
+                file.size,
+                lambda size: files.read_ranges(path, np.array([[0, size]])),
+                functools.partial(RemoteArray, file),
+            )
         else:
             with files.staged(path) as local:
                 artefact = _map(local)
@@ -202,11 +185,7 @@ def read_as(path: str, kind: str) -> Iterator[None]:
 def read_again(
     path: str, kind: str, expected: tuple[tuple[str, str], ...]
 ) -> Artefact:
-    """Maps an artefact that was read before; suits `functools.lru_cache`.
-
-    Raises:
-        ValueError: the file is gone, or lacks the `expected` metadata.
-    """
+    """Maps an artefact that was read before; suits `functools.lru_cache`."""
     try:
         artefact = read(path, kind)
     except OSError as error:
@@ -251,15 +230,6 @@ def _map(path):
     return _artefact(len(data), lambda size: data[:size], view)
 
 
-def _open_remote(path):
-    file = files.open_pages(path)
-    return _artefact(
-        file.size,
-        lambda size: files.read_ranges(path, np.array([[0, size]])),
-        functools.partial(RemoteArray, file),
-    )
-
-
 def _artefact(size, first, make):
     """Reads a file's head with `first(size)`, and makes arrays with `make`."""
     head = first(min(size, _HEAD))
@@ -298,7 +268,8 @@ def _check(artefact, kind, verify):
     shapes = {name: array.shape for name, array in artefact.arrays.items()}
     if checksum != _checksum(metadata, shapes):
         raise ValueError("a damaged header")
-    for name, expected in artefact.checksums.items() if verify else ():
+    checksums = json.loads(metadata["crc32"])
+    for name, expected in checksums.items() if verify else ():
         if zlib.crc32(artefact.arrays[name]) != expected:
             raise ValueError(f"damaged `{name}`")
 

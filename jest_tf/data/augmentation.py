@@ -37,9 +37,6 @@ class Augmentation(checks.Checked):
     Args:
         flip: mirror half of the images left to right.
         min_area: in (0, 1]; 1 keeps the image whole.
-
-    Raises:
-        ValueError: `min_area` is out of range.
     """
 
     flip: bool
@@ -106,9 +103,6 @@ class Chain:
 
     Args:
         parts: callables with the arguments of `Augmentation`.
-
-    Raises:
-        TypeError: a part cannot be called.
     """
 
     def __init__(self, parts: Sequence[Callable]):

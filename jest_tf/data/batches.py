@@ -36,9 +36,8 @@ def examples(
         caption, as in `super_batches`; k rows each.
 
     Raises:
-        ValueError: an argument is out of range. Iteration raises
-            `tf.errors.InvalidArgumentError`, naming the record, if a record has
-            no caption or no decodable image; see `loading.plain_errors`.
+        tf.errors.InvalidArgumentError: while iterating, if a record has no
+            caption or no decodable image; see `loading.plain_errors`.
     """
     checks.check("batch_size", batch_size, checks.at_least(1))
     form = images_lib.make_form(image_size)

@@ -128,8 +128,6 @@ def prepare(encoded: bytes) -> bytes | shards.Fault:
         return shards.Fault("empty image")
     try:
         return _prepare(encoded)
-    except _Refused as error:
-        reason = str(error)
     except (IndexError, ValueError, struct.error):
         reason = f"truncated image: {len(encoded)} bytes"
     except Image.UnidentifiedImageError:
@@ -225,53 +223,40 @@ def decode_batch(
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         return place, {name: form(image) for name, form in forms.items()}
 
-    specs = {
-        name: tf.TensorSpec(form.shape, form.dtype)
+    empty = {
+        name: tf.zeros([0, *form.shape], form.dtype)
         for name, form in forms.items()
     }
-    return readable(
-        tf.data.Dataset.from_tensor_slices(encoded).enumerate().map(decode_one),
-        tf.size(encoded, tf.int64),
-        (tf.TensorSpec([], tf.int64), specs),
-    )
-
-
-def readable(dataset: tf.data.Dataset, size: tf.Tensor, specs):
-    """Returns a batch of those elements of a dataset that raise no error.
-
-    The dataset has at most `size` elements, which `specs` describe.
-    """
     # A graph cannot catch an error, but a dataset can drop the element that
     # raised it. The empty batch is for the case that all are dropped.
-    nothing = tf.nest.map_structure(
-        lambda spec: tf.zeros([0, *spec.shape], spec.dtype), specs
-    )
+    nothing = tf.zeros([0], tf.int64), empty
     return (
-        dataset.ignore_errors()
-        .batch(size)
+        tf.data.Dataset.from_tensor_slices(encoded)
+        .enumerate()
+        .map(decode_one)
+        .ignore_errors()
+        .batch(tf.size(encoded, tf.int64))
         .concatenate(tf.data.Dataset.from_tensors(nothing))
         .take(1)
         .get_single_element()
     )
 
 
-class _Refused(Exception):
-    """The image must not be decoded, for the reason in the message."""
-
-
 def _prepare(encoded):
     image = None
     if encoded.startswith(JPEG_MAGIC):
-        width, height = _jpeg_size(encoded)
+        width, height, scans = _jpeg_head(encoded)
+        if scans > MAX_SCANS:
+            return shards.Fault(f"JPEG of {scans} scans, more than {MAX_SCANS}")
     elif encoded.startswith(PNG_MAGIC):
         width, height = struct.unpack_from(">II", encoded, 16)
     else:
         image = Image.open(io.BytesIO(encoded), formats=("GIF", "BMP", "WEBP"))
         width, height = image.size
     if not width or not height:
-        raise _Refused(f"image without pixels: {width} x {height}")
+        return shards.Fault(f"image without pixels: {width} x {height}")
     if width * height > MAX_PIXELS:
-        raise _Refused(
+        return shards.Fault(
             f"oversized image: {width} x {height} pixels, more than "
             f"{MAX_PIXELS:,}"
         )
@@ -317,7 +302,7 @@ def decodes_alike(encoded):
     )
 
 
-def _jpeg_size(encoded):
+def _jpeg_head(encoded):
     position, marker = 2, 0
     while marker not in _FRAME_MARKERS:
         # Bytes between segments are skipped, as libjpeg does.
@@ -326,8 +311,5 @@ def _jpeg_size(encoded):
         if marker not in _BARE_MARKERS and marker not in _FRAME_MARKERS:
             (length,) = struct.unpack_from(">H", encoded, position + 1)
             position += 1 + length
-    scans = encoded.count(SCAN, position)
-    if scans > MAX_SCANS:
-        raise _Refused(f"JPEG of {scans} scans, more than {MAX_SCANS}")
     height, width = struct.unpack_from(">HH", encoded, position + 4)
-    return width, height
+    return width, height, encoded.count(SCAN, position)

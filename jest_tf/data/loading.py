@@ -14,11 +14,7 @@ import tensorflow as tf
 from jest_tf.data import images as images_lib
 from jest_tf.data import reader as reader_lib
 from jest_tf.data import sidecars as sidecars_lib
-from jest_tf.data import (
-    stores,
-    stream,
-    tokenizers,
-)
+from jest_tf.data import stores, stream, tokenizers
 from jest_tf.selection import summary
 
 # Records in a unit of parallel work. Throughput is equal within noise from 128
@@ -27,8 +23,6 @@ _CHUNK = 256
 # Limits on the chunks read ahead from a bucket. Half a window is read ahead, so
 # that the next window's blocks are requested before the first is needed.
 _MIN_AHEAD, _MAX_AHEAD = 8, 32
-
-
 # A batch on the device and a batch in preparation.
 _PREFETCH = 2
 
@@ -99,13 +93,7 @@ class ReferenceInputs:
 class Loader:
     """Loads the rows of a stream.
 
-    Attributes:
-        store: the records.
-        forms: forms of the images, by name in the batch.
-        tokenizer_of: tokenizers, by the name of their tokens in the batch.
-        faults: counts and logs unreadable records.
-        options: of the stream.
-        reference: the reference's part of the stream.
+    Forms of images, and tokenizers, are by name in the batch.
     """
 
     store: stores.Store
@@ -129,9 +117,8 @@ class Loader:
         Args:
             places: the order, which maps positions to rows.
             positions: int64 [rows], one element per step.
-            seed: for the choice of captions and replacements.
+            seed, setting: see `reader.Reader`.
             step_size: number of positions of a step, on all hosts.
-            setting: names the shards of the order in the log of faults.
 
         Returns:
             A dataset of dicts of `[rows, ...]`, one per step.
@@ -169,7 +156,13 @@ class Loader:
                 [tf.TensorSpec(chunk.rows.shape, tf.int64)],
             )
             if self.reference.embeddings:
-                batch |= _embeddings(sidecars, chunk, batch["id"])
+                shape = [*chunk.rows.shape, sidecars.dim]
+                spec = tf.TensorSpec(shape, tf.as_dtype(sidecars.dtype))
+                batch["reference_image"], batch["reference_text"] = call_numpy(
+                    sidecars.read,
+                    [chunk.rows, chunk.choices, batch["id"]],
+                    [spec, spec],
+                )
             batch["record_replaced"] = chunk.attempts > 0
             return batch
 
@@ -184,19 +177,19 @@ class Loader:
             lambda step: tf.reshape(step, shape)
         ).unbatch()
         if ahead:
-            positions = positions.map(_starting(ahead)).prefetch(depth)
+            spec = tf.TensorSpec([chunk_size], tf.int64)
+
+            def start(positions):
+                ahead.start(positions)
+                return (positions,)
+
+            def begin(positions):
+                return call_numpy(start, [positions], [spec])[0]
+
+            begin = tf.autograph.experimental.do_not_convert(begin)
+            positions = positions.map(begin).prefetch(depth)
         chunks = map_in_order(positions, load)
         return chunks.batch(size // chunk_size, drop_remainder=True).map(join)
-
-
-def _embeddings(sidecars, chunk, ids):
-    """Reads the reference's embeddings of a chunk of records."""
-    shape = [*chunk.rows.shape, sidecars.dim]
-    spec = tf.TensorSpec(shape, tf.as_dtype(sidecars.dtype))
-    image, text = call_numpy(
-        sidecars.read, [chunk.rows, chunk.choices, ids], [spec, spec]
-    )
-    return {"reference_image": image, "reference_text": text}
 
 
 def _chunk_size(super_batch_size):
@@ -237,20 +230,6 @@ def _blocks(store, options, is_chosen):
         and options.num_hosts == 1
         and len(store) > 1.5 * window * size,
     )
-
-
-def _starting(ahead):
-    """Returns a map function that starts to read each chunk of positions."""
-
-    def start(positions):
-        ahead.start(positions)
-        return (positions,)
-
-    def call(positions):
-        spec = tf.TensorSpec(positions.shape, positions.dtype)
-        return call_numpy(start, [positions], [spec])[0]
-
-    return tf.autograph.experimental.do_not_convert(call)
 
 
 def _read_chunk(reader, ahead, positions, forms):
@@ -342,11 +321,7 @@ def call_numpy(function, inputs, specs):
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Unwraps the ValueError of a dataset from TensorFlow's error.
-
-    Raises:
-        ValueError: a dataset's NumPy function has raised it in the block.
-    """
+    """Raises the ValueError of a dataset in place of TensorFlow's error."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:

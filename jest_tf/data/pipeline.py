@@ -11,19 +11,13 @@ separate stream. Live stages and augmentation follow on the device.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf.data import images as images_lib
-from jest_tf.data import (
-    loading,
-    stored_stages,
-    stores,
-    stream,
-)
+from jest_tf.data import loading, stored_stages, stores, stream
 from jest_tf.data import reader as reader_lib
 
 FaultLog = reader_lib.FaultLog
@@ -32,7 +26,6 @@ ReferenceInputs = loading.ReferenceInputs
 
 # Separates the curated set's order from the pool's.
 _CURATED_SALT = 0x63757261
-_MAX_FAULT_RATE = config_lib.DataConfig.max_fault_rate
 
 
 def super_batches(
@@ -78,9 +71,8 @@ def super_batches(
         rows are curated, this dict is the batch.
 
     Raises:
-        ValueError: an argument is out of range. Iteration raises
-            `tf.errors.InvalidArgumentError` if too many records are unreadable
-            or sidecars do not fit.
+        tf.errors.InvalidArgumentError: while iterating, if too many records
+            are unreadable or sidecars do not fit.
     """
     if start_step < 0:
         raise ValueError(
@@ -92,11 +84,11 @@ def super_batches(
     tokenizer_of = {"text": tokenizer}
     if reference.tokenizer not in (None, tokenizer):
         tokenizer_of["text_for_reference"] = reference.tokenizer
-    faults = options.faults or FaultLog(None, _MAX_FAULT_RATE, store.lost_share)
+    faults = options.faults or FaultLog(None, lost_share=store.lost_share)
     loader = loading.Loader(
         store, forms, tokenizer_of, faults, options, reference
     )
-    parts = _Stream(store, seed, start_step, loader, options)
+    parts = _Stream(loader, seed, start_step)
     size, num_curated = plan[0].super_batch_size, plan[0].curated_rows
     drawn = (size + num_curated) // max(options.num_hosts, 1)
     faults.start(start_step, start_step * drawn)
@@ -115,23 +107,22 @@ def super_batches(
 class _Stream:
     """The two datasets of a stream; arguments as in `super_batches`."""
 
-    store: stores.Store
+    loader: loading.Loader
     seed: int
     start_step: int
-    loader: loading.Loader
-    options: Options
 
     def pool(self, plan, loss):
         """Returns the dataset of the rows that each step chooses from."""
-        places = order(self.store, self.seed, self.options)
+        loader = self.loader
+        places = order(loader.store, self.seed, loader.options)
         stages = make_stored_stages(
             plan,
             loss,
-            self.store,
+            loader.store,
             places,
             self.seed,
-            self.options,
-            self.loader.reference,
+            loader.options,
+            loader.reference,
         )
         size = plan[0].super_batch_size
         own = self._share(size, "the rows into the first live stage")
@@ -139,7 +130,7 @@ class _Stream:
             positions = stages.positions(self.start_step, own)
         else:
             positions = self._consecutive(size, own)
-        return self.loader.load(
+        return loader.load(
             places,
             positions,
             seed=self.seed,
@@ -150,13 +141,14 @@ class _Stream:
     def curated(self, size):
         """Returns the dataset of each step's curated rows."""
         own = self._share(size, "`data.curated_rows` (c)")
-        pool, curated = _parts(self.store, self.options)
+        options = self.loader.options
+        pool, curated = _parts(self.loader.store, options)
         seed = stream.uniform_hash(self.seed, np.zeros(1, int), _CURATED_SALT)
         seed = int(seed[0]) >> 1
         places = stream.Order(
             sum(curated),
             seed,
-            block_size=self.options.shuffle_block_size,
+            block_size=options.shuffle_block_size,
             start=sum(pool),
         )
         return self.loader.load(
@@ -168,7 +160,8 @@ class _Stream:
         )
 
     def _share(self, size, what):
-        host, num_hosts = self.options.host, self.options.num_hosts
+        options = self.loader.options
+        host, num_hosts = options.host, options.num_hosts
         if not 0 <= host < num_hosts or size % num_hosts:
             raise ValueError(
                 "`host` must be in [0, `num_hosts`), which must divide "
@@ -194,11 +187,7 @@ def make_stored_stages(
     options: Options,
     reference: ReferenceInputs,
 ) -> stored_stages.StoredStages | None:
-    """Returns the stored stages of a stream, None if it has none.
-
-    Raises:
-        ValueError: a hyper-batch has more rows than the order draws.
-    """
+    """Returns the stored stages of a stream, None if it has none."""
     if not plan[0].stored:
         return None
     return stored_stages.StoredStages(
@@ -216,12 +205,7 @@ def make_stored_stages(
 def order(
     store: stores.Store, seed: int, options: Options
 ) -> stream.Order | stream.Mixture:
-    """Returns the order of the pool's records in a training stream.
-
-    Raises:
-        ValueError: as in `stream.Order` and `stream.Mixture`, or the manifest
-            draws no record of a part that has a share.
-    """
+    """Returns the order of the pool's records in a training stream."""
     lengths, _ = _parts(store, options)
     weights = options.weights
     settings = {"block_size": options.shuffle_block_size}
@@ -254,20 +238,6 @@ def _parts(store, options):
     return pool, store.parts[len(pool) :]
 
 
-class Examples(NamedTuple):
-    """The examples at positions of a stream.
-
-    Attributes:
-        image: uint8 [k, S, S, 3].
-        caption: k strings.
-        id: int64 [k].
-    """
-
-    image: np.ndarray
-    caption: list[str]
-    id: np.ndarray
-
-
 def at_positions(
     store: stores.Store,
     positions: np.ndarray,
@@ -276,16 +246,13 @@ def at_positions(
     image_size: int | images_lib.Form,
     embedded: Callable | None = None,
     options: Options = Options(),  # noqa: B008  (it is frozen)
-) -> Examples:
-    """Returns the examples of the pool at a few positions of a stream.
+) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Returns the examples of the pool at a few positions, int64 [k].
 
-    Args:
-        store: as in `super_batches`, like all arguments not listed.
-        positions: int64 [k].
-        embedded: `ReferenceInputs.embedded`.
+    `embedded` is `ReferenceInputs.embedded`; the others as in `super_batches`.
 
-    Raises:
-        ValueError: an example and all its substitutes are unreadable.
+    Returns:
+        Images, uint8 [k, S, S, 3], captions and ids, int64 [k].
     """
     reader = reader_lib.Reader(
         store,
@@ -301,8 +268,7 @@ def at_positions(
     form = images_lib.make_form(image_size)
     with tf.device("CPU:0"):
         images = [form(image) for image in images]
-    return Examples(
-        np.stack(images),
-        [caption.decode("utf-8", "replace") for caption in chunk.captions],
-        store.ids(chunk.rows),
-    )
+    captions = [
+        caption.decode("utf-8", "replace") for caption in chunk.captions
+    ]
+    return np.stack(images), captions, store.ids(chunk.rows)

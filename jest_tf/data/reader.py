@@ -23,6 +23,8 @@ from jest_tf import files
 from jest_tf.data import images, stores, stream
 from jest_tf.files import cache
 
+# Share of the records that may be lost or replaced before a run stops.
+MAX_FAULT_RATE = 0.01
 # Until this many positions are drawn, the limit is a share of this number, so
 # that a single early fault does not exceed it.
 MIN_DRAWN = 1024
@@ -41,22 +43,24 @@ class FaultLog:
     Args:
         path: file of the log, in JSON lines; None writes no log.
         max_rate: share of the drawn positions that may be replaced, in [0, 1];
-            until 1,024 positions are drawn, a share of 1,024.
+            until 1,024 positions are drawn, a share of 1,024. None is
+            `MAX_FAULT_RATE`.
         lost_share: share of the records that damaged shards have lost; it
             counts like an equal share of replaced positions.
 
     Attributes:
-        max_rate, lost_share: as given.
         num_drawn: positions drawn so far.
         num_replaced: positions replaced so far.
     """
 
     def __init__(
-        self, path: str | None, max_rate: float, lost_share: float = 0.0
+        self,
+        path: str | None,
+        max_rate: float | None = None,
+        lost_share: float = 0.0,
     ):
-        self._path = path
-        self.max_rate = max_rate
-        self.lost_share = lost_share
+        self._path, self._lost_share = path, lost_share
+        self._max_rate = MAX_FAULT_RATE if max_rate is None else max_rate
         self._lock = threading.Lock()
         self._error = ""
         self._reasons = collections.Counter()
@@ -85,15 +89,11 @@ class FaultLog:
                     file.write(json.dumps(line) + "\n")
 
     def count(self, num_drawn: int, num_replaced: int) -> None:
-        """Adds to the counts of drawn and replaced positions.
-
-        Raises:
-            ValueError: the rate is above the limit.
-        """
+        """Adds to the counts of drawn and replaced positions."""
         with self._lock:
             self.num_drawn += num_drawn
             self.num_replaced += num_replaced
-            limit = self.max_rate - self.lost_share
+            limit = self._max_rate - self._lost_share
             limit *= max(self.num_drawn, MIN_DRAWN)
             if self.num_replaced > limit and not self._error:
                 self._error = self._describe()
@@ -120,9 +120,9 @@ class FaultLog:
                 f"{self.num_replaced:,} of {self.num_drawn:,} drawn, "
                 f"{self.num_replaced / self.num_drawn:.2%}"
             )
-        if self.lost_share:
+        if self._lost_share:
             counts.append(
-                f"{self.lost_share:.2%} are lost in damaged shards, which "
+                f"{self._lost_share:.2%} are lost in damaged shards, which "
                 "warnings have named: copy those again"
             )
         reasons = "; ".join(
@@ -135,7 +135,7 @@ class FaultLog:
                 reasons += f"; all of them are in {self._path}"
         return (
             f"Too many records cannot be read: {', and '.join(counts)}. "
-            f"Expected at most `data.max_fault_rate`={self.max_rate}{reasons}"
+            f"Expected at most {self._max_rate:.2%}{reasons}"
         )
 
     def _count(self, reason):
@@ -193,16 +193,11 @@ _CAPTION_SALT = 0x63617074696F6E
 
 
 def check_images(store: stores.Store) -> None:
-    """Refuses a training store whose images do not decode.
-
-    Raises:
-        ValueError: no image decodes, in a few records spread over the store.
-    """
+    """Refuses a training store whose images do not decode."""
     rows = np.unique(np.linspace(0, len(store) - 1, 16).astype(np.int64))
-    for record in store.read(rows):
-        fault = record
-        if not isinstance(record, stores.Fault):
-            fault = images.decode(record.image)
+    for fault in store.read(rows):
+        if isinstance(fault, stores.Record):
+            fault = images.decode(fault.image)
         if not isinstance(fault, stores.Fault):
             return
     raise ValueError(
@@ -235,8 +230,7 @@ class Reader:
     """Reads positions of a stream; thread-safe.
 
     Attributes:
-        store: the records.
-        order: maps positions to rows.
+        store, order: the records, and their rows at positions.
         seed: the run's seed, for the choice of captions.
         step_size: number of positions of a step.
         log: counts and logs unreadable records.
@@ -261,9 +255,6 @@ class Reader:
         """Reads records at positions, int64 [k], replacing unreadable records.
 
         Does not decode the images; `repair` replaces damaged images.
-
-        Raises:
-            ValueError: too many records are unreadable.
         """
         rows = self.order.rows(positions)
         count = len(rows)
@@ -288,31 +279,20 @@ class Reader:
     ) -> list[np.ndarray]:
         """Replaces, in place, undecodable records of a chunk from `read`.
 
-        Args:
-            positions: int64 [k].
-            chunk: the records there.
-            missing: int64 [m], indices of images that failed to decode.
-
-        Returns:
-            The m decoded images, uint8 [H, W, 3] each.
-
-        Raises:
-            ValueError: too many records are unreadable.
+        `missing`, int64 [m], has the indices of images that failed to decode.
+        Returns the m decoded images, uint8 [H, W, 3] each.
         """
         numbers = caption_numbers(self.seed, positions).tolist()
         decoded = []
         before = int((chunk.attempts > 0).sum())
         for i in missing.tolist():
-            image = self._decode(chunk, i)
+            image = images.decode(chunk.encoded[i])
             while isinstance(image, stores.Fault):
                 self._replace(chunk, i, int(positions[i]), numbers[i], image)
-                image = self._decode(chunk, i)
+                image = images.decode(chunk.encoded[i])
             decoded.append(image)
         self.log.count(0, int((chunk.attempts > 0).sum()) - before)
         return decoded
-
-    def _decode(self, chunk, i):
-        return images.decode(chunk.encoded[i])
 
     def _records(self, rows, source=None):
         records = (source or self.store).read(rows)
@@ -374,10 +354,8 @@ class Blocks:
 
     Args:
         store: the records.
-        size: number of records in a block.
-        starts: int64 [p], ascending, the first row of each part of the store;
-            blocks are counted from there.
-        kept: number of blocks to keep.
+        size, kept: number of records in a block, and of blocks to keep.
+        starts: int64 [p], ascending, the first row of each part of the store.
         once: whether to drop each record when it is returned. If it is
             requested again, as in the next epoch, its whole block is read.
     """
@@ -439,12 +417,7 @@ class Blocks:
 
 
 class Ahead:
-    """Reads chunks before they are requested; thread-safe.
-
-    Args:
-        read: `Reader.read`.
-        depth: number of chunks to read at a time.
-    """
+    """Reads `depth` chunks before they are requested; thread-safe."""
 
     def __init__(self, read: Callable[[np.ndarray], Chunk], depth: int):
         self._read, self._depth = read, depth

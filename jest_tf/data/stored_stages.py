@@ -43,16 +43,10 @@ class StoredStages:
         plan: segments of the same sizes, with stored stages.
         loss: pair loss of the scores.
         sidecars: the reference's, of the store; None if no stage scores.
-        store: the records.
         order: of the pool.
-        seed: the run's seed.
         clean: maps ids, int64 [k], to whether the records are clean, bool [k];
             None if this is unknown.
         summaries: of the choices, for the logs.
-
-    Raises:
-        ValueError: a stage scores without sidecars, or a hyper-batch has more
-            rows than the order draws.
     """
 
     plan: Sequence[config_lib.Segment]
@@ -65,11 +59,6 @@ class StoredStages:
     summaries: summary.Summaries = field(default_factory=summary.Summaries)
 
     def __post_init__(self):
-        scores = any(segment.scores_by_sidecars for segment in self.plan)
-        if scores and self.sidecars is None:
-            raise ValueError(
-                "A stored stage that scores needs sidecars. Received: None"
-            )
         hyper_batch, most = self.sizes[0], self.order.num_drawn
         if self.sidecars is not None and hyper_batch > most:
             raise ValueError(
@@ -96,13 +85,8 @@ class StoredStages:
     def positions(self, start_step: int, rows: slice) -> tf.data.Dataset:
         """Returns the endless dataset of chosen positions, one element a step.
 
-        Args:
-            start_step: the first step.
-            rows: the rows of every super-batch that this host reads.
-
-        Returns:
-            int64 [rows], ascending within a group, in
-            [step H, (step + 1) H).
+        `rows` are the rows of every super-batch that this host reads. Elements
+        are int64 [rows], ascending within a group, in [step H, (step + 1) H).
         """
         count = self.sizes[-1] // self.num_groups  # rows of a group
         first = rows.start // count
@@ -201,11 +185,8 @@ def num_groups(stages: Sequence[config_lib.Stage], sizes: Sequence[int]) -> int:
 
     G is the smallest divisor of B that leaves a group at most `MOST_ROWS` rows
     into its first stage. If some stage of a group would then pass fewer rows
-    than it has chunks, G is the largest divisor that avoids this.
-
-    Args:
-        stages: the stored stages.
-        sizes: rows into each, and out of the last.
+    than it has chunks, G is the largest divisor that avoids this. `sizes` has
+    the rows into each stored stage, and out of the last.
     """
     number = 1
     for groups in range(1, sizes[-1] + 1):
@@ -270,26 +251,15 @@ def load_rows(
     *,
     is_best: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads the reference's embeddings at positions of the stream.
+    """Reads the reference's embeddings at positions, int64 [k], of the stream.
 
     A record without an embedding is replaced by the reader's substitute.
-
-    Args:
-        positions: int64 [k].
-        sidecars: of the reference.
-        store: the records.
-        order: of the stream.
-        seed: the run's seed.
-        is_best: read each record's best caption, not the drawn caption.
+    `is_best` reads each record's best caption, not the drawn caption.
 
     Returns:
         The positions, int64 [k], sorted by row, because this reads fastest. In
         the same order, the embeddings of the images and of the captions, each
         [k, D] in the sidecars' dtype.
-
-    Raises:
-        ValueError: ids differ, a sidecar is damaged, or too many substitutes
-            in a row have no embedding.
     """
     count = len(positions)
     positions = np.sort(positions)

@@ -65,11 +65,7 @@ class Order:
 
     Attributes:
         num_records, seed, start: as given.
-        weighted: assigns rows to slots; None without row weights.
         num_drawn: number of rows with a weight, and of positions in an epoch.
-
-    Raises:
-        ValueError: an argument is out of range, or there is no row to draw.
     """
 
     def __init__(
@@ -88,21 +84,17 @@ class Order:
         self.num_records, self.start = int(num_records), int(start)
         self.seed = _check_seed(seed)
         self.num_drawn = self.num_records
-        self.weighted = None
+        self._weighted = None
         if row_weights is not None:
-            self.weighted = _Weighted(row_weights, num_records, self.seed)
-            self.num_drawn = len(self.weighted.drawn)
+            self._weighted = _Weighted(row_weights, num_records, self.seed)
+            self.num_drawn = len(self._weighted.drawn)
         self._blocks = None
         if block_size is not None:
             self._blocks = _Blocks(self.num_drawn, self.seed, block_size)
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
-        """Returns rows, int64 [k], at int64 positions [k].
-
-        Raises:
-            ValueError: a position is negative.
-        """
-        positions = _check_positions(positions)
+        """Returns rows, int64 [k], at int64 positions [k]."""
+        positions = _unsigned(positions)
         size = np.uint64(self.num_drawn)
         epochs, offsets = positions // size, positions % size
         if self._blocks is not None:
@@ -111,14 +103,14 @@ class Order:
             # A key for each position, as epochs may differ within a batch.
             keys = uniform_hash(self.seed, epochs, _ORDER_SALT)
             rows = permute(offsets, self.num_drawn, keys)
-        if self.weighted is not None:
-            rows = self.weighted.rows(epochs, rows)
+        if self._weighted is not None:
+            rows = self._weighted.rows(epochs, rows)
         return self.start + rows
 
     def num_distinct(self, num_positions: int) -> int:
         """Counts distinct rows of the first positions; the mean if weighted."""
-        if self.weighted is not None:
-            return self.weighted.num_distinct(num_positions)
+        if self._weighted is not None:
+            return self._weighted.num_distinct(num_positions)
         return min(num_positions, self.num_records)
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
@@ -131,8 +123,8 @@ class Order:
         salt = _SUBSTITUTE_SALT + attempt
         values = uniform_hash(self.seed, positions, salt)
         rows = (values % np.uint64(self.num_drawn)).astype(np.int64)
-        if self.weighted is not None:
-            rows = self.weighted.rows(values, rows)
+        if self._weighted is not None:
+            rows = self._weighted.rows(values, rows)
         return self.start + rows
 
 
@@ -152,14 +144,6 @@ class Mixture:
 
     Attributes:
         num_records, num_drawn: as in `Order`, of all parts.
-        orders: of each part.
-        counts: int64 [parts], positions of each part in every 65,536.
-        parts, turns: int64 [65536], the part of each of these positions, and
-            the position's number within this part.
-
-    Raises:
-        ValueError: an argument is out of range, a weight is too small for one
-            position, or a part has no row to draw.
     """
 
     def __init__(
@@ -184,7 +168,7 @@ class Mixture:
         of_parts = [None] * len(lengths)
         if row_weights is not None:
             of_parts = np.split(np.asarray(row_weights), ends[:-1])
-        self.orders = [
+        self._orders = [
             Order(
                 length,
                 int(part_seed),
@@ -197,37 +181,36 @@ class Mixture:
             )
         ]
         self.num_records = int(sum(lengths))
-        self.num_drawn = sum(order.num_drawn for order in self.orders)
-        self.counts = counts
+        self.num_drawn = sum(order.num_drawn for order in self._orders)
+        self._counts = counts
         parts = np.repeat(numbers, counts)  # [period]
         turns = np.concatenate([np.arange(count) for count in counts])
         # The j-th of c turns is in the middle of the j-th of c equal intervals.
         line = np.argsort((turns + 0.5) / counts[parts], kind="stable")
-        self.parts, self.turns = parts[line], turns[line]
+        # The part of each position, and the position's number within it.
+        self._parts, self._turns = parts[line], turns[line]
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """Returns the rows at positions, as `Order.rows`."""
-        positions = _check_positions(positions).astype(np.int64)
         periods, places = positions // PERIOD, positions % PERIOD
-        parts = self.parts[places]
-        turns = periods * self.counts[parts] + self.turns[places]
+        parts = self._parts[places]
+        turns = periods * self._counts[parts] + self._turns[places]
         return self._by_part(parts, lambda order, here: order.rows(turns[here]))
 
     def num_distinct(self, num_positions: int) -> int:
         """Counts distinct rows of the first positions, as in `Order`."""
         periods, rest = divmod(num_positions, PERIOD)
-        begun = np.bincount(self.parts[:rest], minlength=len(self.counts))
-        turns = periods * self.counts + begun
+        begun = np.bincount(self._parts[:rest], minlength=len(self._counts))
+        turns = periods * self._counts + begun
         return sum(
             order.num_distinct(int(turn))
-            for order, turn in zip(self.orders, turns, strict=True)
+            for order, turn in zip(self._orders, turns, strict=True)
         )
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
         """Returns replacements from the same part, as in `Order`."""
-        places = _check_positions(positions).astype(np.int64) % PERIOD
         return self._by_part(
-            self.parts[places],
+            self._parts[positions % PERIOD],
             lambda order, here: order.substitutes(positions[here], attempt),
         )
 
@@ -235,7 +218,7 @@ class Mixture:
         rows = np.empty(len(parts), np.int64)
         for part in np.unique(parts):
             here = parts == part
-            rows[here] = find(self.orders[part], here)
+            rows[here] = find(self._orders[part], here)
         return rows
 
 
@@ -368,21 +351,14 @@ def _largest_remainder(weights, total):
 def uniform_hash(seed: int, positions: np.ndarray, salt: int) -> np.ndarray:
     """Hashes (seed, position, salt) to uniform uint64 [k].
 
-    Args:
-        seed: the run's seed, in [0, 2**63).
-        positions: int64 or uint64 [k], not negative.
-        salt: separates different uses of a position, in [0, 2**63).
-
-    Raises:
-        ValueError: an argument is negative or too large.
+    Positions are int64 or uint64 [k], not negative. The salt, in [0, 2**63),
+    separates different uses of a position.
     """
-    values = _check_positions(positions)
     first, second = (
-        _mix(_unsigned(value) + _GOLDEN)
-        for value in (_check_seed(seed), _check_seed(salt, "salt"))
+        _mix(_unsigned(value) + _GOLDEN) for value in (_check_seed(seed), salt)
     )
     key = _mix(first + np.uint64(3) * second)
-    return _mix(_mix(values + _GOLDEN) ^ key)
+    return _mix(_mix(_unsigned(positions) + _GOLDEN) ^ key)
 
 
 def high_bits(values: np.ndarray, bits: int) -> np.ndarray:
@@ -400,23 +376,18 @@ def permute(values, sizes, keys, largest=None):
     # Half of the bits of the smallest power of four >= size, at least one.
     half_bits = max(1, (bits + 1) // 2)
     values, sizes = _unsigned(values), _unsigned(sizes)
-    values = _walk(values, sizes, keys, half_bits)
-    # A Feistel network makes only even permutations, and for small sizes cycle
-    # walking keeps the parity. So half of the keys also swap 0 and 1.
-    swaps = (values < 2) & (sizes > 1) & (keys & np.uint64(1) == 1)
-    return (values ^ swaps).astype(np.int64)
-
-
-def _walk(values, sizes, keys, half_bits):
-    """Encrypts values until all are below their sizes."""
     sizes = np.broadcast_to(sizes, values.shape)
     values = _encrypt(values, keys, half_bits)
+    # Encrypts values again until all are below their sizes.
     pending = np.flatnonzero(values >= sizes)
     while len(pending):
         walked = _encrypt(values[pending], keys[pending], half_bits)
         values[pending] = walked
         pending = pending[walked >= sizes[pending]]
-    return values
+    # A Feistel network makes only even permutations, and for small sizes cycle
+    # walking keeps the parity. So half of the keys also swap 0 and 1.
+    swaps = (values < 2) & (sizes > 1) & (keys & np.uint64(1) == 1)
+    return (values ^ swaps).astype(np.int64)
 
 
 def _encrypt(values, keys, half_bits):
@@ -443,23 +414,8 @@ def _unsigned(values):
     return np.atleast_1d(values).astype(np.uint64)
 
 
-def _check_positions(positions):
-    """Returns positions as uint64; raises ValueError if they are invalid."""
-    positions = np.asarray(positions)
-    if positions.ndim != 1 or positions.dtype.kind not in "iu":
-        raise ValueError(
-            "`positions` must be a vector of integers. "
-            f"Received: {positions.dtype} {positions.shape}"
-        )
-    if positions.dtype.kind == "i" and (positions < 0).any():
-        raise ValueError(
-            f"`positions` must not be negative. Received: {positions.min()}"
-        )
-    return positions.astype(np.uint64)
-
-
-def _check_seed(seed, name="seed"):
+def _check_seed(seed):
     """Returns a seed; raises ValueError if it is not in [0, 2**63)."""
     if not 0 <= seed < 2**63:
-        raise ValueError(f"`{name}` must be in [0, 2**63). Received: {seed}")
+        raise ValueError(f"`seed` must be in [0, 2**63). Received: {seed}")
     return int(seed)

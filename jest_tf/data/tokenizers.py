@@ -118,9 +118,6 @@ class WordPieceTokenizer(_TextTokenizer):
         vocabulary: distinct tokens, including `[UNK]` and `[EOS]`; pieces
             within a word start with `##`.
         length: L, tokens of a row, at least 1.
-
-    Raises:
-        ValueError: the vocabulary or the length is unusable.
     """
 
     FILE = "vocab.txt"  # one token per line
@@ -154,9 +151,6 @@ class SentencePieceTokenizer(_TextTokenizer):
     Args:
         model: serialized SentencePiece model with an end-of-sequence piece.
         length: L, tokens of a row, at least 1.
-
-    Raises:
-        ValueError: the model is unreadable or has no end-of-sequence piece.
     """
 
     FILE = "tokenizer.model"
@@ -164,10 +158,9 @@ class SentencePieceTokenizer(_TextTokenizer):
     def __init__(self, model: bytes, length: int):
         self.model = bytes(model)
         try:
-            tokenizer = tf_text.SentencepieceTokenizer(self.model)
             ending = tf_text.SentencepieceTokenizer(self.model, add_eos=True)
             end = ending.tokenize("").numpy()
-            size = int(tokenizer.vocab_size())
+            size = int(ending.vocab_size())
         except tf.errors.OpError as error:
             raise ValueError(
                 "`model` must be a serialized SentencePiece model with an "
@@ -188,10 +181,7 @@ class KerasHubTokenizer(Tokenizer):
 
     Args:
         content: JSON of the preprocessor and its files, see `of`.
-        length: L, tokens of a row, at least 1.
-
-    Raises:
-        ValueError: KerasHub is not installed.
+        length: L, tokens of a row.
     """
 
     FILE = "preprocessor.json"
@@ -221,26 +211,27 @@ class KerasHubTokenizer(Tokenizer):
         hub = import_keras_hub(self.FILE)
         tokenizer = self._preprocessor.tokenizer
         if isinstance(tokenizer, hub.tokenizers.BytePairTokenizer):
-            make, tokenize = lambda: self._preprocessor, self._byte_pairs
+            tokenize = self._byte_pairs
         else:
-            make, tokenize = self._make, self._whole
+            tokenize = self._whole
         return _in_graph(
             lambda captions: tf.ensure_shape(
-                tokenize(make(), captions), [None, self.length]
+                tokenize(captions), [None, self.length]
             )
         )
 
-    def _whole(self, preprocessor, captions):
-        return preprocessor(
+    def _whole(self, captions):
+        return self._make()(
             {"prompts": captions, "images": None}, sequence_length=self.length
         )["token_ids"]
 
-    def _byte_pairs(self, preprocessor, captions):
+    def _byte_pairs(self, captions):
         """Tokenises in Python and packs in the graph.
 
         In a graph, KerasHub's BPE splits numbers and lower-cases differently
         from CLIP; in Python, it agrees with CLIP.
         """
+        preprocessor = self._preprocessor
 
         def pieces(captions):
             tokens = preprocessor.tokenizer.tokenize(
@@ -266,11 +257,6 @@ class KerasHubTokenizer(Tokenizer):
             add_start_value=preprocessor.add_start_token,
             add_end_value=preprocessor.add_end_token,
         )[0]
-
-    @property
-    def preprocessor(self) -> keras.layers.Layer:
-        """Returns a new copy of KerasHub's preprocessor of texts."""
-        return self._make()
 
     def _make(self):
         try:
@@ -300,16 +286,12 @@ class FunctionTokenizer(Tokenizer):
             attribute `vocabulary_size`. The callable maps valid UTF-8, string
             [k], to token ids [k, L].
         length: L, tokens of a row, at least 1.
-
-    Raises:
-        ValueError: the function cannot be imported, or returns something else.
     """
 
     FILE = "tokenizer.function"
 
     def __init__(self, name: str, length: int):
         super().__init__(length, f"{name}\n".encode())
-        self.name = name
         build = imports.load_function("data.vocabulary", name)
         self._tokenize = build(self.length)
         size = getattr(self._tokenize, "vocabulary_size", None)
@@ -327,11 +309,7 @@ class FunctionTokenizer(Tokenizer):
 
 
 def import_keras_hub(name: str):
-    """Imports KerasHub, which `name` needs.
-
-    Raises:
-        ValueError: KerasHub is not installed.
-    """
+    """Imports KerasHub, which `name` needs."""
     try:
         import keras_hub
     except ImportError as error:
@@ -375,9 +353,6 @@ def read_tokenizer(path: str, length: int) -> Tokenizer:
     A path that ends in `.model` is a SentencePiece model, in `.json` KerasHub's
     preprocessor, and otherwise a WordPiece vocabulary with one token per line.
     "module:function" names a user's tokenizer.
-
-    Raises:
-        ValueError: there is no such file, or it is unusable.
     """
     if not files.is_file(path):
         if ":" in path and checks.FUNCTION[1](path):
@@ -404,12 +379,7 @@ def has_tokenizer(directory: str) -> bool:
 
 
 def load_tokenizer(directory: str, length: int) -> Tokenizer:
-    """Reads a tokenizer written by `save`, for rows of L = `length` tokens.
-
-    Raises:
-        ValueError: the directory does not hold exactly one of `vocab.txt`,
-            `tokenizer.model`, `preprocessor.json` and `tokenizer.function`.
-    """
+    """Reads a tokenizer written by `save`, for rows of L = `length` tokens."""
     paths = _tokenizer_files(directory)
     if len(paths) != 1:
         names = " and ".join(os.path.basename(path) for path in paths)

@@ -32,10 +32,6 @@ def build_wordpiece_vocabulary(
 
     Returns:
         The reserved tokens, then characters, then pieces by falling frequency.
-
-    Raises:
-        ValueError: `size` leaves no room besides the reserved tokens, or there
-            are no words.
     """
     least = len(tokenizers.RESERVED_TOKENS)
     if size <= least:

@@ -7,13 +7,10 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 
 
 class Cache:
-    """Keeps the latest results by key; thread-safe.
+    """Keeps the latest results by key, of `most` size together; thread-safe.
 
-    A result is made once for all threads: those that also need it wait.
-
-    Args:
-        most: limit on the sizes of the results that are kept, together.
-        size: maps a result to its size, by default 1.
+    A result is made once for all threads: those that also need it wait. `size`
+    maps a result to its size.
     """
 
     def __init__(self, most: int, size: Callable = lambda result: 1):
@@ -28,12 +25,9 @@ class Cache:
         make: Callable[[list], Sequence],
         is_stale: Callable = lambda key, result: False,
     ) -> dict:
-        """Returns the results of keys, by key.
+        """Returns the results of distinct keys, by key.
 
-        Args:
-            keys: the keys, distinct.
-            make: maps the keys that are missing to their results, in order.
-            is_stale: whether to make a key's result anew.
+        `make` maps the keys that are missing to their results, in order.
         """
         futures, missing = {}, []
         with self._lock:

@@ -61,9 +61,6 @@ def room_for(*paths: str) -> Iterator[None]:
 
     If an error does not name the file that could not be written, `Full` names
     the path on the disk with the least room.
-
-    Raises:
-        Full: the disk is full.
     """
     try:
         yield

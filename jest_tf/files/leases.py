@@ -68,13 +68,10 @@ class Lost(OSError):
 class Lease:
     """A lease that this process holds, and the logs that wait for upload.
 
-    Args:
-        claim: path of its claim.
-        folder: a local folder for copies of logs, which are appended to.
-
     Attributes:
         path: path of the lock.
         view: objects by file, relative to the folder; None without views.
+        staged: local copies of files that are appended to, by path.
     """
 
     def __init__(self, claim: str, folder: str):
@@ -84,7 +81,7 @@ class Lease:
         self._count = 0  # of objects written
         self._published = ""
         self._folder = folder
-        self._staged: dict[str, str] = {}
+        self.staged: dict[str, str] = {}
         self._uploaded: dict[str, tuple] = {}
         self._stop = threading.Event()
         self._beats = 0
@@ -127,7 +124,7 @@ class Lease:
         self._upload(pairs)
         for _, path in pairs:
             # A log that is written whole makes its local copy obsolete.
-            local = self._staged.pop(path, None)
+            local = self.staged.pop(path, None)
             if local is not None and os.path.exists(local):
                 os.remove(local)
                 self._uploaded.pop(local, None)
@@ -145,13 +142,9 @@ class Lease:
         for path in paths:
             remote.remove(path)
 
-    def local(self, path: str) -> str | None:
-        """Returns the local copy of a file that is appended to, if any."""
-        return self._staged.get(path)
-
     def stage(self, path: str) -> str:
         """Returns the local copy of a file or folder to append to."""
-        if path not in self._staged:
+        if path not in self.staged:
             local = os.path.join(
                 self._folder, urllib.parse.quote(path, safe="")
             )
@@ -159,14 +152,14 @@ class Lease:
             with contextlib.suppress(FileNotFoundError):
                 if remote.is_file(located):
                     remote.download(located, local)
-            self._staged[path] = local
-        return self._staged[path]
+            self.staged[path] = local
+        return self.staged[path]
 
     def sync(self, paths: Sequence[str] | None = None) -> None:
         """Uploads changed local copies of files and folders, or of all."""
         pairs, states = [], {}
-        for path in self._staged if paths is None else paths:
-            local = self._staged.get(path, "")
+        for path in self.staged if paths is None else paths:
+            local = self.staged.get(path, "")
             names = [""]
             if os.path.isdir(local):
                 names = [f"/{name}" for name in paths_lib.local_tree(local)]
@@ -274,8 +267,8 @@ def place(path: str) -> str:
     The place of a missing file is `path`.
     """
     lease, root = find(path), _root(path)
-    if lease is not None and lease.local(path):
-        return lease.local(path)
+    if lease is not None and path in lease.staged:
+        return lease.staged[path]
     if root is None:
         return path
     name = path[len(root) + 1 :]

@@ -33,7 +33,9 @@ _KEPT = 2**30
 
 def open_file(path: str, mode: str):
     """Opens a file; its reads are not retried."""
-    return _open_system(path).open(path, mode)
+    system = _open_system(path)
+    with _naming(path):
+        return system.open(path, mode)
 
 
 def read(path: str) -> bytes:
@@ -48,67 +50,49 @@ def read(path: str) -> bytes:
 
 def stat(path: str) -> tuple[int, int]:
     """Returns the size, and the modification time in ns by the server."""
-    return retries.persist(
-        f"look up {path}", lambda: _open_system(path).stat(path)
-    )
+    return _persist("look up", "stat", path)
 
 
 def is_file(path: str) -> bool:
     """Returns whether a path is a file."""
-    return retries.persist(
-        f"look up {path}", lambda: _open_system(path).is_file(path)
-    )
+    return _persist("look up", "is_file", path)
 
 
 def is_folder(path: str) -> bool:
     """Returns whether a path is a folder."""
-    return retries.persist(
-        f"look up {path}", lambda: _open_system(path).is_folder(path)
-    )
+    return _persist("look up", "is_folder", path)
 
 
 def names(path: str) -> list[str]:
     """Returns the names in a folder."""
-    return retries.persist(
-        f"list {path}", lambda: _open_system(path).names(path)
-    )
+    return _persist("list", "names", path)
 
 
 def tree(path: str) -> list[str]:
     """Returns the files under a folder, relative to it."""
-    return retries.persist(
-        f"list {path}", lambda: _open_system(path).tree(path)
-    )
+    return _persist("list", "tree", path)
 
 
 def find(pattern: str) -> list[str]:
     """Returns the paths that match a glob."""
-    return retries.persist(
-        f"list {pattern}", lambda: _open_system(pattern).find(pattern)
-    )
+    return _persist("list", "find", pattern)
 
 
 def remove(path: str) -> None:
     """Deletes a file, if it is there."""
     with contextlib.suppress(FileNotFoundError):
-        retries.persist(
-            f"delete {path}", lambda: _open_system(path).remove(path)
-        )
+        _persist("delete", "remove", path)
 
 
 def remove_empty(path: str) -> None:
     """Deletes a folder without files, on systems that have such folders."""
     with contextlib.suppress(FileNotFoundError):
-        retries.persist(
-            f"delete {path}", lambda: _open_system(path).remove_empty(path)
-        )
+        _persist("delete", "remove_empty", path)
 
 
 def upload(local: str, path: str) -> None:
     """Copies a local file to a path, where it appears whole."""
-    retries.persist(
-        f"upload {path}", lambda: _open_system(path).upload(local, path)
-    )
+    _persist("upload", "upload", path, local)
 
 
 def download(path: str, local: str) -> None:
@@ -124,15 +108,10 @@ def download(path: str, local: str) -> None:
 
 
 def read_ranges(path: str, ranges: np.ndarray, gap: int = 2**19) -> bytes:
-    """Reads byte ranges, neighbours together, with parallel requests.
+    """Reads and joins byte ranges of a file, with parallel requests.
 
-    Args:
-        path: the file.
-        ranges: int64 [k, 2], starts and ends, ascending, without overlaps.
-        gap: ranges at most this many bytes apart are read together.
-
-    Returns:
-        The bytes of all ranges, concatenated.
+    The ranges, int64 [k, 2], are ascending and do not overlap; those at most
+    `gap` bytes apart are read together.
     """
     starts, ends = ranges.T
     is_new = starts[1:] - ends[:-1] > gap
@@ -188,8 +167,7 @@ class Pages:
             ranges.tolist(), first.tolist(), last.tolist(), strict=True
         ):
             joint = b"".join(pages[file, n] for n in range(low, other + 1))
-            begin = low * self._page
-            parts.append(joint[start - begin : end - begin])
+            parts.append(joint[start - low * self._page :][: end - start])
         return b"".join(parts)
 
     def _fetch(self, pages):
@@ -211,27 +189,14 @@ PAGES = Pages()
 
 
 class PagedFile:
-    """A remote file that is read by pages, as it was when it was opened.
-
-    Attributes:
-        path: the file's path.
-        size: the file's size in bytes.
-    """
+    """A remote file that is read by pages, as it was when it was opened."""
 
     def __init__(self, path: str):
         self.path, self._state = path, stat(path)
         self.size, _ = self._state
 
     def read(self, ranges: np.ndarray) -> bytes:
-        """Reads byte ranges, int64 [k, 2], none of them empty.
-
-        Returns:
-            The bytes of all ranges, concatenated.
-
-        Raises:
-            OSError: they cannot be read.
-            ValueError: the file was replaced since it was opened.
-        """
+        """Reads and joins byte ranges, int64 [k, 2], none of them empty."""
         return PAGES.read(self, ranges)
 
     def check_unchanged(self) -> None:
@@ -294,7 +259,7 @@ class _TensorFlow:
             if name
         ]
 
-    def upload(self, local, path):
+    def upload(self, path, local):
         # Copied outside Python, so no signal cuts it short and leaves half.
         target = path
         if not path.startswith(_WHOLE):
@@ -311,63 +276,61 @@ class _Fsspec:
 
     def __init__(self, system):
         self._system = system
+        self.is_file, self.is_folder = system.isfile, system.isdir
+        self.remove = system.rm_file
 
     def open(self, path, mode):
         # Callers read ranges, so reading ahead would be wasted.
-        with _naming(path):
-            return self._system.open(path, mode, cache_type="none")
+        return self._system.open(path, mode, cache_type="none")
 
     def stat(self, path):
-        with _naming(path):
-            info = self._system.info(path)
+        info = self._system.info(path)
         time = info.get("mtime") or info.get("LastModified")
         time = time or info.get("created") or 0.0
         seconds = time if isinstance(time, int | float) else time.timestamp()
         return info["size"], int(seconds * 1e9)
 
-    def is_file(self, path):
-        with _naming(path):
-            return self._system.isfile(path)
-
-    def is_folder(self, path):
-        with _naming(path):
-            return self._system.isdir(path)
-
     def names(self, path):
-        with _naming(path), contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):
             paths = self._system.ls(path, detail=False)
             return [os.path.basename(name.rstrip("/")) for name in paths]
         return []
 
     def tree(self, path):
-        with _naming(path):
-            start = self._system._strip_protocol(path)
-            paths = self._system.find(path)
-        return [os.path.relpath(name, start) for name in paths]
+        start = self._system._strip_protocol(path)
+        return [
+            os.path.relpath(name, start) for name in self._system.find(path)
+        ]
 
     def find(self, pattern):
-        with _naming(pattern):
-            paths = self._system.glob(pattern)
-        return [self._system.unstrip_protocol(name) for name in paths]
-
-    def remove(self, path):
-        with _naming(path):
-            self._system.rm_file(path)
+        return [*map(self._system.unstrip_protocol, self._system.glob(pattern))]
 
     def remove_empty(self, path):
-        with _naming(path), contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
             self._system.rmdir(path)
 
-    def upload(self, local, path):
+    def upload(self, path, local):
+        self._system.put_file(local, path)
+
+
+def _persist(action, method, path, *arguments):
+    """Calls a method of the file system of a path, with retries."""
+
+    def attempt():
+        system = _open_system(path)
         with _naming(path):
-            self._system.put_file(local, path)
+            return getattr(system, method)(path, *arguments)
+
+    return retries.persist(f"{action} {path}", attempt)
 
 
 @contextlib.contextmanager
 def _naming(path):
-    """Converts library errors to OSErrors; EIO if they have no number."""
+    """Converts fsspec's errors to OSErrors; EIO if they have no number."""
     try:
         yield
+    except tf.errors.OpError:
+        raise
     except OSError as error:
         if error.errno is None:
             error.errno = errno.EIO
@@ -391,16 +354,13 @@ def _system(scheme):
     try:
         return _Fsspec(fsspec.filesystem(scheme, use_listings_cache=False))
     except (ImportError, ValueError) as error:
+        schemes = sorted(filter(None, tf.io.gfile.get_registered_schemes()))
+        known = ", ".join(f"{scheme}://" for scheme in schemes)
         close = difflib.get_close_matches(scheme, ("gs", "s3", "file"), 1)
         hint = f". Did you mean {close[0]}://?" if close else ""
         raise ValueError(
             "A path must be local, or of a scheme that TensorFlow opens, "
-            f"{', '.join(_schemes())}, or that fsspec opens with the scheme's "
-            "library, as s3:// after `pip install '.[s3]'` in a clone. "
+            f"{known}, or that fsspec opens with the scheme's library, as "
+            "s3:// after `pip install '.[s3]'` in a clone. "
             f"Received: {scheme}:// ({error}){hint}"
         ) from error
-
-
-def _schemes():
-    schemes = sorted(filter(None, tf.io.gfile.get_registered_schemes()))
-    return [f"{scheme}://" for scheme in schemes]

@@ -56,18 +56,12 @@ def call_all(
 ) -> list:
     """Calls a function on each item, and again on the items that failed.
 
-    Failed items wait together, so the waits take seconds however many fail.
-
-    Args:
-        function: item -> result; may raise one of `ERRORS`.
-        items: its arguments.
-        remote: whether to call it on several items at a time, and to log slow
-            calls.
-        tries: limit on the calls for an item.
-        patience: seconds after which no item is tried again.
+    Failed items wait together, so the waits take seconds however many fail. If
+    `remote`, several items are called at a time, and slow calls are logged.
+    After `patience` seconds no item is tried again.
 
     Returns:
-        The result of each item, or its last error.
+        The result of each item, or the last of `ERRORS` that it raised.
     """
 
     def attempt(item):
@@ -102,9 +96,8 @@ def call(function: Callable):
 def persist(what: str, function: Callable):
     """Calls a function on a remote file until it returns, at most five times.
 
-    The waits between the calls add up to 81 seconds.
-
-    `what` names the action in the log: "upload gs://bucket/file".
+    The waits between the calls add up to 81 seconds. `what` names the action
+    in the log: "upload gs://bucket/file".
 
     Raises:
         OSError: the last error; FileNotFoundError, PermissionError or
@@ -176,8 +169,9 @@ def map_parallel(function: Callable, items: Sequence, remote: bool) -> list:
 
 def may_pass(result) -> bool:
     """Returns whether a result is an error that a retry may cure."""
-    if _is_expired_token(result):
-        return True
+    denied = tf.errors.PermissionDeniedError | tf.errors.UnauthenticatedError
+    if isinstance(result, denied) and "response code 401" in result.message:
+        return True  # an expired token: the next request asks for a new one
     # An `OSError` without a number comes from a library and is about the data.
     return (
         isinstance(result, ERRORS)
@@ -198,10 +192,3 @@ def python_error(error: Exception) -> OSError:
     }
     kind, number = kinds.get(type(error), (OSError, errno.EIO))
     return kind(number, " ".join(error.message.split()))
-
-
-def _is_expired_token(error):
-    # The next request asks for a new token.
-    return isinstance(
-        error, tf.errors.PermissionDeniedError | tf.errors.UnauthenticatedError
-    ) and ("response code 401" in error.message)

@@ -219,7 +219,7 @@ def embed_records(
     `rows`, bool [n], marks the records to embed; None embeds all.
 
     Raises:
-        ValueError: more than `data.max_fault_rate` of the records could not be
+        ValueError: more than 1 % of the records could not be
             read, such as while a disk is away. The sidecars are then deleted.
     """
     started = time.monotonic()
@@ -239,13 +239,13 @@ def embed_records(
     seconds = round(time.monotonic() - started, 3)
     cost = embedding_cost(run, store, folder)._replace(seconds=seconds)
     wanted = len(store) if rows is None else int(rows.sum())
-    limit = run.config.data.max_fault_rate
+    limit = reader.MAX_FAULT_RATE
     if wanted - cost.images > limit * max(wanted, reader.MIN_DRAWN):
         # If they were kept, their faults would stop every later step.
         _delete_sidecars(folder)
         raise ValueError(
-            "At most the share `data.max_fault_rate` of the records that are "
-            f"embedded may be unreadable, {limit}. Received: "
+            f"At most {limit:.2%} of the records that are embedded may be "
+            "unreadable. Received: "
             f"{wanted - cost.images:,} of {wanted:,} without an embedding "
             f"({dict(summary.reasons)}). Nothing was kept: the same command "
             "embeds them again"

@@ -85,7 +85,7 @@ def open_sources(
     store = stores_lib.open_stores(
         config.data, progress.Progress("indexing", "bytes")
     )
-    lost = pipeline.FaultLog(None, config.data.max_fault_rate, store.lost_share)
+    lost = pipeline.FaultLog(None, lost_share=store.lost_share)
     lost.count(0, 0)
     stores_lib.check_captions(store)
     reader.check_images(store)

@@ -28,7 +28,6 @@ _MAY_CHANGE = (
     "callbacks",
     "checkpoint.",
     "data.index_dir",
-    "data.max_fault_rate",
     "data.noise_field",
     "reference.sidecar_dir",
     "distribution.",

@@ -282,8 +282,7 @@ def _renew(run, model, restored):
     path = directory.path(run.workdir, directory.FAULTS_FILE)
     faults = pipeline.FaultLog(
         path if run.writes else None,
-        config.data.max_fault_rate,
-        run.sources.store.lost_share,
+        lost_share=run.sources.store.lost_share,
     )
     dataset = distribution.distribute(
         run.strategy,

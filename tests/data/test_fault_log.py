@@ -124,14 +124,14 @@ class FaultLogTest(tf.test.TestCase):
 
     def test_what_damaged_shards_have_lost_counts_from_the_start(self):
         reader.FaultLog(None, 0.01, lost_share=0.01).count(0, 0)
-        with self.assertRaisesRegex(ValueError, "2.00% are .*fault_rate`=0.01"):
+        with self.assertRaisesRegex(ValueError, "2.00% are .*at most 1.00%"):
             reader.FaultLog(None, 0.01, lost_share=0.02).count(0, 0)
         log = reader.FaultLog(None, 0.02, lost_share=0.01)
         log.count(5000, 50)
         with self.assertRaisesRegex(ValueError, "1.02%, and 1.00% are lost"):
             log.count(0, 1)
 
-    def test_the_error_names_the_setting_the_reasons_and_the_log(self):
+    def test_the_error_names_the_limit_the_reasons_and_the_log(self):
         log = reader.FaultLog(self.path, 0.0)
         reasons = ["empty image", *(f"truncated: {n} bytes" for n in (3, 4))]
         for position, reason in enumerate(reasons):
@@ -140,7 +140,7 @@ class FaultLogTest(tf.test.TestCase):
         for _ in range(2):
             with self.assertRaisesRegex(
                 ValueError,
-                r"Expected at most `data.max_fault_rate`=0.0. The commonest "
+                r"Expected at most 0.00%. The commonest "
                 r"reasons: 2 x truncated: N bytes; 1 x empty image; all of "
                 rf"them are in {self.path}",
             ):

@@ -360,7 +360,7 @@ class LimitTest(ReadingTestCase):
         # noted before the record is counted, by another thread as well.
         with self.assertRaisesRegex(
             tf.errors.InvalidArgumentError,
-            "Too many records cannot be read: 11 of .*max_fault_rate`=0.01.*"
+            "Too many records cannot be read: 11 of .*at most 1.00%.*"
             r"1\d x damaged image: Invalid PNG",
         ):
             self.batches(store, 17, log)

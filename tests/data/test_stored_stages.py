@@ -169,10 +169,6 @@ class ChoiceTest(stored_cases.StoredTestCase):
             )
         self.assertEqual(chosen.summaries.take(0), {})
 
-    def test_a_stage_that_scores_needs_sidecars(self):
-        with self.assertRaisesRegex(ValueError, "needs sidecars"):
-            self.stages(EASY(9), sidecars=None)
-
     def test_summaries_are_those_of_the_draws(self):
         stages = FUNNELS["two stages"]
         clean = np.arange(80) % 3 > 0

@@ -82,14 +82,6 @@ class OrderTest(tf.test.TestCase):
                 stream.Order(n, 0)
         with self.assertRaisesRegex(ValueError, f"`seed`.*{2**63}"):
             stream.Order(3, 2**63)
-        order = stream.Order(3, 0)
-        with self.assertRaisesRegex(ValueError, "`positions`.*negative.*-2"):
-            order.rows(np.array([1, -2]))
-        for positions in (np.array([1.0]), np.array([[1]])):
-            with self.assertRaisesRegex(ValueError, "vector of integers"):
-                order.rows(positions)
-        with self.assertRaisesRegex(ValueError, "`salt`"):
-            stream.uniform_hash(0, np.array([0]), -1)
 
 
 class BlockOrderTest(tf.test.TestCase):

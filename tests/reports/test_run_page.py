@@ -137,14 +137,16 @@ class PageTest(tf.test.TestCase):
         replaced = [batch["record_replaced"] for batch in batches]
         self.assertGreater(np.sum(replaced), 1)
         positions = np.random.default_rng(0).permutation(6 * B)
-        found = pipeline.at_positions(store, positions, seed=9, image_size=SIZE)
+        images, captions, ids = pipeline.at_positions(
+            store, positions, seed=9, image_size=SIZE
+        )
         for place, position in enumerate(positions):
             batch, row = batches[position // B], position % B
-            self.assertAllEqual(found.image[place], batch["image"][row])
-            self.assertEqual(found.id[place], batch["id"][row])
+            self.assertAllEqual(images[place], batch["image"][row])
+            self.assertEqual(ids[place], batch["id"][row])
             # The same caption: so says its hash.
             caption = tf.strings.to_hash_bucket_fast(
-                [found.caption[place]], 2**63 - 1
+                [captions[place]], 2**63 - 1
             )
             self.assertEqual(caption[0], batch["caption_id"][row])
 

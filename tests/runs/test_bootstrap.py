@@ -285,8 +285,7 @@ class SettingsTest(tf.test.TestCase):
                 inputs.open_sources(run, tf.distribute.get_strategy())
 
     def test_embeddings_of_a_disk_that_was_away_are_not_kept(self):
-        recipe = config.TrainConfig(data=config.DataConfig(max_fault_rate=0.01))
-        run = mock.Mock(config=recipe)
+        run = mock.Mock()
         store = mock.MagicMock(manifest=None)
         store.__len__.return_value = 4000
         wanted = np.arange(4000) < 2000

@@ -71,11 +71,7 @@ class RunsTest(tf.test.TestCase):
         """The path of a recipe's file."""
         path = os.path.join(self.folder, f"{name}.json")
         shard = os.path.join(self.folder, "a.tfrecord")
-        overrides = (
-            f"data.train={shard}",
-            "data.max_fault_rate=0.01",
-            *overrides,
-        )
+        overrides = f"data.train={shard}", *overrides
         config.save_config(run_server.recipe(self.folder, overrides), path)
         return path
 

@@ -56,11 +56,9 @@ class Summary(NamedTuple):
     """The result of `write` or `write_arrays`.
 
     Attributes:
-        written: number of sidecars written.
-        skipped: number of sidecars that existed.
+        written, skipped: numbers of sidecars written, and of those there were.
         busy: paths that another process is writing.
-        rows: number of rows of the sidecars written.
-        invalid: number of these rows that have no embedding.
+        rows, invalid: numbers of rows written, and of those without embedding.
         reasons: counts of the reasons why records were unreadable.
     """
 
@@ -72,20 +70,13 @@ class Summary(NamedTuple):
     reasons: dict[str, int]
 
 
-class Batch(NamedTuple):
+class _Batch(NamedTuple):
     """k records, prepared for a model.
 
-    Attributes:
-        ids: int64 [k].
-        valid: bool [k], whether a record is readable.
-        images: images of the valid records, in the form's shape and dtype.
-        texts: the nonblank captions.
-        places: int64 [len(texts)], their indices among all captions.
-        captions: int64 [k], the number of captions of each record.
-        reasons: why records are not valid.
+    `images` are those of the `valid` records, and `places` the indices of the
+    nonblank captions, `texts`, among all; each record has `captions` of these.
     """
 
-    ids: np.ndarray
     valid: np.ndarray
     images: np.ndarray
     texts: list[str]
@@ -159,7 +150,7 @@ def write(
 
         def load_span(span):
             rows = wanted[slice(*np.searchsorted(wanted, span))]
-            return span, rows, load(store, rows, form)
+            return span, rows, _load(store, rows, form)
 
         spans = itertools.pairwise(edges)
         for span, rows, batch in batches.in_order(
@@ -255,7 +246,7 @@ def write_arrays(
     return _write(store, description, output, parts)
 
 
-def load(store: stores.Store, rows: np.ndarray, form: images_lib.Form) -> Batch:
+def _load(store, rows, form):
     """Reads and decodes records, int64 rows [k], with all their captions."""
     records, images = batches.read(store, rows, form)
     captions, texts, places, reasons = [], [], [], []
@@ -271,11 +262,8 @@ def load(store: stores.Store, rows: np.ndarray, form: images_lib.Form) -> Batch:
         captions.append(len(record.captions))
         total += len(record.captions)
     texts, _ = tokenizers.sanitize_captions(tf.constant(texts, tf.string))
-    return Batch(
-        ids=store.ids(rows),
-        valid=np.array(
-            [not isinstance(record, stores.Fault) for record in records], bool
-        ),
+    return _Batch(
+        valid=np.array([isinstance(r, stores.Record) for r in records], bool),
         images=images,
         texts=[text.decode("utf-8", "replace") for text in texts.numpy()],
         places=np.array(places, np.int64),
@@ -362,7 +350,7 @@ def _spread(places, span, values):
 
 
 def _encode(encode, batch, dim):
-    image = np.zeros([len(batch.ids), dim], np.float32)
+    image = np.zeros([len(batch.valid), dim], np.float32)
     text = np.zeros([int(batch.captions.sum()), dim], np.float32)
     if not len(batch.images):
         return image, text

@@ -83,15 +83,12 @@ def written(path: str, header: Header) -> Iterator[Callable[..., None]]:
     for name, value, rule in zip(about._fields, about, rules, strict=True):
         checks.check(name, value, rule)
     checks.check("dtype", dtype, checks.among(*DTYPES))
-    metadata = {
-        "fingerprint": about.fingerprint,
-        "tokenizer": about.tokenizer,
-        "preprocessing": about.preprocessing,
+    metadata = about._asdict() | {
         "scale": repr(float(about.scale)),
         "bias": repr(float(about.bias)),
-        "name": about.name,
         "stamp": header.stamp,
     }
+    del metadata["dim"]  # that of the arrays
     arrays = {
         "ids": ("int64", (n,)),
         "offsets": ("int64", (n + 1,)),
@@ -144,11 +141,7 @@ def read(path: str) -> tuple[Header, artefacts.Artefact]:
 
 
 def check_header(path: str, header: Header, expected: Header) -> None:
-    """Refuses a sidecar of another origin than expected.
-
-    Raises:
-        ValueError: names the first difference.
-    """
+    """Refuses a sidecar of another origin than expected."""
     values = header.description._asdict() | header._asdict()
     for name, wanted in (
         expected.description._asdict() | expected._asdict()

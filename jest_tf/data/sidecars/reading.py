@@ -31,15 +31,9 @@ _FETCHED = 2**28
 
 
 class Rows(NamedTuple):
-    """The rows of a shard's sidecar, as views of the file.
+    """The arrays of a sidecar (`data/sidecars/file_format.py`).
 
-    Attributes:
-        ids: int64 [k].
-        valid: bool [k], false for unreadable records.
-        offsets: int64 [k + 1]; row i has the captions `offsets[i]` to
-            `offsets[i + 1]` of `text`.
-        image: [k, D].
-        text: [captions, D].
+    `valid`, bool [n], is false for unreadable records.
     """
 
     ids: np.ndarray
@@ -125,14 +119,14 @@ class Sidecars:
             The embeddings of the images and of the captions, each [k, D] in
             the sidecars' dtype.
         """
-        rows, captions, ids = _integers(rows, captions, ids)
 
-        def given(part, local, starts, ends, places):
-            del part, local
-            chosen = captions[places]
-            return np.where(chosen < ends - starts, chosen, -1)
-
-        numbers, image, text = self._read(rows, ids, given)
+        numbers, image, text = self._read(
+            rows,
+            ids,
+            lambda part, local, starts, ends, places: np.where(
+                captions[places] < ends - starts, captions[places], -1
+            ),
+        )
         self._require(
             numbers >= 0,
             rows,
@@ -160,7 +154,6 @@ class Sidecars:
             images and captions, each [k, D] in the sidecars' dtype, arbitrary
             where the index is -1.
         """
-        rows, numbers, ids = _integers(rows, numbers, ids)
         return self._read(
             rows,
             ids,
@@ -175,44 +168,32 @@ class Sidecars:
         """Reads the embeddings of records and of their best captions.
 
         The best caption of a record is the first of those that are most similar
-        to its image.
-
-        Args:
-            rows: as in `read`, like `ids`.
-
-        Returns:
-            As `read_numbered`.
+        to its image. Arguments and results are as in `read_numbered`.
         """
-        rows, ids = _integers(rows, ids)
 
-        def choose(part, local, starts, ends, places):
-            del places
-            images = part["image"][local]
-            return _best(part["text"], starts, ends, images)
-
-        return self._read(rows, ids, choose)
+        return self._read(
+            rows,
+            ids,
+            lambda part, local, starts, ends, places: _best(
+                part["text"], starts, ends, part["image"][local]
+            ),
+        )
 
     def verify(self, most: float = math.inf) -> None:
         """Compares the checksums of files, which reads the files.
 
-        Args:
-            most: limit on the bytes read; the remaining files are skipped. At
-                most 256 MiB are read from buckets.
+        Skips those beyond `most` bytes, or beyond 256 MiB on buckets.
         """
         chosen = []
         for is_remote, bound in ((False, most), (True, min(most, _FETCHED))):
             paths = [p for p in self._paths if files.is_remote(p) == is_remote]
             sizes = np.cumsum([files.stat(path)[0] for path in paths])
             chosen += paths[: np.searchsorted(sizes, bound, side="right")]
+        check = functools.partial(
+            artefacts.read, kind=file_format.KIND, verify=True
+        )
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            list(
-                pool.map(
-                    lambda path: artefacts.read(
-                        path, file_format.KIND, verify=True
-                    ),
-                    chosen,
-                )
-            )
+            list(pool.map(check, chosen))
 
     def read_shard(self, shard: int) -> Rows:
         """Returns all rows of a shard, with all captions, without checks."""
@@ -225,7 +206,6 @@ class Sidecars:
 
     def valid(self, rows: np.ndarray) -> np.ndarray:
         """Returns which rows have embeddings; int64 [k] -> bool [k]."""
-        (rows,) = _integers(rows)
         valid = np.empty(len(rows), bool)
         for places, part, local in self._excerpts(rows):
             valid[places] = ~_is_zero(part["image"], local)
@@ -253,7 +233,8 @@ class Sidecars:
                 good = chosen >= 0
                 places = np.arange(len(rows))[places][good]
                 local, starts, chosen = local[good], starts[good], chosen[good]
-            _take(part, local, starts + chosen, image, text, places)
+            image[places] = part["image"][local]
+            text[places] = part["text"][starts + chosen]
         return captions, image, text
 
     def _part(self, shard) -> dict[str, np.ndarray]:
@@ -262,27 +243,23 @@ class Sidecars:
         ).arrays
 
     def _excerpts(self, rows):
-        """Yields indices in `rows`, a shard's arrays, and rows in those."""
+        """Returns indices in `rows`, a shard's arrays, and rows in those."""
         pieces = self.store.by_shard(rows)
         if self.is_remote:
-            yield from retries.map_parallel(
-                lambda job: (
-                    job[1],
-                    *self._excerpt(job[0], rows[job[1]], job[2]),
-                ),
-                list(pieces),
-                True,
+            return retries.map_parallel(
+                lambda piece: self._excerpt(rows, *piece), list(pieces), True
             )
-            return
-        for shard, places, local in pieces:  # a single file mapped at a time
-            yield places, self._part(shard), local
+        # Lazily: a single file mapped at a time.
+        return (
+            (places, self._part(shard), local)
+            for shard, places, local in pieces
+        )
 
-    def _excerpt(self, shard, rows, local):
-        """Returns a shard's arrays, only `local` if remote, and its rows."""
+    def _excerpt(self, rows, shard, places, local):
         part = self._part(shard)
         if not isinstance(part["ids"], artefacts.RemoteArray):
-            return part, local
-        distinct, places = np.unique(local, return_inverse=True)
+            return places, part, local
+        distinct, inverse = np.unique(local, return_inverse=True)
         edges = np.unique([distinct, distinct + 1])
         ids, edge, image = retries.map_parallel(
             lambda job: part[job[0]][job[1]],
@@ -291,7 +268,7 @@ class Sidecars:
         )
         at = np.searchsorted(edges, distinct)
         starts, ends = edge[at], edge[at + 1]
-        before = rows[0] - local[0]
+        before = rows[places][0] - local[0]
         self._check_spans(part, distinct + before, starts, ends)
         _, firsts, texts = _in_line(starts, ends)
         excerpt = {
@@ -300,7 +277,7 @@ class Sidecars:
             "image": image,
             "text": part["text"][texts],
         }
-        return excerpt, places
+        return places, excerpt, inverse
 
     def _check_spans(self, part, rows, starts, ends):
         self._require(
@@ -383,10 +360,6 @@ def _numbered(text, starts, ends, numbers):
     """
     counts, firsts, line = _in_line(starts, ends)
     blank = _is_zero(text, line)
-    if not blank.any():
-        choices = numbers % np.maximum(counts, 1)
-        choices[counts == 0] = -1
-        return choices
     whole = np.append(0, np.cumsum(~blank))
     counts = whole[ends - starts + firsts] - whole[firsts]
     # The n-th nonblank caption is where their running count reaches n.
@@ -408,10 +381,10 @@ def _best(text, starts, ends, images):
     choices = np.full(len(counts), -1)
     # Row by row, the most similar caption first; the sort is stable.
     order = np.lexsort((-similarity, owners))
-    has_some = counts > 0
-    best = order[firsts[has_some]]
-    best = np.where(np.isneginf(similarity[best]), -1, best)
-    choices[has_some] = np.where(best < 0, -1, best - firsts[has_some])
+    some = np.flatnonzero(counts)
+    best = order[firsts[some]]
+    is_blank = np.isneginf(similarity[best])
+    choices[some] = np.where(is_blank, -1, best - firsts[some])
     return choices
 
 
@@ -430,18 +403,3 @@ def _is_zero(embeddings, rows):
     doubtful = np.flatnonzero(zero)
     zero[doubtful] = ~embeddings[rows[doubtful]].any(1)
     return zero
-
-
-def _integers(*arrays):
-    return [np.asarray(values, np.int64) for values in arrays]
-
-
-def _take(part, local, texts, image, text, places):
-    """Copies rows of a file to the indices `places` of `image` and `text`."""
-    if isinstance(places, slice):
-        # All indices were checked; "clip" writes straight to `out`.
-        part["image"].take(local, 0, image[places], "clip")
-        part["text"].take(texts, 0, text[places], "clip")
-    else:
-        image[places] = part["image"][local]
-        text[places] = part["text"][texts]

@@ -37,9 +37,6 @@ def recognised_share(
         store: the records.
         rows: bool [n], true for records to consider; None takes all.
         seed: of the sample of at most `NUM_PAIRS` pairs.
-
-    Returns:
-        A share in [0, 1].
     """
     random, sampled = _sample(store, rows, seed)
     captions, image, text = sidecars.read_numbered(
@@ -69,12 +66,8 @@ def agreement(
 ) -> float | None:
     """Measures how alike two references rank the pairs of a pool.
 
-    Args:
-        before: sidecars of the first reference.
-        after: sidecars of the second.
-        store: the records.
-        rows: bool [n], true for records to consider; None takes all.
-        seed: of the sample of at most twice `NUM_PAIRS` pairs.
+    Samples at most twice `NUM_PAIRS` pairs; store, rows and seed are as in
+    `recognised_share`.
 
     Returns:
         Spearman's correlation, in [-1, 1], of the cosine similarities of the
@@ -95,15 +88,10 @@ def agreement(
     both = np.flatnonzero((captions[0] >= 0) & (captions[1] >= 0))
     if len(both) < 3:
         return None
-    value = spearman(*(similarity[both] for similarity in similar))
-    return value if np.isfinite(value) else None
-
-
-def spearman(left: np.ndarray, right: np.ndarray) -> float:
-    """Returns the rank correlation of two vectors; NaN if one is constant."""
-    ranks = [stats.rankdata(values) for values in (left, right)]
+    ranks = [stats.rankdata(similarity[both]) for similarity in similar]
     with np.errstate(invalid="ignore"):
-        return float(np.corrcoef(ranks)[0, 1])
+        value = float(np.corrcoef(ranks)[0, 1])
+    return value if np.isfinite(value) else None
 
 
 def _sample(store, rows, seed):

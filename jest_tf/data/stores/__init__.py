@@ -6,23 +6,14 @@ from jest_tf.data.stores.opening import (
     open_store,
     open_stores,
 )
-from jest_tf.data.stores.shards import NoFiles
-from jest_tf.data.stores.store import (
-    Fault,
-    Manifest,
-    Record,
-    Shards,
-    Store,
-    join,
-    parsed,
-)
+from jest_tf.data.stores.shards import Fault, NoFiles, Record
+from jest_tf.data.stores.store import Manifest, Store, join, parsed
 
 __all__ = [
     "Fault",
     "Manifest",
     "NoFiles",
     "Record",
-    "Shards",
     "Store",
     "check_captions",
     "indexes_in_memory",

@@ -12,7 +12,6 @@ import os
 import numpy as np
 
 from jest_tf.data.stores import shards, tables
-from jest_tf.files import retries
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # A longer line or field probably has an unclosed quotation mark.
@@ -108,13 +107,8 @@ class Delimited:
 
     def _find_columns(self, path):
         if path not in self._columns:
-            try:
-                with shards.open_scan(path) as file:
-                    _, _, names = next(self._rows(file), (0, 0, []))
-            except retries.ERRORS as error:
-                raise ValueError(
-                    f"Shard {path} cannot be read: {error}"
-                ) from error
+            with shards.naming(path), shards.open_scan(path) as file:
+                _, _, names = next(self._rows(file), (0, 0, []))
             if not names:
                 raise ValueError(
                     f"Shard {path} is not a table: its first row must hold the "

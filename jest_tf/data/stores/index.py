@@ -29,6 +29,7 @@ from absl import logging
 
 from jest_tf import files
 from jest_tf.data import artefacts
+from jest_tf.data.stores import shards
 from jest_tf.files import retries
 
 _KIND = "index"
@@ -80,15 +81,8 @@ def open_indexes(
 ) -> list[Index]:
     """Loads the index of every shard, building those missing or stale.
 
-    Args:
-        paths: the shards.
-        formats: the format of each, see `data/stores/shards.py`.
-        index_dir: folder of the indexes; "" is beside each shard.
-        progress: called with the numbers of bytes indexed so far and in all, by
-            one thread at a time; not called if nothing has to be built.
-
-    Returns:
-        An index for each shard.
+    `index_dir` and `progress` are as in `open_store`; one thread at a time
+    calls `progress`, and none if nothing has to be built.
     """
     unwritten: list[str] = []
     _map.cache_clear()  # a mapped file may have been damaged in place
@@ -96,7 +90,7 @@ def open_indexes(
     done = total = 0
 
     def find(path, form):
-        with _naming(path):
+        with shards.naming(path):
             origin = retries.call(lambda: _origin(path, form))
         place = index_path(path, index_dir, form.index_variant)
         return place, origin, _load(place, origin, form)
@@ -114,14 +108,14 @@ def open_indexes(
             return index
         records = _scan(path, form, origin, advance)
         if not _are_written:
-            return _in_memory(origin, form, records)
+            return _index(origin, form, records)
         try:
             artefacts.write(place, _KIND, origin, {_ARRAY: records})
             index = _load(place, origin, form)
         except retries.ERRORS as error:
             unwritten.append(f"{place}: {error}")
         # Another process may have indexed another version by now.
-        return index or _in_memory(origin, form, records)
+        return index or _index(origin, form, records)
 
     with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
         try:
@@ -186,10 +180,7 @@ def _warn_of_damage(paths, formats, indexes):
 
 
 def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
-    """Returns the path of a shard's index, beside it or in `index_dir`.
-
-    `variant` is the format's `index_variant`, see `data/stores/shards.py`.
-    """
+    """Returns the path of a shard's index, beside it or in `index_dir`."""
     ending = ".index"
     if variant:
         ending = f".{_digest(variant.encode())[:4].hex()}.index"
@@ -201,15 +192,6 @@ def index_path(path: str, index_dir: str = "", variant: str = "") -> str:
     folder, name = os.path.split(path)
     digest = _digest(folder.encode())[:4].hex()
     return os.path.join(index_dir, f"{name}-{digest}{ending}")
-
-
-@contextlib.contextmanager
-def _naming(path):
-    """Turns a system error about a shard into a ValueError that names it."""
-    try:
-        yield
-    except retries.ERRORS as error:
-        raise ValueError(f"Shard {path} cannot be read: {error}") from error
 
 
 def _origin(path, form):
@@ -238,32 +220,24 @@ def _load(place, origin, form):
     if not origin.items() <= artefact.metadata.items():
         return None
     if files.is_remote(place):
-        return _in_memory(origin, form, np.array(records))
+        return _index(origin, form, np.array(records))
     # Not the time of change: another process may have updated only that.
     known = tuple(
         (key, artefact.metadata[key]) for key in ("identity", "crc32")
     )
-    return _index(
-        origin,
-        form,
-        records,
-        artefact.checksums[_ARRAY],
-        lambda: _map(place, _KIND, known).arrays[_ARRAY],
+    return _index(origin, form, records)._replace(
+        records=lambda: _map(place, _KIND, known).arrays[_ARRAY]
     )
 
 
-def _in_memory(origin, form, records):
-    return _index(origin, form, records, zlib.crc32(records), lambda: records)
-
-
-def _index(origin, form, records, checksum, again):
+def _index(origin, form, records):
     stamp = _digest(
         bytes.fromhex(origin["identity"]),
-        struct.pack("<Iq", checksum, len(records)),
+        struct.pack("<Iq", zlib.crc32(records), len(records)),
         form.name.encode(),
         repr(tuple(form.fields)).encode(),
     )
-    index = Index(len(records), stamp.hex(), again)
+    index = Index(len(records), stamp.hex(), lambda: records)
     sound = records[:, 1] >= 0
     if sound.all():
         return index
@@ -289,7 +263,7 @@ def _scan(path, form, origin, advance):
         advance(size)
 
     spans, ids, has_id = array.array("q"), array.array("q"), bytearray()
-    with _naming(path):
+    with shards.naming(path):
         for place, size, stored in form.scan(path, report):
             spans.extend((place, size))
             ids.append(stored or 0)

@@ -35,13 +35,7 @@ _DTYPES = {"ids": "int64", "weights": "float32", "scores": "float32"}
 
 
 class Part(NamedTuple):
-    """The rows of a shard.
-
-    Attributes:
-        ids: int64 [n].
-        weights: float32 [n], relative frequencies in the stream.
-        scores: float32 [n], NaN where a record was not scored.
-    """
+    """The rows of a shard, as they are in its file."""
 
     ids: np.ndarray
     weights: np.ndarray
@@ -247,9 +241,7 @@ def _check_shards(path, listed, store):
 
 def _few(versions):
     names = [f"{name} of version {stamp}" for name, stamp in sorted(versions)]
-    return (
-        ", ".join([*names[:3], *(["..."] if names[3:] else [])]) or "no others"
-    )
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3) or "no others"
 
 
 def _differences(wanted, stored, path=""):

@@ -17,7 +17,7 @@ from jest_tf.data.stores import (
     tars,
     tfrecords,
 )
-from jest_tf.data.stores.store import Fault, Store, join
+from jest_tf.data.stores.store import Store, join
 
 # Records checked when a store is opened, evenly spread.
 _PROBES = 16
@@ -160,7 +160,7 @@ def _find(pattern, fields, setting):
 def _check_readable(store, caption_fields):
     rows = _spread(0, len(store))
     records = store.read(rows)
-    if all(isinstance(record, Fault) for record in records):
+    if all(isinstance(record, shards.Fault) for record in records):
         raise ValueError(
             f"A store must hold records. Received: faults in all {len(rows)} "
             f"of its {len(store)} records that were checked, the first in "

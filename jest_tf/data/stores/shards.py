@@ -14,6 +14,7 @@ records, and the attribute `damage` describes a shard with such bytes in words.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import glob
 import hashlib
@@ -21,7 +22,7 @@ import io
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -201,6 +202,15 @@ def contents(path: str) -> str:
     return ""
 
 
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Turns a system error about a shard into a ValueError that names it."""
+    try:
+        yield
+    except retries.ERRORS as error:
+        raise ValueError(f"Shard {path} cannot be read: {error}") from error
+
+
 def read_records(
     path: str,
     spans: np.ndarray,
@@ -293,29 +303,6 @@ def read_files(paths: Sequence[str]) -> list[bytes | Fault]:
         elif isinstance(result, Exception):
             out[i] = Fault(f"unreadable: {one_line(result)}")
     return out
-
-
-def columns(
-    names: Sequence[str],
-    batches: Iterable[tuple[np.ndarray, Sequence[Record | Fault]]],
-    ids: Callable[[np.ndarray], np.ndarray],
-) -> dict[str, np.ndarray | list]:
-    """Makes `Store.columns` from (rows, records) pairs, and `ids` of rows."""
-    collected: dict = {name: [] for name in names}
-    for rows, records in batches:
-        captions = [list(getattr(record, "captions", ())) for record in records]
-        metadata = [getattr(record, "metadata", {}) for record in records]
-        for name, column in collected.items():
-            if name == "id":
-                column += ids(rows).tolist()
-            elif name == "caption":
-                column += captions
-            else:
-                column += [fields.get(name, b"") for fields in metadata]
-    for name in collected.keys() - {"caption"}:
-        dtype = np.int64 if name == "id" else object
-        collected[name] = np.array(collected[name], dtype)
-    return collected
 
 
 def one_line(text) -> str:

@@ -10,11 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jest_tf import files
-from jest_tf.data.stores import index, shards
+from jest_tf.data.stores import index
+from jest_tf.data.stores.shards import Fault, Record
 from jest_tf.files import retries
-
-Record = shards.Record
-Fault = shards.Fault
 
 # Records per read in a sequential pass.
 _BATCH = 256
@@ -148,7 +146,21 @@ class Store:
             `id` as int64 [n]; `caption` as n lists of bytes; other fields as an
             object array [n] of bytes, b"" if missing. A fault has only an id.
         """
-        return shards.columns(names, self._batches(), self.ids)
+        columns: dict = {name: [] for name in names}
+        for rows, records in self._batches():
+            for name, column in columns.items():
+                if name == "id":
+                    column += self.ids(rows).tolist()
+                elif name == "caption":
+                    found = (getattr(item, "captions", ()) for item in records)
+                    column += map(list, found)
+                else:
+                    found = (getattr(item, "metadata", {}) for item in records)
+                    column += [fields.get(name, b"") for fields in found]
+        for name in columns.keys() - {"caption"}:
+            dtype = np.int64 if name == "id" else object
+            columns[name] = np.array(columns[name], dtype)
+        return columns
 
     def stamp(self, shard: int) -> str:
         """Identifies a shard's version, format and the fields taken from it.

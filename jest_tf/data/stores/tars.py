@@ -22,6 +22,7 @@ from jest_tf.data.stores import shards
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
 JSON_FIELDS = ("caption", "captions", "text", "txt")
+_CAPTIONED = {"json", *CAPTION_EXTENSIONS}
 
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 # Most zeros between two members where archives were joined: the usual writers
@@ -70,10 +71,11 @@ class Tars:
                     yield place, -sample[0].lost, None
                 start, end = sample[0].start, sample[-1].end
                 torn = end > file.raw.size
-                are_images = [self._is_image(part.extension) for part in sample]
-                num_images += any(are_images)
+                extensions = {part.extension for part in sample}
+                has_image = any(map(self._is_image, extensions))
+                num_images += has_image
                 # Does not depend on the caption fields, so rows do not, either.
-                if torn or any(are_images) or any(map(_is_caption, sample)):
+                if torn or has_image or extensions & _CAPTIONED:
                     size = start - file.raw.size if torn else end - start
                     yield start, size, None
                 is_told = torn or not sample[0].key
@@ -216,10 +218,6 @@ def _has_end(file):
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - tarfile.BLOCKSIZE))
     return size % tarfile.BLOCKSIZE == 0 and not any(file.read())
-
-
-def _is_caption(member):
-    return member.extension in ("json", *CAPTION_EXTENSIONS)
 
 
 def _encode(text):

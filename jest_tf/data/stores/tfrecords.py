@@ -93,10 +93,7 @@ def parse(
 ) -> shards.Record | shards.Fault:
     """Converts a serialized `tf.train.Example`.
 
-    Args:
-        payload: its bytes.
-        fields: features of the image and of the captions, by default the
-            first of `IMAGE_FIELDS` and the first of `CAPTION_FIELDS`.
+    By default, takes the first of `IMAGE_FIELDS` and of `CAPTION_FIELDS`.
     """
     features = _features(payload)
     if features is None:

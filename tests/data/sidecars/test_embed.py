@@ -327,7 +327,7 @@ class CommandTest(tf.test.TestCase):
         )
         expected = run.learner(batch)
         rows = np.arange(30, 60)
-        image, text = sidecars.read(rows, 0 * rows, batch["id"])
+        image, text = sidecars.read(rows, 0 * rows, batch["id"].numpy())
         self.assertAllClose(image, expected.image)
         self.assertAllClose(text, expected.text)
         self.assertEqual(sidecars.scale, float(expected.scale))

@@ -99,16 +99,3 @@ class AgreementTest(tf.test.TestCase):
         self.assertIsNone(self.agreement(pairs, pairs, rows=np.arange(500) < 2))
         same = [np.ones([500, DIM], np.float32) / DIM**0.5] * 2
         self.assertIsNone(self.agreement(pairs, same))
-
-
-class SpearmanTest(tf.test.TestCase):
-    def test_equal_values_share_their_rank(self):
-        random = np.random.default_rng(0)
-        for _ in range(20):
-            left, right = random.integers(0, 5, (2, 30))
-            expected = np.corrcoef(
-                oracles.average_ranks(left), oracles.average_ranks(right)
-            )
-            self.assertAllClose(
-                recognition.spearman(left, right), expected[0, 1]
-            )
