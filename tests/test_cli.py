@@ -48,7 +48,6 @@ ICONS = [
     for setting in (
         "name=icons",
         f"data={DATA}/val-*.tfrecord",
-        "tasks=zero_shot,retrieval",
         "captions=all",
         "label_field=style",
     )

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf import evaluation
 from jest_tf.data import tokenizers
 from jest_tf.runs import (
     bootstrap,
     costs,
     directory,
-    evaluations,
     inputs,
     loading,
 )
@@ -43,7 +43,10 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     if sidecars is not None:
         sidecars.verify()
         yield "sidecars", f"all fit, embeddings of {sidecars.dim}"
-    for name, held_out in evaluations.open_data(config).items():
+    held_out_stores = evaluation.open_stores(
+        config.evaluation.named, config.data
+    )
+    for name, held_out in held_out_stores.items():
         size, tasks = len(held_out.store), ", ".join(held_out.tasks)
         yield "evaluation", f"{size:,} records, {name}: {tasks}"
     tokenizer, vocabulary = start.tokenizer, config.data.vocabulary_size

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         **flags_lib.SEVERAL,
         default=[],
         metavar="A.B=C",
-        help="settings to override, such as evaluation.batch_size=64",
+        help="settings to override, such as data.image_field=png",
     )
     add(
         "--output", metavar="DIR", help="where files go (default: none written)"
@@ -91,14 +91,12 @@ def _measured(flags):
     name = flags.workdir or flags.model
     model = loading.load(name, flags.step)
     with _indexes(flags, recipe, settings):
-        opened = evaluation.open_stores(named, settings.data)
-        evaluated = evaluations.Evaluations(
-            settings,
-            evaluations.Opened(opened),
-            *(model.learner, model.tokenizer, model.image_form),
+        stores = evaluation.open_stores(named, settings.data)
+        encoder = evaluation.Encoder(
+            model.learner, model.tokenizer, model.image_form
         )
-        with evaluated.encoder.fixed():
-            results = evaluated.measure()
+        with encoder.fixed():
+            results = evaluations.measure(stores, encoder)
             if flags.output:
                 directory.write(flags.output, directory.RESULTS_FILE, results)
                 evaluation_page.write(
@@ -106,7 +104,8 @@ def _measured(flags):
                     name
                     if flags.step is None
                     else f"{name}, step {flags.step}",
-                    evaluated,
+                    stores,
+                    encoder,
                     results,
                 )
     return results

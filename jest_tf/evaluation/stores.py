@@ -38,7 +38,7 @@ class StoreEvaluation:
 
     Args:
         store: the records.
-        settings: the tasks, and how records take part in them.
+        settings: how records take part in the measures.
 
     Attributes:
         tasks: "retrieval" and "zero_shot", or one of them.
@@ -61,15 +61,27 @@ class StoreEvaluation:
         names = ["caption", "concept", "id", "cls", settings.label_field]
         columns = store.columns(names)
         labels, numbers = columns[settings.label_field], columns["cls"]
-        self.tasks = settings.tasks
+        # A field that is named must have labels, or its name is misspelt.
+        has_classes = (
+            bool(settings.classes)
+            or settings.label_field != config_lib.EvaluationStore.label_field
+            or bool((labels != b"").any())
+        )
+        has_captions = any(map(reader.candidates, columns["caption"]))
+        self.tasks = ("retrieval",) * has_captions
+        self.tasks += ("zero_shot",) * has_classes
         if not self.tasks:
-            has_labels = bool(settings.classes) or (labels != b"").any()
-            self.tasks = ("retrieval", *["zero_shot"] * bool(has_labels))
-        if "retrieval" in self.tasks and settings.captions == "all":
+            raise ValueError(
+                "Records to evaluate on must have captions, for retrieval, or "
+                "`classes` or labels in `label_field`, for zero-shot "
+                f"classification. Received: {len(store):,} records without a "
+                f"caption, and none with a value of {settings.label_field!r}"
+            )
+        if has_captions and settings.captions == "all":
             self._take_all_captions(columns["caption"])
-        elif "retrieval" in self.tasks:
+        elif has_captions:
             self._take_first_captions(columns)
-        if "zero_shot" in self.tasks:
+        if has_classes:
             self._templates = ("{}",)
             if settings.templates:
                 self._templates = _read_templates(settings.templates)

@@ -31,6 +31,7 @@ from jest_tf.training import stepper
 _NAME = "step-{:09d}"
 _DAMAGED = ".damaged"
 _STATE = "state"  # prefix of the files in the folder
+_KEPT = 2  # the newest, and the one before it in case that is damaged
 
 # Arrays by name.
 State = dict[str, np.ndarray]
@@ -73,7 +74,7 @@ class Checkpoints(steps.StepCallback):
         super().__init__(start_step)
         self.seconds = 0.0
         self._workdir = workdir
-        self._settings = config.checkpoint
+        self._every_steps = config.checkpoint.every_steps
         self._last_step = config.steps
         self._stops = {config.steps, *config.bootstrap.renew_at}
         self._parts = dict(parts or {})
@@ -86,7 +87,7 @@ class Checkpoints(steps.StepCallback):
     def on_train_batch_end(self, batch, logs=None):
         """Saves if a checkpoint is due."""
         super().on_train_batch_end(batch, logs)
-        if self.passed(self._settings.every_steps) or self.step in self._stops:
+        if self.is_due(self._every_steps) or self.step in self._stops:
             self.save()
 
     def save(self) -> None:
@@ -111,7 +112,7 @@ class Checkpoints(steps.StepCallback):
 
     def delete_old(self) -> None:
         """Deletes checkpoints that are not kept."""
-        for step in saved_steps(self._workdir)[: -self._settings.keep]:
+        for step in saved_steps(self._workdir)[:-_KEPT]:
             files.remove_folder(_folder(self._workdir, step))
 
     def _check_room(self):

@@ -121,29 +121,26 @@ class Telemetry:
     def follow(
         self,
         model,
-        previous: int,
         step: int,
         is_logged: bool,
         writer: tf.summary.SummaryWriter,
     ) -> dict[str, float]:
-        """Follows an execution, and returns numbers for the row of the log.
+        """Follows the last of `step` steps; returns numbers for its log row.
 
-        The execution made the steps from `previous` to `step`. If a logged
-        step scores nothing, `telemetry.jsonl` gets the next step that scores.
+        If a logged step scores nothing, `telemetry.jsonl` gets the next step
+        that scores.
         """
-        report, repeats, scalars, stored = model.rows, self._repeats, {}, {}
-        for before in range(previous, step):
-            stored = self._summaries.take(before)
-            if repeats is not None:
-                rows = report.drawn(before)
-                if rows is None:  # nothing is drawn
-                    rows = np.arange(self._size)
-                repeats.add(before, rows)
-        if repeats is not None and is_logged:
-            scalars["train/repeat_rate"] = repeats.rate()
-            if self._draws_alike:
-                ratio = repeats.effective_filter_ratio(step)
-                scalars["select/effective_filter_ratio"] = ratio
+        stored, scalars = self._summaries.take(step - 1), {}
+        if self._repeats is not None:
+            rows = model.rows.drawn(step - 1)
+            if rows is None:  # nothing is drawn
+                rows = np.arange(self._size)
+            self._repeats.add(step - 1, rows)
+            if is_logged:
+                scalars["train/repeat_rate"] = self._repeats.rate()
+                if self._draws_alike:
+                    ratio = self._repeats.effective_filter_ratio(step)
+                    scalars["select/effective_filter_ratio"] = ratio
         self._is_due |= is_logged
         if self._is_due:
             summaries = stored | self._summarize_live(model, step, writer)

@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, files, training
+from jest_tf import distribution, evaluation, files, training
 from jest_tf.data import images, pipeline
 from jest_tf.data import loading as loading_lib
 from jest_tf.files import disks
@@ -50,8 +50,6 @@ def train(
         The measures of the final evaluation.
 
     Raises:
-        ValueError: settings do not fit together, data is unreadable, the
-            directory holds another run or is in use, or numbers are not finite.
         interruptions.Preempted: after SIGTERM or SIGINT to any worker, with the
             state saved.
     """
@@ -78,11 +76,8 @@ def train(
 def extend(workdir: str, steps: int) -> dict[str, float]:
     """Trains a finished run for `steps` more steps, like `train`.
 
-    The result equals that of a run of all these steps.
-
-    Raises:
-        ValueError: as `train`; or the run has not finished, or its learning
-            rate is not constant.
+    The learning rate must be constant. The result equals that of a run of all
+    these steps.
     """
     return train(provenance.extend(workdir, steps), workdir)
 
@@ -101,7 +96,7 @@ class _Run(NamedTuple):
     signals: interruptions.Signals
     start: loading.Start
     sources: inputs.Sources
-    evaluated: evaluations.Opened
+    held_out: evaluations.Stores
     tokenizer: Callable
     started: float
 
@@ -116,18 +111,11 @@ class _Run(NamedTuple):
         return self.start.image_form
 
 
-class _Built(NamedTuple):
-    """The model with its compiled step, kept over renewals."""
-
-    model: training.JESTModel
-    evaluations: evaluations.Evaluations
-
-
 class _Part(NamedTuple):
     """The inputs of a `fit`, from a checkpoint to the next renewal."""
 
     restored: checkpoints_lib.Restored
-    began: float
+    began: float  # before the renewal
     funnel: training.Funnel
     stream: Callable[..., tf.data.Dataset]
     summaries: summary.Summaries
@@ -141,8 +129,8 @@ class _Part(NamedTuple):
         return self.restored.step
 
 
-class _Followed(NamedTuple):
-    """The callbacks of a `fit` that later parts of a run need."""
+class _Callbacks(NamedTuple):
+    """The callbacks that follow a `fit`; `own` are the user's."""
 
     log: log_lib.Ledger
     checkpoints: checkpoints_lib.Checkpoints
@@ -154,15 +142,16 @@ def _train(config, workdir, signals, overwrite):
     """Opens a run, trains it from renewal to renewal, and closes it."""
     with contextlib.ExitStack() as stack:
         run = _open(config, workdir, signals, overwrite, stack)
-        built, log = _build(run), None
+        model, encoder = _build(run)
+        log = None
         while True:
-            restored = _restore(run, built.model)
-            part = _renew(run, built.model, restored)
-            followed = _follow(run, built, part, log)
-            stop = _fit(run, built.model, part, followed)
+            restored = _restore(run, model)
+            part = _renew(run, model, restored)
+            callbacks = _follow(run, model, encoder, part, log)
+            stop = _fit(run, model, part, callbacks)
             if stop == config.steps:
-                return _close(run, built.model, part, followed)
-            log = followed.log
+                return _close(run, model, part, callbacks)
+            log = callbacks.log
 
 
 def _open(config, workdir, signals, overwrite, stack):
@@ -180,7 +169,7 @@ def _open(config, workdir, signals, overwrite, stack):
         with keras.StatelessScope(initialize_variables=False):
             learner = start.build(config.data.vocabulary_size)
         inputs.check_widths(config, sources, learner)
-    evaluated = evaluations.open_data(config)
+    held_out = evaluation.open_stores(config.evaluation.named, config.data)
     # After all checks, so that a refusal prints nothing but its own message.
     progress.say(
         f"{workdir}: strategy {config.distribution.strategy} on "
@@ -204,7 +193,7 @@ def _open(config, workdir, signals, overwrite, stack):
         signals,
         start,
         sources,
-        evaluated,
+        held_out,
         tokenizer,
         time.monotonic(),
     )
@@ -222,7 +211,7 @@ def _warn_of_one_cpu(config, strategy):
 
 
 def _build(run):
-    """Builds the model, with first weights and without a reference."""
+    """Builds the model, with first weights, and the encoder of evaluations."""
     config = run.config
     with run.strategy.scope():
         learner = run.start.build(run.tokenizer.vocabulary_size)
@@ -230,17 +219,10 @@ def _build(run):
             loading.write_learner(run.output, learner, run.image_form)
         model = training.build_model(config, learner)
     inputs.check_widths(config, run.sources, learner)
-    return _Built(
-        model,
-        evaluations.Evaluations(
-            config,
-            run.evaluated,
-            learner,
-            run.tokenizer,
-            run.image_form,
-            run.strategy,
-        ),
+    encoder = evaluation.Encoder(
+        learner, run.tokenizer, run.image_form, strategy=run.strategy
     )
+    return model, encoder
 
 
 def _restore(run, model):
@@ -311,9 +293,9 @@ def _renew(run, model, restored):
     )
 
 
-def _follow(run, built, part, before):
+def _follow(run, model, encoder, part, before):
     """Makes the callbacks of a `fit`; `before` is the last one's ledger."""
-    config, model, first = run.config, built.model, run.sources.sidecars
+    config, first = run.config, run.sources.sidecars
     is_renewed = part.step in config.bootstrap.renew_at
     telemetry = _telemetry(run, part)
     renewals = bootstrap.renewals(config, run.workdir)
@@ -334,6 +316,11 @@ def _follow(run, built, part, before):
         state=part.restored.parts.get("log"),
         started=part.began if is_renewed else None,
         before=before,
+        # Of the callbacks below.
+        spent={
+            "time/evaluation_seconds": lambda: evaluate.seconds,
+            "time/save_seconds": lambda: checkpoints.seconds,
+        },
     )
     log.set_model(model)  # for the costs
     checkpoints = checkpoints_lib.Checkpoints(
@@ -352,7 +339,8 @@ def _follow(run, built, part, before):
                 callback.on_evaluation(step, measures)
 
     evaluate = evaluations.Evaluation(
-        built.evaluations,
+        run.held_out,
+        encoder,
         run.output,
         every_steps=config.evaluation.every_steps,
         start_step=part.step,
@@ -361,11 +349,7 @@ def _follow(run, built, part, before):
         weights=model.averaged,
         follows=is_renewed,
     )
-    log.spent = {
-        "time/evaluation_seconds": lambda: evaluate.seconds,
-        "time/save_seconds": lambda: checkpoints.seconds,
-    }
-    return _Followed(log, checkpoints, evaluate, own)
+    return _Callbacks(log, checkpoints, evaluate, own)
 
 
 def _telemetry(run, part):
@@ -383,7 +367,7 @@ def _telemetry(run, part):
     )
 
 
-def _fit(run, model, part, followed):
+def _fit(run, model, part, callbacks):
     """Trains to the next renewal or the end; returns the steps done there."""
     config, start_step, plan = run.config, part.step, part.funnel.plan
     stop = plan[-1].last + 1
@@ -395,28 +379,35 @@ def _fit(run, model, part, followed):
     if model.train_function is None:
         progress.say("compiling the step, once")
     check = interruptions.FiniteCheck(start_step)
-    callbacks = [
-        check,
-        followed.log,
-        followed.checkpoints,
-        run.signals,
-        followed.evaluate,
-        *followed.own,
-    ]
     try:
         with loading_lib.plain_errors():
             model.fit(
                 part.dataset,
                 steps_per_epoch=stop - start_step,
                 verbose=0,
-                callbacks=callbacks,
+                callbacks=[
+                    check,
+                    callbacks.log,
+                    callbacks.checkpoints,
+                    run.signals,
+                    callbacks.evaluate,
+                    *callbacks.own,
+                ],
             )
     except stepper.NotFinite as error:
-        error.values["learning_rate"] = float(model.optimizer.learning_rate)
-        _refuse(run, part.stream, range(check.previous, check.step), error)
+        again = part.stream(
+            start_step=check.step - 1, faults=pipeline.FaultLog(None, 1.0)
+        )
+        raise interruptions.not_finite_error(
+            check.step,
+            next(iter(again.take(1)))["id"].numpy().tolist(),
+            error,
+            float(model.optimizer.learning_rate),
+            run.workdir if run.writes else None,
+        ) from None
     except interruptions.Preempted:
-        if followed.checkpoints.step > start_step:
-            followed.checkpoints.save()
+        if callbacks.checkpoints.step > start_step:
+            callbacks.checkpoints.save()
         raise
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         part.faults.check()
@@ -430,33 +421,13 @@ def _fit(run, model, part, followed):
     return stop
 
 
-def _refuse(run, stream, numbers, error):
-    """Raises ValueError with the super-batches that are not finite."""
-    uncounted = pipeline.FaultLog(None, 1.0)
-    ids = []
-    for number in numbers:
-        dataset = stream(start_step=number, faults=uncounted)
-        batch = next(iter(dataset.take(1)))
-        ids.append(batch["id"].numpy().tolist())
-    case, message = interruptions.describe_case(
-        numbers[-1] + 1, [*numbers], ids, error
-    )
-    if run.writes:
-        directory.write(run.workdir, directory.NOT_FINITE_FILE, case)
-        path = directory.path(run.workdir, directory.NOT_FINITE_FILE)
-        message += f". Their ids are in {path}"
-    raise ValueError(
-        f"{message}; begin another run with a lower `optimizer.learning_rate`"
-    ) from None
-
-
-def _close(run, model, part, followed):
+def _close(run, model, part, callbacks):
     """Writes the final weights, evaluates them, and reports the results."""
     config, workdir, faults = run.config, run.workdir, part.faults
     is_finished = part.step == config.steps and directory.has(
         workdir, directory.WEIGHTS_FILE
     )
-    followed.checkpoints.delete_old()  # a kill may have left some
+    callbacks.checkpoints.delete_old()  # a kill may have left some
     faults.close(config.steps)
     if faults.num_replaced:
         progress.say(
@@ -466,7 +437,7 @@ def _close(run, model, part, followed):
         )
     with model.averaged():
         directory.save_learner(run.output, model.learner)
-    measures = followed.evaluate.run(config.steps)
+    measures = callbacks.evaluate.run(config.steps)
     spent = None
     if not is_finished:
         spent = time.monotonic() - run.started
