@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import os
 
-from jest_tf import config
 from jest_tf.cli import flags as flags_lib
 
 REPORT_FILE = "report.html"
@@ -47,10 +46,7 @@ def run(flags: argparse.Namespace) -> None:
             "loss=sigmoid` or loss=softmax, or name its run, `--workdir`"
         )
     chosen_by = flags_lib.settings(curation.Choice, flags, **values)
-    data = config.DataConfig(
-        train=tuple(flags.data), **flags_lib.read_format(flags)
-    )
-    store = flags_lib.open_store(data)
+    store = flags_lib.open_store(flags, "data")
     curated = curation.curate(
         flags_lib.open_sidecars(store, model, flags.sidecar_dir),
         flags.output,

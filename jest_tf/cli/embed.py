@@ -10,7 +10,6 @@ command exits with code 75, "try again later". With several hosts, give each its
 
 import argparse
 
-from jest_tf import config
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import checks
 
@@ -79,10 +78,7 @@ def run(flags: argparse.Namespace) -> None:
 
     loading.check_model(flags.model, "--model")
     teacher = loading.load(flags.model)
-    data = config.DataConfig(
-        train=tuple(flags.data), **flags_lib.read_format(flags)
-    )
-    store = flags_lib.open_store(data)
+    store = flags_lib.open_store(flags, "data")
     summary = embed.write(
         store,
         reference.encoder(teacher, flags.batch_size),

@@ -26,16 +26,20 @@ def read_format(flags: argparse.Namespace) -> dict:
     }
 
 
-def open_store(data: config.DataConfig, setting: str = "--data"):
-    """Opens the store of `data`, and shows progress if it is indexed first.
+def open_store(flags: argparse.Namespace, flag: str):
+    """Opens the store that `--flag` names; None without the flag.
 
-    `setting` is the flag that gives the patterns.
+    Shows progress if the store is indexed first.
     """
     from jest_tf.data import stores
     from jest_tf.runs import progress
 
+    patterns = getattr(flags, flag)
+    if not patterns:
+        return None
+    data = config.DataConfig(train=tuple(patterns), **read_format(flags))
     indexing = progress.Progress("indexing", "bytes")
-    return stores.open_stores(data, indexing, setting)
+    return stores.open_stores(data, indexing, f"--{flag}")
 
 
 def load_reference(name: str, setting: str):

@@ -176,4 +176,4 @@ def _charts(evaluations) -> Iterator[charts.Chart]:
                     [row[name] for row in measured],
                 )
             )
-        yield charts.draw(f"Score on {store}", shown, xlabel="TFLOPs")
+        yield charts.draw(f"Score on {store}", shown, "TFLOPs")

@@ -16,7 +16,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import keras
@@ -175,7 +175,7 @@ def restore(model: keras.Model, workdir: str) -> Restored:
                 f"{error}; renamed to {folder}{_DAMAGED}, looking for the "
                 "checkpoint before it"
             )
-    damaged = _steps(workdir, _DAMAGED)
+    damaged = saved_steps(workdir, _DAMAGED)
     if damaged:
         raise ValueError(
             f"All checkpoints of {workdir!r} are damaged; expected one that is "
@@ -192,7 +192,7 @@ def begin_anew(workdir: str) -> None:
     Any other run stays as it is, so that repeating a command with `--overwrite`
     continues it. The caller must hold the lock.
     """
-    damaged = _steps(workdir, _DAMAGED)
+    damaged = saved_steps(workdir, _DAMAGED)
     if saved_steps(workdir) or not damaged:
         return
     files.remove(directory.path(workdir, directory.WEIGHTS_FILE))
@@ -205,7 +205,6 @@ def load(model: keras.Model, workdir: str, step: int) -> Restored:
     """Builds a compiled model, and loads the checkpoint of a step.
 
     Raises:
-        ValueError: there is no such checkpoint, or it is of another model.
         Damaged: the checkpoint is damaged; the model is unchanged.
     """
     if step not in saved_steps(workdir):
@@ -270,22 +269,8 @@ def _check_sizes(folder, reader):
         raise IndexError(f"{arrays:,} bytes of arrays in {stored:,} of files")
 
 
-def saved_steps(workdir: str) -> list[int]:
-    """Returns the steps with checkpoints, ascending."""
-    folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
-    names = files.list_folder(folder)
-    old = [name for name in names if name.endswith(".weights.h5")]
-    if old:
-        raise ValueError(
-            f"The checkpoints of {workdir!r} must be of this version of "
-            "jest_tf. Received: those of version 0.1, which can continue this "
-            f"run, such as {old[0]}; take another directory for a new run"
-        )
-    return _steps(workdir)
-
-
-def _steps(workdir, suffix=""):
-    """Returns the steps with a folder that has the suffix, ascending."""
+def saved_steps(workdir: str, suffix: str = "") -> list[int]:
+    """Returns the steps with checkpoints, named with `suffix`, ascending."""
     folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
     pattern = rf"step-(\d+){re.escape(suffix)}"
     matches = (
@@ -302,26 +287,17 @@ def _steps(workdir, suffix=""):
     return steps
 
 
-def newest_step(workdir: str) -> int:
-    """Returns the step of the newest checkpoint, or 0."""
-    return max(saved_steps(workdir), default=0)
-
-
 def _folder(workdir, step):
     folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
     return directory.path(folder, _NAME.format(step))
 
 
-def named(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
+def _named(paths, variables):
     """Names variables by their paths, identically in every process.
 
     Keras numbers layers per process, so numbers are dropped, and equal names
     are distinguished by order.
     """
-    return _distinct([variable.path for variable in variables], variables)
-
-
-def _distinct(paths, variables):
     by_name, counts = {}, collections.Counter()
     for path, variable in zip(paths, variables, strict=True):
         name = re.sub(r"_\d+(?=[/_]|$)", "", path)
@@ -364,10 +340,8 @@ def _variables(model):
     """Returns every variable of a run's state, by name."""
     optimizer = model.optimizer
     groups = {
-        "model": named(model.variables),
-        "optimizer": _distinct(
-            _optimizer_paths(optimizer), optimizer.variables
-        ),
+        "model": _named([v.path for v in model.variables], model.variables),
+        "optimizer": _named(_optimizer_paths(optimizer), optimizer.variables),
     }
     return {
         f"{group}/{name}": variable

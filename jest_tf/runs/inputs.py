@@ -68,11 +68,7 @@ class Sources(NamedTuple):
 def open_sources(
     config: config_lib.TrainConfig, strategy: tf.distribute.Strategy
 ) -> Sources:
-    """Opens the inputs of a run; loads the reference under `strategy`.
-
-    Raises:
-        ValueError: data is unreadable, or the reference does not fit.
-    """
+    """Opens the inputs of a run; loads the reference under `strategy`."""
     for setting, name in config.functions:  # before data is read
         imports.load_function(setting, name)
     training.check_criteria(config.selection)
@@ -223,12 +219,7 @@ def funnel_at(
 def check_widths(
     config: config_lib.TrainConfig, sources: Sources, learner: models.TwoTower
 ) -> None:
-    """Checks that the reference can be distilled into the learner.
-
-    Raises:
-        ValueError: the width of the reference differs from
-            `reference.projection` or, without it, from the learner's width.
-    """
+    """Checks that the reference can be distilled into the learner."""
     settings, dim = config.reference, sources.dim
     width = settings.projection or learner.embedding_dim
     if settings.distillation_weight and dim not in (None, width):
@@ -279,29 +270,22 @@ def _warn_of_losses(config, learned):
 
 
 def _warn_of_seen_records(config, teacher):
-    """Warns if the reference was trained on the records it chooses from."""
-    seen = seen_shards(teacher, config.data.train)
+    """Warns if the reference was trained on all records of some shards."""
+    # A run with a stage was trained on chosen records.
+    if (
+        not isinstance(teacher, reference.Run)
+        or teacher.config.selection.scores
+    ):
+        return
+    own = list_shards(config.data.train)
+    seen = own & list_shards(teacher.config.data.train)
     if seen:
-        own = list_shards(config.data.train)
         progress.say(
             f"warning: the reference, {config.reference.model}, was trained on "
             f"every record of {len(seen):,} of the {len(own):,} shards of "
             "`data.train`, and may have learned their errors; a reference "
             "trained on curated records alone has not (docs/bootstrap.md)"
         )
-
-
-def seen_shards(model, patterns: Sequence[str]) -> set[str]:
-    """Returns the files of a pool of which a model was trained on all records.
-
-    There are none for a model that is no run, or was trained on chosen records.
-    """
-    if not isinstance(model, reference.Run):
-        return set()
-    theirs = model.config
-    if theirs.selection.scores:
-        return set()
-    return list_shards(patterns) & list_shards(theirs.data.train)
 
 
 def list_shards(patterns: Sequence[str]) -> set[str]:

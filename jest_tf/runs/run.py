@@ -468,6 +468,6 @@ def _closing_line(config, workdir, measures, seconds, num_lost):
 
 def _last_step(workdir):
     try:
-        return f"step {checkpoints_lib.newest_step(workdir):,}"
+        return f"step {max(checkpoints_lib.saved_steps(workdir), default=0):,}"
     except OSError:
         return "its last checkpoint"

@@ -276,11 +276,6 @@ class DamagedTest(CheckpointTestCase):
         with self.assertRaisesRegex(checkpoints.Damaged, "step-000000002 is"):
             checkpoints.load(self.model(), self.workdir, 2)
 
-    def test_those_of_version_0_1_are_refused(self):
-        os.rename(self.path(1), self.folder + "/step-000000001.weights.h5")
-        with self.assertRaisesRegex(ValueError, "those of version 0.1"):
-            checkpoints.restore(self.model(), self.workdir)
-
     def steps_left(self):
         return checkpoints.saved_steps(self.workdir)
 

@@ -117,7 +117,7 @@ class DivergenceTest(RunsTestCase):
             message,
             r"^Step 8 \(super-batch 7\): expected finite numbers. Received: "
             r"loss, .* and \d+ more not finite; loss nan, scale \S+, bias \S+, "
-            r"learning rate \S+\. Their ids are in .*not_finite.json; .*",
+            r"learning rate \S+\. Its ids are in .*not_finite.json; .*",
         )
         self.assertIn("a lower `optimizer.learning_rate`", message)
         case = self.read("stop", directory.NOT_FINITE_FILE)
