@@ -12,8 +12,6 @@ import os
 
 from jest_tf.cli import flags as flags_lib
 
-PAGE_FILE = "advice.html"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
@@ -64,7 +62,7 @@ def run(flags: argparse.Namespace) -> None:
         progress=progress.Progress("comparing", "records"),
     )
     sentences = advice.advise(findings)
-    page = os.path.join(flags.output, PAGE_FILE)
+    page = os.path.join(flags.output, "advice.html")
     advice_page.write(page, findings, sentences, pool, tests)
     print("\n".join(f"- {sentence}" for sentence in sentences))
     print(page)

@@ -15,8 +15,6 @@ import os
 
 from jest_tf.cli import flags as flags_lib
 
-REPORT_FILE = "report.html"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
@@ -56,6 +54,6 @@ def run(flags: argparse.Namespace) -> None:
     )
     drawn = int((curated.weights > 0).sum())
     print(f"{drawn:,} of {len(store):,} records are drawn: {flags.output}")
-    path = os.path.join(flags.output, REPORT_FILE)
+    path = os.path.join(flags.output, "report.html")
     manifest_page.write(path, store, curated)
     print(path)

@@ -106,6 +106,5 @@ class Encoder:
     def _padded(self, encode, batch, size):
         # The last batch is padded with its first row, so that only one shape is
         # traced.
-        rows = tf.range(size)
-        rows = tf.where(rows < len(batch), rows, 0)
+        rows = tf.where(tf.range(size) < len(batch), tf.range(size), 0)
         return encode(tf.gather(batch, rows)).numpy()[: len(batch)]

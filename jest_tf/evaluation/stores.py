@@ -101,15 +101,6 @@ class StoreEvaluation:
                     f"all {len(store):,} records"
                 )
 
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """Names of the values that `measure` returns."""
-        by_task = {
-            "retrieval": retrieval.MEASURES,
-            "zero_shot": zero_shot.MEASURES,
-        }
-        return tuple(name for task in self.tasks for name in by_task[task])
-
     @functools.cached_property
     def chance(self) -> dict[str, float]:
         """The headline measures of a model that guesses at random."""
@@ -191,14 +182,13 @@ def open_stores(
 ) -> dict[str, StoreEvaluation]:
     """Opens stores to evaluate on, by name.
 
+    A store without a name has that of its files: `test` for
+    `data/test-00000-of-00002.tfrecord`.
+
     Args:
         named: pairs of a setting, for errors, and the store that it names, as
             `EvaluationConfig.named`.
         data: fields and index folder, as `TrainConfig.data`.
-
-    Returns:
-        The stores by their names or, without a name, the names of their files:
-        `test` for `data/test-00000-of-00002.tfrecord`.
     """
     data = data or config_lib.DataConfig()
     opened: dict[str, StoreEvaluation] = {}

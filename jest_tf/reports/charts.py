@@ -111,7 +111,14 @@ def _finish(title, figure, axes, xlabel):
     written = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(written, format="svg", transparent=True, metadata=nothing)
-    return Chart(title, _inline(written.getvalue()))
+    svg = written.getvalue()
+    # Without ids, of which a page would have duplicates.
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r' (?:id|xmlns[:\w]*|clip-path)="[^"]*"', "", element)
+    element = re.sub(r"<defs>.*?</defs>", "", element, flags=re.DOTALL)
+    element = re.sub(r' (?:width|height)="[\d.]+pt"', "", element)
+    element = element.replace(_TEXT, "currentColor")
+    return Chart(title, markupsafe.Markup(element))
 
 
 def _add(axes, line):
@@ -124,12 +131,3 @@ def _add(axes, line):
         linewidth=2.2 if line.colour == KEPT else 1.3,
         clip_on=False,  # clipping needs ids; points lie within the limits
     )
-
-
-def _inline(svg):
-    """The SVG element without ids, of which a page would have duplicates."""
-    element = svg[svg.index("<svg") :]
-    element = re.sub(r' (?:id|xmlns[:\w]*|clip-path)="[^"]*"', "", element)
-    element = re.sub(r"<defs>.*?</defs>", "", element, flags=re.DOTALL)
-    element = re.sub(r' (?:width|height)="[\d.]+pt"', "", element)
-    return markupsafe.Markup(element.replace(_TEXT, "currentColor"))

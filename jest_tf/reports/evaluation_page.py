@@ -30,8 +30,9 @@ def write(
         section = {
             "title": title,
             "measures": {
-                measure: results[f"eval/{title}/{measure}"]
-                for measure in store.measures
+                name.removeprefix(f"eval/{title}/"): value
+                for name, value in results.items()
+                if name.startswith(f"eval/{title}/")
             },
         }
         if "zero_shot" in store.tasks:

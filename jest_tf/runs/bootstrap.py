@@ -89,12 +89,8 @@ def stored_flops(
 ) -> int:
     """Counts the FLOPs of the stored stages on a host, in `step` steps.
 
-    Args:
-        config: the settings of the run.
-        renewals: the renewals so far.
-        first: width of the first reference; 0 if there is none.
-        learner: width of the learner.
-        step: number of steps.
+    `first` is the width of the first reference, 0 if there is none, `learner`
+    that of the learner.
     """
     kept = [renewal.step for renewal in renewals if renewal.kept]
     return sum(
@@ -280,9 +276,8 @@ def sidecars_at(
 ) -> tuple[sidecars_lib.Sidecars, np.ndarray | None] | None:
     """Opens the sidecars by which the step after `step` steps chooses.
 
-    Returns:
-        The sidecars, and the rows with embeddings, bool [n], or None for all
-        rows. None if the reference has not been renewed.
+    Also returns the rows with embeddings, bool [n], None for all rows. Returns
+    None if the reference has not been renewed.
     """
     last = _last_kept(config, workdir, step)
     if last is None:

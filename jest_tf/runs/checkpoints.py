@@ -52,14 +52,8 @@ class Checkpoints(steps.StepCallback):
     """Saves the state when it is due, and deletes old checkpoints.
 
     A checkpoint is due at intervals of steps, before the reference is renewed,
-    and after the last step.
-
-    Args:
-        workdir: the run directory.
-        config: the settings of the run.
-        start_step: steps done before this `fit`.
-        parts: functions that return the state of callbacks, by name.
-        guard: a context manager that defers signals while saving.
+    and after the last step. `parts` return the state of callbacks, by name;
+    `guard` is a context manager that defers signals while saving.
     """
 
     def __init__(

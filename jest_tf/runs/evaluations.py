@@ -35,18 +35,11 @@ def measure(stores: Stores, encoder: evaluation.Encoder) -> dict[str, float]:
 class Evaluation(steps.StepCallback):
     """Evaluates every `every_steps` steps and after a `fit`, each step once.
 
-    Args:
-        stores: the stores to evaluate on, by name.
-        encoder: embeds them with the learner's current weights.
-        workdir: the run directory; `evaluation.jsonl` gets a row per step.
-        every_steps: steps between two evaluations; None: only the last step.
-        start_step: steps done before this `fit`.
-        costs: maps a step to the costs of the steps up to it, for the row.
-        report: called with the step and the measures.
-        weights: a context manager that gives the learner the weights to
-            measure.
-        follows: whether `start_step` ended an earlier `fit`; a killed process
-            may not have evaluated it.
+    `evaluation.jsonl` gets a row per step, with the `costs` of the steps up to
+    it. `report` is called with the step and the measures; `weights` is a
+    context manager that gives the learner the weights to measure. If
+    `start_step` ended an earlier `fit`, which this one `follows`, a killed
+    process may not have evaluated it.
     """
 
     def __init__(

@@ -9,12 +9,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import files, models, training
 from jest_tf.config import imports
-from jest_tf.data import (
-    pipeline,
-    reader,
-    stored_stages,
-    stream,
-)
+from jest_tf.data import pipeline, reader, stored_stages
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.stores import shards
@@ -46,14 +41,6 @@ class Sources(NamedTuple):
     teacher: reference.Run | reference.Pretrained | None
     sidecars: sidecars_lib.Sidecars | None
     clean: Callable[[np.ndarray], np.ndarray] | None = None
-
-    @property
-    def dim(self) -> int | None:
-        """Returns the width of the reference's embeddings, if it is known."""
-        if self.sidecars is not None:
-            return self.sidecars.dim
-        learner = self.teacher and self.teacher.learner
-        return getattr(learner, "embedding_dim", None)
 
     @property
     def fingerprint(self) -> str:
@@ -220,7 +207,12 @@ def check_widths(
     config: config_lib.TrainConfig, sources: Sources, learner: models.TwoTower
 ) -> None:
     """Checks that the reference can be distilled into the learner."""
-    settings, dim = config.reference, sources.dim
+    settings = config.reference
+    if sources.sidecars is not None:
+        dim = sources.sidecars.dim
+    else:  # None if it is not known
+        teacher = sources.teacher and sources.teacher.learner
+        dim = getattr(teacher, "embedding_dim", None)
     width = settings.projection or learner.embedding_dim
     if settings.distillation_weight and dim not in (None, width):
         raise ValueError(
@@ -232,13 +224,6 @@ def check_widths(
         )
 
 
-def make_order(
-    config: config_lib.TrainConfig, funnel: training.Funnel
-) -> stream.AnyOrder:
-    """Returns the order of the pool's records in a run's stream."""
-    return pipeline.order(funnel.store, config.seed, funnel.options)
-
-
 def make_stored_stages(
     config: config_lib.TrainConfig, funnel: training.Funnel
 ) -> stored_stages.StoredStages | None:
@@ -247,7 +232,7 @@ def make_stored_stages(
         funnel.plan,
         funnel.scoring_loss,
         funnel.store,
-        make_order(config, funnel),
+        pipeline.order(funnel.store, config.seed, funnel.options),
         config.seed,
         funnel.options,
         funnel.inputs,
@@ -303,12 +288,12 @@ def _warn_of_repeats(config, funnel):
     """Warns if records repeat in a super-batch, or in its curated rows."""
     curated_rows = config.data.curated_rows
     size = config.selection.super_batch_size(curated_rows)
-    num_drawn = make_order(config, funnel).num_drawn
-    if size > num_drawn:
+    order = pipeline.order(funnel.store, config.seed, funnel.options)
+    if size > order.num_drawn:
         progress.say(
             f"warning: a super-batch of {size:,} rows is larger than the "
-            f"{num_drawn:,} records to draw from, so every super-batch repeats "
-            "records"
+            f"{order.num_drawn:,} records to draw from, so every super-batch "
+            "repeats records"
         )
     num_curated = sum(funnel.store.parts[len(config.data.train) :])
     rows = max(config.plan[0].curated_rows, curated_rows)

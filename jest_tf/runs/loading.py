@@ -129,13 +129,10 @@ def check_model(name: str, setting: str) -> None:
 
 
 class Start(NamedTuple):
-    """The start of a run's learner.
+    """The start of a run's learner, built from the size of its vocabulary.
 
-    Attributes:
-        build: maps the vocabulary's size to the learner.
-        image_form: the form of its images.
-        tokenizer: the tokenizer of `model.init_from` or `data.vocabulary`; None
-            without both, or if the run directory has a tokenizer.
+    `tokenizer` is that of `model.init_from` or `data.vocabulary`; None without
+    both, or if the run directory has a tokenizer.
     """
 
     build: Callable[[int], models.TwoTower]

@@ -85,22 +85,12 @@ class Ledger(steps.StepCallback):
     tracing, evaluating and saving. `evaluation.log_ids` adds the ids of these
     draws to `draws.jsonl`. docs/logs.md describes each column.
 
-    Args:
-        config: the settings of the run.
-        workdir: the run directory.
-        start_step: steps already done.
-        telemetry: follows the selection; None omits it.
-        input_wait: watches the dataset, or None.
-        stored_flops: given a step, returns the FLOPs of the stored stages up
-            to there.
-        renewals: the renewals of the reference so far.
-        state: metrics in the checkpoint that the run continues from.
-        started: `time.monotonic` when the clock started; None starts it when
-            training begins.
-        before: this process's ledger of the earlier steps. Its clock goes on,
-            and time spent since its last row is carried over.
-        spent: functions that return the seconds spent by this process, by
-            column; rows have the totals of the run.
+    `stored_flops` maps a step to the FLOPs of the stored stages up to there.
+    The metrics go on from the `state` of a checkpoint. The clock goes on from
+    `started` or from `before`, this process's ledger of the earlier steps,
+    whose time since its last row is carried over; else it starts with training.
+    `spent` has functions that return the seconds spent by this process, by
+    column; rows have the totals of the run.
     """
 
     def __init__(

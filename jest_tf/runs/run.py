@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import distribution, evaluation, files, training
-from jest_tf.data import images, pipeline
 from jest_tf.data import loading as loading_lib
+from jest_tf.data import pipeline
 from jest_tf.files import disks
 from jest_tf.models import reference
 from jest_tf.runs import (
@@ -44,10 +44,8 @@ def train(
 ) -> dict[str, float]:
     """Runs `config` in `workdir`, from its newest checkpoint if any.
 
-    With `overwrite`, a run whose checkpoints are all damaged begins again.
-
-    Returns:
-        The measures of the final evaluation.
+    Returns the measures of the final evaluation. With `overwrite`, a run whose
+    checkpoints are all damaged begins again.
 
     Raises:
         interruptions.Preempted: after SIGTERM or SIGINT to any worker, with the
@@ -104,11 +102,6 @@ class _Run(NamedTuple):
     def writes(self) -> bool:
         """True on the worker that writes the run directory."""
         return self.output == self.workdir
-
-    @property
-    def image_form(self) -> images.Form:
-        """The form of the learner's images."""
-        return self.start.image_form
 
 
 class _Part(NamedTuple):
@@ -216,11 +209,11 @@ def _build(run):
     with run.strategy.scope():
         learner = run.start.build(run.tokenizer.vocabulary_size)
         if config.model.init_from:
-            loading.write_learner(run.output, learner, run.image_form)
+            loading.write_learner(run.output, learner, run.start.image_form)
         model = training.build_model(config, learner)
     inputs.check_widths(config, run.sources, learner)
     encoder = evaluation.Encoder(
-        learner, run.tokenizer, run.image_form, strategy=run.strategy
+        learner, run.tokenizer, run.start.image_form, strategy=run.strategy
     )
     return model, encoder
 
@@ -239,7 +232,7 @@ def _renew(run, model, restored):
         run.tokenizer,
         model.learner,
         f"the learner after {restored.step} steps",
-        run.image_form,
+        run.start.image_form,
     )
     with model.averaged():
         bootstrap.renew(
@@ -258,7 +251,10 @@ def _renew(run, model, restored):
     with run.strategy.scope():
         model.bind(funnel)
     stream = functools.partial(
-        funnel.super_batches, run.tokenizer, run.image_form, seed=config.seed
+        funnel.super_batches,
+        run.tokenizer,
+        run.start.image_form,
+        seed=config.seed,
     )
     # None on other workers: a message must not name a temporary file.
     path = directory.path(run.workdir, directory.FAULTS_FILE)
@@ -353,9 +349,10 @@ def _follow(run, model, encoder, part, before):
 
 
 def _telemetry(run, part):
-    order, here = None, part.funnel.plan[0]
+    order, funnel = None, part.funnel
+    here = funnel.plan[0]
     if here.chooses and not here.stored:  # rows give positions of the stream
-        order = inputs.make_order(run.config, part.funnel)
+        order = pipeline.order(funnel.store, run.config.seed, funnel.options)
     return draw_log.Telemetry(
         run.config,
         run.output,
