@@ -66,7 +66,7 @@ def recipe(folder, overrides=()):
             "log_every_steps": 5,
             "log_ids": True,
         },
-        "checkpoint": {"every_steps": 4, "keep": 2},
+        "checkpoint": {"every_steps": 4},
     }
     for override in overrides:
         overrides_lib.override(config.TrainConfig, values, override)
@@ -90,8 +90,10 @@ def run(
     local=None,
     touching="",
     grace=train_command.GRACE,
+    kept=2,
 ):
-    """As `python -m trainers.train`."""
+    """As `python -m trainers.train`, with so many checkpoints kept."""
+    checkpoints._KEPT = kept
     calls = 0
 
     def counted(function):

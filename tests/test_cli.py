@@ -24,7 +24,6 @@ import tiny
 import jest_tf
 from examples import quickstart, quickstart_report
 from jest_tf import cli, config
-from jest_tf.cli import evaluate
 from jest_tf.data import stores
 from jest_tf.models import reference
 from jest_tf.runs import bootstrap, directory, loading, log
@@ -48,7 +47,6 @@ ICONS = [
     for setting in (
         "name=icons",
         f"data={DATA}/val-*.tfrecord",
-        "tasks=zero_shot,retrieval",
         "captions=all",
         "label_field=style",
     )
@@ -233,17 +231,6 @@ class TrainersTest(tf.test.TestCase):
             self.assertAllClose(float(value), expected[name], atol=1e-4)
         self.assertLen(os.listdir(f"{folder}/indexes"), 1)
 
-    def test_shards_listed_by_the_shell_are_one_data_set(self):
-        shards = [f"a/val-{number:05d}-of-00002.tfrecord" for number in (0, 1)]
-        self.assertEqual(
-            evaluate.together(["b.tfrecord", *shards, "val-*.tfrecord"]),
-            [["b.tfrecord"], shards, ["val-*.tfrecord"]],
-        )
-        other = f"other/{os.path.basename(shards[0])}"
-        self.assertEqual(
-            evaluate.together([shards[0], other]), [[shards[0]], [other]]
-        )
-
     def test_a_run_is_exported(self):
         path = os.path.join(self.folder.name, "exported")
         command = ["export", "--model", self.learner, "--output", path]
@@ -277,7 +264,7 @@ class TrainersTest(tf.test.TestCase):
             r"data +400 records in 1 shards",
             r"reference +.*/reference, [\d,]+ parameters",
             r"evaluation +250 records, val: retrieval\n",
-            r"evaluation +250 records, icons: zero_shot, retrieval\n",
+            r"evaluation +250 records, icons: retrieval, zero_shot\n",
             r"stage 0, live +24 rows, the super-batch, -> 8, joint by learn",
             r"trained +8 rows",
             r"step +image uint8 \[24, 32, 32, 3\], text int32 \[24, 16\]",

@@ -150,7 +150,6 @@ MODELS = (
     ("page --workdir $/folder", "`workdir` must be a run directory"),
     ("page --workdir $/run", "There is no selection to show: .*/run' without"),
     ("evaluate --model a.keras", "nothing to evaluate on: expected `--data`"),
-    ("page --workdir $/run --moments 0", "`--moments` must be at least 1"),
     (
         "export --model nothing --output $/x --format onnx",
         "`--model` must be a run directory, .*'nothing', which is not a run",

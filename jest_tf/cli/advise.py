@@ -10,10 +10,7 @@ stage would choose and drop (docs/advise.md).
 import argparse
 import os
 
-from jest_tf import config
 from jest_tf.cli import flags as flags_lib
-
-PAGE_FILE = "advice.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +46,8 @@ def run(flags: argparse.Namespace) -> None:
     _check_unseen(model, flags)
 
     pool, curated, tests = (
-        _open(flags, name) for name in ("pool", "curated", "tests")
+        flags_lib.open_store(flags, name)
+        for name in ("pool", "curated", "tests")
     )
 
     def embedded(store, like=None):
@@ -64,21 +62,10 @@ def run(flags: argparse.Namespace) -> None:
         progress=progress.Progress("comparing", "records"),
     )
     sentences = advice.advise(findings)
-    page = os.path.join(flags.output, PAGE_FILE)
+    page = os.path.join(flags.output, "advice.html")
     advice_page.write(page, findings, sentences, pool, tests)
     print("\n".join(f"- {sentence}" for sentence in sentences))
     print(page)
-
-
-def _open(flags, name):
-    """Opens the store that a flag names, or None without the flag."""
-    patterns = getattr(flags, name)
-    if not patterns:
-        return None
-    data = config.DataConfig(
-        train=tuple(patterns), **flags_lib.read_format(flags)
-    )
-    return flags_lib.open_store(data, f"--{name}")
 
 
 def _check_unseen(model, flags):

@@ -13,10 +13,7 @@ import argparse
 import dataclasses
 import os
 
-from jest_tf import config
 from jest_tf.cli import flags as flags_lib
-
-REPORT_FILE = "report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +44,7 @@ def run(flags: argparse.Namespace) -> None:
             "loss=sigmoid` or loss=softmax, or name its run, `--workdir`"
         )
     chosen_by = flags_lib.settings(curation.Choice, flags, **values)
-    data = config.DataConfig(
-        train=tuple(flags.data), **flags_lib.read_format(flags)
-    )
-    store = flags_lib.open_store(data)
+    store = flags_lib.open_store(flags, "data")
     curated = curation.curate(
         flags_lib.open_sidecars(store, model, flags.sidecar_dir),
         flags.output,
@@ -60,6 +54,6 @@ def run(flags: argparse.Namespace) -> None:
     )
     drawn = int((curated.weights > 0).sum())
     print(f"{drawn:,} of {len(store):,} records are drawn: {flags.output}")
-    path = os.path.join(flags.output, REPORT_FILE)
+    path = os.path.join(flags.output, "report.html")
     manifest_page.write(path, store, curated)
     print(path)

@@ -6,15 +6,9 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf import evaluation
 from jest_tf.data import tokenizers
-from jest_tf.runs import (
-    bootstrap,
-    costs,
-    directory,
-    evaluations,
-    inputs,
-    loading,
-)
+from jest_tf.runs import bootstrap, costs, directory, inputs, loading
 
 
 def report(config: config_lib.TrainConfig, workdir: str) -> str:
@@ -43,8 +37,9 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     if sidecars is not None:
         sidecars.verify()
         yield "sidecars", f"all fit, embeddings of {sidecars.dim}"
-    for name, held_out in evaluations.open_data(config).items():
-        size, tasks = len(held_out.store), ", ".join(held_out.tasks)
+    held_out = evaluation.open_stores(config.evaluation.named, config.data)
+    for name, evaluated in held_out.items():
+        size, tasks = len(evaluated.store), ", ".join(evaluated.tasks)
         yield "evaluation", f"{size:,} records, {name}: {tasks}"
     tokenizer, vocabulary = start.tokenizer, config.data.vocabulary_size
     if tokenizer is not None:

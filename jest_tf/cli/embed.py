@@ -10,11 +10,8 @@ command exits with code 75, "try again later". With several hosts, give each its
 
 import argparse
 
-from jest_tf import config
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import checks
-
-DTYPES = ("float16", "float32")  # as in `sidecars.file_format`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--dtype",
         default="float16",
-        choices=DTYPES,
+        choices=("float16", "float32"),  # as in `sidecars.file_format`
         help="dtype of the embeddings (default: float16)",
     )
     add(
@@ -72,17 +69,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Writes the sidecars of this host's shards and reports on them."""
-    _check(flags)
+    checks.check("--batch-size", flags.batch_size, checks.at_least(1))
+    if not 0 <= flags.host < flags.num_hosts:
+        raise ValueError(
+            f"`--host` must be in [0, --num-hosts). Received: {flags.host} of "
+            f"{flags.num_hosts}"
+        )
     from jest_tf.data.sidecars import embed
     from jest_tf.models import reference
     from jest_tf.runs import interruptions, loading, progress
 
     loading.check_model(flags.model, "--model")
     teacher = loading.load(flags.model)
-    data = config.DataConfig(
-        train=tuple(flags.data), **flags_lib.read_format(flags)
-    )
-    store = flags_lib.open_store(data)
+    store = flags_lib.open_store(flags, "data")
     summary = embed.write(
         store,
         reference.encoder(teacher, flags.batch_size),
@@ -100,15 +99,6 @@ def run(flags: argparse.Namespace) -> None:
     _report(summary, flags)
     if summary.busy:
         raise SystemExit(interruptions.EXIT_CODE)
-
-
-def _check(flags):
-    checks.check("--batch-size", flags.batch_size, checks.at_least(1))
-    if not 0 <= flags.host < flags.num_hosts:
-        raise ValueError(
-            f"`--host` must be in [0, --num-hosts). Received: {flags.host} of "
-            f"{flags.num_hosts}"
-        )
 
 
 def _report(summary, flags):

@@ -12,9 +12,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
-import re
-from collections.abc import Sequence
 
 from jest_tf import config
 from jest_tf.cli import flags as flags_lib
@@ -35,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         **flags_lib.SEVERAL,
         metavar="GLOB",
-        help="shards or tables, each a store; shards of the same store, as "
-        "the shell lists them, are joined (default: the run's "
+        help="shards or tables, each a store; quote globs (default: the run's "
         "`evaluation.data` and `evaluation.stores`)",
     )
     add(
@@ -44,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         **flags_lib.SEVERAL,
         default=[],
         metavar="A.B=C",
-        help="settings to override, such as evaluation.batch_size=64",
+        help="settings to override, such as data.image_field=png",
     )
     add(
         "--output", metavar="DIR", help="where files go (default: none written)"
@@ -80,8 +76,8 @@ def _measured(flags):
     named = settings.evaluation.named
     if flags.data:
         named = [
-            ("--data", config.EvaluationStore(data=tuple(shards)))
-            for shards in together(flags.data)
+            ("--data", config.EvaluationStore(data=(shards,)))
+            for shards in flags.data
         ]
     if not named:
         raise ValueError(
@@ -91,14 +87,12 @@ def _measured(flags):
     name = flags.workdir or flags.model
     model = loading.load(name, flags.step)
     with _indexes(flags, recipe, settings):
-        opened = evaluation.open_stores(named, settings.data)
-        evaluated = evaluations.Evaluations(
-            settings,
-            evaluations.Opened(opened),
-            *(model.learner, model.tokenizer, model.image_form),
+        stores = evaluation.open_stores(named, settings.data)
+        encoder = evaluation.Encoder(
+            model.learner, model.tokenizer, model.image_form
         )
-        with evaluated.encoder.fixed():
-            results = evaluated.measure()
+        with encoder.fixed():
+            results = evaluations.measure(stores, encoder)
             if flags.output:
                 directory.write(flags.output, directory.RESULTS_FILE, results)
                 evaluation_page.write(
@@ -106,7 +100,8 @@ def _measured(flags):
                     name
                     if flags.step is None
                     else f"{name}, step {flags.step}",
-                    evaluated,
+                    stores,
+                    encoder,
                     results,
                 )
     return results
@@ -122,17 +117,3 @@ def _indexes(flags, recipe, settings):
     if flags.workdir and places_them and not flags.trust:
         return stores.indexes_in_memory()
     return contextlib.nullcontext()
-
-
-def together(patterns: Sequence[str]) -> list[list[str]]:
-    """Joins the shards of a store that a shell has listed.
-
-    Paths that differ only in the first number of `-00000-of-00002` form a list,
-    which takes the place of the first of them.
-    """
-    sets: dict[str, list[str]] = {}
-    for pattern in patterns:
-        shards = re.sub(r"-\d+(-of-\d+)", r"\1", os.path.basename(pattern))
-        key = os.path.join(os.path.dirname(pattern), shards)
-        sets.setdefault(key, []).append(pattern)
-    return list(sets.values())

@@ -5,37 +5,30 @@ import argparse
 from jest_tf import config, files
 from jest_tf.config import overrides
 
-FORMAT_FIELDS = ("image_field", "caption_fields", "index_dir")
 SEVERAL = {"nargs": "+", "action": "extend"}
 # Flags that may name a run directory.
 RUNS = ("workdir", "model", "reference")
 
 
-def name(field: str) -> str:
-    """Spells a setting as a flag: `index_dir` is `--index-dir`."""
-    return f"--{field.replace('_', '-')}"
+def open_store(flags: argparse.Namespace, flag: str):
+    """Opens the store that `--flag` names; None without the flag.
 
-
-def read_format(flags: argparse.Namespace) -> dict:
-    """Returns the fields of `DataConfig` that the format flags set."""
-    given = {name: getattr(flags, name) for name in FORMAT_FIELDS}
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in given.items()
-        if value is not None
-    }
-
-
-def open_store(data: config.DataConfig, setting: str = "--data"):
-    """Opens the store of `data`, and shows progress if it is indexed first.
-
-    `setting` is the flag that gives the patterns.
+    Shows progress if the store is indexed first.
     """
     from jest_tf.data import stores
     from jest_tf.runs import progress
 
+    patterns = getattr(flags, flag)
+    if not patterns:
+        return None
+    data = config.DataConfig(
+        train=tuple(patterns),
+        image_field=flags.image_field,
+        caption_fields=tuple(flags.caption_fields),
+        index_dir=flags.index_dir,
+    )
     indexing = progress.Progress("indexing", "bytes")
-    return stores.open_stores(data, indexing, setting)
+    return stores.open_stores(data, indexing, f"--{flag}")
 
 
 def load_reference(name: str, setting: str):
@@ -112,22 +105,17 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_format(parser: argparse.ArgumentParser, from_run: bool = False) -> None:
-    """Adds the flags of the data format, as in `data` of a recipe.
-
-    With `from_run` they default to None, which takes the run's settings.
-    """
-    for field in FORMAT_FIELDS:
-        default = getattr(config.DataConfig, field)
-        options = {"metavar": field.rpartition("_")[2].upper()}
-        if field == "caption_fields":
-            options = {"nargs": "+", "metavar": "FIELD"}
-        shown = "the run's" if from_run else default or "the format's own"
-        if field == "index_dir" and not from_run:
-            shown = "beside each shard"
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the data format, as in `data` of a recipe."""
+    for field, shown, options in (
+        ("image_field", "the format's own", {}),
+        ("caption_fields", "the format's own", {"nargs": "+"}),
+        ("index_dir", "beside each shard", {}),
+    ):
         parser.add_argument(
-            name(field),
-            default=None if from_run else default,
+            f"--{field.replace('_', '-')}",
+            default=getattr(config.DataConfig, field),
+            metavar=field.rpartition("_")[2].upper(),
             help=f"as `data.{field}` in a recipe (default: {shown})",
             **options,
         )

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 
 from jest_tf.cli import flags as flags_lib
-from jest_tf.config import checks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,26 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the page (default: selection.html in the run directory)",
     )
-    parser.add_argument(
-        "--moments",
-        type=int,
-        default=8,
-        metavar="N",
-        help="logged draws to show (default: 8)",
-    )
     flags_lib.add_trust(parser)
 
 
 def run(flags: argparse.Namespace) -> None:
     """Writes the page and prints its path."""
-    checks.check("--moments", flags.moments, checks.at_least(1))
     _leave_accelerators()
     from jest_tf.reports import run_page
     from jest_tf.runs import directory
 
     workdir = flags.workdir
     path = flags.output or directory.path(workdir, directory.PAGE_FILE)
-    run_page.write(workdir, path, flags.moments)
+    run_page.write(workdir, path)
     print(path)
 
 

@@ -174,7 +174,11 @@ def _settings(flags):
 def _extend(flags):
     checks.check("--extend", flags.extend, checks.at_least(1))
     others = ("config", "set", "dry_run", "overwrite")
-    given = [flags_lib.name(field) for field in others if getattr(flags, field)]
+    given = [
+        f"--{field.replace('_', '-')}"
+        for field in others
+        if getattr(flags, field)
+    ]
     if given:
         raise ValueError(
             "`--extend` goes on with the settings of the run: expected "

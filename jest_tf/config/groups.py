@@ -25,7 +25,6 @@ from jest_tf.config.tables import (
     PRESETS,
     SCHEDULES,
     STRATEGIES,
-    TASKS,
     Loss,
 )
 
@@ -275,11 +274,12 @@ class OptimizerConfig(Checked, path="optimizer"):
 class EvaluationStore(Checked, path="evaluation.stores"):
     """A named store to evaluate on, and how (docs/evaluation.md).
 
+    It is measured by retrieval if its records have captions, and by zero-shot
+    classification if it has `classes` or labels.
+
     Attributes:
         name: names its measures. Empty names it after its files.
         data: paths or globs of its shards or tables, read like `data.train`.
-        tasks: "retrieval", "zero_shot" or both. Empty takes retrieval, and
-            zero-shot classification if there are `classes` or labels.
         captions: the texts of retrieval. "first" takes each record's first
             caption, which is right for all records of its `concept`. "all",
             as CLIP_benchmark, takes every caption, a line each, for its own
@@ -294,9 +294,6 @@ class EvaluationStore(Checked, path="evaluation.stores"):
 
     name: str = ""
     data: tuple[str, ...] = ()
-    tasks: Annotated[
-        tuple[str, ...], (f"among {TASKS}", lambda tasks: {*tasks} <= {*TASKS})
-    ] = ()
     captions: Annotated[str, among("first", "all")] = "first"
     label_field: str = "label"
     classes: str = ""
@@ -311,7 +308,7 @@ class EvaluationConfig(Checked, path="evaluation"):
         data: paths or globs of shards or tables to evaluate on, read like
             `data.train`. Each is a store, named after its files, with the
             defaults of `stores`.
-        stores: further stores, with names and tasks of their own.
+        stores: further stores, with settings of their own.
         every_steps: steps between evaluations. None evaluates only at the end.
         log_every_steps: steps averaged in a line of the log.
         log_ids: also log the ids of the draws, in `draws.jsonl`.
@@ -349,11 +346,9 @@ class CheckpointConfig(Checked, path="checkpoint"):
 
     Attributes:
         every_steps: steps between checkpoints. The last step is always saved.
-        keep: number of newest checkpoints to keep.
     """
 
     every_steps: Count = 1000
-    keep: Count = 3
 
 
 @dataclass(frozen=True)

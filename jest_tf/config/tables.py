@@ -10,9 +10,6 @@ from typing import Annotated, Any, NamedTuple
 
 from jest_tf.config import checks, imports
 
-# The measures of an evaluation: their module in `evaluation`.
-TASKS = ("retrieval", "zero_shot")
-
 # Keras' names.
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
 

@@ -84,7 +84,15 @@ def curate(
     store = sidecars.store
     manifest.check_distinct(store)
     made_by = _describe(chosen_by, sidecars)
-    with _claimed(directory):
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = os.path.join(directory, ".lock")
+            stack.enter_context(files.locked(lock))
+        except BlockingIOError:
+            raise ValueError(
+                f"Another process is writing the manifest {directory!r}; "
+                "expected a folder that nobody else writes to"
+            ) from None
         for shard, done in enumerate(np.cumsum(store.shards.lengths).tolist()):
             path = manifest.part_path(store, shard, directory)
             header = manifest.describe(store, shard, made_by)
@@ -154,21 +162,6 @@ def _describe(chosen_by, sidecars):
         del made_by[name]
     del made_by["first_step"], made_by["last_step"]
     return made_by | {"reference": sidecars.description._asdict()}
-
-
-@contextlib.contextmanager
-def _claimed(directory):
-    """Locks the folder of a manifest."""
-    with contextlib.ExitStack() as stack:
-        try:
-            lock = os.path.join(directory, ".lock")
-            stack.enter_context(files.locked(lock))
-        except BlockingIOError:
-            raise ValueError(
-                f"Another process is writing the manifest {directory!r}; "
-                "expected a folder that nobody else writes to"
-            ) from None
-        yield
 
 
 def _key(stamp, seed):

@@ -60,9 +60,7 @@ class Encoder:
 
     def images(self, store: stores.Store) -> np.ndarray:
         """Embeds the images of all records, float32 [n, D]."""
-        return self._kept(
-            store.fingerprint, lambda: self._image_parts(store)
-        )
+        return self._kept(store.fingerprint, lambda: self._image_parts(store))
 
     def texts(self, texts: Sequence[str | bytes]) -> np.ndarray:
         """Embeds texts, float32 [m, D]."""
@@ -108,6 +106,5 @@ class Encoder:
     def _padded(self, encode, batch, size):
         # The last batch is padded with its first row, so that only one shape is
         # traced.
-        rows = tf.range(size)
-        rows = tf.where(rows < len(batch), rows, 0)
+        rows = tf.where(tf.range(size) < len(batch), tf.range(size), 0)
         return encode(tf.gather(batch, rows)).numpy()[: len(batch)]

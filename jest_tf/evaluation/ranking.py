@@ -98,11 +98,6 @@ def expected(
     return total
 
 
-def recall(places: Places, k: int) -> float:
-    """Returns the expected share of queries with a match among the first k."""
-    return float(np.mean(expected(places, lambda ranks: ranks <= k)))
-
-
 def check_vectors(name: str, vectors: np.ndarray) -> np.ndarray:
     """Returns vectors as floats [rows, D]; raises ValueError unless finite.
 

@@ -12,12 +12,6 @@ from jest_tf.evaluation import ranking
 
 _RECALLS = (1, 5, 10)
 
-MEASURES = tuple(
-    f"{direction}/{measure}"
-    for direction in ("image_to_text", "text_to_image")
-    for measure in (*(f"recall@{k}" for k in _RECALLS), "mrr")
-)
-
 
 def retrieval_measures(
     image_embeddings: np.ndarray,
@@ -38,7 +32,8 @@ def retrieval_measures(
         text_groups: [M], of the same kind.
 
     Returns:
-        `MEASURES`, each in [0, 1].
+        `image_to_text/recall@1`, `@5`, `@10`, `mrr` and the same of
+        `text_to_image`, each in [0, 1].
     """
     results = {}
     for name, places in _places(

@@ -38,7 +38,7 @@ class StoreEvaluation:
 
     Args:
         store: the records.
-        settings: the tasks, and how records take part in them.
+        settings: how records take part in the measures.
 
     Attributes:
         tasks: "retrieval" and "zero_shot", or one of them.
@@ -61,15 +61,27 @@ class StoreEvaluation:
         names = ["caption", "concept", "id", "cls", settings.label_field]
         columns = store.columns(names)
         labels, numbers = columns[settings.label_field], columns["cls"]
-        self.tasks = settings.tasks
+        # A field that is named must have labels, or its name is misspelt.
+        has_classes = (
+            bool(settings.classes)
+            or settings.label_field != config_lib.EvaluationStore.label_field
+            or bool((labels != b"").any())
+        )
+        has_captions = any(map(reader.candidates, columns["caption"]))
+        self.tasks = ("retrieval",) * has_captions
+        self.tasks += ("zero_shot",) * has_classes
         if not self.tasks:
-            has_labels = bool(settings.classes) or (labels != b"").any()
-            self.tasks = ("retrieval", *["zero_shot"] * bool(has_labels))
-        if "retrieval" in self.tasks and settings.captions == "all":
+            raise ValueError(
+                "Records to evaluate on must have captions, for retrieval, or "
+                "`classes` or labels in `label_field`, for zero-shot "
+                f"classification. Received: {len(store):,} records without a "
+                f"caption, and none with a value of {settings.label_field!r}"
+            )
+        if has_captions and settings.captions == "all":
             self._take_all_captions(columns["caption"])
-        elif "retrieval" in self.tasks:
+        elif has_captions:
             self._take_first_captions(columns)
-        if "zero_shot" in self.tasks:
+        if has_classes:
             self._templates = ("{}",)
             if settings.templates:
                 self._templates = _read_templates(settings.templates)
@@ -88,15 +100,6 @@ class StoreEvaluation:
                     f"Received: {settings.label_field!r}, which is empty in "
                     f"all {len(store):,} records"
                 )
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """Names of the values that `measure` returns."""
-        by_task = {
-            "retrieval": retrieval.MEASURES,
-            "zero_shot": zero_shot.MEASURES,
-        }
-        return tuple(name for task in self.tasks for name in by_task[task])
 
     @functools.cached_property
     def chance(self) -> dict[str, float]:
@@ -179,14 +182,13 @@ def open_stores(
 ) -> dict[str, StoreEvaluation]:
     """Opens stores to evaluate on, by name.
 
+    A store without a name has that of its files: `test` for
+    `data/test-00000-of-00002.tfrecord`.
+
     Args:
         named: pairs of a setting, for errors, and the store that it names, as
             `EvaluationConfig.named`.
         data: fields and index folder, as `TrainConfig.data`.
-
-    Returns:
-        The stores by their names or, without a name, the names of their files:
-        `test` for `data/test-00000-of-00002.tfrecord`.
     """
     data = data or config_lib.DataConfig()
     opened: dict[str, StoreEvaluation] = {}

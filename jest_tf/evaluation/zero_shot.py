@@ -13,11 +13,6 @@ from jest_tf.evaluation import ranking
 
 _ACCURACIES = (1, 5)
 
-MEASURES = (
-    *(f"zero_shot/accuracy@{k}" for k in _ACCURACIES),
-    "zero_shot/mean_per_class",
-)
-
 
 def zero_shot_measures(
     image_embeddings: np.ndarray,
@@ -32,9 +27,10 @@ def zero_shot_measures(
         class_embeddings: float [C, D].
 
     Returns:
-        `MEASURES`: the shares of images whose class is among the k best, and
-        the mean, over classes with images, of each class's share for k = 1. A
-        tie counts as its mean over all orders.
+        `zero_shot/accuracy@1` and `@5`, the shares of images whose class is
+        among the k best, and `zero_shot/mean_per_class`, the mean, over classes
+        with images, of each class's share for k = 1. A tie counts as its mean
+        over all orders.
     """
     images = ranking.check_vectors("image_embeddings", image_embeddings)
     classes = ranking.check_vectors("class_embeddings", class_embeddings)
@@ -48,13 +44,16 @@ def zero_shot_measures(
     places = ranking.places(
         "zero_shot", images, targets, classes, np.arange(len(classes))
     )
-    results = {
-        f"zero_shot/accuracy@{k}": ranking.recall(places, k)
+    hits_within = {
+        k: ranking.expected(places, lambda ranks, k=k: ranks <= k)
         for k in _ACCURACIES
     }
-    hits = ranking.expected(places, lambda ranks: ranks <= 1)
+    results = {
+        f"zero_shot/accuracy@{k}": float(np.mean(hits))
+        for k, hits in hits_within.items()
+    }
     counts = np.bincount(targets, minlength=len(classes))
-    shares = np.bincount(targets, hits, len(classes))[counts > 0]
+    shares = np.bincount(targets, hits_within[1], len(classes))[counts > 0]
     results["zero_shot/mean_per_class"] = float(
         np.mean(shares / counts[counts > 0])
     )

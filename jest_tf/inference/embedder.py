@@ -179,10 +179,6 @@ def load(
         trust: whether modules in the run's directory may be imported
             (docs/models.md).
 
-    Returns:
-        The model, with its `learner`, `tokenizer` and `image_form`, and the
-        `config` of its run; None for other models.
-
     Example:
         ```python
         model = jest_tf.load("runs/jest")

@@ -5,6 +5,7 @@ runtime. `jest-tf export` is the command.
 """
 
 import contextlib
+import functools
 import os
 
 import keras
@@ -85,7 +86,7 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
     with _written_folder(path) as partial:
         for name, (encode, spec) in towers.items():
             model, _ = tf2onnx.convert.from_function(
-                _named_output(encode, spec),
+                tf.function(functools.partial(_named, encode), [spec]),
                 [spec],
                 opset=_OPSET,
                 custom_op_handlers={"Erfc": (_erfc, [])},
@@ -109,29 +110,30 @@ class _Module(tf.Module):
         self.scale = tf.Variable(embedder.scale, name="scale")
         self.bias = tf.Variable(embedder.bias, name="bias")
 
-        def encode(function, values):
-            return {"embeddings": function(values, training=False)}
-
         pixels, tokens = _specs(embedder)
         self.embed_pixels = tf.function(
-            lambda pixels: encode(learner.encode_image, pixels), [pixels]
+            lambda pixels: _named(learner.encode_image, pixels), [pixels]
         )
         self.embed_images = tf.function(
-            lambda images: encode(
+            lambda images: _named(
                 learner.encode_image,
                 images_lib.decode_all(images, embedder.image_form),
             ),
             [tf.TensorSpec([None], tf.string, "images")],
         )
         self.embed_tokens = tf.function(
-            lambda tokens: encode(learner.encode_text, tokens), [tokens]
+            lambda tokens: _named(learner.encode_text, tokens), [tokens]
         )
         tokenize = _in_graph(embedder.tokenizer)
         if tokenize is not None:
             self.embed_texts = tf.function(
-                lambda texts: encode(learner.encode_text, tokenize(texts)),
+                lambda texts: _named(learner.encode_text, tokenize(texts)),
                 [tf.TensorSpec([None], tf.string, "texts")],
             )
+
+
+def _named(encode, values):
+    return {"embeddings": encode(values, training=False)}
 
 
 def _in_graph(tokenizer):
@@ -186,12 +188,6 @@ def _erfc(graph, node, name, arguments):
         outputs=[output],
         name=name,
         **form,
-    )
-
-
-def _named_output(encode, spec):
-    return tf.function(
-        lambda values: {"embeddings": encode(values, training=False)}, [spec]
     )
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import re
-import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,10 +11,8 @@ import matplotlib
 import numpy as np
 from matplotlib import figure as mpl_figure
 
-KEPT, DROPPED, UNIFORM, CHANCE = "#c2410c", "#64748b", "#2563eb", "#a1a1aa"
+KEPT, DROPPED, UNIFORM = "#c2410c", "#64748b", "#2563eb"
 
-# Names of lines: letters per row, and a row's height over the chart's.
-_NAME_WIDTH, _NAME_HEIGHT = 15, 0.085
 # Replaced by the page's text colour, so that charts follow dark mode.
 _TEXT = "#010203"
 _STYLE = {
@@ -52,24 +49,13 @@ class Chart(NamedTuple):
     svg: markupsafe.Markup
 
 
-def draw(
-    title: str,
-    lines: Sequence[Line],
-    *,
-    xlabel: str = "step",
-    unit_range: bool = False,
-) -> Chart:
-    """Draws lines, with names beside their last points.
-
-    `unit_range` shows the range [0, 1] whatever the values.
-    """
+def draw(title: str, lines: Sequence[Line], xlabel: str) -> Chart:
+    """Draws the lines that have points, with a legend below."""
     with _figure() as (figure, axes):
-        shown = [line for line in lines if len(line.x)]
-        for line in shown:
-            _add(axes, line)
-        axes.set(xlabel=xlabel, ylim=(0, 1) if unit_range else None)
-        _name(axes, shown)
-        return Chart(title, _svg(figure))
+        for line in lines:
+            if len(line.x):
+                _add(axes, line)
+        return _finish(title, figure, axes, xlabel)
 
 
 def histogram(
@@ -94,10 +80,7 @@ def histogram(
             _add(axes, Line(label, colour, middles, shares))
             around = np.pad(middles, 1, "edge"), np.pad(shares, 1)
             axes.fill(*around, color=colour, alpha=0.15, clip_on=False)
-        axes.set(xlabel=xlabel)
-        # Histograms end together, so names at their ends would be ambiguous.
-        figure.legend(loc="outside lower center", ncols=3, fontsize=10)
-        return Chart(title, _svg(figure))
+        return _finish(title, figure, axes, xlabel)
 
 
 def evenly(length: int, count: int) -> np.ndarray:
@@ -122,60 +105,29 @@ def _figure():
         yield figure, axes
 
 
-def _name(axes, lines):
-    """Writes names at the right of their lines, bottom up, without overlaps."""
-    low, high = axes.get_ylim()
-    lines = sorted(lines, key=lambda line: line.y[-1])
-    wrapped = [textwrap.fill(line.label, _NAME_WIDTH) for line in lines]
-    heights = [_NAME_HEIGHT * (1 + text.count("\n")) for text in wrapped]
-    places, free = [], 0.0
-    for line, height in zip(lines, heights, strict=True):
-        end = (line.y[-1] - low) / (high - low)
-        places.append(max(end, free + height / 2))
-        free = places[-1] + height / 2
-    free = 1.0
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], free - heights[i] / 2)
-        free = places[i] - heights[i] / 2
-    for line, text, place in zip(lines, wrapped, places, strict=True):
-        axes.annotate(
-            text,
-            (1, place),
-            (5, 0),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            color=line.colour,
-            fontsize=10,
-            linespacing=1.0,
-            va="center",
-        )
-
-
-def _svg(figure):
+def _finish(title, figure, axes, xlabel):
+    axes.set(xlabel=xlabel)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=10)
     written = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(written, format="svg", transparent=True, metadata=nothing)
-    return _inline(written.getvalue())
+    svg = written.getvalue()
+    # Without ids, of which a page would have duplicates.
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r' (?:id|xmlns[:\w]*|clip-path)="[^"]*"', "", element)
+    element = re.sub(r"<defs>.*?</defs>", "", element, flags=re.DOTALL)
+    element = re.sub(r' (?:width|height)="[\d.]+pt"', "", element)
+    element = element.replace(_TEXT, "currentColor")
+    return Chart(title, markupsafe.Markup(element))
 
 
 def _add(axes, line):
-    dashed = "--" if line.colour == CHANCE else "-"
     # Width distinguishes the main line where colours do not.
     axes.plot(
         line.x,
         line.y,
-        dashed,
         label=line.label,
         color=line.colour,
         linewidth=2.2 if line.colour == KEPT else 1.3,
         clip_on=False,  # clipping needs ids; points lie within the limits
     )
-
-
-def _inline(svg):
-    """The SVG element without ids, of which a page would have duplicates."""
-    element = svg[svg.index("<svg") :]
-    element = re.sub(r' (?:id|xmlns[:\w]*|clip-path)="[^"]*"', "", element)
-    element = re.sub(r"<defs>.*?</defs>", "", element, flags=re.DOTALL)
-    element = re.sub(r' (?:width|height)="[\d.]+pt"', "", element)
-    return markupsafe.Markup(element.replace(_TEXT, "currentColor"))

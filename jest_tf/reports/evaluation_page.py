@@ -15,22 +15,24 @@ _PAIRS, _CARDS = 15, 12
 def write(
     path: str,
     name: str,
-    evaluated: evaluations.Evaluations,
+    stores: evaluations.Stores,
+    encoder: evaluation.Encoder,
     results: Mapping[str, float],
 ) -> None:
     """Writes the page of the evaluations of the model `name`.
 
-    `results` come from `evaluated.measure()`. Every store has a section for
+    `results` come from `evaluations.measure`. Every store has a section for
     each of its tasks.
     """
     sections = []
-    for title, store in evaluated.by_name.items():
-        embedded = store.embed(evaluated.encoder)
+    for title, store in stores.items():
+        embedded = store.embed(encoder)
         section = {
             "title": title,
             "measures": {
-                measure: results[f"eval/{title}/{measure}"]
-                for measure in store.measures
+                name.removeprefix(f"eval/{title}/"): value
+                for name, value in results.items()
+                if name.startswith(f"eval/{title}/")
             },
         }
         if "zero_shot" in store.tasks:

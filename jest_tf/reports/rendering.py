@@ -44,18 +44,11 @@ def cards(
 ) -> list[dict[str, object]]:
     """Returns the values of records for `card_grid`.
 
-    Args:
-        store: the records.
-        shown: each record's row, the number below it, and whether it is framed.
+    `shown` has each record's row, the number below it, and whether to frame it.
     """
     rows = np.array([row for row, *_ in shown], np.int64)
     return [
-        {
-            "id": key,
-            "score": number,
-            "kept": kept,
-            **thumbnail(record),
-        }
+        {"id": key, "score": number, "kept": kept} | thumbnail(record)
         for (_, number, kept), record, key in zip(
             shown, store.read(rows), store.ids(rows).tolist(), strict=True
         )

@@ -18,6 +18,7 @@ from jest_tf.reports import charts, rendering
 from jest_tf.runs import directory, draw_log, inputs
 from jest_tf.runs import evaluations as evaluations_lib
 
+_MOMENTS = 8  # logged draws that the page shows
 _OFFERED = 8  # rows into the first stage that the page shows
 _COSTS = ("flops/step", "flops/stored", "flops/renewals")
 _COLOURS = (
@@ -26,8 +27,8 @@ _COLOURS = (
 )
 
 
-def write(workdir: str, path: str, num_moments: int = 8) -> None:
-    """Writes the page of a run, with images of `num_moments` logged draws."""
+def write(workdir: str, path: str) -> None:
+    """Writes the page of a run, with images of some logged draws."""
     lines, config = read(workdir), directory.load_config(workdir)
     log = directory.read_rows(workdir, directory.METRICS_FILE)
     evaluations = directory.read_rows(workdir, directory.EVALUATION_FILE)
@@ -40,7 +41,7 @@ def write(workdir: str, path: str, num_moments: int = 8) -> None:
             loss=log[-1].get("train/loss") if log else None,
             evaluated=_evaluated(evaluations),
             charts=list(_charts(evaluations)),
-            moments=_moments(workdir, config, lines, num_moments),
+            moments=_moments(workdir, config, lines),
             funnel=draw_log.funnel(config, log),
             titles={
                 stage.criterion: config_lib.criterion(stage.criterion)
@@ -116,12 +117,12 @@ def _sources(config):
     return inputs.Sources(store, None, sidecars)
 
 
-def _moments(workdir, config, lines, count):
-    """Up to `count` lines with images, newest first.
+def _moments(workdir, config, lines):
+    """Some lines with images, newest first.
 
     The newest line also gets some of the rows offered to its first stage.
     """
-    moments = [lines[-1 - i] for i in charts.evenly(len(lines), count)]
+    moments = [lines[-1 - i] for i in charts.evenly(len(lines), _MOMENTS)]
     size = config.selection.hyper_batch_size(config.data.curated_rows)
     start = moments[0]["super_batch"] * size
     moments[0]["offered"] = [
@@ -176,4 +177,4 @@ def _charts(evaluations) -> Iterator[charts.Chart]:
                     [row[name] for row in measured],
                 )
             )
-        yield charts.draw(f"Score on {store}", shown, xlabel="TFLOPs")
+        yield charts.draw(f"Score on {store}", shown, "TFLOPs")

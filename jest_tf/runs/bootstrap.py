@@ -13,6 +13,7 @@ chose chooses better than that reference.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -88,12 +89,8 @@ def stored_flops(
 ) -> int:
     """Counts the FLOPs of the stored stages on a host, in `step` steps.
 
-    Args:
-        config: the settings of the run.
-        renewals: the renewals so far.
-        first: width of the first reference; 0 if there is none.
-        learner: width of the learner.
-        step: number of steps.
+    `first` is the width of the first reference, 0 if there is none, `learner`
+    that of the learner.
     """
     kept = [renewal.step for renewal in renewals if renewal.kept]
     return sum(
@@ -217,10 +214,6 @@ def embed_records(
     """Writes the sidecars of a run's learner, or those that are missing.
 
     `rows`, bool [n], marks the records to embed; None embeds all.
-
-    Raises:
-        ValueError: more than 1 % of the records could not be
-            read, such as while a disk is away. The sidecars are then deleted.
     """
     started = time.monotonic()
     files.make_folder(folder)
@@ -263,8 +256,15 @@ def embedding_cost(
         rows = sidecars.read_shard(shard)
         images += int(rows.valid.sum())
         captions += len(rows.text)
-    of_image, of_caption = _flops(run)
-    total = images * of_image + captions * of_caption
+    image = tf.TensorSpec([1, *run.image_form.shape], run.image_form.dtype)
+    tokens = tf.TensorSpec([1, run.tokenizer.length], tf.int32)
+    total = sum(
+        number * flops.count(functools.partial(encode, training=False), spec)[0]
+        for number, encode, spec in (
+            (images, run.learner.encode_image, image),
+            (captions, run.learner.encode_text, tokens),
+        )
+    )
     return Cost(images, captions, total, seconds=0.0)
 
 
@@ -276,12 +276,8 @@ def sidecars_at(
 ) -> tuple[sidecars_lib.Sidecars, np.ndarray | None] | None:
     """Opens the sidecars by which the step after `step` steps chooses.
 
-    Returns:
-        The sidecars, and the rows with embeddings, bool [n], or None for all
-        rows. None if the reference has not been renewed.
-
-    Raises:
-        ValueError: the sidecars are missing or damaged.
+    Also returns the rows with embeddings, bool [n], None for all rows. Returns
+    None if the reference has not been renewed.
     """
     last = _last_kept(config, workdir, step)
     if last is None:
@@ -317,11 +313,7 @@ def _num_pool(config, store):
 
 
 def _last_kept(config, workdir, step):
-    """Returns the last kept renewal up to a step; None if there is none.
-
-    Raises:
-        ValueError: the `renewal.json` of a renewal up to there is missing.
-    """
+    """Returns the last kept renewal up to a step; None if there is none."""
     settings = config.bootstrap
     last = None
     for due in settings.renew_at[: settings.num_renewals(step)]:
@@ -341,21 +333,6 @@ def _last_kept(config, workdir, step):
 def _folder(workdir, step):
     folder = directory.path(workdir, directory.REFERENCES_FOLDER)
     return directory.path(folder, f"step-{step:09d}")
-
-
-def _flops(run):
-    """Counts the FLOPs of embedding an image, and of a caption."""
-    learner = run.learner
-    image = tf.TensorSpec([1, *run.image_form.shape], run.image_form.dtype)
-    tokens = tf.TensorSpec([1, run.tokenizer.length], tf.int32)
-    return (
-        flops.count(
-            lambda part: learner.encode_image(part, training=False), image
-        )[0],
-        flops.count(
-            lambda part: learner.encode_text(part, training=False), tokens
-        )[0],
-    )
 
 
 def _delete_old(config, workdir):

@@ -16,7 +16,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import keras
@@ -31,6 +31,7 @@ from jest_tf.training import stepper
 _NAME = "step-{:09d}"
 _DAMAGED = ".damaged"
 _STATE = "state"  # prefix of the files in the folder
+_KEPT = 2  # the newest, and the one before it in case that is damaged
 
 # Arrays by name.
 State = dict[str, np.ndarray]
@@ -51,14 +52,8 @@ class Checkpoints(steps.StepCallback):
     """Saves the state when it is due, and deletes old checkpoints.
 
     A checkpoint is due at intervals of steps, before the reference is renewed,
-    and after the last step.
-
-    Args:
-        workdir: the run directory.
-        config: the settings of the run.
-        start_step: steps done before this `fit`.
-        parts: functions that return the state of callbacks, by name.
-        guard: a context manager that defers signals while saving.
+    and after the last step. `parts` return the state of callbacks, by name;
+    `guard` is a context manager that defers signals while saving.
     """
 
     def __init__(
@@ -73,7 +68,7 @@ class Checkpoints(steps.StepCallback):
         super().__init__(start_step)
         self.seconds = 0.0
         self._workdir = workdir
-        self._settings = config.checkpoint
+        self._every_steps = config.checkpoint.every_steps
         self._last_step = config.steps
         self._stops = {config.steps, *config.bootstrap.renew_at}
         self._parts = dict(parts or {})
@@ -86,7 +81,7 @@ class Checkpoints(steps.StepCallback):
     def on_train_batch_end(self, batch, logs=None):
         """Saves if a checkpoint is due."""
         super().on_train_batch_end(batch, logs)
-        if self.passed(self._settings.every_steps) or self.step in self._stops:
+        if self.is_due(self._every_steps) or self.step in self._stops:
             self.save()
 
     def save(self) -> None:
@@ -111,7 +106,7 @@ class Checkpoints(steps.StepCallback):
 
     def delete_old(self) -> None:
         """Deletes checkpoints that are not kept."""
-        for step in saved_steps(self._workdir)[: -self._settings.keep]:
+        for step in saved_steps(self._workdir)[:-_KEPT]:
             files.remove_folder(_folder(self._workdir, step))
 
     def _check_room(self):
@@ -174,7 +169,7 @@ def restore(model: keras.Model, workdir: str) -> Restored:
                 f"{error}; renamed to {folder}{_DAMAGED}, looking for the "
                 "checkpoint before it"
             )
-    damaged = _steps(workdir, _DAMAGED)
+    damaged = saved_steps(workdir, _DAMAGED)
     if damaged:
         raise ValueError(
             f"All checkpoints of {workdir!r} are damaged; expected one that is "
@@ -191,7 +186,7 @@ def begin_anew(workdir: str) -> None:
     Any other run stays as it is, so that repeating a command with `--overwrite`
     continues it. The caller must hold the lock.
     """
-    damaged = _steps(workdir, _DAMAGED)
+    damaged = saved_steps(workdir, _DAMAGED)
     if saved_steps(workdir) or not damaged:
         return
     files.remove(directory.path(workdir, directory.WEIGHTS_FILE))
@@ -204,7 +199,6 @@ def load(model: keras.Model, workdir: str, step: int) -> Restored:
     """Builds a compiled model, and loads the checkpoint of a step.
 
     Raises:
-        ValueError: there is no such checkpoint, or it is of another model.
         Damaged: the checkpoint is damaged; the model is unchanged.
     """
     if step not in saved_steps(workdir):
@@ -269,22 +263,8 @@ def _check_sizes(folder, reader):
         raise IndexError(f"{arrays:,} bytes of arrays in {stored:,} of files")
 
 
-def saved_steps(workdir: str) -> list[int]:
-    """Returns the steps with checkpoints, ascending."""
-    folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
-    names = files.list_folder(folder)
-    old = [name for name in names if name.endswith(".weights.h5")]
-    if old:
-        raise ValueError(
-            f"The checkpoints of {workdir!r} must be of this version of "
-            "jest_tf. Received: those of version 0.1, which can continue this "
-            f"run, such as {old[0]}; take another directory for a new run"
-        )
-    return _steps(workdir)
-
-
-def _steps(workdir, suffix=""):
-    """Returns the steps with a folder that has the suffix, ascending."""
+def saved_steps(workdir: str, suffix: str = "") -> list[int]:
+    """Returns the steps with checkpoints, named with `suffix`, ascending."""
     folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
     pattern = rf"step-(\d+){re.escape(suffix)}"
     matches = (
@@ -301,26 +281,17 @@ def _steps(workdir, suffix=""):
     return steps
 
 
-def newest_step(workdir: str) -> int:
-    """Returns the step of the newest checkpoint, or 0."""
-    return max(saved_steps(workdir), default=0)
-
-
 def _folder(workdir, step):
     folder = directory.path(workdir, directory.CHECKPOINTS_FOLDER)
     return directory.path(folder, _NAME.format(step))
 
 
-def named(variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
+def _named(paths, variables):
     """Names variables by their paths, identically in every process.
 
     Keras numbers layers per process, so numbers are dropped, and equal names
     are distinguished by order.
     """
-    return _distinct([variable.path for variable in variables], variables)
-
-
-def _distinct(paths, variables):
     by_name, counts = {}, collections.Counter()
     for path, variable in zip(paths, variables, strict=True):
         name = re.sub(r"_\d+(?=[/_]|$)", "", path)
@@ -363,10 +334,8 @@ def _variables(model):
     """Returns every variable of a run's state, by name."""
     optimizer = model.optimizer
     groups = {
-        "model": named(model.variables),
-        "optimizer": _distinct(
-            _optimizer_paths(optimizer), optimizer.variables
-        ),
+        "model": _named([v.path for v in model.variables], model.variables),
+        "optimizer": _named(_optimizer_paths(optimizer), optimizer.variables),
     }
     return {
         f"{group}/{name}": variable

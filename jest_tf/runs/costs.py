@@ -34,12 +34,8 @@ class StepFlops:
     """FLOPs of the steps of a run.
 
     They are known once a step of each kind is traced, and kept in `flops.json`
-    for a process that continues the run. A renewed reference changes them.
-
-    Args:
-        config: the settings of the run.
-        workdir: the run directory.
-        start: steps already done.
+    for a process that continues the run, after `start` steps. A renewed
+    reference changes them.
     """
 
     def __init__(

@@ -82,10 +82,8 @@ def read(workdir: str, name: str):
 def as_written(workdir: str, name: str, errors=ValueError) -> Iterator[None]:
     """Names a file of a run directory as the cause of errors in its content.
 
-    Covers the errors that unexpected values cause, and `errors`.
-
-    Raises:
-        ValueError: in place of these errors.
+    Raises ValueError in place of errors that unexpected values cause, and of
+    `errors`.
     """
     try:
         yield

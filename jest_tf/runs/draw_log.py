@@ -73,14 +73,8 @@ class Repeats:
 class Telemetry:
     """Follows the choices of a run; the ledger calls it.
 
-    Args:
-        config: the settings of the run.
-        workdir: the run directory.
-        start_step: steps already done.
-        order: the order of the stream; None omits counts by record.
-        summaries: the choices of stored stages; None if there are none.
-        clean: maps ids to whether the records are clean; None if not known.
-        state: arrays in the checkpoint that the run continues from.
+    `summaries` gets the choices of stored stages. Without the `order` of the
+    stream, nothing is counted by record. `clean` is as in `inputs.Sources`.
     """
 
     def __init__(
@@ -121,29 +115,26 @@ class Telemetry:
     def follow(
         self,
         model,
-        previous: int,
         step: int,
         is_logged: bool,
         writer: tf.summary.SummaryWriter,
     ) -> dict[str, float]:
-        """Follows an execution, and returns numbers for the row of the log.
+        """Follows the last of `step` steps; returns numbers for its log row.
 
-        The execution made the steps from `previous` to `step`. If a logged
-        step scores nothing, `telemetry.jsonl` gets the next step that scores.
+        If a logged step scores nothing, `telemetry.jsonl` gets the next step
+        that scores.
         """
-        report, repeats, scalars, stored = model.rows, self._repeats, {}, {}
-        for before in range(previous, step):
-            stored = self._summaries.take(before)
-            if repeats is not None:
-                rows = report.drawn(before)
-                if rows is None:  # nothing is drawn
-                    rows = np.arange(self._size)
-                repeats.add(before, rows)
-        if repeats is not None and is_logged:
-            scalars["train/repeat_rate"] = repeats.rate()
-            if self._draws_alike:
-                ratio = repeats.effective_filter_ratio(step)
-                scalars["select/effective_filter_ratio"] = ratio
+        stored, scalars = self._summaries.take(step - 1), {}
+        if self._repeats is not None:
+            rows = model.rows.drawn(step - 1)
+            if rows is None:  # nothing is drawn
+                rows = np.arange(self._size)
+            self._repeats.add(step - 1, rows)
+            if is_logged:
+                scalars["train/repeat_rate"] = self._repeats.rate()
+                if self._draws_alike:
+                    ratio = self._repeats.effective_filter_ratio(step)
+                    scalars["select/effective_filter_ratio"] = ratio
         self._is_due |= is_logged
         if self._is_due:
             summaries = stored | self._summarize_live(model, step, writer)
@@ -211,19 +202,11 @@ def _scalars(details):
 
 
 class StageRow(NamedTuple):
-    """A stage of a run, and its latest choice.
+    """A stage of a run, its rows per step, and its latest choice.
 
-    Attributes:
-        number: number of the stage.
-        stage: settings of the stage.
-        rows_in: rows that come in per step.
-        rows_out: rows that pass per step.
-        step: last logged step with scores of the stage, for the values below;
-            None if there is none.
-        score: score of the rows that passed.
-        uniform_score: score of a uniform draw.
-        clean_in: clean share of the rows that came in; None if not known.
-        clean_out: clean share of the rows that passed.
+    `step` is the last logged step with scores of the stage. It gives the scores
+    of the rows that passed and of a uniform draw, and the clean shares of the
+    rows that came in and that passed; values that are not known are None.
     """
 
     number: int
@@ -261,22 +244,12 @@ def funnel(
     sizes = config.selection.sizes(config.data.curated_rows)
     rows = []
     for number, stage in enumerate(config.selection.stages):
-        start, last = f"stages/{number}/", {}
-        for row in log:
-            if f"{start}score" in row:
-                last = row
-        values = {
-            name: last.get(f"{start}{name}") for name in StageRow._fields[5:]
-        }
-        rows.append(
-            StageRow(
-                number,
-                stage,
-                *sizes[number : number + 2],
-                last.get("step"),
-                **values,
-            )
-        )
+        start = f"stages/{number}/"
+        scored = (row for row in reversed(log) if f"{start}score" in row)
+        last = next(scored, {})
+        values = [last.get(f"{start}{name}") for name in StageRow._fields[5:]]
+        around = sizes[number : number + 2]
+        rows.append(StageRow(number, stage, *around, last.get("step"), *values))
     return rows
 
 

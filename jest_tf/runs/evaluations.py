@@ -5,11 +5,7 @@ import time
 import types
 from collections.abc import Callable, Mapping
 
-import tensorflow as tf
-
-from jest_tf import config as config_lib
-from jest_tf import evaluation, models
-from jest_tf.data import images
+from jest_tf import evaluation
 from jest_tf.runs import directory, progress, steps
 
 # Headline measures of a store, where it has them, and their titles.
@@ -22,73 +18,34 @@ HEADLINES = (
 )
 
 
-class Opened(dict[str, evaluation.StoreEvaluation]):
-    """The stores of a run's evaluations, by name."""
-
-    @property
-    def measures(self) -> list[str]:
-        """Names of the measures, as in `evaluation.jsonl`."""
-        return [
-            f"eval/{name}/{measure}"
-            for name, store in self.items()
-            for measure in store.measures
-        ]
+# Opened stores by name.
+Stores = Mapping[str, evaluation.StoreEvaluation]
 
 
-def open_data(config: config_lib.TrainConfig) -> Opened:
-    """Opens `evaluation.data` and `evaluation.stores`."""
-    return Opened(evaluation.open_stores(config.evaluation.named, config.data))
-
-
-class Evaluations:
-    """Evaluations of a learner, with its current weights, on opened stores.
-
-    `image_form` is the form of the learner's images, `strategy` its strategy.
-    """
-
-    def __init__(
-        self,
-        config: config_lib.TrainConfig,
-        opened: Opened,
-        learner: models.TwoTower,
-        tokenizer: Callable,
-        image_form: images.Form,
-        strategy: tf.distribute.Strategy | None = None,
-    ):
-        self.by_name = opened
-        self.encoder = evaluation.Encoder(
-            learner, tokenizer, image_form, strategy=strategy
-        )
-
-    def measure(self) -> dict[str, float]:
-        """Measures on all stores, named `eval/<name>/<measure>`."""
-        with self.encoder.fixed():
-            return {
-                f"eval/{name}/{measure}": value
-                for name, store in self.by_name.items()
-                for measure, value in store.measure(self.encoder).items()
-            }
+def measure(stores: Stores, encoder: evaluation.Encoder) -> dict[str, float]:
+    """Measures a learner on all stores; names are `eval/<name>/<measure>`."""
+    with encoder.fixed():
+        return {
+            f"eval/{name}/{measure}": value
+            for name, store in stores.items()
+            for measure, value in store.measure(encoder).items()
+        }
 
 
 class Evaluation(steps.StepCallback):
     """Evaluates every `every_steps` steps and after a `fit`, each step once.
 
-    Args:
-        evaluations: the evaluations to make.
-        workdir: the run directory; `evaluation.jsonl` gets a row per step.
-        every_steps: steps between two evaluations; None: only the last step.
-        start_step: steps done before this `fit`.
-        costs: maps a step to the costs of the steps up to it, for the row.
-        report: called with the step and the measures.
-        weights: a context manager that gives the learner the weights to
-            measure.
-        follows: whether `start_step` ended an earlier `fit`; a killed process
-            may not have evaluated it.
+    `evaluation.jsonl` gets a row per step, with the `costs` of the steps up to
+    it. `report` is called with the step and the measures; `weights` is a
+    context manager that gives the learner the weights to measure. If
+    `start_step` ended an earlier `fit`, which this one `follows`, a killed
+    process may not have evaluated it.
     """
 
     def __init__(
         self,
-        evaluations: Evaluations,
+        stores: Stores,
+        encoder: evaluation.Encoder,
         workdir: str,
         *,
         every_steps: int | None = None,
@@ -99,7 +56,8 @@ class Evaluation(steps.StepCallback):
         follows: bool = False,
     ):
         super().__init__(start_step)
-        self._evaluations = evaluations
+        self._stores = stores
+        self._encoder = encoder
         self._workdir = workdir
         self._every_steps = every_steps
         self.seconds = 0.0
@@ -111,14 +69,13 @@ class Evaluation(steps.StepCallback):
 
     def on_train_begin(self, logs=None):
         """Makes an evaluation that a killed process did not make."""
-        self.previous = max(0, self.step - 1)
-        if self.step and (self._follows or self.passed(self._every_steps)):
+        if self.step and (self._follows or self.is_due(self._every_steps)):
             self.run(self.step)
 
     def on_train_batch_end(self, batch, logs=None):
         """Evaluates if it is due."""
         super().on_train_batch_end(batch, logs)
-        if self.passed(self._every_steps):
+        if self.is_due(self._every_steps):
             self.run(self.step)
 
     def on_train_end(self, logs=None):
@@ -131,17 +88,17 @@ class Evaluation(steps.StepCallback):
         for row in rows:
             if row["step"] == step:
                 return {n: row[n] for n in row if n.startswith("eval/")}
-        if not self._evaluations.by_name:
+        if not self._stores:
             return {}
         started = time.monotonic()
         with self._weights():
-            results = self._evaluations.measure()
+            results = measure(self._stores, self._encoder)
         spent = time.monotonic() - started
         self.seconds += spent
         row = {"step": step, **results, **self._costs(step)}
         directory.append(self._workdir, directory.EVALUATION_FILE, row)
-        for name, evaluated in self._evaluations.by_name.items():
-            line = describe(name, results, evaluated.chance)
+        for name, store in self._stores.items():
+            line = describe(name, results, store.chance)
             progress.say(f"step {step:,}  {line}")
         share = self.seconds / (time.monotonic() - self._started)
         progress.say(

@@ -9,12 +9,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import files, models, training
 from jest_tf.config import imports
-from jest_tf.data import (
-    pipeline,
-    reader,
-    stored_stages,
-    stream,
-)
+from jest_tf.data import pipeline, reader, stored_stages
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.stores import shards
@@ -48,14 +43,6 @@ class Sources(NamedTuple):
     clean: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
-    def dim(self) -> int | None:
-        """Returns the width of the reference's embeddings, if it is known."""
-        if self.sidecars is not None:
-            return self.sidecars.dim
-        learner = self.teacher and self.teacher.learner
-        return getattr(learner, "embedding_dim", None)
-
-    @property
     def fingerprint(self) -> str:
         """Identifies the reference; "" if there is none."""
         if self.sidecars is not None:
@@ -68,11 +55,7 @@ class Sources(NamedTuple):
 def open_sources(
     config: config_lib.TrainConfig, strategy: tf.distribute.Strategy
 ) -> Sources:
-    """Opens the inputs of a run; loads the reference under `strategy`.
-
-    Raises:
-        ValueError: data is unreadable, or the reference does not fit.
-    """
+    """Opens the inputs of a run; loads the reference under `strategy`."""
     for setting, name in config.functions:  # before data is read
         imports.load_function(setting, name)
     training.check_criteria(config.selection)
@@ -223,13 +206,13 @@ def funnel_at(
 def check_widths(
     config: config_lib.TrainConfig, sources: Sources, learner: models.TwoTower
 ) -> None:
-    """Checks that the reference can be distilled into the learner.
-
-    Raises:
-        ValueError: the width of the reference differs from
-            `reference.projection` or, without it, from the learner's width.
-    """
-    settings, dim = config.reference, sources.dim
+    """Checks that the reference can be distilled into the learner."""
+    settings = config.reference
+    if sources.sidecars is not None:
+        dim = sources.sidecars.dim
+    else:  # None if it is not known
+        teacher = sources.teacher and sources.teacher.learner
+        dim = getattr(teacher, "embedding_dim", None)
     width = settings.projection or learner.embedding_dim
     if settings.distillation_weight and dim not in (None, width):
         raise ValueError(
@@ -241,13 +224,6 @@ def check_widths(
         )
 
 
-def make_order(
-    config: config_lib.TrainConfig, funnel: training.Funnel
-) -> stream.AnyOrder:
-    """Returns the order of the pool's records in a run's stream."""
-    return pipeline.order(funnel.store, config.seed, funnel.options)
-
-
 def make_stored_stages(
     config: config_lib.TrainConfig, funnel: training.Funnel
 ) -> stored_stages.StoredStages | None:
@@ -256,7 +232,7 @@ def make_stored_stages(
         funnel.plan,
         funnel.scoring_loss,
         funnel.store,
-        make_order(config, funnel),
+        pipeline.order(funnel.store, config.seed, funnel.options),
         config.seed,
         funnel.options,
         funnel.inputs,
@@ -279,29 +255,22 @@ def _warn_of_losses(config, learned):
 
 
 def _warn_of_seen_records(config, teacher):
-    """Warns if the reference was trained on the records it chooses from."""
-    seen = seen_shards(teacher, config.data.train)
+    """Warns if the reference was trained on all records of some shards."""
+    # A run with a stage was trained on chosen records.
+    if (
+        not isinstance(teacher, reference.Run)
+        or teacher.config.selection.scores
+    ):
+        return
+    own = list_shards(config.data.train)
+    seen = own & list_shards(teacher.config.data.train)
     if seen:
-        own = list_shards(config.data.train)
         progress.say(
             f"warning: the reference, {config.reference.model}, was trained on "
             f"every record of {len(seen):,} of the {len(own):,} shards of "
             "`data.train`, and may have learned their errors; a reference "
             "trained on curated records alone has not (docs/bootstrap.md)"
         )
-
-
-def seen_shards(model, patterns: Sequence[str]) -> set[str]:
-    """Returns the files of a pool of which a model was trained on all records.
-
-    There are none for a model that is no run, or was trained on chosen records.
-    """
-    if not isinstance(model, reference.Run):
-        return set()
-    theirs = model.config
-    if theirs.selection.scores:
-        return set()
-    return list_shards(patterns) & list_shards(theirs.data.train)
 
 
 def list_shards(patterns: Sequence[str]) -> set[str]:
@@ -319,12 +288,12 @@ def _warn_of_repeats(config, funnel):
     """Warns if records repeat in a super-batch, or in its curated rows."""
     curated_rows = config.data.curated_rows
     size = config.selection.super_batch_size(curated_rows)
-    num_drawn = make_order(config, funnel).num_drawn
-    if size > num_drawn:
+    order = pipeline.order(funnel.store, config.seed, funnel.options)
+    if size > order.num_drawn:
         progress.say(
             f"warning: a super-batch of {size:,} rows is larger than the "
-            f"{num_drawn:,} records to draw from, so every super-batch repeats "
-            "records"
+            f"{order.num_drawn:,} records to draw from, so every super-batch "
+            "repeats records"
         )
     num_curated = sum(funnel.store.parts[len(config.data.train) :])
     rows = max(config.plan[0].curated_rows, curated_rows)

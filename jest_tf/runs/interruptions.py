@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
-from jest_tf.runs import steps
+from jest_tf.runs import directory, steps
 from jest_tf.training import stepper
 
 # EX_TEMPFAIL of sysexits.h: "try again later", here with the same command.
@@ -73,9 +73,9 @@ class Signals(keras.callbacks.Callback):
             self._raise_if_received()
 
     def stop_together(self, any_worker: Callable[[bool], bool]) -> None:
-        """Makes all workers stop after the same execution.
+        """Makes all workers stop after the same step.
 
-        Each worker calls `any_worker` after each execution; given whether this
+        Each worker calls `any_worker` after each step; given whether this
         worker got a signal, it returns whether any worker did.
         """
         self._any_worker = any_worker
@@ -131,9 +131,6 @@ class FiniteCheck(steps.StepCallback):
     its step's loss finite, so weights are checked in one pass over them; AdamW
     makes about seven. On TPUs only scalars are checked, as others would move to
     the host; clipping spreads a nonfinite gradient to all weights.
-
-    Raises:
-        stepper.NotFinite: from within `fit`.
     """
 
     def on_train_begin(self, logs=None):
@@ -158,30 +155,39 @@ class FiniteCheck(steps.StepCallback):
             raise stepper.NotFinite(names, values)
 
 
-def describe_case(
+def not_finite_error(
     step: int,
-    super_batches: Sequence[int],
-    ids: Sequence[Sequence[int]],
+    ids: Sequence[int],
     error: stepper.NotFinite,
-) -> tuple[dict, str]:
-    """Describes nonfinite numbers, as values for JSON and as a message.
+    learning_rate: float,
+    workdir: str | None,
+) -> ValueError:
+    """Returns the error of a step with nonfinite numbers.
 
-    `step` is the last of the execution; `ids` has the ids of each super-batch.
+    The case, with the ids of the step's super-batch, is written to `workdir`,
+    if any.
     """
-    case = {
-        "step": step,
-        "super_batches": super_batches,
-        "not_finite": list(error.names),
-        # JSON has no NaN.
-        **{name: str(value) for name, value in error.values.items()},
-        "ids": ids,
-    }
-    values = ", ".join(
+    values = error.values | {"learning_rate": learning_rate}
+    place = ""
+    if workdir:
+        case = {
+            "step": step,
+            "super_batch": step - 1,
+            "not_finite": list(error.names),
+            # JSON has no NaN.
+            **{name: str(value) for name, value in values.items()},
+            "ids": ids,
+        }
+        directory.write(workdir, directory.NOT_FINITE_FILE, case)
+        path = directory.path(workdir, directory.NOT_FINITE_FILE)
+        place = f". Its ids are in {path}"
+    shown = ", ".join(
         f"{name.replace('_', ' ')} {value:.6g}"
-        for name, value in error.values.items()
+        for name, value in values.items()
     )
-    return case, (
-        f"Step {step} (super-batch {', '.join(map(str, super_batches))}): "
-        "expected finite numbers. Received: "
-        f"{stepper.shorten(error.names)} not finite; {values}"
+    return ValueError(
+        f"Step {step} (super-batch {step - 1}): expected finite numbers. "
+        "Received: "
+        f"{stepper.shorten(error.names)} not finite; {shown}{place}; begin "
+        "another run with a lower `optimizer.learning_rate`"
     )

@@ -38,11 +38,6 @@ def load(
             `pretrained.load` takes.
         step: step of a checkpoint of the run; None takes the final weights.
         trust: whether modules that lie in the run directory may be imported.
-
-    Raises:
-        ValueError: there is no such model or checkpoint, what it needs is not
-            installed or not trusted, or, without `step`, the run has not
-            finished.
     """
     if step is None:
         check_model(name, "name")
@@ -134,13 +129,10 @@ def check_model(name: str, setting: str) -> None:
 
 
 class Start(NamedTuple):
-    """The start of a run's learner.
+    """The start of a run's learner, built from the size of its vocabulary.
 
-    Attributes:
-        build: maps the vocabulary's size to the learner.
-        image_form: the form of its images.
-        tokenizer: the tokenizer of `model.init_from` or `data.vocabulary`; None
-            without both, or if the run directory has a tokenizer.
+    `tokenizer` is that of `model.init_from` or `data.vocabulary`; None without
+    both, or if the run directory has a tokenizer.
     """
 
     build: Callable[[int], models.TwoTower]
@@ -149,13 +141,7 @@ class Start(NamedTuple):
 
 
 def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
-    """Opens `data.vocabulary` and `model.init_from`, unless the run has them.
-
-    Raises:
-        ValueError: there is no such model or vocabulary, it does not fit the
-            settings, or `model.frozen` and `optimizer.layer_decay` do not fit
-            the model; or the run is its own reference.
-    """
+    """Opens `data.vocabulary` and `model.init_from`, if the run is new."""
     _check_reference(config, workdir)
     name, data = config.model.init_from, config.data
     taken, tokenizer = config.model.init_tower, None

@@ -7,7 +7,8 @@ function of the settings and the step, even in a run that was killed.
 import collections
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -84,24 +85,12 @@ class Ledger(steps.StepCallback):
     tracing, evaluating and saving. `evaluation.log_ids` adds the ids of these
     draws to `draws.jsonl`. docs/logs.md describes each column.
 
-    Args:
-        config: the settings of the run.
-        workdir: the run directory.
-        start_step: steps already done.
-        telemetry: follows the selection; None omits it.
-        input_wait: watches the dataset, or None.
-        stored_flops: given a step, returns the FLOPs of the stored stages up
-            to there.
-        renewals: the renewals of the reference so far.
-        state: metrics in the checkpoint that the run continues from.
-        started: `time.monotonic` when the clock started; None starts it when
-            training begins.
-        before: this process's ledger of the earlier steps. Its clock goes on,
-            and time spent since its last row is carried over.
-
-    Attributes:
-        spent: functions that return the seconds spent by this process, by
-            column; rows have the totals of the run.
+    `stored_flops` maps a step to the FLOPs of the stored stages up to there.
+    The metrics go on from the `state` of a checkpoint. The clock goes on from
+    `started` or from `before`, this process's ledger of the earlier steps,
+    whose time since its last row is carried over; else it starts with training.
+    `spent` has functions that return the seconds spent by this process, by
+    column; rows have the totals of the run.
     """
 
     def __init__(
@@ -117,9 +106,9 @@ class Ledger(steps.StepCallback):
         state: dict[str, np.ndarray] | None = None,
         started: float | None = None,
         before: "Ledger | None" = None,
+        spent: Mapping[str, Callable[[], float]] = types.MappingProxyType({}),
     ):
         super().__init__(start_step)
-        self.spent: dict[str, Callable[[], float]] = {}
         self._config = config
         self._workdir = workdir
         self._telemetry = telemetry
@@ -138,8 +127,9 @@ class Ledger(steps.StepCallback):
                 directory.path(workdir, directory.TENSORBOARD_FOLDER)
             )
         )
+        self._spent = spent
         self._started = started
-        self._written = None  # time of the last row, and `spent` at that time
+        self._written = None  # time of the last row, and spent until then
         if before is not None:
             self._go_on(before)
         self._times = step_timing.StepTimes(input_wait)
@@ -159,7 +149,6 @@ class Ledger(steps.StepCallback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Restores the checkpoint's metrics, which `fit` resets."""
-        super().on_epoch_begin(epoch, logs)
         state, self._state = self._state, None
         for metric in self.model.step_metrics if state else ():
             for number, variable in enumerate(metric.variables):
@@ -174,20 +163,17 @@ class Ledger(steps.StepCallback):
     def on_train_batch_end(self, batch, logs=None):
         """Writes a row if it is due."""
         super().on_train_batch_end(batch, logs)
-        if self._times.end(
-            self.step - self.previous,
-            config_lib.segment_at(self._config.plan, self.previous).step_kind,
-        ):
+        segment = config_lib.segment_at(self._config.plan, self.step - 1)
+        if self._times.end(segment.step_kind):
             self._take_flops()
-        settings = self._config.evaluation
         is_due = (
-            self.passed(settings.log_every_steps)
+            self.is_due(self._config.evaluation.log_every_steps)
             or self.step == self._config.steps
         )
         followed = {}
         if self._telemetry is not None:
             followed = self._telemetry.follow(
-                self.model, self.previous, self.step, is_due, self._writer
+                self.model, self.step, is_due, self._writer
             )
         if is_due:
             self._write(self.step, followed)
@@ -252,23 +238,12 @@ class Ledger(steps.StepCallback):
         written = before._written
         if written is None:  # it wrote no row
             self._before = before._before
-            written = before._started, dict.fromkeys(before.spent, 0.0)
+            written = before._started, dict.fromkeys(before._spent, 0.0)
         self._started, spent = written
         self._before = self._before | {
-            name: self._before.get(name, 0.0) + before.spent[name]() - value
+            name: self._before.get(name, 0.0) + before._spent[name]() - value
             for name, value in spent.items()
         }
-
-    def _spent(self, spent):
-        spent = {
-            name: round(self._before.get(name, 0.0) + value, 3)
-            for name, value in spent.items()
-        }
-        if self._config.bootstrap.renew_at:
-            spent["time/renewal_seconds"] = sum(
-                renewal.seconds for renewal in self._renewals
-            )
-        return spent
 
     def _write(self, step, followed):
         row = {"step": step}
@@ -288,9 +263,17 @@ class Ledger(steps.StepCallback):
         row |= followed
         row |= self._counts_at(step)
         row |= self._times.since_last()
-        spent = {name: count() for name, count in self.spent.items()}
+        spent = {name: count() for name, count in self._spent.items()}
         self._written = time.monotonic(), spent
-        row |= self._spent(spent) | resources.peak_memory()
+        row |= {
+            name: round(self._before.get(name, 0.0) + value, 3)
+            for name, value in spent.items()
+        }
+        if self._config.bootstrap.renew_at:
+            row["time/renewal_seconds"] = sum(
+                renewal.seconds for renewal in self._renewals
+            )
+        row |= resources.peak_memory()
         row["seconds"] = round(self._seconds(), 3)
         directory.append(self._workdir, directory.METRICS_FILE, row)
         if ids is not None and self._config.evaluation.log_ids:

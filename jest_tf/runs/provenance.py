@@ -39,9 +39,6 @@ def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
     """Locks a run directory that is new or has this run, and yields it.
 
     A run refused before its first step leaves no settings behind.
-
-    Raises:
-        ValueError: it has another run, or another process has locked it.
     """
     with directory.locked(workdir):
         before = {*files.list_folder(workdir)}
@@ -56,15 +53,7 @@ def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
 
 
 def extend(workdir: str, steps: int) -> config_lib.TrainConfig:
-    """Reopens a finished run, with `steps` more steps to train.
-
-    Returns:
-        The new settings.
-
-    Raises:
-        ValueError: the run has not finished, its learning rate is not constant,
-            or its directory is locked.
-    """
+    """Reopens a finished run, with `steps` more steps; returns its settings."""
     loading.check_finished(workdir, "--workdir")
     before = directory.load_config(workdir)
     if tables.schedule(before.optimizer.schedule).has_end:
@@ -90,10 +79,6 @@ def check_data(workdir: str, sources: inputs.Sources) -> None:
     """Records the data of a run, or checks that it is unchanged.
 
     Other or rewritten shards would give another stream.
-
-    Raises:
-        ValueError: a shard, the manifest, the reference or its sidecars have
-            changed.
     """
     store, sidecars = sources.store, sources.sidecars
     now = {

@@ -15,9 +15,9 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import distribution, files, training
-from jest_tf.data import images, pipeline
+from jest_tf import distribution, evaluation, files, training
 from jest_tf.data import loading as loading_lib
+from jest_tf.data import pipeline
 from jest_tf.files import disks
 from jest_tf.models import reference
 from jest_tf.runs import (
@@ -44,14 +44,10 @@ def train(
 ) -> dict[str, float]:
     """Runs `config` in `workdir`, from its newest checkpoint if any.
 
-    With `overwrite`, a run whose checkpoints are all damaged begins again.
-
-    Returns:
-        The measures of the final evaluation.
+    Returns the measures of the final evaluation. With `overwrite`, a run whose
+    checkpoints are all damaged begins again.
 
     Raises:
-        ValueError: settings do not fit together, data is unreadable, the
-            directory holds another run or is in use, or numbers are not finite.
         interruptions.Preempted: after SIGTERM or SIGINT to any worker, with the
             state saved.
     """
@@ -78,11 +74,8 @@ def train(
 def extend(workdir: str, steps: int) -> dict[str, float]:
     """Trains a finished run for `steps` more steps, like `train`.
 
-    The result equals that of a run of all these steps.
-
-    Raises:
-        ValueError: as `train`; or the run has not finished, or its learning
-            rate is not constant.
+    The learning rate must be constant. The result equals that of a run of all
+    these steps.
     """
     return train(provenance.extend(workdir, steps), workdir)
 
@@ -101,7 +94,7 @@ class _Run(NamedTuple):
     signals: interruptions.Signals
     start: loading.Start
     sources: inputs.Sources
-    evaluated: evaluations.Opened
+    held_out: evaluations.Stores
     tokenizer: Callable
     started: float
 
@@ -110,24 +103,12 @@ class _Run(NamedTuple):
         """True on the worker that writes the run directory."""
         return self.output == self.workdir
 
-    @property
-    def image_form(self) -> images.Form:
-        """The form of the learner's images."""
-        return self.start.image_form
-
-
-class _Built(NamedTuple):
-    """The model with its compiled step, kept over renewals."""
-
-    model: training.JESTModel
-    evaluations: evaluations.Evaluations
-
 
 class _Part(NamedTuple):
     """The inputs of a `fit`, from a checkpoint to the next renewal."""
 
     restored: checkpoints_lib.Restored
-    began: float
+    began: float  # before the renewal
     funnel: training.Funnel
     stream: Callable[..., tf.data.Dataset]
     summaries: summary.Summaries
@@ -141,8 +122,8 @@ class _Part(NamedTuple):
         return self.restored.step
 
 
-class _Followed(NamedTuple):
-    """The callbacks of a `fit` that later parts of a run need."""
+class _Callbacks(NamedTuple):
+    """The callbacks that follow a `fit`; `own` are the user's."""
 
     log: log_lib.Ledger
     checkpoints: checkpoints_lib.Checkpoints
@@ -154,15 +135,16 @@ def _train(config, workdir, signals, overwrite):
     """Opens a run, trains it from renewal to renewal, and closes it."""
     with contextlib.ExitStack() as stack:
         run = _open(config, workdir, signals, overwrite, stack)
-        built, log = _build(run), None
+        model, encoder = _build(run)
+        log = None
         while True:
-            restored = _restore(run, built.model)
-            part = _renew(run, built.model, restored)
-            followed = _follow(run, built, part, log)
-            stop = _fit(run, built.model, part, followed)
+            restored = _restore(run, model)
+            part = _renew(run, model, restored)
+            callbacks = _follow(run, model, encoder, part, log)
+            stop = _fit(run, model, part, callbacks)
             if stop == config.steps:
-                return _close(run, built.model, part, followed)
-            log = followed.log
+                return _close(run, model, part, callbacks)
+            log = callbacks.log
 
 
 def _open(config, workdir, signals, overwrite, stack):
@@ -180,7 +162,7 @@ def _open(config, workdir, signals, overwrite, stack):
         with keras.StatelessScope(initialize_variables=False):
             learner = start.build(config.data.vocabulary_size)
         inputs.check_widths(config, sources, learner)
-    evaluated = evaluations.open_data(config)
+    held_out = evaluation.open_stores(config.evaluation.named, config.data)
     # After all checks, so that a refusal prints nothing but its own message.
     progress.say(
         f"{workdir}: strategy {config.distribution.strategy} on "
@@ -204,7 +186,7 @@ def _open(config, workdir, signals, overwrite, stack):
         signals,
         start,
         sources,
-        evaluated,
+        held_out,
         tokenizer,
         time.monotonic(),
     )
@@ -222,25 +204,18 @@ def _warn_of_one_cpu(config, strategy):
 
 
 def _build(run):
-    """Builds the model, with first weights and without a reference."""
+    """Builds the model, with first weights, and the encoder of evaluations."""
     config = run.config
     with run.strategy.scope():
         learner = run.start.build(run.tokenizer.vocabulary_size)
         if config.model.init_from:
-            loading.write_learner(run.output, learner, run.image_form)
+            loading.write_learner(run.output, learner, run.start.image_form)
         model = training.build_model(config, learner)
     inputs.check_widths(config, run.sources, learner)
-    return _Built(
-        model,
-        evaluations.Evaluations(
-            config,
-            run.evaluated,
-            learner,
-            run.tokenizer,
-            run.image_form,
-            run.strategy,
-        ),
+    encoder = evaluation.Encoder(
+        learner, run.tokenizer, run.start.image_form, strategy=run.strategy
     )
+    return model, encoder
 
 
 def _restore(run, model):
@@ -257,7 +232,7 @@ def _renew(run, model, restored):
         run.tokenizer,
         model.learner,
         f"the learner after {restored.step} steps",
-        run.image_form,
+        run.start.image_form,
     )
     with model.averaged():
         bootstrap.renew(
@@ -276,7 +251,10 @@ def _renew(run, model, restored):
     with run.strategy.scope():
         model.bind(funnel)
     stream = functools.partial(
-        funnel.super_batches, run.tokenizer, run.image_form, seed=config.seed
+        funnel.super_batches,
+        run.tokenizer,
+        run.start.image_form,
+        seed=config.seed,
     )
     # None on other workers: a message must not name a temporary file.
     path = directory.path(run.workdir, directory.FAULTS_FILE)
@@ -310,9 +288,9 @@ def _renew(run, model, restored):
     )
 
 
-def _follow(run, built, part, before):
+def _follow(run, model, encoder, part, before):
     """Makes the callbacks of a `fit`; `before` is the last one's ledger."""
-    config, model, first = run.config, built.model, run.sources.sidecars
+    config, first = run.config, run.sources.sidecars
     is_renewed = part.step in config.bootstrap.renew_at
     telemetry = _telemetry(run, part)
     renewals = bootstrap.renewals(config, run.workdir)
@@ -333,6 +311,11 @@ def _follow(run, built, part, before):
         state=part.restored.parts.get("log"),
         started=part.began if is_renewed else None,
         before=before,
+        # Of the callbacks below.
+        spent={
+            "time/evaluation_seconds": lambda: evaluate.seconds,
+            "time/save_seconds": lambda: checkpoints.seconds,
+        },
     )
     log.set_model(model)  # for the costs
     checkpoints = checkpoints_lib.Checkpoints(
@@ -351,7 +334,8 @@ def _follow(run, built, part, before):
                 callback.on_evaluation(step, measures)
 
     evaluate = evaluations.Evaluation(
-        built.evaluations,
+        run.held_out,
+        encoder,
         run.output,
         every_steps=config.evaluation.every_steps,
         start_step=part.step,
@@ -360,17 +344,14 @@ def _follow(run, built, part, before):
         weights=model.averaged,
         follows=is_renewed,
     )
-    log.spent = {
-        "time/evaluation_seconds": lambda: evaluate.seconds,
-        "time/save_seconds": lambda: checkpoints.seconds,
-    }
-    return _Followed(log, checkpoints, evaluate, own)
+    return _Callbacks(log, checkpoints, evaluate, own)
 
 
 def _telemetry(run, part):
-    order, here = None, part.funnel.plan[0]
+    order, funnel = None, part.funnel
+    here = funnel.plan[0]
     if here.chooses and not here.stored:  # rows give positions of the stream
-        order = inputs.make_order(run.config, part.funnel)
+        order = pipeline.order(funnel.store, run.config.seed, funnel.options)
     return draw_log.Telemetry(
         run.config,
         run.output,
@@ -382,7 +363,7 @@ def _telemetry(run, part):
     )
 
 
-def _fit(run, model, part, followed):
+def _fit(run, model, part, callbacks):
     """Trains to the next renewal or the end; returns the steps done there."""
     config, start_step, plan = run.config, part.step, part.funnel.plan
     stop = plan[-1].last + 1
@@ -394,28 +375,35 @@ def _fit(run, model, part, followed):
     if model.train_function is None:
         progress.say("compiling the step, once")
     check = interruptions.FiniteCheck(start_step)
-    callbacks = [
-        check,
-        followed.log,
-        followed.checkpoints,
-        run.signals,
-        followed.evaluate,
-        *followed.own,
-    ]
     try:
         with loading_lib.plain_errors():
             model.fit(
                 part.dataset,
                 steps_per_epoch=stop - start_step,
                 verbose=0,
-                callbacks=callbacks,
+                callbacks=[
+                    check,
+                    callbacks.log,
+                    callbacks.checkpoints,
+                    run.signals,
+                    callbacks.evaluate,
+                    *callbacks.own,
+                ],
             )
     except stepper.NotFinite as error:
-        error.values["learning_rate"] = float(model.optimizer.learning_rate)
-        _refuse(run, part.stream, range(check.previous, check.step), error)
+        again = part.stream(
+            start_step=check.step - 1, faults=pipeline.FaultLog(None, 1.0)
+        )
+        raise interruptions.not_finite_error(
+            check.step,
+            next(iter(again.take(1)))["id"].numpy().tolist(),
+            error,
+            float(model.optimizer.learning_rate),
+            run.workdir if run.writes else None,
+        ) from None
     except interruptions.Preempted:
-        if followed.checkpoints.step > start_step:
-            followed.checkpoints.save()
+        if callbacks.checkpoints.step > start_step:
+            callbacks.checkpoints.save()
         raise
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         part.faults.check()
@@ -429,33 +417,13 @@ def _fit(run, model, part, followed):
     return stop
 
 
-def _refuse(run, stream, numbers, error):
-    """Raises ValueError with the super-batches that are not finite."""
-    uncounted = pipeline.FaultLog(None, 1.0)
-    ids = []
-    for number in numbers:
-        dataset = stream(start_step=number, faults=uncounted)
-        batch = next(iter(dataset.take(1)))
-        ids.append(batch["id"].numpy().tolist())
-    case, message = interruptions.describe_case(
-        numbers[-1] + 1, [*numbers], ids, error
-    )
-    if run.writes:
-        directory.write(run.workdir, directory.NOT_FINITE_FILE, case)
-        path = directory.path(run.workdir, directory.NOT_FINITE_FILE)
-        message += f". Their ids are in {path}"
-    raise ValueError(
-        f"{message}; begin another run with a lower `optimizer.learning_rate`"
-    ) from None
-
-
-def _close(run, model, part, followed):
+def _close(run, model, part, callbacks):
     """Writes the final weights, evaluates them, and reports the results."""
     config, workdir, faults = run.config, run.workdir, part.faults
     is_finished = part.step == config.steps and directory.has(
         workdir, directory.WEIGHTS_FILE
     )
-    followed.checkpoints.delete_old()  # a kill may have left some
+    callbacks.checkpoints.delete_old()  # a kill may have left some
     faults.close(config.steps)
     if faults.num_replaced:
         progress.say(
@@ -465,7 +433,7 @@ def _close(run, model, part, followed):
         )
     with model.averaged():
         directory.save_learner(run.output, model.learner)
-    measures = followed.evaluate.run(config.steps)
+    measures = callbacks.evaluate.run(config.steps)
     spent = None
     if not is_finished:
         spent = time.monotonic() - run.started
@@ -496,6 +464,6 @@ def _closing_line(config, workdir, measures, seconds, num_lost):
 
 def _last_step(workdir):
     try:
-        return f"step {checkpoints_lib.newest_step(workdir):,}"
+        return f"step {max(checkpoints_lib.saved_steps(workdir), default=0):,}"
     except OSError:
         return "its last checkpoint"

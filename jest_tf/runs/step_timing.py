@@ -50,8 +50,8 @@ class InputWait:
 class StepTimes:
     """Seconds of steps and of waiting, since the last row and in total.
 
-    An execution that traces a new kind of step is left out. An `input_wait` of
-    None omits waiting.
+    The first step of each kind, which is traced, is left out. An `input_wait`
+    of None omits waiting.
     """
 
     def __init__(self, input_wait: InputWait | None):
@@ -63,14 +63,14 @@ class StepTimes:
         self._sums, self._before = np.zeros(3), np.zeros(3)
 
     def begin(self) -> None:
-        """Starts the clock of an execution."""
+        """Starts the clock of a step."""
         self._began = self._now()
 
-    def end(self, steps: int, kind: Hashable) -> bool:
-        """Counts an execution of `steps` steps; True if `kind` is new."""
+    def end(self, kind: Hashable) -> bool:
+        """Counts a step; returns whether its kind is new."""
         spent = self._now() - self._began
         if kind in self._kinds:
-            self._sums += (steps, *spent)
+            self._sums += (1, *spent)
             return False
         self._kinds.add(kind)
         return True
@@ -82,7 +82,7 @@ class StepTimes:
         return values
 
     def total(self) -> dict[str, float]:
-        """Returns the same values over all executions."""
+        """Returns the same values over all steps."""
         return self._values(self._sums)
 
     def _now(self):

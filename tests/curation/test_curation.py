@@ -20,7 +20,7 @@ import stored_cases
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, curation
+from jest_tf import config, curation, files
 from jest_tf.curation import choice
 from jest_tf.data import reader, sidecars, stores, stream
 from jest_tf.data.stores import manifest
@@ -209,7 +209,7 @@ class ResumeTest(ScoresTestCase):
 
     def test_two_processes_do_not_write_one_manifest(self):
         folder = self.output()
-        with choice._claimed(folder):
+        with files.locked(os.path.join(folder, ".lock")):
             with self.assertRaisesRegex(ValueError, "Another process is writ"):
                 self.curate(folder)
 

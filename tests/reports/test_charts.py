@@ -12,7 +12,7 @@ from jest_tf.reports import charts
 class ChartsTest(tf.test.TestCase):
     def test_a_chart_is_one_element_that_refers_to_nothing(self):
         line = charts.Line("<b>", charts.KEPT, range(5), range(5))
-        svg = charts.draw("title", [line]).svg
+        svg = charts.draw("title", [line], "step").svg
         self.assertEqual(html_elements.parse(svg).tags[0], "svg")
         self.assertNotRegex(svg, r"http|href|url\(| id=|<b>")
         self.assertIn("currentColor", svg)

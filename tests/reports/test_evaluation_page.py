@@ -6,8 +6,7 @@ import html_elements
 import tensorflow as tf
 from evaluation_cases import Oracle, number_of, write_shard
 
-from jest_tf import config
-from jest_tf.data import images
+from jest_tf import config, evaluation
 from jest_tf.reports import evaluation_page
 from jest_tf.runs import evaluations
 
@@ -23,20 +22,16 @@ class PageTest(tf.test.TestCase):
         rows = [(gray, text, "", "") for gray, text in captions]
         write_shard(f"{folder}/pairs.tfrecord", rows)
         store = config.EvaluationStore(
-            "numbers", (f"{folder}/numbers.tfrecord",), ("zero_shot",)
+            "numbers", (f"{folder}/numbers.tfrecord",)
         )
-        settings = config.TrainConfig(
-            evaluation=config.EvaluationConfig(
-                (f"{folder}/pairs.tfrecord",), (store,)
-            )
+        settings = config.EvaluationConfig(
+            (f"{folder}/pairs.tfrecord",), (store,)
         )
-        evaluated = evaluations.Evaluations(
-            settings,
-            evaluations.open_data(settings),
-            *(Oracle(), number_of, images.Resizing(2)),
-        )
+        stores = evaluation.open_stores(settings.named)
+        encoder = evaluation.Encoder(Oracle(), number_of, 2)
+        results = evaluations.measure(stores, encoder)
         page = folder / "evaluation.html"
-        evaluation_page.write(str(page), "tiny", evaluated, evaluated.measure())
+        evaluation_page.write(str(page), "tiny", stores, encoder, results)
         text = page.read_text(encoding="utf-8")
         self.assertIn("Evaluation of <em>tiny</em>", text)
         self.assertIn("<h2>numbers</h2>", text)

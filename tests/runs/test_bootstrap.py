@@ -30,7 +30,6 @@ SETTINGS = (
     *("bootstrap.renew_at=8,16", "bootstrap.shares=0.7,0.5"),
     *("bootstrap.clean_start=true", f"data.curated_rows={CURATED}"),
     *("optimizer.ema=none", "evaluation.log_every_steps=1"),
-    "checkpoint.keep=9",
 )
 STORED = config.SelectionConfig(
     64, stages=(config.Stage(4, "stored", criterion="easy_reference"),)
@@ -55,7 +54,7 @@ class RunTest(tf.test.TestCase):
         cls.server = subprocesses.Server()
         cls.addClassCleanup(cls.server.close)
         cls.unbroken = os.path.join(cls.folder, "unbroken")
-        cls.run_in(cls.unbroken)
+        cls.run_in(cls.unbroken, kept=9)
         cls.config = directory.load_config(cls.unbroken)
         cls.store = stores.open_stores(cls.config.data)
 
@@ -190,8 +189,7 @@ class RunTest(tf.test.TestCase):
 
     def test_a_reference_that_a_checkpoint_needs_is_not_deleted(self):
         workdir = os.path.join(self.folder, "gone")
-        settings = ("steps=20", "checkpoint.keep=1")
-        self.run_in(workdir, *settings)
+        self.run_in(workdir, "steps=20", kept=1)
         first, second = (
             [name for name in os.listdir(folder) if "sidecar" in name]
             for folder in (
@@ -211,7 +209,7 @@ class RunTest(tf.test.TestCase):
             )
         )
         os.remove(os.path.join(workdir, directory.WEIGHTS_FILE))
-        said = self.run_in(workdir, *settings, ended=1)
+        said = self.run_in(workdir, "steps=20", ended=1)
         self.assertIn("must have the reference of the steps after 16", said)
 
 

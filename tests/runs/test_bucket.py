@@ -43,7 +43,7 @@ def config():
         evaluation=c.EvaluationConfig(
             data=("{folder}/a.tfrecord",), log_every_steps=1
         ),
-        checkpoint=c.CheckpointConfig(every_steps=1, keep=2),
+        checkpoint=c.CheckpointConfig(every_steps=1),
     )
 """
 # By sidecars, of the named reference.

@@ -46,16 +46,15 @@ class CheckpointTestCase(tf.test.TestCase):
         model.optimizer.build(model.trainable_variables)
         return model
 
-    def callback(self, model, **settings):
+    def callback(self, model, kept=9, **settings):
+        self.enterContext(mock.patch.object(checkpoints, "_KEPT", kept))
         names = ("start_step", "parts", "guard")
         options = {
             name: settings.pop(name) for name in names if name in settings
         }
         run = config.TrainConfig(
             steps=settings.pop("last_step", 10**11),
-            checkpoint=config.CheckpointConfig(
-                **{"every_steps": 1, "keep": 9} | settings
-            ),
+            checkpoint=config.CheckpointConfig(**{"every_steps": 1} | settings),
         )
         callback = checkpoints.Checkpoints(self.workdir, run, **options)
         callback.set_model(model)
@@ -64,7 +63,7 @@ class CheckpointTestCase(tf.test.TestCase):
     def save(self, model, step):
         """A checkpoint of `step`; nothing else is done."""
         model.optimizer.iterations.assign(step)
-        self.callback(model).on_train_batch_end(step - 1)
+        self.callback(model, start_step=step - 1).on_train_batch_end(0)
 
     def steps(self):
         return [
@@ -86,7 +85,7 @@ class SavingTest(CheckpointTestCase):
             self.assertEqual(self.steps(), expected)
 
     def test_the_newest_are_kept(self):
-        callback = self.callback(self.model(), keep=2)
+        callback = self.callback(self.model(), checkpoints._KEPT)
         seen = []
         for batch in range(4):
             callback.on_train_batch_end(batch)
@@ -101,7 +100,7 @@ class SavingTest(CheckpointTestCase):
                 raise OSError("disk full")
             return {}
 
-        callback = self.callback(model, keep=1, parts={"a": fail})
+        callback = self.callback(model, 1, parts={"a": fail})
         model.optimizer.iterations.assign(1)
         callback.on_train_batch_end(0)
         model.optimizer.iterations.assign(2)
@@ -152,7 +151,7 @@ class SavingTest(CheckpointTestCase):
             with self.subTest(crash_at):
                 shutil.rmtree(self.folder, ignore_errors=True)
                 model = self.model()
-                callback = self.callback(model, keep=1)
+                callback = self.callback(model, 1)
                 model.optimizer.iterations.assign(1)
                 callback.on_train_batch_end(0)
                 model.optimizer.iterations.assign(2)
@@ -276,11 +275,6 @@ class DamagedTest(CheckpointTestCase):
         self.damage(2, lambda content: content[:-1])
         with self.assertRaisesRegex(checkpoints.Damaged, "step-000000002 is"):
             checkpoints.load(self.model(), self.workdir, 2)
-
-    def test_those_of_version_0_1_are_refused(self):
-        os.rename(self.path(1), self.folder + "/step-000000001.weights.h5")
-        with self.assertRaisesRegex(ValueError, "those of version 0.1"):
-            checkpoints.restore(self.model(), self.workdir)
 
     def steps_left(self):
         return checkpoints.saved_steps(self.workdir)

@@ -178,7 +178,7 @@ class FollowTestCase(tf.test.TestCase):
         )
         found, every = {}, run.evaluation.log_every_steps
         for report in reports:
-            previous, first = first, first + 1
+            first += 1
             is_logged = first % every == 0 or first == run.steps
             model = types.SimpleNamespace(
                 selection=run.selection,
@@ -186,7 +186,7 @@ class FollowTestCase(tf.test.TestCase):
                 distribute_strategy=tf.distribute.get_strategy(),
             )
             numbers = self.telemetry.follow(
-                model, previous, first, is_logged, self.writer
+                model, first, is_logged, self.writer
             )
             if is_logged:
                 found[first] = numbers

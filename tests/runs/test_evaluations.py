@@ -11,8 +11,7 @@ import numpy as np
 import tensorflow as tf
 from evaluation_cases import ROWS, Oracle, number_of, write_shard
 
-from jest_tf import config
-from jest_tf.data import images
+from jest_tf import config, evaluation
 from jest_tf.runs import directory, evaluations
 
 
@@ -29,13 +28,8 @@ class EvaluationTest(tf.test.TestCase):
 
     def make(self, every_steps=None, **settings):
         return evaluations.Evaluation(
-            evaluations.Evaluations(
-                self.config,
-                evaluations.open_data(self.config),
-                Oracle(),
-                number_of,
-                images.Resizing(2),
-            ),
+            evaluation.open_stores(self.config.evaluation.named),
+            evaluation.Encoder(Oracle(), number_of, 2),
             self.folder,
             every_steps=every_steps,
             report=self.logged.__setitem__,
@@ -132,22 +126,16 @@ class OpenDataTest(tf.test.TestCase):
         indexes = f"{folder}/indexes"
 
         def opened(name):
-            store = config.EvaluationStore(
-                name, (path,), ("retrieval", "zero_shot"), label_field="concept"
-            )
-            return evaluations.open_data(
-                config.TrainConfig(
-                    data=config.DataConfig(index_dir=indexes),
-                    evaluation=config.EvaluationConfig((path,), (store,)),
-                )
+            store = config.EvaluationStore(name, (path,), label_field="concept")
+            return evaluation.open_stores(
+                config.EvaluationConfig((path,), (store,)).named,
+                config.DataConfig(index_dir=indexes),
             )
 
         found = opened("other")
         self.assertEqual([*found], ["some", "other"])
-        measures = found.measures
-        self.assertLen(measures, 2 * (8 + 3))
-        self.assertIn("eval/some/zero_shot/mean_per_class", measures)
-        self.assertIn("eval/other/text_to_image/mrr", measures)
+        for store in found.values():
+            self.assertEqual(store.tasks, ("retrieval", "zero_shot"))
         self.assertLen(os.listdir(indexes), 1)
         with self.assertRaisesRegex(ValueError, "different .*'some' twice"):
             opened("some")

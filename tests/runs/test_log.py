@@ -125,16 +125,19 @@ class LedgerTestCase(tf.test.TestCase):
         model=None,
         seconds=SECONDS,
         wait=None,
-        spent=(),
+        spent=None,
         **options,
     ):
         """The rows after `steps`; `self.said` are lines on standard error."""
         steps = steps or range(1, run.steps + 1)
         model = model or Model(run.selection)
-        options = {"start_step": steps[0] - 1, "input_wait": wait} | options
+        options = {
+            "start_step": steps[0] - 1,
+            "input_wait": wait,
+            "spent": spent or {},
+        } | options
         with contextlib.redirect_stderr(io.StringIO()) as said:
             self.log = log = log_lib.Ledger(run, self.workdir, **options)
-            log.spent = dict(spent)
             log.set_model(model)
             log.on_train_begin()
             log.on_epoch_begin(0)

@@ -29,6 +29,7 @@ SEED = 1
 @pytest.mark.slow
 class ResumeTestCase(tf.test.TestCase):
     settings = ()
+    options = {}  # of `run_server.run`
 
     @classmethod
     def setUpClass(cls):
@@ -46,7 +47,7 @@ class ResumeTestCase(tf.test.TestCase):
         cls.unbroken = os.path.join(cls.folder, "unbroken")
         if cls.settings is None:
             return
-        cls.server.start(cls.unbroken, *cls.settings)
+        cls.server.start(cls.unbroken, *cls.settings, **cls.options)
         started = time.monotonic()  # the server has imported TensorFlow
         code = cls.server.wait()
         cls.seconds = time.monotonic() - started
@@ -297,7 +298,6 @@ FUNNEL = (
     *("steps=8", "selection.stages=none", "optimizer.ema=none"),
     *("data.noise_field=noise", "evaluation.every_steps=none"),
     *("evaluation.log_every_steps=2", "checkpoint.every_steps=2"),
-    "checkpoint.keep=9",
 )
 
 
@@ -405,9 +405,10 @@ class BucketResumeTest(ResumeTestCase):
         *("steps=6", "selection.stages=none", "selection.batch_size=6"),
         *stage(0, candidates=3, embeddings="stored"),
         *("bootstrap.renew_at=2,4", "bootstrap.shares=0.8"),
-        *("checkpoint.every_steps=3", "checkpoint.keep=1"),
+        "checkpoint.every_steps=3",
         *("evaluation.every_steps=4", "evaluation.log_every_steps=3"),
     )
+    options = {"kept": 1}
 
     @classmethod
     def setUpClass(cls):
@@ -441,6 +442,7 @@ class BucketResumeTest(ResumeTestCase):
 
     def start_at(self, server, place, **options):
         workdir, local = place
+        options |= self.options
         return server.start(workdir, *self.remote, local=local, **options)
 
     def run_at(self, place, **options):
