@@ -60,9 +60,7 @@ class Encoder:
 
     def images(self, store: stores.Store) -> np.ndarray:
         """Embeds the images of all records, float32 [n, D]."""
-        return self._kept(
-            store.fingerprint, lambda: self._image_parts(store)
-        )
+        return self._kept(store.fingerprint, lambda: self._image_parts(store))
 
     def texts(self, texts: Sequence[str | bytes]) -> np.ndarray:
         """Embeds texts, float32 [m, D]."""

@@ -407,7 +407,7 @@ class TrainingTest(tf.test.TestCase):
 
     def test_two_stages_of_which_the_second_begins_later(self):
         stages = (
-            config.Stage(2, num_chunks=3, uniform_share=0.25),
+            config.Stage(2, num_chunks=3),
             config.Stage(2, num_chunks=2, first_step=2),
         )
         settings = config.SelectionConfig(8, stages)

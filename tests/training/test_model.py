@@ -328,7 +328,7 @@ class StagesTest(TrainingTestCase):
 
     STAGES = (
         config.Stage(2, num_chunks=2, last_step=5),
-        config.Stage(3, num_chunks=2, first_step=2, uniform_share=0.25),
+        config.Stage(3, num_chunks=2, first_step=2),
     )
 
     def test_each_step_draws_by_its_kind_and_each_kind_is_traced_once(self):
@@ -713,7 +713,7 @@ class SavingTest(TrainingTestCase):
             3,
             criterion="own_parts:doubt",
             num_chunks=2,
-            uniform_share=0.25,
+            gain=0.5,
             view=COARSE,
             last_step=2,
         )
