@@ -414,11 +414,7 @@ class BootstrapConfig(Checked, path="bootstrap"):
         )
 
     def share(self, step: int) -> float:
-        """Returns the share that the renewal after `step` steps embeds.
-
-        Raises:
-            ValueError: `step` is not in `renew_at`.
-        """
+        """Returns the share that the renewal after `step` steps embeds."""
         number = self.renew_at.index(step)
         return self.shares[number if len(self.shares) > 1 else 0]
 

@@ -233,10 +233,6 @@ class SelectionConfig(Checked, path="selection"):
         """Returns the rows into each stage in turn, and out of the last.
 
         Of the b rows, `curated_rows` (c) are not chosen.
-
-        Raises:
-            ValueError: c is not less than b, or a stage passes fewer rows than
-                it has chunks.
         """
         size = self.batch_size - curated_rows
         self._expect(
@@ -399,7 +395,9 @@ def plan(
             Until there is one, stages that need it pass rows on.
     """
     bootstrap = bootstrap or groups.BootstrapConfig()
-    starts = {*_turns(selection), *bootstrap.renew_at}
+    ends = {stage.end_step for stage in selection.stages} - {None}
+    starts = {stage.first_step for stage in selection.stages}
+    starts |= {0, *ends, *bootstrap.renew_at}
     starts = sorted(start for start in starts if steps is None or start < steps)
     segments = []
     for first, end in itertools.pairwise([*starts, steps]):
@@ -419,12 +417,6 @@ def plan(
             )
         )
     return tuple(segments)
-
-
-def _turns(selection):
-    """Returns the steps at which stages begin or have ended, and 0."""
-    ends = {stage.end_step for stage in selection.stages} - {None}
-    return {0, *(stage.first_step for stage in selection.stages), *ends}
 
 
 def _scoring(selection, step, reference):

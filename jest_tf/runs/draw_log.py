@@ -131,14 +131,14 @@ class Telemetry:
         The execution made the steps from `previous` to `step`. If a logged
         step scores nothing, `telemetry.jsonl` gets the next step that scores.
         """
-        report, repeats, scalars, stored = model.rows, self._repeats, {}, {}
+        repeats, scalars, stored = self._repeats, {}, {}
         for before in range(previous, step):
             stored = self._summaries.take(before)
-            if repeats is not None:
-                rows = report.drawn(before)
-                if rows is None:  # nothing is drawn
-                    rows = np.arange(self._size)
-                repeats.add(before, rows)
+        if repeats is not None:
+            rows = model.rows.drawn
+            if rows is None:  # nothing is drawn
+                rows = np.arange(self._size)
+            repeats.add(step - 1, rows)
         if repeats is not None and is_logged:
             scalars["train/repeat_rate"] = repeats.rate()
             if self._draws_alike:

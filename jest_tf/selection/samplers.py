@@ -178,9 +178,6 @@ def select_jointly(
         loss: "sigmoid", "softmax" or a "module:function", as in
             `config.SelectionConfig`.
 
-    Raises:
-        ValueError: as `draw`, which has the other settings of a stage.
-
     Example:
         >>> random = np.random.default_rng(0)
         >>> rows = random.normal(size=[2, 8, 4]).astype("float32")
@@ -208,7 +205,7 @@ def uniform_rows(
 ) -> Tensor:
     """Draws rows uniformly, without scores; int32 `[b]`.
 
-    Args, Raises: as `independent_rows`, of B = `super_batch_size` rows.
+    Args: as `independent_rows`, of B = `super_batch_size` rows.
     """
     own_score = ops.zeros([super_batch_size], "float32")
     return independent_rows(own_score, seed, batch_size, num_quotas=num_quotas)
@@ -231,9 +228,6 @@ def independent_rows(
         gain: factor of every score.
         num_quotas: R for quota "per_replica", 1 for "global". Both draw without
             a collective.
-
-    Raises:
-        ValueError: unless 1 <= batch_size <= B, and `num_quotas` divides both.
     """
     size = own_score.shape[0]
     chunk_sizes(batch_size, 1, size, num_quotas=num_quotas)
@@ -252,10 +246,6 @@ def chunk_sizes(
 
     The b/R rows of each of the R quotas are split among the N = `num_chunks`
     chunks; the remainder goes to the first chunks, one row each.
-
-    Raises:
-        ValueError: unless 1 <= num_chunks <= b/R <= B/R, in integers, with
-            b = `batch_size`, B = `super_batch_size` and R = `num_quotas`.
     """
     share, rest = divmod(batch_size, num_quotas)
     rest += super_batch_size % num_quotas

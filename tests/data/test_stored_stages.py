@@ -28,7 +28,7 @@ UNSCORED = config.Stage(2, "stored", method="uniform")
 FUNNELS = {
     "best captions": (EASY(5),),
     "drawn captions": (EASY(5, captions="drawn"),),
-    "a gain": (EASY(5, gain=0.5),),
+    "a gain": (EASY(5, gain=0.1),),
     "the top": (EASY(5, method="top"),),
     "independent rows": (EASY(5, method="independent", gain=2.0),),
     "two stages": (EASY(2, captions="drawn"), EASY(5)),

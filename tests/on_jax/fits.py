@@ -129,10 +129,7 @@ class Record(keras.callbacks.Callback):
         self.draws, self.ids, self.losses = [], [], []
 
     def on_train_batch_end(self, batch, logs=None):
-        first = batch + 1 - self.model.steps_per_execution
-        self.draws += [
-            self.model.rows.drawn(step) for step in range(first, batch + 1)
-        ]
+        self.draws.append(self.model.rows.drawn)
         self.ids.append(np.asarray(self.model.drawn_ids))
         self.losses.append(float(logs["loss"]))
 

@@ -115,9 +115,7 @@ class FunnelTest(tf.test.TestCase):
             # What the first stage kept comes into the second.
             first, second = report.scored(0), report.scored(1)
             self.assertCountEqual(second["row"], first["row"][first["kept"]])
-            self.assertCountEqual(
-                report.drawn(step - 1), second["row"][second["kept"]]
-            )
+            self.assertCountEqual(report.drawn, second["row"][second["kept"]])
 
     def test_the_log_has_means_of_the_scores_since_the_row_before(self):
         for row in self.rows:
