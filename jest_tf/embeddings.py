@@ -45,11 +45,7 @@ class Embeddings(NamedTuple):
 
 
 def convert_output(setting: str, output) -> Embeddings:
-    """Converts a model's output to `Embeddings`; errors name the `setting`.
-
-    Raises:
-        TypeError: the output does not have four fields.
-    """
+    """Converts a model's output to `Embeddings`; errors name the `setting`."""
     if not isinstance(output, tuple | list) or len(output) != 4:
         shown = type(output).__name__
         if isinstance(output, tuple | list):

@@ -1,7 +1,5 @@
 """The rows of draws by hand: the oracle's, from the noise of a seed."""
 
-import dataclasses
-
 import graphs
 import numpy as np
 import oracles
@@ -11,8 +9,8 @@ from jest_tf import selection
 
 _noise = graphs.compiled(selection.gumbel_noise, static_argnums=[1, 2])
 
-# By these a stage's uniform rows, and later stages, have noise of their own.
-UNIFORM_SALT, STAGE_SALT = 0xF1004, 0x57A6E5
+# By this, later stages have noise of their own.
+STAGE_SALT = 0x57A6E5
 _OWN = {
     "none": lambda learner, reference: 0.0,
     "own_parts:doubt": lambda learner, reference: learner - 2.0 * reference,
@@ -34,7 +32,6 @@ def rows(
     size = len((reference if learner is None else learner).image)
     num_chunks = stage.num_chunks if stage.in_chunks else 1
     noise = np.asarray(_noise(seed, num_chunks, size))
-    salted = seed[0] ^ UNIFORM_SALT, seed[1]
     criterion = stage.criterion if stage.method != "uniform" else "none"
     return oracles.select_jointly(
         learner,
@@ -44,11 +41,6 @@ def rows(
         criterion=_OWN.get(criterion, criterion),
         loss=_OWN.get(loss, loss),
         gain=stage.gain,
-        uniform=(
-            num_replicas
-            * round(stage.uniform_share * batch_size / num_replicas),
-            np.asarray(_noise(salted, 1, size)[0]),
-        ),
         num_replicas=num_replicas,
     )
 
@@ -71,8 +63,6 @@ def through(models, stages, seed, num_replicas=1):
     """
     numbers, draws = np.arange(len(models[0].image)), []
     for place, stage in enumerate(stages):
-        if not stage.scores:
-            stage = dataclasses.replace(stage, uniform_share=0.0)
         drawn = rows(
             *(take(model, numbers) for model in models),
             stage,

@@ -95,7 +95,6 @@ def select_jointly(
     criterion="learnability",
     loss="sigmoid",
     gain=1.0,
-    uniform=(0, None),
     num_replicas=1,
 ):
     """Algorithm 1 over whole matrices; softmax as docs/method.md says.
@@ -104,8 +103,6 @@ def select_jointly(
         noise: [N, B], the Gumbel noise of each chunk.
         criterion: a name, or a function of the two models' losses.
         loss: a name, or a function of embeddings to [B, B] pair losses.
-        uniform: how many of the rows are drawn uniformly at last, and the
-            noise that does, [B].
         num_replicas: replicas that each draw equally many of their own rows,
             given all chosen anywhere.
     """
@@ -115,18 +112,13 @@ def select_jointly(
     owners = np.arange(noise.shape[1]) // (noise.shape[1] // num_replicas)
     chosen = []
 
-    def draw(scores, noise, size):
-        drawn = []
+    sizes = chunk_sizes(batch_size // num_replicas, len(noise))
+    for of_chunk, size in zip(noise, sizes, strict=True):
+        scores, drawn = gain * conditional(chosen), []
         for replica in range(num_replicas):
             others = list(np.flatnonzero(owners != replica))
-            drawn += pick(scores, noise, chosen + others, size // num_replicas)
-        chosen.extend(drawn)
-
-    by_score = (batch_size - uniform[0]) // num_replicas
-    for chunk, size in enumerate(chunk_sizes(by_score, len(noise))):
-        draw(gain * conditional(chosen), noise[chunk], num_replicas * size)
-    if uniform[0]:
-        draw(0.0, uniform[1], uniform[0])
+            drawn += pick(scores, of_chunk, chosen + others, size)
+        chosen += drawn
     return np.array(chosen)
 
 

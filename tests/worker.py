@@ -105,10 +105,7 @@ def train(strategy, steps_per_execution):
             f"uniform_{name}": values
             for name, values in model.rows.uniform(0).items()
         },
-        **{
-            f"draw_{step}": model.rows.drawn(step)
-            for step in range(STEPS - steps_per_execution, STEPS)
-        },
+        "draw": model.rows.drawn,
     }
     history |= {f"rows/{name}": values for name, values in told.items()}
     return np.array(drawn.steps), history, model.learner.get_weights()

@@ -135,8 +135,8 @@ class ModelConfig(Checked, path="model"):
             Learned positions are resized to `data.image_size`.
         init_tower: "image_tower" or "text_tower" takes this tower alone from
             `init_from`, with its tokenizer or its images' form. The other
-            tower is new, built from `preset` with the same embedding width;
-            `temperature` and `bias` are those set here. Empty takes both.
+            tower is new, built from `preset` with the same embedding width, and
+            so are temperature and bias. Empty takes both.
         train_views: also train in the views of live stages, as Flexi-JEST
             does. The sub-batch is split randomly into equal parts, one of plain
             images and one per view, under one loss.
@@ -151,8 +151,6 @@ class ModelConfig(Checked, path="model"):
         micro_batch_size: examples embedded at a time on a replica in training,
             a divisor of its share of b. The gradient is that of the whole
             sub-batch. None embeds all at once.
-        temperature: initial scale of the logits, learned in log space.
-        bias: initial bias of the logits.
         frozen: names of variables that are not trained, such as "image_tower"
             for locked-image tuning (LiT); `*` stands for any characters
             (docs/fine_tuning.md).
@@ -168,9 +166,6 @@ class ModelConfig(Checked, path="model"):
     equal_captions: Annotated[str, among(*EQUAL_CAPTIONS)] = "negative"
     loss_block_size: Count | None = None
     micro_batch_size: Count | None = None
-    # arXiv 2303.15343, algorithm 1
-    temperature: Annotated[float, above(0)] = 10.0
-    bias: float = -10.0
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -411,11 +406,7 @@ class BootstrapConfig(Checked, path="bootstrap"):
         )
 
     def share(self, step: int) -> float:
-        """Returns the share that the renewal after `step` steps embeds.
-
-        Raises:
-            ValueError: `step` is not in `renew_at`.
-        """
+        """Returns the share that the renewal after `step` steps embeds."""
         number = self.renew_at.index(step)
         return self.shares[number if len(self.shares) > 1 else 0]
 

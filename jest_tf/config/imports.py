@@ -74,12 +74,7 @@ def only_trusted(name: str, trust: bool) -> Iterator[None]:
 
 
 def load_function(setting: str, name: str) -> Callable:
-    """Imports "module:function", the value of a `setting`.
-
-    Raises:
-        ValueError: it cannot be imported, is no function, or lies in a run
-            directory that is not trusted.
-    """
+    """Imports "module:function", the value of a `setting`."""
     expected, is_function = checks.FUNCTION
     rule = expected, lambda name: name and is_function(name)
     checks.check(setting, name, rule)
@@ -119,11 +114,7 @@ def load_function(setting: str, name: str) -> Callable:
 
 
 def call_function(setting: str, name: str, result: str):
-    """Calls "module:function", which takes no arguments and returns a `result`.
-
-    Raises:
-        ValueError: as `load_function`, or the function has arguments.
-    """
+    """Calls "module:function" without arguments for a `result`."""
     function = load_function(setting, name)
     try:
         inspect.signature(function).bind()

@@ -18,14 +18,10 @@ _BOOLS = {"true": True, "false": False}
 
 
 class Setting(NamedTuple):
-    """A setting, as help and documentation list it.
+    """A setting "a.b", as help and documentation list it.
 
-    Attributes:
-        path: "a.b".
-        type: the annotation, as written.
-        default: the default; None if there is none.
-        rules: the values of its type that it accepts, in words.
-        meaning: text from "Attributes:" of the docstring.
+    `rules` say in words which values it accepts; `meaning` is the text from
+    "Attributes:" of its group's docstring.
     """
 
     path: str

@@ -18,7 +18,6 @@ from jest_tf.config.checks import (
     among,
     at_least,
     name_or_function,
-    within,
 )
 from jest_tf.config.tables import QUOTAS, Loss
 
@@ -63,8 +62,6 @@ class Stage(Checked, path="selection.stages"):
         num_chunks: N, chunks of a joint draw.
         gain: factor of the scores before noise is added; 0 draws uniformly.
             "top" and "uniform" do not use it.
-        uniform_share: share of the rows that pass, in [0, 1), drawn uniformly
-            from the rows that the criterion did not choose; it keeps breadth.
         view: view of the images for the learner's scores in a live stage. The
             reference and texts are not approximated.
         scoring_batch_size: examples per forward pass while scoring in a live
@@ -90,7 +87,6 @@ class Stage(Checked, path="selection.stages"):
     )
     num_chunks: Count = 16  # arXiv 2406.17711, algorithm 1
     gain: float = 1.0
-    uniform_share: Annotated[float, within("[0, 1)")] = 0.0
     view: View = field(default_factory=View)
     scoring_batch_size: Count | None = None
     captions: Annotated[str, among("best", "drawn")] = "best"
@@ -155,10 +151,6 @@ class Stage(Checked, path="selection.stages"):
             if value is not None
         ]
         return f" ({', '.join(words)})" if words else ""
-
-    def num_uniform(self, size: int) -> int:
-        """Returns how many of `size` rows that pass are drawn uniformly."""
-        return round(self.uniform_share * size)
 
     @property
     def end_step(self) -> int | None:
@@ -241,10 +233,6 @@ class SelectionConfig(Checked, path="selection"):
         """Returns the rows into each stage in turn, and out of the last.
 
         Of the b rows, `curated_rows` (c) are not chosen.
-
-        Raises:
-            ValueError: c is not less than b, or a stage passes fewer rows than
-                it has chunks.
         """
         size = self.batch_size - curated_rows
         self._expect(
@@ -255,22 +243,11 @@ class SelectionConfig(Checked, path="selection"):
         )
         sizes = [size]
         for number, stage in reversed([*enumerate(self.stages)]):
-            passed = size - stage.num_uniform(size)
             self._expect(
-                not stage.in_chunks or stage.num_chunks <= passed,
+                not stage.in_chunks or stage.num_chunks <= size,
                 f"`selection.stages.{number}.num_chunks` must be at most the "
-                "rows that the stage draws by score, so that every chunk draws "
-                "a row: those that pass it, less "
-                f"`selection.stages.{number}.uniform_share`; here for example "
-                f"num_chunks={max(passed // 2, 1)}",
-                num_chunks=stage.num_chunks,
-                rows=passed,
-            )
-            self._expect(
-                not stage.uniform_share or stage.num_uniform(size) > 0,
-                f"`selection.stages.{number}.uniform_share` must be 0, or more "
-                "than half a row of those that pass",
-                uniform_share=stage.uniform_share,
+                "rows that pass the stage, so that every chunk draws a row; "
+                f"here for example num_chunks={max(size // 2, 1)}",
                 rows=size,
             )
             size *= stage.candidates
@@ -418,7 +395,9 @@ def plan(
             Until there is one, stages that need it pass rows on.
     """
     bootstrap = bootstrap or groups.BootstrapConfig()
-    starts = {*_turns(selection), *bootstrap.renew_at}
+    ends = {stage.end_step for stage in selection.stages} - {None}
+    starts = {stage.first_step for stage in selection.stages}
+    starts |= {0, *ends, *bootstrap.renew_at}
     starts = sorted(start for start in starts if steps is None or start < steps)
     segments = []
     for first, end in itertools.pairwise([*starts, steps]):
@@ -438,12 +417,6 @@ def plan(
             )
         )
     return tuple(segments)
-
-
-def _turns(selection):
-    """Returns the steps at which stages begin or have ended, and 0."""
-    ends = {stage.end_step for stage in selection.stages} - {None}
-    return {0, *(stage.first_step for stage in selection.stages), *ends}
 
 
 def _scoring(selection, step, reference):

@@ -15,14 +15,7 @@ DTYPE_POLICIES = ("float32", "mixed_bfloat16")
 
 
 class TowerSizes(NamedTuple):
-    """Sizes of a preset; image and text tower share them.
-
-    Attributes:
-        patch_size: side of an image patch in pixels.
-        width: size of a token, and of the embedding.
-        depth: transformer blocks in each tower.
-        num_heads: attention heads.
-    """
+    """Sizes of a preset's towers; tokens and embeddings have the `width`."""
 
     patch_size: int
     width: int
@@ -44,11 +37,9 @@ PRESETS = {
 class EqualCaptions(NamedTuple):
     """A treatment of rows with the same caption in the loss.
 
-    Attributes:
-        needs_ids: whether it needs to know which captions are the same.
-        masks: maps three bool tensors over images x texts to two. Given are the
-            pairs of the data, the pairs with the same caption, and all pairs;
-            returned are the positive pairs, and those that the loss keeps.
+    `masks` maps three bool tensors over images x texts, the pairs of the data,
+    those with the same caption and all, to two: the positive pairs, and the
+    pairs that the loss keeps. `needs_ids` if it uses the second.
     """
 
     needs_ids: bool
@@ -66,10 +57,8 @@ EQUAL_CAPTIONS = {
 class Quota(NamedTuple):
     """A rule on how many rows of each replica a draw takes.
 
-    Attributes:
-        exchanges: whether any replica may supply any number of rows, which the
-            replicas then exchange; if not, each supplies equally many and keeps
-            them.
+    If it `exchanges`, any replica may supply any number of rows, which the
+    replicas then exchange; if not, each supplies equally many and keeps them.
     """
 
     exchanges: bool
@@ -94,10 +83,8 @@ OPTIMIZERS = {
 class Schedule(NamedTuple):
     """A schedule of the learning rate.
 
-    Attributes:
-        build: names a function of (OptimizerConfig, steps) that returns a Keras
-            schedule.
-        has_end: whether the last step ends it, so that no run can be extended.
+    `build` names a function of (OptimizerConfig, steps) that returns a Keras
+    schedule. If it `has_end`, at the last step, no run can be extended.
     """
 
     build: str
@@ -118,11 +105,9 @@ def schedule(name: str) -> Schedule:
 class Strategy(NamedTuple):
     """A way to run steps on devices.
 
-    Attributes:
-        build: names a function of DistributionConfig that returns a
-            `tf.distribute.Strategy`.
-        is_local: whether a single process trains on this machine's CPU or GPUs.
-        fetches_ahead: whether other threads fetch batches ahead of `fit`.
+    `build` names a function of DistributionConfig that returns a
+    `tf.distribute.Strategy`. If it `is_local`, one process trains on this
+    machine's CPU or GPUs; if it `fetches_ahead`, other threads fetch batches.
     """
 
     build: str
@@ -201,11 +186,9 @@ CRITERIA = {
 class Method(NamedTuple):
     """A sampler of rows; other samplers need code in `selection/samplers.py`.
 
-    Attributes:
-        scores: whether it reads scores; if not, all rows are equally likely.
-        in_chunks: whether chunks are scored given the chunks before them.
-        adds_noise: whether rows are drawn at random by their scores; if not,
-            the rows with the highest scores are taken.
+    If it `scores`, rows are chosen by their scores, else all are equally
+    likely. `in_chunks` scores chunks given those before them. `adds_noise`
+    draws at random; without noise the highest scores are taken.
     """
 
     scores: bool = True
@@ -231,11 +214,7 @@ Loss = Annotated[str, checks.name_or_function(*LOSSES)]
 
 
 def criterion(name: str) -> Criterion:
-    """Returns the criterion of a name or of a "module:function".
-
-    Raises:
-        ValueError: the name is unknown, or the function returns no criterion.
-    """
+    """Returns the criterion of a name or of a "module:function"."""
     if name in CRITERIA:
         return CRITERIA[name]
     setting = "selection.stages.criterion"

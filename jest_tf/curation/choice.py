@@ -207,10 +207,7 @@ def _counts(share, sizes, key):
 def _drawer(chosen_by, count):
     """Compiles `seed, reference -> drawn rows, scores of all`."""
     stage = chosen_by.stage
-    by_score = count - stage.num_uniform(count)
-    stage = dataclasses.replace(
-        stage, num_chunks=max(1, min(stage.num_chunks, by_score))
-    )
+    stage = dataclasses.replace(stage, num_chunks=min(stage.num_chunks, count))
     criterion = config_lib.criterion(stage.criterion)
 
     def draw(seed, reference):

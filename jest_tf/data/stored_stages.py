@@ -194,8 +194,7 @@ def num_groups(stages: Sequence[config_lib.Stage], sizes: Sequence[int]) -> int:
             continue
         passed = [size // groups for size in sizes[1:]]
         if any(
-            stage.in_chunks
-            and stage.num_chunks > size - stage.num_uniform(size)
+            stage.in_chunks and stage.num_chunks > size
             for stage, size in zip(stages, passed, strict=True)
         ):
             break

@@ -97,11 +97,7 @@ class Replicas:
 
 
 def current() -> Replicas | None:
-    """Returns the collectives of the running step; None on one replica.
-
-    Raises:
-        ValueError: the call is in a strategy's scope, but outside its `run`.
-    """
+    """Returns the collectives of the running step; None on one replica."""
     context = tf.distribute.get_replica_context()
     if context is None:
         raise ValueError(

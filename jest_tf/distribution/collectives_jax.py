@@ -64,12 +64,7 @@ def replica_id() -> jax.Array | int:
 
 
 def mesh() -> jax.sharding.Mesh | None:
-    """Returns the mesh of `keras.distribution`; None with at most one device.
-
-    Raises:
-        ValueError: the mesh has a second axis, for the model, or a process has
-            none of its devices.
-    """
+    """Returns the mesh of `keras.distribution`; None if there is one device."""
     distribution = keras.distribution.distribution()
     devices = (
         distribution.device_mesh.backend_mesh.devices.flat

@@ -17,18 +17,14 @@ from jest_tf.embeddings import Tensor
 class Deal(NamedTuple):
     """The rows of a draw that this replica trains on, and how they move.
 
-    Attributes:
-        places: int32 `[b/R]`, places in the draw, disjoint across replicas; the
-            rows are `Draw.indices[places]`.
-        send: int32 `[R, m]`, local rows to send to each replica; int32 `[b/R]`
-            if no row moves.
-        receive: int32 `[b/R]`, positions of the rows of `places` among the
-            `R * m` that arrive; None if no row moves.
+    `places` in the draw are disjoint across replicas. `receive` has their
+    positions among the `R * m` rows that arrive. If no row moves, it is None,
+    and `send` has the local rows, `[b/R]`.
     """
 
-    places: Tensor
-    send: Tensor
-    receive: Tensor | None
+    places: Tensor  # int32 [b/R]
+    send: Tensor  # int32 [R, m], local rows to send to each replica
+    receive: Tensor | None  # int32 [b/R]
 
 
 def deal(
@@ -47,9 +43,6 @@ def deal(
     moves them. Dealing itself needs no collective.
 
     `indices`, int32 `[b]`, are rows among all B, equal on every replica.
-
-    Raises:
-        ValueError: if R does not divide b and B.
     """
     batch_size = indices.shape[0]
     if replicas is None:
@@ -134,9 +127,6 @@ def deal_parts(
             all places; with quota "per_replica" `[b/R]`, of a replica's places.
             None makes one part.
         num_parts: P.
-
-    Raises:
-        ValueError: as in `deal`, and if P R does not divide b.
     """
     if order is None:
         return [deal(indices, super_batch_size, quota=quota, replicas=replicas)]

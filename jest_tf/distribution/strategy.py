@@ -22,10 +22,6 @@ def build_strategy(
     "mirrored" takes the virtual devices if there are any, else all GPUs, else
     the one CPU. Further calls return the same strategy, because two strategies
     in a process would use the same keys for different collectives.
-
-    Raises:
-        ValueError: there is no such TPU, TF_CONFIG is missing or invalid,
-            TensorFlow is already running, or Keras runs on another backend.
     """
     embeddings.check_backend("A run")
     table, parts = config_lib.STRATEGIES, settings.virtual_devices
@@ -162,9 +158,6 @@ def distribute(
         super_batches: `(host, num_hosts) -> dataset`, an endless dataset of
             that host's share of each super-batch, the `B / num_hosts` rows from
             `host * B / num_hosts` on. A nested dict may have other row counts.
-
-    Raises:
-        ValueError: if R does not divide the rows.
     """
     replicas = strategy.num_replicas_in_sync
 

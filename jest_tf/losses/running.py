@@ -77,13 +77,9 @@ class SigmoidRows(NamedTuple):
 
 
 class SoftmaxRows(NamedTuple):
-    """A model's running log-sum-exps of logits; methods as in `SigmoidRows`.
+    """A model's running log-sum-exps of logits, as in `SigmoidRows`.
 
-    Attributes:
-        model: embeddings of the rows, `[B/R, dim]`.
-        own: float32 `[B/R]`, logits of the rows' own pairs, without bias.
-        sums: float32 `[2, B/R]`, log-sum-exp of the logits over the chosen
-            rows; -inf before the first.
+    The logits are without bias; `sums` are -inf before the first chosen row.
     """
 
     model: Embeddings

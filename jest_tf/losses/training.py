@@ -12,7 +12,6 @@ Reference: Zhai et al. 2023, "Sigmoid loss for language image pre-training"
 (arXiv 2303.15343), section 3.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -59,23 +58,9 @@ def softmax() -> PairLoss:
 
 
 def pair_loss(name: str, setting: str = "loss") -> PairLoss:
-    """Returns the loss of a name or of a "module:function".
-
-    Raises:
-        ValueError: there is no such loss, or the function returns no PairLoss.
-    """
-    if name in tables.LOSSES:
-        return _built_in(name)
+    """Returns the loss of a name or of a "module:function"."""
     checks.check(setting, name, checks.name_or_function(*tables.LOSSES))
-    return _called(setting, name)
-
-
-@functools.cache
-def _built_in(name):
-    return _called("loss", tables.LOSSES[name])
-
-
-def _called(setting, name):
+    name = tables.LOSSES.get(name, name)
     made = imports.call_function(setting, name, "PairLoss")
     if not isinstance(made, PairLoss) or not all(
         hasattr(made.rows, part) for part in _PARTS_OF_ROWS
@@ -122,10 +107,6 @@ def sigmoid_loss(
         replica. Each replica's gradient covers its local rows. Summed over
         replicas, as optimizers do, it is the gradient of the whole loss.
 
-    Raises:
-        ValueError: if shapes do not fit, `equal_ids` is unknown, or `equal_ids`
-            needs `ids` and they are None.
-
     Reference: arXiv 2303.15343, equation 2 and algorithm 1.
     """
     return _loss(_SIGMOID, learner, ids, equal_ids, block_size, replicas)
@@ -149,7 +130,7 @@ def softmax_loss(
     with its id, so `-l_ii` becomes the mean of `-1/2 (l_ij + l_ji)` over them.
     With "ignore" the other rows with its id are left out of its normalisers.
 
-    Args, Returns, Raises: as `sigmoid_loss`. The value does not depend on the
+    Args, Returns: as `sigmoid_loss`. The value does not depend on the
     bias, whose gradient is zero.
 
     Reference: Radford et al. 2021 (arXiv 2103.00020), figure 3; arXiv
@@ -179,9 +160,6 @@ def feature_distillation(
 
     Returns:
         float32 scalar; with `replicas` as in `sigmoid_loss`.
-
-    Raises:
-        ValueError: if the widths or the numbers of rows differ.
 
     Reference: Yang et al. 2024, "CLIP-KD" (arXiv 2307.12732), feature
     distillation.

@@ -133,9 +133,8 @@ def build_learner(
             f"Received: {config.model.init_from!r}"
         )
     settings, data = config.model, config.data
-    scalars = {"temperature": settings.temperature, "bias": settings.bias}
     if not settings.towers:
-        model = build_two_tower(**_sizes(config, vocabulary_size), **scalars)
+        model = build_two_tower(**_sizes(config, vocabulary_size))
         parts.freeze(model, settings.frozen)
         return model
     build = imports.load_function("model.towers", settings.towers)
@@ -150,7 +149,7 @@ def build_learner(
                 f"`model.towers={settings.towers!r}` must return two Keras "
                 f"layers, the image and the text tower. Received: {built!r}"
             )
-        model = two_tower.TwoTower(*built, **scalars)
+        model = two_tower.TwoTower(*built)
         # Also under the policy: layers may create other layers in `build`.
         _build(model, data.image_size, data.text_length)
     parts.freeze(model, settings.frozen)
@@ -168,8 +167,8 @@ def start_from(
     under the dtype policy of `config.model`, for images of `data.image_size`.
     The learned positions of patches are resized bilinearly to this size. With
     `model.init_tower` only that tower comes from `initial`. The other tower is
-    a new one of the preset, and temperature and bias are those of
-    `config.model`. A new text tower has `vocabulary_size` token ids.
+    a new one of the preset, and temperature and bias are new, too. A new text
+    tower has `vocabulary_size` token ids.
     """
     before, size = initial.input_shapes["image"][1], config.data.image_size
     if config.model.init_tower == "text_tower":
@@ -192,15 +191,13 @@ def start_from(
 
 def _with_new_tower(learner, config, vocabulary_size):
     """Keeps the tower `init_tower`; builds the other from the preset."""
-    settings, taken = config.model, config.model.init_tower
+    taken = config.model.init_tower
     both = _towers(
         **_sizes(config, vocabulary_size), embedding_dim=learner.embedding_dim
     )
     both[taken] = getattr(learner, taken)
     model = two_tower.TwoTower(
         **both,
-        temperature=settings.temperature,
-        bias=settings.bias,
         pixels=learner.pixels if taken == "image_tower" else None,
     )
     _build(model, config.data.image_size, config.data.text_length)

@@ -105,11 +105,8 @@ class Pixels:
 class Tokenizer:
     """Maps captions to rows of token ids, by a tokenizer of Hugging Face.
 
-    Where the tokenizer masks a position, the row has -1 - id.
-
-    Attributes:
-        length: L, the number of tokens in a row.
-        vocabulary_size: token ids are in [0, vocabulary_size).
+    Where the tokenizer masks a position, the row has -1 - id. Rows have
+    `length` tokens, L.
     """
 
     def __init__(self, tokenizer: Callable, length: int):
@@ -145,11 +142,8 @@ class Tokenizer:
 class TwoTower:
     """A two-tower model of Hugging Face with the methods of `models.TwoTower`.
 
-    Attributes:
-        log_temperature: float32 scalar.
-        bias: float32 scalar, 0 for a model without a bias.
-        weights: objects with `name`, `shape` and `numpy`, for a fingerprint.
-        trainable_weights: the same list, for counting; nothing trains them.
+    A model without a bias has bias 0. `weights` serve a fingerprint, and as
+    `trainable_weights` a count; nothing trains them.
     """
 
     def __init__(self, torch, model):

@@ -210,15 +210,8 @@ class Encoder(_Transformer):
     One block is traced. A loop runs it with weights stacked over depth, such as
     `attention_qkv_kernel` [depth, width, 3 width], so tracing and compiling
     take the time of one block at any depth. A factor per block, such as one of
-    the learning rate, multiplies a weight's update as [depth, 1, ...].
-
-    Args:
-        depth: number of blocks.
-        num_heads: number of attention heads; must divide the width.
-        mlp_ratio: hidden width of the MLP over the width of the tokens.
-        dropout: share of units dropped in training after attention, inside
-            the MLP and after it, in [0, 1).
-        seed: see the module.
+    the learning rate, multiplies a weight's update as [depth, 1, ...]. Dropout
+    acts after attention, inside the MLP and after it.
     """
 
     def __init__(self, depth: int, num_heads: int, **kwargs):

@@ -203,7 +203,10 @@ def _two_tower(backbone, converter, length):
     """Returns a `TwoTower` of the backbone, with its weights, and its loss."""
     image = keras.Input(backbone.vision_encoder.image_shape)
     tokens = keras.Input([length], dtype="int32")
-    head = _head(backbone)
+    # The layer with the scale and the bias of the logits.
+    (head,) = (
+        layer for layer in backbone.layers if hasattr(layer, "logit_scale")
+    )
     scale, offset = (
         getattr(converter, name, None) for name in ("scale", "offset")
     )
@@ -227,14 +230,6 @@ def _two_tower(backbone, converter, length):
     if has_bias:
         learner.bias.assign(head.logit_bias)
     return learner, "sigmoid" if has_bias else "softmax"
-
-
-def _head(backbone):
-    """Returns the layer with the scale and the bias of the logits."""
-    (head,) = (
-        layer for layer in backbone.layers if hasattr(layer, "logit_scale")
-    )
-    return head
 
 
 def _resizing(name, backbone, converter):

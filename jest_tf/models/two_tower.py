@@ -418,10 +418,6 @@ class Projection(layers.Configured):
 
     Weights: `image_kernel` and `text_kernel`, [D, dim] in float32. Maps
     `Embeddings` of width D to width `dim`.
-
-    Args:
-        dim: width of the result.
-        seed: integer seed of the initial weights, or None.
     """
 
     def __init__(self, dim: int, *, seed: int | None = None, **kwargs):

@@ -126,7 +126,7 @@ class Telemetry:
         """
         stored, scalars = self._summaries.take(step - 1), {}
         if self._repeats is not None:
-            rows = model.rows.drawn(step - 1)
+            rows = model.rows.drawn
             if rows is None:  # nothing is drawn
                 rows = np.arange(self._size)
             self._repeats.add(step - 1, rows)

@@ -15,15 +15,10 @@ from jest_tf.embeddings import Tensor
 
 
 class Placed(NamedTuple):
-    """A seed for rows that have changed places; each row keeps its noise.
-
-    Attributes:
-        seed: two integers, (run seed, step).
-        places: int32 `[B]`, for each row the place whose noise it keeps.
-    """
+    """A seed for rows that have changed places: each keeps a place's noise."""
 
     seed: Sequence[int] | Tensor
-    places: Tensor
+    places: Tensor  # int32 [B]
 
 
 Seed = Sequence[int] | Tensor | Placed
@@ -123,9 +118,6 @@ def gumbel_noise(seed: Seed, num_chunks: int, super_batch_size: int) -> Tensor:
 
     Returns:
         float32 `[N, B]`, a deterministic function of the arguments.
-
-    Raises:
-        ValueError: unless `seed` is two integers.
     """
     if isinstance(seed, Placed):
         noise = gumbel_noise(seed.seed, num_chunks, super_batch_size)

@@ -24,8 +24,6 @@ from jest_tf.selection.noise import Seed
 
 Model = Embeddings | None
 
-# Makes the noise of the uniform share independent of the draw by score.
-_UNIFORM_SALT = 0xF1004
 # The uniform draw for comparison has at most this many rows; for a larger
 # sub-batch, its score is scaled up.
 UNIFORM_ROWS = 1024
@@ -99,7 +97,7 @@ def draw(
     A chunk is drawn without replacement with p proportional to
     exp(gain * score): the top rows of `gain * score + Gumbel noise`. For the
     sigmoid loss the score is exactly what the row adds to the sum of S over all
-    pairs of the sub-batch. The uniform share is drawn last, from the rest.
+    pairs of the sub-batch.
 
     Args:
         learner: embeddings of the super-batch, `[B, dim]`, or with `replicas`
@@ -130,9 +128,8 @@ def draw(
     models = scores.check_models(learner, reference, criterion.needs)
     state = scores.start(models, loss)
     local = scores.LocalRows(state.kept.shape[0], quota, replicas)
-    num_uniform = local.num_quotas * stage.num_uniform(size // local.num_quotas)
     sizes = chunk_sizes(
-        size - num_uniform,
+        size,
         stage.num_chunks if method.in_chunks else 1,
         local.super_batch_size,
         num_quotas=local.num_quotas,
@@ -151,11 +148,6 @@ def draw(
         rows, state = draw_chunks(
             draw_chunk, sizes.index(each), sizes.count(each), each, state
         )
-        chosen.append(rows)
-    if num_uniform:
-        keys = _uniform_keys(seed, local)
-        rows = local.top(ops.where(state.kept, -np.inf, keys), num_uniform)
-        state = scores.add(state, rows, local)
         chosen.append(rows)
     indices = ops.concatenate(chosen, 0)
     return _report(state, indices, own_score, seed, criterion, local)
@@ -186,9 +178,6 @@ def select_jointly(
         loss: "sigmoid", "softmax" or a "module:function", as in
             `config.SelectionConfig`.
 
-    Raises:
-        ValueError: as `draw`, which has the other settings of a stage.
-
     Example:
         >>> random = np.random.default_rng(0)
         >>> rows = random.normal(size=[2, 8, 4]).astype("float32")
@@ -216,7 +205,7 @@ def uniform_rows(
 ) -> Tensor:
     """Draws rows uniformly, without scores; int32 `[b]`.
 
-    Args, Raises: as `independent_rows`, of B = `super_batch_size` rows.
+    Args: as `independent_rows`, of B = `super_batch_size` rows.
     """
     own_score = ops.zeros([super_batch_size], "float32")
     return independent_rows(own_score, seed, batch_size, num_quotas=num_quotas)
@@ -239,9 +228,6 @@ def independent_rows(
         gain: factor of every score.
         num_quotas: R for quota "per_replica", 1 for "global". Both draw without
             a collective.
-
-    Raises:
-        ValueError: unless 1 <= batch_size <= B, and `num_quotas` divides both.
     """
     size = own_score.shape[0]
     chunk_sizes(batch_size, 1, size, num_quotas=num_quotas)
@@ -260,10 +246,6 @@ def chunk_sizes(
 
     The b/R rows of each of the R quotas are split among the N = `num_chunks`
     chunks; the remainder goes to the first chunks, one row each.
-
-    Raises:
-        ValueError: unless 1 <= num_chunks <= b/R <= B/R, in integers, with
-            b = `batch_size`, B = `super_batch_size` and R = `num_quotas`.
     """
     share, rest = divmod(batch_size, num_quotas)
     rest += super_batch_size % num_quotas
@@ -390,11 +372,6 @@ def _chunk_keys(stage, num_chunks, seed, local):
         return stage.gain * score + of_chunk if method.scores else of_chunk
 
     return keys
-
-
-def _uniform_keys(seed, local):
-    seed = noise.salted(seed, _UNIFORM_SALT)
-    return local.own(noise.gumbel_noise(seed, 1, local.super_batch_size)[0])
 
 
 def _draw_unrolled(draw_chunk, first, count, size, state):

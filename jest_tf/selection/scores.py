@@ -21,18 +21,9 @@ from jest_tf.embeddings import Embeddings, Tensor
 class LocalRows:
     """The rows of a super-batch that are on this replica.
 
-    `top`, `fetch` and `means` are collectives.
-
-    Args:
-        num_rows: B/R, rows on this replica.
-        quota: "global" draws from all rows at once, "per_replica" equally many
-            from each replica's rows.
-        replicas: the collectives, or None.
-
-    Attributes:
-        num_quotas: parts of the super-batch that each contribute equally many
-            rows to a draw: 1, or R with quota "per_replica".
-        in_loops: True if the collectives work inside a loop of the graph.
+    `top`, `fetch` and `means` are collectives; if `in_loops`, they work inside
+    a loop of the graph. Each of `num_quotas` parts of the super-batch, 1, or R
+    with quota "per_replica", contributes equally many rows to a draw.
     """
 
     def __init__(self, num_rows: int, quota: str = "global", replicas=None):
@@ -146,14 +137,9 @@ def top_rows(keys: Tensor, size: int, num_quotas: int = 1) -> Tensor:
 
 
 class State(NamedTuple):
-    """The chosen rows and each model's losses of all rows given them.
+    """The chosen rows, and each model's running losses of all given them."""
 
-    Attributes:
-        kept: bool `[B/R]`, true for the chosen rows.
-        models: running losses by the model's name, e.g. `losses.SigmoidRows`.
-    """
-
-    kept: Tensor
+    kept: Tensor  # bool [B/R]
     models: dict[str, losses.SigmoidRows | losses.SoftmaxRows]
 
 
@@ -197,10 +183,6 @@ def check_criterion(name: str) -> None:
 
     A draw scores rows in parts, on several replicas and in chunks, so a score
     that depends on the other rows would depend on how they are cut.
-
-    Raises:
-        ValueError: there is no such criterion, or its score of a row changes
-            with the rows beside it.
     """
     criterion = tables.criterion(name)
     random = np.random.default_rng(0)
@@ -249,11 +231,7 @@ def check_models(
     reference: Embeddings | None,
     needs: Sequence[str],
 ) -> dict[str, Embeddings]:
-    """Returns the models that are not None, by name, in float32, no gradient.
-
-    Raises:
-        ValueError: if models do not fit together, or one of `needs` is None.
-    """
+    """Returns the models that are not None, in float32, without gradient."""
     models = {
         name: _checked(name, model)
         for name, model in (("learner", learner), ("reference", reference))

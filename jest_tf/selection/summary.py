@@ -97,7 +97,7 @@ def summarize_rows(
         "rows_in": len(kept),
         "rows_out": len(drawn),
         **{
-            f"overlap_{name}": overlap(drawn, np.asarray(other))
+            f"overlap_{name}": len(np.intersect1d(drawn, other)) / len(drawn)
             for name, other in others.items()
         },
         **{
@@ -122,21 +122,15 @@ def quantities(losses: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"learnability": learnability} | values
 
 
-def overlap(left: np.ndarray, right: np.ndarray) -> float:
-    """Returns the share of a draw's rows in another draw of equal size."""
-    return len(np.intersect1d(left, right)) / len(left)
-
-
 @embeddings.compiled  # many small operations
 def _other_rows(own_score, seed, size, gain, num_quotas):
     """Returns the rows of an independent and a uniform draw, int32 `[size]`."""
-    options = {"num_quotas": num_quotas}
     return {
         "independent": samplers.independent_rows(
-            own_score, seed, size, gain=gain, **options
+            own_score, seed, size, gain=gain, num_quotas=num_quotas
         ),
         "uniform": samplers.uniform_rows(
-            seed, size, own_score.shape[0], **options
+            seed, size, own_score.shape[0], num_quotas=num_quotas
         ),
     }
 

@@ -1,8 +1,8 @@
 """The operations that training needs of Keras' backend, on one page.
 
 `on_tensorflow.py` and `on_jax.py` each implement `Backend`. A step calls its
-functions; `JESTModel` inherits its `Trainer`, which runs the steps of a
-`Stepper` under `fit`.
+functions; `JESTModel` inherits its `Trainer`, which runs the steps of the
+model's `stepper.Stepper` under `fit`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -49,56 +49,6 @@ class Gradients(NamedTuple):
     terms: dict[str, Tensor]
     embeddings: Embeddings
     by_variable: list[Tensor | None]
-
-
-class Stepper(Protocol):
-    """What a `Trainer` runs: the steps of `JESTModel.stepper`.
-
-    Attributes:
-        step: a `step.Step`, what all steps have in common.
-        selection: the funnel, or None.
-        metrics: a `step_outputs.StepMetrics`.
-        draws: see `step_outputs.recent_draws`.
-    """
-
-    step: Any
-    selection: config_lib.SelectionConfig | None
-    metrics: Any
-    draws: Any
-
-    def segment_at(
-        self, steps_done: Callable[[], int]
-    ) -> config_lib.Segment | None:
-        """Returns the segment of the next step."""
-
-    def begin_execution(
-        self, steps_done: Callable[[], int], num_steps: int
-    ) -> tuple[int, config_lib.Segment | None]:
-        """Returns the first step of an execution, and the segment of all."""
-
-    def run(
-        self,
-        super_batch: dict[str, Tensor],
-        segment: config_lib.Segment | None,
-        gathers: bool,
-    ) -> tuple[dict, dict]:
-        """Runs a step; returns outputs equal on all replicas, and local rows.
-
-        The first have `rows`, and `draws` if rows were drawn.
-        """
-
-    def end_execution(
-        self, equal: dict, rows: dict, draws: Any, gather: Any
-    ) -> None:
-        """Keeps the outputs of an execution's last step, and all its draws."""
-
-    def test(self, data: Any, num_replicas: int) -> dict[str, Tensor]:
-        """Computes the contrastive loss of a batch, in evaluation mode."""
-
-    def note_specs(
-        self, segment: config_lib.Segment | None, specs: dict
-    ) -> None:
-        """Notes the specs with which a segment's step is traced."""
 
 
 class Trainer(Protocol):
@@ -178,9 +128,6 @@ class Backend(Protocol):
             views: passed to the learner's calls, unless empty.
             projection: a layer with variables that the loss uses; their
                 gradients follow those of the learner's variables.
-
-        Raises:
-            ValueError: if `micro_batch_size` does not divide n.
         """
 
 

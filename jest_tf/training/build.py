@@ -14,11 +14,7 @@ from jest_tf.training import step as step_lib
 
 
 def check_parts(config: config_lib.TrainConfig) -> None:
-    """Checks the names of parts, on a learner without weights.
-
-    Raises:
-        ValueError: as `models.build_learner` and `parts.rate_factors`.
-    """
+    """Checks the names of parts, on a learner without weights."""
     if config.model.frozen or config.optimizer.layer_decay is not None:
         with keras.StatelessScope(initialize_variables=False):
             learner = models.build_learner(config, config.data.vocabulary_size)

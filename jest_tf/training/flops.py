@@ -40,9 +40,6 @@ def count_step(
     """Counts the FLOPs of a step on all R replicas together, see `columns`.
 
     `super_batch` has the specs `[B/R, ...]` of the rows on one replica.
-
-    Raises:
-        ValueError: as `count`.
     """
     rows, curated = sub_batch.split_curated(super_batch)
     held = rows["image"].shape[0]
@@ -165,11 +162,6 @@ def count(function: Callable, *specs) -> tuple[int, int]:
     Args:
         function: maps tensors to tensors; it is traced.
         specs: its arguments, nests of `tf.TensorSpec` of static shape.
-
-    Raises:
-        ValueError: on a product of unknown shape, a loop without
-            `maximum_iterations`, a branch, or a costly operation that can't be
-            counted here.
 
     Example:
         >>> count(tf.matmul, tf.TensorSpec([4, 5]), tf.TensorSpec([5, 6]))

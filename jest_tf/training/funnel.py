@@ -49,11 +49,6 @@ class Funnel:
 
     Attributes:
         scoring_loss: pair loss of the scores.
-        others: as the arguments.
-
-    Raises:
-        ValueError: a stored stage has no stored embeddings, a criterion is not
-            elementwise over rows, or settings do not fit together.
 
     Example:
         >>> funnel = Funnel(
@@ -216,9 +211,6 @@ class Funnel:
 
         Returns:
             See `pipeline.super_batches`.
-
-        Raises:
-            ValueError: as `pipeline.super_batches`, or there is no store.
         """
         if self.store is None:
             raise ValueError(
@@ -253,12 +245,7 @@ class Funnel:
 
 
 def check_criteria(selection: config_lib.SelectionConfig | None) -> None:
-    """Checks the criteria of the stages that score.
-
-    Raises:
-        ValueError: a criterion is not elementwise over rows, or that of a
-            stored stage needs the learner.
-    """
+    """Checks the criteria of the stages that score."""
     stages = selection.stages if selection is not None else ()
     for number, stage in enumerate(stages):
         if not stage.scores:

@@ -59,11 +59,6 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         funnel: the `Funnel`, given or made of the arguments.
         stepper: runs the steps, a `training.stepper.Stepper`.
 
-    Raises:
-        TypeError: `learner`, `reference` or `selection` has the wrong type.
-        ValueError: at construction or with the first batch, if settings do not
-            fit each other or the batch.
-
     Example:
         >>> from jest_tf import models
         >>> learner = models.build_two_tower(
@@ -133,17 +128,10 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         """Binds the model to another funnel of its selection and loss.
 
         It is needed after loading, and after the reference has been renewed.
-
-        Raises:
-            TypeError: the reference can't be called.
-            ValueError: selection or loss differ, or the replicas can't run the
-                reference.
         """
         step = self.stepper.step
-        ours, theirs = (
-            (self.stepper.selection, step.loss),
-            (funnel.selection, funnel.loss),
-        )
+        ours = self.stepper.selection, step.loss
+        theirs = funnel.selection, funnel.loss
         if ours != theirs:
             raise ValueError(
                 "A model is bound to funnels of its own selection and loss, "
@@ -202,10 +190,6 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         """Counts a step's FLOPs on all replicas, by `Segment.step_kind`.
 
         Covers only steps that `fit` has traced; see `flops.count_step`.
-
-        Raises:
-            ValueError: if a model's graph can't be counted, or Keras runs on
-                JAX.
         """
         return self.stepper.count_flops(self.num_replicas)
 

@@ -9,7 +9,6 @@ written to it.
 """
 
 import functools
-import itertools
 import zlib
 
 import jax
@@ -66,34 +65,29 @@ class Trainer(keras_fit.Averages):
             return
         stepper, num_steps = self.stepper, self.steps_per_execution
         steps = {}
+        counter = list(map(id, self.optimizer.variables)).index(
+            id(self.optimizer.iterations)
+        )
 
         def function(state, iterator):
-            first, segment = stepper.begin_execution(
-                lambda: int(state[2][self._find_iterations()]), num_steps
+            segment = stepper.begin_execution(
+                lambda: int(state[2][counter]), num_steps
             )
             kind = segment and segment.step_kind
             if kind not in steps:
                 steps[kind] = self.compiled_step(segment)
-            draws, numbers = [None] * num_steps, itertools.count(first)
 
             def one_step(state, data):
-                outputs, state = steps[kind](
+                return steps[kind](
                     state,
                     self.frozen_values(),
                     sub_batch.extract_super_batch(data, self.num_replicas),
                 )
-                draws[next(numbers) % num_steps] = outputs[0].get("draws")
-                return outputs, state
 
             (equal, rows), state = self._make_function(one_step)(
                 state, iterator
             )
-            stepper.end_execution(
-                equal,
-                rows,
-                draws if "draws" in equal else None,
-                self.gather_rows,
-            )
+            stepper.end_execution(equal, rows, self.gather_rows)
             return equal["logs"], state
 
         self.train_function = function
@@ -175,11 +169,6 @@ class Trainer(keras_fit.Averages):
     def frozen_values(self):
         """Values of the reference's variables, neither trained nor saved."""
         return [variable.value for variable in self._frozen]
-
-    def _find_iterations(self):
-        return [id(variable) for variable in self.optimizer.variables].index(
-            id(self.optimizer.iterations)
-        )
 
     def steps_done(self) -> int:
         """Reads the number of steps so far."""

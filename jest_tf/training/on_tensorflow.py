@@ -6,17 +6,14 @@ Corrections of Keras' `fit` on several replicas are in
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
 
-import keras
 import tensorflow as tf
 
-from jest_tf import config as config_lib
 from jest_tf import distribution
 from jest_tf import embeddings as embeddings_lib
 from jest_tf.distribution import keras_fit
 from jest_tf.embeddings import Embeddings
-from jest_tf.training import backend, step_outputs, sub_batch
+from jest_tf.training import backend, sub_batch
 
 
 class Trainer(keras_fit.TrainerHooks):
@@ -27,12 +24,6 @@ class Trainer(keras_fit.TrainerHooks):
         if self.train_function is not None and not force:
             return
         stepper, num_steps = self.stepper, self.steps_per_execution
-        stepper.draws = None
-        settings = stepper.selection
-        if settings is not None and settings.live and num_steps > 1:
-            stepper.draws = step_outputs.recent_draws(
-                self.distribute_strategy, num_steps, settings.batch_size
-            )
         executions = {}
 
         def execution(segment):
@@ -47,11 +38,9 @@ class Trainer(keras_fit.TrainerHooks):
             return executions[kind]
 
         def function(iterator):
-            _, segment = stepper.begin_execution(self.steps_done, num_steps)
+            segment = stepper.begin_execution(self.steps_done, num_steps)
             equal, rows = execution(segment)(iterator)
-            stepper.end_execution(
-                equal, rows, equal.get("draws"), self.gather_rows
-            )
+            stepper.end_execution(equal, rows, self.gather_rows)
             return equal["logs"]
 
         self.train_function = function
@@ -108,11 +97,7 @@ class Trainer(keras_fit.TrainerHooks):
         return self.distribute_strategy.num_replicas_in_sync
 
 
-def embed(
-    encode: Callable[[dict], Embeddings],
-    batch: dict[str, tf.Tensor],
-    size: int | None,
-) -> Embeddings:
+def embed(encode, batch, size):
     """Runs `encode(batch)`, `size` rows at a time; None takes all at once."""
     rows = batch["image"].shape[0]
     if size in (None, rows):
@@ -138,16 +123,16 @@ def embed(
 
 
 def gradients(
-    learner: keras.Model,
-    batch: dict[str, tf.Tensor],
-    loss: Callable[[Embeddings], dict[str, tf.Tensor]],
+    learner,
+    batch,
+    loss,
     *,
-    micro_batch_size: int | None = None,
-    scale_loss: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
-    num_replicas: int = 1,
-    views: Sequence[config_lib.View] = (),
-    projection: keras.layers.Layer | None = None,
-) -> backend.Gradients:
+    micro_batch_size=None,
+    scale_loss=tf.identity,
+    num_replicas=1,
+    views=(),
+    projection=None,
+):
     """Computes a batch's loss and gradient, see `backend.Backend`."""
 
     def encode(part):

@@ -89,12 +89,7 @@ class AdamW(RecipeOptimizer, keras.optimizers.AdamW):
 def build_schedule(
     settings: config_lib.OptimizerConfig, steps: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Builds the learning-rate schedule of a run of `steps` steps.
-
-    Raises:
-        ValueError: `optimizer.schedule` does not name a function that returns
-            a schedule.
-    """
+    """Builds the learning-rate schedule of a run of `steps` steps."""
     build = imports.load_function(
         "optimizer.schedule", tables.schedule(settings.schedule).build
     )
@@ -137,10 +132,6 @@ def build_optimizer(
         settings: see `config.OptimizerConfig`.
         steps: optimizer steps of the whole run, the end of the schedule.
         rate_factors: as in `RecipeOptimizer`; `models.parts` computes them.
-
-    Raises:
-        ValueError: a function that the settings name cannot be imported or
-            returns the wrong type, or its optimizer does not take factors.
     """
     name = settings.name
     build = imports.load_function(

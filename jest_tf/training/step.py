@@ -146,22 +146,18 @@ class Step:
         """R, the number of replicas."""
         return placement.count(self.replicas)
 
-    def check_reference(self, setting: str) -> None:
-        """Raises ValueError if there is no reference, which `setting` needs."""
-        if self.reference is None:
+    def check_reference(self) -> None:
+        """Raises ValueError if a stage or a loss needs a missing reference."""
+        needing = ["distillation_weight"] if self.distils else []
+        for number, stage in self.stages:
+            if "reference" in self.scoring_models(number):
+                needing.append(f"criterion={stage.criterion!r}")
+        if needing and self.reference is None:
             raise ValueError(
-                f"`{setting}` needs a reference: pass `reference` to the "
+                f"`{needing[-1]}` needs a reference: pass `reference` to the "
                 "Funnel or to JESTModel; after loading, call `bind` with a "
                 "Funnel that has one. Received: reference=None"
             )
-
-    def check_references(self) -> None:
-        """Raises ValueError if a stage or a loss needs a missing reference."""
-        for number, stage in self.stages:
-            if "reference" in self.scoring_models(number):
-                self.check_reference(f"criterion={stage.criterion!r}")
-        if self.distils:
-            self.check_reference("distillation_weight")
 
 
 class Outputs(NamedTuple):
@@ -186,10 +182,8 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
 
     `super_batch` has the local rows, `[B/R, ...]`, and under "curated" the
     local curated rows, `[c/R, ...]`.
-
-    Raises:
-        ValueError: if settings do not fit each other or the batch.
     """
+    step.check_reference()
     rows, curated = sub_batch.split_curated(super_batch)
     sizes = sub_batch.check_sizes(step, rows, curated)  # [B - c, ..., b - c]
     # The place in the super-batch of every row, on all replicas.
@@ -207,8 +201,11 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
         indices, draw = select(step, number, size, (learner, reference), order)
         if draw is not None:
             draws[number] = draw
-            are_finite = learner_is_finite, reference_is_finite
-            metrics |= _summarize_draw(step, number, draw, *are_finite)
+            are_finite = {
+                "learner": learner_is_finite,
+                "reference": reference_is_finite,
+            }
+            metrics |= _draw_metrics(step, number, draw, are_finite)
             report |= step_outputs.list_scored(
                 number, rows, draw, (numbers, order), step.replicas
             )
@@ -222,7 +219,9 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
             step, rows, indices, views if is_last else ()
         )
         if not is_last:
-            order = sub_batch.join_places(step, places)
+            order = places
+            if step.replicas is not None:
+                order = step.replicas.all_gather(places)
             numbers = embeddings_lib.take(drawn, order)
             if not config_lib.QUOTAS[step.quota].exchanges:
                 order = None  # each replica draws on its own
@@ -256,7 +255,8 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
         "scale": gradient.embeddings.scale,
         "bias": gradient.embeddings.bias,
     }
-    report |= step_outputs.list_trained(batch, places)
+    if "id" in batch:
+        report["trained"] = {"place": places, "id": batch["id"]}
     return Outputs(metrics, draws, drawn, report)
 
 
@@ -268,15 +268,13 @@ def score(
 ) -> tuple[Embeddings | None, Embeddings | None]:
     """Embeds the rows into stage `number`, `[n/R, ...]`, in evaluation mode.
 
-    `known` are the reference's embeddings from a stage before; then `rows` have
-    their own reference embeddings, and only scale and bias of `known` are used.
+    If an earlier stage ran the reference, `known` is what it returned for it.
+    The `rows` then carry their reference embeddings, and `known` gives scale
+    and bias.
 
     Returns the learner's and the reference's embeddings, `[n/R, D]` and
-    `[n/R, Dr]`; None if the stage does not score with the model.
-
-    Raises:
-        ValueError: if `scoring_batch_size` does not divide the rows, or the
-            reference is missing.
+    `[n/R, Dr]`; None for a learner that the stage does not score with, `known`
+    for such a reference.
     """
     stage, needs = dict(step.stages)[number], step.scoring_models(number)
     learner = reference = None
@@ -289,7 +287,6 @@ def score(
             f"R={step.num_replicas}"
         )
     if "reference" in needs:
-        step.check_reference(f"criterion={stage.criterion!r}")
         if known is not None:
             parts = (rows[name] for name in sub_batch.FROM_REFERENCE)
             reference = Embeddings(*parts, known.scale, known.bias)
@@ -381,13 +378,9 @@ def distillation_targets(
     Returns:
         The batch without the reference's keys, and the embeddings `[b/R, Dr]`;
         None without distillation.
-
-    Raises:
-        ValueError: if distillation has no reference.
     """
     if not step.distils:
         return batch, None
-    step.check_reference("distillation_weight")
     if sub_batch.is_embedded(batch):
         image, text = (batch[name] for name in sub_batch.FROM_REFERENCE)
         targets = Embeddings(image, text, 0.0, 0.0)
@@ -433,11 +426,7 @@ def objective(
 def contrastive_loss(
     step: Step, embeddings: Embeddings, batch: Mapping[str, Tensor]
 ) -> Tensor:
-    """Computes the contrastive loss over all b rows, a scalar.
-
-    Raises:
-        ValueError: if `equal_captions` needs a missing `caption_id`.
-    """
+    """Computes the contrastive loss over all b rows, a scalar."""
     ids = None
     if config_lib.EQUAL_CAPTIONS[step.options.equal_captions].needs_ids:
         if "caption_id" not in batch:
@@ -455,12 +444,19 @@ def contrastive_loss(
     )
 
 
-def _summarize_draw(step, number, draw, learner_is_finite, reference_is_finite):
-    """Returns metrics of a draw, NaN where embeddings are not finite."""
-    by_model = {"learner": learner_is_finite, "reference": reference_is_finite}
-    of_both = learner_is_finite & reference_is_finite
-    metrics = {}
-    for name, value in selection.summarize(draw, step.replicas).items():
-        is_finite = by_model.get(name.split("_")[0], of_both)
-        metrics[f"stages/{number}/{name}"] = ops.where(is_finite, value, np.nan)
-    return metrics
+def _draw_metrics(step, number, draw, are_finite):
+    """Returns metrics of a draw, NaN if what they use is not finite.
+
+    `are_finite` has a flag for each model's embeddings.
+    """
+    flags = dict.fromkeys(
+        ("score", "uniform_score"),
+        are_finite["learner"] & are_finite["reference"],
+    )
+    for model, is_finite in are_finite.items():
+        flags[f"{model}_loss_kept"] = is_finite
+        flags[f"{model}_loss_dropped"] = is_finite
+    return {
+        f"stages/{number}/{name}": ops.where(flags[name], value, np.nan)
+        for name, value in selection.summarize(draw, step.replicas).items()
+    }

@@ -32,14 +32,8 @@ class StepMetrics:
         settings: config_lib.SelectionConfig | None,
         distils: bool = False,
     ):
-        distillation = ["distillation"] if distils else []
-        names = [
-            "loss",
-            *distillation,
-            "scale",
-            "bias",
-            *_list_stage_names(settings),
-        ]
+        names = ["loss", *["distillation"] * distils, "scale", "bias"]
+        names += _list_stage_names(settings)
         self._means = {name: keras.metrics.Mean(name=name) for name in names}
         self._sums = {
             name: keras.metrics.Sum(name=f"data/{name.split('_')[0]}s_replaced")
@@ -50,8 +44,8 @@ class StepMetrics:
     @property
     def shown(self) -> list[keras.metrics.Metric]:
         """Metrics that have values from the batches so far."""
-        means = list(self._means.values())
-        return means + [self._sums[name] for name in self._counted]
+        counts = [self._sums[name] for name in self._counted]
+        return [*self._means.values(), *counts]
 
     @property
     def every(self) -> list[keras.metrics.Metric]:
@@ -121,18 +115,6 @@ def _list_stage_names(settings):
     return names
 
 
-def list_trained(
-    batch: Mapping[str, Tensor], places: Tensor
-) -> dict[str, dict[str, Tensor]]:
-    """Returns the ids of the local trained rows, if the batch has ids.
-
-    `places`, int32 `[b/R]`, are the rows' places in the sub-batch.
-    """
-    if "id" not in batch:
-        return {}
-    return {"trained": {"place": places, "id": batch["id"]}}
-
-
 def list_scored(
     stage: int,
     rows: Mapping[str, Tensor],
@@ -149,7 +131,7 @@ def list_scored(
     here = placement.number_rows(rows["image"].shape[0], replicas)
     numbers, order = about
     groups = {
-        scored(stage): {
+        f"stages/{stage}": {
             "number": here if order is None else embeddings.take(order, here),
             "row": embeddings.take(numbers, here),
             "id": rows.get("id"),
@@ -159,7 +141,7 @@ def list_scored(
             "learner_loss": draw.learner_loss,
             "reference_loss": draw.reference_loss,
         },
-        uniform(stage): {
+        f"stages/{stage}/uniform": {
             "place": draw.uniform_places,
             "learner_loss": draw.uniform_learner_loss,
             "reference_loss": draw.uniform_reference_loss,
@@ -171,84 +153,29 @@ def list_scored(
     }
 
 
-def scored(stage: int) -> str:
-    """Returns the name of the group of rows that a stage scored."""
-    return f"stages/{stage}"
-
-
-def uniform(stage: int) -> str:
-    """Returns the name of the group of the stage's uniform draw."""
-    return f"stages/{stage}/uniform"
-
-
-def recent_draws(
-    strategy: tf.distribute.Strategy, num_steps: int, batch_size: int
-) -> tf.Variable:
-    """Makes a variable for the draws of an execution, `[num_steps, b]`.
-
-    Keras returns only the outputs of the last step.
-    """
-    # GPUs have no int32 variables, TPUs no int64 variables.
-    dtype = "int32" if distribution.is_tpu(strategy) else tf.int64
-    with strategy.scope():
-        return tf.Variable(
-            ops.zeros([num_steps, batch_size], dtype),
-            trainable=False,
-            # Equal copies on all replicas.
-            synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
-
-
-def with_draw(draws: tf.Variable | None, rows: Tensor, step: Tensor) -> Tensor:
-    """Writes a draw, int32 `[b - c]`, into `draws`; returns all draws.
-
-    Draws are padded with -1 to b rows. `draws`, from `recent_draws`, may be
-    None for executions of one step; `step` is int32.
-    """
-    if draws is None:
-        return rows[None]
-    num_lines = draws.shape[0]
-    padding = [[0, draws.shape[1] - rows.shape[0]]]
-    rows = tf.pad(rows, padding, constant_values=-1)
-    is_now = tf.equal(tf.range(num_lines), step % num_lines)
-    lines = ops.where(
-        is_now[:, None],
-        ops.cast(rows, draws.dtype)[None],
-        tf.convert_to_tensor(draws),
-    )
-    draws.assign(lines)
-    return lines
-
-
 class RowReport:
     """Per-row outputs of the last step of an execution.
 
     `groups` are the step's outputs on all local replicas; {} before the first
-    step. `draws`, `[steps, b]`, are the draws of the whole execution. With
-    several workers, `gather` joins the rows of all workers, which must all call
+    step. `drawn` are the super-batch's rows that the step chose. With several
+    workers, `gather` joins the rows of all workers, which must all call
     `scored` and `uniform` together.
     """
 
     def __init__(
         self,
         groups: dict,
-        draws: Tensor | None = None,
+        drawn: Tensor | None = None,
         gather: Callable[[Tensor], Tensor] | None = None,
     ):
         self._groups = groups
-        self._draws = draws
+        self._drawn = drawn
         self._gather = gather
 
-    def drawn(self, step: int) -> np.ndarray | None:
-        """Returns the super-batch's rows that a step chose, in the order drawn.
-
-        They are `[b - c]`, or None without a live stage. `step` counts from 0.
-        """
-        if self._draws is None:
-            return None
-        line = np.ravel(self._draws[step % len(self._draws)])
-        return line[line >= 0]
+    @property
+    def drawn(self) -> np.ndarray | None:
+        """The chosen rows, `[b - c]`, as drawn; None without a live stage."""
+        return None if self._drawn is None else np.asarray(self._drawn)
 
     def trained_ids(self) -> np.ndarray | None:
         """Returns the sub-batch's ids, `[b]`, in the order drawn, if known."""
@@ -263,12 +190,12 @@ class RowReport:
         `selection.Draw`, if present there. `id` is present if the batches have
         ids.
         """
-        rows = self._gathered(scored(stage), "number")
+        rows = self._gathered(f"stages/{stage}", "number")
         return rows and rows | {"kept": rows["kept"] > 0}
 
     def uniform(self, stage: int) -> dict[str, np.ndarray]:
         """Returns losses of the stage's uniform draw, sorted by `place`."""
-        return self._gathered(uniform(stage), "place")
+        return self._gathered(f"stages/{stage}/uniform", "place")
 
     def _gathered(self, group, key):
         values = self._groups.get(group, {})

@@ -93,7 +93,7 @@ def finder(variables: Sequence[keras.Variable]) -> Callable[[], list[str]]:
 
 
 class Stepper:
-    """The steps of a model; see `backend.Stepper`.
+    """The steps of a model, which a `backend.Trainer` runs.
 
     Args:
         step: the models and options that all steps share.
@@ -101,11 +101,7 @@ class Stepper:
         selection: the funnel of the segments, or None.
 
     Attributes:
-        step, plan, selection: as the arguments.
-        metrics: the metrics of the steps.
-        rows: per-row outputs of the last execution, a `step_outputs.RowReport`.
-        draws: variable of an execution's draws, from
-            `step_outputs.recent_draws`; None for executions of one step.
+        rows: per-row outputs of the last step, a `step_outputs.RowReport`.
     """
 
     def __init__(
@@ -117,7 +113,6 @@ class Stepper:
         self.step, self.plan, self.selection = step, plan, selection
         self.metrics = step_outputs.StepMetrics(selection, step.distils)
         self.rows = step_outputs.RowReport({})
-        self.draws = None
         self._next_step = None
         self._last_logs = {}
         self._specs = {}  # of super-batches, by `Segment.step_kind`
@@ -142,19 +137,19 @@ class Stepper:
         self._next_step, self._last_logs = None, {}
         if self.step.optimizer is not None:
             segment = self.segment_at(steps_done)
-            dataclasses.replace(self.step, segment=segment).check_references()
+            dataclasses.replace(self.step, segment=segment).check_reference()
 
     def begin_execution(
         self, steps_done: Callable[[], int], num_steps: int
-    ) -> tuple[int, config_lib.Segment | None]:
-        """Returns the first step of an execution, and the segment of all."""
+    ) -> config_lib.Segment | None:
+        """Returns the segment of an execution's steps."""
         # Checks the last execution, so that devices don't wait for Python.
         self.check_scores()
         if self._next_step is None:
             self._next_step = steps_done()
         first = self._next_step
         self._next_step += num_steps
-        return first, self.segment_at(lambda: first)
+        return self.segment_at(lambda: first)
 
     def run(
         self,
@@ -184,20 +179,19 @@ class Stepper:
             trained = replicas.all_gather(rows.pop("trained"))
             equal["rows"]["trained"] = trained
         if outputs.drawn is not None:
-            equal["draws"] = step_outputs.with_draw(
-                self.draws, outputs.drawn, number
-            )
+            equal["drawn"] = outputs.drawn
         return equal, rows
 
     def end_execution(
         self,
         equal: dict,
         rows: dict,
-        draws: Tensor | None,
         gather: Callable[[Tensor], Tensor] | None,
     ) -> None:
-        """Keeps the outputs of an execution's last step, and all its draws."""
-        self.rows = step_outputs.RowReport(rows | equal["rows"], draws, gather)
+        """Keeps the outputs of an execution's last step."""
+        self.rows = step_outputs.RowReport(
+            rows | equal["rows"], equal.get("drawn"), gather
+        )
         self._last_logs = equal["logs"]
 
     def check_scores(self) -> None:
@@ -222,11 +216,7 @@ class Stepper:
         self._flops.pop(segment and segment.step_kind, None)
 
     def count_flops(self, num_replicas: int) -> dict:
-        """Returns `flops.count_step` of the steps traced, by `step_kind`.
-
-        Raises:
-            ValueError: a model's graph can't be counted, or Keras runs on JAX.
-        """
+        """Returns `flops.count_step` of the steps traced, by `step_kind`."""
         embeddings_lib.check_backend("`step_flops`")
         for kind, (segment, super_batch) in self._specs.items():
             if kind not in self._flops:

@@ -31,12 +31,7 @@ CURATED = "curated"
 def extract_super_batch(
     data, num_replicas: int, may_vary: bool = False
 ) -> dict[str, Tensor]:
-    """Extracts the super-batch from Keras' step data.
-
-    Raises:
-        ValueError: if the data are not a super-batch, or its size is not
-            static, unless `may_vary`.
-    """
+    """Extracts the super-batch from Keras' step data."""
     batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
     if not isinstance(batch, dict) or not {"image", "text"} <= set(batch):
         raise ValueError(
@@ -105,11 +100,7 @@ def check_sizes(
     rows: Mapping[str, Tensor],
     curated: Mapping[str, Tensor] | None,
 ) -> tuple[int, ...]:
-    """Counts all replicas' rows into each live stage, and out of the last.
-
-    Raises:
-        ValueError: if the batch has a wrong size, or R does not divide a size.
-    """
+    """Counts all replicas' rows into each live stage, and out of the last."""
     count = rows["image"].shape[0] * step.num_replicas
     if step.segment is None or not step.segment.chooses:
         return (count,)
@@ -173,9 +164,6 @@ def gather(
 
     Returns:
         Tensors `[m/R, ...]`, and int32 `[m/R]`, the rows' places in the draw.
-
-    Raises:
-        ValueError: if parts, micro-batches or shares can't be equal.
     """
     rows = batch["image"].shape[0]
     if indices is None and not views:
@@ -188,7 +176,9 @@ def gather(
     if views:
         size = indices.shape[0]
         size //= config.QUOTAS[step.quota].parts(step.num_replicas)
-        order = selection.uniform_rows(_salted(step, _VIEWS_SALT), size, size)
+        order = selection.uniform_rows(
+            selection.salted(step.seed, _VIEWS_SALT), size, size
+        )
     parts = placement.deal_parts(
         indices,
         num_rows,
@@ -213,24 +203,13 @@ def gather(
     return batch, embeddings.take(places, mixed)
 
 
-def join_places(step, places: Tensor) -> Tensor:
-    """Joins the places of all replicas' rows, `[m/R]` each; int32 `[m]`."""
-    if step.replicas is None:
-        return places
-    return step.replicas.all_gather(places)
-
-
 def add_curated(
     step,
     batch: dict[str, Tensor],
     places: Tensor,
     curated: Mapping[str, Tensor] | None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Appends the curated rows to the chosen rows; returns what `gather` does.
-
-    Raises:
-        ValueError: if the curated rows lack a key of the chosen rows.
-    """
+    """Appends the curated rows to the chosen rows; returns as `gather` does."""
     if curated is None:
         return batch, places
     if missing := sorted(batch.keys() - curated.keys()):
@@ -254,9 +233,11 @@ def augment(
     """Augments the images of the sub-batch, if the step has `augment`."""
     if step.options.augment is None:
         return batch
-    batch_size = places.shape[0] * step.num_replicas
     images = step.options.augment(
-        batch["image"], _salted(step, _AUGMENT_SALT), places, batch_size
+        batch["image"],
+        selection.salted(step.seed, _AUGMENT_SALT),
+        places,
+        places.shape[0] * step.num_replicas,
     )
     return batch | {"image": images}
 
@@ -264,10 +245,6 @@ def augment(
 def is_embedded(batch: Mapping[str, Tensor]) -> bool:
     """Returns whether a batch has the reference's embeddings."""
     return set(FROM_REFERENCE) <= set(batch)
-
-
-def _salted(step, salt):
-    return selection.salted(step.seed, salt)
 
 
 def _interleaved(size, num_views, micro_batch_size):

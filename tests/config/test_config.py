@@ -74,8 +74,6 @@ class DefaultsTest(tf.test.TestCase):
         self.assertEqual(
             (JEST.method, JEST.criterion), ("joint", "learnability")
         )
-        self.assertEqual(settings.model.temperature, 10.0)  # SigLIP, alg. 1
-        self.assertEqual(settings.model.bias, -10.0)
         self.assertEqual(settings.model.equal_captions, "negative")
         # Without stages every row is trained on, and none is scored.
         self.assertEqual(settings.selection, config.SelectionConfig(256))
@@ -116,32 +114,19 @@ class FunnelTest(tf.test.TestCase):
         for stages, curated_rows, message in (
             ((Stage(2, num_chunks=9),), 0, "0.num_chunks.*=9, rows=8$"),
             ((Stage(2, num_chunks=8),), 1, "0.num_chunks.*=8, rows=7$"),
-            # Half of 8 rows are drawn by score.
             (
-                (
-                    Stage(2, num_chunks=1),
-                    Stage(2, num_chunks=5, uniform_share=0.5),
-                ),
+                (Stage(2, num_chunks=1), Stage(2, num_chunks=9)),
                 0,
-                "1.num_chunks.*=5, rows=4$",
-            ),
-            (
-                (Stage(2, num_chunks=1, uniform_share=0.06),),
-                0,
-                "0.uniform_share` must be 0, or more.*=0.06, rows=8$",
+                "1.num_chunks.*=9, rows=8$",
             ),
             ((), 8, "`data.curated_rows` .c. must be less.*=8, c=8$"),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 config.SelectionConfig(8, stages).sizes(curated_rows)
-        # The stage before it passes twice as many, of which 0.96 are one. Only
-        # joint draws are made in chunks.
+        # The stage before it passes twice as many. Only joint draws are made in
+        # chunks.
         config.SelectionConfig(
-            8,
-            (
-                Stage(2, num_chunks=15, uniform_share=0.06),
-                Stage(2, method="top"),
-            ),
+            8, (Stage(2, num_chunks=16), Stage(2, method="top"))
         )
 
     def test_a_stored_stage_has_no_learner(self):
@@ -260,9 +245,7 @@ class RefusalsTest(tf.test.TestCase):
     def test_values_at_the_limits_are_valid(self):
         config.DataConfig(min_crop_area=1, text_length=2, image_size=1)
         config.OptimizerConfig(warmup_steps=0, weight_decay=0, ema=0.0)
-        config.SelectionConfig(
-            4, (Stage(1, num_chunks=2, gain=0.0, uniform_share=0.5),)
-        )
+        config.SelectionConfig(4, (Stage(1, num_chunks=4, gain=0.0),))
         config.TrainConfig(
             seed=2**31 - 1,
             steps=2,

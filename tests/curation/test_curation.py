@@ -115,12 +115,11 @@ class ChoiceTest(ScoresTestCase):
             chosen = 0
             for rows, captions, seed, size in self.windows(shard, chosen_by):
                 teacher = Embeddings(image[rows], text[captions], 20.0, -8.0)
-                by_score = size - stage.num_uniform(size)
                 drawn = hand_draws.rows(
                     None,
                     teacher,
                     dataclasses.replace(
-                        stage, num_chunks=min(stage.num_chunks, by_score)
+                        stage, num_chunks=min(stage.num_chunks, size)
                     ),
                     batch_size=size,
                     seed=seed,
@@ -144,7 +143,7 @@ class ChoiceTest(ScoresTestCase):
         for settings in (
             {},
             {"candidates": 2, "seed": 3, "captions": "drawn"},
-            {"loss": "softmax", "uniform_share": 0.5},
+            {"loss": "softmax", "gain": 0.5},
         ):
             with self.subTest(**settings):
                 self.check(**settings)

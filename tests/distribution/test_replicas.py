@@ -186,15 +186,14 @@ class GlobalQuotaTest(tf.test.TestCase):
 
     def test_every_sampler_draws_the_rows_of_one_replica_in_their_order(self):
         models = random_embeddings.models(48)
-        for method, loss, criterion, share in pairwise.cases(
-            config.METHODS, LOSSES, config.CRITERIA, (0.0, 0.2)
+        for method, loss, criterion in pairwise.cases(
+            config.METHODS, LOSSES, config.CRITERIA
         ):
             stage = config.Stage(
                 2,
                 method=method,
                 criterion=criterion,
                 num_chunks=5,  # of 5, 5, 4, 4 and 4 rows
-                uniform_share=share,
             )
             with self.subTest(stage=stage, loss=loss):
                 self.check(models, 4, stage, 22, loss)
@@ -248,9 +247,7 @@ class PerReplicaQuotaTest(tf.test.TestCase):
             sizes, itertools.cycle(LOSSES), strict=False
         ):
             models = random_embeddings.models(size, seed=batch)
-            # Of 20 rows, three on each replica.
-            share = 0.3 if num_replicas == 2 else 0.0
-            stage = config.Stage(1, num_chunks=chunks, uniform_share=share)
+            stage = config.Stage(1, num_chunks=chunks)
             draws = draw_on_replicas(
                 models, num_replicas, stage, batch, loss, "per_replica"
             )

@@ -57,7 +57,7 @@ class LoadRunTest(tf.test.TestCase):
         cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
         cls.config = config.TrainConfig(
             data=config.DataConfig(image_size=8, text_length=3),
-            model=config.ModelConfig(preset="tiny", temperature=5.0),
+            model=config.ModelConfig(preset="tiny"),
         )
         cls.tokenizer = tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3)
         cls.learner = tiny.write_run(cls.workdir, cls.config)

@@ -393,7 +393,7 @@ class BuildTwoTowerTest(tf.test.TestCase):
         return config.TrainConfig(
             seed=seed,
             data=config.DataConfig(image_size=32, text_length=4),
-            model=config.ModelConfig(towers=towers, temperature=2.0, bias=-1.0),
+            model=config.ModelConfig(towers=towers),
         )
 
     def test_a_recipe_may_name_custom_towers_with_its_seed(self):
@@ -411,8 +411,8 @@ class BuildTwoTowerTest(tf.test.TestCase):
         expected = models.unit_norm(learner.image_tower(images))
         self.assertAllClose(embeddings.image, expected)
         self.assertEqual(learner.image_tower.layers[1].filters, 32)
-        self.assertAllClose(embeddings.scale, 2.0)
-        self.assertAllClose(embeddings.bias, -1.0)
+        self.assertAllClose(embeddings.scale, 10.0)  # SigLIP, algorithm 1
+        self.assertAllClose(embeddings.bias, -10.0)
 
     def test_custom_towers_compute_in_the_dtype_of_the_settings(self):
         before = keras.config.dtype_policy()

@@ -41,9 +41,7 @@ CASES = {
     "all": {
         "stages": (
             config.Stage(2, method="independent", criterion="easy_reference"),
-            config.Stage(
-                2, num_chunks=2, view=COARSE, uniform_share=0.25, first_step=2
-            ),
+            config.Stage(2, num_chunks=2, view=COARSE, first_step=2),
         ),
         "of_towers": {"dropout": 0.1},
         "projection_dim": 7,
@@ -131,10 +129,7 @@ class Record(keras.callbacks.Callback):
         self.draws, self.ids, self.losses = [], [], []
 
     def on_train_batch_end(self, batch, logs=None):
-        first = batch + 1 - self.model.steps_per_execution
-        self.draws += [
-            self.model.rows.drawn(step) for step in range(first, batch + 1)
-        ]
+        self.draws.append(self.model.rows.drawn)
         self.ids.append(np.asarray(self.model.drawn_ids))
         self.losses.append(float(logs["loss"]))
 
@@ -149,17 +144,15 @@ def draws():
     """Rows of draws of every kind, on the same embeddings and seeds."""
     found = {}
     learner, reference = random_embeddings.models(200)
-    for method, criterion, loss, share in (
-        ("joint", "learnability", "sigmoid", 0.0),
-        ("joint", "learnability", "softmax", 0.25),
-        ("joint", "hard_learner", "sigmoid", 0.25),
-        ("independent", "easy_reference", "softmax", 0.0),
-        ("top", "learnability", "sigmoid", 0.0),
+    for method, criterion, loss in (
+        ("joint", "learnability", "sigmoid"),
+        ("joint", "learnability", "softmax"),
+        ("joint", "hard_learner", "sigmoid"),
+        ("independent", "easy_reference", "softmax"),
+        ("top", "learnability", "sigmoid"),
     ):
         chunks = {"num_chunks": 4} if method == "joint" else {}
-        stage = config.Stage(
-            4, method=method, criterion=criterion, uniform_share=share, **chunks
-        )
+        stage = config.Stage(4, method=method, criterion=criterion, **chunks)
         name = f"{method}/{criterion}/{loss}"
         found[name] = selection.draw(
             learner,

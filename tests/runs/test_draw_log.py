@@ -115,9 +115,7 @@ class FunnelTest(tf.test.TestCase):
             # What the first stage kept comes into the second.
             first, second = report.scored(0), report.scored(1)
             self.assertCountEqual(second["row"], first["row"][first["kept"]])
-            self.assertCountEqual(
-                report.drawn(step - 1), second["row"][second["kept"]]
-            )
+            self.assertCountEqual(report.drawn, second["row"][second["kept"]])
 
     def test_the_log_has_means_of_the_scores_since_the_row_before(self):
         for row in self.rows:
@@ -143,13 +141,10 @@ class FunnelTest(tf.test.TestCase):
 
 
 class Rows:
-    """A report of known draws of steps; `scored` are the rows of stages."""
+    """A report of a known draw; `scored` are the rows of stages."""
 
-    def __init__(self, draws=None, scored=None):
-        self._draws, self._scored = draws, scored or {}
-
-    def drawn(self, step):
-        return None if self._draws is None else self._draws[step]
+    def __init__(self, drawn=None, scored=None):
+        self.drawn, self._scored = drawn, scored or {}
 
     def scored(self, stage):
         return dict(self._scored.get(stage, {}))
@@ -271,7 +266,7 @@ class RepeatsTest(FollowTestCase):
         super().setUp()
         random = np.random.default_rng(0)
         self.draws = [random.permutation(12)[:4] for _ in range(6)]
-        self.reports = [Rows(self.draws)] * 6
+        self.reports = list(map(Rows, self.draws))
 
     def order(self):
         return stream.Order(self.NUM_RECORDS, SEED)

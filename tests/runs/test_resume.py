@@ -360,7 +360,7 @@ class FunnelResumeTest(ResumeTestCase):
 
     def test_a_stored_stage_before_a_live_one(self):
         stages = (
-            *stage(0, candidates=2, embeddings="stored", uniform_share=0.25),
+            *stage(0, candidates=2, embeddings="stored"),
             *stage(1, candidates=3, criterion="learnability"),
         )
         unbroken = self.check("both", *stages, kills=[13])

@@ -29,9 +29,7 @@ class DrawReportTest(tf.test.TestCase):
     def test_row_losses_and_scores_equal_the_oracle(self):
         models = random_embeddings.models(90)
         for method, loss in itertools.product(config.METHODS, LOSSES):
-            stage = config.Stage(
-                1, method=method, num_chunks=4, uniform_share=0.2
-            )
+            stage = config.Stage(1, method=method, num_chunks=4)
             found = draw(models, stage, batch_size=25, loss=loss)
             chosen = np.asarray(found.indices)
             kept = np.isin(np.arange(90), chosen)

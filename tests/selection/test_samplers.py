@@ -1,5 +1,7 @@
 """Draws against the paper's matrix form, and their properties."""
 
+import itertools
+
 import graphs
 import hand_draws
 import numpy as np
@@ -43,13 +45,10 @@ class MatrixFormTest(tf.test.TestCase):
             models = random_embeddings.models(size, seed=size)
             self.check(models, batch, stage, loss)
 
-    def test_methods_and_uniform_shares_are_of_the_matrix_form(self):
+    def test_every_method_is_of_the_matrix_form(self):
         models = random_embeddings.models(90)
-        for method, share, loss in pairwise.cases(
-            config.METHODS, (0.0, 0.3), config.LOSSES
-        ):
-            stage = config.Stage(1, method=method, uniform_share=share, gain=2)
-            self.check(models, 40, stage, loss)
+        for method, loss in itertools.product(config.METHODS, config.LOSSES):
+            self.check(models, 40, config.Stage(1, method=method, gain=2), loss)
 
     def test_large_uneven_tiles_give_the_set_of_the_matrix_form(self):
         # More rows than a tile, more columns than a tile, neither a multiple.
@@ -113,35 +112,13 @@ class SamplerTest(tf.test.TestCase):
     @pytest.mark.tensorflow
     def test_every_sampler_keeps_exactly_b_rows_without_repeats(self):
         models = random_embeddings.models(77)
-        for method, batch, share in pairwise.cases(
-            config.METHODS, (1, 33, 77), (0.0, 0.4)
-        ):
-            stage = config.Stage(
-                1, method=method, num_chunks=min(batch, 7), uniform_share=share
-            )
+        for method, batch in itertools.product(config.METHODS, (1, 33, 77)):
+            stage = config.Stage(1, method=method, num_chunks=min(batch, 7))
             rows = draw(*models, stage, batch_size=batch).indices
             self.assertDTypeEqual(rows, np.int32)
             self.assertEqual(rows.shape, (batch,))
-            self.assertLen(set(np.asarray(rows)), batch, (method, batch, share))
+            self.assertLen(set(np.asarray(rows)), batch, (method, batch))
             self.assertAllInRange(rows, 0, 76)
-
-    def test_a_uniform_share_is_drawn_from_the_rows_that_scores_leave(self):
-        models = random_embeddings.models(50)
-        for share, count in ((0.3, 3), (0.85, 8), (0.04, 0)):
-            mixed = draw(
-                *models,
-                config.Stage(1, num_chunks=2, uniform_share=share),
-                batch_size=10,
-            )
-            by_score = draw(
-                *models, config.Stage(1, num_chunks=2), batch_size=10 - count
-            )
-            rest = np.setdiff1d(np.arange(50), by_score.indices)
-            salted = SEED[0] ^ hand_draws.UNIFORM_SALT, SEED[1]
-            noise = np.asarray(selection.gumbel_noise(salted, 1, 50)[0])
-            uniform = rest[np.argsort(-noise[rest])][:count]
-            self.assertAllEqual(mixed.indices, [*by_score.indices, *uniform])
-            self.assertAllEqual(mixed.own_score, by_score.own_score)
 
     def test_select_jointly_is_the_draw_of_a_stage(self):
         models = random_embeddings.models(40)
@@ -204,9 +181,7 @@ class SamplerTest(tf.test.TestCase):
         moved = [hand_draws.take(model, order) for model in models]
         seed = selection.Placed(SEED, ops.array(order, "int32"))
         for method in config.METHODS:
-            stage = config.Stage(
-                4, method=method, num_chunks=4, uniform_share=0.2
-            )
+            stage = config.Stage(4, method=method, num_chunks=4)
             expected = draw(*models, stage, batch_size=12)
             found = draw(*moved, stage, batch_size=12, seed=seed)
             self.assertAllEqual(order[found.indices], expected.indices)
@@ -234,9 +209,7 @@ class PurityTest(tf.test.TestCase):
                 return {
                     method: draw(
                         *models,
-                        config.Stage(
-                            1, method=method, num_chunks=6, uniform_share=0.1
-                        ),
+                        config.Stage(1, method=method, num_chunks=6),
                         batch_size=40,
                         seed=seed,
                         loss=loss,

@@ -89,7 +89,6 @@ class BackendTest(tf.test.TestCase):
 
     def test_the_stepper_has_what_trainers_call(self):
         stepper = defined(parsed("training/stepper.py"), "Stepper")
-        self.check(backend.Stepper, stepper)
         for path in BACKENDS:
             used = {
                 node.attr
@@ -103,7 +102,7 @@ class BackendTest(tf.test.TestCase):
                 )
             }
             with self.subTest(path):
-                self.assertLessEqual(used, {*declared(backend.Stepper)})
+                self.assertLessEqual(used, {*stepper})
 
     def test_no_private_name_crosses_between_model_and_trainers(self):
         private = {

@@ -68,7 +68,7 @@ def fit(model, batches, **options):
 
 
 class DrawnIds(keras.callbacks.Callback):
-    """Remembers the ids of every step, and rows of steps of executions."""
+    """Remembers the ids and the rows of the last step of every execution."""
 
     def __init__(self):
         super().__init__()
@@ -76,11 +76,7 @@ class DrawnIds(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.steps.append(self.model.drawn_ids.numpy())
-        done = int(self.model.optimizer.iterations.numpy())
-        first = done - self.model.steps_per_execution
-        self.rows += [
-            self.model.rows.drawn(step) for step in range(first, done)
-        ]
+        self.rows.append(self.model.rows.drawn)
 
 
 def fit_and_remember(model, batches, **options):
@@ -328,7 +324,7 @@ class StagesTest(TrainingTestCase):
 
     STAGES = (
         config.Stage(2, num_chunks=2, last_step=5),
-        config.Stage(3, num_chunks=2, first_step=2, uniform_share=0.25),
+        config.Stage(3, num_chunks=2, first_step=2),
     )
 
     def test_each_step_draws_by_its_kind_and_each_kind_is_traced_once(self):
@@ -348,9 +344,9 @@ class StagesTest(TrainingTestCase):
         told = DrawnIds()
         for more in (batches, batches[:2]):
             fit(model, more, callbacks=[told])
-        self.assertLen(told.rows, 12)
+        self.assertLen(told.rows, 6)
         twins = [tiny.learner(seed) for seed in (0, 5)]
-        for step, rows in enumerate(told.rows):
+        for step, rows in zip(range(1, 12, 2), told.rows, strict=True):
             batch = batches[step % 10]
             models = [embed(twin, batch) for twin in twins]
             scoring = step <= 5, step >= 2
@@ -713,7 +709,7 @@ class SavingTest(TrainingTestCase):
             3,
             criterion="own_parts:doubt",
             num_chunks=2,
-            uniform_share=0.25,
+            gain=0.5,
             view=COARSE,
             last_step=2,
         )

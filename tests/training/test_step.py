@@ -292,7 +292,7 @@ class WholeStepTest(tf.test.TestCase):
     STORED = config.Stage(9, "stored", "uniform", "easy_reference")
     TWO = (
         config.Stage(3, num_chunks=3),
-        config.Stage(2, num_chunks=2, uniform_share=0.25),
+        config.Stage(2, num_chunks=2),
     )
 
     @classmethod
