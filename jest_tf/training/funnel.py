@@ -227,7 +227,10 @@ class Funnel:
             start_step=start_step,
             reference=self.inputs,
             options=dataclasses.replace(
-                self.options, host=host, num_hosts=num_hosts, faults=faults
+                self.options,
+                host=host,
+                num_hosts=num_hosts,
+                faults=faults or self.options.faults,
             ),
         )
 
