@@ -186,16 +186,10 @@ def distribute(
 def spread(
     strategy: tf.distribute.Strategy, function: Callable[[tf.Tensor], tf.Tensor]
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Compiles a function of rows, and runs it on every replica's share.
+    """Compiles `function`, row by row, to run on every replica's share.
 
-    With several workers, each computes all rows on one of its devices.
-
-    Args:
-        strategy: R replicas.
-        function: maps [n, ...] to [n, ...], row by row.
-
-    Returns:
-        A function of [R * n, ...] to [R * n, ...].
+    The result maps [R * n, ...] to [R * n, ...]. With several workers, each
+    computes all rows on one of its devices.
     """
     num_replicas = strategy.num_replicas_in_sync
     if num_replicas == 1 or collectives.has_workers(strategy):

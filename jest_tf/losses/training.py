@@ -12,6 +12,7 @@ Reference: Zhai et al. 2023, "Sigmoid loss for language image pre-training"
 (arXiv 2303.15343), section 3.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -59,8 +60,18 @@ def softmax() -> PairLoss:
 
 def pair_loss(name: str, setting: str = "loss") -> PairLoss:
     """Returns the loss of a name or of a "module:function"."""
+    if name in tables.LOSSES:
+        return _built_in(name)
     checks.check(setting, name, checks.name_or_function(*tables.LOSSES))
-    name = tables.LOSSES.get(name, name)
+    return _called(setting, name)
+
+
+@functools.cache
+def _built_in(name):
+    return _called("loss", tables.LOSSES[name])
+
+
+def _called(setting, name):
     made = imports.call_function(setting, name, "PairLoss")
     if not isinstance(made, PairLoss) or not all(
         hasattr(made.rows, part) for part in _PARTS_OF_ROWS

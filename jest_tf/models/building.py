@@ -121,12 +121,7 @@ def _sizes(config, vocabulary_size):
 def build_learner(
     config: config_lib.TrainConfig, vocabulary_size: int
 ) -> two_tower.TwoTower:
-    """Builds the learner of a run; the run's seed determines the weights.
-
-    Args:
-        config: the settings of the run.
-        vocabulary_size: number of token ids of the run's tokenizer.
-    """
+    """Builds the learner of a run; the run's seed determines the weights."""
     if config.model.init_from:
         raise ValueError(
             "A learner with `model.init_from` is built by `start_from`. "

@@ -26,10 +26,6 @@ def freeze(learner: keras.Model, patterns: Sequence[str]) -> None:
 
     A layer whose trainable variables are all frozen runs in evaluation mode, if
     the layer has this mode, like Keras' batch normalisation.
-
-    Args:
-        learner: a built model with an image and a text tower.
-        patterns: patterns of names, see the module.
     """
     if not patterns:
         return

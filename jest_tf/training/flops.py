@@ -68,10 +68,8 @@ def count_step(
     counts, reused = dict.fromkeys(PARTS, 0), 0
     for (number, stage), size in zip(step.stages, sizes, strict=False):
         pool, width = size // num_replicas, 0
-        micro_batch, needs = (
-            stage.scoring_batch_size,
-            step.scoring_models(number),
-        )
+        micro_batch = stage.scoring_batch_size
+        needs = step.scoring_models(number)
         if "learner" in needs:
             view = step_lib.view_options(stage.view).get("view")
             flops, dim = passes(step.learner, pool, micro_batch, view)

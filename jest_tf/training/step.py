@@ -331,10 +331,8 @@ def select(
         drawn; and the `Draw`, or None if the stage does not score.
     """
     settings, needs = step.segment.selection, step.scoring_models(number)
-    stage, seed = (
-        settings.stages[number],
-        stage_seed(settings, number, step.seed),
-    )
+    stage = settings.stages[number]
+    seed = stage_seed(settings, number, step.seed)
     if order is not None:
         seed = selection.Placed(seed, order)
     if not needs:
