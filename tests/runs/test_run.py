@@ -558,7 +558,7 @@ class InputsTest(RunsTestCase):
 
     def test_a_projection_is_offered_where_widths_differ(self):
         learner = tiny.learner(dim=6)
-        sources = mock.Mock(dim=3)
+        sources = mock.Mock(sidecars=mock.Mock(dim=3))
         distils = (
             "reference.model=somewhere",
             "reference.distillation_weight=1",
