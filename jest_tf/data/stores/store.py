@@ -152,11 +152,14 @@ class Store:
                 if name == "id":
                     column += self.ids(rows).tolist()
                 elif name == "caption":
-                    found = (getattr(item, "captions", ()) for item in records)
-                    column += map(list, found)
+                    column += [
+                        list(getattr(item, "captions", ())) for item in records
+                    ]
                 else:
-                    found = (getattr(item, "metadata", {}) for item in records)
-                    column += [fields.get(name, b"") for fields in found]
+                    column += [
+                        getattr(item, "metadata", {}).get(name, b"")
+                        for item in records
+                    ]
         for name in columns.keys() - {"caption"}:
             dtype = np.int64 if name == "id" else object
             columns[name] = np.array(columns[name], dtype)
