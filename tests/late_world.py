@@ -256,7 +256,7 @@ class Bucket:
     def remove_empty(self, path):
         pass
 
-    def upload(self, local, path):
+    def upload(self, path, local):
         world = self._world
         with open(local, "rb") as file:
             content = file.read()

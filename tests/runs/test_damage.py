@@ -151,7 +151,7 @@ class DamageTest(tf.test.TestCase):
         for path in glob.glob(f"{run}/references/*/*.sidecar"):
             yield artefact(path, "sidecar")
         if os.path.exists(f"{run}/telemetry.jsonl"):
-            page = functools.partial(run_page.write, run, f"{run}/x.html", 1)
+            page = functools.partial(run_page.write, run, f"{run}/x.html")
             yield "telemetry.jsonl", page, 1, False
 
     def damage(self, total):
