@@ -87,6 +87,12 @@ class Funnel:
         self.selection, self.plan = selection, tuple(plan)
         self.store, self.distils = store, distils
         self.options = options or pipeline.Options()
+        if (self.options.host, self.options.num_hosts) != (0, 1):
+            raise ValueError(
+                "`options` must leave `host` and `num_hosts` to "
+                f"`super_batches`. Received: {self.options.host} of "
+                f"{self.options.num_hosts}"
+            )
         self.reference = getattr(reference, "source", reference)
         self.loss = loss
         # Raises for unknown losses here, not in the first step.

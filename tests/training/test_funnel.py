@@ -9,7 +9,7 @@ from keras import ops
 
 import jest_tf
 from jest_tf import config, training
-from jest_tf.data import tokenizers
+from jest_tf.data import pipeline, tokenizers
 from jest_tf.training import step as step_lib
 
 STORED = config.Stage(4, "stored", criterion="easy_reference", num_chunks=3)
@@ -152,6 +152,11 @@ class FunnelTest(stored_cases.StoredTestCase):
         for each in (model, again):
             each.fit(batches, steps_per_epoch=1, verbose=0)
         self.assertAllEqual(model.drawn_ids, again.drawn_ids)
+
+    def test_hosts_are_told_to_the_stream_alone(self):
+        options = pipeline.Options(host=1, num_hosts=2)
+        with self.assertRaisesRegex(ValueError, "to `super_batches`.*1 of 2"):
+            self.funnel(LIVE, options=options)
 
     def test_a_criterion_that_is_not_elementwise_is_refused(self):
         for name, embeddings in (
