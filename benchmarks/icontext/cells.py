@@ -35,12 +35,13 @@ class Cell(NamedTuple):
         method: as the tables call it.
         lengths: steps, a run for each.
         settings: changes to the recipe, "a.b=c" each; "{data}" stands for the
-            folder of the web-like data, "{cut}" for the manifest of one
-            record in three of the pool, chosen once by the reference.
+            folder of the web-like data.
         seeds: a run for each.
         pool: a folder of the data (`web.py`), or a clean set, `CLEAN_SETS`.
         reference: name of the run whose seed 0 is the reference.
         recipe: of `configs/`.
+        cut: n, if the reference chooses one record in n of the pool, once
+            and before the run; 0 leaves the pool whole.
     """
 
     method: str
@@ -50,6 +51,12 @@ class Cell(NamedTuple):
     pool: str = "pool70"
     reference: str = ""
     recipe: str = "icontext_web"
+    cut: int = 0
+
+    @property
+    def reads_sidecars(self):
+        """Whether a stage or distillation reads the reference's embeddings."""
+        return "stages" in self.settings or "distillation" in self.settings
 
     @property
     def noise(self):
@@ -155,6 +162,8 @@ _NARROW = "model.towers=benchmarks.icontext.towers:build_narrow "
 _PROJECTED = f"{_DISTILLED} reference.projection=128"
 _SHORT = (350, 700, 1400)
 _MIXED = (2250, 4500, 9000, 18_000)
+# The rate falls linearly to 0 in the last eighth.
+_ANNEALED = "optimizer.schedule=benchmarks.icontext.schedules:annealed"
 _CROPS, _COSINE = "data.min_crop_area=0.5", "optimizer.schedule=cosine"
 # Learners of a given reference begin with other weights than it did.
 _OTHERS = (1, 2, 3)
@@ -242,6 +251,7 @@ _LEARNERS_OF_GIVEN = (
             ("clean", _SHORT, "part_clean70", _FAST),
             ("clean_at_2e-3", _SHORT, "part_clean70", ""),
             ("reference_data", _SHORT, "apart", ""),
+            ("reference_data_at_4e-3", (700, 1400, 2800, 5600), "apart", _FAST),
             ("mixed_16", (9000,), "part70", f"{_SLOW} {_APART}16"),
             ("mixed_4", _MIXED, "part70", f"{_SLOW} {_APART}64"),
             ("mixed_4_at_2e-3", (9000,), "part70", f"{_APART}64"),
@@ -262,7 +272,7 @@ _LEARNERS_OF_GIVEN = (
             ("flexi", "", {"recipe": "icontext_web_flexi"}),
             ("stored_3", _stored(3), {}),
             *((f"stored_{n}", _stored(n), {}) for n in (5, 10)),
-            ("cut_3", "data.manifest={cut}", {}),
+            ("top_3", "", {"cut": 3}),
             ("distilled", _PROJECTED, {}),
             *(
                 (f"stored_{n}_distilled", f"{_stored(n)} {_PROJECTED}", {})
@@ -275,6 +285,33 @@ _LEARNERS_OF_GIVEN = (
             ),
         )
         if only is None or method in only
+    ),
+    # Uniform training, annealed at its own length; a decay cannot be extended.
+    *(
+        Cell(
+            f"narrow_uniform_annealed{name}",
+            (n,),
+            _NARROW + rate,
+            pool="part70",
+        )
+        for name, n, rate in (
+            ("", 9000, f"{_SLOW} {_ANNEALED}"),
+            ("_at_2e-3", 9000, _ANNEALED),
+            ("", 18_000, f"{_SLOW} {_ANNEALED}"),
+            ("", 36_000, f"{_SLOW} {_ANNEALED}"),
+        )
+    ),
+    # The rivals of a stage: the pool cut once, and JEST with distillation.
+    *(
+        _part(f"narrow_{method}", _SHORT, _NARROW + settings + _FAST, cut=cut)
+        for method, settings, cut in (
+            ("top_5", "", 5),
+            ("top_3_distilled", _PROJECTED, 3),
+            ("top_5_distilled", _PROJECTED, 5),
+            ("jest_distilled", f"{_live(5)} {_PROJECTED}", 0),
+            ("top_3_jest", _live(3), 3),
+            ("top_3_jest_distilled", f"{_live(3)} {_PROJECTED}", 3),
+        )
     ),
     # References of fewer steps, which cost less where their training counts.
     *(

@@ -151,10 +151,9 @@ class Runner:
         run = cells.runs()[name, seed]
         needs = []
         if run.cell.reference:
-            prepare = (
-                self._cut if "{cut}" in run.cell.settings else self._embedded
-            )
-            needs.append(prepare(run.cell.reference, run.cell.pool))
+            needs.append(self._embedded(run.cell.reference, run.cell.pool))
+        if run.cell.cut:
+            needs.append(self._cut(run.cell))
         shorter = self._futures.get((run.shorter and run.shorter.name, seed))
         if shorter is not None:
             needs.append(shorter)
@@ -173,18 +172,19 @@ class Runner:
             self._sidecars(name, pool),
         )
 
-    def _cut(self, name, pool):
-        """A manifest of what a pass of stored stages chooses of a pool."""
+    def _cut(self, cell):
+        """A manifest of the pairs that a reference matches best."""
+        name, pool, output = cell.reference, cell.pool, self._manifest(cell)
         return self._once(
-            ("cut", name, pool),
+            output.name,
             [self._embedded(name, pool)],
             self._command,
-            f"cut-{name}-{pool}",
+            output.name,
             *("curate", "--workdir", self._workdir(name, 0)),
             *("--data", self._shards(pool)),
             *("--sidecar-dir", self._sidecars(name, pool)),
-            *("--output", self._manifest(name, pool)),
-            *("--set", "stage.candidates=3"),
+            *("--output", output),
+            *("--set", f"stage.candidates={cell.cut}", "stage.method=top"),
         )
 
     def _train(self, run):
@@ -244,12 +244,11 @@ class Runner:
             f"data.vocabulary={self._data}/vocab.txt",
             f"evaluation.data={watched}",
             "evaluation.log_ids=true",
-            *run.cell.settings.format(
-                data=self._data,
-                cut=self._manifest(run.cell.reference, run.cell.pool),
-            ).split(),
+            *run.cell.settings.format(data=self._data).split(),
         ]
-        if run.cell.reference and "{cut}" not in run.cell.settings:
+        if run.cell.cut:
+            found.append(f"data.manifest={self._manifest(run.cell)}")
+        if run.cell.reference and run.cell.reads_sidecars:
             folder = self._sidecars(run.cell.reference, run.cell.pool)
             found.append(f"reference.sidecar_dir={folder}")
         return found
@@ -260,8 +259,9 @@ class Runner:
     def _sidecars(self, name, pool):
         return self._work / "sidecars" / f"{name}-{pool}"
 
-    def _manifest(self, name, pool):
-        return self._work / "manifests" / f"{name}-{pool}"
+    def _manifest(self, cell):
+        name = f"cut-{cell.cut}-{cell.reference}-{cell.pool}"
+        return self._work / "manifests" / name
 
     def _shards(self, pool):
         if pool in cells.CLEAN_SETS:
