@@ -110,7 +110,7 @@ icontext-data: .venv/installed-icontext ## build the real-data benchmark's data
 	    --work $(ICONTEXT); done
 
 icontext-runs: icontext-data ## the missing runs of the real-data benchmark
-	@$(BIN)/python -m benchmarks.icontext.run --work $(ICONTEXT) \
+	@$(BIN)/python -m benchmarks.protocol.run icons --work $(ICONTEXT) \
 	  $(JOBS:%=--jobs %)
 
 icontext-report: .venv/installed-icontext ## its tables and figures, from the kept results

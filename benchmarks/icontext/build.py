@@ -3,7 +3,8 @@
     python -m benchmarks.icontext.build fetch --work icontext-work
     python -m benchmarks.icontext.build full --work icontext-work
     python -m benchmarks.icontext.build web --work icontext-work
-    python -m benchmarks.icontext.run --cells apart_permissive_reference_3000
+    python -m benchmarks.protocol.run icons \
+        --cells apart_permissive_reference_3000
     python -m benchmarks.icontext.build mini --work icontext-work \
         --out examples/icontext_mini
 

@@ -1,4 +1,4 @@
-"""The benchmark's runs, a line each.
+"""The runs of IconText, a line each.
 
 A cell is a recipe of `configs/` with some settings changed, at one length or
 several, with one seed or several. To add a cell, add a line to `CELLS`. A cell
@@ -6,88 +6,12 @@ that changes takes another name: what stands in the result tables is not run
 again.
 """
 
-from typing import NamedTuple
+import pathlib
 
-
-class Run(NamedTuple):
-    """A length and a seed of a cell."""
-
-    cell: "Cell"
-    steps: int
-    seed: int
-
-    @property
-    def name(self):
-        """Name of its cell in the tables: the pool's noise, method, steps."""
-        return f"{self.cell.prefix}_{self.cell.method}_{self.steps}"
-
-    @property
-    def shorter(self):
-        """The run that this run extends; None for the shortest."""
-        lengths = [steps for steps in self.cell.lengths if steps < self.steps]
-        return self._replace(steps=max(lengths)) if lengths else None
-
-
-class Cell(NamedTuple):
-    """A line of `CELLS`.
-
-    Attributes:
-        method: as the tables call it.
-        lengths: steps, a run for each.
-        settings: changes to the recipe, "a.b=c" each; "{data}" stands for the
-            folder of the web-like data.
-        seeds: a run for each.
-        pool: a folder of the data (`web.py`), or a clean set, `CLEAN_SETS`.
-        reference: name of the run whose seed 0 is the reference.
-        recipe: of `configs/`.
-        cut: n, if the reference chooses one record in n of the pool, once
-            and before the run; 0 leaves the pool whole.
-    """
-
-    method: str
-    lengths: tuple[int, ...]
-    settings: str = ""
-    seeds: tuple[int, ...] = (0,)
-    pool: str = "pool70"
-    reference: str = ""
-    recipe: str = "icontext_web"
-    cut: int = 0
-
-    @property
-    def reads_sidecars(self):
-        """Whether a stage or distillation reads the reference's embeddings."""
-        return "stages" in self.settings or "distillation" in self.settings
-
-    @property
-    def noise(self):
-        """Share of the pool; None without a pool."""
-        digits = self.pool[-2:]
-        return int(digits) / 100 if digits.isdecimal() else None
-
-    @property
-    def prefix(self):
-        """Of names in the tables.
-
-        "web" at 70 % of noise and without a pool; with the level if it is
-        another, and on a part of the pool.
-        """
-        if self.regime == GIVEN:
-            return self.pool.replace("_clean", "")
-        return "web" if self.noise in (None, 0.7) else f"web{self.pool[-2:]}"
-
-    @property
-    def regime(self):
-        """Of the reference: given, as a public model, or made of the pool."""
-        return regime_of(self.pool)
-
-
-def regime_of(name):
-    """The regime of a pool, or of a cell by its name."""
-    return GIVEN if name.startswith(("part", "apart")) else OWN
-
+from benchmarks.icontext import web
+from benchmarks.protocol.benchmark import Benchmark, Cell
 
 CLEAN_SETS = ("curated", "apart", "apart_permissive")
-GIVEN, OWN = "given", "own"
 # Learners other than the usual; their methods' names begin with these.
 LEARNERS = ("narrow_",)
 _GIVEN = "web_curated_1000"  # the reference of the curated set
@@ -163,7 +87,7 @@ _PROJECTED = f"{_DISTILLED} reference.projection=128"
 _SHORT = (350, 700, 1400)
 _MIXED = (2250, 4500, 9000, 18_000)
 # The rate falls linearly to 0 in the last eighth.
-_ANNEALED = "optimizer.schedule=benchmarks.icontext.schedules:annealed"
+_ANNEALED = "optimizer.schedule=benchmarks.protocol.schedules:annealed"
 _CROPS, _COSINE = "data.min_crop_area=0.5", "optimizer.schedule=cosine"
 # Learners of a given reference begin with other weights than it did.
 _OTHERS = (1, 2, 3)
@@ -430,12 +354,19 @@ CELLS = (
 )
 
 
-def runs():
-    """All `Run`s by name and seed."""
-    return {
-        (run.name, run.seed): run
-        for cell in CELLS
-        for steps in cell.lengths
-        for seed in cell.seeds
-        for run in [Run(cell, steps, seed)]
-    }
+BENCHMARK = Benchmark(
+    name="icons",
+    work="icontext-work",
+    data="web",
+    build="make icontext-data",
+    tests=("test_sets",),
+    validation=("val_sets",),
+    more_tests=("test_concept", "test_style"),
+    more_validation=("val_concept", "val_style"),
+    clean_sets=CLEAN_SETS,
+    learners=LEARNERS,
+    cells=CELLS,
+    domains=(),
+    published=pathlib.Path(__file__).parent / "results" / "web",
+    family=web.family,
+)

@@ -78,7 +78,7 @@ def copy_reference(work, out):
     if not (run / _MODEL_FILES[-1]).exists():
         raise FileNotFoundError(
             f"{str(run)!r} is no finished run. Train it with "
-            f"`python -m benchmarks.icontext.run --cells {cells.SHIPPED}`"
+            f"`python -m benchmarks.protocol.run icons --cells {cells.SHIPPED}`"
         )
     out.mkdir(parents=True, exist_ok=True)
     for name in _MODEL_FILES:

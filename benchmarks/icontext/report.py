@@ -16,7 +16,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from benchmarks import report
-from benchmarks.icontext import cells, contents, figures, measures
+from benchmarks.icontext import cells, contents, figures
+from benchmarks.protocol import measures
+from benchmarks.protocol.benchmark import GIVEN, OWN
 
 RESULTS = pathlib.Path(__file__).with_name("results")
 _LEVEL = 0.7  # of noise, where no other is named
@@ -77,11 +79,11 @@ class Found(NamedTuple):
 
 def everything(folder=RESULTS):
     """Reads the tables in a folder, of both regimes."""
-    web = folder / "web"
+    which = cells.BENCHMARK, folder / cells.BENCHMARK.data
     return Found(
-        measures.Results(web),
-        measures.Results(web, cells.GIVEN),
-        measures.Results(web, cells.GIVEN, "narrow"),
+        measures.Results(*which),
+        measures.Results(*which, GIVEN),
+        measures.Results(*which, GIVEN, "narrow"),
     )
 
 
@@ -185,10 +187,12 @@ def validation(found, folder):
         *("fewer examples, tests", "validation"),
     )
     for kind, tests, rows, *which in (
-        ("strong", found.narrow, contents.ALL_GIVEN, cells.GIVEN, "narrow"),
-        ("weak", found.own, contents.OWN, cells.OWN, ""),
+        ("strong", found.narrow, contents.ALL_GIVEN, GIVEN, "narrow"),
+        ("weak", found.own, contents.OWN, OWN, ""),
     ):
-        seen = measures.Results(folder / "web", *which, measures.VALIDATION)
+        seen = measures.Results(
+            cells.BENCHMARK, folder / "web", *which, measures.VALIDATION
+        )
         for what, line in _rows(tests, rows):
             both = tests, seen
             yield (
@@ -339,9 +343,9 @@ def summary(found):
 
     rows = []
     for regime, learner, results, methods in (
-        (cells.OWN, "same width", found.own, contents.OWN),
-        (cells.GIVEN, "same width", found.same, contents.SAME),
-        (cells.GIVEN, "half width", found.narrow, contents.ALL_GIVEN),
+        (OWN, "same width", found.own, contents.OWN),
+        (GIVEN, "same width", found.same, contents.SAME),
+        (GIVEN, "half width", found.narrow, contents.ALL_GIVEN),
     ):
         for what, line in _rows(results, methods):
             ratios = results.to_target(line)

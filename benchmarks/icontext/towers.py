@@ -41,16 +41,11 @@ def _build(config, vocabulary_size, widths, dim):
     )
 
 
-@keras.saving.register_keras_serializable(package="icontext")
-class StridedTower(layers.Configured):
-    """A stride of 2 in every convolution, then an MLP on the last grid.
+class ConvolutionalTower(layers.Configured):
+    """Blocks of convolutions, then an MLP on the last grid.
 
-    The grid of a smaller picture is stretched.
-
-    Args:
-        widths: channels of each convolution.
-        embedding_dim: size of an embedding.
-        seed: integer that sets the initial weights.
+    The grid of a smaller picture is stretched. A subclass makes its blocks and
+    calls `_begin`.
 
     Call arguments:
         images: float [B, H, W, 3] in [-1, 1].
@@ -60,29 +55,22 @@ class StridedTower(layers.Configured):
         Embeddings [B, embedding_dim], not normalised.
     """
 
-    def __init__(self, widths, embedding_dim, *, seed=None, **kwargs):
-        super().__init__(**kwargs)
-        self.widths = tuple(widths)
+    def _begin(self, blocks, embedding_dim, seed):
+        self.blocks = blocks
         self.embedding_dim = embedding_dim
         self.seed = seed
-        self.blocks = [
-            ConvolutionBlock(
-                width, 2, seed=layers.child_seed(seed, f"block{place}")
-            )
-            for place, width in enumerate(self.widths)
-        ]
-        self.hidden = _dense(
+        self.hidden = dense(
             2 * embedding_dim, layers.child_seed(seed, "hidden"), "gelu"
         )
-        self.head = _dense(embedding_dim, layers.child_seed(seed, "head"))
+        self.head = dense(embedding_dim, layers.child_seed(seed, "head"))
 
     def build(self, input_shape):
         _, height, width, channels = input_shape
         for block in self.blocks:
             block.build((None, height, width, channels))
             height, width, channels = (
-                -(-height // 2),
-                -(-width // 2),
+                -(-height // block.stride),
+                -(-width // block.stride),
                 block.width,
             )
         self.grid = height, width
@@ -118,6 +106,28 @@ class StridedTower(layers.Configured):
 
 
 @keras.saving.register_keras_serializable(package="icontext")
+class StridedTower(ConvolutionalTower):
+    """A `ConvolutionalTower` with a stride of 2 in every convolution.
+
+    Args:
+        widths: channels of each convolution.
+        embedding_dim: size of an embedding.
+        seed: integer that sets the initial weights.
+    """
+
+    def __init__(self, widths, embedding_dim, *, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.widths = tuple(widths)
+        blocks = [
+            ConvolutionBlock(
+                width, 2, seed=layers.child_seed(seed, f"block{place}")
+            )
+            for place, width in enumerate(self.widths)
+        ]
+        self._begin(blocks, embedding_dim, seed)
+
+
+@keras.saving.register_keras_serializable(package="icontext")
 class BagTower(layers.Configured):
     """An MLP on the mean of a text's token vectors.
 
@@ -149,10 +159,10 @@ class BagTower(layers.Configured):
             ),
         )
         self.normalisation = keras.layers.LayerNormalization()
-        self.hidden = _dense(
+        self.hidden = dense(
             2 * embedding_dim, layers.child_seed(seed, "hidden"), "gelu"
         )
-        self.head = _dense(embedding_dim, layers.child_seed(seed, "head"))
+        self.head = dense(embedding_dim, layers.child_seed(seed, "head"))
 
     def build(self, input_shape):
         self.tokens.build(input_shape)
@@ -171,14 +181,14 @@ class BagTower(layers.Configured):
 
 
 class ConvolutionBlock(keras.layers.Layer):
-    """A 3 x 3 convolution, layer normalisation and a ReLU."""
+    """A convolution, layer normalisation and a ReLU."""
 
-    def __init__(self, width, stride, *, seed, **kwargs):
+    def __init__(self, width, stride, *, seed, size=3, **kwargs):
         super().__init__(**kwargs)
-        self.width = width
+        self.width, self.stride = width, stride
         self.convolution = keras.layers.Conv2D(
             width,
-            3,
+            size,
             strides=stride,
             padding="same",
             kernel_initializer=keras.initializers.HeNormal(seed),
@@ -194,7 +204,8 @@ class ConvolutionBlock(keras.layers.Layer):
         return tf.nn.relu(self.normalisation(self.convolution(features)))
 
 
-def _dense(width, seed, activation=None):
+def dense(width, seed, activation=None):
+    """A dense layer with Glorot's initial weights."""
     return keras.layers.Dense(
         width,
         activation,

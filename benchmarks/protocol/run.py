@@ -1,12 +1,12 @@
 """Trains the cells that the result tables lack, and adds them as they end.
 
-    python -m benchmarks.icontext.run --list
-    python -m benchmarks.icontext.run --work icontext-work --jobs 2
-    python -m benchmarks.icontext.run --cells 'web_uniform_*' --seeds 0
+    python -m benchmarks.protocol.run icons --list
+    python -m benchmarks.protocol.run photos --work photos-work --jobs 2
+    python -m benchmarks.protocol.run icons --cells 'web_uniform_*' --seeds 0
 
-`make icontext-data` makes the data first. References and sidecars that a cell
-needs are made before it. A run extends the run of its cell's next shorter
-length, as if that had been longer from the start. A run that was stopped
+`make icontext-data` or `make photos-data` makes the data first. References and
+sidecars that a cell needs are made before it. A run extends the run of its
+cell's next shorter length, as if that had been longer from the start. A run that was stopped
 continues when the command is given again; only one command may work in a
 folder.
 """
@@ -25,8 +25,14 @@ import threading
 import pandas as pd
 
 from benchmarks import report
-from benchmarks.icontext import cells, collect
+from benchmarks.icontext import cells as icons
+from benchmarks.phototext import cells as photos
+from benchmarks.protocol import collect
 
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (icons.BENCHMARK, photos.BENCHMARK)
+}
 # A process per core: more threads would slow each other down.
 _ONE_THREAD = {
     "TF_NUM_INTRAOP_THREADS": "1",
@@ -42,21 +48,22 @@ def main(arguments=None):
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("--work", type=pathlib.Path, default="icontext-work")
+    add("benchmark", choices=BENCHMARKS)
+    add("--work", type=pathlib.Path, help="folder of data and runs")
     add(
         "--results",
         type=pathlib.Path,
-        help="whose folder web has the tables; runs in them count as done "
-        "(WORK/results)",
+        help="folder of the tables; runs in them count as done (WORK/results)",
     )
     add("--cells", nargs="+", default=["*"], help="of these only; * matches")
     add("--seeds", nargs="+", type=int, help="of the cells' seeds, only these")
     add("--jobs", type=int, default=1, help="processes, 1.2 GB each (1)")
     add("--list", action="store_true", help="print what is missing")
     options = parser.parse_args(arguments)
-    work = options.work.resolve()
-    results = (options.results or work / "results") / "web"
-    found = cells.runs()
+    benchmark = BENCHMARKS[options.benchmark]
+    work = (options.work or pathlib.Path(benchmark.work)).resolve()
+    results = (options.results or work / "results") / benchmark.data
+    found = benchmark.runs()
     wanted = [
         (name, seed)
         # The shortest first, so that few wait for a run that they extend.
@@ -69,12 +76,13 @@ def main(arguments=None):
         for name, seed in wanted:
             print(name, seed)
         return
-    if wanted and not (work / "web" / "stats.json").exists():
+    data = work / benchmark.data
+    if wanted and not (data / "stats.json").exists():
         raise SystemExit(
-            f"error: '{work / 'web'}' has no data: run `make icontext-data`"
+            f"error: '{data}' has no data: run `{benchmark.build}`"
         )
     report.log(f"{len(wanted)} runs to do")
-    if not Runner(work, results, options.jobs).run(wanted):
+    if not Runner(benchmark, work, results, options.jobs).run(wanted):
         sys.exit(1)
 
 
@@ -99,14 +107,16 @@ class Runner:
     """Trains runs, each after what it needs.
 
     Args:
+        benchmark: `benchmark.Benchmark`.
         work: folder of data, runs, sidecars and logs.
         results: folder of the tables.
         jobs: processes at a time.
     """
 
-    def __init__(self, work, results, jobs):
+    def __init__(self, benchmark, work, results, jobs):
+        self._benchmark, self._runs = benchmark, benchmark.runs()
         self._work, self._results = work, results
-        self._data = work / "web"
+        self._data = work / benchmark.data
         self._pool = concurrent.futures.ThreadPoolExecutor(jobs)
         self._lock = threading.Lock()  # of the tables and of TensorFlow
         self._futures = {}
@@ -148,7 +158,7 @@ class Runner:
         return self._futures[key]
 
     def _trained(self, name, seed):
-        run = cells.runs()[name, seed]
+        run = self._runs[name, seed]
         needs = []
         if run.cell.reference:
             needs.append(self._embedded(run.cell.reference, run.cell.pool))
@@ -208,7 +218,9 @@ class Runner:
         with self._lock:
             if (name, seed) in finished(self._results):
                 return
-            row, curve, pairs = collect.collect(run, workdir, self._data)
+            row, curve, pairs = collect.collect(
+                self._benchmark, run, workdir, self._data
+            )
             row["flops_embedded"] = 0
             if run.cell.reference:
                 row["flops_embedded"] = collect.embedding_flops(
@@ -221,7 +233,8 @@ class Runner:
             collect.add(self._results, row, curve, pairs)
             path = self._results / "families.csv"
             if not path.exists():
-                collect.families(self._data).to_csv(path, index=False)
+                families = collect.families(self._benchmark, self._data)
+                families.to_csv(path, index=False)
 
     def _copy(self, run, workdir):
         """Copies a finished run, if it is there, to be extended."""
@@ -235,7 +248,8 @@ class Runner:
     def settings(self, run):
         """Changes to the recipe of a run, "a.b=c" each."""
         watched = ",".join(
-            f"{self._data}/{split}-*.tfrecord" for split in collect.WATCHED
+            f"{self._data}/{split}-*.tfrecord"
+            for split in self._benchmark.watched
         )
         found = [
             f"steps={run.steps}",
@@ -264,7 +278,7 @@ class Runner:
         return self._work / "manifests" / name
 
     def _shards(self, pool):
-        if pool in cells.CLEAN_SETS:
+        if pool in self._benchmark.clean_sets:
             return f"{self._data}/{pool}-*.tfrecord"
         return f"{self._data}/{pool}/pool-*.tfrecord"
 

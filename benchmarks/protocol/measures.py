@@ -1,8 +1,8 @@
-"""Scores of the web-like data, ratios to uniform training, and their intervals.
+"""Scores, ratios to uniform training, and their intervals.
 
 Everything is computed from the tables in a folder: `runs.csv` has a line for
 each run, `pairs.csv` the score of each test pair, of the runs whose score gets
-an interval, and `families.csv` the family of icon sets of each test pair.
+an interval, and `families.csv` the split and the family of each test pair.
 
 - A *line* is a method at a length and a level of noise, with its seeds.
 - An *interval* covers 95 % of resamples of the test's families and of the
@@ -16,16 +16,14 @@ an interval, and `families.csv` the family of icon sets of each test pair.
 """
 
 import functools
-import pathlib
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.icontext import cells
+from benchmarks.protocol.benchmark import GIVEN, OWN, regime_of
 
-FOLDER = pathlib.Path(__file__).parent / "results" / "web"
 RESAMPLES = 2000
 LEAST_SEEDS = 3  # for an interval that has their spread
 UNIFORM = "uniform"
@@ -34,7 +32,8 @@ UNIFORM = "uniform"
 # quarter, for four learners that share it; or all.
 COSTS = ("paper", "shared", "all")
 _SHARED = 4
-_SCORE, VALIDATION = "test_sets", "val_sets"
+# Columns that `Results` adds to those of runs.csv.
+SCORE, VALIDATION = "score", "validation"
 _SCALE = 10_000  # of the scores in pairs.csv
 _PERCENTILES = (2.5, 97.5)
 _SEED = 0
@@ -194,37 +193,65 @@ class Results:
     """The runs of a folder that compare: of one regime and one learner.
 
     Args:
-        folder: with runs.csv, pairs.csv and families.csv.
-        regime: of the references, `cells.OWN` or `cells.GIVEN`.
+        benchmark: `benchmark.Benchmark`.
+        folder: with runs.csv, pairs.csv and families.csv; the published one
+            by default.
+        regime: of the references, `benchmark.OWN` or `benchmark.GIVEN`.
         learner: the start of the names of its methods, such as "narrow".
-        score: column of runs.csv; only that of the tests has intervals.
+        score: `SCORE`, or `VALIDATION`, which has no intervals.
+        domain: the runs that a reference of this domain steers, and those
+            without a reference, on the tests of the domain; all others if
+            empty.
 
     Attributes:
-        runs: DataFrame, by cell and seed.
+        runs: DataFrame, by cell and seed, with the means over the tests and
+            over the validation splits in the columns `SCORE` and `VALIDATION`.
         levels: of noise, increasing.
     """
 
     def __init__(
-        self, folder=FOLDER, regime=cells.OWN, learner="", score=_SCORE
+        self,
+        benchmark,
+        folder=None,
+        regime=OWN,
+        learner="",
+        score=SCORE,
+        domain="",
     ):
-        self._score = score
+        self._benchmark, self._score = benchmark, score
+        folder = folder or benchmark.published
         key = ["cell", "seed"]
         rows = pd.read_csv(folder / "runs.csv").set_index(key).sort_index()
         names = rows.index.get_level_values("cell")
-        rows = rows[names.map(cells.regime_of) == regime]
-        if regime == cells.GIVEN:
+        is_steered = names.str.startswith(benchmark.domain_prefixes)
+        is_steered &= rows["reference"].notna()
+        if domain:
+            is_wanted = names.str.startswith(f"part_{domain}_")
+            is_wanted |= rows["reference"].isna()
+        else:
+            is_wanted = ~is_steered
+        rows = rows[is_wanted & (names.map(regime_of) == regime)]
+        if regime == GIVEN:
             start = f"{learner}_" if learner else ""
             is_own = rows["noise"].isna() | (
                 rows["method"].str.startswith(start)
                 if start
-                else ~rows["method"].str.startswith(cells.LEARNERS)
+                else ~rows["method"].str.startswith(benchmark.learners)
             )
             rows = rows[is_own]
             rows["method"] = rows["method"].str.removeprefix(start)
-        self.runs, self._folder = rows, folder
+        tests, validation = benchmark.of(domain)
+        self.runs = rows.assign(
+            **{
+                SCORE: rows[[*tests]].mean(axis=1, skipna=False),
+                VALIDATION: rows[[*validation]].mean(axis=1, skipna=False),
+            }
+        )
         pairs = pd.read_csv(folder / "pairs.csv").set_index(key)["scores"]
         self._pairs = pairs.to_dict()
-        families = pd.read_csv(folder / "families.csv")["family"]
+        families = pd.read_csv(folder / "families.csv")
+        self._is_tested = families["split"].isin(tests).to_numpy()
+        families = families["family"][self._is_tested]
         self._families = pd.factorize(families)[0]
         self.levels = sorted(
             map(float, self._tested["noise"].dropna().unique())
@@ -233,7 +260,7 @@ class Results:
     @property
     def _tested(self):
         """The runs that the tests have seen."""
-        return self.runs.dropna(subset=[_SCORE])
+        return self.runs.dropna(subset=[SCORE])
 
     @functools.cached_property
     def lines(self):
@@ -280,7 +307,7 @@ class Results:
 
     @functools.cache  # noqa: B019 - lives as long as the report
     def _resampled(self, cell, seed):
-        if self._score != _SCORE:
+        if self._score != SCORE:
             score = self.runs.loc[cell, seed][self._score]
             return np.full(1 + RESAMPLES, score)
         found = self._pairs.get((cell, seed))
@@ -290,7 +317,7 @@ class Results:
                 "for an interval. Received: none"
             )
         scores = np.array(found.split(), np.float64) / _SCALE
-        return resample(scores, self._families)
+        return resample(scores[self._is_tested], self._families)
 
     @functools.cache  # noqa: B019
     def spread(self, steps):
@@ -302,9 +329,9 @@ class Results:
         found = {}
         for cell, rows in self._tested.groupby(level="cell"):
             if len(rows) >= LEAST_SEEDS:
-                found[cell] = rows["steps"].iloc[0], rows[_SCORE].to_numpy()
+                found[cell] = rows["steps"].iloc[0], rows[SCORE].to_numpy()
         if not found:  # of no cell yet: the published runs'
-            return Results().spread(steps)
+            return Results(self._benchmark).spread(steps)
         long = [ends for length, ends in found.values() if 2 * length >= steps]
         ends = np.stack(long or [ends for _, ends in found.values()])
         relative = ends / ends.mean(axis=1, keepdims=True) - 1

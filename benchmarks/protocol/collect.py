@@ -4,8 +4,8 @@
 | --- | --- | --- |
 | runs.csv | run | final scores, costs, what was selected, machine |
 | curves.csv | run and evaluation | validation scores, FLOPs so far |
-| pairs.csv | run | the score of each pair of the test, x 10,000 |
-| families.csv | pair of the test | its family of icon sets |
+| pairs.csv | run | the score of each pair of the tests, x 10,000 |
+| families.csv | pair of the tests | its split and its family |
 
 A score is the mean reciprocal rank of retrieval in both directions. The tests
 are looked at here alone, once, with the final weights.
@@ -16,30 +16,28 @@ import pandas as pd
 
 import jest_tf
 from benchmarks import report
-from benchmarks.icontext import web
 from jest_tf import evaluation
 from jest_tf.data import stores
 from jest_tf.runs import bootstrap, directory
 
-WATCHED = ("val_sets", "val_concept", "val_style")
-_TESTS = ("test_sets", "test_concept", "test_style")
 _KEY = ["cell", "seed"]
 _COSTS = ("flops_step", "flops_stored", "flops_renewals")
 _COUNTS = (*_COSTS, "flops_forward", "flops_embedded")
 _DIRECTIONS = ("image_to_text", "text_to_image")
 
 
-def collect(run, workdir, data):
+def collect(benchmark, run, workdir, data):
     """The lines of a finished run.
 
     Args:
-        run: `cells.Run`.
+        benchmark: `benchmark.Benchmark`.
+        run: `benchmark.Run`.
         workdir: its run directory.
-        data: folder of the web-like data.
+        data: folder of the data.
 
     Returns:
         A dict for runs.csv, a DataFrame for curves.csv, and a string of the
-        scores of the test's pairs.
+        scores of the tests' pairs.
     """
     workdir = str(workdir)
     config = directory.load_config(workdir)
@@ -48,10 +46,10 @@ def collect(run, workdir, data):
     count = max(1, len(chosen) // 5)
     model = jest_tf.load(workdir)
     scores, pairs = {}, []
-    for split in (*_TESTS, *WATCHED):
+    for split in benchmark.splits:
         scores[split], found = _score(model, f"{data}/{split}-*.tfrecord")
-        if split == _TESTS[0]:
-            pairs = found
+        if split in benchmark.tests:
+            pairs += found
     versions = directory.read(workdir, directory.VERSIONS_FILE)["versions"]
     row = {
         "cell": run.name,
@@ -75,7 +73,7 @@ def collect(run, workdir, data):
         "machine": report.processor(),
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
     }
-    curve = _curve(workdir, metrics)
+    curve = _curve(benchmark, workdir, metrics)
     words = " ".join(str(round(10_000 * pair)) for pair in pairs)
     return row, curve.assign(cell=run.name, seed=run.seed), words
 
@@ -102,13 +100,14 @@ def add(folder, row, curve, pairs):
         whole.replace(path)
 
 
-def families(data):
-    """The family of icon sets of each pair of the test, a DataFrame."""
-    store = stores.open_store(f"{data}/{_TESTS[0]}-*.tfrecord")
-    styles = store.columns(["style"])["style"]
-    return pd.DataFrame(
-        {"family": [web.family(style.decode()) for style in styles]}
-    )
+def families(benchmark, data):
+    """The split and the family of each pair of the tests, a DataFrame."""
+    rows = []
+    for split in benchmark.tests:
+        store = stores.open_store(f"{data}/{split}-*.tfrecord")
+        styles = store.columns(["style"])["style"]
+        rows += [(split, benchmark.family(style.decode())) for style in styles]
+    return pd.DataFrame(rows, columns=["split", "family"])
 
 
 def embedding_flops(workdir, shards, sidecars):
@@ -152,7 +151,7 @@ def _score(model, pattern):
     return round(float(images.mean() + texts.mean()) / 2, 5), pairs
 
 
-def _curve(workdir, metrics):
+def _curve(benchmark, workdir, metrics):
     """Scores and FLOPs so far at each evaluation.
 
     FLOPs are those of the next row of the metrics.
@@ -160,7 +159,7 @@ def _curve(workdir, metrics):
     rows = directory.read_rows(workdir, directory.EVALUATION_FILE)
     table = pd.DataFrame(rows)
     found = table[["step"]].copy()
-    for split in WATCHED:
+    for split in benchmark.watched:
         sides = [f"eval/{split}/{direction}/mrr" for direction in _DIRECTIONS]
         found[split] = table[sides].mean(axis=1).round(5)
     steps = [row["step"] for row in metrics]

@@ -1,0 +1,1 @@
+"""PhotoText: photographs with their texts, from public git repositories."""

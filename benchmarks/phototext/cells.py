@@ -1,0 +1,179 @@
+"""The runs of PhotoText, a line each; see `protocol.benchmark.Cell`.
+
+All learners have half the reference's width. A cell that changes takes another
+name: what stands in the result tables is not run again.
+"""
+
+import pathlib
+
+from benchmarks.phototext import sources
+from benchmarks.protocol.benchmark import Benchmark, Cell
+
+DOMAINS = ("fashion", "aerial", "flickr8k")
+_CLEAN_SETS = ("apart", *(f"apart_{source}" for source in sources.SOURCES))
+_OTHERS = (1, 2, 3)  # references have seed 0
+_LENGTHS = (175, 350, 700)
+_UNIFORM = (500, 1000, 2000, 4000)
+_NARROW = "model.towers=benchmarks.phototext.towers:build_narrow"
+_ANNEALED = "optimizer.schedule=benchmarks.protocol.schedules:annealed"
+_STAGE = "selection.stages.0"
+_DISTILLED = "reference.distillation_weight=8 reference.projection=128"
+_APART = "data.curated={data}/apart-*.tfrecord data.curated_rows="
+
+
+def _rate(rate):
+    return f"optimizer.learning_rate={rate}"
+
+
+def _live(candidates):
+    return f"{_STAGE}.candidates={candidates}"
+
+
+def _stored(candidates):
+    return (
+        f"{_STAGE}.candidates={candidates} {_STAGE}.embeddings=stored "
+        f"{_STAGE}.criterion=easy_reference"
+    )
+
+
+def reference(steps, domain=""):
+    """Name of the run that trains a reference, of a domain or of all."""
+    return f"apart{domain and '_'}{domain}_reference_{steps}"
+
+
+REFERENCE = reference(2000)
+OF_DOMAIN = {domain: reference(1000, domain) for domain in DOMAINS}
+
+
+def _learner(method, lengths, *settings, pool="part70", rate="4e-3", **changes):
+    words = " ".join((_NARROW, *settings, _rate(rate)))
+    return Cell(
+        method, lengths, words, _OTHERS, pool, recipe="photos"
+    )._replace(**changes)
+
+
+def _by(name, method, lengths, *settings, **changes):
+    return _learner(method, lengths, *settings, reference=name, **changes)
+
+
+_REFERENCES = (
+    Cell(
+        *("reference", (1000, 2000, 4000), ""),
+        pool="apart",
+        recipe="photos",
+    ),
+    *(
+        Cell("reference", (500, 1000), pool=f"apart_{domain}", recipe="photos")
+        for domain in DOMAINS
+    ),
+)
+_TRIALS = tuple(
+    _learner(
+        f"{method}_at_{rate}", lengths, *settings, rate=rate, **changes
+    )._replace(seeds=(1,))
+    for method, lengths, settings, changes in (
+        ("uniform", (1000,), (), {}),
+        ("jest", (350,), (_live(5),), {"reference": REFERENCE}),
+        (
+            "stored_3_distilled",
+            (350,),
+            (_stored(3), _DISTILLED),
+            {"reference": REFERENCE},
+        ),
+        ("reference_data", (700,), (), {"pool": "apart"}),
+    )
+    for rate in ("5e-4", "1e-3", "2e-3", "8e-3")
+)
+_MOVED = (
+    _learner("uniform", _UNIFORM, rate="1e-3"),
+    *(
+        _learner("uniform_annealed", (steps,), _ANNEALED, rate="1e-3")
+        for steps in (2000, 4000)
+    ),
+    _learner("clean", _LENGTHS, pool="part_clean70"),
+    _learner("reference_data", (350, 700, 1400), pool="apart"),
+    _learner("mixed_2", (500, 1000, 2000), f"{_APART}128", rate="2e-3"),
+    _by(REFERENCE, "jest", _LENGTHS, _live(5)),
+    _by(REFERENCE, "jest_distilled", _LENGTHS, _live(5), _DISTILLED),
+    _by(REFERENCE, "distilled", _LENGTHS, _DISTILLED),
+    *(
+        cell
+        for candidates in (3, 5)
+        for cell in (
+            _by(
+                REFERENCE, f"stored_{candidates}", _LENGTHS, _stored(candidates)
+            ),
+            _by(
+                *(REFERENCE, f"stored_{candidates}_distilled", _LENGTHS),
+                *(_stored(candidates), _DISTILLED),
+            ),
+            _by(REFERENCE, f"top_{candidates}", _LENGTHS, cut=candidates),
+            _by(
+                *(REFERENCE, f"top_{candidates}_distilled", _LENGTHS),
+                _DISTILLED,
+                cut=candidates,
+            ),
+        )
+    ),
+    _by(
+        REFERENCE, "top_3_jest_distilled", _LENGTHS, _live(3), _DISTILLED, cut=3
+    ),
+    *(
+        cell
+        for pool in ("part00", "part30")
+        for cell in (
+            _learner("uniform", _UNIFORM, pool=pool, rate="2e-3"),
+            _by(REFERENCE, "jest", (350, 700), _live(5), pool=pool),
+            _by(REFERENCE, "distilled", (350, 700), _DISTILLED, pool=pool),
+            _by(
+                *(REFERENCE, "stored_3_distilled", (350, 700)),
+                *(_stored(3), _DISTILLED),
+                pool=pool,
+            ),
+            _by(
+                *(REFERENCE, "top_3_distilled", (350, 700), _DISTILLED),
+                cut=3,
+                pool=pool,
+            ),
+        )
+    ),
+)
+_STEERED = tuple(
+    cell._replace(pool=cell.pool or "part00", domain=domain)
+    for domain, name in OF_DOMAIN.items()
+    for cell in (
+        _by(name, "jest", _LENGTHS, _live(5), pool=""),
+        _by(name, "stored_10", _LENGTHS, _stored(10), pool=""),
+        _by(
+            name,
+            "stored_10_distilled",
+            _LENGTHS,
+            _stored(10),
+            _DISTILLED,
+            pool="",
+        ),
+        _by(name, "top_10", _LENGTHS, cut=10, pool=""),
+        _by(name, "top_10_distilled", _LENGTHS, _DISTILLED, cut=10, pool=""),
+        _learner("own_pairs", _LENGTHS, pool=f"part_{domain}00"),
+        _learner("reference_data", _LENGTHS, pool=f"apart_{domain}"),
+    )
+)
+
+BENCHMARK = Benchmark(
+    name="photos",
+    work="photos-work",
+    data="photos",
+    build="make photos-data",
+    tests=tuple(f"{sources.TEST}_{source}" for source in sources.SOURCES),
+    validation=tuple(
+        f"{sources.VALIDATION}_{source}" for source in sources.SOURCES
+    ),
+    more_tests=(),
+    more_validation=(),
+    clean_sets=_CLEAN_SETS,
+    learners=(),
+    cells=(*_REFERENCES, *_TRIALS, *_MOVED, *_STEERED),
+    domains=DOMAINS,
+    published=pathlib.Path(__file__).parent / "results" / "photos",
+    family=str,
+)

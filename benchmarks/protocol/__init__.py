@@ -1,0 +1,1 @@
+"""What the benchmarks on real pairs share: runs, tables, measures."""
