@@ -6,9 +6,9 @@
 
 `make icontext-data` or `make photos-data` makes the data first. References and
 sidecars that a cell needs are made before it. A run extends the run of its
-cell's next shorter length, as if that had been longer from the start. A run that was stopped
-continues when the command is given again; only one command may work in a
-folder.
+cell's next shorter length, as if that had been longer from the start. A run
+that was stopped continues when the command is given again; only one command
+may work in a folder.
 """
 
 import argparse

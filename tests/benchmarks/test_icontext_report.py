@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from benchmarks.icontext import cells, figures, measures, report
+from benchmarks.icontext import cells, figures, report
+from benchmarks.protocol import measures
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = report.RESULTS

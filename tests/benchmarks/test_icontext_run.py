@@ -12,7 +12,8 @@ import tensorflow as tf
 import test_icontext_data
 
 import jest_tf
-from benchmarks.icontext import cells, collect, run, shards, towers
+from benchmarks.icontext import cells, shards, towers
+from benchmarks.protocol import collect, run
 from jest_tf import config as config_lib
 from jest_tf.data import stores, tokenizers
 
