@@ -70,34 +70,27 @@ class StrategyTest(tf.test.TestCase):
 
     def test_strategies_that_cannot_be_built_are_refused(self):
         cluster = {"worker": ["127.0.0.1:1"]}
-        no_config = r"needs TF_CONFIG, .* Received: '"
-        split = "'mirrored'. Received: 2 with"
-        cases = [
-            (name, {"virtual_devices": 2}, "", f"{split} '{name}'")
-            for name in ("tpu", "multi_worker_mirrored")
-        ]
-        cases += [
-            ("multi_worker_mirrored", {}, text, no_config)
-            for text in ("", "[]", "{", json.dumps({"cluster": cluster}))
-        ]
-        cases += [
-            (
-                "multi_worker_mirrored",
-                {},
-                json.dumps({"cluster": cluster, "task": task}),
-                no_config,
-            )
-            for task in (
-                {"type": "worker", "index": 1},
-                {"type": "chief", "index": 0},
-            )
-        ]
-        for name, settings, text, message in cases:
-            with unittest.mock.patch.dict(os.environ, TF_CONFIG=text):
-                with self.assertRaisesRegex(ValueError, message):
-                    distribution.build_strategy(
-                        config.DistributionConfig(name, **settings)
-                    )
+        places = [{"cluster": cluster}]
+        for kind, index in (("worker", 1), ("chief", 0)):
+            task = {"type": kind, "index": index}
+            places.append({"cluster": cluster, "task": task})
+        for text in ("", "[]", "{", *map(json.dumps, places)):
+            with (
+                unittest.mock.patch.dict(os.environ, TF_CONFIG=text),
+                self.assertRaisesRegex(
+                    ValueError, r"needs TF_CONFIG, .* Received: '"
+                ),
+            ):
+                distribution.build_strategy(
+                    config.DistributionConfig("multi_worker_mirrored")
+                )
+        for name in ("tpu", "multi_worker_mirrored"):
+            with self.assertRaisesRegex(
+                ValueError, f"'mirrored'. Received: 2 with '{name}'"
+            ):
+                distribution.build_strategy(
+                    config.DistributionConfig(name, virtual_devices=2)
+                )
 
     @pytest.mark.slow
     def test_a_missing_tpu_is_refused(self):

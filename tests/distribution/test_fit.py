@@ -53,31 +53,9 @@ def on_replicas(num_replicas, function):
     return run()
 
 
-def line_data(**more):
+def line_data():
     x = np.ones((8, 1), np.float32)
-    return tf.data.Dataset.from_tensors({"x": x, "y": 3 * x, **more}).repeat(4)
-
-
-def fit_line(
-    kind,
-    optimizer=keras.optimizers.SGD,
-    *,
-    num_replicas=2,
-    data=None,
-    steps_per_execution=1,
-    **settings,
-):
-    """`kind` after an epoch, and what it logged."""
-    with STRATEGIES[num_replicas].scope():
-        model = kind()
-        model.compile(
-            optimizer=optimizer(**{"learning_rate": 0.05} | settings),
-            steps_per_execution=steps_per_execution,
-        )
-    history = model.fit(
-        line_data() if data is None else data, shuffle=False, verbose=0
-    )
-    return model, history.history
+    return tf.data.Dataset.from_tensors({"x": x, "y": 3 * x}).repeat(4)
 
 
 class KerasTest(tf.test.TestCase):
@@ -89,26 +67,16 @@ class KerasTest(tf.test.TestCase):
             "in jest_tf/distribution/keras_fit.py can go, and this test with it"
         )
 
-    def weights(self, kind, **options):
-        model, _ = fit_line(kind, **options)
-        return model.line.kernel.numpy()
-
     def test_factors_of_the_rate(self):
-        def scaled(learning_rate):
-            optimizer = jest_tf.AdamW(learning_rate, weight_decay=0.5)
-            optimizer.rate_factors = [[0.25]]
-            return optimizer
-
         # Adam's first step is its rate, and there is nothing to decay.
         for num_replicas in (1, 2):
-            kernel = self.weights(
-                worker.Line,
-                optimizer=scaled,
-                num_replicas=num_replicas,
-                data=line_data().take(1),
-                learning_rate=1.0,
-            )
-            self.assertAllClose(kernel, [[0.25]], 1e-5, 1e-5)
+            with STRATEGIES[num_replicas].scope():
+                optimizer = jest_tf.AdamW(1.0, weight_decay=0.5)
+                optimizer.rate_factors = [[0.25]]
+                model = worker.Line()
+                model.compile(optimizer)
+            model.fit(line_data().take(1), shuffle=False, verbose=0)
+            self.assertAllClose(model.line.kernel, [[0.25]], 1e-5, 1e-5)
 
     def test_dropout_that_differs_by_replica(self):
         masks = {}
@@ -146,7 +114,9 @@ class KerasTest(tf.test.TestCase):
             expected.append(0.5 * expected[-1] + 0.5 * weight)
         for num_replicas in (1, 2):
             with STRATEGIES[num_replicas].scope():
-                model = built(worker.Line)()
+                model = worker.Line()
+                # As far as the step.
+                model({"x": keras.Input((1,)), "y": keras.Input((1,))})
                 model.compile(worker.SGD(0.05, use_ema=True, ema_momentum=0.5))
             callback = Exchanging()
             data = line_data()
@@ -164,17 +134,6 @@ class KerasTest(tf.test.TestCase):
         stock.on_test_begin()
         stock.on_test_end()
         self.assertNotAllEqual(kernel, before, self.gone("exchange"))
-
-
-def built(kind):
-    """`kind`, but built when made, so that it gets as far as the step."""
-
-    def make():
-        model = kind()
-        model({"x": keras.Input((1,)), "y": keras.Input((1,))})
-        return model
-
-    return make
 
 
 class CollectivesTest(tf.test.TestCase):
@@ -221,27 +180,6 @@ class CollectivesTest(tf.test.TestCase):
                     bits_of(exchanged[str(name)][replica]).reshape(4, 3, -1),
                     np.stack([parts[replica]] * 4),
                 )
-
-    def test_sums_and_gradients_are_those_of_all(self):
-        values = np.float32([[1, 2], [3, 4], [5, 6], [7, 8]])
-
-        def function():
-            replicas = distribution.current()
-            own = tf.gather(tf.constant(values), replicas.replica_id)[None]
-            weight = 1.0 + tf.cast(replicas.replica_id, tf.float32)
-            with tf.GradientTape() as tape:
-                tape.watch(own)
-                total = weight * tf.reduce_sum(replicas.all_gather(own) ** 2)
-            gradient = tape.gradient(total, own)
-            counted = replicas.all_reduce(tf.constant(1))
-            return replicas.all_reduce(own), counted, gradient
-
-        sums, counts, gradients = on_replicas(4, function)
-        for replica in range(4):
-            self.assertAllClose(sums[replica], [[16.0, 20.0]])
-            self.assertEqual(counts[replica], 4)
-            # Weights 1 + 2 + 3 + 4 of the square of the own row.
-            self.assertAllClose(gradients[replica], [10 * 2 * values[replica]])
 
     def test_tensors_that_cannot_be_exchanged_are_refused(self):
         with self.assertRaisesRegex(ValueError, "static shape"):

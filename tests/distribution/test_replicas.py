@@ -104,29 +104,6 @@ class SharedLossTest(tf.test.TestCase):
         for loss, mode in itertools.product(LOSSES, config.EQUAL_CAPTIONS):
             self.check(parts, ids, 4, loss, mode)
 
-    def test_distillation_is_that_of_one_replica(self):
-        models = [random_embeddings.unrelated(24, 7, seed) for seed in (1, 2)]
-
-        def distance(own, replicas=None):
-            target = Embeddings(*map(tf.constant, own[1]))
-            return graphs.value_and_gradients(
-                lambda learner: losses.feature_distillation(
-                    learner, target, replicas=replicas
-                ),
-                own[0],
-            )
-
-        expected, gradients = distance(models)
-        for num_replicas in (1, 2, 4, 8):
-            results, _ = on_replicas(num_replicas, distance, models)
-            for value, _ in results:
-                self.assertAllClose(value, expected, rtol=1e-6)
-            for name in ("image", "text"):
-                found = [getattr(own, name) for _, own in results]
-                self.assertAllClose(
-                    np.concatenate(found, 0), getattr(gradients, name)
-                )
-
     def test_bfloat16_embeddings_meet_in_float32(self):
         rounded = [
             tf.cast(part, tf.bfloat16).numpy()
@@ -243,26 +220,22 @@ class GlobalQuotaTest(tf.test.TestCase):
 class PerReplicaQuotaTest(tf.test.TestCase):
     def test_the_same_noise_gives_the_rows_of_the_matrix_form(self):
         sizes = ((48, 24, 3, 4), (40, 20, 4, 2), (32, 32, 2, 8), (24, 8, 1, 8))
-        for (size, batch, chunks, num_replicas), loss in zip(
-            sizes, itertools.cycle(LOSSES), strict=False
+        for (size, batch, chunks, count), method, loss in pairwise.cases(
+            sizes, config.METHODS, LOSSES
         ):
             models = random_embeddings.models(size, seed=batch)
-            stage = config.Stage(1, num_chunks=chunks)
-            draws = draw_on_replicas(
-                models, num_replicas, stage, batch, loss, "per_replica"
-            )
+            stage = config.Stage(1, method=method, num_chunks=chunks)
+            options = {"batch_size": batch, "seed": SEED, "loss": loss}
             expected = hand_draws.rows(
-                *models,
-                stage,
-                batch_size=batch,
-                seed=SEED,
-                loss=loss,
-                num_replicas=num_replicas,
+                *models, stage, num_replicas=count, **options
             )
-            with self.subTest(size=size, replicas=num_replicas, loss=loss):
+            draws = draw_on_replicas(
+                models, count, stage, batch, loss, "per_replica"
+            )
+            with self.subTest(size=size, method=method, loss=loss):
                 for found in draws:
                     self.assertAllEqual(found.indices, expected)
-                    self.assertEqual(np.sum(found.kept), batch // num_replicas)
+                    self.assertEqual(np.sum(found.kept), batch // count)
 
     def test_the_report_is_of_the_rows_drawn(self):
         models = random_embeddings.models(32)
@@ -282,22 +255,6 @@ class PerReplicaQuotaTest(tf.test.TestCase):
                 means.append(rows[kept].mean())
             for found in draws:
                 self.assertAllClose(found.score, means[0] - means[1], atol=1e-4)
-
-    def test_draws_of_scores_and_noise_alone_need_no_collectives(self):
-        models = random_embeddings.models(24)
-        for method in ("uniform", "independent"):
-            stage = config.Stage(1, method=method, gain=2.0)
-            draws = draw_on_replicas(
-                models, 4, stage, 8, "sigmoid", "per_replica"
-            )
-            scores = np.concatenate([found.own_score for found in draws])
-            options = {"num_quotas": 4}
-            rows = selection.uniform_rows(SEED, 8, 24, **options)
-            if method == "independent":
-                rows = selection.independent_rows(
-                    scores, SEED, 8, gain=2.0, **options
-                )
-            self.assertAllEqual(draws[0].indices, rows)
 
     def test_one_replica_has_one_quota(self):
         models = random_embeddings.models(20)

@@ -61,37 +61,6 @@ class RetrievalTest(tf.test.TestCase):
         for name, value in blind.items():
             self.assertAllClose(found[name], value, msg=name)
 
-    def test_three_images_and_four_texts_by_hand(self):
-        # Texts are unit axes, so an image's embedding is its row of scores:
-        #
-        #            text 0 (a)  1 (b)  2 (a)  3 (c)    rank of first match
-        # image 0 (a)    0.1      0.4    0.3    0.2     text 2: 2
-        # image 1 (b)    0.5      0.9    0.0    0.1     text 1: 1
-        # image 2 (c)    0.7      0.8    0.6    0.5     text 3: 4
-        #
-        # A column at a time: text 0 (0.1, 0.5, 0.7) matches image 0: rank 3;
-        # text 1 (0.4, 0.9, 0.8), image 1: 1; text 2 (0.3, 0.0, 0.6), image
-        # 0: 2; text 3 (0.2, 0.1, 0.5), image 2: 1.
-        images = [
-            [0.1, 0.4, 0.3, 0.2],
-            [0.5, 0.9, 0.0, 0.1],
-            [0.7, 0.8, 0.6, 0.5],
-        ]
-        found = evaluation.retrieval_measures(images, np.eye(4), "abc", "abac")
-        self.assertAllClose(
-            found,
-            {
-                "image_to_text/recall@1": 1 / 3,
-                "image_to_text/recall@5": 1.0,
-                "image_to_text/recall@10": 1.0,
-                "image_to_text/mrr": (1 / 2 + 1 + 1 / 4) / 3,
-                "text_to_image/recall@1": 2 / 4,
-                "text_to_image/recall@5": 1.0,
-                "text_to_image/recall@10": 1.0,
-                "text_to_image/mrr": (1 / 3 + 1 + 1 / 2 + 1) / 4,
-            },
-        )
-
     def test_any_shape_equals_a_full_sort(self):
         random = np.random.default_rng(0)
         for num_images, num_texts, num_groups in (

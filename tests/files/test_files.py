@@ -524,13 +524,3 @@ class FaultTest(remote_files.Gcs, tf.test.TestCase):
             files.read_whole(self.path)
         with self.assertRaises(FileNotFoundError):
             files.write_whole("gs://missing/file", b"")
-
-    @pytest.mark.slow
-    def test_ranges_are_read_at_a_distance(self):
-        self.server.set(latency=0.2)
-        files.write_whole(self.path, self.content)
-        ranges = [[5, 10], [20, 25], [250_000, 300_000]]
-        self.assertEqual(
-            files.read_ranges(self.path, tf.constant(ranges).numpy()),
-            b"".join(self.content[start:end] for start, end in ranges),
-        )

@@ -44,17 +44,6 @@ class ResizeMatrixTest(tf.test.TestCase):
                     )
 
 
-class KernelMatrixTest(tf.test.TestCase):
-    def test_rows_then_columns_is_the_pseudo_inverse_of_both(self):
-        for source, target in ((4, 6), (4, 8), (6, 4), (8, 3), (5, 7), (4, 1)):
-            with self.subTest(source=source, target=target):
-                one_side = towers.kernel_matrix(source, target)
-                both = oracles_towers.nearest_four(source, target)
-                self.assertAllClose(
-                    np.kron(one_side, one_side), np.linalg.pinv(both.T), 1e-9
-                )
-
-
 class PatchEmbeddingTest(tf.test.TestCase):
     def test_every_patch_size_equals_its_numpy_twin(self):
         for height, width in ((24, 24), (24, 48)):

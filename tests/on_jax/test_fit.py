@@ -59,10 +59,6 @@ class BackendTest(tf.test.TestCase):
         cls.expected = dict(np.load(result))
         cls.theirs, cls.ours = theirs, ours
 
-    def test_draws_of_the_same_embeddings_are_equal(self):
-        for name, rows in fits.draws().items():
-            self.assertAllEqual(rows, self.expected[name])
-
     def test_rounding_seldom_changes_a_draw(self):
         for loss in config.LOSSES:
             ours = np.asarray(fits.many_draws(loss))
@@ -99,49 +95,15 @@ class BackendTest(tf.test.TestCase):
                 fits.embedded(path), self.expected[name], atol=1e-6
             )
 
-    def _compare(self, name):
-        for key, found in fits.results(name).items():
-            expected = self.expected[key]
-            if key.endswith(("draws", "ids")):
-                self.assertAllEqual(found, expected)
-            elif key.endswith("losses"):
-                self.assertAllClose(found, expected, rtol=1e-5)
-            else:
-                # AdamW divides small gradients by their size.
-                self.assertAllClose(found, expected, rtol=0, atol=5e-4)
-
-    def test_ten_joint_steps_are_equal(self):
-        self._compare("joint")
-
-    def test_ten_steps_in_micro_batches_of_the_softmax_loss_are_equal(self):
-        self._compare("softmax")
-
-    def test_ten_steps_with_everything_are_equal(self):
-        self._compare("all")
+    def test_ten_steps_are_equal(self):
+        for name in fits.CASES:
+            fits.assert_same(self, self.expected, fits.results(name))
 
 
 class FitTest(tf.test.TestCase):
     def tearDown(self):
         keras.distribution.set_distribution(None)
         super().tearDown()
-
-    def test_a_step_trains_on_what_the_matrix_form_draws(self):
-        model, reference = fits.jest(), fits.towers(10)
-        first = next(iter(fits.dataset()))
-        models = [
-            Embeddings(*map(np.asarray, tower(first)))
-            for tower in (model.learner, reference)
-        ]
-        expected = hand_draws.rows(
-            *models,
-            fits.STAGE,
-            batch_size=fits.SIZE,
-            seed=(3, 0),
-            loss="sigmoid",
-        )
-        record = fits.trained(model, fits.dataset().take(1))
-        self.assertAllEqual(record.draws[0], expected)
-        self.assertAllEqual(record.ids[0] >> 40, expected)
 
     def test_a_resumed_run_has_the_bits_of_an_unbroken_one(self):
         of_towers = {"dropout": 0.2}

@@ -372,19 +372,6 @@ class StagesTest(TrainingTestCase):
 
 
 class ReferenceTest(TrainingTestCase):
-    def test_a_reference_may_be_any_callable_of_any_width(self):
-        (batch,) = tiny.super_batches()
-        for dim in (6, 3):
-            reference = tiny.learner(5, dim=dim)
-            rows = drawn_by_hand(tiny.learner(0), reference, batch)
-
-            def function(batch, reference=reference):
-                return tuple(reference(batch, training=False))
-
-            for kind in (reference, function):
-                drawn = fit_and_remember(build(reference=kind), [batch])
-                self.assertAllEqual(drawn[0], batch["id"][rows])
-
     def test_a_reference_is_neither_trained_nor_listed(self):
         reference = tiny.learner(5, extra=[keras.layers.BatchNormalization()])
         learner = tiny.learner(0)

@@ -140,34 +140,33 @@ class SizesTest(tf.test.TestCase):
 
 class ScoreTest(tf.test.TestCase):
     def test_only_the_models_that_a_criterion_uses_are_run(self):
-        learner, teacher = tiny.learner(0), tiny.learner(5)
+        models = tiny.learner(0), tiny.learner(5)
         (batch,) = tiny.super_batches()
-        expected = learner(batch), teacher(batch)
-        for criterion, needed in (
-            ("learnability", (True, True)),
-            ("own_parts:doubt", (True, True)),
-            ("hard_learner", (True, False)),
-            ("easy_reference", (False, True)),
+        for (criterion, used), size in itertools.product(
+            (
+                ("learnability", (True, True)),
+                ("own_parts:doubt", (True, True)),
+                ("hard_learner", (True, False)),
+                ("easy_reference", (False, True)),
+            ),
+            (None, 3),
         ):
-            for size in (None, 3):
-                stage = config.Stage(3, "live", "top", criterion)
-                stage = dataclasses.replace(stage, scoring_batch_size=size)
-                step = step_of(
-                    funnel(4, stage),
-                    learner if needed[0] else None,
-                    reference.frozen(teacher) if needed[1] else None,
-                )
-                for embedded, hand, is_needed in zip(
-                    step_lib.score(step, 0, batch),
-                    expected,
-                    needed,
-                    strict=True,
+            stage = config.Stage(3, "live", "top", criterion)
+            stage = dataclasses.replace(stage, scoring_batch_size=size)
+            learner, teacher = (
+                model if is_used else None
+                for model, is_used in zip(models, used, strict=True)
+            )
+            frozen = teacher and reference.frozen(teacher)
+            step = step_of(funnel(4, stage), learner, frozen)
+            found = step_lib.score(step, 0, batch)
+            for embedded, model in zip(found, (learner, teacher), strict=True):
+                expected = model and model(batch)
+                self.assertEqual(embedded is None, expected is None)
+                for value, part in zip(
+                    embedded or (), expected or (), strict=True
                 ):
-                    self.assertEqual(embedded is not None, is_needed)
-                    for value, by_hand in zip(
-                        embedded or (), hand, strict=False
-                    ):
-                        self.assertAllClose(value, by_hand, 1e-6, 1e-6)
+                    self.assertAllClose(value, part, 1e-6, 1e-6)
         uniform = config.Stage(3, method="uniform", scoring_batch_size=5)
         step = step_of(funnel(4, uniform))
         self.assertEqual(step_lib.score(step, 0, batch), (None, None))
@@ -468,22 +467,12 @@ class WholeStepTest(tf.test.TestCase):
     def test_curated_rows_that_lack_a_key_are_refused(self):
         settings = funnel(12, *self.TWO)
         without_id = {n: v for n, v in self.curated.items() if n != "id"}
+        lacking = r"'curated' rows .*none of \['id'\]"
+        not_stored = "cached reference needs `reference_image`"
         for batch, curated, teacher, message in (
-            (
-                self.batch,
-                without_id,
-                None,
-                r"'curated' rows .*none of \['id'\]",
-            ),
-            (
-                self.stored[0],
-                self.curated,
-                self.cached,
-                "cached reference needs `reference_image`",
-            ),
+            (self.batch, without_id, None, lacking),
+            (self.stored[0], self.curated, self.cached, not_stored),
         ):
+            given = settings, 1, batch | {"curated": curated}, teacher
             with self.assertRaisesRegex(ValueError, message):
-                self.run_step(
-                    *(settings, 1, batch | {"curated": curated}, teacher),
-                    distillation_weight=1.0,
-                )
+                self.run_step(*given, distillation_weight=1.0)
