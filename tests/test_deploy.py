@@ -6,7 +6,6 @@ import pathlib
 import signal
 import subprocess
 import tempfile
-import time
 
 import tensorflow as tf
 import yaml
@@ -156,7 +155,6 @@ class QueueTest(DeployTestCase):
         self.script("bin/gcloud", GCLOUD)
         states = ["NONE", "WAITING_FOR_RESOURCES", "ACTIVE", "SUSPENDED"]
         self.script("states", "\n".join([*states, "NONE", "ACTIVE"]) + "\n")
-        started = time.monotonic()
         done = subprocess.run(
             [
                 *("bash", str(DEPLOY / "queued_tpu.sh"), "jest"),
@@ -177,7 +175,6 @@ class QueueTest(DeployTestCase):
             check=True,
             timeout=60,
         )
-        self.assertLess(time.monotonic() - started, 60.0)
         self.assertIn("gs://bucket/run is finished", done.stdout)
         calls = self.read("calls").splitlines()
         verbs = [

@@ -182,43 +182,31 @@ class CollectTest(tf.test.TestCase):
             steps=20, data=config_lib.DataConfig(train=(self.pattern,))
         )
         config_lib.save_config(config, f"{workdir}/config.json")
-        (workdir / "versions.json").write_text(
-            json.dumps({"versions": {"numpy": "2.0", "extra": None}})
-        )
+        versions = {"versions": {"numpy": "2.0", "extra": None}}
+        (workdir / "versions.json").write_text(json.dumps(versions))
         measures = {
             f"eval/{split}/{side}/mrr": 0.25 + 0.5 * (side < "j")
             for split in collect.WATCHED
             for side in ("image_to_text", "text_to_image")
         }
-        for name, rows in (
-            (
-                "metrics",
-                [
-                    {
-                        "step": step,
-                        "flops/step": 10 * step,
-                        "flops/stored": step,
-                        "flops/forward": 3 * step,
-                        "train/repeat_rate": 0.5,
-                        **{
-                            f"examples/{what}": 4 * step
-                            for what in ("drawn", "scored", "trained")
-                        },
-                    }
-                    for step in (10, 15, 20)
-                ],
-            ),
-            ("evaluation", [{"step": n} | measures for n in (12, 20)]),
-            (
-                "draws",
-                [
-                    {"step": step, "ids": [900, 901, 902, 904]}
-                    if step < 10
-                    else {"step": step, "ids": [900, 904, 908, 901]}
-                    for step in range(1, 21)
-                ],
-            ),
-        ):
+        of_a_step = {"flops/step": 10, "flops/stored": 1, "flops/forward": 3}
+        of_a_step |= dict.fromkeys(
+            [f"examples/{what}" for what in ("drawn", "scored", "trained")], 4
+        )
+        first, last = [900, 901, 902, 904], [900, 904, 908, 901]
+        logs = {
+            "metrics": [
+                {name: step * value for name, value in of_a_step.items()}
+                | {"step": step, "train/repeat_rate": 0.5}
+                for step in (10, 15, 20)
+            ],
+            "evaluation": [{"step": step} | measures for step in (12, 20)],
+            "draws": [
+                {"step": step, "ids": first if step < 10 else last}
+                for step in range(1, 21)
+            ],
+        }
+        for name, rows in logs.items():
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (workdir / f"{name}.jsonl").write_text(lines)
         return workdir

@@ -234,31 +234,22 @@ class HloTest(tf.test.TestCase):
             },
         )
 
-    def test_a_clean_module_has_no_dynamic_shapes_and_no_host(self):
-        self.assertEqual(hlo.dynamic_shapes(_MODULE), [])
-        self.assertEqual(hlo.host_operations(_MODULE), [])
-
-    def test_what_should_not_be_there_is_found(self):
-        for line, dynamic, host in (
-            ("%x = f32[<=9]{0} add(%u, %u)", ["add"], []),
-            (
-                "%x = f32[9] set-dimension-size(%u, %v)",
-                *(["set-dimension-size"], []),
-            ),
-            (
-                '%x = f32[9] custom-call(%u), custom_call_target="PadToStatic"',
-                ["PadToStatic"],
-                [],
-            ),
-            ("%x = token[] outfeed(%u, %t)", [], ["outfeed"]),
-            ("%x = (f32[2], u32[]) recv(%t), channel_id=2", [], ["recv"]),
-            (
-                '%x = f32[] custom-call(), custom_call_target="xla_host_cb"',
-                [],
-                ["xla_host_cb"],
-            ),
+    def test_dynamic_shapes_and_calls_to_the_host_are_found(self):
+        dynamic, host = hlo.dynamic_shapes, hlo.host_operations
+        call = "custom-call(%u), custom_call_target="
+        resize = "set-dimension-size"
+        for find, name, line in (
+            (None, "", ""),
+            (dynamic, "add", "f32[<=9]{0} add(%u, %u)"),
+            (dynamic, resize, f"f32[9] {resize}(%u, %v)"),
+            (dynamic, "PadToStatic", f'f32[9] {call}"PadToStatic"'),
+            (host, "outfeed", "token[] outfeed(%u, %t)"),
+            (host, "recv", "(f32[2], u32[]) recv(%t), channel_id=2"),
+            (host, "xla_host_cb", f'f32[] {call}"xla_host_cb"'),
         ):
-            with self.subTest(line):
-                module = _MODULE.replace("  %k =", f"  {line}\n  %k =")
-                self.assertEqual(hlo.dynamic_shapes(module), dynamic)
-                self.assertEqual(hlo.host_operations(module), host)
+            added = f"  %x = {line}\n  %k =" if line else "  %k ="
+            module = _MODULE.replace("  %k =", added)
+            for each in (dynamic, host):
+                with self.subTest(line):
+                    expected = [name] if each is find else []
+                    self.assertEqual(each(module), expected)
