@@ -270,67 +270,41 @@ class ReportTest(tf.test.TestCase):
 
 
 class CommandTest(tf.test.TestCase):
-    """The command on shipped images, with a run never trained."""
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
-        shard_files.write_shipped(cls.folder, val=250)
+    def test_it_writes_what_the_library_does_and_a_report(self):
+        """On shipped images, with a run never trained."""
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        shard_files.write_shipped(folder, val=250)
         recipe = config.TrainConfig(
             data=config.DataConfig(image_size=32, text_length=16),
             model=config.ModelConfig(preset="tiny", loss="softmax"),
         )
-        folder = os.path.join(cls.folder, "reference")
-        tiny.write_run(folder, recipe, tiny.LETTERS)
-
-    def path(self, name):
-        return os.path.join(self.folder, name)
-
-    def arguments(self, output, *more):
-        return [
-            *("--workdir", self.path("reference")),
-            *("--data", self.path("val-*.tfrecord")),
-            *("--sidecar-dir", self.path("sidecars")),
-            *("--index-dir", self.path("index")),
-            *("--output", self.path(output)),
-            *more,
-        ]
-
-    def run_command(self, output, *more):
+        tiny.write_run(f"{folder}/reference", recipe, tiny.LETTERS)
+        data = config.DataConfig(
+            train=(f"{folder}/val-*.tfrecord",),
+            index_dir=f"{folder}/index",
+            manifest=f"{folder}/easy",
+        )
         with (
             contextlib.redirect_stdout(io.StringIO()) as printed,
             contextlib.redirect_stderr(io.StringIO()) as shown,
         ):
-            command.main(self.arguments(output, *more))
-        return printed.getvalue(), shown.getvalue()
-
-    def read_page(self, output):
-        with open(
-            os.path.join(self.path(output), "report.html"), encoding="utf-8"
-        ) as file:
-            text = file.read()
-        self.assertNotRegex(text, r"https?://|<script|<link|url\(")
-        return text, html_elements.parse(text)
-
-    def test_it_writes_what_the_library_does_and_a_report(self):
-        printed, shown = self.run_command(
-            "easy",
-            *("--sidecar-dir", self.path("anew")),
-            *("--set", "stage.candidates=3", "window=100", "seed=4"),
-        )
+            command.main(
+                [
+                    *("--workdir", f"{folder}/reference"),
+                    *("--data", *data.train, "--index-dir", data.index_dir),
+                    *("--sidecar-dir", f"{folder}/sidecars"),
+                    *("--output", data.manifest),
+                    *("--set", "stage.candidates=3", "window=100", "seed=4"),
+                ]
+            )
+        printed, shown = printed.getvalue(), shown.getvalue()
         self.assertRegex(printed, r"\b8[34] of 250 records are drawn: .*easy")
         self.assertRegex(shown, r"(?s)embedding.* 250 .*scoring.* 250 of 250")
         self.assertIn("report.html", printed)
-        data = config.DataConfig(
-            train=(self.path("val-*.tfrecord"),),
-            index_dir=self.path("index"),
-            manifest=self.path("easy"),
-        )
         store = stores.open_stores(data)
         expected = curation.curate(
-            sidecars.Sidecars(store, self.path("anew")),
-            self.path("again"),
+            sidecars.Sidecars(store, f"{folder}/sidecars"),
+            f"{folder}/again",
             curation.Choice(
                 "softmax",
                 config.Stage(3, "stored", criterion="easy_reference"),
@@ -340,7 +314,8 @@ class CommandTest(tf.test.TestCase):
         )
         self.assertAllEqual(store.manifest.weights, expected.weights)
         self.assertAllEqual(store.manifest.scores, expected.scores)
-        text, found = self.read_page("easy")
-        self.assertLen(found.images, 24 + 24)
-        self.assertEqual(text.count('class="card kept"'), 24)
-        self.assertIn("easy_reference", text)
+        page = pathlib.Path(data.manifest, "report.html").read_text("utf-8")
+        self.assertNotRegex(page, r"https?://|<script|<link|url\(")
+        self.assertLen(html_elements.parse(page).images, 24 + 24)
+        self.assertEqual(page.count('class="card kept"'), 24)
+        self.assertIn("easy_reference", page)
