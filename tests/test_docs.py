@@ -151,6 +151,11 @@ def parse(module, arguments):
     raise AssertionError(shown.getvalue())
 
 
+def logged(run):
+    """The last line of a run's log."""
+    return directory.read_rows(f"runs/{run}", "metrics.jsonl")[-1]
+
+
 def write_files(page, folder):
     """Writes the files that a page shows."""
     for _, text in blocks(page):
@@ -369,8 +374,7 @@ class PagesTest(DocsTestCase):
         )
         self.assertIn("from 32 x 32 to 16 x 16", printed)
         for run in ("photos_live", "photos_tuned"):
-            log = directory.read_rows(f"runs/{run}", "metrics.jsonl")
-            self.assertEqual(log[-1]["step"], 2)
+            self.assertEqual(logged(run)["step"], 2)
         self.assertAllClose(
             namespace["served"].embed_texts(["a"])["embeddings"],
             namespace["model"].embed_texts(["a"]),
@@ -391,9 +395,8 @@ class PagesTest(DocsTestCase):
         runs = [path.name for path in pathlib.Path("runs").iterdir()]
         self.assertCountEqual(runs, ["tars", "table", "tfrecords", "mixture"])
         for run in runs:
-            log = directory.read_rows(f"runs/{run}", "metrics.jsonl")
-            self.assertEqual(log[-1]["step"], 2)
-            self.assertEqual(log[-1]["examples/trained"], 2 * 32)
+            self.assertEqual(logged(run)["step"], 2)
+            self.assertEqual(logged(run)["examples/trained"], 2 * 32)
 
     def test_the_funnel_chooses_by_stored_embeddings(self):
         namespace, _ = self.run_page("docs/funnel.md")
@@ -403,8 +406,7 @@ class PagesTest(DocsTestCase):
             ("cascade", "drawn", 64),
             ("jest_cached", "scored", 5 * 64),
         ):
-            log = directory.read_rows(f"runs/{run}", "metrics.jsonl")
-            self.assertEqual(log[-1][f"examples/{name}"], 2 * count)
+            self.assertEqual(logged(run)[f"examples/{name}"], 2 * count)
 
     def test_own_towers_criteria_and_losses_train(self):
         self.addCleanup(sys.modules.pop, "my_scores", None)
@@ -425,8 +427,7 @@ class PagesTest(DocsTestCase):
             f"{pool // 4:,} of {pool:,} records are drawn: manifests/easy",
             printed,
         )
-        log = directory.read_rows("runs/curated", "metrics.jsonl")
-        self.assertEqual(log[-1]["step"], 2)
+        self.assertEqual(logged("curated")["step"], 2)
 
     def test_advice_is_given(self):
         _, printed = self.run_page("docs/advise.md")

@@ -18,17 +18,12 @@ from jest_tf.data import pipeline, stores, tokenizers
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def execute(program, arguments, variables):
-    """Runs a program on the CPU: its results, and all variables after.
+@functools.cache
+def on_the_cpu(program):
+    """A program that the CPU runs: its results, and all variables after.
 
     What TPUs exchange, which has no kernel here, a single TPU gives itself.
     """
-    return compiled(program)(arguments, variables)
-
-
-@functools.cache
-def compiled(program):
-    """`execute` of a program, traced once."""
     emit = lifter._emit_operation
 
     def emit_alone(graph, operation, inputs):
@@ -72,17 +67,11 @@ class LifterTest(tf.test.TestCase):
         self.assertEqual(program.host_operations, ["IteratorGetNext"])
         count = len(program.specs) - 1 - len(program.handles)
         names = arguments_of_batch(program, count)
-        variables = [
-            *traced.variables,
-            *traced.optimizer.variables,
-            *(
-                variable
-                for metric in traced.metrics
-                for variable in metric.variables
-            ),
-        ]
+        parts = traced, traced.optimizer, *traced.metrics
         by_handle = {
-            id(handle_of(variable)): variable for variable in variables
+            id(handle_of(variable)): variable
+            for part in parts
+            for variable in part.variables
         }
         order = [by_handle[id(handle)] for handle in program.handles]
         values = [variable.value.values[0].read_value() for variable in order]
@@ -90,17 +79,11 @@ class LifterTest(tf.test.TestCase):
             # Ids come in halves.
             batch["id"] = tf.bitcast(batch["id"], tf.int32)
             arguments = [batch[name] for name in names]
-            _, values = execute(program, arguments, values)
-        values = {
-            id(variable): value
-            for variable, value in zip(order, values, strict=True)
-        }
-        for mine, its in zip(
-            expected.trainable_variables,
-            traced.trainable_variables,
-            strict=True,
-        ):
-            self.assertAllClose(values[id(its)], mine.value, atol=1e-6)
+            _, values = on_the_cpu(program)(arguments, values)
+        after = dict(zip(map(id, order), values, strict=True))
+        weights = expected.trainable_variables, traced.trainable_variables
+        for mine, its in zip(*weights, strict=True):
+            self.assertAllClose(after[id(its)], mine.value, atol=1e-6)
 
 
 def handle_of(variable):

@@ -27,38 +27,23 @@ def strategy_of_tpus():
     return fake_strategy.build_strategy(REPLICAS)
 
 
-def selection(quota, **settings):
-    stage = config.Stage(ROWS // BATCH_SIZE, num_chunks=2, **settings)
+def selection(quota):
+    stage = config.Stage(ROWS // BATCH_SIZE, num_chunks=2)
     return config.SelectionConfig(BATCH_SIZE, stages=(stage,), quota=quota)
 
 
 class TPUStepTest(tf.test.TestCase):
-    def trace(
-        self,
-        settings,
-        *,
-        loss,
-        is_cached,
-        dtype,
-        steps_per_execution=1,
-        learner=None,
-        views=(),
-    ):
-        def teacher(seed):
-            if is_cached:
-                return funnel_lib.Cached(10.0, -10.0)
-            return tiny.learner(seed, dtype=dtype)
-
+    def trace(self, quota, loss, is_cached, dtype, steps_per_execution=1):
         with strategy_of_tpus().scope():
+            cached = funnel_lib.Cached(10.0, -10.0)
             model = training.JESTModel(
-                learner() if learner else tiny.learner(0, DIM, dtype=dtype),
-                teacher(5),
-                settings,
+                tiny.learner(0, DIM, dtype=dtype),
+                cached if is_cached else tiny.learner(5, dtype=dtype),
+                selection(quota),
                 loss,
                 options=jest_tf.StepOptions(
                     augment=augmentation.Augmentation(flip=True, min_area=0.5),
                     equal_captions="ignore",
-                    views=views,
                 ),
             )
             model.compile(
@@ -72,11 +57,10 @@ class TPUStepTest(tf.test.TestCase):
         if is_cached:
             for name in ("reference_image", "reference_text"):
                 batch[name] = np.ones([ROWS, 5], np.float16)
-        function = step.trace(model, tiny.dataset([batch]).repeat())
-        return model, function
+        return model, step.trace(model, tiny.dataset([batch]).repeat())
 
     def check(self, quota, **settings):
-        model, function = self.trace(selection(quota), **settings)
+        model, function = self.trace(quota, **settings)
         operations = list(of_replicas(function.graph))
         self.check_exchange(model, operations, quota)
         self.check_types(operations)

@@ -196,31 +196,24 @@ class SettingsTest(tf.test.TestCase):
         names = self.write("names.txt", "a\nb\n")
         blank = self.write("blank.txt", "a\n\nb\n")
         slot = self.write("slot.txt", "a {}\n{} or {}\n")
+        unknown = "own: `classes` .* 2 classes, .* 3 records .*: 'x', '7'"
+        no_use = "captions, .* or labels .*1 records .*value of 'label'"
+        empty = "`label_field` must .*'kind', which is empty in all 1"
         for labels, settings, message in (
-            (
-                ["x", "x", "7", "a"],
-                {"classes": names},
-                "own: `classes` .* 2 classes, .* 3 records .*: 'x', '7'",
-            ),
-            ([""], {}, "captions, .* or labels .*1 records .*value of 'label'"),
-            (
-                [""],
-                {"label_field": "kind"},
-                "`label_field` must .*'kind', which is empty in all 1",
-            ),
+            (["x", "x", "7", "a"], {"classes": names}, unknown),
+            ([""], {}, no_use),
+            ([""], {"label_field": "kind"}, empty),
             (["a"], {"classes": blank}, "`classes` must .*with a blank line"),
             (["a"], {"classes": self.write("a.json", "[1]")}, "a JSON object"),
             (["a"], {"classes": self.write("b.json", "a")}, "is not JSON"),
-            (
-                ["a"],
-                {"classes": f"{names}.no"},
-                "`classes` must be a text file",
-            ),
+            (["a"], {"classes": f"{names}.no"}, "`classes` .* a text file"),
             (["a"], {"templates": slot}, "`templates` .*number 2 of"),
         ):
-            with self.subTest(message):
-                with self.assertRaisesRegex(ValueError, message):
-                    self.labelled(*labels, **settings)
+            with (
+                self.subTest(message),
+                self.assertRaisesRegex(ValueError, message),
+            ):
+                self.labelled(*labels, **settings)
         with self.assertRaisesRegex(ValueError, "must have a caption that"):
             self.opened(
                 {"gray": 1, "caption": "a"},
@@ -275,9 +268,6 @@ class OpenStoresTest(tf.test.TestCase):
         self.assertCountEqual(
             os.listdir(folder), ["1.png", "val.csv", "indexes"]
         )
-        for own, message in (({"image_field": ""}, "image_field ''"),):
-            with self.assertRaisesRegex(ValueError, message):
-                open_stores(
-                    f"{folder}/val.csv",
-                    data=dataclasses.replace(settings, **own),
-                )
+        settings = dataclasses.replace(settings, image_field="")
+        with self.assertRaisesRegex(ValueError, "image_field ''"):
+            open_stores(f"{folder}/val.csv", data=settings)

@@ -56,12 +56,8 @@ class PageTest(tf.test.TestCase):
         """What telemetry has of a step."""
         summary = {"count": 2, "mean": 0.5, "quantiles": [0.1] * 11}
         rows = [
-            {
-                "row": row,
-                "score": 1.5 - row,
-                "kept": row < 2,
-                "id": int(ids[row]),
-            }
+            {"row": row, "id": int(ids[row]), "score": 1.5 - row}
+            | {"kept": row < 2}
             for row in range(B)
         ]
         stage = {

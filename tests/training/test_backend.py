@@ -106,7 +106,3 @@ class BackendTest(tf.test.TestCase):
                 both -= {name for name in both if name.startswith("__")}
                 # Keras' own, which a trainer overrides.
                 self.assertEqual(both - {"_make_function"}, set(), path)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -197,7 +197,3 @@ class ReferenceTest(tf.test.TestCase):
             ValueError, "expected the fingerprint.*Received: 'a'"
         ):
             training.Funnel(selection, store, reference=loaded)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -131,11 +131,11 @@ def drawn_by_hand(learner, reference, batch, step=0, settings=JOINT, **loss):
     )
 
 
-def step_by_hand(learner, batch, loss=losses.sigmoid_loss, call=None):
-    """A step of gradient descent; the loss before it."""
+def step_by_hand(learner, batch, loss=losses.sigmoid_loss, call=None, more=()):
+    """A step of gradient descent, with `more` variables; the loss before it."""
+    variables = [*learner.trainable_variables, *more]
     with tf.GradientTape() as tape:
         value = loss((call or learner)(batch, training=True))
-    variables = learner.trainable_variables
     gradients = tape.gradient(value, variables)
     for variable, gradient in zip(variables, gradients, strict=True):
         variable.assign_sub(RATE * tf.convert_to_tensor(gradient))
@@ -396,15 +396,15 @@ class DistillationTest(TrainingTestCase):
         target = Embeddings(*map(tf.constant, embed(reference, batch)))
 
         def loss(found):
-            moved = found
+            image, text = found[:2]
             if projection is not None:
                 image, text = (
                     tf.math.l2_normalize(tf.matmul(values, kernel), -1)
                     for values, kernel in zip(
-                        found[:2], projection, strict=True
+                        (image, text), projection, strict=True
                     )
                 )
-                moved = found._replace(image=image, text=text)
+            moved = found._replace(image=image, text=text)
             distance = losses.feature_distillation(moved, target)
             return losses.sigmoid_loss(found) + weight * distance
 
@@ -467,26 +467,14 @@ class DistillationTest(TrainingTestCase):
     def test_a_projection_takes_the_learner_to_the_references_width(self):
         (batch,) = tiny.super_batches(rows=8)
         twin, reference = tiny.learner(0), tiny.learner(5, dim=3)
+        settings = {"distillation_weight": self.WEIGHT, "projection_dim": 3}
         models = [
-            build(
-                None,
-                reference,
-                None,
-                distillation_weight=self.WEIGHT,
-                projection_dim=3,
-                micro_batch_size=size,
-            )
+            build(None, reference, None, micro_batch_size=size, **settings)
             for size in (None, 2)
         ]
         own = [tf.Variable(kernel) for kernel in models[0].projection.kernels]
         loss = self.loss_to(reference, batch, projection=own)
-        with tf.GradientTape() as tape:
-            value = loss(twin(batch, training=True))
-        variables = [*twin.trainable_variables, *own]
-        for variable, gradient in zip(
-            variables, tape.gradient(value, variables), strict=True
-        ):
-            variable.assign_sub(RATE * tf.convert_to_tensor(gradient))
+        value = step_by_hand(twin, batch, loss, more=own)
         for model in models:
             history = fit(model, [batch]).history
             self.assertAllClose(history["loss"], [value], **TOLERANCE)
@@ -778,40 +766,30 @@ class RefusalsTest(TrainingTestCase):
 
 class RecipeTest(TrainingTestCase):
     def test_build_model_is_the_run_that_a_config_describes(self):
+        of_step = {"equal_captions": "positive", "loss_block_size": 2}
+        of_step["micro_batch_size"] = 2
         settings = config.TrainConfig(
             seed=3,
             steps=4,
             data=config.DataConfig(flip=False, min_crop_area=0.5),
-            model=config.ModelConfig(
-                loss="softmax",
-                equal_captions="positive",
-                loss_block_size=2,
-                micro_batch_size=2,
-            ),
+            model=config.ModelConfig(loss="softmax", **of_step),
             reference=config.ReferenceConfig("somewhere"),
             selection=JOINT,
             optimizer=config.OptimizerConfig(learning_rate=0.1),
         )
         model = training.build_model(settings, tiny.learner(0))
         options = dict(vars(model.step.options))
-        self.assertEqual(
-            options.pop("augment").get_config(),
-            {"flip": False, "min_area": 0.5},
-        )
-        expected = step_lib.StepOptions(
-            equal_captions="positive",
-            loss_block_size=2,
-            micro_batch_size=2,
-            seed=3,
-        )
+        augment = options.pop("augment").get_config()
+        self.assertEqual(augment, {"flip": False, "min_area": 0.5})
+        expected = step_lib.StepOptions(seed=3, **of_step)
         self.assertEqual(options | {"augment": None}, vars(expected))
         self.assertEqual((model.step.loss, model.selection), ("softmax", JOINT))
         self.assertFalse(model.jit_compile)
-        configs = [
+        ours, theirs = (
             optimizer.get_config() | {"name": ""}
             for optimizer in (
                 model.optimizer,
                 jest_tf.build_optimizer(settings.optimizer, 4),
             )
-        ]
-        self.assertEqual(*configs)
+        )
+        self.assertEqual(ours, theirs)
