@@ -25,12 +25,13 @@ class Call(NamedTuple):
 class Replicas:
     """The methods of `distribution.Replicas`."""
 
-    def __init__(self, group, replica_id, in_loops):
+    in_loops = True
+
+    def __init__(self, group, replica_id):
         self._group = group
         self._number = replica_id
         self.num_replicas = group.size
         self.replica_id = tf.constant(replica_id)
-        self.in_loops = in_loops
 
     def all_gather(self, tensor):
         return tf.concat(self._share("all_gather", tensor), 0)
@@ -69,7 +70,7 @@ class _Group:
         self.calls = [[] for _ in range(size)]
 
 
-def run(num_replicas, function, *, in_loops=True):
+def run(num_replicas, function):
     """Runs `function(replicas)` on every replica at once.
 
     Returns:
@@ -80,7 +81,7 @@ def run(num_replicas, function, *, in_loops=True):
 
     def work(number):
         try:
-            results[number] = function(Replicas(group, number, in_loops))
+            results[number] = function(Replicas(group, number))
         except threading.BrokenBarrierError:
             pass  # another replica's error is raised
         except Exception as error:

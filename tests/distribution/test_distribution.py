@@ -64,10 +64,6 @@ class WorkersTest(tf.test.TestCase):
 
 
 class StrategyTest(tf.test.TestCase):
-    def test_the_default_is_the_one_that_is_there(self):
-        strategy = distribution.build_strategy(config.DistributionConfig())
-        self.assertIs(strategy, tf.distribute.get_strategy())
-
     def test_strategies_that_cannot_be_built_are_refused(self):
         cluster = {"worker": ["127.0.0.1:1"]}
         places = [{"cluster": cluster}]

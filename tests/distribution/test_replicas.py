@@ -4,6 +4,7 @@ It runs eagerly on a thread a replica (`lockstep.py`). What moves between
 replicas is in `test_traffic.py`, training in `test_distribution.py`.
 """
 
+import dataclasses
 import itertools
 from unittest import mock
 
@@ -32,7 +33,7 @@ def draw(models, stage, size, loss="sigmoid", quota="global", replicas=None):
     return selection.draw(*models, stage, size=size, seed=SEED, **options)
 
 
-def on_replicas(num_replicas, function, values, **options):
+def on_replicas(num_replicas, function, values):
     """`function(own values, replicas)` on each, of the rows that it holds."""
 
     def run(replicas):
@@ -40,16 +41,15 @@ def on_replicas(num_replicas, function, values, **options):
         own = lockstep.share(values, number, num_replicas)
         return function(own, replicas)
 
-    return lockstep.run(num_replicas, run, **options)
+    return lockstep.run(num_replicas, run)
 
 
-def draw_on_replicas(models, num_replicas, *options, **more):
+def draw_on_replicas(models, num_replicas, *options):
     """The `Draw` of every replica."""
     return on_replicas(
         num_replicas,
         lambda own, replicas: draw(own, *options, replicas=replicas),
         models,
-        **more,
     )[0]
 
 
@@ -163,14 +163,13 @@ class GlobalQuotaTest(tf.test.TestCase):
 
     def test_every_sampler_draws_the_rows_of_one_replica_in_their_order(self):
         models = random_embeddings.models(48)
+        # Chunks of 5, 5, 4, 4 and 4 rows.
+        stage = config.Stage(2, num_chunks=5)
         for method, loss, criterion in pairwise.cases(
             config.METHODS, LOSSES, config.CRITERIA
         ):
-            stage = config.Stage(
-                2,
-                method=method,
-                criterion=criterion,
-                num_chunks=5,  # of 5, 5, 4, 4 and 4 rows
+            stage = dataclasses.replace(
+                stage, method=method, criterion=criterion
             )
             with self.subTest(stage=stage, loss=loss):
                 self.check(models, 4, stage, 22, loss)
@@ -198,16 +197,6 @@ class GlobalQuotaTest(tf.test.TestCase):
             self.check((repeated, other), num_replicas, top, 18)
             found = draw_on_replicas((repeated,) * 2, num_replicas, top, 18)[0]
             self.assertAllEqual(found.indices, np.arange(18))
-
-    def test_unrolled_chunks_draw_what_the_loop_draws(self):
-        models = random_embeddings.models(32)
-        stage = config.Stage(2, num_chunks=4)
-        loop, unrolled = (
-            draw_on_replicas(models, 4, stage, 14, in_loops=in_loops)[3]
-            for in_loops in (True, False)
-        )
-        self.assertAllEqual(loop.indices, unrolled.indices)
-        self.assertAllClose(loop.learner_loss, unrolled.learner_loss, rtol=1e-6)
 
     def test_a_large_batch_is_compared_with_a_sample_of_a_uniform_one(self):
         models = random_embeddings.models(90)
@@ -255,12 +244,6 @@ class PerReplicaQuotaTest(tf.test.TestCase):
                 means.append(rows[kept].mean())
             for found in draws:
                 self.assertAllClose(found.score, means[0] - means[1], atol=1e-4)
-
-    def test_one_replica_has_one_quota(self):
-        models = random_embeddings.models(20)
-        stage = config.Stage(1, num_chunks=2)
-        found = draw(models, stage, 6, quota="per_replica")
-        self.assertAllEqual(found.indices, draw(models, stage, 6).indices)
 
 
 class DealTest(tf.test.TestCase):
@@ -339,12 +322,6 @@ class DealTest(tf.test.TestCase):
         ):
             self.assertAllEqual(found, (places, rows))
         self.assertEqual(calls, [[], []])
-
-    def test_one_replica_keeps_the_draw(self):
-        dealt = placement.deal(tf.constant([4, 0, 2]), 6)
-        moved = placement.move({"id": 10 * tf.range(6)}, dealt)
-        self.assertAllEqual(dealt.places, [0, 1, 2])
-        self.assertAllEqual(moved["id"], [40, 0, 20])
 
     def test_a_deal_that_can_not_be_even_is_named(self):
         for batch, size, message in (

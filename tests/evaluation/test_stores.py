@@ -31,6 +31,10 @@ class EvaluateStoreTest(tf.test.TestCase):
         # Captions: one finds images 0 and 1: rank 1; two: 1; three scores 1
         # with images 3 and 4: rank 1 or 2; four scores 0 with all five: rank
         # 1 to 5. Classes 1 and 2 are told apart.
+        def reciprocal(*ranks):
+            return sum(1 / rank for rank in ranks) / len(ranks)
+
+        mrr = 1 + 1 + reciprocal(1, 2) + reciprocal(1, 2, 3, 4, 5)
         for batch_size in (1, 2, 5, 64):
             found = self.evaluate(Oracle(), batch_size)
             self.assertAllClose(
@@ -39,17 +43,11 @@ class EvaluateStoreTest(tf.test.TestCase):
                     "image_to_text/recall@1": 4 / 5,
                     "image_to_text/recall@5": 1.0,
                     "image_to_text/recall@10": 1.0,
-                    "image_to_text/mrr": (4 + (1 / 2 + 1 / 3 + 1 / 4) / 3) / 5,
+                    "image_to_text/mrr": (4 + reciprocal(2, 3, 4)) / 5,
                     "text_to_image/recall@1": (1 + 1 + 1 / 2 + 1 / 5) / 4,
                     "text_to_image/recall@5": 1.0,
                     "text_to_image/recall@10": 1.0,
-                    "text_to_image/mrr": (
-                        1
-                        + 1
-                        + (1 + 1 / 2) / 2
-                        + (1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 5
-                    )
-                    / 4,
+                    "text_to_image/mrr": mrr / 4,
                     "zero_shot/accuracy@1": 1.0,
                     "zero_shot/accuracy@5": 1.0,
                     "zero_shot/mean_per_class": 1.0,

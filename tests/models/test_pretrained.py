@@ -197,19 +197,13 @@ class KerasHubTest(tf.test.TestCase):
         )
 
     def test_without_its_library_the_error_says_what_to_install(self):
+        hub = r"patch16' needs KerasHub: pip install '.\[keras-hub\]'"
+        torch = "needs Keras on TensorFlow"
+        if ON_TENSORFLOW:
+            torch = r"needs PyTorch .*'.\[transformers\]'"
         for library, name, message in (
-            (
-                "keras_hub",
-                "keras_hub:clip_vit_base_patch16",
-                r"patch16' needs KerasHub: pip install '.\[keras-hub\]'",
-            ),
-            (
-                "torch",
-                "hf:google/siglip2-base-patch16-224",
-                r"needs PyTorch .*'.\[transformers\]'"
-                if ON_TENSORFLOW
-                else "needs Keras on TensorFlow",
-            ),
+            ("keras_hub", "keras_hub:clip_vit_base_patch16", hub),
+            ("torch", "hf:google/siglip2-base-patch16-224", torch),
         ):
             with (
                 mock.patch.dict(sys.modules, {library: None}),

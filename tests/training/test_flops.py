@@ -326,15 +326,10 @@ class ColumnsTest(tf.test.TestCase):
 class PaperTest(tf.test.TestCase):
     """Table 1 of arXiv 2406.17711 from the recipes, at full size."""
 
-    def counted(self, recipe, text_length=None):
+    def counted(self, recipe, *settings):
         """FLOPs of a step of a recipe, and of a forward pass over b rows."""
-        run = config_lib.load_config(
-            pathlib.Path(__file__).parents[2] / "configs" / recipe
-        )
-        length = text_length or run.data.text_length
-        run = dataclasses.replace(
-            run, data=dataclasses.replace(run.data, text_length=length)
-        )
+        configs = pathlib.Path(__file__).parents[2] / "configs"
+        run = config_lib.load_config(configs / recipe, settings)
         # The vocabulary is looked up, not multiplied with.
         learner = models.build_learner(run, vocabulary_size=8)
         step = step_lib.Step(
@@ -347,25 +342,21 @@ class PaperTest(tf.test.TestCase):
                 loss_block_size=run.model.loss_block_size,
             ),
         )
-        rows, size = run.selection.super_batch_size(), run.data.image_size
+        size, length = run.data.image_size, run.data.text_length
 
-        def batch(rows):
+        def specs(rows):
             return {
                 "image": tf.TensorSpec([rows, size, size, 3], tf.uint8),
                 "text": tf.TensorSpec([rows, length], tf.int32),
             }
 
+        rows = run.selection.super_batch_size()
         width = models.PRESETS[run.model.preset].width
-        embeddings = tf.TensorSpec([rows, width], tf.float16)
-        columns = flops.count_step(
-            step,
-            batch(rows)
-            | dict.fromkeys(("reference_image", "reference_text"), embeddings),
-        )
-        forward, _ = flops.count(
-            functools.partial(learner, training=True),
-            batch(run.selection.batch_size),
-        )
+        stored = tf.TensorSpec([rows, width], tf.float16)
+        stored = {"reference_image": stored, "reference_text": stored}
+        columns = flops.count_step(step, specs(rows) | stored)
+        embed = functools.partial(learner, training=True)
+        forward, _ = flops.count(embed, specs(run.selection.batch_size))
         return columns, forward
 
     def shares(self, columns, forward):
@@ -425,7 +416,9 @@ class PaperTest(tf.test.TestCase):
             if round(100 * share(length)[0] / share(length)[1]) == 110
         ]
         self.assertEqual(lengths, [12])
-        columns, forward = self.counted("flexi_jest_b16.py", 12)
+        columns, forward = self.counted(
+            "flexi_jest_b16.py", "data.text_length=12"
+        )
         shares = self.shares(columns, forward)
         self.assertEqual(round(shares["no_reuse"]), 110)
         # Half of the rows are trained on in the view that they are scored in.

@@ -1,6 +1,5 @@
 """A funnel joins a selection to what it chooses by, for stream and model."""
 
-import keras
 import pytest
 import stored_cases
 import tensorflow as tf
@@ -9,7 +8,7 @@ from keras import ops
 
 import jest_tf
 from jest_tf import config, training
-from jest_tf.data import pipeline, tokenizers
+from jest_tf.data import pipeline
 from jest_tf.training import step as step_lib
 
 STORED = config.Stage(4, "stored", criterion="easy_reference", num_chunks=3)
@@ -131,27 +130,6 @@ class FunnelTest(stored_cases.StoredTestCase):
                 continue
             with self.assertRaisesRegex(ValueError, "`distils=True`"):
                 training.JESTModel(learner, selection=funnel, options=options)
-
-    def test_a_loaded_model_waits_for_its_funnel(self):
-        funnel = self.funnel(STORED, LIVE)
-        model = training.JESTModel(tiny.learner(dim=6), selection=funnel)
-        model.compile(keras.optimizers.SGD(0.1))
-        path = f"{self.get_temp_dir()}/model.keras"
-        model.save(path)
-        again = keras.saving.load_model(path)
-        batches = funnel.super_batches(
-            tokenizers.WordPieceTokenizer(tiny.VOCABULARY, tiny.TEXT_LENGTH),
-            tiny.IMAGE_SIZE,
-        )
-        with self.assertRaisesRegex(ValueError, "`bind` with a Funnel"):
-            again.fit(batches, steps_per_epoch=1, verbose=0)
-        other = self.funnel(STORED)
-        with self.assertRaisesRegex(ValueError, "its own selection and loss"):
-            again.bind(other)
-        again.bind(funnel)
-        for each in (model, again):
-            each.fit(batches, steps_per_epoch=1, verbose=0)
-        self.assertAllEqual(model.drawn_ids, again.drawn_ids)
 
     def test_hosts_are_told_to_the_stream_alone(self):
         options = pipeline.Options(host=1, num_hosts=2)

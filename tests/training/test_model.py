@@ -662,8 +662,13 @@ class SavingTest(TrainingTestCase):
         path = f"{self.get_temp_dir()}/model.keras"
         model.save(path)
         again = keras.saving.load_model(path)
-        with self.assertRaisesRegex(ValueError, "after loading, call `bind`"):
+        with self.assertRaisesRegex(
+            ValueError, "after loading, call `bind` with a Funnel"
+        ):
             fit(again, batches)
+        other = training.Funnel(one_of_three(gain=2.0), reference=reference)
+        with self.assertRaisesRegex(ValueError, "its own selection and loss"):
+            again.bind(other)
         again.bind(
             training.Funnel(again.selection, reference=reference, distils=True)
         )
