@@ -177,15 +177,10 @@ class QueueTest(DeployTestCase):
         )
         self.assertIn("gs://bucket/run is finished", done.stdout)
         calls = self.read("calls").splitlines()
-        verbs = [
-            words[3]
-            for words in map(str.split, calls)
-            if words[2] == "queued-resources"
-        ]
-        self.assertEqual(
-            [verb for verb in verbs if verb != "describe"],
-            ["create", "delete", "create", "delete"],
-        )
+        words = [call.split() for call in calls]
+        verbs = [each[3] for each in words if each[2] == "queued-resources"]
+        changes = [verb for verb in verbs if verb != "describe"]
+        self.assertEqual(changes, ["create", "delete"] * 2)
         create = next(line for line in calls if " create " in line)
         for flag in ("--spot", "--zone=zone", "--accelerator-type=v5litepod-8"):
             self.assertIn(flag, create)

@@ -1,13 +1,9 @@
 """The selection benchmark at small sizes: its samplers, forms and report."""
 
-import contextlib
-import io
 import itertools
 import pathlib
-import tempfile
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from benchmarks import bench_selection, report
@@ -53,36 +49,14 @@ class SpeedTest(tf.test.TestCase):
 
 
 class ReportTest(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        self.readme = pathlib.Path(folder) / "README.md"
-
     def test_a_block_replaces_itself_and_nothing_else(self):
-        self.readme.write_text("# By hand\n", "utf-8")
-        report.write_block(self.readme, "one", "first", "make it")
-        report.write_block(self.readme, "two", "second", "make it")
-        before = self.readme.read_text("utf-8")
+        readme = pathlib.Path(self.get_temp_dir(), "README.md")
+        readme.write_text("# By hand\n", "utf-8")
+        report.write_block(readme, "one", "first", "make it")
+        report.write_block(readme, "two", "second", "make it")
+        before = readme.read_text("utf-8")
         for text in ("changed\n\nand longer", "first"):
-            report.write_block(self.readme, "one", text, "make it")
-            self.assertEqual(
-                self.readme.read_text("utf-8"), before.replace("first", text)
-            )
+            report.write_block(readme, "one", text, "make it")
+            expected = before.replace("first", text)
+            self.assertEqual(readme.read_text("utf-8"), expected)
         self.assertStartsWith(before, "# By hand\n")
-
-    @pytest.mark.slow
-    def test_the_figure_command_writes_its_block(self):
-        self.readme.write_text("# By hand\n", "utf-8")
-        arguments = ["figure", "--small", "--out", str(self.readme)]
-        with (
-            contextlib.redirect_stdout(io.StringIO()) as printed,
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            bench_selection.main(arguments)
-        text = self.readme.read_text("utf-8")
-        self.assertStartsWith(text, "# By hand\n")
-        self.assertIn(printed.getvalue().strip(), text)
-        # Each of the three tables holds the paper's row and ours.
-        self.assertEqual(text.count("| paper, digitised |"), 3)
-        self.assertEqual(text.count("| synthetic, late |"), 3)
-        self.assertIn("0.00 | 0.69 | 0.89 | 0.96 | 0.99 | 1.00 |", text)

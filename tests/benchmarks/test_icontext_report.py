@@ -280,18 +280,13 @@ class CellsTest(tf.test.TestCase):
     def test_the_tables_say_of_each_run_what_its_cell_says(self):
         rows = pd.read_csv(
             RESULTS / "web" / "runs.csv", dtype=str, keep_default_na=False
-        )
-        rows = rows.set_index(["cell", "seed"])
+        ).set_index(["cell", "seed"])
+        columns = ["method", "noise", "steps", "reference"]
         for (name, seed), run in cells.runs().items():
-            if (
-                run.cell.regime == cells.GIVEN
-                and (name, str(seed)) not in rows.index
-            ):
+            cell, place = run.cell, (name, str(seed))
+            if cell.regime == cells.GIVEN and place not in rows.index:
                 continue  # still to be run
-            row = rows.loc[(name, str(seed))]
-            noise = "" if run.cell.noise is None else str(run.cell.noise)
-            expected = run.cell.method, noise, str(run.steps)
+            noise = "" if cell.noise is None else str(cell.noise)
+            expected = [cell.method, noise, str(run.steps), cell.reference]
             with self.subTest(name, seed=seed):
-                found = row["method"], row["noise"], row["steps"]
-                self.assertEqual(found, expected)
-                self.assertEqual(row["reference"], run.cell.reference)
+                self.assertEqual([*rows.loc[place][columns]], expected)

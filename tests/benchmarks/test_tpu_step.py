@@ -154,33 +154,15 @@ class TPUStepTest(tf.test.TestCase):
         self.assertAllEqual(distribution.join_halves(numbers), numbers)
 
 
-def of_replicas(graph):
+def of_replicas(graph, is_called=False):
     """The operations that run on every replica, and those that they call."""
     for operation in graph.get_operations():
-        is_marked = "_tpu_replicate" in operation.node_def.attr
-        for name in called(operation):
-            inner = graph._get_function(name)
-            inner = getattr(inner, "graph", None)
-            if inner is not None:
-                yield from (
-                    inner_operations(inner) if is_marked else of_replicas(inner)
-                )
-        if is_marked:
+        attributes = operation.node_def.attr
+        is_theirs = is_called or "_tpu_replicate" in attributes
+        for value in attributes.values():
+            if value.HasField("func"):
+                inner = graph._get_function(value.func.name)
+                if hasattr(inner, "graph"):
+                    yield from of_replicas(inner.graph, is_theirs)
+        if is_theirs:
             yield operation
-
-
-def inner_operations(graph):
-    for operation in graph.get_operations():
-        yield operation
-        for name in called(operation):
-            inner = getattr(graph._get_function(name), "graph", None)
-            if inner is not None:
-                yield from inner_operations(inner)
-
-
-def called(operation):
-    return [
-        value.func.name
-        for value in operation.node_def.attr.values()
-        if value.HasField("func")
-    ]

@@ -87,17 +87,13 @@ class TrafficTest(tf.test.TestCase):
         # Twice the super-batch, the same sub-batch: the embeddings that go
         # round stay, and candidates are two numbers a row at most.
         for quota in config.QUOTAS:
-            small, large = (
-                traffic.totals(
-                    traffic.Setup(8, size, 1024, 16, 768, 768, quota)
-                )
-                for size in (4096, 8192)
-            )
-            self.assertEqual(
-                small["chosen embeddings"], large["chosen embeddings"]
-            )
-            for size, bytes_ in ((4096, small), (8192, large)):
-                self.assertLessEqual(bytes_["candidates"], 16 * size * 8)
+            chosen = set()
+            for size in (4096, 8192):
+                setup = traffic.Setup(8, size, 1024, 16, 768, 768, quota)
+                totals = traffic.totals(setup)
+                chosen.add(totals["chosen embeddings"])
+                self.assertLessEqual(totals["candidates"], 16 * size * 8)
+            self.assertLen(chosen, 1)
 
     def test_totals_by_hand(self):
         # R = 4, B = 48, b = 24 in two chunks of 12; D = 24 and 10.

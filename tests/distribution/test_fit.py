@@ -234,10 +234,8 @@ def fit(model, batches):
 
 class TrainingTest(tf.test.TestCase):
     def assert_same(self, ours, theirs, **tolerance):
-        for value, other in zip(
-            ours.get_weights(), theirs.get_weights(), strict=True
-        ):
-            self.assertAllClose(value, other, **TOLERANCE | tolerance)
+        weights = ours.get_weights(), theirs.get_weights()
+        self.assertAllClose(*weights, **TOLERANCE | tolerance)
 
     def assert_replicas_train_as_one(
         self, counts, settings, batches=None, **more
@@ -377,32 +375,32 @@ class TrainingTest(tf.test.TestCase):
             self.assert_same(model.learner, twin.learner)
 
     def test_a_checkpoint_goes_on_with_another_number_of_replicas(self):
-        batches = batches_of(6)
         stage = config.Stage(2, method="independent")
         independent = config.SelectionConfig(8, (stage,))
 
-        def adam(rate, **settings):
-            return jest_tf.AdamW(rate / 10, **settings)
+        def new(count):
+            return build(
+                count,
+                independent,
+                optimizer=lambda rate, **more: jest_tf.AdamW(rate / 10, **more),
+            )
 
-        first, second = batches[:3], batches[3:]
-        paths = {}
+        batches = batches_of(6)
+        folder, found = self.get_temp_dir(), {}
         for count in (4, 1):
-            model = build(count, independent, optimizer=adam)
-            fit(model, first)
-            paths[count] = f"{self.get_temp_dir()}/{count}.weights.h5"
-            model.save_weights(paths[count])
-        goes_on = {}
+            model = new(count)
+            fit(model, batches[:3])
+            model.save_weights(f"{folder}/{count}.weights.h5")
         for saved, count in ((4, 1), (1, 4), (1, 1)):
-            model = build(count, independent, optimizer=adam)
+            model = new(count)
             with STRATEGIES[count].scope():
                 model.build(None)
                 model.optimizer.build(model.trainable_variables)
-            model.load_weights(paths[saved])
+            model.load_weights(f"{folder}/{saved}.weights.h5")
             self.assertEqual(model.optimizer.iterations, 3)
-            history, drawn = fit(model, second)
-            goes_on[saved, count] = history, drawn, model.learner
-        history, drawn, learner = goes_on.pop((1, 1))
-        for other, again, same in goes_on.values():
+            found[saved, count] = *fit(model, batches[3:]), model.learner
+        history, drawn, learner = found.pop((1, 1))
+        for other, again, same in found.values():
             self.assertAllEqual(again, drawn)
             self.assertAllClose(other["loss"], history["loss"], **TOLERANCE)
             self.assert_same(same, learner, atol=1e-5)

@@ -226,25 +226,6 @@ class PerReplicaQuotaTest(tf.test.TestCase):
                     self.assertAllEqual(found.indices, expected)
                     self.assertEqual(np.sum(found.kept), batch // count)
 
-    def test_the_report_is_of_the_rows_drawn(self):
-        models = random_embeddings.models(32)
-        for method, loss in zip(
-            config.METHODS, itertools.cycle(LOSSES), strict=False
-        ):
-            stage = config.Stage(1, method=method, num_chunks=2)
-            draws = draw_on_replicas(models, 4, stage, 12, loss, "per_replica")
-            chosen = draws[0].indices.numpy()
-            kept = np.concatenate([found.kept for found in draws])
-            self.assertAllEqual(np.flatnonzero(kept), np.sort(chosen))
-            means = []
-            for name, parts in zip(tables.MODELS, models, strict=True):
-                rows = oracles.row_losses(parts, chosen, loss)
-                joined = [getattr(found, f"{name}_loss") for found in draws]
-                self.assertAllClose(np.concatenate(joined), rows, atol=2e-4)
-                means.append(rows[kept].mean())
-            for found in draws:
-                self.assertAllClose(found.score, means[0] - means[1], atol=1e-4)
-
 
 class DealTest(tf.test.TestCase):
     def draws(self, size, batch, num_replicas):
@@ -302,26 +283,6 @@ class DealTest(tf.test.TestCase):
                 self.assertEqual(value.dtype.as_numpy_dtype, rows.dtype)
         kinds = [call.kind for call in calls[0]]
         self.assertEqual(kinds, ["all_to_all"] * len(batches))
-
-    def test_rows_of_a_quota_of_ones_own_stay_in_the_order_drawn(self):
-        # Two replicas of six rows; two chunks, of two rows and a row a replica.
-        indices = tf.constant([3, 1, 9, 6, 0, 11])
-
-        def on_replica(own, replicas):
-            dealt = placement.deal(
-                indices, 12, quota="per_replica", replicas=replicas
-            )
-            return dealt.places, placement.move({"id": own}, dealt)["id"]
-
-        results, calls = on_replicas(2, on_replica, np.arange(12))
-        for found, places, rows in zip(
-            results,
-            ([0, 1, 4], [2, 3, 5]),
-            ([3, 1, 0], [9, 6, 11]),
-            strict=True,
-        ):
-            self.assertAllEqual(found, (places, rows))
-        self.assertEqual(calls, [[], []])
 
     def test_a_deal_that_can_not_be_even_is_named(self):
         for batch, size, message in (

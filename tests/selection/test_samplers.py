@@ -122,21 +122,17 @@ class SamplerTest(tf.test.TestCase):
 
     def test_select_jointly_is_the_draw_of_a_stage(self):
         models = random_embeddings.models(40)
-        stage = config.Stage(1, num_chunks=3, criterion="own_parts:doubt")
-        expected = draw(*models, stage, batch_size=12, loss="softmax")
+        own = {"num_chunks": 3, "criterion": "own_parts:doubt"}
         select_jointly = graphs.compiled(
             selection.select_jointly,
-            static_argnames=["batch_size", "num_chunks", "criterion", "loss"],
+            static_argnames=["batch_size", "loss", *own],
         )
-        found = select_jointly(
-            *models,
-            batch_size=12,
-            num_chunks=3,
-            seed=SEED,
-            criterion="own_parts:doubt",
-            loss="softmax",
-        )
-        for value, other in zip(found, expected, strict=True):
+        options = {"batch_size": 12, "seed": SEED, "loss": "softmax"}
+        for value, other in zip(
+            select_jointly(*models, **own, **options),
+            draw(*models, config.Stage(1, **own), **options),
+            strict=True,
+        ):
             self.assertAllEqual(value, other)
         # By default 16 chunks of learnability, and the sigmoid loss.
         self.assertAllEqual(

@@ -247,27 +247,24 @@ class GatherTest(tf.test.TestCase):
 class NeededTest(tf.test.TestCase):
     def test_only_what_is_still_used_goes_on(self):
         own = {"image", "text", "id"}
-        inputs = {"image_for_reference", "text_for_reference"}
-        stored = {"reference_image", "reference_text"}
-        everything = own | inputs | stored | {"caption_replaced"}
+        live = own | {"image_for_reference", "text_for_reference"}
+        stored = own | {"reference_image", "reference_text"}
+        every = live | stored | {"caption_replaced"}
         for names, distils, curated, is_last, expected in (
-            (everything, False, None, True, own),
+            (every, False, None, True, own),
             # The reference's inputs are not needed beside its embeddings.
-            (everything, False, None, False, own | stored),
-            (everything, True, None, True, own | stored),
-            (everything, True, everything, True, own | stored),
-            (own | inputs, True, None, True, own | inputs),
-            (own | inputs, False, None, False, own | inputs),
+            (every, False, None, False, stored),
+            (every, True, None, True, stored),
+            (every, True, every, True, stored),
+            (live, True, None, True, live),
+            (live, False, None, False, live),
             # All trained rows are embedded together.
-            (everything, True, own | inputs, True, own | inputs),
+            (every, True, live, True, live),
         ):
             step = step_of(distillation_weight=float(distils))
-            found = sub_batch.needed(
-                step,
-                dict.fromkeys(names),
-                curated and dict.fromkeys(curated),
-                is_last,
-            )
+            curated = curated and dict.fromkeys(curated)
+            batch = dict.fromkeys(names)
+            found = sub_batch.needed(step, batch, curated, is_last)
             self.assertEqual(set(found), expected)
 
 
