@@ -25,13 +25,12 @@ class Call(NamedTuple):
 class Replicas:
     """The methods of `distribution.Replicas`."""
 
-    in_loops = True
-
-    def __init__(self, group, replica_id):
+    def __init__(self, group, replica_id, in_loops):
         self._group = group
         self._number = replica_id
         self.num_replicas = group.size
         self.replica_id = tf.constant(replica_id)
+        self.in_loops = in_loops
 
     def all_gather(self, tensor):
         return tf.concat(self._share("all_gather", tensor), 0)
@@ -70,7 +69,7 @@ class _Group:
         self.calls = [[] for _ in range(size)]
 
 
-def run(num_replicas, function):
+def run(num_replicas, function, *, in_loops=True):
     """Runs `function(replicas)` on every replica at once.
 
     Returns:
@@ -81,7 +80,7 @@ def run(num_replicas, function):
 
     def work(number):
         try:
-            results[number] = function(Replicas(group, number))
+            results[number] = function(Replicas(group, number, in_loops))
         except threading.BrokenBarrierError:
             pass  # another replica's error is raised
         except Exception as error:

@@ -33,7 +33,7 @@ def draw(models, stage, size, loss="sigmoid", quota="global", replicas=None):
     return selection.draw(*models, stage, size=size, seed=SEED, **options)
 
 
-def on_replicas(num_replicas, function, values):
+def on_replicas(num_replicas, function, values, **options):
     """`function(own values, replicas)` on each, of the rows that it holds."""
 
     def run(replicas):
@@ -41,15 +41,16 @@ def on_replicas(num_replicas, function, values):
         own = lockstep.share(values, number, num_replicas)
         return function(own, replicas)
 
-    return lockstep.run(num_replicas, run)
+    return lockstep.run(num_replicas, run, **options)
 
 
-def draw_on_replicas(models, num_replicas, *options):
+def draw_on_replicas(models, num_replicas, *options, **more):
     """The `Draw` of every replica."""
     return on_replicas(
         num_replicas,
         lambda own, replicas: draw(own, *options, replicas=replicas),
         models,
+        **more,
     )[0]
 
 
@@ -197,6 +198,16 @@ class GlobalQuotaTest(tf.test.TestCase):
             self.check((repeated, other), num_replicas, top, 18)
             found = draw_on_replicas((repeated,) * 2, num_replicas, top, 18)[0]
             self.assertAllEqual(found.indices, np.arange(18))
+
+    def test_unrolled_chunks_draw_what_the_loop_draws(self):
+        models = random_embeddings.models(32)
+        stage = config.Stage(2, num_chunks=4)
+        loop, unrolled = (
+            draw_on_replicas(models, 4, stage, 14, in_loops=in_loops)[3]
+            for in_loops in (True, False)
+        )
+        self.assertAllEqual(loop.indices, unrolled.indices)
+        self.assertAllClose(loop.learner_loss, unrolled.learner_loss, rtol=1e-6)
 
     def test_a_large_batch_is_compared_with_a_sample_of_a_uniform_one(self):
         models = random_embeddings.models(90)
