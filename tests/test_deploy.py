@@ -76,18 +76,15 @@ class JobsTest(DeployTestCase):
                 with self.subTest(name):
                     flags = cli.parser().parse_args(container["args"])
                     self.assertStartsWith(flags.workdir, "gs://")
-                    settings = config.load_config(
-                        str(ROOT / flags.config), flags.set
-                    )
-                    self.assertNotEqual(
-                        settings.distribution.strategy, "default"
-                    )
+                    recipe = str(ROOT / flags.config)
+                    settings = config.load_config(recipe, flags.set)
+                    strategy = settings.distribution.strategy
+                    self.assertNotEqual(strategy, "default")
                     # The image and the bucket have no other files.
                     self.assertStartsWith(settings.data.vocabulary, "gs://")
                     # As many rows a chip as the paper's, on 8 chips.
-                    self.assertEqual(
-                        settings.selection.sizes(), (8 * 640, 8 * 128)
-                    )
+                    sizes = settings.selection.sizes()
+                    self.assertEqual(sizes, (8 * 640, 8 * 128))
 
     def test_workers_know_each_other(self):
         (container,) = containers(self.jobs["jobset-gpu.yaml"])

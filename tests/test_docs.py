@@ -168,17 +168,15 @@ def write_images(folder, count):
     random = np.random.default_rng(0)
     for number in range(count):
         pixels = random.integers(0, 256, (20, 24, 3), np.uint8)
-        (folder / f"{number}.jpg").write_bytes(
-            tf.io.encode_jpeg(pixels).numpy()
-        )
+        encoded = tf.io.encode_jpeg(pixels).numpy()
+        (folder / f"{number}.jpg").write_bytes(encoded)
 
 
 class DocsTestCase(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        self.folder = pathlib.Path(
-            self.enterContext(tempfile.TemporaryDirectory())
-        )
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.folder = pathlib.Path(folder)
         self.enterContext(contextlib.chdir(self.folder))
         path = [str(self.folder), *sys.path]
         self.enterContext(mock.patch.object(sys, "path", path))
@@ -260,9 +258,8 @@ class PagesTest(DocsTestCase):
     def test_your_own_pairs_go_from_a_folder_to_a_search(self):
         self.preset()
         rows = [f"photos/{number:03d}.png,a" for number in range(40)]
-        pathlib.Path("curated.csv").write_text(
-            "\n".join(["image,caption", *rows])
-        )
+        table = "\n".join(["image,caption", *rows])
+        pathlib.Path("curated.csv").write_text(table)
         namespace, printed = self.run_page(
             YOUR_PAIRS,
             ("steps=4", "optimizer.warmup_steps=1")
@@ -280,9 +277,8 @@ class PagesTest(DocsTestCase):
         log = directory.read_rows("runs/photos", "metrics.jsonl")
         self.assertEqual(log[-1]["examples/trained"], 4 * 32)
         self.assertEqual(log[-1]["examples/drawn"], 4 * 32)
-        self.check_logs(
-            log, directory.read_rows("runs/photos", "telemetry.jsonl")
-        )
+        telemetry = directory.read_rows("runs/photos", "telemetry.jsonl")
+        self.check_logs(log, telemetry)
         self.check_files(pathlib.Path("runs/photos"))
 
     def check_logs(self, log, telemetry):
@@ -296,9 +292,8 @@ class PagesTest(DocsTestCase):
 
     def check_files(self, run):
         """The table lists every file of a run directory and no other."""
-        _, _, part = read("docs/logs.md").partition(
-            "## What a run directory holds"
-        )
+        heading = "## What a run directory holds"
+        _, _, part = read("docs/logs.md").partition(heading)
         part, _, _ = part.partition("\n## ")
         name = r"`[\w./]+`"
         rows = re.findall(
@@ -338,9 +333,8 @@ class PagesTest(DocsTestCase):
     def test_the_readme_selects_by_a_public_model(self):
         asked = self.preset()
         tiny.write_shard("pool-00000-of-00001.tfrecord", 24)
-        recipe, code = [
-            text for name, text in blocks(README) if name == "python"
-        ]
+        python = [text for name, text in blocks(README) if name == "python"]
+        recipe, code = python
         for size, small in (
             ('"s16"', '"tiny"'),
             ("image_size=224", "image_size=32"),
@@ -580,9 +574,7 @@ class ReferencesTest(tf.test.TestCase):
 
     def test_every_public_name_is_in_the_changelog(self):
         changelog = read("CHANGELOG.md")
-        names = [
-            name for name in jest_tf.__all__ if f"`{name}`" not in changelog
-        ]
+        names = [n for n in jest_tf.__all__ if f"`{n}`" not in changelog]
         self.assertEmpty(names)
 
 
@@ -611,9 +603,8 @@ class SiteTest(tf.test.TestCase):
                 self.assertIn(words, default)
                 self.assertIn(setting.meaning[1:20], meaning)
         self.assertIn("in (0, 1]", shown["data.min_crop_area"])
-        self.assertIn(
-            "`joint`, `independent`", shown["selection.stages.0.method"]
-        )
+        methods = shown["selection.stages.0.method"]
+        self.assertIn("`joint`, `independent`", methods)
         # Of the checks across settings.
         self.assertIn("`selection.stages` with stored embeddings must", page)
 
@@ -660,9 +651,8 @@ class MakefileTest(tf.test.TestCase):
         script = ROOT / ".ci" / "run"
         self.assertTrue(os.access(script, os.X_OK))
         targets = re.findall(r"make ([a-z-]+)", script.read_text())
-        self.assertEqual(
-            targets, ["test", "test-oldest", "test-jax", "test-slow"]
-        )
+        expected = ["test", "test-oldest", "test-jax", "test-slow"]
+        self.assertEqual(targets, expected)
         chosen = re.findall(r'-m pytest -m "?([a-z ]+)', read("Makefile"))
         # Those of `make test`, `test-slow`, and with other versions.
         self.assertEqual(

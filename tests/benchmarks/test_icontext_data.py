@@ -310,8 +310,7 @@ class WebTest(tf.test.TestCase):
                 index_dir=f"{self.get_temp_dir()}/{name}",
             )
             kinds = collections.Counter(store.columns(["noise"])["noise"])
-            self.assertEqual(
-                len(store) - kinds[b""], round(level / 100 * len(store))
-            )
+            noisy = len(store) - kinds[b""]
+            self.assertEqual(noisy, round(level / 100 * len(store)))
             counts = self.stats["sizes"][name]
             self.assertEqual(counts.get("pairs", 0), kinds[b""])

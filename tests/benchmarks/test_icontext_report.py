@@ -80,9 +80,8 @@ class PagesTest(tf.test.TestCase):
 
     def test_what_uniform_training_gains_last_is_half_of_the_ratios(self):
         found, lengths = self.found.narrow, (18_000, 36_000)
-        ends = [
-            found.end(found.line("uniform", 0.7, steps)) for steps in lengths
-        ]
+        lines = [found.line("uniform", 0.7, steps) for steps in lengths]
+        ends = [found.end(line) for line in lines]
         gained = f"{100 * (ends[1] - ends[0])[0]:.1f} points"
         words = " ".join(read(ROOT / "docs/results.md").split())
         self.assertIn(f"gains {gained} in its last 18,000 steps", words)
@@ -245,9 +244,8 @@ class ResultsTest(tf.test.TestCase):
         value, low, high = measures.estimate(found.end(line))
         # Two standard deviations between the published runs' seeds.
         spread = 0.4 * measures.Results().spread(200)
-        self.assertAllClose(
-            [value, high - low], [0.4, 2 * 1.96 * spread], rtol=0.1
-        )
+        expected = [0.4, 2 * 1.96 * spread]
+        self.assertAllClose([value, high - low], expected, rtol=0.1)
         ratios = found.to_target(line)
         self.assertEqual({ratios.examples, *ratios.flops.values()}, {None})
         self.assertEqual(found.to_own_end(line), [None, None])

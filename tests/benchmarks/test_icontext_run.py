@@ -80,9 +80,8 @@ class RunnerTest(tf.test.TestCase):
         )
         self.assertIn(f"reference.sidecar_dir={sidecars}", learner)
         # The reference is of the tables as well, once it has run.
-        self.assertCountEqual(
-            rows["cell"], ["web_bootstrapped_1400", "web_second_1400"]
-        )
+        names = ["web_bootstrapped_1400", "web_second_1400"]
+        self.assertCountEqual(rows["cell"], names)
         by_cell = rows.set_index("cell")
         self.assertEqual(by_cell.loc["web_second_1400", "flops_embedded"], 5)
         self.assertEqual(by_cell["processor_seconds"].tolist(), [7.0, 7.0])
@@ -136,9 +135,8 @@ class RunnerTest(tf.test.TestCase):
             if seed:
                 continue
             with self.subTest(name):
-                recipe = config_lib.load_config(
-                    f"{ROOT}/configs/{job.cell.recipe}.py", runner.settings(job)
-                )
+                path = f"{ROOT}/configs/{job.cell.recipe}.py"
+                recipe = config_lib.load_config(path, runner.settings(job))
                 self.assertEqual(recipe.steps, job.steps)
                 self.assertEqual(recipe.selection.batch_size, 256)
                 stored = [
@@ -214,9 +212,8 @@ class CollectTest(tf.test.TestCase):
     def test_a_run_becomes_a_line_of_each_table(self):
         wanted = cells.runs()["web_uniform_700", 2]
         with mock.patch.object(jest_tf, "load", lambda _: self.model):
-            row, curve, pairs = collect.collect(
-                wanted, self.write_run(), self.data
-            )
+            given = wanted, self.write_run(), self.data
+            row, curve, pairs = collect.collect(*given)
         # Ranks of the matches by the product of all embeddings.
         store = stores.open_store(f"{self.data}/test_sets-*.tfrecord")
         records = store.read(range(5))

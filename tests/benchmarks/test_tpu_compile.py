@@ -128,9 +128,8 @@ class TwinsTest(tf.test.TestCase):
             self.assertEqual(163_840 % 256, 0)
 
     def test_the_super_batches_are_those_of_the_pipeline(self):
-        store = stores.open_store(
-            str(ROOT / "examples" / "icontext_mini" / "pool-*.tfrecord")
-        )
+        pool = ROOT / "examples" / "icontext_mini" / "pool-*.tfrecord"
+        store = stores.open_store(str(pool))
         (case,) = (
             case for case in self.cases if "quickstart_jest" in case.name
         )

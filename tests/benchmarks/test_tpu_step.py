@@ -136,9 +136,8 @@ class TPUStepTest(tf.test.TestCase):
         for loss, is_cached in (("sigmoid", True), ("softmax", False)):
             for quota in config.QUOTAS:
                 with self.subTest(quota, loss=loss, cached=is_cached):
-                    self.check(
-                        quota, loss=loss, is_cached=is_cached, dtype="float32"
-                    )
+                    options = {"loss": loss, "is_cached": is_cached}
+                    self.check(quota, dtype="float32", **options)
 
     def test_numbers_of_64_bits_come_in_halves(self):
         numbers = tf.constant([2**40 + 7, -3, 2**63 - 1], tf.int64)

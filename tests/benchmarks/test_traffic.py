@@ -107,9 +107,8 @@ class TrafficTest(tf.test.TestCase):
         self.assertEqual(totals["rows"], 3 * 3 * (48 + 24 + 8 + 1))
         # 6 rows of two times 24 floats from each other.
         self.assertEqual(totals["loss embeddings"], 3 * 6 * 2 * 24 * 4)
-        self.assertNotIn(
-            "rows", traffic.totals(setup_of(4, quota="per_replica"))
-        )
+        totals = traffic.totals(setup_of(4, quota="per_replica"))
+        self.assertNotIn("rows", totals)
 
     def test_work_and_memory_by_hand(self):
         setup = setup_of(4, loss_block_size=2)

@@ -48,9 +48,8 @@ class ScoresTestCase(tf.test.TestCase):
         return self.enterContext(tempfile.TemporaryDirectory())
 
     def curate(self, directory, **settings):
-        return curation.curate(
-            self.sidecars, directory, self.settings(**settings)
-        )
+        chosen_by = self.settings(**settings)
+        return curation.curate(self.sidecars, directory, chosen_by)
 
     def settings(self, **settings):
         """A `Choice`, with fields of its stage among the settings."""
@@ -127,9 +126,8 @@ class ChoiceTest(ScoresTestCase):
                 )
                 chosen += size
                 weights[rows[drawn]] = 1
-                scores[rows] = -oracles.row_losses(
-                    teacher, drawn, chosen_by.loss
-                )
+                losses = oracles.row_losses(teacher, drawn, chosen_by.loss)
+                scores[rows] = -losses
             # Exact in every shard, to within a record.
             start = sum(stored_cases.LENGTHS[:shard])
             good = {*range(start, start + stored_cases.LENGTHS[shard])} - {*BAD}
@@ -158,9 +156,8 @@ class ChoiceTest(ScoresTestCase):
         shutil.copy(os.path.join(self.folder, "0.tfrecord"), path)
         shutil.copy(os.path.join(self.folder, "0.tfrecord.sidecar"), folder)
         store = stores.join([self.store, stores.open_store(path)])
-        with self.assertRaisesRegex(
-            ValueError, f"two of version .*/0.tfrecord and {path}; leave out"
-        ):
+        message = f"two of version .*/0.tfrecord and {path}; leave out"
+        with self.assertRaisesRegex(ValueError, message):
             curation.curate(
                 sidecars.Sidecars(store), self.output(), self.settings()
             )
@@ -197,9 +194,8 @@ class ResumeTest(ScoresTestCase):
         self.curate(whole, candidates=2)
         path = manifest.part_path(self.store, 0, folder)
         header, part, _ = manifest.read_part(path)
-        manifest.write_part(
-            path, header, part._replace(weights=part.weights + 1)
-        )
+        part = part._replace(weights=part.weights + 1)
+        manifest.write_part(path, header, part)
         found = curation.curate(
             self.sidecars, folder, self.settings(candidates=2), overwrite=True
         )

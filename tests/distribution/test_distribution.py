@@ -81,9 +81,8 @@ class StrategyTest(tf.test.TestCase):
                     config.DistributionConfig("multi_worker_mirrored")
                 )
         for name in ("tpu", "multi_worker_mirrored"):
-            with self.assertRaisesRegex(
-                ValueError, f"'mirrored'. Received: 2 with '{name}'"
-            ):
+            message = f"'mirrored'. Received: 2 with '{name}'"
+            with self.assertRaisesRegex(ValueError, message):
                 distribution.build_strategy(
                     config.DistributionConfig(name, virtual_devices=2)
                 )
@@ -108,10 +107,9 @@ class StrategyTest(tf.test.TestCase):
         )
 
     def test_a_tpu_of_an_unknown_name_is_refused(self):
+        settings = config.DistributionConfig("tpu", "nowhere")
         with self.assertRaisesRegex(ValueError, "can't be built at 'nowhere'"):
-            distribution.build_strategy(
-                config.DistributionConfig("tpu", "nowhere")
-            )
+            distribution.build_strategy(settings)
 
     def test_shares_must_be_whole(self):
         self.assertEqual(placement.share(12, 4, "`b`"), 3)

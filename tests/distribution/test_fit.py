@@ -259,9 +259,8 @@ class TrainingTest(tf.test.TestCase):
                 self.assert_same_rows(model.rows, single.rows, stage)
             rows = model.rows.drawn
             if rows is not None:
-                self.assertAllEqual(
-                    batches[-1]["id"][rows], drawn[-1][: len(rows)]
-                )
+                ids = batches[-1]["id"][rows]
+                self.assertAllEqual(ids, drawn[-1][: len(rows)])
         return history
 
     def assert_same_flops(self, ours, theirs):
@@ -284,9 +283,7 @@ class TrainingTest(tf.test.TestCase):
         ):
             self.assertEqual(set(mine), set(other))
             for name, value in other.items():
-                self.assertAllClose(
-                    mine[name], value, msg=name, rtol=1e-4, atol=1e-4
-                )
+                self.assertAllClose(mine[name], value, 1e-4, 1e-4, name)
 
     def test_joint_draws_by_the_sigmoid_loss(self):
         history = self.assert_replicas_train_as_one(
@@ -303,9 +300,8 @@ class TrainingTest(tf.test.TestCase):
 
     def test_a_reference_that_is_distilled(self):
         weight = {"distillation_weight": 2.0}
-        history = self.assert_replicas_train_as_one(
-            {2: 1, 4: 1}, JOINT, **weight
-        )
+        counts = {2: 1, 4: 1}
+        history = self.assert_replicas_train_as_one(counts, JOINT, **weight)
         self.assertGreater(history["distillation"][0], 0.0)
         # Nothing has asked the reference before: it is run on what is trained.
         # By way of a projection to another width.
@@ -419,9 +415,8 @@ class RefusalsTest(tf.test.TestCase):
         outside = tiny.learner(5)
         count = len(outside.variables)
         with STRATEGIES[2].scope():
-            with self.assertRaisesRegex(
-                ValueError, f"`reference` .*of its {count}"
-            ):
+            message = f"`reference` .*of its {count}"
+            with self.assertRaisesRegex(ValueError, message):
                 training.JESTModel(tiny.learner(0), outside, JOINT)
             with self.assertRaisesRegex(ValueError, "`learner` must be"):
                 training.JESTModel(outside)
@@ -435,12 +430,10 @@ class RefusalsTest(tf.test.TestCase):
 
     def test_devices_are_split_only_once(self):
         def build(parts):
-            return distribution.build_strategy(
-                config.DistributionConfig("mirrored", virtual_devices=parts)
-            )
+            settings = {"virtual_devices": parts}
+            settings = config.DistributionConfig("mirrored", **settings)
+            return distribution.build_strategy(settings)
 
         self.assertIs(build(lockstep.DEVICES), build(lockstep.DEVICES))
-        with self.assertRaisesRegex(
-            ValueError, "virtual_devices` must .*: 3, "
-        ):
+        with self.assertRaisesRegex(ValueError, "virtual_devices` .*: 3, "):
             build(3)

@@ -133,9 +133,8 @@ class SharedLossTest(tf.test.TestCase):
                     loss, parts, block_size=8, replicas=traffic.Echo(2)
                 )[1]
 
-            shapes = graphs.shapes_in(
-                step, Embeddings(*(tf.constant(part) for part in parts))
-            )
+            tensors = Embeddings(*map(tf.constant, parts))
+            shapes = graphs.shapes_in(step, tensors)
             sizes = {int(np.prod(shape)) for shape in shapes}
             self.assertEqual(max(sizes), 8 * 32)
 
@@ -152,9 +151,8 @@ class GlobalQuotaTest(tf.test.TestCase):
             self.assertAllEqual(found.indices, single.indices)
             self.assertEqual(found.indices.dtype, tf.int32)
             for name in ("score", "uniform_score"):
-                self.assertAllClose(
-                    getattr(found, name), getattr(single, name), 0, 1e-6 * size
-                )
+                values = getattr(found, name), getattr(single, name)
+                self.assertAllClose(*values, 0, 1e-6 * size)
         for name in ("kept", *names):
             self.assertAllClose(
                 np.concatenate([getattr(found, name) for found in draws]),
@@ -178,14 +176,12 @@ class GlobalQuotaTest(tf.test.TestCase):
     def test_any_number_of_replicas_and_size_of_chunks(self):
         # Chunks smaller than a replica's rows, larger, and all rows at once.
         cases = ((64, 24, 5, 0.7), (32, 24, 2, 0.0), (16, 16, 1, 0.7))
-        for num_replicas, case, loss in pairwise.cases(
-            (1, 2, 8), cases, LOSSES
-        ):
+        for count, case, loss in pairwise.cases((1, 2, 8), cases, LOSSES):
             size, batch, chunks, gain = case
             models = random_embeddings.models(size, seed=size)
             stage = config.Stage(1, num_chunks=chunks, gain=gain)
-            with self.subTest(replicas=num_replicas, size=size, loss=loss):
-                self.check(models, num_replicas, stage, batch, loss)
+            with self.subTest(replicas=count, size=size, loss=loss):
+                self.check(models, count, stage, batch, loss)
 
     def test_ties_go_to_the_lower_row_of_all(self):
         # Five rows, over and over, so that equal rows lie on every replica; 16
@@ -226,12 +222,10 @@ class PerReplicaQuotaTest(tf.test.TestCase):
             models = random_embeddings.models(size, seed=batch)
             stage = config.Stage(1, method=method, num_chunks=chunks)
             options = {"batch_size": batch, "seed": SEED, "loss": loss}
-            expected = hand_draws.rows(
-                *models, stage, num_replicas=count, **options
-            )
-            draws = draw_on_replicas(
-                models, count, stage, batch, loss, "per_replica"
-            )
+            options["num_replicas"] = count
+            expected = hand_draws.rows(*models, stage, **options)
+            how = stage, batch, loss, "per_replica"
+            draws = draw_on_replicas(models, count, *how)
             with self.subTest(size=size, method=method, loss=loss):
                 for found in draws:
                     self.assertAllEqual(found.indices, expected)
@@ -274,9 +268,8 @@ class DealTest(tf.test.TestCase):
         size = len(batches["id"])
 
         def on_replica(own, replicas):
-            dealt = placement.deal(
-                tf.constant(indices), size, replicas=replicas
-            )
+            rows = tf.constant(indices)
+            dealt = placement.deal(rows, size, replicas=replicas)
             own = tf.nest.map_structure(tf.constant, own)
             return dealt, placement.move(own, dealt, replicas)
 

@@ -87,9 +87,8 @@ class SettingsTest(tf.test.TestCase):
 
     def opened(self, *records, **settings):
         shard_files.write_shard(self.path, [serialize(**x) for x in records])
-        stores = config.EvaluationConfig(
-            stores=(config.EvaluationStore("own", (self.path,), **settings),)
-        )
+        own = config.EvaluationStore("own", (self.path,), **settings)
+        stores = config.EvaluationConfig(stores=(own,))
         return evaluation.open_stores(stores.named)["own"]
 
     def labelled(self, *labels, **settings):
@@ -155,9 +154,8 @@ class SettingsTest(tf.test.TestCase):
         self.assertEqual(self.labelled(1, 0, classes=digits)[1], [1, 0])
         self.assertEqual(self.labelled("1", "0", classes=digits)[1], [0, 1])
         keys = self.write("names.json", json.dumps({"n2": "bee", "n1": "ant"}))
-        self.assertEqual(
-            self.labelled("n1", "bee", classes=keys), (("bee", "ant"), [1, 0])
-        )
+        found = self.labelled("n1", "bee", classes=keys)
+        self.assertEqual(found, (("bee", "ant"), [1, 0]))
 
     def test_clip_benchmarks_tars_are_read_as_they_are(self):
         image = tf.io.encode_png(tf.zeros([2, 2, 3], tf.uint8)).numpy()
@@ -218,9 +216,8 @@ class SettingsTest(tf.test.TestCase):
                 {"gray": 1, "caption": " "},
                 captions="all",
             )
-        with self.assertRaisesRegex(
-            ValueError, "`evaluation.stores.0.data` must be one or more paths"
-        ):
+        message = "`evaluation.stores.0.data` must be one or more paths"
+        with self.assertRaisesRegex(ValueError, message):
             config.EvaluationConfig(stores=(config.EvaluationStore("own"),))
 
 
@@ -263,9 +260,8 @@ class OpenStoresTest(tf.test.TestCase):
         stores = open_stores(f"{folder}/val.csv", data=settings)
         record = stores_lib.Record(b"image", (b"a", b"b"), {})
         self.assertEqual(stores["val"].store.read([0]), [record])
-        self.assertCountEqual(
-            os.listdir(folder), ["1.png", "val.csv", "indexes"]
-        )
+        names = ["1.png", "val.csv", "indexes"]
+        self.assertCountEqual(os.listdir(folder), names)
         settings = dataclasses.replace(settings, image_field="")
         with self.assertRaisesRegex(ValueError, "image_field ''"):
             open_stores(f"{folder}/val.csv", data=settings)

@@ -103,9 +103,8 @@ class ElsewhereTest(tf.test.TestCase):
                 ("pixels", pixels),
                 ("scalars", [4.0, -2.0]),
             ):
-                self.assertAllClose(
-                    self.found[f"{name}/{kind}"], expected, 1e-6, 1e-6
-                )
+                found = self.found[f"{name}/{kind}"]
+                self.assertAllClose(found, expected, 1e-6, 1e-6)
 
     def test_onnx_towers_embed_pixels_and_tokens(self):
         learner = self.model.learner
@@ -114,9 +113,8 @@ class ElsewhereTest(tf.test.TestCase):
             ("tokens", learner.encode_text(self.tokens)),
             ("scalars", [4.0, -2.0]),
         ):
-            self.assertAllClose(
-                self.found[f"onnx/{name}"], expected, 1e-5, 1e-6
-            )
+            found = self.found[f"onnx/{name}"]
+            self.assertAllClose(found, expected, 1e-5, 1e-6)
         beside = (self.folder / "onnx" / "vocab.txt").read_text()
         self.assertEqual(beside.split(), test_embedder.WORDS)
 

@@ -68,9 +68,8 @@ class DropoutTest(tf.test.TestCase):
         models[0](inputs, training=True)
         models[0].save_weights(path)
         models[1].load_weights(path)
-        self.assertAllEqual(
-            models[0](inputs, training=True), models[1](inputs, training=True)
-        )
+        masked = [model(inputs, training=True) for model in models]
+        self.assertAllEqual(*masked)
 
     def test_a_rate_out_of_range_is_refused(self):
         for rate in (-0.1, 1.0):
@@ -99,9 +98,8 @@ class ArgumentsTest(tf.test.TestCase):
             "mlp_ratio": lambda value: layers.Encoder(1, 2, mlp_ratio=value),
         }.items():
             for value in (0, -1, 1.5, True):
-                with self.assertRaisesRegex(
-                    ValueError, f"`{name}` must be a positive integer.*{value}"
-                ):
+                message = f"`{name}` must be a positive integer.*{value}"
+                with self.assertRaisesRegex(ValueError, message):
                     make(value)
 
     def test_heads_must_divide_the_width(self):

@@ -33,9 +33,8 @@ class CachedTest(tf.test.TestCase):
         random = np.random.default_rng(0)
         image, text = random.standard_normal((2, 5, 3)).astype(np.float16)
         batch = {"image": 1, "reference_image": image, "reference_text": text}
-        embeddings = reference.frozen(funnel_lib.Cached(7.25, -1.5))(
-            {**batch, "text": 2}
-        )
+        cached = reference.frozen(funnel_lib.Cached(7.25, -1.5))
+        embeddings = cached({**batch, "text": 2})
         self.assertEqual([part.dtype for part in embeddings], [tf.float32] * 4)
         self.assertAllEqual(embeddings.image, np.float32(image))
         self.assertAllEqual(embeddings.text, np.float32(text))

@@ -68,9 +68,8 @@ class ViewsTest(tf.test.TestCase):
         tiny_towers.randomise(self.tower, scale=0.2)
 
     def test_every_view_equals_its_numpy_twin(self):
-        for patch_size, image_size in itertools.product(
-            (None, 8), (None, 16, 32)
-        ):
+        sizes = (None, 8), (None, 16, 32)
+        for patch_size, image_size in itertools.product(*sizes):
             view = config.View(patch_size, image_size)
             with self.subTest(view):
                 self.assertAllClose(

@@ -68,9 +68,8 @@ class TwoTowerTest(tf.test.TestCase):
             (embeddings.text, model.encode_text(batch["text"]), text),
         ):
             self.assertAllEqual(found, alone)
-            self.assertAllClose(
-                found, oracles_towers.unit_norm(expected), 1e-5, 1e-5
-            )
+            expected = oracles_towers.unit_norm(expected)
+            self.assertAllClose(found, expected, 1e-5, 1e-5)
         self.assertAllClose(embeddings.scale, 4.0)
         self.assertAllClose(embeddings.bias, -3.0)
 
@@ -162,9 +161,8 @@ class TwoTowerTest(tf.test.TestCase):
         self.addCleanup(keras.config.set_dtype_policy, before)
         for dtype in ("float32", "mixed_bfloat16"):
             keras.config.set_dtype_policy(dtype)
-            image = keras.Sequential(
-                [keras.layers.Flatten(), keras.layers.Dense(6)]
-            )
+            flatten, dense = keras.layers.Flatten(), keras.layers.Dense(6)
+            image = keras.Sequential([flatten, dense])
             for make in (sequential, Within):
                 model = models.TwoTower(image, make(ids))
                 text = model(batch).text
@@ -210,9 +208,8 @@ class TwoTowerTest(tf.test.TestCase):
                 built({**batch, **change})
         for name in ("image", "text"):
             for model in (built, two_tower()):
-                with self.assertRaisesRegex(
-                    ValueError, rf"`batch` must have the keys.*\['{name}'\]"
-                ):
+                message = rf"`batch` must have the keys.*\['{name}'\]"
+                with self.assertRaisesRegex(ValueError, message):
                     model({name: batch[name]})
 
 
@@ -264,12 +261,10 @@ class ViewsTest(tf.test.TestCase):
     def test_a_custom_tower_takes_views_if_its_call_does(self):
         model = models.TwoTower(TowerOfViews(), keras.layers.Identity())
         pixels = np.full([2, 1, 1, 3], 255, np.uint8)
-        self.assertAllClose(
-            model.encode_image(pixels, view=self.coarse), [[1, 0, 0]] * 2
-        )
-        self.assertAllClose(
-            model.encode_image(pixels), np.full([2, 3], 3**-0.5)
-        )
+        found = model.encode_image(pixels, view=self.coarse)
+        self.assertAllClose(found, [[1, 0, 0]] * 2)
+        expected = np.full([2, 3], 3**-0.5)
+        self.assertAllClose(model.encode_image(pixels), expected)
         with self.assertRaisesRegex(ValueError, "image_size` is nothing for"):
             model.check_view(config.View(image_size=8))
 

@@ -13,7 +13,7 @@ import graphs
 import keras
 import numpy as np
 import random_embeddings
-import tensorflow as tf
+import tiny
 import tiny_towers
 
 from jest_tf import config, embeddings, selection
@@ -115,10 +115,7 @@ def dataset(rows=ROWS, num_curated=0):
                 name: values[:num_curated] for name, values in batch.items()
             }
         batches.append(batch)
-    joined = keras.tree.map_structure(
-        lambda *values: np.stack(values), *batches
-    )
-    return tf.data.Dataset.from_tensor_slices(joined)
+    return tiny.dataset(batches)
 
 
 class Record(keras.callbacks.Callback):
@@ -201,9 +198,8 @@ def assert_same(test, found, expected):
 def embedded(path):
     """The embeddings of a saved model."""
     model = keras.saving.load_model(path)
-    return np.concatenate(
-        [np.ravel(side) for side in model(next(iter(dataset())))]
-    )
+    sides = model(next(iter(dataset())))
+    return np.concatenate([np.ravel(side) for side in sides])
 
 
 def save(path):

@@ -90,9 +90,8 @@ class BackendTest(tf.test.TestCase):
 
     def test_saved_models_load_on_either_backend(self):
         for path, name in ((self.theirs, "saved"), (self.ours, "loaded")):
-            self.assertAllClose(
-                fits.embedded(path), self.expected[name], atol=1e-6
-            )
+            expected = self.expected[name]
+            self.assertAllClose(fits.embedded(path), expected, atol=1e-6)
 
     def test_ten_steps_are_equal(self):
         for name in fits.CASES:
@@ -139,9 +138,8 @@ class FitTest(tf.test.TestCase):
             vocabulary_size=public.tokenizer.vocabulary_size,
             text_length=presets.LENGTH,
         )
-        batch = {
-            key: np.asarray(next(iter(data))[key]) for key in ("image", "text")
-        }
+        first = next(iter(data))
+        batch = {key: np.asarray(first[key]) for key in ("image", "text")}
         expected = hand_draws.rows(
             *(
                 Embeddings(*map(np.asarray, jax.jit(tower)(batch)))

@@ -87,9 +87,8 @@ class MatrixFormTest(tf.test.TestCase):
         stage = config.Stage(1, num_chunks=2)
 
         def one(state, step):
-            found = draw(
-                learner, reference, stage, batch_size=2, seed=(0, step)
-            )
+            seed = 0, step
+            found = draw(learner, reference, stage, batch_size=2, seed=seed)
             return state, (found.indices,)
 
         _, (rows,) = graphs.compiled(
@@ -166,9 +165,8 @@ class SamplerTest(tf.test.TestCase):
     def test_ties_go_to_the_lower_row(self):
         same = random_embeddings.related(1, 4, seed=0)
         repeated = hand_draws.take(same, [0] * 9)
-        found = draw(
-            repeated, repeated, config.Stage(1, method="top"), batch_size=4
-        )
+        top = config.Stage(1, method="top")
+        found = draw(repeated, repeated, top, batch_size=4)
         self.assertAllEqual(found.indices, [0, 1, 2, 3])
 
     def test_rows_that_have_changed_places_are_drawn_all_the_same(self):
@@ -269,9 +267,8 @@ class CostTest(tf.test.TestCase):
     def test_operations_of_a_draw_by_hand(self):
         # Six rows meet their own captions and, both ways, the two that pass;
         # two rows drawn uniformly meet each other, both ways.
-        self.assertEqual(
-            selection.draw_flops(6, 2, width=5), 2 * 5 * (6 * 5 + 2 * 2 * 2)
-        )
+        found = selection.draw_flops(6, 2, width=5)
+        self.assertEqual(found, 2 * 5 * (6 * 5 + 2 * 2 * 2))
         # In each of two groups of three rows a row passes.
         self.assertEqual(
             selection.draw_flops(6, 2, width=5, num_groups=2),
@@ -306,7 +303,6 @@ class ErrorsTest(tf.test.TestCase):
             with self.assertRaisesRegex(ValueError, message):
                 selection.select_jointly(*models, **options)
         for size, num_quotas in ((5, 2), (12, 1)):
-            with self.assertRaisesRegex(
-                ValueError, f"batch_size={size}, R={num_quotas}"
-            ):
+            message = f"batch_size={size}, R={num_quotas}"
+            with self.assertRaisesRegex(ValueError, message):
                 selection.uniform_rows(SEED, size, 10, num_quotas=num_quotas)

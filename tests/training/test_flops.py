@@ -92,9 +92,8 @@ class CountTest(tf.test.TestCase):
             )
 
         def branch(a):
-            return tf.cond(
-                tf.reduce_sum(a) > 1.0, lambda: tf.matmul(a, a), lambda: a
-            )
+            is_large = tf.reduce_sum(a) > 1.0
+            return tf.cond(is_large, lambda: tf.matmul(a, a), lambda: a)
 
         def data_dependent(a):
             return loop(a, tf.cast(a[0, 0], tf.int32))
@@ -416,15 +415,13 @@ class PaperTest(tf.test.TestCase):
             if round(100 * share(length)[0] / share(length)[1]) == 110
         ]
         self.assertEqual(lengths, [12])
-        columns, forward = self.counted(
-            "flexi_jest_b16.py", "data.text_length=12"
-        )
+        length = "data.text_length=12"
+        columns, forward = self.counted("flexi_jest_b16.py", length)
         shares = self.shares(columns, forward)
         self.assertEqual(round(shares["no_reuse"]), 110)
         # Half of the rows are trained on in the view that they are scored in.
-        self.assertEqual(
-            columns["no_reuse"] - columns["reuse"], columns["score"] // 10
-        )
+        reused = columns["no_reuse"] - columns["reuse"]
+        self.assertEqual(reused, columns["score"] // 10)
         self.assertAllClose(shares["step"], shares["no_reuse"], rtol=0.01)
         # The scoring pass of a coarse example, 28 % of a fine example's.
         self.assertAllClose(columns["score"] / 5 / forward, 0.28, atol=0.005)

@@ -73,9 +73,8 @@ class FunnelTest(stored_cases.StoredTestCase):
 
     def test_a_stored_stage_without_stored_embeddings_is_refused(self):
         selection = config.SelectionConfig(6, (STORED,))
-        with self.assertRaisesRegex(
-            ValueError, "stages.0` needs stored embeddings .*No sidecar.*embed"
-        ):
+        message = "stages.0` needs stored embeddings .*No sidecar.*embed"
+        with self.assertRaisesRegex(ValueError, message):
             training.Funnel(selection, self.store, sidecars=self.get_temp_dir())
         for make in (
             lambda: training.Funnel(selection),
@@ -113,9 +112,8 @@ class FunnelTest(stored_cases.StoredTestCase):
         batches = funnel.super_batches(stored_cases.TOKENIZER, SIZE)
         self.assertIn("reference_image", batches.element_spec)
         embeddings = model.step.reference(next(iter(batches)))
-        self.assertEqual(
-            (float(embeddings.scale), float(embeddings.bias)), (20.0, -8.0)
-        )
+        scalars = float(embeddings.scale), float(embeddings.bias)
+        self.assertEqual(scalars, (20.0, -8.0))
 
     def test_super_batches_have_what_the_model_distils(self):
         options = step_lib.StepOptions(distillation_weight=1.0)
@@ -142,12 +140,10 @@ class FunnelTest(stored_cases.StoredTestCase):
             ("standardised", "live"),
             ("ranked", "live"),
         ):
-            stage = config.Stage(
-                2, embeddings, criterion=f"{__name__}:{name}", num_chunks=1
-            )
-            with self.assertRaisesRegex(
-                ValueError, f"criterion` must score a row .*{name}"
-            ):
+            own = {"criterion": f"{__name__}:{name}", "num_chunks": 1}
+            stage = config.Stage(2, embeddings, **own)
+            message = f"criterion` must score a row .*{name}"
+            with self.assertRaisesRegex(ValueError, message):
                 self.funnel(stage)
             if embeddings == "live":
                 selection = config.SelectionConfig(6, (stage,))
@@ -171,7 +167,6 @@ class ReferenceTest(tf.test.TestCase):
         )
         loaded = jest_tf.load(f"{folder}/run")
         selection = config.SelectionConfig(6, (STORED,))
-        with self.assertRaisesRegex(
-            ValueError, "expected the fingerprint.*Received: 'a'"
-        ):
+        message = "expected the fingerprint.*Received: 'a'"
+        with self.assertRaisesRegex(ValueError, message):
             training.Funnel(selection, store, reference=loaded)

@@ -99,9 +99,8 @@ def count_traces(learner):
 
 
 def embed(learner, batch):
-    return Embeddings(
-        *(part.numpy() for part in learner(batch, training=False))
-    )
+    parts = learner(batch, training=False)
+    return Embeddings(*(part.numpy() for part in parts))
 
 
 def draw(model, batch, step=0):
@@ -181,9 +180,8 @@ class StepTest(TrainingTestCase):
                     rows = drawn_by_hand(
                         twin, reference, *about, loss=scored_by
                     )
-                self.assertAllEqual(
-                    drawn[step], batch["id"][rows], f"{settings} {loss}"
-                )
+                ids = batch["id"][rows]
+                self.assertAllEqual(drawn[step], ids, f"{settings} {loss}")
                 step_by_hand(twin, rows_of(batch, rows), LOSSES[loss])
             self.assert_same_weights(learner, twin, **TOLERANCE)
 
@@ -396,13 +394,11 @@ class DistillationTest(TrainingTestCase):
         target = Embeddings(*map(tf.constant, embed(reference, batch)))
 
         def loss(found):
-            image, text = found[:2]
+            image, text = parts = found[:2]
             if projection is not None:
                 image, text = (
                     tf.math.l2_normalize(tf.matmul(values, kernel), -1)
-                    for values, kernel in zip(
-                        (image, text), projection, strict=True
-                    )
+                    for values, kernel in zip(parts, projection, strict=True)
                 )
             moved = found._replace(image=image, text=text)
             distance = losses.feature_distillation(moved, target)
@@ -431,15 +427,13 @@ class DistillationTest(TrainingTestCase):
             distance = oracles.feature_distillation(
                 embed(twin, chosen), embed(reference, chosen)
             )
-            trained = build(
-                learner, model, settings, distillation_weight=self.WEIGHT
-            )
+            weight = {"distillation_weight": self.WEIGHT}
+            trained = build(learner, model, settings, **weight)
             history = fit(trained, [given]).history
             loss = step_by_hand(twin, chosen, self.loss_to(reference, chosen))
             self.assertAllClose(history["loss"], [loss], **TOLERANCE)
-            self.assertAllClose(
-                history["distillation"], [distance], **TOLERANCE
-            )
+            found = history["distillation"]
+            self.assertAllClose(found, [distance], **TOLERANCE)
             self.assert_same_weights(learner, twin, **TOLERANCE)
 
     def test_the_distillation_weight_falls_linearly_to_zero(self):
@@ -457,9 +451,8 @@ class DistillationTest(TrainingTestCase):
         # 1 - 0/3, 1 - 1/3, 1 - 2/3, and no less than 0.
         for batch, share in zip(batches, (1, 2 / 3, 1 / 3, 0), strict=True):
             weight = share * self.WEIGHT
-            loss = step_by_hand(
-                twin, batch, self.loss_to(reference, batch, weight)
-            )
+            loss = self.loss_to(reference, batch, weight)
+            loss = step_by_hand(twin, batch, loss)
             history = fit(model, [batch]).history
             self.assertAllClose(history["loss"], [loss], **TOLERANCE)
             self.assert_same_weights(learner, twin, **TOLERANCE)
@@ -486,9 +479,8 @@ class DistillationTest(TrainingTestCase):
     def test_invalid_distillation_settings_are_refused(self):
         (batch,) = tiny.super_batches()
         for weight in (-1.0, np.nan, np.inf):
-            with self.assertRaisesRegex(
-                ValueError, f"inf.. Received: {weight}"
-            ):
+            message = f"inf.. Received: {weight}"
+            with self.assertRaisesRegex(ValueError, message):
                 build(distillation_weight=weight)
         narrow = tiny.learner(5, dim=3)
         for reference, settings, message in (
@@ -496,9 +488,8 @@ class DistillationTest(TrainingTestCase):
             (narrow, JOINT, r".*same width.*\(4, 6\) and \(4, 3\)"),
         ):
             model = build(None, reference, settings, distillation_weight=1.0)
-            with self.assertRaisesRegex(
-                ValueError, f"_weight` needs {message}"
-            ):
+            message = f"_weight` needs {message}"
+            with self.assertRaisesRegex(ValueError, message):
                 fit(model, [batch])
 
 
@@ -615,13 +606,11 @@ class FitTest(TrainingTestCase):
         batches = tiny.super_batches(3)
         (held_out,) = tiny.super_batches(1, rows=5, seed=9)
         learner = tiny.learner(0, extra=[keras.layers.Dropout(0.5)])
-        values = [
-            oracles.sigmoid_loss(embed(learner, batch)) for batch in batches
-        ]
+        embedded = [embed(learner, batch) for batch in batches]
+        values = [oracles.sigmoid_loss(each) for each in embedded]
         model = build(learner)
-        result = model.evaluate(
-            tiny.dataset(batches), verbose=0, return_dict=True
-        )
+        data = tiny.dataset(batches)
+        result = model.evaluate(data, verbose=0, return_dict=True)
         self.assertCountEqual(result, ["loss"])
         self.assertAllClose(result["loss"], np.mean(values), **TOLERANCE)
         history = fit(
@@ -662,9 +651,8 @@ class SavingTest(TrainingTestCase):
         path = f"{self.get_temp_dir()}/model.keras"
         model.save(path)
         again = keras.saving.load_model(path)
-        with self.assertRaisesRegex(
-            ValueError, "after loading, call `bind` with a Funnel"
-        ):
+        unbound = "after loading, call `bind` with a Funnel"
+        with self.assertRaisesRegex(ValueError, unbound):
             fit(again, batches)
         other = training.Funnel(one_of_three(gain=2.0), reference=reference)
         with self.assertRaisesRegex(ValueError, "its own selection and loss"):
@@ -673,9 +661,7 @@ class SavingTest(TrainingTestCase):
             training.Funnel(again.selection, reference=reference, distils=True)
         )
         self.assertEqual(again.optimizer.iterations, 2)
-        histories = [
-            fit(trained, batches[2:]).history for trained in (model, again)
-        ]
+        histories = [fit(each, batches[2:]).history for each in (model, again)]
         self.assertEqual(*histories)
         self.assertAllEqual(again.drawn_ids, model.drawn_ids)
         self.assert_same_weights(again, model)
@@ -714,9 +700,8 @@ class SavingTest(TrainingTestCase):
         self.assertEqual(again.selection, model.selection)
         self.assertEqual(again.step.loss, "softmax")
         ours, theirs = (vars(each.step.options) for each in (again, model))
-        self.assertEqual(
-            ours.pop("augment").get_config(), {"flip": True, "min_area": 0.5}
-        )
+        augment = ours.pop("augment").get_config()
+        self.assertEqual(augment, {"flip": True, "min_area": 0.5})
         self.assertEqual(ours, {name: theirs[name] for name in ours})
 
 

@@ -132,9 +132,8 @@ class SizesTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 self.sizes(funnel(8, *stages), num_replicas, num_curated)
-        with self.assertRaisesRegex(
-            ValueError, "out of every stage .* 12, R=8"
-        ):
+        message = "out of every stage .* 12, R=8"
+        with self.assertRaisesRegex(ValueError, message):
             self.sizes(funnel(12, both[0]), 8)
 
 
@@ -227,9 +226,8 @@ class GatherTest(tf.test.TestCase):
         for (_, places), (batch, found) in zip(whole, mixed, strict=True):
             # 8 rows on each replica, 4 in each view: two micro-batches.
             first, second = np.split(np.asarray(places), 2)
-            self.assertAllEqual(
-                found, [*first[:2], *second[:2], *first[2:], *second[2:]]
-            )
+            expected = [*first[:2], *second[:2], *first[2:], *second[2:]]
+            self.assertAllEqual(found, expected)
             rows = np.asarray(ops.take(indices, found))
             self.assertAllEqual(batch["id"], BATCH["id"][rows])
 
@@ -353,17 +351,15 @@ class WholeStepTest(tf.test.TestCase):
             distance = 0.0
             if "distillation" in output.metrics:
                 distance = oracles.feature_distillation(*parts)
-                self.assertAllClose(
-                    output.metrics["distillation"], distance, 1e-5
-                )
+                found = output.metrics["distillation"]
+                self.assertAllClose(found, distance, 1e-5)
             loss = oracles.sigmoid_loss(parts[0]) + distance
             self.assertAllClose(output.metrics["loss"], loss, 1e-5)
             found = output.rows["trained"]
             places, ids = np.asarray(found["place"]), np.asarray(found["id"])
             trained.update(zip(places, ids, strict=True))
-        self.assertAllEqual(
-            [trained[place] for place in range(len(rows))], self.ids[rows]
-        )
+        ids = [trained[place] for place in range(len(rows))]
+        self.assertAllEqual(ids, self.ids[rows])
 
     def assert_tells_of(self, outputs, draws):
         """Checks what a step tells of the rows that its stages scored."""
@@ -383,9 +379,7 @@ class WholeStepTest(tf.test.TestCase):
                 for model in self.models
             ]
             self.assertAllClose(learner_loss, losses[0][row], 1e-4, 1e-4)
-            learner, teacher = (
-                row_losses[drawn].mean() for row_losses in losses
-            )
+            learner, teacher = (every[drawn].mean() for every in losses)
             dropped = losses[1][np.setdiff1d(before, drawn)].mean()
             for output in outputs:
                 for name, value in (
@@ -403,9 +397,8 @@ class WholeStepTest(tf.test.TestCase):
             draws = self.by_hand(settings, num_replicas)
             live = self.run_step(settings, num_replicas, self.batch)
             # The reference embeds the super-batch, and no row twice.
-            self.assertEqual(
-                self.teacher.calls, [48 // num_replicas] * num_replicas
-            )
+            once = [48 // num_replicas] * num_replicas
+            self.assertEqual(self.teacher.calls, once)
             stored = self.run_step(
                 settings, num_replicas, self.stored[0], self.cached
             )
