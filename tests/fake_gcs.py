@@ -28,7 +28,6 @@ import urllib.request
 
 BUCKET = "bucket"
 HOSTS = ("www.googleapis.com", "storage.googleapis.com")
-_PIECE = 2**16  # bytes sent at a time
 
 
 class Server:
@@ -74,9 +73,7 @@ class Server:
         self._call("fail", match=match, **fault)
 
     def set(self, **settings):
-        """Sets the `latency` of an answer's first byte, in seconds, and the
-        `bandwidth`, bytes a second; 0 has none.
-        """
+        """Sets the `latency` of an answer's first byte, in seconds."""
         self._call("set", **settings)
 
     def heal(self):
@@ -152,7 +149,7 @@ class _Storage(http.server.ThreadingHTTPServer):
         self.objects = {}  # name: (bytes, generation, seconds)
         self.uploads = {}  # id: [name, bytearray]
         self.faults, self.log = [], []
-        self.settings = {"latency": 0.0, "bandwidth": 0.0}
+        self.settings = {"latency": 0.0}
         self.held = 0
         self.lock = threading.RLock()
         self.generation = 0
@@ -391,14 +388,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if status != 204:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        bandwidth = self.server.settings["bandwidth"]
-        cut = self._fault.get("cut", len(body))
-        for start in range(0, min(cut, len(body)), _PIECE):
-            part = body[start : min(start + _PIECE, cut)]
-            if bandwidth:
-                time.sleep(len(part) / bandwidth)
-            self.wfile.write(part)
-            self._sent += len(part)
+        part = body[: self._fault.get("cut", len(body))]
+        self.wfile.write(part)
+        self._sent += len(part)
         if "cut" in self._fault:
             self.close_connection = True
 

@@ -6,7 +6,6 @@ import pathlib
 import signal
 import subprocess
 import tempfile
-import time
 
 import tensorflow as tf
 import yaml
@@ -77,18 +76,15 @@ class JobsTest(DeployTestCase):
                 with self.subTest(name):
                     flags = cli.parser().parse_args(container["args"])
                     self.assertStartsWith(flags.workdir, "gs://")
-                    settings = config.load_config(
-                        str(ROOT / flags.config), flags.set
-                    )
-                    self.assertNotEqual(
-                        settings.distribution.strategy, "default"
-                    )
+                    recipe = str(ROOT / flags.config)
+                    settings = config.load_config(recipe, flags.set)
+                    strategy = settings.distribution.strategy
+                    self.assertNotEqual(strategy, "default")
                     # The image and the bucket have no other files.
                     self.assertStartsWith(settings.data.vocabulary, "gs://")
                     # As many rows a chip as the paper's, on 8 chips.
-                    self.assertEqual(
-                        settings.selection.sizes(), (8 * 640, 8 * 128)
-                    )
+                    sizes = settings.selection.sizes()
+                    self.assertEqual(sizes, (8 * 640, 8 * 128))
 
     def test_workers_know_each_other(self):
         (container,) = containers(self.jobs["jobset-gpu.yaml"])
@@ -156,7 +152,6 @@ class QueueTest(DeployTestCase):
         self.script("bin/gcloud", GCLOUD)
         states = ["NONE", "WAITING_FOR_RESOURCES", "ACTIVE", "SUSPENDED"]
         self.script("states", "\n".join([*states, "NONE", "ACTIVE"]) + "\n")
-        started = time.monotonic()
         done = subprocess.run(
             [
                 *("bash", str(DEPLOY / "queued_tpu.sh"), "jest"),
@@ -177,18 +172,12 @@ class QueueTest(DeployTestCase):
             check=True,
             timeout=60,
         )
-        self.assertLess(time.monotonic() - started, 60.0)
         self.assertIn("gs://bucket/run is finished", done.stdout)
         calls = self.read("calls").splitlines()
-        verbs = [
-            words[3]
-            for words in map(str.split, calls)
-            if words[2] == "queued-resources"
-        ]
-        self.assertEqual(
-            [verb for verb in verbs if verb != "describe"],
-            ["create", "delete", "create", "delete"],
-        )
+        words = [call.split() for call in calls]
+        verbs = [each[3] for each in words if each[2] == "queued-resources"]
+        changes = [verb for verb in verbs if verb != "describe"]
+        self.assertEqual(changes, ["create", "delete"] * 2)
         create = next(line for line in calls if " create " in line)
         for flag in ("--spot", "--zone=zone", "--accelerator-type=v5litepod-8"):
             self.assertIn(flag, create)

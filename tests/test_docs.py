@@ -151,6 +151,11 @@ def parse(module, arguments):
     raise AssertionError(shown.getvalue())
 
 
+def logged(run):
+    """The last line of a run's log."""
+    return directory.read_rows(f"runs/{run}", "metrics.jsonl")[-1]
+
+
 def write_files(page, folder):
     """Writes the files that a page shows."""
     for _, text in blocks(page):
@@ -163,17 +168,15 @@ def write_images(folder, count):
     random = np.random.default_rng(0)
     for number in range(count):
         pixels = random.integers(0, 256, (20, 24, 3), np.uint8)
-        (folder / f"{number}.jpg").write_bytes(
-            tf.io.encode_jpeg(pixels).numpy()
-        )
+        encoded = tf.io.encode_jpeg(pixels).numpy()
+        (folder / f"{number}.jpg").write_bytes(encoded)
 
 
 class DocsTestCase(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        self.folder = pathlib.Path(
-            self.enterContext(tempfile.TemporaryDirectory())
-        )
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.folder = pathlib.Path(folder)
         self.enterContext(contextlib.chdir(self.folder))
         path = [str(self.folder), *sys.path]
         self.enterContext(mock.patch.object(sys, "path", path))
@@ -255,9 +258,8 @@ class PagesTest(DocsTestCase):
     def test_your_own_pairs_go_from_a_folder_to_a_search(self):
         self.preset()
         rows = [f"photos/{number:03d}.png,a" for number in range(40)]
-        pathlib.Path("curated.csv").write_text(
-            "\n".join(["image,caption", *rows])
-        )
+        table = "\n".join(["image,caption", *rows])
+        pathlib.Path("curated.csv").write_text(table)
         namespace, printed = self.run_page(
             YOUR_PAIRS,
             ("steps=4", "optimizer.warmup_steps=1")
@@ -275,9 +277,8 @@ class PagesTest(DocsTestCase):
         log = directory.read_rows("runs/photos", "metrics.jsonl")
         self.assertEqual(log[-1]["examples/trained"], 4 * 32)
         self.assertEqual(log[-1]["examples/drawn"], 4 * 32)
-        self.check_logs(
-            log, directory.read_rows("runs/photos", "telemetry.jsonl")
-        )
+        telemetry = directory.read_rows("runs/photos", "telemetry.jsonl")
+        self.check_logs(log, telemetry)
         self.check_files(pathlib.Path("runs/photos"))
 
     def check_logs(self, log, telemetry):
@@ -291,9 +292,8 @@ class PagesTest(DocsTestCase):
 
     def check_files(self, run):
         """The table lists every file of a run directory and no other."""
-        _, _, part = read("docs/logs.md").partition(
-            "## What a run directory holds"
-        )
+        heading = "## What a run directory holds"
+        _, _, part = read("docs/logs.md").partition(heading)
         part, _, _ = part.partition("\n## ")
         name = r"`[\w./]+`"
         rows = re.findall(
@@ -333,9 +333,8 @@ class PagesTest(DocsTestCase):
     def test_the_readme_selects_by_a_public_model(self):
         asked = self.preset()
         tiny.write_shard("pool-00000-of-00001.tfrecord", 24)
-        recipe, code = [
-            text for name, text in blocks(README) if name == "python"
-        ]
+        python = [text for name, text in blocks(README) if name == "python"]
+        recipe, code = python
         for size, small in (
             ('"s16"', '"tiny"'),
             ("image_size=224", "image_size=32"),
@@ -369,8 +368,7 @@ class PagesTest(DocsTestCase):
         )
         self.assertIn("from 32 x 32 to 16 x 16", printed)
         for run in ("photos_live", "photos_tuned"):
-            log = directory.read_rows(f"runs/{run}", "metrics.jsonl")
-            self.assertEqual(log[-1]["step"], 2)
+            self.assertEqual(logged(run)["step"], 2)
         self.assertAllClose(
             namespace["served"].embed_texts(["a"])["embeddings"],
             namespace["model"].embed_texts(["a"]),
@@ -391,9 +389,8 @@ class PagesTest(DocsTestCase):
         runs = [path.name for path in pathlib.Path("runs").iterdir()]
         self.assertCountEqual(runs, ["tars", "table", "tfrecords", "mixture"])
         for run in runs:
-            log = directory.read_rows(f"runs/{run}", "metrics.jsonl")
-            self.assertEqual(log[-1]["step"], 2)
-            self.assertEqual(log[-1]["examples/trained"], 2 * 32)
+            self.assertEqual(logged(run)["step"], 2)
+            self.assertEqual(logged(run)["examples/trained"], 2 * 32)
 
     def test_the_funnel_chooses_by_stored_embeddings(self):
         namespace, _ = self.run_page("docs/funnel.md")
@@ -403,8 +400,7 @@ class PagesTest(DocsTestCase):
             ("cascade", "drawn", 64),
             ("jest_cached", "scored", 5 * 64),
         ):
-            log = directory.read_rows(f"runs/{run}", "metrics.jsonl")
-            self.assertEqual(log[-1][f"examples/{name}"], 2 * count)
+            self.assertEqual(logged(run)[f"examples/{name}"], 2 * count)
 
     def test_own_towers_criteria_and_losses_train(self):
         self.addCleanup(sys.modules.pop, "my_scores", None)
@@ -425,8 +421,7 @@ class PagesTest(DocsTestCase):
             f"{pool // 4:,} of {pool:,} records are drawn: manifests/easy",
             printed,
         )
-        log = directory.read_rows("runs/curated", "metrics.jsonl")
-        self.assertEqual(log[-1]["step"], 2)
+        self.assertEqual(logged("curated")["step"], 2)
 
     def test_advice_is_given(self):
         _, printed = self.run_page("docs/advise.md")
@@ -579,9 +574,7 @@ class ReferencesTest(tf.test.TestCase):
 
     def test_every_public_name_is_in_the_changelog(self):
         changelog = read("CHANGELOG.md")
-        names = [
-            name for name in jest_tf.__all__ if f"`{name}`" not in changelog
-        ]
+        names = [n for n in jest_tf.__all__ if f"`{n}`" not in changelog]
         self.assertEmpty(names)
 
 
@@ -610,9 +603,8 @@ class SiteTest(tf.test.TestCase):
                 self.assertIn(words, default)
                 self.assertIn(setting.meaning[1:20], meaning)
         self.assertIn("in (0, 1]", shown["data.min_crop_area"])
-        self.assertIn(
-            "`joint`, `independent`", shown["selection.stages.0.method"]
-        )
+        methods = shown["selection.stages.0.method"]
+        self.assertIn("`joint`, `independent`", methods)
         # Of the checks across settings.
         self.assertIn("`selection.stages` with stored embeddings must", page)
 
@@ -659,9 +651,8 @@ class MakefileTest(tf.test.TestCase):
         script = ROOT / ".ci" / "run"
         self.assertTrue(os.access(script, os.X_OK))
         targets = re.findall(r"make ([a-z-]+)", script.read_text())
-        self.assertEqual(
-            targets, ["test", "test-oldest", "test-jax", "test-slow"]
-        )
+        expected = ["test", "test-oldest", "test-jax", "test-slow"]
+        self.assertEqual(targets, expected)
         chosen = re.findall(r'-m pytest -m "?([a-z ]+)', read("Makefile"))
         # Those of `make test`, `test-slow`, and with other versions.
         self.assertEqual(

@@ -1,52 +1,31 @@
 """The selection benchmark at small sizes: its samplers, forms and report."""
 
-import contextlib
-import io
 import itertools
 import pathlib
-import tempfile
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from benchmarks import bench_selection, report
 from jest_tf import selection
 
 
-def main(*argv):
-    """Runs the command; what it prints."""
-    with (
-        contextlib.redirect_stdout(io.StringIO()) as printed,
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        bench_selection.main(list(argv))
-    return printed.getvalue()
-
-
-def random_scores(size, seed=0):
-    return np.random.default_rng(seed).normal(size=(size, size))
+def scores_and_totals():
+    """Scores of seven rows, and their sum over every sub-batch of three."""
+    scores = np.random.default_rng(0).normal(size=(7, 7))
+    every = itertools.combinations(range(7), 3)
+    totals = [scores[np.ix_(rows, rows)].sum() for rows in every]
+    return scores, np.array(totals)
 
 
 class FigureTest(tf.test.TestCase):
     def test_uniform_learnability_is_the_mean_over_all_sub_batches(self):
-        scores = random_scores(7)
-        values = [
-            scores[np.ix_(rows, rows)].sum() / 3
-            for rows in itertools.combinations(range(7), 3)
-        ]
-        self.assertAllClose(
-            bench_selection.uniform_learnability(scores, 3), np.mean(values)
-        )
+        scores, totals = scores_and_totals()
+        found = bench_selection.uniform_learnability(scores, 3)
+        self.assertAllClose(found, np.mean(totals / 3))
 
     def test_gibbs_samples_the_distribution_that_it_is_said_to(self):
-        scores = random_scores(7)
-        totals = np.array(
-            [
-                scores[np.ix_(rows, rows)].sum()
-                for rows in itertools.combinations(range(7), 3)
-            ]
-        )
+        scores, totals = scores_and_totals()
         p = np.exp(totals - totals.max())
         p /= p.sum()
         trace = bench_selection.gibbs(scores, 3, 20_000, seed=0)
@@ -70,32 +49,14 @@ class SpeedTest(tf.test.TestCase):
 
 
 class ReportTest(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        self.folder = pathlib.Path(folder)
-        self.readme = self.folder / "README.md"
-
     def test_a_block_replaces_itself_and_nothing_else(self):
-        self.readme.write_text("# By hand\n", "utf-8")
-        report.write_block(self.readme, "one", "first", "make it")
-        report.write_block(self.readme, "two", "second", "make it")
-        before = self.readme.read_text("utf-8")
+        readme = pathlib.Path(self.get_temp_dir(), "README.md")
+        readme.write_text("# By hand\n", "utf-8")
+        report.write_block(readme, "one", "first", "make it")
+        report.write_block(readme, "two", "second", "make it")
+        before = readme.read_text("utf-8")
         for text in ("changed\n\nand longer", "first"):
-            report.write_block(self.readme, "one", text, "make it")
-            self.assertEqual(
-                self.readme.read_text("utf-8"), before.replace("first", text)
-            )
+            report.write_block(readme, "one", text, "make it")
+            expected = before.replace("first", text)
+            self.assertEqual(readme.read_text("utf-8"), expected)
         self.assertStartsWith(before, "# By hand\n")
-
-    @pytest.mark.slow
-    def test_the_figure_command_writes_its_block(self):
-        self.readme.write_text("# By hand\n", "utf-8")
-        printed = main("figure", "--small", "--out", str(self.readme))
-        text = self.readme.read_text("utf-8")
-        self.assertStartsWith(text, "# By hand\n")
-        self.assertIn(printed.strip(), text)
-        # Each of the three tables holds the paper's row and ours.
-        self.assertEqual(text.count("| paper, digitised |"), 3)
-        self.assertEqual(text.count("| synthetic, late |"), 3)
-        self.assertIn("0.00 | 0.69 | 0.89 | 0.96 | 0.99 | 1.00 |", text)

@@ -5,6 +5,7 @@ Neither a network nor packages nor a rasteriser are needed.
 
 import collections
 import hashlib
+import itertools
 import json
 import pathlib
 import tempfile
@@ -68,15 +69,8 @@ class ShippedDataTest(tf.test.TestCase):
             for split, files in cls.files.items()
         }
 
-    def every_record(self):
-        return [record for split in SPLITS for record in self.records[split]]
-
-    def styles(self, *splits):
-        return {
-            record.row.style
-            for split in splits
-            for record in self.records[split]
-        }
+    def every(self, *splits):
+        return [record for split in splits for record in self.records[split]]
 
     def test_statistics_are_those_of_the_shards_which_fit_in_16_megabytes(self):
         listed = [file for files in self.files.values() for file in files]
@@ -108,7 +102,8 @@ class ShippedDataTest(tf.test.TestCase):
             self.assertIn(f"| {' | '.join([name, *cells])} |", readme)
 
     def test_every_picture_decodes_to_32_pixels_and_its_id_is_a_hash(self):
-        for record in self.every_record():
+        records = self.every(*SPLITS)
+        for record in records:
             self.assertEqual(pictures.decode(record.png).shape, (32, 32, 3))
             row = record.row
             origin = f"{row.source}|{row.style}|{row.name}"
@@ -116,8 +111,8 @@ class ShippedDataTest(tf.test.TestCase):
             self.assertEqual(record.identifier, int(start, 16) % 2**63)
             for text in row.captions:
                 self.assertEqual(text, " ".join(text.split()))
-        identifiers = {record.identifier for record in self.every_record()}
-        self.assertLen(identifiers, len(self.every_record()))
+        identifiers = {record.identifier for record in records}
+        self.assertLen(identifiers, len(records))
 
     def test_every_licence_is_permissive_and_its_text_is_there(self):
         text = FOLDER.joinpath("LICENSES.md").read_text()
@@ -129,7 +124,7 @@ class ShippedDataTest(tf.test.TestCase):
         }
         for style, pairs in self.stats["styles"].items():
             self.assertEqual(rows[style][6], str(pairs))
-        for row in {record.row for record in self.every_record()}:
+        for row in {record.row for record in self.every(*SPLITS)}:
             self.assertIn(row.license, PERMISSIVE)
             cells = rows[row.style]
             self.assertStartsWith(cells[2], f"[{row.license}]")
@@ -139,9 +134,12 @@ class ShippedDataTest(tf.test.TestCase):
             self.assertGreater(FOLDER.joinpath(file).stat().st_size, 500)
 
     def test_the_sets_of_val_and_test_are_in_no_other_split(self):
-        training = self.styles(*TRAINING)
-        self.assertEmpty(training & self.styles(*HELD_OUT))
-        self.assertEmpty(self.styles("val") & self.styles("test"))
+        training, val, test = (
+            {record.row.style for record in self.every(*splits)}
+            for splits in (TRAINING, ["val"], ["test"])
+        )
+        self.assertEmpty(training & (val | test))
+        self.assertEmpty(val & test)
         for split in HELD_OUT:
             rows = [record.row for record in self.records[split]]
             self.assertContainsSubset({row.kind for row in rows}, ICONS)
@@ -150,18 +148,13 @@ class ShippedDataTest(tf.test.TestCase):
 
     def test_no_training_picture_draws_the_same_as_a_held_out_one(self):
         some = slice(None, None, 4)  # all of them take four times as long
-        held_out, training = (
-            [record for split in splits for record in self.records[split]]
-            for splits in (HELD_OUT, TRAINING)
-        )
-        is_copy = web.copies(training[some], held_out)
+        training = self.every(*TRAINING)[some]
+        is_copy = web.copies(training, self.every(*HELD_OUT))
         self.assertEqual(is_copy.sum(), 0)
 
     def test_the_pool_has_its_noise_and_the_other_splits_have_none(self):
-        for split in ("curated", *HELD_OUT):
-            self.assertEqual(
-                {record.noise for record in self.records[split]}, {""}
-            )
+        for record in self.every("curated", *HELD_OUT):
+            self.assertEqual(record.noise, "")
         pool = self.records["pool"]
         kinds = collections.Counter(record.noise for record in pool)
         self.assertEqual(kinds[""], round((1 - 0.7) * len(pool)))
@@ -201,12 +194,10 @@ class NoiseTest(tf.test.TestCase):
         for _, after in by_kind[noise.NEAR_DUPLICATE]:
             pixels = pictures.decode(after.png)
             source = pictures.decode(by_caption[after.row.captions].png)
-            shifts = [
-                np.array_equal(np.roll(source, (down, right), (0, 1)), pixels)
-                for down in range(-2, 3)
-                for right in range(-2, 3)
-            ]
-            self.assertEqual(sum(shifts), 1)
+            shifts = itertools.product(range(-2, 3), repeat=2)
+            moved = (np.roll(source, shift, (0, 1)) for shift in shifts)
+            equal = [np.array_equal(each, pixels) for each in moved]
+            self.assertEqual(sum(equal), 1)
 
     def test_a_higher_level_keeps_what_was_noise(self):
         low, high = (noise.add(POOL, level, LOGOS) for level in (0.3, 0.7))
@@ -220,21 +211,17 @@ class WebTest(tf.test.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         folder = cls.enterClassContext(tempfile.TemporaryDirectory())
-        data, cls.out = (
-            pathlib.Path(folder, "data"),
-            pathlib.Path(folder, "web"),
-        )
+        data, cls.out = (pathlib.Path(folder, name) for name in ("data", "web"))
         data.mkdir()
+        styles = "alpha", "beta", "beta6-solid", "gamma"
         sets = [
             a_record(2000 + 100 * place + number, style=style)
-            for place, style in enumerate(
-                ("alpha", "beta", "beta6-solid", "gamma")
-            )
+            for place, style in enumerate(styles)
             for number in range(20)
         ]
         # The held-out picture again, in the pool.
         copy = a_record(3000, seed=2000, captions=("a copy",))
-        emoji = [a_record(3001, kind=sources.EMOJI, style=web.VAL_STYLE)]
+        emoji = a_record(3001, kind=sources.EMOJI, style=web.VAL_STYLE)
         # Too small to be held out; the first and the last are one picture.
         small = [
             a_record(
@@ -245,11 +232,10 @@ class WebTest(tf.test.TestCase):
             )
             for number in range(18)
         ]
-        pool = [*POOL, *LOGOS, *sets, copy, *emoji, *small]
+        pool = [*POOL, *LOGOS, *sets, copy, emoji, *small]
         shards.write(data, "pool", pool, 2)
-        for place, split in enumerate(
-            ("val_concept", "test_concept", "test_style")
-        ):
+        held_out = "val_concept", "test_concept", "test_style"
+        for place, split in enumerate(held_out):
             record = a_record(3100 + place, kind=sources.EMOJI, style=split)
             shards.write(data, split, [record], 1)
         (data / "stats.json").write_text("{}")
@@ -324,8 +310,7 @@ class WebTest(tf.test.TestCase):
                 index_dir=f"{self.get_temp_dir()}/{name}",
             )
             kinds = collections.Counter(store.columns(["noise"])["noise"])
-            self.assertEqual(
-                len(store) - kinds[b""], round(level / 100 * len(store))
-            )
+            noisy = len(store) - kinds[b""]
+            self.assertEqual(noisy, round(level / 100 * len(store)))
             counts = self.stats["sizes"][name]
             self.assertEqual(counts.get("pairs", 0), kinds[b""])

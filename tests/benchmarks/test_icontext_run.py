@@ -81,9 +81,8 @@ class RunnerTest(tf.test.TestCase):
         )
         self.assertIn(f"reference.sidecar_dir={sidecars}", learner)
         # The reference is of the tables as well, once it has run.
-        self.assertCountEqual(
-            rows["cell"], ["web_bootstrapped_1400", "web_second_1400"]
-        )
+        names = ["web_bootstrapped_1400", "web_second_1400"]
+        self.assertCountEqual(rows["cell"], names)
         by_cell = rows.set_index("cell")
         self.assertEqual(by_cell.loc["web_second_1400", "flops_embedded"], 5)
         self.assertEqual(by_cell["processor_seconds"].tolist(), [7.0, 7.0])
@@ -137,9 +136,8 @@ class RunnerTest(tf.test.TestCase):
             if seed:
                 continue
             with self.subTest(name):
-                recipe = config_lib.load_config(
-                    f"{ROOT}/configs/{job.cell.recipe}.py", runner.settings(job)
-                )
+                path = f"{ROOT}/configs/{job.cell.recipe}.py"
+                recipe = config_lib.load_config(path, runner.settings(job))
                 self.assertEqual(recipe.steps, job.steps)
                 self.assertEqual(recipe.selection.batch_size, 256)
                 stored = [
@@ -183,43 +181,31 @@ class CollectTest(tf.test.TestCase):
             steps=20, data=config_lib.DataConfig(train=(self.pattern,))
         )
         config_lib.save_config(config, f"{workdir}/config.json")
-        (workdir / "versions.json").write_text(
-            json.dumps({"versions": {"numpy": "2.0", "extra": None}})
-        )
+        versions = {"versions": {"numpy": "2.0", "extra": None}}
+        (workdir / "versions.json").write_text(json.dumps(versions))
         measures = {
             f"eval/{split}/{side}/mrr": 0.25 + 0.5 * (side < "j")
             for split in collect.WATCHED
             for side in ("image_to_text", "text_to_image")
         }
-        for name, rows in (
-            (
-                "metrics",
-                [
-                    {
-                        "step": step,
-                        "flops/step": 10 * step,
-                        "flops/stored": step,
-                        "flops/forward": 3 * step,
-                        "train/repeat_rate": 0.5,
-                        **{
-                            f"examples/{what}": 4 * step
-                            for what in ("drawn", "scored", "trained")
-                        },
-                    }
-                    for step in (10, 15, 20)
-                ],
-            ),
-            ("evaluation", [{"step": n} | measures for n in (12, 20)]),
-            (
-                "draws",
-                [
-                    {"step": step, "ids": [900, 901, 902, 904]}
-                    if step < 10
-                    else {"step": step, "ids": [900, 904, 908, 901]}
-                    for step in range(1, 21)
-                ],
-            ),
-        ):
+        of_a_step = {"flops/step": 10, "flops/stored": 1, "flops/forward": 3}
+        of_a_step |= dict.fromkeys(
+            [f"examples/{what}" for what in ("drawn", "scored", "trained")], 4
+        )
+        first, last = [900, 901, 902, 904], [900, 904, 908, 901]
+        logs = {
+            "metrics": [
+                {name: step * value for name, value in of_a_step.items()}
+                | {"step": step, "train/repeat_rate": 0.5}
+                for step in (10, 15, 20)
+            ],
+            "evaluation": [{"step": step} | measures for step in (12, 20)],
+            "draws": [
+                {"step": step, "ids": first if step < 10 else last}
+                for step in range(1, 21)
+            ],
+        }
+        for name, rows in logs.items():
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (workdir / f"{name}.jsonl").write_text(lines)
         return workdir
@@ -227,9 +213,8 @@ class CollectTest(tf.test.TestCase):
     def test_a_run_becomes_a_line_of_each_table(self):
         wanted = cells.runs()["web_uniform_700", 2]
         with mock.patch.object(jest_tf, "load", lambda _: self.model):
-            row, curve, pairs = collect.collect(
-                wanted, self.write_run(), self.data
-            )
+            given = wanted, self.write_run(), self.data
+            row, curve, pairs = collect.collect(*given)
         # Ranks of the matches by the product of all embeddings.
         store = stores.open_store(f"{self.data}/test_sets-*.tfrecord")
         records = store.read(range(5))

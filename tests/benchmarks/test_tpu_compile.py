@@ -18,17 +18,12 @@ from jest_tf.data import pipeline, stores, tokenizers
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def execute(program, arguments, variables):
-    """Runs a program on the CPU: its results, and all variables after.
+@functools.cache
+def on_the_cpu(program):
+    """A program that the CPU runs: its results, and all variables after.
 
     What TPUs exchange, which has no kernel here, a single TPU gives itself.
     """
-    return compiled(program)(arguments, variables)
-
-
-@functools.cache
-def compiled(program):
-    """`execute` of a program, traced once."""
     emit = lifter._emit_operation
 
     def emit_alone(graph, operation, inputs):
@@ -72,17 +67,11 @@ class LifterTest(tf.test.TestCase):
         self.assertEqual(program.host_operations, ["IteratorGetNext"])
         count = len(program.specs) - 1 - len(program.handles)
         names = arguments_of_batch(program, count)
-        variables = [
-            *traced.variables,
-            *traced.optimizer.variables,
-            *(
-                variable
-                for metric in traced.metrics
-                for variable in metric.variables
-            ),
-        ]
+        parts = traced, traced.optimizer, *traced.metrics
         by_handle = {
-            id(handle_of(variable)): variable for variable in variables
+            id(handle_of(variable)): variable
+            for part in parts
+            for variable in part.variables
         }
         order = [by_handle[id(handle)] for handle in program.handles]
         values = [variable.value.values[0].read_value() for variable in order]
@@ -90,17 +79,11 @@ class LifterTest(tf.test.TestCase):
             # Ids come in halves.
             batch["id"] = tf.bitcast(batch["id"], tf.int32)
             arguments = [batch[name] for name in names]
-            _, values = execute(program, arguments, values)
-        values = {
-            id(variable): value
-            for variable, value in zip(order, values, strict=True)
-        }
-        for mine, its in zip(
-            expected.trainable_variables,
-            traced.trainable_variables,
-            strict=True,
-        ):
-            self.assertAllClose(values[id(its)], mine.value, atol=1e-6)
+            _, values = on_the_cpu(program)(arguments, values)
+        after = dict(zip(map(id, order), values, strict=True))
+        weights = expected.trainable_variables, traced.trainable_variables
+        for mine, its in zip(*weights, strict=True):
+            self.assertAllClose(after[id(its)], mine.value, atol=1e-6)
 
 
 def handle_of(variable):
@@ -145,9 +128,8 @@ class TwinsTest(tf.test.TestCase):
             self.assertEqual(163_840 % 256, 0)
 
     def test_the_super_batches_are_those_of_the_pipeline(self):
-        store = stores.open_store(
-            str(ROOT / "examples" / "icontext_mini" / "pool-*.tfrecord")
-        )
+        pool = ROOT / "examples" / "icontext_mini" / "pool-*.tfrecord"
+        store = stores.open_store(str(pool))
         (case,) = (
             case for case in self.cases if "quickstart_jest" in case.name
         )
@@ -234,31 +216,22 @@ class HloTest(tf.test.TestCase):
             },
         )
 
-    def test_a_clean_module_has_no_dynamic_shapes_and_no_host(self):
-        self.assertEqual(hlo.dynamic_shapes(_MODULE), [])
-        self.assertEqual(hlo.host_operations(_MODULE), [])
-
-    def test_what_should_not_be_there_is_found(self):
-        for line, dynamic, host in (
-            ("%x = f32[<=9]{0} add(%u, %u)", ["add"], []),
-            (
-                "%x = f32[9] set-dimension-size(%u, %v)",
-                *(["set-dimension-size"], []),
-            ),
-            (
-                '%x = f32[9] custom-call(%u), custom_call_target="PadToStatic"',
-                ["PadToStatic"],
-                [],
-            ),
-            ("%x = token[] outfeed(%u, %t)", [], ["outfeed"]),
-            ("%x = (f32[2], u32[]) recv(%t), channel_id=2", [], ["recv"]),
-            (
-                '%x = f32[] custom-call(), custom_call_target="xla_host_cb"',
-                [],
-                ["xla_host_cb"],
-            ),
+    def test_dynamic_shapes_and_calls_to_the_host_are_found(self):
+        dynamic, host = hlo.dynamic_shapes, hlo.host_operations
+        call = "custom-call(%u), custom_call_target="
+        resize = "set-dimension-size"
+        for find, name, line in (
+            (None, "", ""),
+            (dynamic, "add", "f32[<=9]{0} add(%u, %u)"),
+            (dynamic, resize, f"f32[9] {resize}(%u, %v)"),
+            (dynamic, "PadToStatic", f'f32[9] {call}"PadToStatic"'),
+            (host, "outfeed", "token[] outfeed(%u, %t)"),
+            (host, "recv", "(f32[2], u32[]) recv(%t), channel_id=2"),
+            (host, "xla_host_cb", f'f32[] {call}"xla_host_cb"'),
         ):
-            with self.subTest(line):
-                module = _MODULE.replace("  %k =", f"  {line}\n  %k =")
-                self.assertEqual(hlo.dynamic_shapes(module), dynamic)
-                self.assertEqual(hlo.host_operations(module), host)
+            added = f"  %x = {line}\n  %k =" if line else "  %k ="
+            module = _MODULE.replace("  %k =", added)
+            for each in (dynamic, host):
+                with self.subTest(line):
+                    expected = [name] if each is find else []
+                    self.assertEqual(each(module), expected)

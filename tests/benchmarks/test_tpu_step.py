@@ -27,38 +27,23 @@ def strategy_of_tpus():
     return fake_strategy.build_strategy(REPLICAS)
 
 
-def selection(quota, **settings):
-    stage = config.Stage(ROWS // BATCH_SIZE, num_chunks=2, **settings)
+def selection(quota):
+    stage = config.Stage(ROWS // BATCH_SIZE, num_chunks=2)
     return config.SelectionConfig(BATCH_SIZE, stages=(stage,), quota=quota)
 
 
 class TPUStepTest(tf.test.TestCase):
-    def trace(
-        self,
-        settings,
-        *,
-        loss,
-        is_cached,
-        dtype,
-        steps_per_execution=1,
-        learner=None,
-        views=(),
-    ):
-        def teacher(seed):
-            if is_cached:
-                return funnel_lib.Cached(10.0, -10.0)
-            return tiny.learner(seed, dtype=dtype)
-
+    def trace(self, quota, loss, is_cached, dtype, steps_per_execution=1):
         with strategy_of_tpus().scope():
+            cached = funnel_lib.Cached(10.0, -10.0)
             model = training.JESTModel(
-                learner() if learner else tiny.learner(0, DIM, dtype=dtype),
-                teacher(5),
-                settings,
+                tiny.learner(0, DIM, dtype=dtype),
+                cached if is_cached else tiny.learner(5, dtype=dtype),
+                selection(quota),
                 loss,
                 options=jest_tf.StepOptions(
                     augment=augmentation.Augmentation(flip=True, min_area=0.5),
                     equal_captions="ignore",
-                    views=views,
                 ),
             )
             model.compile(
@@ -72,11 +57,10 @@ class TPUStepTest(tf.test.TestCase):
         if is_cached:
             for name in ("reference_image", "reference_text"):
                 batch[name] = np.ones([ROWS, 5], np.float16)
-        function = step.trace(model, tiny.dataset([batch]).repeat())
-        return model, function
+        return model, step.trace(model, tiny.dataset([batch]).repeat())
 
     def check(self, quota, **settings):
-        model, function = self.trace(selection(quota), **settings)
+        model, function = self.trace(quota, **settings)
         operations = list(of_replicas(function.graph))
         self.check_exchange(model, operations, quota)
         self.check_types(operations)
@@ -152,9 +136,8 @@ class TPUStepTest(tf.test.TestCase):
         for loss, is_cached in (("sigmoid", True), ("softmax", False)):
             for quota in config.QUOTAS:
                 with self.subTest(quota, loss=loss, cached=is_cached):
-                    self.check(
-                        quota, loss=loss, is_cached=is_cached, dtype="float32"
-                    )
+                    options = {"loss": loss, "is_cached": is_cached}
+                    self.check(quota, dtype="float32", **options)
 
     def test_numbers_of_64_bits_come_in_halves(self):
         numbers = tf.constant([2**40 + 7, -3, 2**63 - 1], tf.int64)
@@ -170,33 +153,15 @@ class TPUStepTest(tf.test.TestCase):
         self.assertAllEqual(distribution.join_halves(numbers), numbers)
 
 
-def of_replicas(graph):
+def of_replicas(graph, is_called=False):
     """The operations that run on every replica, and those that they call."""
     for operation in graph.get_operations():
-        is_marked = "_tpu_replicate" in operation.node_def.attr
-        for name in called(operation):
-            inner = graph._get_function(name)
-            inner = getattr(inner, "graph", None)
-            if inner is not None:
-                yield from (
-                    inner_operations(inner) if is_marked else of_replicas(inner)
-                )
-        if is_marked:
+        attributes = operation.node_def.attr
+        is_theirs = is_called or "_tpu_replicate" in attributes
+        for value in attributes.values():
+            if value.HasField("func"):
+                inner = graph._get_function(value.func.name)
+                if hasattr(inner, "graph"):
+                    yield from of_replicas(inner.graph, is_theirs)
+        if is_theirs:
             yield operation
-
-
-def inner_operations(graph):
-    for operation in graph.get_operations():
-        yield operation
-        for name in called(operation):
-            inner = getattr(graph._get_function(name), "graph", None)
-            if inner is not None:
-                yield from inner_operations(inner)
-
-
-def called(operation):
-    return [
-        value.func.name
-        for value in operation.node_def.attr.values()
-        if value.HasField("func")
-    ]

@@ -48,9 +48,8 @@ class ScoresTestCase(tf.test.TestCase):
         return self.enterContext(tempfile.TemporaryDirectory())
 
     def curate(self, directory, **settings):
-        return curation.curate(
-            self.sidecars, directory, self.settings(**settings)
-        )
+        chosen_by = self.settings(**settings)
+        return curation.curate(self.sidecars, directory, chosen_by)
 
     def settings(self, **settings):
         """A `Choice`, with fields of its stage among the settings."""
@@ -127,9 +126,8 @@ class ChoiceTest(ScoresTestCase):
                 )
                 chosen += size
                 weights[rows[drawn]] = 1
-                scores[rows] = -oracles.row_losses(
-                    teacher, drawn, chosen_by.loss
-                )
+                losses = oracles.row_losses(teacher, drawn, chosen_by.loss)
+                scores[rows] = -losses
             # Exact in every shard, to within a record.
             start = sum(stored_cases.LENGTHS[:shard])
             good = {*range(start, start + stored_cases.LENGTHS[shard])} - {*BAD}
@@ -158,9 +156,8 @@ class ChoiceTest(ScoresTestCase):
         shutil.copy(os.path.join(self.folder, "0.tfrecord"), path)
         shutil.copy(os.path.join(self.folder, "0.tfrecord.sidecar"), folder)
         store = stores.join([self.store, stores.open_store(path)])
-        with self.assertRaisesRegex(
-            ValueError, f"two of version .*/0.tfrecord and {path}; leave out"
-        ):
+        message = f"two of version .*/0.tfrecord and {path}; leave out"
+        with self.assertRaisesRegex(ValueError, message):
             curation.curate(
                 sidecars.Sidecars(store), self.output(), self.settings()
             )
@@ -197,9 +194,8 @@ class ResumeTest(ScoresTestCase):
         self.curate(whole, candidates=2)
         path = manifest.part_path(self.store, 0, folder)
         header, part, _ = manifest.read_part(path)
-        manifest.write_part(
-            path, header, part._replace(weights=part.weights + 1)
-        )
+        part = part._replace(weights=part.weights + 1)
+        manifest.write_part(path, header, part)
         found = curation.curate(
             self.sidecars, folder, self.settings(candidates=2), overwrite=True
         )
@@ -232,27 +228,20 @@ class ReportTest(tf.test.TestCase):
     def test_what_cannot_be_read_is_shown_grey_and_text_is_escaped(self):
         folder = self.get_temp_dir()
         good = tf.io.encode_png(np.zeros([3, 3, 3], np.uint8)).numpy()
-        store = stores.open_store(
-            shard_files.write_shard(
-                os.path.join(folder, "a.tfrecord"),
-                [
-                    shard_files.serialize(image=image, caption=caption)
-                    for image, caption in (
-                        (good, "<script>"),
-                        (b"x", "b"),
-                        (good, "not scored"),
-                        (good, "c"),
-                    )
-                ],
+        payloads = [
+            shard_files.serialize(image=image, caption=caption)
+            for image, caption in (
+                *((good, "<script>"), (b"x", "b")),
+                *((good, "not scored"), (good, "c")),
             )
-        )
+        ]
+        shard = shard_files.write_shard(f"{folder}/a.tfrecord", payloads)
+        store = stores.open_store(shard)
         found = shard_files.write_manifest(
-            store, os.path.join(folder, "m"), [0, 2, 1, 1], [1, 3, np.nan, 2]
+            store, f"{folder}/m", [0, 2, 1, 1], [1, 3, np.nan, 2]
         )
-        page = os.path.join(folder, "report.html")
-        manifest_page.write(page, store, found)
-        with open(page, encoding="utf-8") as file:
-            text = file.read()
+        manifest_page.write(f"{folder}/report.html", store, found)
+        text = pathlib.Path(folder, "report.html").read_text("utf-8")
         elements = html_elements.parse(text)
         self.assertNotIn("script", elements.tags)
         kept, dropped = text.split("<h2>Dropped</h2>")
@@ -260,9 +249,7 @@ class ReportTest(tf.test.TestCase):
         self.assertIn('<b>+1.00</b>\n<figcaption dir="auto">&lt;s', dropped)
         # Pixels of a record that cannot be read.
         grey, _, black = (
-            tf.io.decode_png(
-                base64.b64decode(image["src"].partition(",")[2])
-            ).numpy()
+            tf.io.decode_png(base64.b64decode(image["src"].partition(",")[2]))
             for image in elements.images
         )
         self.assertAllEqual(np.unique(grey), [128])
@@ -270,67 +257,41 @@ class ReportTest(tf.test.TestCase):
 
 
 class CommandTest(tf.test.TestCase):
-    """The command on shipped images, with a run never trained."""
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
-        shard_files.write_shipped(cls.folder, val=250)
+    def test_it_writes_what_the_library_does_and_a_report(self):
+        """On shipped images, with a run never trained."""
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        shard_files.write_shipped(folder, val=250)
         recipe = config.TrainConfig(
             data=config.DataConfig(image_size=32, text_length=16),
             model=config.ModelConfig(preset="tiny", loss="softmax"),
         )
-        folder = os.path.join(cls.folder, "reference")
-        tiny.write_run(folder, recipe, tiny.LETTERS)
-
-    def path(self, name):
-        return os.path.join(self.folder, name)
-
-    def arguments(self, output, *more):
-        return [
-            *("--workdir", self.path("reference")),
-            *("--data", self.path("val-*.tfrecord")),
-            *("--sidecar-dir", self.path("sidecars")),
-            *("--index-dir", self.path("index")),
-            *("--output", self.path(output)),
-            *more,
-        ]
-
-    def run_command(self, output, *more):
+        tiny.write_run(f"{folder}/reference", recipe, tiny.LETTERS)
+        data = config.DataConfig(
+            train=(f"{folder}/val-*.tfrecord",),
+            index_dir=f"{folder}/index",
+            manifest=f"{folder}/easy",
+        )
         with (
             contextlib.redirect_stdout(io.StringIO()) as printed,
             contextlib.redirect_stderr(io.StringIO()) as shown,
         ):
-            command.main(self.arguments(output, *more))
-        return printed.getvalue(), shown.getvalue()
-
-    def read_page(self, output):
-        with open(
-            os.path.join(self.path(output), "report.html"), encoding="utf-8"
-        ) as file:
-            text = file.read()
-        self.assertNotRegex(text, r"https?://|<script|<link|url\(")
-        return text, html_elements.parse(text)
-
-    def test_it_writes_what_the_library_does_and_a_report(self):
-        printed, shown = self.run_command(
-            "easy",
-            *("--sidecar-dir", self.path("anew")),
-            *("--set", "stage.candidates=3", "window=100", "seed=4"),
-        )
+            command.main(
+                [
+                    *("--workdir", f"{folder}/reference"),
+                    *("--data", *data.train, "--index-dir", data.index_dir),
+                    *("--sidecar-dir", f"{folder}/sidecars"),
+                    *("--output", data.manifest),
+                    *("--set", "stage.candidates=3", "window=100", "seed=4"),
+                ]
+            )
+        printed, shown = printed.getvalue(), shown.getvalue()
         self.assertRegex(printed, r"\b8[34] of 250 records are drawn: .*easy")
         self.assertRegex(shown, r"(?s)embedding.* 250 .*scoring.* 250 of 250")
         self.assertIn("report.html", printed)
-        data = config.DataConfig(
-            train=(self.path("val-*.tfrecord"),),
-            index_dir=self.path("index"),
-            manifest=self.path("easy"),
-        )
         store = stores.open_stores(data)
         expected = curation.curate(
-            sidecars.Sidecars(store, self.path("anew")),
-            self.path("again"),
+            sidecars.Sidecars(store, f"{folder}/sidecars"),
+            f"{folder}/again",
             curation.Choice(
                 "softmax",
                 config.Stage(3, "stored", criterion="easy_reference"),
@@ -340,7 +301,8 @@ class CommandTest(tf.test.TestCase):
         )
         self.assertAllEqual(store.manifest.weights, expected.weights)
         self.assertAllEqual(store.manifest.scores, expected.scores)
-        text, found = self.read_page("easy")
-        self.assertLen(found.images, 24 + 24)
-        self.assertEqual(text.count('class="card kept"'), 24)
-        self.assertIn("easy_reference", text)
+        page = pathlib.Path(data.manifest, "report.html").read_text("utf-8")
+        self.assertNotRegex(page, r"https?://|<script|<link|url\(")
+        self.assertLen(html_elements.parse(page).images, 24 + 24)
+        self.assertEqual(page.count('class="card kept"'), 24)
+        self.assertIn("easy_reference", page)

@@ -85,9 +85,8 @@ class SurveyTest(KnownTestCase):
         self.assertAllClose(found.mismatched.mean(), 0.0, 0, 0.1)
         self.assertEqual(found.candidates, 3)
         best = np.argsort(-found.pool)[: 1_999 // 3]
-        self.assertAllClose(
-            found.chosen, self.matches[found.rows[best]].mean(), 0, 0.06
-        )
+        chosen = self.matches[found.rows[best]].mean()
+        self.assertAllClose(found.chosen, chosen, 0, 0.06)
 
     def test_copies_are_found_in_the_whole_pool(self):
         shown = mock.Mock()
@@ -96,9 +95,8 @@ class SurveyTest(KnownTestCase):
             mock.patch.object(survey, "_COMPARED", 200),
             mock.patch.object(survey, "_BLOCK", 700),
         ):
-            found = survey.survey(
-                self.pool, self.curated, self.tests, progress=shown
-            )
+            sets = self.pool, self.curated, self.tests
+            found = survey.survey(*sets, progress=shown)
         self.assertEqual(
             shown.call_args_list,
             [mock.call(stop, 2_000) for stop in (700, 1_400, 2_000)],
@@ -128,9 +126,8 @@ class SurveyTest(KnownTestCase):
             ((few, self.curated), "pool"),
             ((self.pool, few), "curated set"),
         ):
-            with self.assertRaisesRegex(
-                ValueError, f"64 records of the {name} .*Received: 63"
-            ):
+            message = f"64 records of the {name} .*Received: 63"
+            with self.assertRaisesRegex(ValueError, message):
                 survey.survey(*sets)
 
 
@@ -176,9 +173,8 @@ class CommandTest(KnownTestCase):
         other = self.path("other")
         self.write("other", *pool_pairs.pairs(80, 1.0, 2)[:2], fingerprint="z")
         words = ("--pool", self.path("pool"), "--curated", other)
-        self.assertRegex(
-            self.advise(*words, code=1), "error: .*fingerprint.*Received: 'z'"
-        )
+        found = self.advise(*words, code=1)
+        self.assertRegex(found, "error: .*fingerprint.*Received: 'z'")
 
     def test_a_reference_that_has_seen_the_pairs_is_refused(self):
         run = os.path.join(self.folder, "run")
@@ -217,9 +213,8 @@ class ShippedTest(tf.test.TestCase):
         opened = []
         for name, payloads in shards.items():
             path = os.path.join(self.folder, f"{name}-{len(payloads)}")
-            opened.append(
-                stores.open_store(shard_files.write_shard(path, payloads))
-            )
+            shard_files.write_shard(path, payloads)
+            opened.append(stores.open_store(path))
         store = stores.join(opened)
         return flags.open_sidecars(store, self.model, self.folder)
 

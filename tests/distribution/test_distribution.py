@@ -64,40 +64,28 @@ class WorkersTest(tf.test.TestCase):
 
 
 class StrategyTest(tf.test.TestCase):
-    def test_the_default_is_the_one_that_is_there(self):
-        strategy = distribution.build_strategy(config.DistributionConfig())
-        self.assertIs(strategy, tf.distribute.get_strategy())
-
     def test_strategies_that_cannot_be_built_are_refused(self):
         cluster = {"worker": ["127.0.0.1:1"]}
-        no_config = r"needs TF_CONFIG, .* Received: '"
-        split = "'mirrored'. Received: 2 with"
-        cases = [
-            (name, {"virtual_devices": 2}, "", f"{split} '{name}'")
-            for name in ("tpu", "multi_worker_mirrored")
-        ]
-        cases += [
-            ("multi_worker_mirrored", {}, text, no_config)
-            for text in ("", "[]", "{", json.dumps({"cluster": cluster}))
-        ]
-        cases += [
-            (
-                "multi_worker_mirrored",
-                {},
-                json.dumps({"cluster": cluster, "task": task}),
-                no_config,
-            )
-            for task in (
-                {"type": "worker", "index": 1},
-                {"type": "chief", "index": 0},
-            )
-        ]
-        for name, settings, text, message in cases:
-            with unittest.mock.patch.dict(os.environ, TF_CONFIG=text):
-                with self.assertRaisesRegex(ValueError, message):
-                    distribution.build_strategy(
-                        config.DistributionConfig(name, **settings)
-                    )
+        places = [{"cluster": cluster}]
+        for kind, index in (("worker", 1), ("chief", 0)):
+            task = {"type": kind, "index": index}
+            places.append({"cluster": cluster, "task": task})
+        for text in ("", "[]", "{", *map(json.dumps, places)):
+            with (
+                unittest.mock.patch.dict(os.environ, TF_CONFIG=text),
+                self.assertRaisesRegex(
+                    ValueError, r"needs TF_CONFIG, .* Received: '"
+                ),
+            ):
+                distribution.build_strategy(
+                    config.DistributionConfig("multi_worker_mirrored")
+                )
+        for name in ("tpu", "multi_worker_mirrored"):
+            message = f"'mirrored'. Received: 2 with '{name}'"
+            with self.assertRaisesRegex(ValueError, message):
+                distribution.build_strategy(
+                    config.DistributionConfig(name, virtual_devices=2)
+                )
 
     @pytest.mark.slow
     def test_a_missing_tpu_is_refused(self):
@@ -119,10 +107,9 @@ class StrategyTest(tf.test.TestCase):
         )
 
     def test_a_tpu_of_an_unknown_name_is_refused(self):
+        settings = config.DistributionConfig("tpu", "nowhere")
         with self.assertRaisesRegex(ValueError, "can't be built at 'nowhere'"):
-            distribution.build_strategy(
-                config.DistributionConfig("tpu", "nowhere")
-            )
+            distribution.build_strategy(settings)
 
     def test_shares_must_be_whole(self):
         self.assertEqual(placement.share(12, 4, "`b`"), 3)

@@ -4,6 +4,7 @@ It runs eagerly on a thread a replica (`lockstep.py`). What moves between
 replicas is in `test_traffic.py`, training in `test_distribution.py`.
 """
 
+import dataclasses
 import itertools
 from unittest import mock
 
@@ -104,29 +105,6 @@ class SharedLossTest(tf.test.TestCase):
         for loss, mode in itertools.product(LOSSES, config.EQUAL_CAPTIONS):
             self.check(parts, ids, 4, loss, mode)
 
-    def test_distillation_is_that_of_one_replica(self):
-        models = [random_embeddings.unrelated(24, 7, seed) for seed in (1, 2)]
-
-        def distance(own, replicas=None):
-            target = Embeddings(*map(tf.constant, own[1]))
-            return graphs.value_and_gradients(
-                lambda learner: losses.feature_distillation(
-                    learner, target, replicas=replicas
-                ),
-                own[0],
-            )
-
-        expected, gradients = distance(models)
-        for num_replicas in (1, 2, 4, 8):
-            results, _ = on_replicas(num_replicas, distance, models)
-            for value, _ in results:
-                self.assertAllClose(value, expected, rtol=1e-6)
-            for name in ("image", "text"):
-                found = [getattr(own, name) for _, own in results]
-                self.assertAllClose(
-                    np.concatenate(found, 0), getattr(gradients, name)
-                )
-
     def test_bfloat16_embeddings_meet_in_float32(self):
         rounded = [
             tf.cast(part, tf.bfloat16).numpy()
@@ -155,9 +133,8 @@ class SharedLossTest(tf.test.TestCase):
                     loss, parts, block_size=8, replicas=traffic.Echo(2)
                 )[1]
 
-            shapes = graphs.shapes_in(
-                step, Embeddings(*(tf.constant(part) for part in parts))
-            )
+            tensors = Embeddings(*map(tf.constant, parts))
+            shapes = graphs.shapes_in(step, tensors)
             sizes = {int(np.prod(shape)) for shape in shapes}
             self.assertEqual(max(sizes), 8 * 32)
 
@@ -174,9 +151,8 @@ class GlobalQuotaTest(tf.test.TestCase):
             self.assertAllEqual(found.indices, single.indices)
             self.assertEqual(found.indices.dtype, tf.int32)
             for name in ("score", "uniform_score"):
-                self.assertAllClose(
-                    getattr(found, name), getattr(single, name), 0, 1e-6 * size
-                )
+                values = getattr(found, name), getattr(single, name)
+                self.assertAllClose(*values, 0, 1e-6 * size)
         for name in ("kept", *names):
             self.assertAllClose(
                 np.concatenate([getattr(found, name) for found in draws]),
@@ -186,14 +162,13 @@ class GlobalQuotaTest(tf.test.TestCase):
 
     def test_every_sampler_draws_the_rows_of_one_replica_in_their_order(self):
         models = random_embeddings.models(48)
+        # Chunks of 5, 5, 4, 4 and 4 rows.
+        stage = config.Stage(2, num_chunks=5)
         for method, loss, criterion in pairwise.cases(
             config.METHODS, LOSSES, config.CRITERIA
         ):
-            stage = config.Stage(
-                2,
-                method=method,
-                criterion=criterion,
-                num_chunks=5,  # of 5, 5, 4, 4 and 4 rows
+            stage = dataclasses.replace(
+                stage, method=method, criterion=criterion
             )
             with self.subTest(stage=stage, loss=loss):
                 self.check(models, 4, stage, 22, loss)
@@ -201,14 +176,12 @@ class GlobalQuotaTest(tf.test.TestCase):
     def test_any_number_of_replicas_and_size_of_chunks(self):
         # Chunks smaller than a replica's rows, larger, and all rows at once.
         cases = ((64, 24, 5, 0.7), (32, 24, 2, 0.0), (16, 16, 1, 0.7))
-        for num_replicas, case, loss in pairwise.cases(
-            (1, 2, 8), cases, LOSSES
-        ):
+        for count, case, loss in pairwise.cases((1, 2, 8), cases, LOSSES):
             size, batch, chunks, gain = case
             models = random_embeddings.models(size, seed=size)
             stage = config.Stage(1, num_chunks=chunks, gain=gain)
-            with self.subTest(replicas=num_replicas, size=size, loss=loss):
-                self.check(models, num_replicas, stage, batch, loss)
+            with self.subTest(replicas=count, size=size, loss=loss):
+                self.check(models, count, stage, batch, loss)
 
     def test_ties_go_to_the_lower_row_of_all(self):
         # Five rows, over and over, so that equal rows lie on every replica; 16
@@ -243,67 +216,20 @@ class GlobalQuotaTest(tf.test.TestCase):
 class PerReplicaQuotaTest(tf.test.TestCase):
     def test_the_same_noise_gives_the_rows_of_the_matrix_form(self):
         sizes = ((48, 24, 3, 4), (40, 20, 4, 2), (32, 32, 2, 8), (24, 8, 1, 8))
-        for (size, batch, chunks, num_replicas), loss in zip(
-            sizes, itertools.cycle(LOSSES), strict=False
+        for (size, batch, chunks, count), method, loss in pairwise.cases(
+            sizes, config.METHODS, LOSSES
         ):
             models = random_embeddings.models(size, seed=batch)
-            stage = config.Stage(1, num_chunks=chunks)
-            draws = draw_on_replicas(
-                models, num_replicas, stage, batch, loss, "per_replica"
-            )
-            expected = hand_draws.rows(
-                *models,
-                stage,
-                batch_size=batch,
-                seed=SEED,
-                loss=loss,
-                num_replicas=num_replicas,
-            )
-            with self.subTest(size=size, replicas=num_replicas, loss=loss):
+            stage = config.Stage(1, method=method, num_chunks=chunks)
+            options = {"batch_size": batch, "seed": SEED, "loss": loss}
+            options["num_replicas"] = count
+            expected = hand_draws.rows(*models, stage, **options)
+            how = stage, batch, loss, "per_replica"
+            draws = draw_on_replicas(models, count, *how)
+            with self.subTest(size=size, method=method, loss=loss):
                 for found in draws:
                     self.assertAllEqual(found.indices, expected)
-                    self.assertEqual(np.sum(found.kept), batch // num_replicas)
-
-    def test_the_report_is_of_the_rows_drawn(self):
-        models = random_embeddings.models(32)
-        for method, loss in zip(
-            config.METHODS, itertools.cycle(LOSSES), strict=False
-        ):
-            stage = config.Stage(1, method=method, num_chunks=2)
-            draws = draw_on_replicas(models, 4, stage, 12, loss, "per_replica")
-            chosen = draws[0].indices.numpy()
-            kept = np.concatenate([found.kept for found in draws])
-            self.assertAllEqual(np.flatnonzero(kept), np.sort(chosen))
-            means = []
-            for name, parts in zip(tables.MODELS, models, strict=True):
-                rows = oracles.row_losses(parts, chosen, loss)
-                joined = [getattr(found, f"{name}_loss") for found in draws]
-                self.assertAllClose(np.concatenate(joined), rows, atol=2e-4)
-                means.append(rows[kept].mean())
-            for found in draws:
-                self.assertAllClose(found.score, means[0] - means[1], atol=1e-4)
-
-    def test_draws_of_scores_and_noise_alone_need_no_collectives(self):
-        models = random_embeddings.models(24)
-        for method in ("uniform", "independent"):
-            stage = config.Stage(1, method=method, gain=2.0)
-            draws = draw_on_replicas(
-                models, 4, stage, 8, "sigmoid", "per_replica"
-            )
-            scores = np.concatenate([found.own_score for found in draws])
-            options = {"num_quotas": 4}
-            rows = selection.uniform_rows(SEED, 8, 24, **options)
-            if method == "independent":
-                rows = selection.independent_rows(
-                    scores, SEED, 8, gain=2.0, **options
-                )
-            self.assertAllEqual(draws[0].indices, rows)
-
-    def test_one_replica_has_one_quota(self):
-        models = random_embeddings.models(20)
-        stage = config.Stage(1, num_chunks=2)
-        found = draw(models, stage, 6, quota="per_replica")
-        self.assertAllEqual(found.indices, draw(models, stage, 6).indices)
+                    self.assertEqual(np.sum(found.kept), batch // count)
 
 
 class DealTest(tf.test.TestCase):
@@ -342,9 +268,8 @@ class DealTest(tf.test.TestCase):
         size = len(batches["id"])
 
         def on_replica(own, replicas):
-            dealt = placement.deal(
-                tf.constant(indices), size, replicas=replicas
-            )
+            rows = tf.constant(indices)
+            dealt = placement.deal(rows, size, replicas=replicas)
             own = tf.nest.map_structure(tf.constant, own)
             return dealt, placement.move(own, dealt, replicas)
 
@@ -362,32 +287,6 @@ class DealTest(tf.test.TestCase):
                 self.assertEqual(value.dtype.as_numpy_dtype, rows.dtype)
         kinds = [call.kind for call in calls[0]]
         self.assertEqual(kinds, ["all_to_all"] * len(batches))
-
-    def test_rows_of_a_quota_of_ones_own_stay_in_the_order_drawn(self):
-        # Two replicas of six rows; two chunks, of two rows and a row a replica.
-        indices = tf.constant([3, 1, 9, 6, 0, 11])
-
-        def on_replica(own, replicas):
-            dealt = placement.deal(
-                indices, 12, quota="per_replica", replicas=replicas
-            )
-            return dealt.places, placement.move({"id": own}, dealt)["id"]
-
-        results, calls = on_replicas(2, on_replica, np.arange(12))
-        for found, places, rows in zip(
-            results,
-            ([0, 1, 4], [2, 3, 5]),
-            ([3, 1, 0], [9, 6, 11]),
-            strict=True,
-        ):
-            self.assertAllEqual(found, (places, rows))
-        self.assertEqual(calls, [[], []])
-
-    def test_one_replica_keeps_the_draw(self):
-        dealt = placement.deal(tf.constant([4, 0, 2]), 6)
-        moved = placement.move({"id": 10 * tf.range(6)}, dealt)
-        self.assertAllEqual(dealt.places, [0, 1, 2])
-        self.assertAllEqual(moved["id"], [40, 0, 20])
 
     def test_a_deal_that_can_not_be_even_is_named(self):
         for batch, size, message in (

@@ -56,12 +56,10 @@ class EncoderTest(tf.test.TestCase):
             spread = distribution.spread(strategy, watch)
             self.assertAllEqual(spread(tf.range(6)), tf.range(6))
             self.assertEqual({rows for rows, _ in seen}, {6 // count})
-            self.assertAllClose(
-                encoder.images(self.store), alone.images(self.store), atol=1e-6
-            )
-            self.assertAllClose(
-                encoder.texts(texts), alone.texts(texts), atol=1e-6
-            )
+            found = encoder.images(self.store)
+            self.assertAllClose(found, alone.images(self.store), atol=1e-6)
+            found, expected = encoder.texts(texts), alone.texts(texts)
+            self.assertAllClose(found, expected, atol=1e-6)
 
     def test_nothing_is_embedded_twice_with_fixed_weights(self):
         encoder = self.encoder()

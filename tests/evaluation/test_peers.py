@@ -167,6 +167,5 @@ class PeersTest(tf.test.TestCase):
                     measures[f"{side}/recall@{k}"], found[f"R@{k}"]
                 )
             self.assertAllClose(np.mean(ranks[side]), found["mean_rank"])
-            self.assertEqual(
-                np.floor(np.median(ranks[side])), found["median_rank"]
-            )
+            median = np.floor(np.median(ranks[side]))
+            self.assertEqual(median, found["median_rank"])

@@ -31,6 +31,10 @@ class EvaluateStoreTest(tf.test.TestCase):
         # Captions: one finds images 0 and 1: rank 1; two: 1; three scores 1
         # with images 3 and 4: rank 1 or 2; four scores 0 with all five: rank
         # 1 to 5. Classes 1 and 2 are told apart.
+        def reciprocal(*ranks):
+            return sum(1 / rank for rank in ranks) / len(ranks)
+
+        mrr = 1 + 1 + reciprocal(1, 2) + reciprocal(1, 2, 3, 4, 5)
         for batch_size in (1, 2, 5, 64):
             found = self.evaluate(Oracle(), batch_size)
             self.assertAllClose(
@@ -39,17 +43,11 @@ class EvaluateStoreTest(tf.test.TestCase):
                     "image_to_text/recall@1": 4 / 5,
                     "image_to_text/recall@5": 1.0,
                     "image_to_text/recall@10": 1.0,
-                    "image_to_text/mrr": (4 + (1 / 2 + 1 / 3 + 1 / 4) / 3) / 5,
+                    "image_to_text/mrr": (4 + reciprocal(2, 3, 4)) / 5,
                     "text_to_image/recall@1": (1 + 1 + 1 / 2 + 1 / 5) / 4,
                     "text_to_image/recall@5": 1.0,
                     "text_to_image/recall@10": 1.0,
-                    "text_to_image/mrr": (
-                        1
-                        + 1
-                        + (1 + 1 / 2) / 2
-                        + (1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 5
-                    )
-                    / 4,
+                    "text_to_image/mrr": mrr / 4,
                     "zero_shot/accuracy@1": 1.0,
                     "zero_shot/accuracy@5": 1.0,
                     "zero_shot/mean_per_class": 1.0,
@@ -89,9 +87,8 @@ class SettingsTest(tf.test.TestCase):
 
     def opened(self, *records, **settings):
         shard_files.write_shard(self.path, [serialize(**x) for x in records])
-        stores = config.EvaluationConfig(
-            stores=(config.EvaluationStore("own", (self.path,), **settings),)
-        )
+        own = config.EvaluationStore("own", (self.path,), **settings)
+        stores = config.EvaluationConfig(stores=(own,))
         return evaluation.open_stores(stores.named)["own"]
 
     def labelled(self, *labels, **settings):
@@ -157,9 +154,8 @@ class SettingsTest(tf.test.TestCase):
         self.assertEqual(self.labelled(1, 0, classes=digits)[1], [1, 0])
         self.assertEqual(self.labelled("1", "0", classes=digits)[1], [0, 1])
         keys = self.write("names.json", json.dumps({"n2": "bee", "n1": "ant"}))
-        self.assertEqual(
-            self.labelled("n1", "bee", classes=keys), (("bee", "ant"), [1, 0])
-        )
+        found = self.labelled("n1", "bee", classes=keys)
+        self.assertEqual(found, (("bee", "ant"), [1, 0]))
 
     def test_clip_benchmarks_tars_are_read_as_they_are(self):
         image = tf.io.encode_png(tf.zeros([2, 2, 3], tf.uint8)).numpy()
@@ -196,40 +192,32 @@ class SettingsTest(tf.test.TestCase):
         names = self.write("names.txt", "a\nb\n")
         blank = self.write("blank.txt", "a\n\nb\n")
         slot = self.write("slot.txt", "a {}\n{} or {}\n")
+        unknown = "own: `classes` .* 2 classes, .* 3 records .*: 'x', '7'"
+        no_use = "captions, .* or labels .*1 records .*value of 'label'"
+        empty = "`label_field` must .*'kind', which is empty in all 1"
         for labels, settings, message in (
-            (
-                ["x", "x", "7", "a"],
-                {"classes": names},
-                "own: `classes` .* 2 classes, .* 3 records .*: 'x', '7'",
-            ),
-            ([""], {}, "captions, .* or labels .*1 records .*value of 'label'"),
-            (
-                [""],
-                {"label_field": "kind"},
-                "`label_field` must .*'kind', which is empty in all 1",
-            ),
+            (["x", "x", "7", "a"], {"classes": names}, unknown),
+            ([""], {}, no_use),
+            ([""], {"label_field": "kind"}, empty),
             (["a"], {"classes": blank}, "`classes` must .*with a blank line"),
             (["a"], {"classes": self.write("a.json", "[1]")}, "a JSON object"),
             (["a"], {"classes": self.write("b.json", "a")}, "is not JSON"),
-            (
-                ["a"],
-                {"classes": f"{names}.no"},
-                "`classes` must be a text file",
-            ),
+            (["a"], {"classes": f"{names}.no"}, "`classes` .* a text file"),
             (["a"], {"templates": slot}, "`templates` .*number 2 of"),
         ):
-            with self.subTest(message):
-                with self.assertRaisesRegex(ValueError, message):
-                    self.labelled(*labels, **settings)
+            with (
+                self.subTest(message),
+                self.assertRaisesRegex(ValueError, message),
+            ):
+                self.labelled(*labels, **settings)
         with self.assertRaisesRegex(ValueError, "must have a caption that"):
             self.opened(
                 {"gray": 1, "caption": "a"},
                 {"gray": 1, "caption": " "},
                 captions="all",
             )
-        with self.assertRaisesRegex(
-            ValueError, "`evaluation.stores.0.data` must be one or more paths"
-        ):
+        message = "`evaluation.stores.0.data` must be one or more paths"
+        with self.assertRaisesRegex(ValueError, message):
             config.EvaluationConfig(stores=(config.EvaluationStore("own"),))
 
 
@@ -272,12 +260,8 @@ class OpenStoresTest(tf.test.TestCase):
         stores = open_stores(f"{folder}/val.csv", data=settings)
         record = stores_lib.Record(b"image", (b"a", b"b"), {})
         self.assertEqual(stores["val"].store.read([0]), [record])
-        self.assertCountEqual(
-            os.listdir(folder), ["1.png", "val.csv", "indexes"]
-        )
-        for own, message in (({"image_field": ""}, "image_field ''"),):
-            with self.assertRaisesRegex(ValueError, message):
-                open_stores(
-                    f"{folder}/val.csv",
-                    data=dataclasses.replace(settings, **own),
-                )
+        names = ["1.png", "val.csv", "indexes"]
+        self.assertCountEqual(os.listdir(folder), names)
+        settings = dataclasses.replace(settings, image_field="")
+        with self.assertRaisesRegex(ValueError, "image_field ''"):
+            open_stores(f"{folder}/val.csv", data=settings)

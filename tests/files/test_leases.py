@@ -77,18 +77,16 @@ class LeaseTest(remote_files.Ram, LeaseTestCase):
         started = time.monotonic()
         with files.locked(self.lock):
             # ram:// tells no time of change, so all of it is waited.
-            self.assertGreaterEqual(
-                time.monotonic() - started, leases.EXPIRY - 0.1
-            )
+            waited = time.monotonic() - started
+            self.assertGreaterEqual(waited, leases.EXPIRY - 0.1)
             files.write_whole(f"{self.folder}/file", b"")
             self.assertEqual(self.numbers(), [2])
         self.assertEqual(self.objects(), ["file~000002"])
 
     def test_a_living_holder_is_not(self):
         with files.locked(self.lock):
-            with self.assertRaisesRegex(
-                BlockingIOError, f"process {os.getpid()}"
-            ):
+            holder = f"process {os.getpid()}"
+            with self.assertRaisesRegex(BlockingIOError, holder):
                 with files.locked(self.lock):
                     self.fail("both hold it")
 
@@ -101,9 +99,8 @@ class LeaseTest(remote_files.Ram, LeaseTestCase):
 
     def test_a_lost_lease_stops_all_writes(self):
         log = f"{self.folder}/log"
-        with self.assertRaisesRegex(
-            leases.Lost, "holder, number 000001. Received: 000002, process 2 of"
-        ):
+        message = "holder, number 000001. Received: 000002, process 2 of"
+        with self.assertRaisesRegex(leases.Lost, message):
             with files.locked(self.lock):
                 files.write_whole(f"{self.folder}/file", b"before")
                 with open(files.appendable(log), "a") as file:

@@ -57,9 +57,8 @@ class EmbedImagesTest(tf.test.TestCase):
             pixels = images_lib.decode(encoded)
             square = images_lib.resize_image(tf.constant(pixels), 4)
             expected = self.model.learner.encode_image(square[tf.newaxis])
-            self.assertAllClose(
-                self.model.embed_images([encoded]), expected, msg=name
-            )
+            found = self.model.embed_images([encoded])
+            self.assertAllClose(found, expected, msg=name)
 
     def test_an_image_is_the_same_as_a_file_bytes_pixels_or_pillows(self):
         encoded = picture_files.every_kind()["rgba"]
@@ -125,9 +124,8 @@ class EmbedTextsTest(tf.test.TestCase):
         model = embedder(batch_size=2)
         texts = ["a cat", "Red DOGS", "", "\u732b x"]
         tokens = model.tokenizer(tf.constant(texts))
-        self.assertAllClose(
-            model.embed_texts(texts), model.learner.encode_text(tokens)
-        )
+        expected = model.learner.encode_text(tokens)
+        self.assertAllClose(model.embed_texts(texts), expected)
 
     def test_without_a_tokenizer(self):
         model = jest_tf.Embedder(learner())
@@ -145,9 +143,8 @@ class LoadTest(tf.test.TestCase):
         model.learner.save(path)
         image = [picture_files.smooth_picture()]
         alone = jest_tf.load(path)
-        self.assertAllEqual(
-            alone.embed_images(image), model.embed_images(image)
-        )
+        found, expected = alone.embed_images(image), model.embed_images(image)
+        self.assertAllEqual(found, expected)
         self.assertIsNone(alone.tokenizer)
         self.assertIsNone(alone.config)
         model.tokenizer.save(folder)
@@ -160,15 +157,12 @@ class LoadTest(tf.test.TestCase):
         )
 
     def test_a_jest_model_gives_its_learner(self):
-        path = os.path.join(
-            self.enterContext(tempfile.TemporaryDirectory()), "model.keras"
-        )
+        path = f"{self.get_temp_dir()}/model.keras"
         model = embedder()
         jest_tf.JESTModel(model.learner).save(path)
         image = [picture_files.smooth_picture()]
-        self.assertAllEqual(
-            jest_tf.load(path).embed_images(image), model.embed_images(image)
-        )
+        found = jest_tf.load(path).embed_images(image)
+        self.assertAllEqual(found, model.embed_images(image))
 
     def test_refuses_what_is_no_model(self):
         folder = self.enterContext(tempfile.TemporaryDirectory())
@@ -186,8 +180,7 @@ class LoadTest(tf.test.TestCase):
             embedder_lib.load(other, step=3)
 
     def test_refuses_learners_of_other_inputs(self):
-        model = models.TwoTower(
-            keras.layers.Dense(3), keras.layers.Embedding(3, 3)
-        )
+        image, text = keras.layers.Dense(3), keras.layers.Embedding(3, 3)
+        model = models.TwoTower(image, text)
         with self.assertRaisesRegex(ValueError, "must be built first"):
             jest_tf.Embedder(model)

@@ -55,19 +55,6 @@ np.savez("outputs.npz", **found)
 """
 
 
-def run_elsewhere(code, folder):
-    """Runs a program without paths of ours; returns what it wrote."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise AssertionError(done.stderr[-1500:])
-    return np.load(pathlib.Path(folder, "outputs.npz"))
-
-
 @pytest.mark.slow
 class ElsewhereTest(tf.test.TestCase):
     @classmethod
@@ -97,7 +84,11 @@ class ElsewhereTest(tf.test.TestCase):
         export.saved_model(cls.model, str(cls.folder / "wordpiece"))
         export.saved_model(cls.pieces, str(cls.folder / "sentencepiece"))
         export.onnx(cls.model, str(cls.folder / "onnx"))
-        cls.found = run_elsewhere(ELSEWHERE, cls.folder)
+        # Without paths of ours.
+        subprocess.run(
+            [sys.executable, "-I", "-c", ELSEWHERE], cwd=folder, check=True
+        )
+        cls.found = np.load(cls.folder / "outputs.npz")
 
     def test_a_saved_model_embeds_images_pixels_and_strings(self):
         images = self.model.embed_images(self.images)
@@ -112,9 +103,8 @@ class ElsewhereTest(tf.test.TestCase):
                 ("pixels", pixels),
                 ("scalars", [4.0, -2.0]),
             ):
-                self.assertAllClose(
-                    self.found[f"{name}/{kind}"], expected, 1e-6, 1e-6
-                )
+                found = self.found[f"{name}/{kind}"]
+                self.assertAllClose(found, expected, 1e-6, 1e-6)
 
     def test_onnx_towers_embed_pixels_and_tokens(self):
         learner = self.model.learner
@@ -123,9 +113,8 @@ class ElsewhereTest(tf.test.TestCase):
             ("tokens", learner.encode_text(self.tokens)),
             ("scalars", [4.0, -2.0]),
         ):
-            self.assertAllClose(
-                self.found[f"onnx/{name}"], expected, 1e-5, 1e-6
-            )
+            found = self.found[f"onnx/{name}"]
+            self.assertAllClose(found, expected, 1e-5, 1e-6)
         beside = (self.folder / "onnx" / "vocab.txt").read_text()
         self.assertEqual(beside.split(), test_embedder.WORDS)
 

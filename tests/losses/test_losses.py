@@ -108,14 +108,12 @@ class BlockwiseTest(tf.test.TestCase):
             if mode != "positive":  # eagerly, in a graph, and under XLA
                 cases.append((5, mode == "ignore"))
             for size, jit in cases:
-                value, gradients = graphs.value_and_gradients(
+                value, found = graphs.value_and_gradients(
                     loss, parts, jit, block_size=size, **options
                 )
                 with self.subTest(loss=name, mode=mode, block=size, jit=jit):
                     self.assertAllClose(value, dense[0], rtol=1e-6)
-                    for gradient, other in zip(
-                        gradients, dense[1], strict=True
-                    ):
+                    for gradient, other in zip(found, dense[1], strict=True):
                         self.assertAllClose(gradient, other, atol=2e-6)
 
     def test_gradients_equal_finite_differences_of_the_oracle(self):
@@ -125,9 +123,8 @@ class BlockwiseTest(tf.test.TestCase):
         for (fast, slow), mode in itertools.product(
             LOSSES.values(), config.EQUAL_CAPTIONS
         ):
-            _, gradients = graphs.value_and_gradients(
-                fast, rounded, ids=ids, equal_ids=mode, block_size=4
-            )
+            options = {"ids": ids, "equal_ids": mode, "block_size": 4}
+            _, gradients = graphs.value_and_gradients(fast, rounded, **options)
 
             def moved(place, index, by, slow=slow, mode=mode):
                 values = [np.array(part) for part in parts]

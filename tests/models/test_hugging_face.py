@@ -56,11 +56,10 @@ def save_siglip(folder, mask):
     with torch.no_grad():
         model.logit_scale.fill_(3.0)
         model.logit_bias.fill_(-5.0)
+    proto = presets.sentence_piece("unigram", unk_id=0, eos_id=1, bos_id=-1)
     path = os.path.join(folder, "spiece.model")
     with open(path, "wb") as file:
-        file.write(
-            presets.sentence_piece("unigram", unk_id=0, eos_id=1, bos_id=-1)
-        )
+        file.write(proto)
     names = ["input_ids", "attention_mask"]
     transformers.SiglipProcessor(
         transformers.SiglipImageProcessor(size={"height": SIZE, "width": SIZE}),

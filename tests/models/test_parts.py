@@ -29,35 +29,20 @@ def preset(**settings):
 def numbered_learner():
     """Two functional towers with the names of KerasHub's encoders."""
 
-    def tower(role, inputs, first):
-        values = first(inputs)
-        for block in range(2):
-            values = keras.layers.Dense(4, name=f"encoder_block_{block}")(
-                values
-            )
-        values = keras.layers.Dense(4, name="head")(values)
+    def tower(role, inputs, *layers):
+        first = keras.Input(inputs.shape[1:], dtype=inputs.dtype)
+        values = keras.Sequential([first, *layers], name="embedding")(inputs)
+        for name in ("encoder_block_0", "encoder_block_1", "head"):
+            values = keras.layers.Dense(4, name=name)(values)
         return keras.Model(inputs, values, name=role)
 
-    image = tower(
-        "image_tower",
-        keras.Input([4, 4, 3]),
-        keras.Sequential(
-            [keras.layers.Flatten(), keras.layers.Dense(4)], name="embedding"
-        ),
+    pixels, tokens = keras.Input([4, 4, 3]), keras.Input([3], dtype="int32")
+    flatten, dense = keras.layers.Flatten, keras.layers.Dense(4)
+    table = keras.layers.Embedding(12, 4)
+    learner = models.TwoTower(
+        tower("image_tower", pixels, flatten(), dense),
+        tower("text_tower", tokens, table, flatten()),
     )
-    text = tower(
-        "text_tower",
-        keras.Input([3], dtype="int32"),
-        keras.Sequential(
-            [
-                keras.Input([3], dtype="int32"),
-                keras.layers.Embedding(12, 4),
-                keras.layers.Flatten(),
-            ],
-            name="embedding",
-        ),
-    )
-    learner = models.TwoTower(image, text)
     learner.build({"image": (None, 4, 4, 3), "text": (None, 3)})
     return learner
 

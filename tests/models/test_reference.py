@@ -33,9 +33,8 @@ class CachedTest(tf.test.TestCase):
         random = np.random.default_rng(0)
         image, text = random.standard_normal((2, 5, 3)).astype(np.float16)
         batch = {"image": 1, "reference_image": image, "reference_text": text}
-        embeddings = reference.frozen(funnel_lib.Cached(7.25, -1.5))(
-            {**batch, "text": 2}
-        )
+        cached = reference.frozen(funnel_lib.Cached(7.25, -1.5))
+        embeddings = cached({**batch, "text": 2})
         self.assertEqual([part.dtype for part in embeddings], [tf.float32] * 4)
         self.assertAllEqual(embeddings.image, np.float32(image))
         self.assertAllEqual(embeddings.text, np.float32(text))
@@ -96,21 +95,11 @@ class LoadRunTest(tf.test.TestCase):
             }
 
         others = tiny.VOCABULARY[:2] + tiny.VOCABULARY[:1:-1]
-        self.assertEqual(
-            changed(tokenizer=tokenizers.WordPieceTokenizer(others, 3)),
-            {"tokenizer"},
-        )
-        self.assertEqual(
-            changed(
-                config=config.TrainConfig(
-                    data=run.config.data,
-                    model=config.ModelConfig(
-                        preset="tiny", dtype_policy="mixed_bfloat16"
-                    ),
-                )
-            ),
-            {"fingerprint"},
-        )
+        other = tokenizers.WordPieceTokenizer(others, 3)
+        self.assertEqual(changed(tokenizer=other), {"tokenizer"})
+        mixed = config.ModelConfig("tiny", dtype_policy="mixed_bfloat16")
+        mixed = config.TrainConfig(data=run.config.data, model=mixed)
+        self.assertEqual(changed(config=mixed), {"fingerprint"})
         run.learner.bias.assign_add(1.0)
         self.assertEqual(changed(), {"fingerprint", "bias"})
         run.learner.bias.assign_sub(1.0)

@@ -1,6 +1,7 @@
 """TwoTower's promises for any two towers, and the named sizes."""
 
 import dataclasses
+import itertools
 import os
 from unittest import mock
 
@@ -67,9 +68,8 @@ class TwoTowerTest(tf.test.TestCase):
             (embeddings.text, model.encode_text(batch["text"]), text),
         ):
             self.assertAllEqual(found, alone)
-            self.assertAllClose(
-                found, oracles_towers.unit_norm(expected), 1e-5, 1e-5
-            )
+            expected = oracles_towers.unit_norm(expected)
+            self.assertAllClose(found, expected, 1e-5, 1e-5)
         self.assertAllClose(embeddings.scale, 4.0)
         self.assertAllClose(embeddings.bias, -3.0)
 
@@ -77,17 +77,13 @@ class TwoTowerTest(tf.test.TestCase):
         # The tower returns the first pixel's three channels as they come.
         first = keras.layers.Lambda(lambda images: images[:, 0, 0] + 2.0)
         model = models.TwoTower(first, keras.layers.Identity())
-        pixels = [[[[0, 255, 127]]]]
-        mapped = np.array([[1.0, 3.0, 1 + 127 / 127.5]])
-        self.assertAllClose(
-            model.encode_image(tf.constant(pixels, tf.uint8)),
-            mapped / np.linalg.norm(mapped),
-        )
-        left = np.array([[2.0, 257.0, 129.0]])
-        self.assertAllClose(
-            model.encode_image(tf.constant(pixels, tf.float32)),
-            left / np.linalg.norm(left),
-        )
+        pixels = tf.constant([[[[0, 255, 127]]]])
+        for dtype, channels in (
+            (tf.uint8, [1.0, 3.0, 1 + 127 / 127.5]),
+            (tf.float32, [2.0, 257.0, 129.0]),
+        ):
+            found = model.encode_image(tf.cast(pixels, dtype))
+            self.assertAllClose(found, [channels / np.linalg.norm(channels)])
 
     def test_a_bfloat16_policy_leaves_outputs_and_scalars_float32(self):
         model, batch = (
@@ -165,9 +161,8 @@ class TwoTowerTest(tf.test.TestCase):
         self.addCleanup(keras.config.set_dtype_policy, before)
         for dtype in ("float32", "mixed_bfloat16"):
             keras.config.set_dtype_policy(dtype)
-            image = keras.Sequential(
-                [keras.layers.Flatten(), keras.layers.Dense(6)]
-            )
+            flatten, dense = keras.layers.Flatten(), keras.layers.Dense(6)
+            image = keras.Sequential([flatten, dense])
             for make in (sequential, Within):
                 model = models.TwoTower(image, make(ids))
                 text = model(batch).text
@@ -213,9 +208,8 @@ class TwoTowerTest(tf.test.TestCase):
                 built({**batch, **change})
         for name in ("image", "text"):
             for model in (built, two_tower()):
-                with self.assertRaisesRegex(
-                    ValueError, rf"`batch` must have the keys.*\['{name}'\]"
-                ):
+                message = rf"`batch` must have the keys.*\['{name}'\]"
+                with self.assertRaisesRegex(ValueError, message):
                     model({name: batch[name]})
 
 
@@ -242,49 +236,35 @@ class ViewsTest(tf.test.TestCase):
         self.batch = tiny_towers.make_batch(rows=4)
         self.coarse = config.View(patch_size=4)
 
-    def test_a_view_affects_only_the_image_tower(self):
-        images = np.float64(self.batch["image"]) / 127.5 - 1
-        full = self.model(self.batch)
-        for training in (None, False, True):
-            found = self.model(self.batch, training=training, view=self.coarse)
-            expected = oracles_towers.image_tower(
-                self.model.image_tower, images, patch_size=4
-            )
-            self.assertAllClose(
-                found.image, oracles_towers.unit_norm(expected), 1e-4, 1e-4
-            )
-            self.assertNotAllClose(found.image, full.image)
-            for part, same in zip(found[1:], full[1:], strict=True):
-                self.assertAllEqual(part, same)
-
-    def test_several_views_split_the_rows_into_parts(self):
+    def test_a_view_or_several_for_parts_of_the_rows_affect_images_alone(self):
         fine, few = config.View(), config.View(image_size=2)
-        images = self.batch["image"]
-        for views in (
-            (fine, self.coarse),
-            [self.coarse, fine],
-            (fine, self.coarse, self.coarse, few),
+        images, text = self.batch["image"], self.model(self.batch).text
+        for views, training in itertools.product(
+            (
+                self.coarse,
+                (fine, self.coarse),
+                [self.coarse, fine],
+                (fine, self.coarse, self.coarse, few),
+            ),
+            (None, False, True),
         ):
-            rows = 4 // len(views)
+            found = self.model(self.batch, training=training, view=views)
+            each = [views] if isinstance(views, config.View) else views
+            parts = np.split(images, len(each))
             expected = [
-                self.model.encode_image(
-                    images[place * rows : (place + 1) * rows], view=view
-                )
-                for place, view in enumerate(views)
+                self.model.encode_image(part, view=view)
+                for part, view in zip(parts, each, strict=True)
             ]
-            found = self.model(self.batch, view=views)
             self.assertAllClose(found.image, tf.concat(expected, 0), 1e-5)
-            self.assertAllEqual(found.text, self.model(self.batch).text)
+            self.assertAllEqual(found.text, text)
 
     def test_a_custom_tower_takes_views_if_its_call_does(self):
         model = models.TwoTower(TowerOfViews(), keras.layers.Identity())
         pixels = np.full([2, 1, 1, 3], 255, np.uint8)
-        self.assertAllClose(
-            model.encode_image(pixels, view=self.coarse), [[1, 0, 0]] * 2
-        )
-        self.assertAllClose(
-            model.encode_image(pixels), np.full([2, 3], 3**-0.5)
-        )
+        found = model.encode_image(pixels, view=self.coarse)
+        self.assertAllClose(found, [[1, 0, 0]] * 2)
+        expected = np.full([2, 3], 3**-0.5)
+        self.assertAllClose(model.encode_image(pixels), expected)
         with self.assertRaisesRegex(ValueError, "image_size` is nothing for"):
             model.check_view(config.View(image_size=8))
 
@@ -417,33 +397,25 @@ class BuildTwoTowerTest(tf.test.TestCase):
     def test_custom_towers_compute_in_the_dtype_of_the_settings(self):
         before = keras.config.dtype_policy()
 
-        def recipe(dtype, towers="examples.custom_towers:build"):
+        def build(dtype, towers="examples.custom_towers:build"):
             plain = self.recipe(towers)
             model = dataclasses.replace(plain.model, dtype_policy=dtype)
-            return dataclasses.replace(plain, model=model)
+            plain = dataclasses.replace(plain, model=model)
+            return models.build_learner(plain, 9)
 
-        batch = {
-            "image": tf.zeros([2, 32, 32, 3]),
-            "text": tf.ones([2, 4], "int32"),
-        }
+        images, texts = tf.zeros([2, 32, 32, 3]), tf.ones([2, 4], "int32")
         for dtype, expected in (
             ("float32", "float32"),
             ("mixed_bfloat16", "bfloat16"),
         ):
-            model = models.build_learner(recipe(dtype), 9)
-            for tower in (model.image_tower, model.text_tower):
-                for layer in tower.layers:
-                    self.assertEqual(layer.compute_dtype, expected)
-            self.assertEqual(
-                {weight.dtype for weight in model.weights}, {"float32"}
-            )
-            embeddings = model(batch)
-            self.assertEqual(embeddings.image.dtype, tf.float32)
-            self.assertEqual(embeddings.text.dtype, tf.float32)
+            model = build(dtype)
+            for layer in (*model.image_tower.layers, *model.text_tower.layers):
+                self.assertEqual(layer.compute_dtype, expected)
+            embeddings = model({"image": images, "text": texts})
+            for value in (*model.weights, *embeddings[:2]):
+                self.assertEqual(tf.as_dtype(value.dtype), tf.float32)
         with self.assertRaises(ValueError):
-            models.build_learner(
-                recipe("mixed_bfloat16", "test_two_tower:one_tower"), 9
-            )
+            build("mixed_bfloat16", "test_two_tower:one_tower")
         self.assertEqual(keras.config.dtype_policy(), before)
 
     def test_what_builds_no_two_towers_is_refused(self):

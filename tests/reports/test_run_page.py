@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import pathlib
 import re
 import tempfile
 
@@ -51,65 +52,49 @@ class PageTest(tf.test.TestCase):
         )
         config.save_config(self.config, f"{self.workdir}/config.json")
 
-    def line(self, step, number, ids, criterion="learnability"):
+    def line(self, step, ids):
+        """What telemetry has of a step."""
         summary = {"count": 2, "mean": 0.5, "quantiles": [0.1] * 11}
-
-        def extreme(row):
-            return {
-                "row": row,
-                "score": 1.5 - row,
-                "kept": row < 2,
-                "id": int(ids[row]),
-            }
-
-        return {
-            "step": step,
-            "super_batch": number,
-            "stages": [
-                {
-                    "stage": 0,
-                    "criterion": criterion,
-                    "rows_in": B,
-                    "rows_out": 2,
-                    "overlap_independent": 0.5,
-                    "overlap_uniform": 1.0,
-                    "learnability": {"kept": summary, "dropped": {"count": 0}},
-                    "highest": [extreme(0), extreme(1)],
-                    "lowest": [extreme(3), extreme(2)],
-                }
-            ],
+        rows = [
+            {"row": row, "id": int(ids[row]), "score": 1.5 - row}
+            | {"kept": row < 2}
+            for row in range(B)
+        ]
+        stage = {
+            "stage": 0,
+            "criterion": "learnability",
+            "rows_in": B,
+            "rows_out": 2,
+            "overlap_independent": 0.5,
+            "overlap_uniform": 1.0,
+            "learnability": {"kept": summary, "dropped": {"count": 0}},
+            "highest": rows[:2],
+            "lowest": rows[:1:-1],
         }
+        return {"step": step, "super_batch": step - 1, "stages": [stage]}
 
     def write(self, lines):
-        for name, rows in (
-            (directory.TELEMETRY_FILE, lines),
-            (
-                directory.METRICS_FILE,
-                [
-                    {
-                        "step": line["step"],
-                        "seconds": 2.0 * line["step"],
-                        "stages/0/score": 1.0,
-                        "stages/0/uniform_score": -1.0,
-                    }
-                    for line in lines
-                ],
-            ),
-            (
-                directory.EVALUATION_FILE,
-                [
-                    {
-                        "step": line["step"],
-                        "eval/val/image_to_text/mrr": 0.5,
-                        "flops/step": 10**12 * line["step"],
-                    }
-                    for line in lines
-                ],
-            ),
+        def measures(step):
+            return {
+                "seconds": 2.0 * step,
+                "stages/0/score": 1.0,
+                "stages/0/uniform_score": -1.0,
+            }
+
+        def scores(step):
+            score = {"eval/val/image_to_text/mrr": 0.5}
+            return score | {"flops/step": 10**12 * step}
+
+        logs = {directory.TELEMETRY_FILE: lines}
+        for name, values in (
+            (directory.METRICS_FILE, measures),
+            (directory.EVALUATION_FILE, scores),
         ):
-            with open(f"{self.workdir}/{name}", "w") as file:
-                for row in rows:
-                    file.write(json.dumps(row) + "\n")
+            steps = [line["step"] for line in lines]
+            logs[name] = [{"step": step} | values(step) for step in steps]
+        for name, rows in logs.items():
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            pathlib.Path(self.workdir, name).write_text(text)
 
     def batches(self, count, store=None):
         return list(
@@ -152,11 +137,7 @@ class PageTest(tf.test.TestCase):
 
     def test_the_page_shows_the_pixels_and_captions_of_the_rows(self):
         batches = self.batches(3)
-        lines = [
-            self.line(step, step - 1, batches[step - 1]["id"])
-            for step in (1, 3)
-        ]
-        self.write(lines)
+        self.write([self.line(n, batches[n - 1]["id"]) for n in (1, 3)])
         path = f"{self.workdir}/page.html"
         run_page.write(self.workdir, path)
         with open(path, encoding="utf-8") as file:
@@ -189,7 +170,7 @@ class PageTest(tf.test.TestCase):
 
     def test_other_data_is_refused(self):
         ids = self.batches(1)[0]["id"] + 1
-        self.write([self.line(1, 0, ids)])
+        self.write([self.line(1, ids)])
         with self.assertRaisesRegex(ValueError, f"id {ids[0]} at 0 of super-"):
             run_page.write(self.workdir, "nowhere")
         os.remove(self.shard)

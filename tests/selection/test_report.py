@@ -38,18 +38,16 @@ class DrawReportTest(tf.test.TestCase):
             for name, parts in zip(tables.MODELS, models, strict=True):
                 expected = oracles.row_losses(parts, chosen, LOSSES[loss][1])
                 with self.subTest(method=method, loss=loss, model=name):
-                    self.assertAllClose(
-                        getattr(found, f"{name}_loss"), expected, atol=2e-4
-                    )
+                    row_losses = getattr(found, f"{name}_loss")
+                    self.assertAllClose(row_losses, expected, atol=2e-4)
                 means.append(expected[kept].mean())
             self.assertAllClose(found.score, means[0] - means[1], atol=1e-4)
 
     def test_the_mean_of_kept_rows_is_the_loss_of_the_sub_batch(self):
         models = random_embeddings.models(70)
         for loss, (train, _) in LOSSES.items():
-            found = draw(
-                models, config.Stage(1, num_chunks=5), batch_size=20, loss=loss
-            )
+            stage = config.Stage(1, num_chunks=5)
+            found = draw(models, stage, batch_size=20, loss=loss)
             rows = np.asarray(found.indices)
             for name, parts in zip(tables.MODELS, models, strict=True):
                 sub_batch = hand_draws.take(parts, rows)
@@ -59,9 +57,8 @@ class DrawReportTest(tf.test.TestCase):
     def test_no_dropped_rows_have_a_mean_of_zero(self):
         models = random_embeddings.models(50)
         drawn = draw(models, config.Stage(1, num_chunks=2), batch_size=50)
-        self.assertAllEqual(
-            selection.summarize(drawn)["learner_loss_dropped"], 0.0
-        )
+        found = selection.summarize(drawn)
+        self.assertAllEqual(found["learner_loss_dropped"], 0.0)
 
     def test_uniform_score_is_that_of_a_uniform_draw(self):
         # Its expectation is known: every row is in a draw with probability

@@ -87,9 +87,8 @@ class MatrixFormTest(tf.test.TestCase):
         stage = config.Stage(1, num_chunks=2)
 
         def one(state, step):
-            found = draw(
-                learner, reference, stage, batch_size=2, seed=(0, step)
-            )
+            seed = 0, step
+            found = draw(learner, reference, stage, batch_size=2, seed=seed)
             return state, (found.indices,)
 
         _, (rows,) = graphs.compiled(
@@ -122,21 +121,17 @@ class SamplerTest(tf.test.TestCase):
 
     def test_select_jointly_is_the_draw_of_a_stage(self):
         models = random_embeddings.models(40)
-        stage = config.Stage(1, num_chunks=3, criterion="own_parts:doubt")
-        expected = draw(*models, stage, batch_size=12, loss="softmax")
+        own = {"num_chunks": 3, "criterion": "own_parts:doubt"}
         select_jointly = graphs.compiled(
             selection.select_jointly,
-            static_argnames=["batch_size", "num_chunks", "criterion", "loss"],
+            static_argnames=["batch_size", "loss", *own],
         )
-        found = select_jointly(
-            *models,
-            batch_size=12,
-            num_chunks=3,
-            seed=SEED,
-            criterion="own_parts:doubt",
-            loss="softmax",
-        )
-        for value, other in zip(found, expected, strict=True):
+        options = {"batch_size": 12, "seed": SEED, "loss": "softmax"}
+        for value, other in zip(
+            select_jointly(*models, **own, **options),
+            draw(*models, config.Stage(1, **own), **options),
+            strict=True,
+        ):
             self.assertAllEqual(value, other)
         # By default 16 chunks of learnability, and the sigmoid loss.
         self.assertAllEqual(
@@ -170,9 +165,8 @@ class SamplerTest(tf.test.TestCase):
     def test_ties_go_to_the_lower_row(self):
         same = random_embeddings.related(1, 4, seed=0)
         repeated = hand_draws.take(same, [0] * 9)
-        found = draw(
-            repeated, repeated, config.Stage(1, method="top"), batch_size=4
-        )
+        top = config.Stage(1, method="top")
+        found = draw(repeated, repeated, top, batch_size=4)
         self.assertAllEqual(found.indices, [0, 1, 2, 3])
 
     def test_rows_that_have_changed_places_are_drawn_all_the_same(self):
@@ -273,9 +267,8 @@ class CostTest(tf.test.TestCase):
     def test_operations_of_a_draw_by_hand(self):
         # Six rows meet their own captions and, both ways, the two that pass;
         # two rows drawn uniformly meet each other, both ways.
-        self.assertEqual(
-            selection.draw_flops(6, 2, width=5), 2 * 5 * (6 * 5 + 2 * 2 * 2)
-        )
+        found = selection.draw_flops(6, 2, width=5)
+        self.assertEqual(found, 2 * 5 * (6 * 5 + 2 * 2 * 2))
         # In each of two groups of three rows a row passes.
         self.assertEqual(
             selection.draw_flops(6, 2, width=5, num_groups=2),
@@ -297,10 +290,7 @@ class ErrorsTest(tf.test.TestCase):
             (dict(num_chunks=5), "num_chunks` must be.*5.*batch_size=4"),
             (dict(criterion="own_parts:d"), "criterion` .*own_parts:d"),
             (dict(criterion="own_parts:nothing"), "criterion`.*Received: None"),
-            (
-                dict(criterion="own_parts:_square"),
-                "without arguments .*'logits'",
-            ),
+            (dict(criterion="own_parts:_square"), "without argu.*'logits'"),
             (dict(criterion="own_parts:letters"), "tuple .*needs='reference'"),
             (dict(criterion="own_parts:same"), r"float32 \[10\]\. Rec.*: 0.0"),
             (dict(loss="hinge"), "loss` must be one of .*'hinge'"),
@@ -309,16 +299,10 @@ class ErrorsTest(tf.test.TestCase):
             (dict(loss="own_parts:no_rows"), "SigmoidRows .*no_rows"),
             (dict(seed=(1, 2, 3)), "`seed` must be two integers"),
         ):
-            options = {
-                "batch_size": 4,
-                "num_chunks": 2,
-                "seed": SEED,
-                **options,
-            }
+            options = dict(batch_size=4, num_chunks=2, seed=SEED) | options
             with self.assertRaisesRegex(ValueError, message):
                 selection.select_jointly(*models, **options)
         for size, num_quotas in ((5, 2), (12, 1)):
-            with self.assertRaisesRegex(
-                ValueError, f"batch_size={size}, R={num_quotas}"
-            ):
+            message = f"batch_size={size}, R={num_quotas}"
+            with self.assertRaisesRegex(ValueError, message):
                 selection.uniform_rows(SEED, size, 10, num_quotas=num_quotas)

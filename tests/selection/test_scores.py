@@ -30,9 +30,8 @@ class ScoresTest(tf.test.TestCase):
             total += scores.conditional(state, criterion)[row]
             state = scores.add(state, ops.array([row]), scores.LocalRows(30))
         self.assertAllEqual(np.flatnonzero(state.kept), np.sort(order))
-        self.assertAllClose(
-            total, matrix[np.ix_(order, order)].sum(), rtol=1e-4
-        )
+        expected = matrix[np.ix_(order, order)].sum()
+        self.assertAllClose(total, expected, rtol=1e-4)
 
 
 class EmbeddingsTest(tf.test.TestCase):
@@ -45,9 +44,8 @@ class EmbeddingsTest(tf.test.TestCase):
             ((learner, None), "easy_reference", "reference"),
             ((None, reference), "hard_learner", "learner"),
         ):
-            with self.assertRaisesRegex(
-                ValueError, f"`criterion` needs the {name}"
-            ):
+            message = f"`criterion` needs the {name}"
+            with self.assertRaisesRegex(ValueError, message):
                 selection.select_jointly(
                     *models, criterion=criterion, **OPTIONS
                 )

@@ -84,9 +84,8 @@ class SummaryTest(tf.test.TestCase):
         ):
             found = self.summarize_rows(num_quotas)
             self.assertEqual(found["overlap_independent"], independent)
-            self.assertEqual(
-                found["overlap_uniform"], np.isin(uniform, [0, 3]).mean()
-            )
+            overlap = np.isin(uniform, [0, 3]).mean()
+            self.assertEqual(found["overlap_uniform"], overlap)
         found = self.summarize_rows(gain=0.0)
         self.assertEqual(found["overlap_independent"], found["overlap_uniform"])
 
@@ -104,9 +103,8 @@ class SummaryTest(tf.test.TestCase):
             drawn=np.arange(20),
             seed=SEED,
         )
-        self.assertNoCommonElements(
-            found, ["learnability", "learner_loss", "clean_in", "clean_out"]
-        )
+        others = ["learnability", "learner_loss", "clean_in", "clean_out"]
+        self.assertNoCommonElements(found, others)
         self.assertEqual(found["overlap_uniform"], 1.0)
         self.assertEqual(found["reference_loss"]["dropped"], {"count": 0})
         # The easiest first, six digits of each, and eight lines at most.

@@ -87,23 +87,6 @@ class BackendTest(tf.test.TestCase):
                 for name in ("current", "replica_id"):
                     self.assertEqual(functions[name], [])
 
-    def test_the_stepper_has_what_trainers_call(self):
-        stepper = defined(parsed("training/stepper.py"), "Stepper")
-        for path in BACKENDS:
-            used = {
-                node.attr
-                for node in ast.walk(parsed(path))
-                if isinstance(node, ast.Attribute)
-                and isinstance(node.value, ast.Name | ast.Attribute)
-                and "stepper"
-                in (
-                    getattr(node.value, "id", ""),
-                    getattr(node.value, "attr", ""),
-                )
-            }
-            with self.subTest(path):
-                self.assertLessEqual(used, {*stepper})
-
     def test_no_private_name_crosses_between_model_and_trainers(self):
         private = {
             path: {name for name in defined(parsed(path)) if name[:1] == "_"}
@@ -123,7 +106,3 @@ class BackendTest(tf.test.TestCase):
                 both -= {name for name in both if name.startswith("__")}
                 # Keras' own, which a trainer overrides.
                 self.assertEqual(both - {"_make_function"}, set(), path)
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -92,9 +92,8 @@ class CountTest(tf.test.TestCase):
             )
 
         def branch(a):
-            return tf.cond(
-                tf.reduce_sum(a) > 1.0, lambda: tf.matmul(a, a), lambda: a
-            )
+            is_large = tf.reduce_sum(a) > 1.0
+            return tf.cond(is_large, lambda: tf.matmul(a, a), lambda: a)
 
         def data_dependent(a):
             return loop(a, tf.cast(a[0, 0], tf.int32))
@@ -326,15 +325,10 @@ class ColumnsTest(tf.test.TestCase):
 class PaperTest(tf.test.TestCase):
     """Table 1 of arXiv 2406.17711 from the recipes, at full size."""
 
-    def counted(self, recipe, text_length=None):
+    def counted(self, recipe, *settings):
         """FLOPs of a step of a recipe, and of a forward pass over b rows."""
-        run = config_lib.load_config(
-            pathlib.Path(__file__).parents[2] / "configs" / recipe
-        )
-        length = text_length or run.data.text_length
-        run = dataclasses.replace(
-            run, data=dataclasses.replace(run.data, text_length=length)
-        )
+        configs = pathlib.Path(__file__).parents[2] / "configs"
+        run = config_lib.load_config(configs / recipe, settings)
         # The vocabulary is looked up, not multiplied with.
         learner = models.build_learner(run, vocabulary_size=8)
         step = step_lib.Step(
@@ -347,25 +341,21 @@ class PaperTest(tf.test.TestCase):
                 loss_block_size=run.model.loss_block_size,
             ),
         )
-        rows, size = run.selection.super_batch_size(), run.data.image_size
+        size, length = run.data.image_size, run.data.text_length
 
-        def batch(rows):
+        def specs(rows):
             return {
                 "image": tf.TensorSpec([rows, size, size, 3], tf.uint8),
                 "text": tf.TensorSpec([rows, length], tf.int32),
             }
 
+        rows = run.selection.super_batch_size()
         width = models.PRESETS[run.model.preset].width
-        embeddings = tf.TensorSpec([rows, width], tf.float16)
-        columns = flops.count_step(
-            step,
-            batch(rows)
-            | dict.fromkeys(("reference_image", "reference_text"), embeddings),
-        )
-        forward, _ = flops.count(
-            functools.partial(learner, training=True),
-            batch(run.selection.batch_size),
-        )
+        stored = tf.TensorSpec([rows, width], tf.float16)
+        stored = {"reference_image": stored, "reference_text": stored}
+        columns = flops.count_step(step, specs(rows) | stored)
+        embed = functools.partial(learner, training=True)
+        forward, _ = flops.count(embed, specs(run.selection.batch_size))
         return columns, forward
 
     def shares(self, columns, forward):
@@ -425,13 +415,13 @@ class PaperTest(tf.test.TestCase):
             if round(100 * share(length)[0] / share(length)[1]) == 110
         ]
         self.assertEqual(lengths, [12])
-        columns, forward = self.counted("flexi_jest_b16.py", 12)
+        length = "data.text_length=12"
+        columns, forward = self.counted("flexi_jest_b16.py", length)
         shares = self.shares(columns, forward)
         self.assertEqual(round(shares["no_reuse"]), 110)
         # Half of the rows are trained on in the view that they are scored in.
-        self.assertEqual(
-            columns["no_reuse"] - columns["reuse"], columns["score"] // 10
-        )
+        reused = columns["no_reuse"] - columns["reuse"]
+        self.assertEqual(reused, columns["score"] // 10)
         self.assertAllClose(shares["step"], shares["no_reuse"], rtol=0.01)
         # The scoring pass of a coarse example, 28 % of a fine example's.
         self.assertAllClose(columns["score"] / 5 / forward, 0.28, atol=0.005)

@@ -79,10 +79,8 @@ class MicrobatchTest(tf.test.TestCase):
     def test_xla_finds_what_eager_mode_finds(self):
         learner = tiny.learner(0)
         _, _, expected = gradients(learner, None)
-        compiled = tf.function(
-            lambda: gradients(learner, 4)[2], jit_compile=True
-        )
-        self.assert_equal(compiled(), expected, 1e-5)
+        compiled = tf.function(gradients, jit_compile=True)
+        self.assert_equal(compiled(learner, 4)[2], expected, 1e-5)
 
     def test_both_passes_drop_the_same_units(self):
         learner, twin = (

@@ -1,5 +1,6 @@
 """The optimizer against its equations."""
 
+import itertools
 import math
 from unittest import mock
 
@@ -33,71 +34,60 @@ def kernel(shape):
 
 
 class OptimizerTest(tf.test.TestCase):
-    def test_the_rate_warms_up_and_falls_along_a_cosine(self):
-        def rate(step, peak, warmup, steps):
+    def test_the_rate_warms_up_and_falls_along_a_cosine_or_stays(self):
+        def rate(step, warmup, steps, kind):
             if step < warmup:
-                return peak * step / warmup
+                return 0.3 * step / warmup
             share = (step - warmup) / (steps - warmup)
-            return peak * 0.5 * (1 + math.cos(math.pi * share))
+            cosine = 0.5 * (1 + math.cos(math.pi * share))
+            return 0.3 * (cosine if kind == "cosine" else 1.0)
 
-        for warmup, steps in ((10, 50), (0, 40), (1, 2)):
-            schedule = optimizer_lib.build_schedule(
-                config.OptimizerConfig(learning_rate=0.3, warmup_steps=warmup),
-                steps,
+        for (warmup, steps), kind in itertools.product(
+            ((10, 50), (0, 40), (1, 2)), ("cosine", "constant")
+        ):
+            settings = config.OptimizerConfig(
+                learning_rate=0.3, warmup_steps=warmup, schedule=kind
             )
+            schedule = optimizer_lib.build_schedule(settings, steps)
             for step in {0, 1, warmup, steps // 2, steps - 1, steps}:
-                expected = rate(step, 0.3, warmup, steps)
+                expected = rate(step, warmup, steps, kind)
                 self.assertAllClose(schedule(step), expected, 1e-5, 1e-7)
 
-    def test_a_constant_rate_stays_at_its_peak_whatever_the_steps(self):
-        settings = config.OptimizerConfig(
-            learning_rate=0.3, schedule="constant", warmup_steps=2
-        )
-        for steps in (4, 40):
-            schedule = optimizer_lib.build_schedule(settings, steps)
-            self.assertAllEqual(
-                [schedule(step) for step in range(5)],
-                np.float32([0, 0.15, 0.3, 0.3, 0.3]),
-            )
-
-    def test_a_name_in_the_tables_needs_no_other_code(self):
-        settings = config.OptimizerConfig(learning_rate=0.5)
+    def test_a_function_or_a_new_name_in_the_tables_is_all_it_takes(self):
+        function = {
+            "name": f"{__name__}:build_rmsprop",
+            "schedule": f"{__name__}:build_halving",
+        }
+        by_function = config.OptimizerConfig(learning_rate=0.3, **function)
+        by_name = config.OptimizerConfig(learning_rate=0.3)
         for field, name in (("name", "rmsprop"), ("schedule", "halving")):
             # The rules of the settings were made before these names.
-            object.__setattr__(settings, field, name)
-        halving = tables.Schedule(f"{__name__}:build_halving")
-        rmsprop = {"rmsprop": f"{__name__}:build_rmsprop"}
+            object.__setattr__(by_name, field, name)
+        halving = tables.Schedule(function["schedule"])
         with (
-            mock.patch.dict(config.OPTIMIZERS, rmsprop),
+            mock.patch.dict(config.OPTIMIZERS, rmsprop=function["name"]),
             mock.patch.dict(config.SCHEDULES, halving=halving),
         ):
-            optimizer = jest_tf.build_optimizer(settings, 9)
-        self.assertIsInstance(optimizer, keras.optimizers.RMSprop)
-        optimizer.iterations.assign(2)
-        self.assertAllClose(optimizer.learning_rate, 0.5 * 0.5**2)
+            for settings in (by_function, by_name):
+                optimizer = jest_tf.build_optimizer(settings, 9)
+                self.assertIsInstance(optimizer, keras.optimizers.RMSprop)
+                for step in (0, 1, 3):
+                    optimizer.iterations.assign(step)
+                    rate = 0.3 * 0.5**step
+                    self.assertAllClose(optimizer.learning_rate, rate)
 
-    def test_optimizers_and_schedules_of_ones_own(self):
-        def build(rate_factors=None, **names):
-            names = {key: f"{__name__}:{name}" for key, name in names.items()}
-            return jest_tf.build_optimizer(
-                config.OptimizerConfig(learning_rate=0.3, **names),
-                9,
-                rate_factors,
-            )
-
-        optimizer = build(name="build_rmsprop", schedule="build_halving")
-        self.assertIsInstance(optimizer, keras.optimizers.RMSprop)
-        for step in (0, 1, 3):
-            optimizer.iterations.assign(step)
-            self.assertAllClose(optimizer.learning_rate, 0.3 * 0.5**step)
-        for message, factors, names in (
-            ("that takes factors", [1.0], {"name": "build_rmsprop"}),
-            ("a Keras optimizer. .* 0.3", None, {"name": "build_nothing"}),
-            ("RateSchedule.*0.3", None, {"schedule": "build_nothing"}),
-            ("`optimizer.name`.*imported", None, {"name": "build_none"}),
+    def test_functions_that_do_not_fit_are_refused(self):
+        for message, factors, field, name in (
+            ("that takes factors", [1.0], "name", "build_rmsprop"),
+            ("a Keras optimizer. .* 0.3", None, "name", "build_nothing"),
+            ("RateSchedule.*0.3", None, "schedule", "build_nothing"),
+            ("`optimizer.name`.*imported", None, "name", "build_none"),
         ):
+            settings = config.OptimizerConfig(
+                learning_rate=0.3, **{field: f"{__name__}:{name}"}
+            )
             with self.assertRaisesRegex(ValueError, message):
-                build(factors, **names)
+                jest_tf.build_optimizer(settings, 9, factors)
 
     def test_settings_reach_the_optimizer(self):
         found = jest_tf.build_optimizer(

@@ -132,42 +132,40 @@ class SizesTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 self.sizes(funnel(8, *stages), num_replicas, num_curated)
-        with self.assertRaisesRegex(
-            ValueError, "out of every stage .* 12, R=8"
-        ):
+        message = "out of every stage .* 12, R=8"
+        with self.assertRaisesRegex(ValueError, message):
             self.sizes(funnel(12, both[0]), 8)
 
 
 class ScoreTest(tf.test.TestCase):
     def test_only_the_models_that_a_criterion_uses_are_run(self):
-        learner, teacher = tiny.learner(0), tiny.learner(5)
+        models = tiny.learner(0), tiny.learner(5)
         (batch,) = tiny.super_batches()
-        expected = learner(batch), teacher(batch)
-        for criterion, needed in (
-            ("learnability", (True, True)),
-            ("own_parts:doubt", (True, True)),
-            ("hard_learner", (True, False)),
-            ("easy_reference", (False, True)),
+        for (criterion, used), size in itertools.product(
+            (
+                ("learnability", (True, True)),
+                ("own_parts:doubt", (True, True)),
+                ("hard_learner", (True, False)),
+                ("easy_reference", (False, True)),
+            ),
+            (None, 3),
         ):
-            for size in (None, 3):
-                stage = config.Stage(3, "live", "top", criterion)
-                stage = dataclasses.replace(stage, scoring_batch_size=size)
-                step = step_of(
-                    funnel(4, stage),
-                    learner if needed[0] else None,
-                    reference.frozen(teacher) if needed[1] else None,
-                )
-                for embedded, hand, is_needed in zip(
-                    step_lib.score(step, 0, batch),
-                    expected,
-                    needed,
-                    strict=True,
+            stage = config.Stage(3, "live", "top", criterion)
+            stage = dataclasses.replace(stage, scoring_batch_size=size)
+            learner, teacher = (
+                model if is_used else None
+                for model, is_used in zip(models, used, strict=True)
+            )
+            frozen = teacher and reference.frozen(teacher)
+            step = step_of(funnel(4, stage), learner, frozen)
+            found = step_lib.score(step, 0, batch)
+            for embedded, model in zip(found, (learner, teacher), strict=True):
+                expected = model and model(batch)
+                self.assertEqual(embedded is None, expected is None)
+                for value, part in zip(
+                    embedded or (), expected or (), strict=True
                 ):
-                    self.assertEqual(embedded is not None, is_needed)
-                    for value, by_hand in zip(
-                        embedded or (), hand, strict=False
-                    ):
-                        self.assertAllClose(value, by_hand, 1e-6, 1e-6)
+                    self.assertAllClose(value, part, 1e-6, 1e-6)
         uniform = config.Stage(3, method="uniform", scoring_batch_size=5)
         step = step_of(funnel(4, uniform))
         self.assertEqual(step_lib.score(step, 0, batch), (None, None))
@@ -228,9 +226,8 @@ class GatherTest(tf.test.TestCase):
         for (_, places), (batch, found) in zip(whole, mixed, strict=True):
             # 8 rows on each replica, 4 in each view: two micro-batches.
             first, second = np.split(np.asarray(places), 2)
-            self.assertAllEqual(
-                found, [*first[:2], *second[:2], *first[2:], *second[2:]]
-            )
+            expected = [*first[:2], *second[:2], *first[2:], *second[2:]]
+            self.assertAllEqual(found, expected)
             rows = np.asarray(ops.take(indices, found))
             self.assertAllEqual(batch["id"], BATCH["id"][rows])
 
@@ -248,27 +245,24 @@ class GatherTest(tf.test.TestCase):
 class NeededTest(tf.test.TestCase):
     def test_only_what_is_still_used_goes_on(self):
         own = {"image", "text", "id"}
-        inputs = {"image_for_reference", "text_for_reference"}
-        stored = {"reference_image", "reference_text"}
-        everything = own | inputs | stored | {"caption_replaced"}
+        live = own | {"image_for_reference", "text_for_reference"}
+        stored = own | {"reference_image", "reference_text"}
+        every = live | stored | {"caption_replaced"}
         for names, distils, curated, is_last, expected in (
-            (everything, False, None, True, own),
+            (every, False, None, True, own),
             # The reference's inputs are not needed beside its embeddings.
-            (everything, False, None, False, own | stored),
-            (everything, True, None, True, own | stored),
-            (everything, True, everything, True, own | stored),
-            (own | inputs, True, None, True, own | inputs),
-            (own | inputs, False, None, False, own | inputs),
+            (every, False, None, False, stored),
+            (every, True, None, True, stored),
+            (every, True, every, True, stored),
+            (live, True, None, True, live),
+            (live, False, None, False, live),
             # All trained rows are embedded together.
-            (everything, True, own | inputs, True, own | inputs),
+            (every, True, live, True, live),
         ):
             step = step_of(distillation_weight=float(distils))
-            found = sub_batch.needed(
-                step,
-                dict.fromkeys(names),
-                curated and dict.fromkeys(curated),
-                is_last,
-            )
+            curated = curated and dict.fromkeys(curated)
+            batch = dict.fromkeys(names)
+            found = sub_batch.needed(step, batch, curated, is_last)
             self.assertEqual(set(found), expected)
 
 
@@ -357,17 +351,15 @@ class WholeStepTest(tf.test.TestCase):
             distance = 0.0
             if "distillation" in output.metrics:
                 distance = oracles.feature_distillation(*parts)
-                self.assertAllClose(
-                    output.metrics["distillation"], distance, 1e-5
-                )
+                found = output.metrics["distillation"]
+                self.assertAllClose(found, distance, 1e-5)
             loss = oracles.sigmoid_loss(parts[0]) + distance
             self.assertAllClose(output.metrics["loss"], loss, 1e-5)
             found = output.rows["trained"]
             places, ids = np.asarray(found["place"]), np.asarray(found["id"])
             trained.update(zip(places, ids, strict=True))
-        self.assertAllEqual(
-            [trained[place] for place in range(len(rows))], self.ids[rows]
-        )
+        ids = [trained[place] for place in range(len(rows))]
+        self.assertAllEqual(ids, self.ids[rows])
 
     def assert_tells_of(self, outputs, draws):
         """Checks what a step tells of the rows that its stages scored."""
@@ -387,9 +379,7 @@ class WholeStepTest(tf.test.TestCase):
                 for model in self.models
             ]
             self.assertAllClose(learner_loss, losses[0][row], 1e-4, 1e-4)
-            learner, teacher = (
-                row_losses[drawn].mean() for row_losses in losses
-            )
+            learner, teacher = (every[drawn].mean() for every in losses)
             dropped = losses[1][np.setdiff1d(before, drawn)].mean()
             for output in outputs:
                 for name, value in (
@@ -407,9 +397,8 @@ class WholeStepTest(tf.test.TestCase):
             draws = self.by_hand(settings, num_replicas)
             live = self.run_step(settings, num_replicas, self.batch)
             # The reference embeds the super-batch, and no row twice.
-            self.assertEqual(
-                self.teacher.calls, [48 // num_replicas] * num_replicas
-            )
+            once = [48 // num_replicas] * num_replicas
+            self.assertEqual(self.teacher.calls, once)
             stored = self.run_step(
                 settings, num_replicas, self.stored[0], self.cached
             )
@@ -468,22 +457,12 @@ class WholeStepTest(tf.test.TestCase):
     def test_curated_rows_that_lack_a_key_are_refused(self):
         settings = funnel(12, *self.TWO)
         without_id = {n: v for n, v in self.curated.items() if n != "id"}
+        lacking = r"'curated' rows .*none of \['id'\]"
+        not_stored = "cached reference needs `reference_image`"
         for batch, curated, teacher, message in (
-            (
-                self.batch,
-                without_id,
-                None,
-                r"'curated' rows .*none of \['id'\]",
-            ),
-            (
-                self.stored[0],
-                self.curated,
-                self.cached,
-                "cached reference needs `reference_image`",
-            ),
+            (self.batch, without_id, None, lacking),
+            (self.stored[0], self.curated, self.cached, not_stored),
         ):
+            given = settings, 1, batch | {"curated": curated}, teacher
             with self.assertRaisesRegex(ValueError, message):
-                self.run_step(
-                    *(settings, 1, batch | {"curated": curated}, teacher),
-                    distillation_weight=1.0,
-                )
+                self.run_step(*given, distillation_weight=1.0)

@@ -34,9 +34,8 @@ class StepMetricsTest(tf.test.TestCase):
         metrics = step_outputs.StepMetrics(config.SelectionConfig(16, stages))
         self.assertEqual(list(results(metrics)), expected)
         metrics = step_outputs.StepMetrics(None, distils=True)
-        self.assertEqual(
-            list(results(metrics)), ["loss", "distillation", "scale", "bias"]
-        )
+        expected = ["loss", "distillation", "scale", "bias"]
+        self.assertEqual(list(results(metrics)), expected)
 
     def test_the_shares_of_replicas_add_up_to_one_replicas_steps(self):
         alone = step_outputs.StepMetrics(None)
