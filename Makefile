@@ -40,13 +40,14 @@ OLDEST_TESTS ?=
 JAX_TESTS ?= tests/on_jax tests/selection tests/losses tests/models \
   tests/training/test_step.py
 
-# Where the benchmark on real data keeps packages, data and runs: 10 GB if all
-# of them are made.
+# Where the benchmarks on real data keep sources, data and runs: 10 GB each if
+# all of them are made.
 ICONTEXT ?= icontext-work
+PHOTOS ?= photos-work
 # How many runs at a time.
 JOBS ?=
 
-.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers trace tpu-compile icontext-data icontext-runs icontext-report clean
+.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers trace tpu-compile icontext-data icontext-runs icontext-report photos-data photos-runs clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -111,6 +112,16 @@ icontext-data: .venv/installed-icontext ## build the real-data benchmark's data
 
 icontext-runs: icontext-data ## the missing runs of the real-data benchmark
 	@$(BIN)/python -m benchmarks.protocol.run icons --work $(ICONTEXT) \
+	  $(JOBS:%=--jobs %)
+
+photos-data: .venv/installed-icontext ## clone the photographs' repositories, and build their benchmark's data
+	@echo "photos-data: 2 GB to clone, then some minutes on 2 cores"
+	@for command in fetch data; do \
+	  $(BIN)/python -m benchmarks.phototext.build $$command \
+	    --work $(PHOTOS); done
+
+photos-runs: photos-data ## the missing runs of the benchmark on photographs
+	@$(BIN)/python -m benchmarks.protocol.run photos --work $(PHOTOS) \
 	  $(JOBS:%=--jobs %)
 
 icontext-report: .venv/installed-icontext ## its tables and figures, from the kept results

@@ -35,6 +35,8 @@ MORE_GIVEN = (
     ("stored stage, 5 candidates, distillation", "stored_5_distilled", None),
 )
 ALL_GIVEN = (*GIVEN, *MORE_GIVEN)
+# Lengths of uniform training that set the target.
+TARGETS = 18_000, 36_000
 # Of a learner as wide as the reference.
 SAME = (
     ("uniform, the target", "uniform", None),

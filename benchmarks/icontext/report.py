@@ -13,6 +13,7 @@ import json
 import pathlib
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from benchmarks import report
@@ -121,6 +122,28 @@ def half_width_more(found, folder):
     return _given(found.narrow, contents.MORE_GIVEN)
 
 
+def two_targets(found, folder):
+    """Ratios of learners of half the width to two lengths of the target."""
+    lengths = contents.TARGETS
+    yield (
+        "training",
+        *(f"fewer examples, {steps:,} steps" for steps in lengths),
+        *(f"fewer FLOPs, {steps:,}" for steps in lengths),
+    )
+    for what, line in _rows(found.narrow, contents.GIVEN[1:]):
+        by_length = [
+            found.narrow.by_seed(line, steps=steps) for steps in lengths
+        ]
+        yield (
+            what,
+            *(
+                _seeds([ratios[place] for ratios in some.values()])
+                for place in (0, 1)
+                for some in by_length
+            ),
+        )
+
+
 def same_width(found, folder):
     """Scores and ratios of learners as wide as a given reference."""
     return _given(found.same, contents.SAME)
@@ -130,14 +153,9 @@ def readme(found, folder):
     """What each kind of user gets, for the README: a ratio a claim."""
 
     def gives(results, method, cost):
-        ratios = results.to_target(results.line(method, _LEVEL))
-        if ratios.examples is None:
-            return ""
-        least = "at least " * ratios.is_bound
-        examples, flops = ratios.examples.value, ratios.flops[cost].value
-        return (
-            f"{least}{examples:.1f}x fewer examples, {flops:.1f}x fewer FLOPs"
-        )
+        ratios = results.by_seed(results.line(method, _LEVEL), cost)
+        examples, flops = map(np.median, zip(*ratios.values(), strict=True))
+        return f"{examples:.1f}x fewer examples, {flops:.1f}x fewer FLOPs"
 
     yield "you have", "use", "it gives"
     for have, use, *line in contents.OFFERS:
@@ -322,6 +340,7 @@ TABLES = {
     "readme": readme,
     "half_width": half_width,
     "half_width_more": half_width_more,
+    "two_targets": two_targets,
     "same_width": same_width,
     "given_noise": given_noise,
     "strengths": strengths,
@@ -341,6 +360,16 @@ def summary(found):
     def rounded(estimate):
         return estimate and [round(number, 4) for number in estimate]
 
+    def each(by_seed, place):
+        return {
+            seed: round(ratios[place], 4) for seed, ratios in by_seed.items()
+        }
+
+    def median(by_seed, place):
+        ratios = [*each(by_seed, place).values()]
+        # Most of the seeds reach the target, or there is no ratio.
+        return round(float(np.median(ratios)), 4) or None
+
     rows = []
     for regime, learner, results, methods in (
         (OWN, "same width", found.own, contents.OWN),
@@ -349,8 +378,14 @@ def summary(found):
     ):
         for what, line in _rows(results, methods):
             ratios = results.to_target(line)
+            by_seed = {
+                cost: results.by_seed(line, cost) for cost in measures.COSTS
+            }
             rows.append(
                 {
+                    "benchmark": cells.BENCHMARK.name,
+                    "arm": "moved",
+                    "noise": line.noise,
                     "regime": regime,
                     "learner": learner,
                     "method": what.strip("*"),
@@ -359,10 +394,13 @@ def summary(found):
                     "seeds": line.seeds,
                     "score": rounded(measures.estimate(results.end(line))),
                     "validation": round(results.mean(line, "val_sets"), 4),
-                    "examples_ratio": rounded(ratios.examples),
+                    "examples_ratio": median(by_seed["paper"], 0),
+                    "examples_ratio_by_seed": each(by_seed["paper"], 0),
                     "flops_ratio": {
-                        cost: rounded(ratio)
-                        for cost, ratio in ratios.flops.items()
+                        cost: median(some, 1) for cost, some in by_seed.items()
+                    },
+                    "flops_ratio_by_seed": {
+                        cost: each(some, 1) for cost, some in by_seed.items()
                     },
                     "is_lower_bound": ratios.is_bound,
                 }
@@ -377,7 +415,6 @@ def _score(found, line):
 def _fewer(found, line, costs):
     """Ratios of examples, and of FLOPs in each count, to the target."""
     ratios = found.to_target(line)
-    estimates = [ratios.examples, *(ratios.flops[cost] for cost in costs)]
     if ratios.examples is None:
         estimates = found.to_own_end(line, costs)
         return [
@@ -385,8 +422,22 @@ def _fewer(found, line, costs):
             for estimate in estimates
         ]
     if ratios.is_bound:
+        estimates = [ratios.examples, *(ratios.flops[cost] for cost in costs)]
         return [f"at least {estimate.value:.1f}x" for estimate in estimates]
-    return [told(estimate, "x") for estimate in estimates]
+    of_costs = [found.by_seed(line, cost) for cost in costs]
+    return [
+        _seeds([examples for examples, _ in of_costs[0].values()]),
+        *(_seeds([flops for _, flops in some.values()]) for some in of_costs),
+    ]
+
+
+def _seeds(ratios):
+    """The median over the seeds, then the ratio of each."""
+    words = f"{np.median(ratios):.1f}x"
+    if len(ratios) > 1:
+        each = ", ".join(f"{r:.1f}" if r else "missed" for r in ratios)
+        words += f" ({each})"
+    return words
 
 
 def _difference(results, names):

@@ -421,6 +421,41 @@ class Results:
         is_bound = line.method != UNIFORM and bool(ours[0] <= lengths[0])
         return Ratios(ratio(theirs, ours), flops, is_bound)
 
+    def by_seed(self, line, cost="paper", steps=None):
+        """Ratios of examples and of FLOPs to the target, of each seed alone.
+
+        Args:
+            line: `Line`.
+            cost: of `COSTS`.
+            steps: length of the uniform training that sets the target; None
+                for that of `target`.
+
+        Returns:
+            `{seed: (examples, FLOPs)}` of the seeds that uniform training has,
+            too; 0.0 where the method misses its seed's target.
+        """
+        target = self.line(UNIFORM, line.noise, steps) if steps else None
+        target = target or self.target(line.noise)
+        if not target:
+            return {}
+        ladder = self.ladder(line.method, line.noise, line.steps)
+        uniform = self.ladder(UNIFORM, line.noise, target.steps)
+        lengths = [rung.steps for rung in ladder]
+        found = {}
+        for seed in sorted({*line.seeds} & {*target.seeds}):
+            end = self.end(target, [seed])
+            (ours, *_), (theirs, *_) = (
+                self._needed(rungs, end, [seed]) for rungs in (ladder, uniform)
+            )
+            bills = [self.flops(rung, cost, [seed]) for rung in ladder]
+            spent = np.interp(ours, lengths, bills)
+            missed = np.isinf(ours)
+            found[seed] = (
+                0.0 if missed else float(theirs / ours),
+                0.0 if missed else float(self._a_step(target) * theirs / spent),
+            )
+        return found
+
     def to_own_end(self, line, costs=("all",)):
         """Ratios of examples, then of FLOPs, to the line's own last score.
 

@@ -9,9 +9,9 @@ everything else follows by rule:
                needs it, or over the distilled rows
     select     rows into a stage x rows that pass it, in both directions
     forward    the learner's forward pass over the sub-batch
-    loss       the logits of the sub-batch
+    loss       the logits of the sub-batch, and distillation's projections
     backward   2 x `forward` without frozen towers; `forward` again with
-               micro-batches; 2 or 3 x `loss` for the gradient of the logits
+               micro-batches; 2 or 3 x the logits, 2 x the projections
 
 The products of augmentation and the optimizer are negligible and left out.
 """
@@ -97,7 +97,12 @@ def count_step(
         if curated is not None or not counts["reference"]:
             counts["reference"] += passes(step.reference, trained, size)[0]
     counts["forward"], width = passes(step.learner, trained, size, views)
-    counts["loss"] = 2 * (num_replicas * trained) ** 2 * width
+    logits = 2 * (num_replicas * trained) ** 2 * width
+    projected = 0
+    if step.projection is not None:
+        of_a_row = 2 * 2 * width * step.options.projection_dim  # image and text
+        projected = num_replicas * trained * of_a_row
+    counts["loss"] = logits + projected
     # In blocks or on replicas the gradient recomputes the logits.
     is_whole = num_replicas == 1 and not step.options.loss_block_size
     frozen = sum(
@@ -105,7 +110,7 @@ def count_step(
         for encode in _frozen(step.learner)
     )
     counts["backward"] = 2 * (counts["forward"] - frozen) + (
-        (2 if is_whole else 3) * counts["loss"]
+        (2 if is_whole else 3) * logits + 2 * projected
     )
     if size not in (None, trained):
         counts["backward"] += counts["forward"]

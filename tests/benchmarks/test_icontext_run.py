@@ -44,18 +44,18 @@ class RunnerTest(tf.test.TestCase):
         return 7.0
 
     def run_all(self, wanted, jobs=2):
-        def found(job, workdir, data):
+        def found(benchmark, job, workdir, data):
             row = {"cell": job.name, "seed": job.seed}
             curve = pd.DataFrame([row | {"step": job.steps}])
             return dict(row), curve, "1 2 3"
 
         results = self.work / "results" / "web"
-        runner = run.Runner(self.work, results, jobs)
+        runner = run.Runner(cells.BENCHMARK, self.work, results, jobs)
         runner._command = self.command
         with (
             mock.patch.object(collect, "collect", found),
             mock.patch.object(collect, "embedding_flops", lambda *_: 5),
-            mock.patch.object(collect, "families", lambda _: pd.DataFrame()),
+            mock.patch.object(collect, "families", lambda *_: pd.DataFrame()),
             contextlib.redirect_stderr(io.StringIO()) as log,
         ):
             is_well = runner.run(wanted)
@@ -114,7 +114,7 @@ class RunnerTest(tf.test.TestCase):
         self.assertEqual(run.finished(results), set(wanted))
         with contextlib.redirect_stdout(io.StringIO()) as shown:
             run.main(
-                ["--work", str(self.work), "--list"]
+                ["icons", "--work", str(self.work), "--list"]
                 + ["--cells", "web_clean_*00", "--seeds", "0"]
             )
         names = [line.split()[0] for line in shown.getvalue().splitlines()]
@@ -131,22 +131,27 @@ class RunnerTest(tf.test.TestCase):
         self.assertIn("[1/2] web_flexi_1400, seed 0 failed: it failed", log)
 
     def test_every_cell_has_settings_that_its_recipe_takes(self):
-        runner = run.Runner(self.work, self.work, 1)
-        for (name, seed), job in cells.runs().items():
-            if seed:
-                continue
-            with self.subTest(name):
-                path = f"{ROOT}/configs/{job.cell.recipe}.py"
-                recipe = config_lib.load_config(path, runner.settings(job))
-                self.assertEqual(recipe.steps, job.steps)
-                self.assertEqual(recipe.selection.batch_size, 256)
-                stored = [
-                    stage
-                    for stage in recipe.selection.stages
-                    if stage.embeddings == "stored"
-                ]
-                if recipe.bootstrap.renew_at or job.cell.method == "second":
-                    self.assertLen(stored, 1)
+        for benchmark in run.BENCHMARKS.values():
+            runner = run.Runner(benchmark, self.work, self.work, 1)
+            for (name, seed), job in benchmark.runs().items():
+                if seed not in (0, 1):
+                    continue
+                with self.subTest(name):
+                    path = f"{ROOT}/configs/{job.cell.recipe}.py"
+                    recipe = config_lib.load_config(path, runner.settings(job))
+                    self.assertEqual(recipe.steps, job.steps)
+                    size = 1024 if "b1024" in name else 256
+                    self.assertEqual(recipe.selection.batch_size, size)
+                    self.assertEqual(
+                        bool(recipe.reference.sidecar_dir),
+                        bool(job.cell.reference) and job.cell.reads_sidecars,
+                    )
+                    self.assertEqual(
+                        bool(recipe.data.manifest), bool(job.cell.cut)
+                    )
+                    if recipe.bootstrap.renew_at or job.cell.method == "second":
+                        (stage,) = recipe.selection.stages
+                        self.assertEqual(stage.embeddings, "stored")
 
 
 def a_record(number, noise=""):
@@ -158,7 +163,7 @@ class CollectTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.data = pathlib.Path(self.get_temp_dir())
-        for number, split in enumerate((*collect._TESTS, *collect.WATCHED)):
+        for number, split in enumerate(cells.BENCHMARK.splits):
             records = [a_record(100 * number + n) for n in range(5)]
             shards.write(self.data, split, records, 1)
         pool = self.data / "pool70"
@@ -185,7 +190,7 @@ class CollectTest(tf.test.TestCase):
         (workdir / "versions.json").write_text(json.dumps(versions))
         measures = {
             f"eval/{split}/{side}/mrr": 0.25 + 0.5 * (side < "j")
-            for split in collect.WATCHED
+            for split in cells.BENCHMARK.watched
             for side in ("image_to_text", "text_to_image")
         }
         of_a_step = {"flops/step": 10, "flops/stored": 1, "flops/forward": 3}
@@ -211,9 +216,9 @@ class CollectTest(tf.test.TestCase):
         return workdir
 
     def test_a_run_becomes_a_line_of_each_table(self):
-        wanted = cells.runs()["web_uniform_700", 2]
+        wanted = cells.BENCHMARK.runs()["web_uniform_700", 2]
         with mock.patch.object(jest_tf, "load", lambda _: self.model):
-            given = wanted, self.write_run(), self.data
+            given = cells.BENCHMARK, wanted, self.write_run(), self.data
             row, curve, pairs = collect.collect(*given)
         # Ranks of the matches by the product of all embeddings.
         store = stores.open_store(f"{self.data}/test_sets-*.tfrecord")
@@ -240,8 +245,10 @@ class CollectTest(tf.test.TestCase):
         self.assertEqual(curve["val_sets"].tolist(), [0.5, 0.5])
         # FLOPs at the next logged step.
         self.assertEqual(curve["flops_step"].tolist(), [150, 200])
-        families = collect.families(self.data)["family"]
-        self.assertEqual(families.tolist(), ["set"] * 5)
+        families = collect.families(cells.BENCHMARK, self.data)
+        self.assertEqual(
+            families.to_numpy().tolist(), [["test_sets", "set"]] * 5
+        )
 
     def test_runs_are_added_below_each_other(self):
         folder = self.data / "tables"

@@ -10,7 +10,7 @@ import tiny_towers
 
 from jest_tf import config as config_lib
 from jest_tf import models, selection
-from jest_tf.models import reference
+from jest_tf.models import reference, two_tower
 from jest_tf.training import flops
 from jest_tf.training import funnel as funnel_lib
 from jest_tf.training import step as step_lib
@@ -202,9 +202,14 @@ class TowersTest(tf.test.TestCase):
             if name in (*flops.PARTS, "no_reuse", "reused")
         }
         settings = config_lib.SelectionConfig(2 + curated, stages)
+        projection = None
+        if dim := options.get("projection_dim"):
+            projection = two_tower.Projection(dim)
+            projection.build((None, self.WIDTH))
         step = step_lib.Step(
             self.learner,
             self.teacher,
+            projection=projection,
             segment=config_lib.plan(settings)[0] if stages else None,
             options=step_lib.StepOptions(**options),
         )
@@ -303,6 +308,16 @@ class TowersTest(tf.test.TestCase):
                 reference=expected,
                 forward=self.forward(trained),
             )
+
+    def test_distillation_projects_both_embeddings_of_every_row(self):
+        logits = 2 * self.ROWS**2 * self.WIDTH
+        projected = 2 * (self.ROWS * self.WIDTH * 5 * 2)
+        self.check(
+            **{"distillation_weight": 1.0, "projection_dim": 5},
+            forward=self.forward(),
+            loss=logits + projected,
+            backward=2 * (self.forward() + logits + projected),
+        )
 
 
 class ColumnsTest(tf.test.TestCase):
