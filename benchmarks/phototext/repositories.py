@@ -119,15 +119,20 @@ class Clone:
                 f"{repository.name}. Received: a clone without it; a shallow "
                 "clone has the last commit alone, so clone all of it"
             ) from error
+        listed = _git(self._path, "ls-tree", "-r", "-z", repository.commit)
+        # "mode blob id<tab>path", of each file.
+        entries = [
+            line.split("\t") for line in listed.decode().split("\0")[:-1]
+        ]
+        self._ids = {path: facts.split()[2] for facts, path in entries}
 
     def paths(self, folder, suffix=""):
         """The files of a folder and those below it, sorted."""
-        listed = _git(
-            *(self._path, "ls-tree", "-r", "-z", "--name-only"),
-            *(self.repository.commit, folder),
+        return sorted(
+            path
+            for path in self._ids
+            if path.startswith(f"{folder}/") and path.endswith(suffix)
         )
-        names = listed.decode().split("\0")
-        return sorted(name for name in names if name.endswith(suffix) and name)
 
     def read(self, path):
         """The bytes of a file."""
@@ -151,8 +156,9 @@ class Clone:
             stderr=subprocess.DEVNULL,
         ) as process:
             for path in paths:
-                name = f"{self.repository.commit}:{path}\n"
-                process.stdin.write(name.encode())
+                # By its id, as git would read all of a folder for a path.
+                identifier = self._ids.get(path, path)
+                process.stdin.write(f"{identifier}\n".encode())
                 process.stdin.flush()
                 header = process.stdout.readline().split()
                 if header[1:2] != [b"blob"]:
