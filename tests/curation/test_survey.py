@@ -165,9 +165,8 @@ class CommandTest(KnownTestCase):
         # A leak lies beside its copy.
         places = [image["alt"] for image in elements.images[-24:]]
         pairs = {*zip(places[::2], places[1::2], strict=True)}
-        self.assertContainsSubset(
-            {(f"tests {row}", f"pool {1_990 + row}") for row in range(8)}, pairs
-        )
+        expected = {(f"tests {row}", f"pool {1_990 + row}") for row in range(8)}
+        self.assertContainsSubset(expected, pairs)
 
     def test_embeddings_of_several_references_are_refused(self):
         other = self.path("other")

@@ -19,41 +19,31 @@ from jest_tf.distribution import placement
 
 @pytest.mark.slow
 class WorkersTest(tf.test.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        folder = tf.compat.v1.test.get_temp_dir()
+    def test_two_workers_train_as_one_process(self):
+        folder, processes = self.get_temp_dir(), []
         ports = subprocesses.free_ports(2)
-        paths = [f"{folder}/{index}.npz" for index in range(2)]
         cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
         script = os.path.join(subprocesses.TESTS, "worker.py")
-        processes = []
-        for index, path in enumerate(paths):
+        for index in range(2):
             task = {"type": "worker", "index": index}
             place = json.dumps({"cluster": cluster, "task": task})
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, script, path],
-                    env=subprocesses.environment(TF_CONFIG=place),
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
+            process = subprocess.Popen(
+                [sys.executable, script, f"{folder}/{index}.npz"],
+                env=subprocesses.environment(TF_CONFIG=place),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
-        cls.alone = worker.train(tf.distribute.get_strategy(), 2)
-        cls.found = []
-        for process, path in zip(processes, paths, strict=True):
-            output, _ = process.communicate(timeout=300)
-            if process.returncode:
-                raise RuntimeError(output[-4000:])
-            cls.found.append(np.load(path))
-
-    def test_two_workers_train_as_one_process(self):
-        drawn, history, weights = self.alone
+            self.addCleanup(process.kill)
+            processes.append(process)
+        drawn, history, weights = worker.train(tf.distribute.get_strategy(), 2)
         expected = {f"log/{name}": value for name, value in history.items()}
         for index, value in enumerate(weights):
             expected[f"weight/{index}"] = value
-        for found in self.found:
+        for index, process in enumerate(processes):
+            output, _ = process.communicate(timeout=300)
+            self.assertEqual(process.returncode, 0, output[-4000:])
+            found = np.load(f"{folder}/{index}.npz")
             self.assertEqual(found["replicas"], 2)
             self.assertAllEqual(found["drawn"], drawn)
             # Three of 16 records, on the second worker alone, at each step.

@@ -328,11 +328,10 @@ class TrainingTest(tf.test.TestCase):
 
     def test_views(self):
         coarse = config.View(patch_size=4)
+        stage = config.Stage(2, num_chunks=2, view=coarse)
         self.assert_replicas_train_as_one(
             {2: 1},
-            config.SelectionConfig(
-                8, (config.Stage(2, num_chunks=2, view=coarse),)
-            ),
+            config.SelectionConfig(8, (stage,)),
             batches_of(6),
             learner=tiny.flexible_learner,
             views=(config.View(), coarse),

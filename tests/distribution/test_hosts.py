@@ -47,35 +47,23 @@ def run(*command):
 
 @pytest.mark.slow
 class HostsTest(tf.test.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.folder = tf.compat.v1.test.get_temp_dir()
-        cls.data = os.path.join(cls.folder, "images.tfrecord")
-        cls.sizes = write_images(cls.data, 100)
-        ports = subprocesses.free_ports(2)
-        cls.workers = [f"127.0.0.1:{port}" for port in ports]
-        cls.servers = [
-            subprocess.Popen(
+    def test_hosts_call_back_for_what_python_reads(self):
+        folder = self.get_temp_dir()
+        data = os.path.join(folder, "images.tfrecord")
+        sizes = write_images(data, 100)
+        workers = []
+        for port in subprocesses.free_ports(2):
+            server = subprocess.Popen(
                 [sys.executable, "-m", "trainers.worker", f"--port={port}"],
                 env=subprocesses.environment(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            for port in ports
-        ]
-        cls.addClassCleanup(cls.stop)
-
-    @classmethod
-    def stop(cls):
-        for server in cls.servers:
-            server.terminate()
-        for server in cls.servers:
-            server.wait(10)
-
-    def test_hosts_call_back_for_what_python_reads(self):
-        output = os.path.join(self.folder, "arrived.npz")
-        settings = {"hosts": self.workers, "data": self.data, "steps": STEPS}
+            self.addCleanup(server.wait, 10)
+            self.addCleanup(server.terminate)
+            workers.append(f"127.0.0.1:{port}")
+        output = os.path.join(folder, "arrived.npz")
+        settings = {"hosts": workers, "data": data, "steps": STEPS}
         settings["output"] = output
         script = os.path.join(subprocesses.TESTS, "coordinator.py")
         done = run(script, json.dumps(settings))
@@ -86,14 +74,14 @@ class HostsTest(tf.test.TestCase):
             [device.split("/")[-2] for device in found["devices"]],
             ["task:0", "task:1"],
         )
-        local = coordinator.super_batches(self.data)
+        local = coordinator.super_batches(data)
         for step, batch in enumerate(local.take(STEPS)):
             for name, value in batch.items():
                 arrived = found[f"batch/{name}"][step]
                 self.assertAllEqual(arrived, value, name)
         # Encoded images pass the coordinator, decoded images do not. A slow
         # machine has fetched some of them before bytes are counted.
-        encoded = sum(self.sizes[n] for n in found["batch/id"][1:].ravel())
+        encoded = sum(sizes[n] for n in found["batch/id"][1:].ravel())
         self.assertGreater(found["bytes"], 0.2 * encoded)
 
     def test_a_port_in_use_is_refused(self):

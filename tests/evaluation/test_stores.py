@@ -123,12 +123,8 @@ class SettingsTest(tf.test.TestCase):
         # Oracle sees the gray and reads the last number. Of class 1 two of
         # three images are right, of class 2 one of one; a 3 is tied between
         # both, which is half right. The last record has no label.
-        records = [
-            {"gray": gray, "kind": kind}
-            for gray, kind in zip(
-                (1, 1, 3, 2, 7), ("c 1", "c 1", "c 1", "c 2", ""), strict=True
-            )
-        ]
+        kinds = (1, "c 1"), (1, "c 1"), (3, "c 1"), (2, "c 2"), (7, "")
+        records = [{"gray": gray, "kind": kind} for gray, kind in kinds]
         found = self.opened(*records, label_field="kind")
         measures = found.measure(evaluation.Encoder(Oracle(), number_of, 2, 4))
         self.assertAllClose(

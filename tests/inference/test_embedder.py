@@ -63,10 +63,7 @@ class EmbedImagesTest(tf.test.TestCase):
     def test_an_image_is_the_same_as_a_file_bytes_pixels_or_pillows(self):
         encoded = picture_files.every_kind()["rgba"]
         image = Image.open(io.BytesIO(encoded))
-        path = (
-            pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-            / "x.png"
-        )
+        path = pathlib.Path(self.get_temp_dir(), "x.png")
         path.write_bytes(encoded)
         rgba = np.asarray(image)
         found = self.model.embed_images(

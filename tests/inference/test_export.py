@@ -243,9 +243,8 @@ class KerasExportTest(tf.test.TestCase):
             self.assertAllClose(ours, expected, 1e-5, 1e-6)
         tf.saved_model.save(learner, f"{folder}/x")
         loaded = tf.saved_model.load(f"{folder}/x")
-        found = loaded.signatures["serving_default"](
-            **{name: tf.constant(value) for name, value in batch.items()}
-        )
+        tensors = {name: tf.constant(value) for name, value in batch.items()}
+        found = loaded.signatures["serving_default"](**tensors)
         for name, value in learner(batch)._asdict().items():
             self.assertAllClose(found[name], value, 1e-6, 1e-6)
 

@@ -86,10 +86,8 @@ class TwoTowerTest(tf.test.TestCase):
             self.assertAllClose(found, [channels / np.linalg.norm(channels)])
 
     def test_a_bfloat16_policy_leaves_outputs_and_scalars_float32(self):
-        model, batch = (
-            two_tower("mixed_bfloat16", bias=-10.01),
-            tiny_towers.make_batch(),
-        )
+        model = two_tower("mixed_bfloat16", bias=-10.01)
+        batch = tiny_towers.make_batch()
         embeddings = model(batch)
         self.assertEqual(model.image_tower.patches.compute_dtype, "bfloat16")
         for part in embeddings:
@@ -130,9 +128,8 @@ class TwoTowerTest(tf.test.TestCase):
         # Per tower: the blocks' 12, the last norm's 2, the head's 2; the
         # patches' 3 and the pool's 13, or the tokens' 2; and two scalars.
         self.assertLen(gradients, 2 * (12 + 2 + 2) + 3 + 13 + 2 + 2)
-        for variable, gradient in zip(
-            model.trainable_variables, gradients, strict=True
-        ):
+        variables = model.trainable_variables
+        for variable, gradient in zip(variables, gradients, strict=True):
             with self.subTest(variable.path):
                 self.assertGreater(np.linalg.norm(gradient), 0)
 
@@ -339,9 +336,8 @@ class BuildTwoTowerTest(tf.test.TestCase):
     def test_a_seed_fixes_every_weight(self):
         first, again, other = (self.build(seed=seed) for seed in (0, 0, 1))
         kernels = 0
-        for weight, same, new in zip(
-            first.weights, again.weights, other.weights, strict=True
-        ):
+        weights = first.weights, again.weights, other.weights
+        for weight, same, new in zip(*weights, strict=True):
             self.assertAllEqual(weight, same)
             if weight.name.endswith(("kernel", "positions", "table", "probe")):
                 kernels += 1

@@ -54,9 +54,8 @@ class EmbeddingsTest(tf.test.TestCase):
         learner, reference = random_embeddings.models(10)
         flat = learner._replace(image=learner.image[0])
         short = learner._replace(text=learner.text[:5])
-        integers = learner._replace(
-            image=np.int32(learner.image), text=np.int32(learner.text)
-        )
+        image, text = np.int32(learner.image), np.int32(learner.text)
+        integers = learner._replace(image=image, text=text)
         for broken, message in (
             (flat, r"must both be \[B, dim"),
             (short, r"must both be \[B, dim"),

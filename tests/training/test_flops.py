@@ -160,9 +160,8 @@ class TowersTest(tf.test.TestCase):
 
     def forward(self, rows=ROWS, patch=PATCH):
         """The closed form of the forward pass."""
-        image, once = image_products(
-            (self.SIZE // patch) ** 2, patch, self.WIDTH, self.DEPTH
-        )
+        tokens = (self.SIZE // patch) ** 2
+        image, once = image_products(tokens, patch, self.WIDTH, self.DEPTH)
         text = text_products(self.LENGTH, self.WIDTH, self.DEPTH, self.WIDTH)
         return rows * (image + text) + once
 
@@ -407,9 +406,8 @@ class PaperTest(tf.test.TestCase):
                 block_products(64, width, ratio)
                 + block_products((224 // patch) ** 2, width, ratio)
             )
-            pair += image_products((224 // patch) ** 2, patch, width, 0, ratio)[
-                0
-            ]
+            tokens = (224 // patch) ** 2
+            pair += image_products(tokens, patch, width, 0, ratio)[0]
             hours = 1e7 * pair / (0.4 * 312e12) / 3600
             self.assertIn(f"{pair / 1e9:.0f} GFLOPs", text)
             self.assertRegex(text, f"{hours:.0f} hours?\\b")

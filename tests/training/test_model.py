@@ -231,16 +231,14 @@ class StepTest(TrainingTestCase):
 class ScoringTest(TrainingTestCase):
     def test_scoring_is_in_evaluation_mode(self):
         (batch,) = tiny.super_batches()
+
         # Layers that behave otherwise in training.
-        learner, twin = (
-            tiny.learner(
-                extra=[
-                    keras.layers.BatchNormalization(momentum=0.5),
-                    keras.layers.Dropout(0.5, seed=3),
-                ]
-            )
-            for _ in range(2)
-        )
+        def noisy():
+            normalise = keras.layers.BatchNormalization(momentum=0.5)
+            drop = keras.layers.Dropout(0.5, seed=3)
+            return tiny.learner(extra=[normalise, drop])
+
+        learner, twin = noisy(), noisy()
         rows = drawn_by_hand(twin, tiny.learner(5), batch)
         model = build(learner)
         for _ in range(3):  # a dropped unit would change it
@@ -257,15 +255,13 @@ class ScoringTest(TrainingTestCase):
             image, text, scale, bias = teacher(batch)
             return image / 0.0, text, scale, bias
 
-        for count, how in (
-            (2, {}),
-            (1, {"run_eagerly": False, "jit_compile": True}),
-        ):
-            with self.assertRaisesRegex(
-                ValueError,
-                "Expected finite numbers. Received: "
-                "stages/0/reference_loss_kept, stages/0/score; a model has",
-            ):
+        message = (
+            "Expected finite numbers. Received: "
+            "stages/0/reference_loss_kept, stages/0/score; a model has"
+        )
+        compiled = {"run_eagerly": False, "jit_compile": True}
+        for count, how in ((2, {}), (1, compiled)):
+            with self.assertRaisesRegex(ValueError, message):
                 fit(build(reference=reference, **how), batches[:count])
 
 
@@ -497,22 +493,16 @@ class FitTest(TrainingTestCase):
     @pytest.mark.slow
     def test_eager_mode_graphs_xla_and_micro_batches_agree(self):
         batches = tiny.super_batches(3, rows=24)
-        settings = config.SelectionConfig(
-            4,
-            (
-                config.Stage(2, num_chunks=2, view=COARSE),
-                config.Stage(3, num_chunks=2),
-            ),
-        )
+        first = config.Stage(2, num_chunks=2, view=COARSE)
+        stages = first, config.Stage(3, num_chunks=2)
+        shared = {
+            "selection": config.SelectionConfig(4, stages),
+            "views": (FINE, COARSE),
+            "augment": augmentation.Augmentation(flip=True, min_area=1.0),
+            "distillation_weight": 3.0,
+        }
         whole, *others = (
-            build(
-                tiny.flexible_learner(),
-                selection=settings,
-                views=(FINE, COARSE),
-                augment=augmentation.Augmentation(flip=True, min_area=1.0),
-                distillation_weight=3.0,
-                **how,
-            )
+            build(tiny.flexible_learner(), **shared, **how)
             for how in (
                 {"run_eagerly": True},
                 {"run_eagerly": True, "micro_batch_size": 2},
@@ -671,14 +661,8 @@ class SavingTest(TrainingTestCase):
 
     def test_a_loaded_model_has_all_settings(self):
         path = os.path.join(self.get_temp_dir(), "model.keras")
-        live = config.Stage(
-            3,
-            criterion="own_parts:doubt",
-            num_chunks=2,
-            gain=0.5,
-            view=COARSE,
-            last_step=2,
-        )
+        own = {"criterion": "own_parts:doubt", "gain": 0.5, "view": COARSE}
+        live = config.Stage(3, num_chunks=2, last_step=2, **own)
         stored = config.Stage(4, "stored", "uniform", "easy_reference")
         model = build(
             tiny.flexible_learner(),

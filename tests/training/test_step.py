@@ -458,7 +458,7 @@ class WholeStepTest(tf.test.TestCase):
         settings = funnel(12, *self.TWO)
         without_id = {n: v for n, v in self.curated.items() if n != "id"}
         lacking = r"'curated' rows .*none of \['id'\]"
-        not_stored = "cached reference needs `reference_image`"
+        not_stored = "needs `reference_image`.*Funnel with sidecars"
         for batch, curated, teacher, message in (
             (self.batch, without_id, None, lacking),
             (self.stored[0], self.curated, self.cached, not_stored),
