@@ -6,11 +6,13 @@ embeddings, with the scale and bias of its logits, instead of its scores.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import glob
 import hashlib
 import math
 import os
+import shlex
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +28,8 @@ SUFFIX = ".sidecar"
 _MAX_MAPPED = 256
 # File heads read at a time, for slow storage.
 _THREADS = 16
+# Other sidecars read to explain that one is missing.
+_SEARCHED = 1000
 # Limit on bytes fetched from buckets to compare checksums; this takes seconds.
 _FETCHED = 2**28
 
@@ -68,7 +72,7 @@ class Sidecars:
     ):
         self.store = store
         shards = range(len(store.shards.paths))
-        find = functools.partial(_find, store, directory)
+        find = functools.partial(_find, store, directory, expected)
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             opened = list(pool.map(find, shards))
         self._paths, headers, self._heads = zip(*opened, strict=True)
@@ -181,6 +185,10 @@ class Sidecars:
 
     def verify(self, most: float = math.inf) -> None:
         """Compares the checksums of files, which reads the files.
+
+        The shards are not read: a sidecar of other content is refused on
+        opening, by the checksums in the shard's index, and a record that has
+        changed since it was indexed is a fault when it is read.
 
         Skips those beyond `most` bytes, or beyond 256 MiB on buckets.
         """
@@ -326,7 +334,7 @@ def make_header(
     return file_format.Header(description, dtype, store.stamp(shard), rows)
 
 
-def _find(store, directory, shard):
+def _find(store, directory, expected, shard):
     """Returns the path, the header and the checksums of a shard's sidecar."""
     path = sidecar_path(store, shard, directory)
     if files.is_file(path):
@@ -337,19 +345,64 @@ def _find(store, directory, shard):
             header,
             tuple((key, artefact.metadata[key]) for key in known),
         )
-    message = (
-        f"No sidecar of {store.shards.paths[shard]}: expected {path}, as "
-        "`jest-tf embed` writes it"
+    raise ValueError(
+        f"No sidecar of {store.shards.paths[shard]}: expected {path}"
+        f"{_other_sidecar(store, directory, shard, path)}. "
+        f"`{_command(store, directory, expected)}` writes those that are missing"
     )
-    if directory:
-        name = os.path.basename(store.shards.paths[shard])
-        place = glob.escape(os.path.join(directory, name))
-        if others := files.find(f"{place}-*{SUFFIX}"):
-            message += (
-                f". Received: {min(others)}, which is of another version of "
-                "the shard, or of other fields of it"
+
+
+def _other_sidecar(store, directory, shard, path):
+    """Describes a sidecar of the shard's content, or of its name, if any."""
+    folder, name = os.path.split(store.shards.paths[shard])
+    stamp, ids = store.stamp(shard), store.indexes[shard].ids(slice(None))
+    ending = f"-{stamp[:8]}{SUFFIX}" if directory else SUFFIX
+    folder = glob.escape(directory or folder)
+    for other in files.find(os.path.join(folder, f"*{ending}"))[:_SEARCHED]:
+        with contextlib.suppress(ValueError):
+            header, artefact = file_format.read(other)
+            if header.stamp != stamp:
+                continue
+            known = os.path.basename(other).removesuffix(ending)
+            found = f". Received: {other}, of the same content as {known}"
+            if np.array_equal(artefact.arrays["ids"], ids):
+                words = "cp", other, path
+                return f"{found}: `{shlex.join(words)}` makes it this shard's"
+            return (
+                f"{found}, but with other ids, which derive from that name: "
+                "rename the shard back, or embed it again"
             )
-    raise ValueError(message)
+    place = os.path.join(folder, glob.escape(name))
+    for other in files.find(f"{place}-*{SUFFIX}") if directory else ():
+        try:
+            file_format.read(other)
+        except ValueError as error:
+            return f". Received: {error}"
+        return (
+            f". Received: {other}, which is of another version of the shard, "
+            "or of other fields of it"
+        )
+    return ""
+
+
+def _command(store, directory, expected):
+    """Returns the command that writes the sidecars of a store."""
+    model = expected.name if expected and expected.name else "REFERENCE"
+    words = ["jest-tf", "embed", "--model", model, "--data"]
+    paths = sorted({*store.shards.paths})
+    start = os.path.commonprefix(paths)
+    if len(paths) == 1:
+        words.append(start)
+    else:
+        ends = [path[len(start) :][::-1] for path in paths]
+        words.append(f"{start}*{os.path.commonprefix(ends)[::-1]}")
+    if directory:
+        words += ["--output", directory]
+    if store.fields.image:
+        words += ["--image-field", store.fields.image]
+    if store.fields.captions:
+        words += ["--caption-fields", *store.fields.captions]
+    return shlex.join(words)
 
 
 def _numbered(text, starts, ends, numbers):
