@@ -1,13 +1,14 @@
-"""Decodes stored images to square uint8 arrays.
+"""Decodes stored images to upright, square uint8 arrays.
 
 `prepare` reads the size from the header and refuses images that are too large
 or of an unknown format. JPEG, PNG and, if this TensorFlow reads it, plain WebP
 pass through. Pillow converts the first frame of GIF, BMP and other WebP to PNG,
 because `tf.io.decode_image` decodes some of these to wrong pixels or
 uninitialized memory. `decode` then decodes a single image, and `decode_batch`
-decodes many in a graph.
+decodes many in a graph. All turn an image as the orientation in its EXIF says.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -36,6 +37,17 @@ _BARE_MARKERS = frozenset([0x00, 0x01, 0xFF, *range(0xD0, 0xDA)])
 # Start of frame: C0-CF except DHT (C4), JPG (C8) and DAC (CC).
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 SCAN = b"\xff\xda"
+# EXIF (CIPA DC-008): the tag of the orientation, 1 to 8, and its type, SHORT.
+_ORIENTATION, _SHORT = 0x0112, 3
+# The EXIF of a JPEG or PNG is looked for in this many bytes and segments.
+_EXIF_BYTES, _EXIF_SEGMENTS = 2**17, 64
+# Beginnings of most files without EXIF; None is any byte.
+_WITHOUT_EXIF = (
+    [*b"\xff\xd8\xff\xdb"],  # a JPEG that begins with tables
+    [*b"\xff\xd8\xff\xe0\x00\x10", *[None] * 14, *b"\xff\xdb"],  # after JFIF
+    [*b"\x89PNG", *[None] * 33, *b"IDAT"],
+    [*b"RIFF"],  # WebP, which `prepare` turns
+)
 # Whether this TensorFlow reads WebP; 2.18 does not, 2.20 does.
 READS_WEBP = hasattr(tf.io, "decode_webp")
 
@@ -147,10 +159,7 @@ def decode(encoded: bytes) -> np.ndarray | shards.Fault:
         return prepared
     try:
         with tf.device("CPU:0"):
-            image = tf.io.decode_image(
-                prepared, channels=3, expand_animations=False
-            )
-        return image.numpy()
+            return _decode_upright(prepared).numpy()
     except tf.errors.OpError as error:
         reason = re.sub(r"{{.*}} | \[Op:.*", "", error.message)
         return shards.Fault(f"damaged image: {shards.one_line(reason)}")
@@ -160,19 +169,17 @@ def decode_all(encoded: tf.Tensor, form: Form) -> tf.Tensor:
     """Decodes strings [k] to [k, *form.shape] with TensorFlow alone.
 
     This is for exported graphs. JPEG, PNG and, if this TensorFlow reads it,
-    still, opaque WebP give the same pixels as `prepare` and `decode_batch`.
+    still, opaque WebP without EXIF give the same pixels as `prepare` and
+    `decode_batch`.
     Other images, which `prepare` converts or refuses, raise
     `tf.errors.InvalidArgumentError`.
     """
 
     def decode_one(encoded):
-        message = "Images must be JPEG, PNG, or still, opaque WebP."
+        message = "Images must be JPEG, PNG, or still, opaque WebP, no EXIF."
         check = tf.debugging.Assert(decodes_alike(encoded), [message])
         with tf.control_dependencies([check]):
-            image = tf.io.decode_image(
-                encoded, channels=3, expand_animations=False
-            )
-        return form(image)
+            return form(_decode_upright(encoded))
 
     return tf.map_fn(
         tf.autograph.experimental.do_not_convert(decode_one),
@@ -220,7 +227,7 @@ def decode_batch(
     """
 
     def decode_one(place, encoded):
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        image = _decode_upright(encoded)
         return place, {name: form(image) for name, form in forms.items()}
 
     empty = {
@@ -265,11 +272,112 @@ def _prepare(encoded):
     # TensorFlow decodes WebP only if it has a single frame and no alpha.
     animated = encoded[12:16] == b"VP8X" and encoded[20] & 0x02
     plain = image.format == "WEBP" and image.mode == "RGB" and not animated
-    if plain and READS_WEBP:
+    orientation = 1
+    if encoded[12:16] == b"VP8X" and encoded[20] & 0x08:
+        with contextlib.suppress(Exception):  # of Pillow, on damaged EXIF
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    if plain and READS_WEBP and orientation == 1:
         return encoded
+    image = image.convert("RGB")
+    if orientation in range(2, 9):
+        image = Image.fromarray(_turned(np.asarray(image), orientation).numpy())
     png = io.BytesIO()
-    image.convert("RGB").save(png, "PNG", compress_level=1)
+    image.save(png, "PNG", compress_level=1)
     return png.getvalue()
+
+
+@functools.partial(
+    tf.function,
+    autograph=False,
+    input_signature=[tf.TensorSpec([], tf.string)],
+)
+def _decode_upright(encoded):
+    """Decodes what `prepare` passed to upright uint8 [H, W, 3]."""
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image = tf.ensure_shape(image, [None, None, 3])
+    size = max(map(len, _WITHOUT_EXIF))
+    head = tf.io.decode_raw(encoded, tf.uint8, fixed_length=size)
+    wanted = [row + [None] * (size - len(row)) for row in _WITHOUT_EXIF]
+    is_any = np.equal(wanted, None)
+    equal = is_any | (head == np.where(is_any, 0, wanted).astype(np.uint8))
+    return tf.cond(
+        tf.reduce_any(tf.reduce_all(equal, axis=1)),
+        lambda: image,
+        lambda: _turned(image, _orientation(encoded)),
+    )
+
+
+def _turned(image, orientation):
+    """Turns an image, [H, W, 3], upright; EXIF's orientation 1 is upright."""
+    image = tf.cond(
+        orientation > 4, lambda: tf.transpose(image, [1, 0, 2]), lambda: image
+    )
+    rest = orientation % 4
+    dims = [(rest == 0) | (rest == 3), (rest == 2) | (rest == 3), False]
+    return tf.raw_ops.Reverse(tensor=image, dims=dims)
+
+
+def _orientation(encoded):
+    """Returns the orientation of a JPEG or PNG, int64; 1 if none is sound.
+
+    A JPEG's EXIF is in its first segments, all of which are for applications;
+    that of a PNG is in a chunk before the pixels.
+    """
+    head = tf.io.decode_raw(encoded, tf.uint8, fixed_length=_EXIF_BYTES)
+    size = tf.minimum(tf.strings.length(encoded), _EXIF_BYTES)
+    size = tf.cast(size, tf.int64)
+    is_png = head[0] == PNG_MAGIC[0]
+
+    def octets(places, count):
+        places = tf.expand_dims(places, -1) + tf.range(count, dtype=tf.int64)
+        # Beyond the end, zeros.
+        found = tf.gather(head, tf.clip_by_value(places, 0, _EXIF_BYTES - 1))
+        return tf.where(places < size, tf.cast(found, tf.int64), 0)
+
+    def number(places, count, is_big):
+        values = octets(places, count)
+        powers = 256 ** np.arange(count)
+        powers = tf.where(is_big, powers[::-1], powers)
+        return tf.reduce_sum(values * powers, -1)
+
+    def has(place, text):
+        return tf.reduce_all(octets(place, len(text)) == [*text])
+
+    def is_exif(place):
+        jpeg = has(place, b"\xff\xe1") & has(place + 4, b"Exif\0\0")
+        return tf.where(is_png, has(place + 4, b"eXIf"), jpeg)
+
+    def length(place):
+        jpeg = 2 + number(place + 2, 2, True)
+        return tf.where(is_png, 12 + number(place, 4, True), jpeg)
+
+    def goes_on(place):
+        first, marker = tf.unstack(octets(place, 2))
+        jpeg = (first == 0xFF) & ((marker // 16 == 0xE) | (marker == 0xFE))
+        png = ~has(place + 4, b"IDAT")
+        inside = (place < size) & ~is_exif(place)
+        return inside & tf.where(is_png, png, jpeg)
+
+    (place,) = tf.while_loop(
+        goes_on,
+        lambda place: [place + length(place)],
+        [tf.where(is_png, np.int64(8), np.int64(2))],
+        maximum_iterations=_EXIF_SEGMENTS,
+    )
+    start = place + tf.where(is_png, np.int64(8), np.int64(10))
+    end = tf.minimum(place + length(place), size)
+    is_big = has(start, b"MM\0*")
+    entries = start + number(start + 4, 4, is_big)
+    room = tf.maximum(end - entries - 2, 0) // 12
+    count = tf.minimum(number(entries, 2, is_big), room)
+    entries += 2 + 12 * tf.range(count)
+    known = (number(entries, 2, is_big) == _ORIENTATION) & (
+        number(entries + 2, 2, is_big) == _SHORT
+    )
+    values = number(entries + 8, 2, is_big)
+    value = tf.reduce_max(tf.where(known, values, 0))
+    sound = is_exif(place) & (is_big | has(start, b"II*\0"))
+    return tf.where(sound & (value >= 1) & (value <= 8), value, 1)
 
 
 def decodes_alike(encoded):
@@ -285,7 +393,7 @@ def decodes_alike(encoded):
     def lacks(place, flags):
         return tf.bitwise.bitwise_and(head[place], flags) == 0
 
-    # Flags: alpha in VP8L; alpha and animation in VP8X.
+    # Flags: alpha in VP8L; alpha, animation and EXIF in VP8X.
     return (
         has(0, JPEG_MAGIC)
         | has(0, PNG_MAGIC)
@@ -296,7 +404,7 @@ def decodes_alike(encoded):
             & (
                 has(15, b" ")
                 | (has(15, b"L") & lacks(24, 0x10))
-                | (has(15, b"X") & lacks(20, 0x12))
+                | (has(15, b"X") & lacks(20, 0x1A))
             )
         )
     )

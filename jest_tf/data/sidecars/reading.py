@@ -348,7 +348,7 @@ def _find(store, directory, expected, shard):
     raise ValueError(
         f"No sidecar of {store.shards.paths[shard]}: expected {path}"
         f"{_other_sidecar(store, directory, shard, path)}. "
-        f"`{_command(store, directory, expected)}` writes those that are missing"
+        f"`{_command(store, directory, expected)}` writes missing ones"
     )
 
 

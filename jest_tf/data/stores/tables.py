@@ -114,21 +114,21 @@ def checksum(path: str, row: shards.Record | shards.Fault) -> int:
     """
     if isinstance(row, shards.Fault):
         return 0
-    parts = [row.image, *row.captions]
-    if isinstance(row.image, str):
-        parts[0] = encode(row.image)
+    image, version = row.image, b""
+    if isinstance(image, str):
         place = files.local_path(_image_path(path, row.image))
         if not files.is_remote(place):
             try:
                 state = os.stat(place)
             except (OSError, ValueError):
                 return 0
-            parts.append(struct.pack("<qq", state.st_size, int(state.st_mtime)))
-    crc = 0
-    for part in parts:
-        crc = google_crc32c.extend(crc, struct.pack("<q", len(part)))
-        crc = google_crc32c.extend(crc, part)
-    return crc
+            version = struct.pack("<qq", state.st_size, int(state.st_mtime))
+        image = encode(image)
+    parts = image, version, *row.captions
+    sizes = struct.pack(f"<{len(parts)}q", *map(len, parts))
+    return google_crc32c.extend(
+        google_crc32c.value(image), b"".join([*parts[1:], sizes])
+    )
 
 
 def read_images(path: str, rows: Sequence, checksums: Sequence[int]) -> list:
