@@ -37,17 +37,12 @@ _BARE_MARKERS = frozenset([0x00, 0x01, 0xFF, *range(0xD0, 0xDA)])
 # Start of frame: C0-CF except DHT (C4), JPG (C8) and DAC (CC).
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 SCAN = b"\xff\xda"
-# EXIF (CIPA DC-008): the tag of the orientation, 1 to 8, and its type, SHORT.
-_ORIENTATION, _SHORT = 0x0112, 3
+# EXIF (CIPA DC-008): the tag of the orientation, 1 to 8, and its type, SHORT;
+# the size of an entry.
+_ORIENTATION, _SHORT, _ENTRY = 0x0112, 3, 12
 # The EXIF of a JPEG or PNG is looked for in this many bytes and segments.
 _EXIF_BYTES, _EXIF_SEGMENTS = 2**17, 64
-# Beginnings of most files without EXIF; None is any byte.
-_WITHOUT_EXIF = (
-    [*b"\xff\xd8\xff\xdb"],  # a JPEG that begins with tables
-    [*b"\xff\xd8\xff\xe0\x00\x10", *[None] * 14, *b"\xff\xdb"],  # after JFIF
-    [*b"\x89PNG", *[None] * 33, *b"IDAT"],
-    [*b"RIFF"],  # WebP, which `prepare` turns
-)
+_EXIF = b"Exif\0\0"
 # Whether this TensorFlow reads WebP; 2.18 does not, 2.20 does.
 READS_WEBP = hasattr(tf.io, "decode_webp")
 
@@ -159,7 +154,8 @@ def decode(encoded: bytes) -> np.ndarray | shards.Fault:
         return prepared
     try:
         with tf.device("CPU:0"):
-            return _decode_upright(prepared).numpy()
+            image = _decoded(prepared)
+            return _turned(image, orientation(prepared)).numpy()
     except tf.errors.OpError as error:
         reason = re.sub(r"{{.*}} | \[Op:.*", "", error.message)
         return shards.Fault(f"damaged image: {shards.one_line(reason)}")
@@ -179,7 +175,7 @@ def decode_all(encoded: tf.Tensor, form: Form) -> tf.Tensor:
         message = "Images must be JPEG, PNG, or still, opaque WebP, no EXIF."
         check = tf.debugging.Assert(decodes_alike(encoded), [message])
         with tf.control_dependencies([check]):
-            return form(_decode_upright(encoded))
+            return form(_turned(_decoded(encoded), _orientation(encoded)))
 
     return tf.map_fn(
         tf.autograph.experimental.do_not_convert(decode_one),
@@ -213,12 +209,13 @@ def resize_image(image: tf.Tensor, image_size: int) -> tf.Tensor:
 
 
 def decode_batch(
-    encoded: tf.Tensor, forms: Mapping[str, Form]
+    encoded: tf.Tensor, orientations: tf.Tensor, forms: Mapping[str, Form]
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """Decodes many images, dropping damaged images.
 
     Args:
         encoded: string [k], from `prepare`.
+        orientations: int64 [k], from `orientation`.
         forms: forms by name; each image is converted to every form.
 
     Returns:
@@ -226,8 +223,11 @@ def decode_batch(
         name, [m, *form.shape] in the form's dtype.
     """
 
-    def decode_one(place, encoded):
-        image = _decode_upright(encoded)
+    def decode_one(is_turned, place, example):
+        encoded, orientation = example
+        image = _decoded(encoded)
+        if is_turned:
+            image = _turned(image, orientation)
         return place, {name: form(image) for name, form in forms.items()}
 
     empty = {
@@ -237,16 +237,56 @@ def decode_batch(
     # A graph cannot catch an error, but a dataset can drop the element that
     # raised it. The empty batch is for the case that all are dropped.
     nothing = tf.zeros([0], tf.int64), empty
-    return (
-        tf.data.Dataset.from_tensor_slices(encoded)
-        .enumerate()
-        .map(decode_one)
-        .ignore_errors()
-        .batch(tf.size(encoded, tf.int64))
-        .concatenate(tf.data.Dataset.from_tensors(nothing))
-        .take(1)
-        .get_single_element()
+
+    def decode_each(is_turned):
+        return (
+            tf.data.Dataset.from_tensor_slices((encoded, orientations))
+            .enumerate()
+            .map(functools.partial(decode_one, is_turned))
+            .ignore_errors()
+            .batch(tf.size(encoded, tf.int64))
+            .concatenate(tf.data.Dataset.from_tensors(nothing))
+            .take(1)
+            .get_single_element()
+        )
+
+    return tf.cond(
+        tf.reduce_all(orientations == 1),
+        lambda: decode_each(False),
+        lambda: decode_each(True),
     )
+
+
+def orientation(encoded: bytes) -> int:
+    """Returns the EXIF orientation of an image from `prepare`, from 1 to 8.
+
+    A JPEG's EXIF is among its first segments, all for applications or comments;
+    that of a PNG is in a chunk before the pixels. Without EXIF, with damaged
+    EXIF, or for another format, returns 1: upright.
+    """
+    is_png = encoded.startswith(PNG_MAGIC)
+    if not is_png and not encoded.startswith(JPEG_MAGIC):
+        return 1
+    size, place = min(len(encoded), _EXIF_BYTES), 8 if is_png else 2
+    for _ in range(_EXIF_SEGMENTS):
+        if place + 10 > size:
+            return 1
+        if is_png:
+            length, kind = struct.unpack_from(">I4s", encoded, place)
+            start, after = place + 8, place + 12 + length
+            is_exif, is_last = kind == b"eXIf", kind == b"IDAT"
+        else:
+            marker, length = struct.unpack_from(">HH", encoded, place)
+            start, after = place + 10, place + 2 + length
+            is_exif = marker == 0xFFE1 and encoded[start - 6 : start] == _EXIF
+            is_last = marker >> 4 != 0xFFE and marker != 0xFFFE
+        if is_exif:
+            end = min(after - 4 * is_png, size)
+            return _tiff_orientation(encoded, start, end)
+        if is_last:
+            return 1
+        place = after
+    return 1
 
 
 def _prepare(encoded):
@@ -272,43 +312,53 @@ def _prepare(encoded):
     # TensorFlow decodes WebP only if it has a single frame and no alpha.
     animated = encoded[12:16] == b"VP8X" and encoded[20] & 0x02
     plain = image.format == "WEBP" and image.mode == "RGB" and not animated
-    orientation = 1
+    turn = 1
     if encoded[12:16] == b"VP8X" and encoded[20] & 0x08:
         with contextlib.suppress(Exception):  # of Pillow, on damaged EXIF
-            orientation = image.getexif().get(_ORIENTATION, 1)
-    if plain and READS_WEBP and orientation == 1:
+            turn = image.getexif().get(_ORIENTATION, 1)
+    if plain and READS_WEBP and turn == 1:
         return encoded
     image = image.convert("RGB")
-    if orientation in range(2, 9):
-        image = Image.fromarray(_turned(np.asarray(image), orientation).numpy())
+    if turn in range(2, 9):
+        image = Image.fromarray(_flipped(np.asarray(image), turn).numpy())
     png = io.BytesIO()
     image.save(png, "PNG", compress_level=1)
     return png.getvalue()
 
 
-@functools.partial(
-    tf.function,
-    autograph=False,
-    input_signature=[tf.TensorSpec([], tf.string)],
-)
-def _decode_upright(encoded):
-    """Decodes what `prepare` passed to upright uint8 [H, W, 3]."""
+def _decoded(encoded):
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    image = tf.ensure_shape(image, [None, None, 3])
-    size = max(map(len, _WITHOUT_EXIF))
-    head = tf.io.decode_raw(encoded, tf.uint8, fixed_length=size)
-    wanted = [row + [None] * (size - len(row)) for row in _WITHOUT_EXIF]
-    is_any = np.equal(wanted, None)
-    equal = is_any | (head == np.where(is_any, 0, wanted).astype(np.uint8))
-    return tf.cond(
-        tf.reduce_any(tf.reduce_all(equal, axis=1)),
-        lambda: image,
-        lambda: _turned(image, _orientation(encoded)),
-    )
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def _tiff_orientation(encoded, start, end):
+    """Reads the orientation from EXIF at bytes `start` to `end`."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(encoded[start : start + 4])
+    if order is None or start + 8 > end:
+        return 1
+    (offset,) = struct.unpack_from(f"{order}I", encoded, start + 4)
+    place = start + offset
+    if place + 2 > end:
+        return 1
+    (count,) = struct.unpack_from(f"{order}H", encoded, place)
+    place += 2
+    count = min(count, (end - place) // _ENTRY)
+    words = np.frombuffer(encoded[place : place + count * _ENTRY], f"{order}u2")
+    tag, kind, _, _, value, _ = words.reshape(-1, _ENTRY // 2).T
+    value = value[(tag == _ORIENTATION) & (kind == _SHORT)].max(initial=0)
+    return int(value) if 1 <= value <= 8 else 1
 
 
 def _turned(image, orientation):
-    """Turns an image, [H, W, 3], upright; EXIF's orientation 1 is upright."""
+    """Turns an image, [H, W, 3], upright, by EXIF's orientation."""
+    return tf.cond(
+        tf.equal(orientation, 1),
+        lambda: image,
+        lambda: _flipped(image, orientation),
+    )
+
+
+def _flipped(image, orientation):
     image = tf.cond(
         orientation > 4, lambda: tf.transpose(image, [1, 0, 2]), lambda: image
     )
@@ -318,11 +368,7 @@ def _turned(image, orientation):
 
 
 def _orientation(encoded):
-    """Returns the orientation of a JPEG or PNG, int64; 1 if none is sound.
-
-    A JPEG's EXIF is in its first segments, all of which are for applications;
-    that of a PNG is in a chunk before the pixels.
-    """
+    """Returns `orientation` in a graph, int64."""
     head = tf.io.decode_raw(encoded, tf.uint8, fixed_length=_EXIF_BYTES)
     size = tf.minimum(tf.strings.length(encoded), _EXIF_BYTES)
     size = tf.cast(size, tf.int64)
@@ -344,7 +390,7 @@ def _orientation(encoded):
         return tf.reduce_all(octets(place, len(text)) == [*text])
 
     def is_exif(place):
-        jpeg = has(place, b"\xff\xe1") & has(place + 4, b"Exif\0\0")
+        jpeg = has(place, b"\xff\xe1") & has(place + 4, _EXIF)
         return tf.where(is_png, has(place + 4, b"eXIf"), jpeg)
 
     def length(place):
@@ -365,18 +411,20 @@ def _orientation(encoded):
         maximum_iterations=_EXIF_SEGMENTS,
     )
     start = place + tf.where(is_png, np.int64(8), np.int64(10))
-    end = tf.minimum(place + length(place), size)
+    end = place + length(place) - tf.where(is_png, np.int64(4), np.int64(0))
+    end = tf.minimum(end, size)
     is_big = has(start, b"MM\0*")
     entries = start + number(start + 4, 4, is_big)
-    room = tf.maximum(end - entries - 2, 0) // 12
+    room = tf.maximum(end - entries - 2, 0) // _ENTRY
     count = tf.minimum(number(entries, 2, is_big), room)
-    entries += 2 + 12 * tf.range(count)
+    entries += 2 + _ENTRY * tf.range(count)
     known = (number(entries, 2, is_big) == _ORIENTATION) & (
         number(entries + 2, 2, is_big) == _SHORT
     )
     values = number(entries + 8, 2, is_big)
     value = tf.reduce_max(tf.where(known, values, 0))
     sound = is_exif(place) & (is_big | has(start, b"II*\0"))
+    sound &= start + 8 <= end
     return tf.where(sound & (value >= 1) & (value <= 8), value, 1)
 
 

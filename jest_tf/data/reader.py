@@ -225,6 +225,7 @@ class Chunk(NamedTuple):
         rows: int64 [k], row of each record, after replacements.
         attempts: int64 [k], the number of the substitute; 0 if not replaced.
         encoded: the images, bytes [k].
+        orientations: of their EXIF, int64 [k].
         captions: bytes [k], the chosen captions.
         choices: int64 [k], index of the chosen caption in its record.
     """
@@ -232,6 +233,7 @@ class Chunk(NamedTuple):
     rows: np.ndarray
     attempts: np.ndarray
     encoded: np.ndarray
+    orientations: np.ndarray
     captions: np.ndarray
     choices: np.ndarray
 
@@ -274,6 +276,7 @@ class Reader:
             np.zeros(count, np.int64),
             # Not arrays of type S, which drop trailing zero bytes.
             np.empty(count, object),
+            np.ones(count, np.int64),
             np.empty(count, object),
             np.zeros(count, np.int64),
         )
@@ -324,6 +327,7 @@ class Reader:
             return prepared
         choice = choices[number % len(choices)]
         chunk.encoded[i] = prepared
+        chunk.orientations[i] = images.orientation(prepared)
         chunk.captions[i] = record.captions[choice]
         chunk.choices[i] = choice
         return None
