@@ -353,36 +353,35 @@ def _find(store, directory, expected, shard):
 
 
 def _other_sidecar(store, directory, shard, path):
-    """Describes a sidecar of the shard's content, or of its name, if any."""
+    """Describes a sidecar that may be of this shard under another name."""
     folder, name = os.path.split(store.shards.paths[shard])
-    stamp, ids = store.stamp(shard), store.indexes[shard].ids(slice(None))
-    ending = f"-{stamp[:8]}{SUFFIX}" if directory else SUFFIX
-    folder = glob.escape(directory or folder)
-    for other in files.find(os.path.join(folder, f"*{ending}"))[:_SEARCHED]:
-        with contextlib.suppress(ValueError):
-            header, artefact = file_format.read(other)
-            if header.stamp != stamp:
-                continue
-            known = os.path.basename(other).removesuffix(ending)
-            found = f". Received: {other}, of the same content as {known}"
-            if np.array_equal(artefact.arrays["ids"], ids):
-                words = "cp", other, path
-                return f"{found}: `{shlex.join(words)}` makes it this shard's"
-            return (
-                f"{found}, but with other ids, which derive from that name: "
-                "rename the shard back, or embed it again"
-            )
-    place = os.path.join(folder, glob.escape(name))
-    for other in files.find(f"{place}-*{SUFFIX}") if directory else ():
+    found = ""
+    place = os.path.join(glob.escape(directory or folder), f"*{SUFFIX}")
+    for other in files.find(place)[:_SEARCHED]:
+        known = os.path.basename(other).removesuffix(SUFFIX)
+        known = known[: -len("-01234567")] if directory else known
         try:
-            file_format.read(other)
+            header, _ = file_format.read(other)
         except ValueError as error:
-            return f". Received: {error}"
-        return (
-            f". Received: {other}, which is of another version of the shard, "
-            "or of other fields of it"
-        )
-    return ""
+            found = f". Received: {error}" if known == name else found
+            continue
+        if header.stamp == store.stamp(shard):
+            return (
+                f". Received: {other}, of {known}, which has the same records: "
+                f"`{shlex.join(['cp', other, path])}`"
+            )
+        if known == name:
+            found = (
+                f". Received: {other}, which is of another version of the "
+                "shard, or of other fields of it"
+            )
+        elif not found and header.rows == store.shards.lengths[shard]:
+            if not files.is_file(os.path.join(folder, known)):
+                found = (
+                    f". Received: {other}, of as many records; if {known} was "
+                    "renamed, rename it back, as ids derive from the name"
+                )
+    return found
 
 
 def _command(store, directory, expected):
