@@ -6,7 +6,6 @@ embeddings, with the scale and bias of its logits, instead of its scores.
 """
 
 import concurrent.futures
-import contextlib
 import functools
 import glob
 import hashlib
@@ -363,7 +362,7 @@ def _other_sidecar(store, directory, shard, path):
         try:
             header, _ = file_format.read(other)
         except ValueError as error:
-            found = f". Received: {error}" if known == name else found
+            found = f". {error}" if known == name else found
             continue
         if header.stamp == store.stamp(shard):
             return (
