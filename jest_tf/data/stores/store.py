@@ -96,8 +96,8 @@ class Store:
     def num_repeats(self) -> int:
         """The number of records that repeat an earlier one, byte for byte.
 
-        Not counted, as 0, are records without a byte range, in Parquet, and
-        stores of more than 2**25 records, where checksums coincide by chance.
+        By sizes and checksums; 0 if as many may coincide by chance, in stores
+        of more than 2**25 records, and in Parquet, without sizes.
         """
         if len(self) > _MAX_COMPARED:
             return 0
@@ -110,7 +110,12 @@ class Store:
             [np.empty([0, 2], np.int64), *spans.values()]
         ).T
         keys = (sizes << 32 | checksums)[(sizes >= 0) & (checksums > 0)]
-        return len(keys) - len(np.unique(keys))
+        keys.sort()
+        repeats = int((np.diff(keys) == 0).sum())
+        ends = np.flatnonzero(np.diff(keys >> 32, append=-1))
+        alike = np.diff(ends, prepend=-1)  # numbers of records of equal size
+        by_chance = (alike.astype(float) ** 2).sum() / 2**33
+        return repeats if repeats > 10 * by_chance else 0
 
     @property
     def is_remote(self) -> bool:
