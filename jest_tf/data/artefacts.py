@@ -25,8 +25,14 @@ KINDS = {
     "sidecar": "rewrite it with `jest-tf embed --overwrite`",
     "manifest": "rewrite it with `jest-tf curate --overwrite`",
 }
-_VERSION = "1"
-_DTYPES = {"I64": "int64", "F32": "float32", "F16": "float16"}
+# 1, of 0.3.0, has no checksums of records, and its pictures were not turned.
+_VERSION = "2"
+_DTYPES = {
+    "I64": "int64",
+    "U32": "uint32",
+    "F32": "float32",
+    "F16": "float16",
+}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LENGTH = struct.Struct("<Q")  # size of the head that follows
 _ALIGNMENT = 64  # a cache line
@@ -263,7 +269,8 @@ def _check(artefact, kind, verify):
     metadata = dict(artefact.metadata)
     for name, expected in (("kind", kind), ("version", _VERSION)):
         if metadata.get(name) != expected:
-            raise ValueError(f"{name} {metadata.get(name)!r}")
+            found = metadata.get(name)
+            raise ValueError(f"{name} {found!r}, not {expected!r}")
     checksum = metadata.pop("checksum")
     shapes = {name: array.shape for name, array in artefact.arrays.items()}
     if checksum != _checksum(metadata, shapes):

@@ -110,9 +110,9 @@ def decode(
     prepared = [images_lib.prepare(image) for image in encoded]
     good = [i for i, result in enumerate(prepared) if isinstance(result, bytes)]
     with tf.device("CPU:0"):
-        kept, images = _decoder(form)(
-            [prepared[i] for i in good] or [b""]  # undecodable: dropped
-        )
+        some = [prepared[i] for i in good] or [b""]  # undecodable: dropped
+        turns = [images_lib.orientation(image) for image in some]
+        kept, images = _decoder(form)(some, tf.constant(turns, tf.int64))
     for place in np.setdiff1d(np.arange(len(good)), kept):
         i = good[place]
         prepared[i] = images_lib.decode(prepared[i])
@@ -127,11 +127,12 @@ def decode(
 def _decoder(form):
     """Compiles `images.decode_batch` for a form."""
 
-    def decode(encoded):
-        kept, images = images_lib.decode_batch(encoded, {"image": form})
+    def decode(*encoded):
+        kept, images = images_lib.decode_batch(*encoded, {"image": form})
         return kept, images["image"]
 
-    return tf.function(decode, [tf.TensorSpec([None], tf.string)])
+    specs = [tf.TensorSpec([None], dtype) for dtype in (tf.string, tf.int64)]
+    return tf.function(decode, specs)
 
 
 def in_order(pool, function, items, ahead):

@@ -235,7 +235,7 @@ def _blocks(store, options, is_chosen):
 def _read_chunk(reader, ahead, positions, forms):
     """Reads positions, int64 [k], to a `Chunk` of tensors, and its images."""
     size = positions.shape[0]
-    types = (tf.int64, tf.int64, tf.string, tf.string, tf.int64)
+    types = (tf.int64, tf.int64, tf.string, tf.int64, tf.string, tf.int64)
     specs = [tf.TensorSpec([size], dtype) for dtype in types]
     image_specs = [
         tf.TensorSpec([size, *form.shape], form.dtype)
@@ -247,11 +247,11 @@ def _read_chunk(reader, ahead, positions, forms):
 
     def repair(positions, kept, *values):
         # TensorFlow's arrays must not be written to.
-        chunk = reader_lib.Chunk(*(value.copy() for value in values[:5]))
+        chunk = reader_lib.Chunk(*(value.copy() for value in values[:6]))
         missing = np.setdiff1d(np.arange(size), kept)
         replacements = reader.repair(positions, chunk, missing)
         whole = []
-        for some, form in zip(values[5:], forms.values(), strict=True):
+        for some, form in zip(values[6:], forms.values(), strict=True):
             image = np.empty([size, *form.shape], some.dtype)
             image[kept] = some
             # Always on the CPU: no wait for an accelerator, same rounding.
@@ -262,7 +262,7 @@ def _read_chunk(reader, ahead, positions, forms):
         return *chunk, *whole
 
     chunk = call_numpy(read, [positions], specs)
-    kept, decoded = images_lib.decode_batch(chunk[2], forms)
+    kept, decoded = images_lib.decode_batch(*chunk[2:4], forms)
     values = [*chunk, *decoded.values()]
     values = tf.cond(
         tf.equal(tf.size(kept), size),
@@ -272,8 +272,8 @@ def _read_chunk(reader, ahead, positions, forms):
         ),
     )
     return (
-        reader_lib.Chunk(*values[:5]),
-        dict(zip(forms, values[5:], strict=True)),
+        reader_lib.Chunk(*values[:6]),
+        dict(zip(forms, values[6:], strict=True)),
     )
 
 

@@ -91,7 +91,7 @@ def super_batches(
     parts = _Stream(loader, seed, start_step)
     size, num_curated = plan[0].super_batch_size, plan[0].curated_rows
     drawn = (size + num_curated) // max(options.num_hosts, 1)
-    faults.start(start_step, start_step * drawn)
+    faults.start(start_step, drawn)
     if not size:
         return loading.finish(parts.curated(num_curated))
     pool = parts.pool(plan, loss)

@@ -51,6 +51,8 @@ class FaultLog:
     Attributes:
         num_drawn: positions drawn so far.
         num_replaced: positions replaced so far.
+        num_lines: lines of the closed log; an unreadable replacement has
+            another.
     """
 
     def __init__(
@@ -64,19 +66,19 @@ class FaultLog:
         self._lock = threading.Lock()
         self._error = ""
         self._reasons = collections.Counter()
-        self.num_drawn = 0
-        self.num_replaced = 0
+        self._step_size = 0
+        self.num_drawn = self.num_replaced = self.num_lines = 0
 
-    def start(self, step: int, num_drawn: int) -> None:
+    def start(self, step: int, step_size: int) -> None:
         """Drops the faults from `step` on, whose positions are drawn again.
 
-        `num_drawn` is the number of positions in all steps before `step`.
+        `step_size` is the number of positions of a step.
         """
         with self._lock:
             self._error = ""
             self._reasons = collections.Counter()
-            self.num_drawn = num_drawn
-            self.num_replaced = len(set(self._sort(step)))
+            self._step_size = step_size
+            self._cut(step)
 
     def add(self, line: Mapping) -> None:
         """Logs an unreadable record."""
@@ -108,10 +110,13 @@ class FaultLog:
         """Sorts the lines by step and position.
 
         With `stop_step`, drops the faults from this step on, whose records were
-        only read ahead.
+        only read ahead, from the log and from the counts.
         """
         with self._lock:
-            self._sort(stop_step)
+            if stop_step is None:
+                self._sort(None)
+            elif self._path:
+                self._cut(stop_step)
 
     def _describe(self):
         counts = []
@@ -142,6 +147,12 @@ class FaultLog:
         kind = re.sub(r"\d[\d,]*", "N", reason)
         if kind in self._reasons or len(self._reasons) < _MAX_REASONS:
             self._reasons[kind] += 1
+
+    def _cut(self, step):
+        """Drops what belongs to steps from `step` on, and counts the rest."""
+        places = self._sort(step)
+        self.num_drawn = step * self._step_size
+        self.num_replaced, self.num_lines = len(set(places)), len(places)
 
     def _sort(self, stop_step):
         """Sorts the log's lines; returns their places in the stream.
@@ -214,6 +225,7 @@ class Chunk(NamedTuple):
         rows: int64 [k], row of each record, after replacements.
         attempts: int64 [k], the number of the substitute; 0 if not replaced.
         encoded: the images, bytes [k].
+        orientations: of their EXIF, int64 [k].
         captions: bytes [k], the chosen captions.
         choices: int64 [k], index of the chosen caption in its record.
     """
@@ -221,6 +233,7 @@ class Chunk(NamedTuple):
     rows: np.ndarray
     attempts: np.ndarray
     encoded: np.ndarray
+    orientations: np.ndarray
     captions: np.ndarray
     choices: np.ndarray
 
@@ -263,6 +276,7 @@ class Reader:
             np.zeros(count, np.int64),
             # Not arrays of type S, which drop trailing zero bytes.
             np.empty(count, object),
+            np.ones(count, np.int64),
             np.empty(count, object),
             np.zeros(count, np.int64),
         )
@@ -313,6 +327,7 @@ class Reader:
             return prepared
         choice = choices[number % len(choices)]
         chunk.encoded[i] = prepared
+        chunk.orientations[i] = images.orientation(prepared)
         chunk.captions[i] = record.captions[choice]
         chunk.choices[i] = choice
         return None

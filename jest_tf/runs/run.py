@@ -429,7 +429,8 @@ def _close(run, model, part, callbacks):
         progress.say(
             f"{faults.num_replaced:,} of {faults.num_drawn:,} records "
             "drawn could not be read and were replaced: "
-            f"{directory.FAULTS_FILE}"
+            f"{directory.FAULTS_FILE} has a line for each unreadable record, "
+            f"{faults.num_lines:,} in all"
         )
     with model.averaged():
         directory.save_learner(run.output, model.learner)
@@ -440,12 +441,12 @@ def _close(run, model, part, callbacks):
         rows = directory.read_rows(run.output, directory.METRICS_FILE)
         for stage in draw_log.funnel(config, rows):
             progress.say(str(stage))
-    lost = run.sources.store.num_lost
-    progress.say(_closing_line(config, workdir, measures, spent, lost))
+    store = run.sources.store
+    progress.say(_closing_line(config, workdir, measures, spent, store))
     return measures
 
 
-def _closing_line(config, workdir, measures, seconds, num_lost):
+def _closing_line(config, workdir, measures, seconds, store):
     state = f"finished, {config.steps:,} steps"
     if seconds is None:
         state = f"already {state}"
@@ -456,8 +457,10 @@ def _closing_line(config, workdir, measures, seconds, num_lost):
         ranks = [name for name in measures if name.endswith("/mrr")]
         name = [*ranks, *measures][0]
         state += f"; {name} {measures[name]:.4f}"
-    if num_lost:
-        state += f"; lost in damaged shards: about {num_lost:,} records"
+    if store.num_lost:
+        state += f"; lost in damaged shards: about {store.num_lost:,} records"
+    if store.num_repeats:
+        state += f"; {store.num_repeats:,} records repeat others byte for byte"
     command = f"jest-tf {'page' if config.selection.stages else 'evaluate'}"
     return f"{workdir}: {state}; next: {command} --workdir {workdir}"
 

@@ -55,7 +55,7 @@ class FaultLogTest(tf.test.TestCase):
             [curated[1], *again, self.line(9), curated[0], self.line(11)],
         )
         # Equal positions of two settings are two.
-        log.start(1, num_drawn=20)
+        log.start(1, 20)
         self.assertEqual(log.num_replaced, 3)
 
     def test_a_resumed_log_goes_on_as_if_unbroken(self):
@@ -65,12 +65,21 @@ class FaultLogTest(tf.test.TestCase):
         with open(self.path, "a") as file:
             file.write('{"step": 4, "posi')  # a kill in the middle of a line
         log = reader.FaultLog(self.path, 0.01)
-        log.start(2, num_drawn=20)
+        log.start(2, 10)
         self.assertEqual(self.lines(), [self.line(p) for p in (3, 19)])
         self.assertEqual((log.num_drawn, log.num_replaced), (20, 2))
-        log.add(self.line(20))
-        log.close()
-        self.assertEqual(self.lines(), [self.line(p) for p in (3, 19, 20)])
+        for position, count in ((20, 10), (31, 10), (44, 10)):
+            log.add(self.line(position))
+            log.count(count, 1)
+        # The replacement at 20 is unreadable, too; 44 was only read ahead.
+        again = self.line(20) | {"place": "b"}
+        log.add(again)
+        log.close(4)
+        expected = [self.line(p) for p in (3, 19, 20)] + [again, self.line(31)]
+        self.assertEqual(self.lines(), expected)
+        self.assertEqual(
+            (log.num_drawn, log.num_replaced, log.num_lines), (40, 4, 5)
+        )
 
     def test_bytes_that_a_power_cut_left_end_the_log(self):
         for rest in (b"\xff\xfe\xfd\n", b'{"step": 0, "reason": "\xff"}\n'):
@@ -80,7 +89,7 @@ class FaultLogTest(tf.test.TestCase):
             with open(self.path, "ab") as file:
                 file.write(rest)
             log = reader.FaultLog(self.path, 1.0)
-            log.start(9, num_drawn=90)
+            log.start(9, 10)
             self.assertEqual(self.lines(), [self.line(p) for p in (3, 19)])
             os.remove(self.path)
 
@@ -94,7 +103,7 @@ class FaultLogTest(tf.test.TestCase):
         log = reader.FaultLog(self.path, 1.0)
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
-        log.start(1, num_drawn=1000)
+        log.start(1, 1000)
         log.close()
         _, peak = tracemalloc.get_traced_memory()
         self.assertLen(self.lines(), 1000)

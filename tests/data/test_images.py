@@ -1,13 +1,15 @@
 """Tests of what is decoded, how, and what is refused beforehand."""
 
+import io
 import struct
 import zlib
 from unittest import mock
 
 import numpy as np
 import picture_files
+import shard_files
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jest_tf.data import images
 from jest_tf.data.stores import shards
@@ -47,6 +49,73 @@ class DecodeTest(tf.test.TestCase):
         for mode in ("P", "1"):
             image = self.decode(picture_files.encode(rgb.convert(mode), "BMP"))
             self.assertAllEqual(image, rgb.convert(mode).convert("RGB"))
+
+
+class OrientationTest(tf.test.TestCase):
+    """Pictures are decoded upright; Pillow's pixels are the slow twin."""
+
+    FORM = images.Resizing(9)
+
+    def encode(self, kind, orientation, **settings):
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0112] = "a maker", orientation
+        picture = Image.fromarray(picture_files.smooth_picture())
+        return picture_files.encode(picture, kind, exif=exif, **settings)
+
+    def test_all_orientations_equal_pillows_on_every_path(self):
+        for kind, error in (("JPEG", 6), ("PNG", 0), ("WEBP", 0)):
+            settings = {"WEBP": {"lossless": True}}.get(kind, {})
+            encoded = [
+                self.encode(kind, orientation, **settings)
+                for orientation in range(10)  # 0 and 9 have no meaning
+            ]
+            upright = [images.decode(image) for image in encoded]
+            for image, found in zip(encoded, upright, strict=True):
+                opened = Image.open(io.BytesIO(image))
+                turned = ImageOps.exif_transpose(opened).convert("RGB")
+                self.assertAllClose(found, turned, atol=error, rtol=0)
+            squares = [self.FORM(image) for image in upright]
+            # Also where all are upright, or undecodable.
+            for some in (slice(10), slice(2)):
+                prepared = [images.prepare(x) for x in [*encoded[some], b"?"]]
+                prepared[-1] = b""
+                turns = list(map(images.orientation, prepared))
+                kept, batch = images.decode_batch(
+                    tf.constant(prepared), turns, {"image": self.FORM}
+                )
+                self.assertAllEqual(kept, range(len(prepared) - 1))
+                self.assertAllEqual(batch["image"], squares[some])
+            if kind == "WEBP":  # with EXIF, it is not for a graph alone
+                with self.assertRaisesRegex(tf.errors.OpError, "no EXIF"):
+                    images.decode_all(tf.constant(encoded), self.FORM)
+            else:
+                self.assertAllEqual(
+                    images.decode_all(tf.constant(encoded), self.FORM), squares
+                )
+
+    def test_damaged_exif_is_ignored_alike_with_and_without_a_graph(self):
+        in_graph = tf.function(images._orientation, autograph=False)
+        rng, found = np.random.default_rng(0), set()
+        for kind in ("JPEG", "PNG"):
+            whole = self.encode(kind, 6)
+            self.assertEqual(images.orientation(whole), 6)
+            for end in range(8, 100):
+                cut = images.orientation(whole[:end])
+                self.assertEqual(cut, in_graph(tf.constant(whole[:end])))
+            for _ in range(300):
+                head, _ = shard_files.mutate(whole[8:100], rng)
+                damaged = whole[:8] + head + whole[100:]
+                orientation = images.orientation(damaged)
+                found.add(orientation)
+                self.assertEqual(orientation, in_graph(tf.constant(damaged)))
+        self.assertTrue({1, 6} <= found <= {*range(1, 9)}, found)
+        for offset in (0xFFFFFFFF, 0x7FFFFFFF, 0, 1):
+            place = whole.index(b"MM\0*") + 4
+            damaged = bytearray(whole)
+            damaged[place : place + 4] = struct.pack(">I", offset)
+            self.assertAllEqual(
+                images.decode(bytes(damaged)), picture_files.smooth_picture()
+            )
 
 
 class RefuseTest(tf.test.TestCase):

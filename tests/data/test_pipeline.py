@@ -124,7 +124,7 @@ class SuperBatchesTest(PipelineTestCase):
     def test_an_unreadable_record_is_replaced_like_a_damaged_one(self):
         path = os.path.join(self.directory, "b")
         store = stores_lib.open_store(path)
-        offset, size = store.indexes[0].rows([2])[0, :2].tolist()
+        offset, size = store.indexes[0].spans([2])[0, :2].tolist()
         sector = shard_files.BadSector(offset + size // 2, offset + size)
         log = os.path.join(self.directory, "log")
         found, lines = {}, {}
@@ -352,7 +352,7 @@ class CuratedTest(PipelineTestCase):
 
     def test_faults_of_both_sets_are_logged_by_step_and_setting(self):
         for store in self.parts:
-            place, size = store.indexes[0].rows([1])[0, :2].tolist()
+            place, size = store.indexes[0].spans([1])[0, :2].tolist()
             shard_files.flip(store.shards.paths[0], place + size // 2)
         log = os.path.join(self.directory, "log")
 

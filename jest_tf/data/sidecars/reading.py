@@ -11,6 +11,7 @@ import glob
 import hashlib
 import math
 import os
+import shlex
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ SUFFIX = ".sidecar"
 _MAX_MAPPED = 256
 # File heads read at a time, for slow storage.
 _THREADS = 16
+# Other sidecars read to explain that one is missing.
+_SEARCHED = 1000
 # Limit on bytes fetched from buckets to compare checksums; this takes seconds.
 _FETCHED = 2**28
 
@@ -68,7 +71,7 @@ class Sidecars:
     ):
         self.store = store
         shards = range(len(store.shards.paths))
-        find = functools.partial(_find, store, directory)
+        find = functools.partial(_find, store, directory, expected)
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             opened = list(pool.map(find, shards))
         self._paths, headers, self._heads = zip(*opened, strict=True)
@@ -181,6 +184,10 @@ class Sidecars:
 
     def verify(self, most: float = math.inf) -> None:
         """Compares the checksums of files, which reads the files.
+
+        The shards are not read: a sidecar of other content is refused on
+        opening, by the checksums in the shard's index, and a record that has
+        changed since it was indexed is a fault when it is read.
 
         Skips those beyond `most` bytes, or beyond 256 MiB on buckets.
         """
@@ -326,7 +333,7 @@ def make_header(
     return file_format.Header(description, dtype, store.stamp(shard), rows)
 
 
-def _find(store, directory, shard):
+def _find(store, directory, expected, shard):
     """Returns the path, the header and the checksums of a shard's sidecar."""
     path = sidecar_path(store, shard, directory)
     if files.is_file(path):
@@ -337,19 +344,63 @@ def _find(store, directory, shard):
             header,
             tuple((key, artefact.metadata[key]) for key in known),
         )
-    message = (
-        f"No sidecar of {store.shards.paths[shard]}: expected {path}, as "
-        "`jest-tf embed` writes it"
+    raise ValueError(
+        f"No sidecar of {store.shards.paths[shard]}: expected {path}"
+        f"{_other_sidecar(store, directory, shard, path)}. "
+        f"`{_command(store, directory, expected)}` writes missing ones"
     )
-    if directory:
-        name = os.path.basename(store.shards.paths[shard])
-        place = glob.escape(os.path.join(directory, name))
-        if others := files.find(f"{place}-*{SUFFIX}"):
-            message += (
-                f". Received: {min(others)}, which is of another version of "
-                "the shard, or of other fields of it"
+
+
+def _other_sidecar(store, directory, shard, path):
+    """Describes a sidecar that may be of this shard under another name."""
+    folder, name = os.path.split(store.shards.paths[shard])
+    found = ""
+    place = os.path.join(glob.escape(directory or folder), f"*{SUFFIX}")
+    for other in files.find(place)[:_SEARCHED]:
+        known = os.path.basename(other).removesuffix(SUFFIX)
+        known = known[: -len("-01234567")] if directory else known
+        try:
+            header, _ = file_format.read(other)
+        except ValueError as error:
+            found = f". {error}" if known == name else found
+            continue
+        if header.stamp == store.stamp(shard):
+            return (
+                f". Received: {other}, of {known}, which has the same records: "
+                f"`{shlex.join(['cp', other, path])}`"
             )
-    raise ValueError(message)
+        if known == name:
+            found = (
+                f". Received: {other}, which is of another version of the "
+                "shard, or of other fields of it"
+            )
+        elif not found and header.rows == store.shards.lengths[shard]:
+            if not files.is_file(os.path.join(folder, known)):
+                found = (
+                    f". Received: {other}, of as many records; if {known} was "
+                    "renamed, rename it back, as ids derive from the name"
+                )
+    return found
+
+
+def _command(store, directory, expected):
+    """Returns the command that writes the sidecars of a store."""
+    model = expected.name if expected and expected.name else "REFERENCE"
+    words = ["jest-tf", "embed", "--model", model, "--data"]
+    paths = sorted({*store.shards.paths})
+    start = os.path.commonprefix(paths)
+    if len(paths) == 1:
+        words.append(start)
+    else:
+        ends = [path[len(start) :][::-1] for path in paths]
+        words.append(f"{start}*{os.path.commonprefix(ends)[::-1]}")
+    if directory:
+        words += ["--output", directory]
+    if store.fields.image:
+        words += ["--image-field", store.fields.image]
+    if store.fields.captions:
+        words += ["--caption-fields", *store.fields.captions]
+    return shlex.join(words)
 
 
 def _numbered(text, starts, ends, numbers):

@@ -25,11 +25,11 @@ class Delimited:
     """Rows of CSV or TSV files."""
 
     name = "table"
-    index_variant = ""
     damage = "has a quotation mark that is not closed"
 
     def __init__(self, delimiter, fields=shards.USUAL):
-        self.index_key = f"table 2 {delimiter}"
+        self.index_variant = tables.variant(fields)
+        self.index_key = f"table 3 {delimiter}{self.index_variant}"
         self.fields = fields
         self._delimiter = delimiter
         self._columns: dict[str, tables.Columns] = {}
@@ -41,48 +41,58 @@ class Delimited:
         with shards.open_scan(path, advance) as file:
             rows = self._rows(file)
             next(rows)  # the header
-            for place, size, values in rows:
-                stored = None
+            for place, row, values in rows:
                 if values is None or self._swallows(columns, values):
-                    size = -size
-                elif id_column is not None and id_column < len(values):
+                    yield place, -len(row), None, 0
+                    continue
+                stored = None
+                if id_column is not None and id_column < len(values):
                     stored = shards.stored_id(values[id_column])
-                yield place, size, stored
+                checksum = tables.checksum(path, self._parse(columns, row))
+                yield place, len(row), stored, checksum
 
     def read(self, path: str, spans: np.ndarray) -> list:
         """Reads rows at byte ranges, and the images they name."""
         columns = self._find_columns(path)
+        rows = shards.read_records(
+            path, spans, lambda row, _: self._parse(columns, row)
+        )
+        return tables.read_images(path, rows, spans[:, 2].tolist())
 
-        def parse(row):
-            # An unclosed quotation mark swallows this last delimiter.
-            text = _decode(row).rstrip("\r\n") + self._delimiter
-            try:
-                reader = csv.reader([text], delimiter=self._delimiter)
-                *values, _ = next(reader)
-            except csv.Error as error:
-                return shards.Fault(f"bad row: {shards.one_line(error)}")
-            if len(values) != len(columns.names):
-                return shards.Fault(
-                    f"bad row: {len(values)} fields, the header has "
-                    f"{len(columns.names)}"
-                )
-            return columns.record(dict(zip(columns.names, values, strict=True)))
-
-        rows = shards.read_records(path, spans, parse)
-        return tables.read_images(path, rows)
+    def _parse(self, columns, row):
+        # An unclosed quotation mark swallows this last delimiter.
+        text = _decode(row).rstrip("\r\n") + self._delimiter
+        try:
+            reader = csv.reader([text], delimiter=self._delimiter)
+            *values, _ = next(reader)
+        except csv.Error as error:
+            return shards.Fault(f"bad row: {shards.one_line(error)}")
+        if len(values) != len(columns.names):
+            return shards.Fault(
+                f"bad row: {len(values)} fields, the header has "
+                f"{len(columns.names)}"
+            )
+        return columns.record(dict(zip(columns.names, values, strict=True)))
 
     def _rows(self, file):
-        """Yields offset, size and fields of every row that is not blank.
+        """Yields offset, bytes and fields of every row that is not blank.
 
         The fields are None where quotation marks wrongly join lines.
         """
         mark = file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
         end = file.seek(len(_BYTE_ORDER_MARK) if mark else 0)
-        lines = map(_decode, iter(lambda: file.readline(_MAX_LINE), b""))
+        row: list = []
+
+        def lines():
+            while line := file.readline(_MAX_LINE):
+                row.append(line)
+                yield _decode(line)
+
         # Strict about what follows a closing quotation mark.
-        reader = csv.reader(lines, delimiter=self._delimiter, strict=True)
+        reader = csv.reader(lines(), delimiter=self._delimiter, strict=True)
         while end < file.raw.size:
             start, before = end, reader.line_num
+            row.clear()
             try:
                 values = next(reader)
             except csv.Error:
@@ -90,7 +100,7 @@ class Delimited:
                 values = [""] if reader.line_num - before == 1 else None
             end = file.tell()
             if values != []:
-                yield start, end - start, values
+                yield start, b"".join(row), values
 
     def _swallows(self, columns, values):
         """True if a field has a whole row: a quotation mark was unclosed."""

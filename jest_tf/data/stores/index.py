@@ -1,11 +1,13 @@
-"""Indexes: the location and id of each record of a shard.
+"""Indexes: the location, id and checksum of each record of a shard.
 
 A format's `scan` builds the index of a shard once. It is an artefact beside
 the shard, `<shard>.index`, or in a folder of indexes; its name holds a hash of
-any format setting that records depend on. Its only array, `records`, int64
-[n, 3], has two numbers that locate a record, and its id. It is mapped, not
-loaded. An index that is damaged or does not fit its shard (size, time of
-change, hash of head and tail) is rebuilt.
+any format setting that records depend on. It has two arrays: `records`, int64
+[n, 3], with two numbers that locate a record, and its id; and `checksums`,
+uint32 [n]. Both are mapped, not loaded. An index that is damaged, of another
+version, or does not fit its shard (size, time of change, hash of head and tail)
+is rebuilt. A record that was exchanged without any of these signs is found when
+it is read, by its checksum.
 
 The id of a record without a stored id is a hash of the shard's base name, size,
 head and tail, and the record's number. This id survives a move of the folder
@@ -21,7 +23,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +35,7 @@ from jest_tf.data.stores import shards
 from jest_tf.files import retries
 
 _KIND = "index"
-_ARRAY = "records"
+_ARRAYS = ("records", "checksums")
 # Hashed bytes of a shard's head and tail.
 _EDGE = 2**16
 # Threads suffice: reading, hashing and mapping release the interpreter lock.
@@ -53,8 +55,9 @@ class Index(NamedTuple):
 
     Attributes:
         num_records: number of records.
-        stamp: identifies this version of the shard and how it is read.
-        records: returns int64 [n, 3], spans and ids.
+        stamp: identifies this version of the shard, with the checksums of all
+            records, and how it is read.
+        arrays: returns `records` and `checksums` by name, as in the file.
         damage: int64 [m, 2], place and size of parts that hold no records.
         num_lost: estimated number of records that were in these parts.
         is_cut: whether a damaged part is the shard's end, so that more records
@@ -63,14 +66,21 @@ class Index(NamedTuple):
 
     num_records: int
     stamp: str
-    records: Callable[[], np.ndarray]
+    arrays: Callable[[], Mapping[str, np.ndarray]]
     damage: np.ndarray = _SOUND
     num_lost: int = 0
     is_cut: bool = False
 
-    def rows(self, numbers: np.ndarray | slice) -> np.ndarray:
-        """Returns spans and ids of records: int64 [k] -> [k, 3]."""
-        return np.array(self.records()[numbers])
+    def spans(self, numbers: np.ndarray | slice) -> np.ndarray:
+        """Returns places, sizes and checksums: int64 [k] -> int64 [k, 3]."""
+        arrays = self.arrays()
+        spans = np.array(arrays["records"][numbers])
+        spans[:, 2] = arrays["checksums"][numbers]
+        return spans
+
+    def ids(self, numbers: np.ndarray | slice) -> np.ndarray:
+        """Returns the ids of records, both int64 [k]."""
+        return np.array(self.arrays()["records"][numbers, 2])
 
 
 def open_indexes(
@@ -106,16 +116,16 @@ def open_indexes(
         place, origin, index = stored
         if index is not None:
             return index
-        records = _scan(path, form, origin, advance)
+        arrays = _scan(path, form, origin, advance)
         if not _are_written:
-            return _index(origin, form, records)
+            return _index(origin, form, arrays)
         try:
-            artefacts.write(place, _KIND, origin, {_ARRAY: records})
+            artefacts.write(place, _KIND, origin, arrays)
             index = _load(place, origin, form)
         except retries.ERRORS as error:
             unwritten.append(f"{place}: {error}")
         # Another process may have indexed another version by now.
-        return index or _index(origin, form, records)
+        return index or _index(origin, form, arrays)
 
     with concurrent.futures.ThreadPoolExecutor(_WORKERS) as pool:
         try:
@@ -214,30 +224,33 @@ def _origin(path, form):
 def _load(place, origin, form):
     try:
         artefact = artefacts.read(place, _KIND, verify=True)
-        records = artefact.arrays[_ARRAY]
+        if not origin.items() <= artefact.metadata.items():
+            return None
+        arrays = {name: artefact.arrays[name] for name in _ARRAYS}
     except (OSError, ValueError, KeyError):
         return None
-    if not origin.items() <= artefact.metadata.items():
-        return None
     if files.is_remote(place):
-        return _index(origin, form, np.array(records))
+        copies = {name: np.array(array) for name, array in arrays.items()}
+        return _index(origin, form, copies)
     # Not the time of change: another process may have updated only that.
     known = tuple(
         (key, artefact.metadata[key]) for key in ("identity", "crc32")
     )
-    return _index(origin, form, records)._replace(
-        records=lambda: _map(place, _KIND, known).arrays[_ARRAY]
+    return _index(origin, form, arrays)._replace(
+        arrays=lambda: _map(place, _KIND, known).arrays
     )
 
 
-def _index(origin, form, records):
+def _index(origin, form, arrays):
+    records = arrays["records"]
     stamp = _digest(
         bytes.fromhex(origin["identity"]),
         struct.pack("<Iq", zlib.crc32(records), len(records)),
+        np.asarray(arrays["checksums"]),
         form.name.encode(),
         repr(tuple(form.fields)).encode(),
     )
-    index = Index(len(records), stamp.hex(), lambda: records)
+    index = Index(len(records), stamp.hex(), lambda: arrays)
     sound = records[:, 1] >= 0
     if sound.all():
         return index
@@ -253,7 +266,7 @@ def _index(origin, form, records):
 
 
 def _scan(path, form, origin, advance):
-    """Scans a shard for the records of a new index; int64 [n, 3]."""
+    """Scans a shard; returns the arrays of its index."""
     left = int(origin["size"])
 
     def report(size):
@@ -263,9 +276,11 @@ def _scan(path, form, origin, advance):
         advance(size)
 
     spans, ids, has_id = array.array("q"), array.array("q"), bytearray()
+    checksums = array.array("I")
     with shards.naming(path):
-        for place, size, stored in form.scan(path, report):
+        for place, size, stored, checksum in form.scan(path, report):
             spans.extend((place, size))
+            checksums.append(checksum)
             ids.append(stored or 0)
             has_id.append(stored is not None)
     report(left)
@@ -274,7 +289,8 @@ def _scan(path, form, origin, advance):
     identity = bytes.fromhex(origin["identity"])
     derived = _derived_ids(os.path.basename(path), identity, len(ids))
     ids = np.where(np.frombuffer(has_id, bool), np.array(ids), derived)
-    return np.column_stack([np.array(spans).reshape(-1, 2), ids])
+    records = np.column_stack([np.array(spans).reshape(-1, 2), ids])
+    return {"records": records, "checksums": np.array(checksums, np.uint32)}
 
 
 def _derived_ids(name, identity, count):

@@ -29,7 +29,7 @@ from jest_tf.files import retries
 MANIFEST_FILE = "manifest.json"
 SUFFIX = ".weights"
 
-_VERSION = 2
+_VERSION = 3  # 2, of 0.3.0, has stamps without the records' checksums
 _KIND = "manifest"
 _DTYPES = {"ids": "int64", "weights": "float32", "scores": "float32"}
 

@@ -13,6 +13,8 @@ from jest_tf import files
 from jest_tf.data.stores import shards, tables
 from jest_tf.files import cache, retries
 
+# Rows of a group that a scan has in memory as Python values.
+_ROWS = 256
 # The latest decoded row groups, up to 256 MiB: their columns and tables.
 _groups = cache.Cache(2**28, lambda group: group[1].nbytes)
 
@@ -21,14 +23,14 @@ class Parquet:
     """Rows of Parquet files, located by row group and number."""
 
     name = "table"
-    index_key = "table parquet"
-    index_variant = ""
 
     def __init__(self, fields=shards.USUAL):
         self.fields = fields
+        self.index_variant = tables.variant(fields)
+        self.index_key = f"table 3 parquet{self.index_variant}"
 
     def scan(self, path: str, advance):
-        """Counts the rows of every group and reads the ids."""
+        """Reads the ids and checksums of the rows of every group."""
         del advance
         try:
             with retries.call(lambda: _open(path)) as file:
@@ -36,8 +38,11 @@ class Parquet:
                 stored = columns.position("id") is not None
                 for group, count in enumerate(_lengths(path, file.metadata)):
                     ids = _ids(file, group) if stored else []
-                    for number, key in itertools.zip_longest(range(count), ids):
-                        yield group, number, key
+                    checksums = self._checksums(path, group, count)
+                    for number, key, checksum in itertools.zip_longest(
+                        range(count), ids, checksums
+                    ):
+                        yield group, number, key, checksum
         except (*_corrupt(), OSError) as error:
             raise ValueError(
                 f"Shard {path} is not a Parquet file, or cannot be read: "
@@ -51,7 +56,14 @@ class Parquet:
             places = np.flatnonzero(spans[:, 0] == group)
             rows = self._read_rows(path, group, spans[places, 1].tolist())
             out |= zip(places.tolist(), rows, strict=True)
-        return tables.read_images(path, [out[i] for i in range(len(spans))])
+        rows = [out[i] for i in range(len(spans))]
+        return tables.read_images(path, rows, spans[:, 2].tolist())
+
+    def _checksums(self, path, group, count):
+        for start in range(0, count, _ROWS):
+            numbers = range(start, min(start + _ROWS, count))
+            for row in self._read_rows(path, group, numbers):
+                yield tables.checksum(path, row)
 
     def _read_rows(self, path, group, numbers):
         try:

@@ -2,15 +2,17 @@
 
 A shard is a file. A format is an object with two methods
 
-    scan(path, advance)  # yields (place, size, stored id or None) of records
-    read(path, spans)    # returns a Record or Fault for each place and size,
-                         # or a function that returns it
+    scan(path, advance)  # yields (place, size, stored id or None, checksum)
+    read(path, spans)    # returns a Record or Fault for each place, size and
+                         # checksum, or a function that returns it
 
 and the attributes `name`; `fields`; `index_key`, everything that an index
 depends on; and `index_variant`, the part of the key that is a setting.
-`advance` takes the number of bytes read since the last call. In formats read by
-byte range, the place is the offset, a negative size marks bytes that hold no
-records, and the attribute `damage` describes a shard with such bytes in words.
+`advance` takes the number of bytes read since the last call. By the checksum,
+32 bits, `read` finds that a record has changed since the scan; 0 is unknown and
+not compared. In formats read by byte range, the place is the offset, a negative
+size marks bytes that hold no records, and the attribute `damage` describes a
+shard with such bytes in words.
 """
 
 import concurrent.futures
@@ -82,6 +84,12 @@ class Fault(NamedTuple):
     """An unreadable record; `reason` is a single line, without the location."""
 
     reason: str
+
+
+CHANGED = Fault(
+    "changed since its shard was indexed: delete the shard's .index file, to "
+    "index it again"
+)
 
 
 class Fields(NamedTuple):
@@ -214,7 +222,7 @@ def naming(path: str) -> Iterator[None]:
 def read_records(
     path: str,
     spans: np.ndarray,
-    parse: Callable[[bytes], Record | Fault],
+    parse: Callable[[bytes, int], Record | Fault],
     head: int = 0,
     tail: int = 0,
     later: bool = False,
@@ -223,8 +231,8 @@ def read_records(
 
     Args:
         path: the file.
-        spans: int64 [k, 2], offsets and sizes, in any order.
-        parse: makes a record of a range's bytes.
+        spans: int64 [k, 3], offsets, sizes and checksums, in any order.
+        parse: makes a record of a range's bytes and its checksum.
         head, tail: bytes before and after each range that belong to it.
         later: whether to leave parsing to the caller.
 
@@ -235,7 +243,7 @@ def read_records(
     """
     remote = files.is_remote(path)
     out: list = [_size_fault(size) for size in spans[:, 1].tolist()]
-    spans = (spans + [-head, head + tail]).tolist()
+    spans = (spans + [-head, head + tail, 0]).tolist()
     # Remote pieces are read in parallel, with one request each.
     gap, limit = _LOCAL_GAP, _MAX_READ
     if remote:
@@ -254,7 +262,7 @@ def read_records(
     parts = retries.call_all(read, groups, remote)
     for (start, _, places), joint in zip(groups, parts, strict=True):
         for i in places:
-            offset, size = spans[i]
+            offset, size, checksum = spans[i]
             if not isinstance(joint, Exception):
                 data = joint[offset - start : offset - start + size]
             elif len(places) > 1:
@@ -272,9 +280,8 @@ def read_records(
             elif len(data) < size:
                 out[i] = Fault(f"truncated: {len(data)} of {size} bytes")
             else:
-                out[i] = (
-                    functools.partial(parse, data) if later else parse(data)
-                )
+                make = functools.partial(parse, data, checksum)
+                out[i] = make if later else make()
     return out
 
 
@@ -359,7 +366,7 @@ def _groups(spans, faults, gap, limit):
     """Groups ranges without a fault into joint reads: start, end, indices."""
     groups: list = []
     for i in sorted(range(len(spans)), key=lambda i: spans[i][0]):
-        start, size = spans[i]
+        start, size, _ = spans[i]
         end = start + size
         if faults[i]:
             continue

@@ -14,6 +14,8 @@ from jest_tf.data.stores import index
 from jest_tf.data.stores.shards import Fault, Record
 from jest_tf.files import retries
 
+# The most records that are compared with each other.
+_MAX_COMPARED = 2**25
 # Records per read in a sequential pass.
 _BATCH = 256
 
@@ -56,6 +58,7 @@ class Store:
         shards: the files and their numbers of records.
         indexes: the index of each shard.
         parts: as given.
+        fields: the fields that hold records, a `shards.Fields`.
         manifest: weights of the rows in a stream; None draws all alike.
     """
 
@@ -64,7 +67,8 @@ class Store:
         opened: Sequence[tuple[str, object, index.Index]],
         parts: Sequence[int] | None = None,
     ):
-        paths, _, self.indexes = zip(*opened, strict=True)
+        paths, formats, self.indexes = zip(*opened, strict=True)
+        self.fields = formats[0].fields
         lengths = np.array(
             [shard.num_records for shard in self.indexes], np.int64
         )
@@ -87,6 +91,31 @@ class Store:
         """`num_lost` as a share of all records, including those lost."""
         there = len(self) - sum(len(shard.damage) for shard in self.indexes)
         return self.num_lost / (self.num_lost + there)
+
+    @property
+    def num_repeats(self) -> int:
+        """The number of records that repeat an earlier one, byte for byte.
+
+        By sizes and checksums; 0 if as many may coincide by chance, in stores
+        of more than 2**25 records, and in Parquet, without sizes.
+        """
+        if len(self) > _MAX_COMPARED:
+            return 0
+        spans = {
+            path: shard.spans(slice(None))[:, 1:]
+            for path, form, shard in self._opened
+            if hasattr(form, "damage")
+        }
+        sizes, checksums = np.concatenate(
+            [np.empty([0, 2], np.int64), *spans.values()]
+        ).T
+        keys = (sizes << 32 | checksums)[(sizes >= 0) & (checksums > 0)]
+        keys.sort()
+        repeats = int((np.diff(keys) == 0).sum())
+        ends = np.flatnonzero(np.diff(keys >> 32, append=-1))
+        alike = np.diff(ends, prepend=-1)  # numbers of records of equal size
+        by_chance = (alike.astype(float) ** 2).sum() / 2**33
+        return repeats if repeats > 10 * by_chance else 0
 
     @property
     def is_remote(self) -> bool:
@@ -115,7 +144,7 @@ class Store:
         def read(job):
             shard, _, local = job
             path, form, records = self._opened[shard]
-            return form.read(path, records.rows(local)[:, :2])
+            return form.read(path, records.spans(local))
 
         paths = [self.shards.paths[shard] for shard, _, _ in jobs]
         remote = any(map(files.is_remote, paths))
@@ -130,7 +159,7 @@ class Store:
         """Returns stable ids of rows, both int64 [k]; see `index.py`."""
         ids = np.empty(len(rows), np.int64)
         for shard, places, local in self.by_shard(rows):
-            ids[places] = self.indexes[shard].rows(local)[:, 2]
+            ids[places] = self.indexes[shard].ids(local)
         return ids
 
     def captions(self) -> Iterator[bytes]:
@@ -168,8 +197,10 @@ class Store:
     def stamp(self, shard: int) -> str:
         """Identifies a shard's version, format and the fields taken from it.
 
-        It depends on the shard's size and hashes of its head, tail and index,
-        but not on its time of change or on images that a table names.
+        It depends on the shard's head and tail and on the places and checksums
+        of all records, but not on the shard's time of change. The checksum of a
+        table's row depends on the size and time of change of the image that it
+        names, except of remote images.
         """
         return self.indexes[shard].stamp
 

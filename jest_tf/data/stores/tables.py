@@ -8,7 +8,10 @@ columns, in Parquet also as lists of strings; a table with a column `label` or
 """
 
 import os
+import struct
 from collections.abc import Mapping, Sequence
+
+import google_crc32c
 
 from jest_tf import files
 from jest_tf.data.stores import shards
@@ -97,20 +100,60 @@ class Columns:
         )
 
 
-def read_images(path: str, rows: Sequence) -> list:
-    """Replaces the image paths of a table's records with the images."""
+def variant(fields: shards.Fields) -> str:
+    """Returns the settings that the checksums of a table's rows depend on."""
+    return "" if fields == shards.USUAL else repr(tuple(fields))
+
+
+def checksum(path: str, row: shards.Record | shards.Fault) -> int:
+    """Returns a CRC-32C of a row's image and captions, or 0 if unknown.
+
+    An image that the row names counts by its path, size and time of change in
+    seconds, as archives keep it; a remote image, which would cost a request,
+    only by its path.
+    """
+    if isinstance(row, shards.Fault):
+        return 0
+    image, version = row.image, b""
+    if isinstance(image, str):
+        place = files.local_path(_image_path(path, row.image))
+        if not files.is_remote(place):
+            try:
+                state = os.stat(place)
+            except (OSError, ValueError):
+                return 0
+            version = struct.pack("<qq", state.st_size, int(state.st_mtime))
+        image = encode(image)
+    parts = image, version, *row.captions
+    sizes = struct.pack(f"<{len(parts)}q", *map(len, parts))
+    return google_crc32c.extend(
+        google_crc32c.value(image), b"".join([*parts[1:], sizes])
+    )
+
+
+def read_images(path: str, rows: Sequence, checksums: Sequence[int]) -> list:
+    """Replaces the image paths of a table's records with the images.
+
+    Rows that have changed, by their checksums, become faults.
+    """
     rows = list(rows)
     named = {}
     for i, row in enumerate(rows):
-        if isinstance(row, shards.Record) and isinstance(row.image, str):
-            # A remote path is absolute.
-            folder = "" if files.is_remote(row.image) else os.path.dirname(path)
-            named[i] = os.path.join(folder, row.image)
+        if checksums[i] and checksum(path, row) not in (0, checksums[i]):
+            rows[i] = shards.CHANGED
+        elif isinstance(row, shards.Record) and isinstance(row.image, str):
+            named[i] = _image_path(path, row.image)
     images = shards.read_files(list(named.values()))
     for i, image in zip(named, images, strict=True):
         fault = isinstance(image, shards.Fault)
         rows[i] = image if fault else rows[i]._replace(image=image)
     return rows
+
+
+def _image_path(path, image):
+    # A remote path is absolute.
+    folder = "" if files.is_remote(image) else os.path.dirname(path)
+    return os.path.join(folder, image)
 
 
 def encode(text: str | bytes) -> bytes:

@@ -4,7 +4,8 @@ A sample is a run of files with equal names up to the first dot of the base
 name: `000000012.jpg`, `000000012.txt`, `000000012.json`. The rest is the
 extension. The image is the file with an image's extension; captions come
 from `.txt` or a field of `.json`; `.cls`, a class number, is metadata. Other
-members are skipped. A sample is read as a single byte range. A damaged header
+members are skipped. A sample is read as a single byte range, and its checksum
+is the CRC-32C of this range. A damaged header
 loses its sample, and garbage between samples is marked as damage.
 """
 
@@ -15,6 +16,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import google_crc32c
 import numpy as np
 
 from jest_tf.data.stores import shards
@@ -54,7 +56,7 @@ class Tars:
     def __init__(self, fields=shards.USUAL):
         self.fields = fields
         self.index_variant = fields.image
-        self.index_key = f"webdataset 2 {fields.image}"
+        self.index_key = f"webdataset 3 {fields.image}"
         self._image = fields.image.lstrip(".").lower()
         self._captions = [name.lstrip(".") for name in fields.captions]
 
@@ -65,10 +67,10 @@ class Tars:
             for _, group in itertools.groupby(
                 _members(file), lambda member: member.key
             ):
-                sample = list(group)
+                sample, checksum = _sum_up(file, group)
                 if sample[0].lost:
                     place = sample[0].start - sample[0].lost
-                    yield place, -sample[0].lost, None
+                    yield place, -sample[0].lost, None, 0
                 start, end = sample[0].start, sample[-1].end
                 torn = end > file.raw.size
                 extensions = {part.extension for part in sample}
@@ -77,10 +79,10 @@ class Tars:
                 # Does not depend on the caption fields, so rows do not, either.
                 if torn or has_image or extensions & _CAPTIONED:
                     size = start - file.raw.size if torn else end - start
-                    yield start, size, None
+                    yield start, size, None, checksum
                 is_told = torn or not sample[0].key
             if num_images and not (is_told or _has_end(file)):
-                yield file.raw.size - 1, -1, None
+                yield file.raw.size - 1, -1, None, 0
         if not num_images:
             reason = shards.contents(path)
             if not reason or "is a tar" in reason:
@@ -102,7 +104,9 @@ class Tars:
             return extension == self._image
         return extension.rpartition(".")[2] in IMAGE_EXTENSIONS
 
-    def _parse(self, payload):
+    def _parse(self, payload, checksum):
+        if checksum not in (0, google_crc32c.value(payload)):
+            return shards.CHANGED
         padding = bytes(-len(payload) % tarfile.BLOCKSIZE)
         contents = {}
         for member in _members(io.BytesIO(payload + padding)):
@@ -203,6 +207,22 @@ def _members(file) -> Iterator[_Member]:
         lost = place if lost is None else lost
     if lost is not None and lost < size:
         yield _Member("", "", size, size, size, size - lost)
+
+
+def _sum_up(file, members):
+    """Returns the members of a sample, and the checksum of its bytes.
+
+    Reads each member before the next is found, so a file is read once.
+    """
+    sample, checksum = [], 0
+    for member in members:
+        sample.append(member)
+        start = sample[-2].end if sample[1:] else member.start
+        if member.end - sample[0].start <= shards.MAX_RECORD_BYTES:
+            file.seek(start)
+            data = file.read(max(0, member.end - start))
+            checksum = google_crc32c.extend(checksum, data)
+    return sample, checksum
 
 
 def _is_padding(file, start, end):

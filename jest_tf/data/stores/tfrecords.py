@@ -3,9 +3,10 @@
 Two schemas are read: ours (`image`, `caption`, `id` and string features) and
 img2dataset's (`jpg`, `txt`, `key` and more). A shard is a sequence of frames,
 all integers little-endian: length (8 bytes), masked CRC-32C of those 8 bytes
-(4), payload, masked CRC-32C of the payload (4). Indexing checks lengths, and a
-read checks its whole frame. Indexing stops at a length that is damaged or goes
-beyond the file. Compressed files have no random access and are refused.
+(4), payload, masked CRC-32C of the payload (4), which is the record's checksum.
+Indexing checks lengths, and a read checks its whole frame. Indexing stops at a
+length that is damaged or goes beyond the file. Compressed files have no random
+access and are refused.
 """
 
 import functools
@@ -31,7 +32,7 @@ class TFRecords:
     """Frames of `tf.train.Example`s; arguments as those of `parse`."""
 
     name = "tfrecord"
-    index_key = "tfrecord 2"
+    index_key = "tfrecord 3"
     index_variant = ""
     damage = "is damaged or cut off"
 
@@ -48,10 +49,11 @@ class TFRecords:
                 if size is None or place + size + FRAME > end:
                     break
                 place += _HEADER.size
-                stored = None
+                stored, checksum = None, 0
                 if size <= shards.MAX_RECORD_BYTES:
                     stored = stored_id(file.read(size))
-                yield place, size, stored
+                    (checksum,) = _CHECKSUM.unpack(file.read(_CHECKSUM.size))
+                yield place, size, stored, checksum
                 place += size + _CHECKSUM.size
                 file.seek(place)
         if place == 0 and size is None:
@@ -64,12 +66,12 @@ class TFRecords:
                 f"corrupt: {reason}"
             )
         if place < end:
-            yield place, place - end, None
+            yield place, place - end, None, 0
 
     def read(self, path: str, spans: np.ndarray) -> list:
         """Reads records at byte ranges; see `data/stores/shards.py`."""
 
-        def parse(frame):
+        def parse(frame, indexed):
             payload = frame[HEAD : HEAD - FRAME]
             if frame_size(frame[:HEAD]) != len(payload):
                 return shards.Fault(
@@ -80,6 +82,8 @@ class TFRecords:
                 return shards.Fault(
                     f"damaged: {len(payload)} bytes that fail their checksum"
                 )
+            if indexed not in (0, checksum):
+                return shards.CHANGED
             return self._parse(payload)
 
         return shards.read_records(

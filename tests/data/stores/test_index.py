@@ -7,14 +7,15 @@ from unittest import mock
 
 import numpy as np
 import oracles
+import pyarrow.parquet
 import safetensors.numpy
 import shard_files
 import tensorflow as tf
 from absl import logging
 
 from jest_tf import files
-from jest_tf.data import stores
-from jest_tf.data.stores import index, tfrecords
+from jest_tf.data import artefacts, stores
+from jest_tf.data.stores import index, shards, tfrecords
 from jest_tf.files import retries
 
 
@@ -58,10 +59,11 @@ class FileTest(IndexTestCase):
         entries = tfrecords.TFRecords().scan(self.shard, lambda size: None)
         expected = np.array(list(entries))
         for store in (built, loaded):
-            self.assertAllEqual(store.indexes[0].rows(slice(None)), expected)
-            self.assertAllEqual(
-                store.indexes[0].rows(np.array([4, 0])), expected[[4, 0]]
-            )
+            for rows in (slice(None), np.array([4, 0])):
+                ids = store.indexes[0].ids(rows)
+                self.assertAllEqual(ids, expected[rows, 2])
+                spans = store.indexes[0].spans(rows)
+                self.assertAllEqual(spans, expected[rows][:, [0, 1, 3]])
         self.assertEqual(built.stamp(0), loaded.stamp(0))
         self.assertCountEqual(
             os.listdir(self.directory), ["a.tfrecord", "a.tfrecord.index"]
@@ -103,7 +105,13 @@ class FileTest(IndexTestCase):
         with open(path, "rb") as file:
             good = file.read()
         foreign = safetensors.numpy.save({"records": np.zeros([5, 3], int)})
-        for bad in (b"", good[:95], good[:-1], good + b"\0", foreign):
+        with mock.patch.object(artefacts, "_VERSION", "1"):
+            artefacts.write(
+                path, "index", {}, {"records": np.zeros([5, 3], int)}
+            )
+        with open(path, "rb") as file:
+            earlier = file.read()
+        for bad in (b"", good[:95], good[:-1], good + b"\0", foreign, earlier):
             with open(path, "wb") as file:
                 file.write(bad)
             self.assertEqual(self.number_of_scans(), 1)
@@ -154,6 +162,89 @@ class FileTest(IndexTestCase):
             for path in paths:
                 os.remove(path + ".index")
         self.assertFalse([n for n in os.listdir(self.directory) if "tmp" in n])
+
+
+class ExchangeTest(shard_files.FolderTestCase):
+    """Records exchanged where neither size nor ends of a shard tell."""
+
+    IMAGES = [b"image %02d" % i * 100 for i in range(20)]
+
+    def setUp(self):
+        super().setUp()
+        self.enterContext(mock.patch.object(index, "_EDGE", 8))
+
+    def tfrecord(self, images):
+        examples = [shard_files.serialize(image=x, id=5) for x in images]
+        return shard_files.write_shard(self.path("a.tfrecord"), examples)
+
+    def tar(self, images):
+        members = [(f"{i:02}.jpg", image) for i, image in enumerate(images)]
+        return shard_files.write_tar(self.path("a.tar"), members)
+
+    def csv(self, images):
+        return self.table(range(20), images)
+
+    def rows(self, images):
+        self.table(range(20), self.IMAGES)
+        return self.table(map(self.IMAGES.index, images), self.IMAGES)
+
+    def table(self, captions, images):
+        with open(self.path("a.csv"), "w") as file:
+            file.write("image,caption\n")
+            file.writelines(f"{i}.jpg,{x:02}\n" for i, x in enumerate(captions))
+        for i, image in enumerate(images):
+            with open(self.path(f"{i}.jpg"), "wb") as file:
+                file.write(image)
+            # The exchanged pictures are a second younger.
+            age = self.IMAGES.index(image) != i
+            os.utime(self.path(f"{i}.jpg"), (age, age))
+        return self.path("a.csv")
+
+    def parquet(self, images):
+        table = pyarrow.table({"image": images, "caption": ["x"] * 20})
+        plain = {"compression": "none", "use_dictionary": False}
+        pyarrow.parquet.write_table(
+            table, self.path("a.parquet"), write_statistics=False, **plain
+        )
+        return self.path("a.parquet")
+
+    def test_an_exchanged_record_is_found(self):
+        other = list(self.IMAGES)
+        other[7], other[11] = other[11], other[7]
+        for write in (
+            self.tfrecord,
+            self.tar,
+            self.csv,
+            self.rows,
+            self.parquet,
+        ):
+            with self.subTest(write.__name__):
+                path = write(self.IMAGES)
+                store, size = stores.open_store(path), os.path.getsize(path)
+                before = store.read(np.arange(20))
+                ids = store.ids(np.arange(20))
+                self.assertFalse(
+                    any(isinstance(x, shards.Fault) for x in before)
+                )
+                time = os.stat(path).st_mtime_ns
+                write(other)
+                self.assertEqual(os.path.getsize(path), size)
+                os.utime(path, ns=(time, time))
+                # The index fits: found when the records are read.
+                same = stores.open_store(path)
+                self.assertEqual(same.stamp(0), store.stamp(0))
+                expected = list(before)
+                expected[7] = expected[11] = shards.CHANGED
+                self.assertEqual(same.read(np.arange(20)), expected)
+                # The index is remade: the stamp tells, and the ids are kept.
+                os.remove(path + ".index")
+                anew = stores.open_store(path)
+                self.assertNotEqual(anew.stamp(0), store.stamp(0))
+                self.assertAllEqual(anew.ids(range(20)), ids)
+                found = anew.read(np.arange(20))
+                self.assertFalse(
+                    any(isinstance(x, shards.Fault) for x in found)
+                )
 
 
 class LossesTest(shard_files.FolderTestCase):

@@ -123,7 +123,10 @@ class ManifestTest(FolderTestCase):
         with open(path, encoding="utf-8") as file:
             good = json.load(file)
         for change, pattern in (
-            ({"version": 1}, "must be of version 2. Received: 1"),
+            (
+                {"version": 2},
+                "must be of version 3. Received: 2.*jest-tf curate",
+            ),
             ({"shards": None}, "damaged"),
             ({"shards": [{"shard": "0"}]}, "damaged"),
         ):
