@@ -163,7 +163,7 @@ DATA = (
     ("TRAIN data.train=$/nowhere/*.tar", "there is no folder '.*/nowhere'"),
     (
         "TRAIN data.train=$/table/*.tar",
-        "matches none: the folder '.*/table' holds a.csv$",
+        "matches none: the folder '.*/table' holds a.csv, holes.csv$",
     ),
     ("TRAIN data.train=$/table", "a folder: name files in it.*/table/.*.csv'$"),
     *(
@@ -187,6 +187,18 @@ DATA = (
     ),
     ("TRAIN data.train=$/empty.tfrecord", "empty.tfrecord is empty"),
     ("TRAIN data.train=$/table/a.csv", "missing file: 'missing.png'; paths"),
+    *(
+        (
+            line,
+            "Too many records cannot be read: .*; the first: record .* of "
+            ".*/table/holes.csv, missing file: 'missing.png'",
+        )
+        for line in (
+            "TRAIN data.train=$/table/holes.csv",
+            "TRAIN data.train=$/table/holes.csv --dry-run",
+            "embed --model $/run --data $/table/holes.csv",
+        )
+    ),
     (
         "TRAIN data.caption_fields=captoin",
         "`data.caption_fields` must name captions. .*mean 'caption'?",
@@ -448,6 +460,8 @@ def _write_files(folder):
         "table/a.csv": "image,caption\nmissing.png,a b\n",
         **{f"photos/{number}.png": image for number in range(4)},
         "photos/.hidden": "",
+        "table/holes.csv": "image,caption\n"
+        + "".join(f"{name}.png,a b\n" for name in ["../a"] * 9 + ["missing"]),
     }.items():
         if isinstance(content, str):
             content = content.encode()
