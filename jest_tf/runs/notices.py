@@ -15,7 +15,7 @@ from jest_tf.runs import inputs, progress, steps
 
 # Records of a sample, and the seconds after which it ends early. It is read in
 # parts, each spread over the whole data.
-_SAMPLED, _SECONDS, _PARTS = 256, 5.0, 8
+_SAMPLED, _SECONDS, _PARTS = 256, 5.0, 16
 # First steps of a process, in which captions and images are compared.
 _COMPARED = 100
 # Rows of a batch that may have another row's caption, and their share.
@@ -85,7 +85,7 @@ def check_sample(
             "UTF-8, and lose the bytes that are not: convert them"
         )
     if known is not None and known.found:
-        _warn_of_tests(known, store, f"of {log.num_drawn:,} sampled records")
+        _warn_of_tests(known, store, f"{log.num_drawn:,} sampled records")
 
 
 class Notices(steps.StepCallback):
@@ -129,16 +129,17 @@ class Notices(steps.StepCallback):
             self._compares = False
             progress.say(
                 f"warning: step {self.step:,}: {equal:,} of the {len(ids):,} "
-                "captions in the batch are another row's too, and count as "
-                "mismatches of its image: `model.equal_captions=positive` "
-                "counts them as matches, `ignore` leaves them out"
+                "rows in the batch have the caption of another row, which "
+                "counts as a mismatch of the other's image: "
+                "`model.equal_captions=positive` counts it as a match, "
+                "`ignore` leaves it out"
             )
 
     def _end_search(self):
         known = self._sources.known
         if known is not None and known.found:
-            text = f"of the records that {self.step:,} steps read"
-            _warn_of_tests(known, self._sources.store, text)
+            where = f"the records that {self.step:,} steps read"
+            _warn_of_tests(known, self._sources.store, where)
         if known is not None:
             known.stop()
 
@@ -166,7 +167,8 @@ def _warn_of_tests(known, store, where):
     known.stop()
     known.found = {}
     progress.say(
-        f"warning: {len(rows):,} images {where} are images of the evaluation "
-        f"data, byte for byte, the first {store.describe(min(rows))}: leave "
-        "them out of `data.train`, or the measures will be too good"
+        "warning: images of the evaluation data, byte for byte, are in the "
+        f"training data: {len(rows):,} in {where}, the first "
+        f"{store.describe(min(rows))}; leave them out of `data.train`, or the "
+        "measures will be too good"
     )
