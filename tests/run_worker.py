@@ -18,7 +18,7 @@ import tiny
 
 from jest_tf import models
 from jest_tf.data import images
-from jest_tf.runs import checkpoints
+from jest_tf.runs import checkpoints, notices
 from trainers import train
 
 
@@ -64,6 +64,8 @@ def main():
         mock.patch.object(models, "build_learner", build_learner),
         mock.patch.object(checkpoints, "save", saves),
         mock.patch.object(images, "prepare", prepare),
+        # The steps find what is damaged.
+        mock.patch.object(notices, "_SAMPLED", 1),
     ):
         train.main(["--config", flags.config, "--workdir", flags.workdir])
 

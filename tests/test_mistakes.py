@@ -161,9 +161,25 @@ MODELS = (
 )
 DATA = (
     ("TRAIN data.train=$/nowhere/*.tar", "there is no folder '.*/nowhere'"),
-    ("TRAIN data.train=$/table/*.tar", "matches none: the folder holds a.csv"),
-    ("TRAIN data.train=$/table", "a folder: name files in it, such as"),
+    (
+        "TRAIN data.train=$/table/*.tar",
+        "matches none: the folder '.*/table' holds a.csv, holes.csv$",
+    ),
+    ("TRAIN data.train=$/table", "a folder: name files in it.*/table/.*.csv'$"),
+    *(
+        (
+            f"TRAIN data.train=$/photos{name}",
+            "(photos'|folder that) holds 0.png, 1.png, 2.png and 1 more; "
+            ".*/0.png: it is an image: name images in a table",
+        )
+        for name in ("", "/*.tar")
+    ),
     ("TRAIN data.train=$/a.png", "it is an image: name images in a table"),
+    (
+        "TRAIN data.train=$/images.tar",
+        "must hold captions.*: none in 1 records, .* caption of 'a.jpg' is in "
+        "'a.txt' .* table with the columns `image` and `caption`$",
+    ),
     ("TRAIN data.train=$/gzip.tfrecord", "it is compressed: `gunzip < "),
     (
         "TRAIN data.train=$/tar.tfrecord",
@@ -171,6 +187,18 @@ DATA = (
     ),
     ("TRAIN data.train=$/empty.tfrecord", "empty.tfrecord is empty"),
     ("TRAIN data.train=$/table/a.csv", "missing file: 'missing.png'; paths"),
+    *(
+        (
+            line,
+            "Too many records cannot be read: .*; the first: record .* of "
+            ".*/table/holes.csv, missing file: 'missing.png'",
+        )
+        for line in (
+            "TRAIN data.train=$/table/holes.csv",
+            "TRAIN data.train=$/table/holes.csv --dry-run",
+            "embed --model $/run --data $/table/holes.csv",
+        )
+    ),
     (
         "TRAIN data.caption_fields=captoin",
         "`data.caption_fields` must name captions. .*mean 'caption'?",
@@ -412,7 +440,8 @@ def _write_files(folder):
     shard_files.write_shard(str(folder / "blank.tfrecord"), blank)
     members = shard_files.tar_sample("0", image=image, caption="a b")
     shard_files.write_tar(str(folder / "tar.tfrecord"), members)
-    for name in ("folder", "table", "preset"):
+    shard_files.write_tar(str(folder / "images.tar"), members[:1])
+    for name in ("folder", "table", "preset", "photos"):
         (folder / name).mkdir()
     tiny.write_sidecars(str(shard), output=embed.Output(f"{folder}/sidecars"))
     (sidecar,) = (folder / "sidecars").iterdir()
@@ -429,6 +458,10 @@ def _write_files(folder):
         # As KerasHub's `save_to_preset` begins it.
         "preset/config.json": '{"registered_name": "keras_hub>CLIPBackbone"}',
         "table/a.csv": "image,caption\nmissing.png,a b\n",
+        **{f"photos/{number}.png": image for number in range(4)},
+        "photos/.hidden": "",
+        "table/holes.csv": "image,caption\n"
+        + "".join(f"{name}.png,a b\n" for name in ["../a"] * 9 + ["missing"]),
     }.items():
         if isinstance(content, str):
             content = content.encode()

@@ -8,7 +8,14 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import evaluation
 from jest_tf.data import tokenizers
-from jest_tf.runs import bootstrap, costs, directory, inputs, loading
+from jest_tf.runs import (
+    bootstrap,
+    costs,
+    directory,
+    inputs,
+    loading,
+    notices,
+)
 
 
 def report(config: config_lib.TrainConfig, workdir: str) -> str:
@@ -38,6 +45,7 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
         sidecars.verify()
         yield "sidecars", f"all fit, embeddings of {sidecars.dim}"
     held_out = evaluation.open_stores(config.evaluation.named, config.data)
+    notices.check_data(config, sources, held_out)
     for name, evaluated in held_out.items():
         size, tasks = len(evaluated.store), ", ".join(evaluated.tasks)
         yield "evaluation", f"{size:,} records, {name}: {tasks}"

@@ -77,11 +77,12 @@ def run(flags: argparse.Namespace) -> None:
         )
     from jest_tf.data.sidecars import embed
     from jest_tf.models import reference
-    from jest_tf.runs import interruptions, loading, progress
+    from jest_tf.runs import interruptions, loading, notices, progress
 
     loading.check_model(flags.model, "--model")
     teacher = loading.load(flags.model)
     store = flags_lib.open_store(flags, "data")
+    notices.check_sample(store)
     summary = embed.write(
         store,
         reference.encoder(teacher, flags.batch_size),

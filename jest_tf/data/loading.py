@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf.data import images as images_lib
+from jest_tf.data import known_images, stores, stream, tokenizers
 from jest_tf.data import reader as reader_lib
 from jest_tf.data import sidecars as sidecars_lib
-from jest_tf.data import stores, stream, tokenizers
 from jest_tf.selection import summary
 
 # Records in a unit of parallel work. Throughput is equal within noise from 128
@@ -50,6 +50,7 @@ class Options:
         summaries: of the stored stages' choices, for logs.
         faults: counts and logs unreadable records and limits their rate; None
             counts with the default limit.
+        known: finds these images among the records that are read.
     """
 
     weights: Sequence[float] = ()
@@ -63,6 +64,7 @@ class Options:
         default_factory=summary.Summaries
     )
     faults: reader_lib.FaultLog | None = None
+    known: known_images.KnownImages | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,7 @@ class Loader:
             embedded=self.reference.embedded,
             blocks=_blocks(store, options, is_chosen),
             setting=setting,
+            known=options.known,
         )
         ahead = None
         if store.is_remote or sidecars is not None and sidecars.is_remote:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jest_tf import files
-from jest_tf.data import images, stores, stream
+from jest_tf.data import images, known_images, stores, stream
 from jest_tf.files import cache
 
 # Share of the records that may be lost or replaced before a run stops.
@@ -53,6 +53,7 @@ class FaultLog:
         num_replaced: positions replaced so far.
         num_lines: lines of the closed log; an unreadable replacement has
             another.
+        first: the first line in this process; None before any.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class FaultLog:
         self._reasons = collections.Counter()
         self._step_size = 0
         self.num_drawn = self.num_replaced = self.num_lines = 0
+        self.first: Mapping | None = None
 
     def start(self, step: int, step_size: int) -> None:
         """Drops the faults from `step` on, whose positions are drawn again.
@@ -84,6 +86,7 @@ class FaultLog:
         """Logs an unreadable record."""
         with self._lock:
             self._count(line["reason"])
+            self.first = self.first or line
             if self._path:
                 # Faults are rare, so the file is not kept open.
                 log = files.appendable(self._path)
@@ -138,6 +141,9 @@ class FaultLog:
             reasons = f". The commonest reasons: {reasons}"
             if self._path:
                 reasons += f"; all of them are in {self._path}"
+            elif self.first:
+                place, reason = self.first["place"], self.first["reason"]
+                reasons += f"; the first: {place}, {reason}"
         return (
             f"Too many records cannot be read: {', and '.join(counts)}. "
             f"Expected at most {self._max_rate:.2%}{reasons}"
@@ -252,6 +258,7 @@ class Reader:
         blocks: reads the records of the order, but not their substitutes;
             None reads every record from the store.
         setting: names the shards of the order in the log.
+        known: finds these images among the records; None looks for none.
     """
 
     store: stores.Store
@@ -263,29 +270,36 @@ class Reader:
     embedded: Callable[[np.ndarray], np.ndarray] | None = None
     blocks: "Blocks | None" = None
     setting: str = "data.train"
+    known: known_images.KnownImages | None = None
+
+    def check(self, positions: np.ndarray) -> list[bytes]:
+        """Counts unreadable records at positions, without replacing any.
+
+        Returns the captions of the others.
+        """
+        chunk = self._empty(positions)
+        numbers = caption_numbers(self.seed, positions).tolist()
+        count = 0
+        for i, record in enumerate(self._records(chunk.rows)):
+            fault = self._take(chunk, i, record, numbers[i])
+            if fault:
+                self._log(chunk, i, int(positions[i]), fault)
+                count += 1
+        self.log.count(len(positions), count)
+        return [caption for caption in chunk.captions if caption is not None]
 
     def read(self, positions: np.ndarray) -> Chunk:
         """Reads records at positions, int64 [k], replacing unreadable records.
 
         Does not decode the images; `repair` replaces damaged images.
         """
-        rows = self.order.rows(positions)
-        count = len(rows)
-        chunk = Chunk(
-            rows,
-            np.zeros(count, np.int64),
-            # Not arrays of type S, which drop trailing zero bytes.
-            np.empty(count, object),
-            np.ones(count, np.int64),
-            np.empty(count, object),
-            np.zeros(count, np.int64),
-        )
+        chunk = self._empty(positions)
         numbers = caption_numbers(self.seed, positions).tolist()
-        for i, record in enumerate(self._records(rows, self.blocks)):
+        for i, record in enumerate(self._records(chunk.rows, self.blocks)):
             fault = self._take(chunk, i, record, numbers[i])
             if fault:
                 self._replace(chunk, i, int(positions[i]), numbers[i], fault)
-        self.log.count(count, int((chunk.attempts > 0).sum()))
+        self.log.count(len(positions), int((chunk.attempts > 0).sum()))
         return chunk
 
     def repair(
@@ -308,6 +322,18 @@ class Reader:
         self.log.count(0, int((chunk.attempts > 0).sum()) - before)
         return decoded
 
+    def _empty(self, positions):
+        count = len(positions)
+        return Chunk(
+            self.order.rows(positions),
+            np.zeros(count, np.int64),
+            # Not arrays of type S, which drop trailing zero bytes.
+            np.empty(count, object),
+            np.ones(count, np.int64),
+            np.empty(count, object),
+            np.zeros(count, np.int64),
+        )
+
     def _records(self, rows, source=None):
         records = (source or self.store).read(rows)
         if self.embedded is not None:
@@ -319,6 +345,8 @@ class Reader:
         """Puts a record at index i of a chunk, or returns its fault."""
         if isinstance(record, stores.Fault):
             return record
+        if self.known is not None:
+            self.known.look(record.image, int(chunk.rows[i]))
         choices = candidates(record.captions)
         if not choices:
             return NO_CAPTION
@@ -335,17 +363,7 @@ class Reader:
     def _replace(self, chunk, i, position, number, fault):
         """Puts the next readable substitute at index i of a chunk."""
         while fault:
-            row = int(chunk.rows[i])
-            self.log.add(
-                {
-                    "step": position // self.step_size,
-                    "setting": self.setting,
-                    "position": position,
-                    "id": int(self.store.ids(np.array([row]))[0]),
-                    "place": self.store.describe(row),
-                    "reason": fault.reason,
-                }
-            )
+            row = self._log(chunk, i, position, fault)
             chunk.attempts[i] += 1
             attempt = int(chunk.attempts[i])
             if attempt > MAX_ATTEMPTS:
@@ -358,6 +376,21 @@ class Reader:
             chunk.rows[i] = rows[0]
             (record,) = self._records(rows)
             fault = self._take(chunk, i, record, number)
+
+    def _log(self, chunk, i, position, fault):
+        """Logs the fault of the record at index i; returns its row."""
+        row = int(chunk.rows[i])
+        self.log.add(
+            {
+                "step": position // self.step_size,
+                "setting": self.setting,
+                "position": position,
+                "id": int(self.store.ids(np.array([row]))[0]),
+                "place": self.store.describe(row),
+                "reason": fault.reason,
+            }
+        )
+        return row
 
 
 class Blocks:

@@ -41,6 +41,7 @@ class StoreEvaluation:
         settings: how records take part in the measures.
 
     Attributes:
+        image_keys: int64 [N], of `known_images.image_key`.
         tasks: "retrieval" and "zero_shot", or one of them.
         captions: bytes [M], the texts of retrieval.
         rows: int64 [M], the first record of each caption.
@@ -58,8 +59,9 @@ class StoreEvaluation:
     ):
         settings = settings or config_lib.EvaluationStore()
         self.store = store
-        names = ["caption", "concept", "id", "cls", settings.label_field]
-        columns = store.columns(names)
+        names = ["caption", "concept", "id", "cls", "image_key"]
+        columns = store.columns([*names, settings.label_field])
+        self.image_keys = columns["image_key"]
         labels, numbers = columns[settings.label_field], columns["cls"]
         # A field that is named must have labels, or its name is misspelt.
         has_classes = (

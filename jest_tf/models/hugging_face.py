@@ -51,8 +51,8 @@ def load(name: str) -> reference.Pretrained:
             path, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{name!r} cannot be loaded by transformers. Received: {error}"
+        raise reference.load_error(
+            name, "transformers", "huggingface.co", error
         ) from error
     reference.check_towers(name, model, "get_image_features")
     tokenizer = Tokenizer(

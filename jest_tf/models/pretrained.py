@@ -55,7 +55,7 @@ def check(name: str, setting: str = "model") -> None:
     hub = tokenizers.import_keras_hub(name)
     if separator or os.path.isdir(preset):
         return
-    known = _known(hub)
+    known = _presets(hub)
     if preset not in known:
         close = checks.nearest(preset, known)
         hint = f"Did you mean {KERAS_HUB + close!r}? " if close else ""
@@ -72,7 +72,7 @@ def similar(name: str) -> str:
         return hugging_face.PREFIX + name
     if re.search("clip|siglip", name) and "/" not in name:
         with contextlib.suppress(ValueError):
-            known = _known(tokenizers.import_keras_hub(name))
+            known = _presets(tokenizers.import_keras_hub(name))
             if close := checks.nearest(name, known):
                 return KERAS_HUB + close
     return ""
@@ -115,7 +115,7 @@ def load(name: str) -> reference.Pretrained:
     stamp = tuple(
         os.stat(place).st_mtime_ns for place in places if os.path.exists(place)
     )
-    if files.is_remote(name):
+    if files.is_remote(name) and name.endswith(KERAS):
         stamp = files.stat(name)
     return _load(name, stamp, tf.distribute.get_strategy())
 
@@ -128,16 +128,9 @@ def _load(name, stamp, strategy):
     if name.startswith(hugging_face.PREFIX):
         return hugging_face.load(name)
     hub = tokenizers.import_keras_hub(name)
-    preset = name.removeprefix(KERAS_HUB)
-    try:
-        backbone = hub.models.Backbone.from_preset(preset)
-        reference.check_towers(name, backbone, "get_vision_embeddings")
-        preprocessor = hub.models.CausalLMPreprocessor.from_preset(preset)
-    except (OSError, KeyError) as error:
-        raise ValueError(
-            f"{name!r} cannot be loaded by KerasHub. Received: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    backbone = _load_part(hub, name, hub.models.Backbone)
+    reference.check_towers(name, backbone, "get_vision_embeddings")
+    preprocessor = _load_part(hub, name, hub.models.CausalLMPreprocessor)
     tokenizer = tokenizers.KerasHubTokenizer.of(
         preprocessor,
         min(
@@ -159,6 +152,15 @@ def _load(name, stamp, strategy):
         loss,
         (type(backbone).__name__, learner.pixels),
     )
+
+
+def _load_part(hub, name, kind):
+    preset = name.removeprefix(KERAS_HUB)
+    try:
+        return kind.from_preset(preset)
+    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+        source = _presets(hub).get(preset, {}).get("kaggle_handle", preset)
+        raise reference.load_error(name, "KerasHub", source, error) from error
 
 
 def _read_keras_file(path):
@@ -193,10 +195,11 @@ def _schemes():
     return sorted({"kaggle", "hf", "modelscope", *registered})
 
 
-def _known(hub):
-    kinds = (hub.models.SigLIPBackbone, hub.models.CLIPBackbone)
-    kinds += (hub.models.MetaCLIP2Backbone,)
-    return [name for kind in kinds for name in kind.presets]
+def _presets(hub):
+    """Returns what KerasHub knows of its two-tower presets, by name."""
+    names = ("SigLIPBackbone", "CLIPBackbone", "MetaCLIP2Backbone")
+    kinds = (getattr(hub.models, name) for name in names)
+    return {name: kind.presets[name] for kind in kinds for name in kind.presets}
 
 
 def _two_tower(backbone, converter, length):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from jest_tf import config as config_lib
 from jest_tf import files, models, training
 from jest_tf.config import imports
-from jest_tf.data import pipeline, reader, stored_stages
+from jest_tf.data import known_images, pipeline, reader, stored_stages
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.stores import shards
@@ -35,12 +35,14 @@ class Sources(NamedTuple):
             model.
         clean: maps ids, int64 [k], to whether the records are clean, bool [k];
             None if that is not known.
+        known: images to find among the records that are read; None for none.
     """
 
     store: stores_lib.Store
     teacher: reference.Run | reference.Pretrained | None
     sidecars: sidecars_lib.Sidecars | None
     clean: Callable[[np.ndarray], np.ndarray] | None = None
+    known: known_images.KnownImages | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -198,6 +200,7 @@ def funnel_at(
             num_curated=len(config.data.curated),
             clean=sources.clean,
             summaries=summaries or summary.Summaries(),
+            known=sources.known,
         ),
         plan=plan,
     )

@@ -28,6 +28,7 @@ from jest_tf.runs import (
     inputs,
     interruptions,
     loading,
+    notices,
     progress,
     provenance,
     step_timing,
@@ -163,6 +164,7 @@ def _open(config, workdir, signals, overwrite, stack):
             learner = start.build(config.data.vocabulary_size)
         inputs.check_widths(config, sources, learner)
     held_out = evaluation.open_stores(config.evaluation.named, config.data)
+    sources = notices.check_data(config, sources, held_out)
     # After all checks, so that a refusal prints nothing but its own message.
     progress.say(
         f"{workdir}: strategy {config.distribution.strategy} on "
@@ -326,6 +328,8 @@ def _follow(run, model, encoder, part, before):
         guard=run.signals.deferred,
     )
     own = steps.named_callbacks(config, run.workdir)
+    if before is None:
+        own.append(notices.Notices(config, run.sources, part.step))
 
     def report(step, measures):
         log.log_scalars(step, measures)

@@ -183,7 +183,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
 
         None before the first step, or if the batches have no `id`.
         """
-        ids = self.rows.trained_ids()
+        ids = self.rows.trained("id")
         return ids if ids is None or not ON_TENSORFLOW else tf.constant(ids)
 
     def step_flops(self) -> dict[tuple | None, dict[str, int]]:

@@ -256,7 +256,9 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
         "bias": gradient.embeddings.bias,
     }
     if "id" in batch:
-        report["trained"] = {"place": places, "id": batch["id"]}
+        report["trained"] = {"place": places} | {
+            name: batch[name] for name in ("id", "caption_id") if name in batch
+        }
     return Outputs(metrics, draws, drawn, report)
 
 

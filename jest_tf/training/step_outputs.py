@@ -177,9 +177,12 @@ class RowReport:
         """The chosen rows, `[b - c]`, as drawn; None without a live stage."""
         return None if self._drawn is None else np.asarray(self._drawn)
 
-    def trained_ids(self) -> np.ndarray | None:
-        """Returns the sub-batch's ids, `[b]`, in the order drawn, if known."""
-        return _ordered(self._groups.get("trained", {}), "place").get("id")
+    def trained(self, name: str) -> np.ndarray | None:
+        """Returns the sub-batch's `id`s or `caption_id`s, `[b]`, if known.
+
+        They are in the order drawn.
+        """
+        return _ordered(self._groups.get("trained", {}), "place").get(name)
 
     def scored(self, stage: int) -> dict[str, np.ndarray]:
         """Returns arrays `[n]` of the rows that a stage scored, {} without any.
@@ -212,7 +215,7 @@ def _ordered(values, key):
     # A worker with several devices may repeat its part.
     _, first = np.unique(parts[key], return_index=True)
     ordered = {name: part[first] for name, part in parts.items()}
-    if "id" in ordered:
-        ids = distribution.join_halves(tf.constant(ordered["id"]))
-        ordered["id"] = ids.numpy()
+    for name in ordered.keys() & {"id", "caption_id"}:
+        ids = distribution.join_halves(tf.constant(ordered[name]))
+        ordered[name] = ids.numpy()
     return ordered

@@ -7,6 +7,7 @@ random.
 import json
 import os
 import tempfile
+from unittest import mock
 
 import numpy as np
 import presets
@@ -181,3 +182,10 @@ class HuggingFaceTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 pretrained.load(name)
+        with (
+            mock.patch.object(
+                transformers.AutoModel, "from_pretrained", side_effect=OSError
+            ),
+            self.assertRaisesRegex(ValueError, "name it by 'hf:/path/to/fol"),
+        ):
+            pretrained.load("hf:google/siglip2-base-patch16-224")

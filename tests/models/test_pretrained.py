@@ -195,6 +195,25 @@ class KerasHubTest(tf.test.TestCase):
         found = reference.describe(found)._replace(name=expected.name)
         self.assertEqual(found, expected)
 
+    def test_without_a_network_the_error_names_source_and_way_out(self):
+        name = "siglip_base_patch16_256"
+        for preset, source in (
+            (name, f"kaggle://keras/siglip/keras/{name}/1"),
+            (f"hf://keras/{name}", f"hf://keras/{name}"),
+        ):
+            with (
+                mock.patch("kagglehub.model_download", side_effect=OSError),
+                mock.patch(
+                    "huggingface_hub.hf_hub_download", side_effect=OSError
+                ),
+                self.assertRaisesRegex(
+                    ValueError,
+                    f"'keras_hub:{preset}' cannot .* from {source}: without a "
+                    "network, .* name it by 'keras_hub:/path/to/folder'",
+                ),
+            ):
+                pretrained.load(f"keras_hub:{preset}")
+
     def test_without_its_library_the_error_says_what_to_install(self):
         hub = r"patch16' needs KerasHub: pip install '.\[keras-hub\]'"
         torch = "needs Keras on TensorFlow"

@@ -1,9 +1,13 @@
 """CSV and TSV tables; the columns are described in `data/stores/tables.py`.
 
-The first row names the columns. Quoting follows RFC 4180: a quoted field may
-hold the delimiter, line breaks and doubled quotation marks. An unclosed mark
-swallows the rows up to the next mark; these bytes are marked as damage. Rows
-are located by byte offset, so no table is kept in memory.
+The first row names the columns. If the usual delimiter leaves it whole, and one
+other splits it, that is the table's. Quoting follows RFC 4180: a quoted field
+may hold the delimiter, line breaks and doubled quotation marks. An unclosed
+mark swallows the rows up to the next mark; these bytes are marked as damage.
+Rows are located by byte offset, so no table is kept in memory.
+
+A table is UTF-8. A few lines of other bytes may be damage and are kept; if they
+are most of the lines beyond ASCII, the table has another encoding.
 """
 
 import csv
@@ -14,6 +18,7 @@ import numpy as np
 from jest_tf.data.stores import shards, tables
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_DELIMITERS = (",", ";", "\t")
 # A longer line or field probably has an unclosed quotation mark.
 _MAX_LINE = 2**20
 
@@ -32,93 +37,51 @@ class Delimited:
         self.index_key = f"table 3 {delimiter}{self.index_variant}"
         self.fields = fields
         self._delimiter = delimiter
-        self._columns: dict[str, tables.Columns] = {}
+        # The columns of each table, and its delimiter.
+        self._columns: dict[str, tuple[tables.Columns, str]] = {}
 
     def scan(self, path: str, advance):
         """Locates the rows; see `data/stores/shards.py`."""
-        columns = self._find_columns(path)
+        columns, delimiter = self._find_columns(path)
         id_column = columns.position("id")
         with shards.open_scan(path, advance) as file:
-            rows = self._rows(file)
+            lines = _Lines(file)
+            rows = _rows(lines, delimiter)
             next(rows)  # the header
             for place, row, values in rows:
-                if values is None or self._swallows(columns, values):
+                if values is None or _swallows(columns, values, delimiter):
                     yield place, -len(row), None, 0
                     continue
                 stored = None
                 if id_column is not None and id_column < len(values):
                     stored = shards.stored_id(values[id_column])
-                checksum = tables.checksum(path, self._parse(columns, row))
+                record = _parse(columns, row, delimiter)
+                checksum = tables.checksum(path, record)
                 yield place, len(row), stored, checksum
+        lines.check(path)
 
     def read(self, path: str, spans: np.ndarray) -> list:
         """Reads rows at byte ranges, and the images they name."""
-        columns = self._find_columns(path)
+        columns, delimiter = self._find_columns(path)
         rows = shards.read_records(
-            path, spans, lambda row, _: self._parse(columns, row)
+            path, spans, lambda row, _: _parse(columns, row, delimiter)
         )
         return tables.read_images(path, rows, spans[:, 2].tolist())
-
-    def _parse(self, columns, row):
-        # An unclosed quotation mark swallows this last delimiter.
-        text = _decode(row).rstrip("\r\n") + self._delimiter
-        try:
-            reader = csv.reader([text], delimiter=self._delimiter)
-            *values, _ = next(reader)
-        except csv.Error as error:
-            return shards.Fault(f"bad row: {shards.one_line(error)}")
-        if len(values) != len(columns.names):
-            return shards.Fault(
-                f"bad row: {len(values)} fields, the header has "
-                f"{len(columns.names)}"
-            )
-        return columns.record(dict(zip(columns.names, values, strict=True)))
-
-    def _rows(self, file):
-        """Yields offset, bytes and fields of every row that is not blank.
-
-        The fields are None where quotation marks wrongly join lines.
-        """
-        mark = file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
-        end = file.seek(len(_BYTE_ORDER_MARK) if mark else 0)
-        row: list = []
-
-        def lines():
-            while line := file.readline(_MAX_LINE):
-                row.append(line)
-                yield _decode(line)
-
-        # Strict about what follows a closing quotation mark.
-        reader = csv.reader(lines(), delimiter=self._delimiter, strict=True)
-        while end < file.raw.size:
-            start, before = end, reader.line_num
-            row.clear()
-            try:
-                values = next(reader)
-            except csv.Error:
-                # A single line is kept; `read` parses it, or makes it a fault.
-                values = [""] if reader.line_num - before == 1 else None
-            end = file.tell()
-            if values != []:
-                yield start, b"".join(row), values
-
-    def _swallows(self, columns, values):
-        """True if a field has a whole row: a quotation mark was unclosed."""
-        image = columns.position(columns.image)
-        for line in (line for text in values for line in text.splitlines()[1:]):
-            row = next(csv.reader([line], delimiter=self._delimiter), [])
-            if len(row) == len(values) == len(columns.names):
-                endings = {
-                    os.path.splitext(cells[image])[1] for cells in (row, values)
-                }
-                if len(endings) == 1 and endings != {""}:
-                    return True
-        return False
 
     def _find_columns(self, path):
         if path not in self._columns:
             with shards.naming(path), shards.open_scan(path) as file:
-                _, _, names = next(self._rows(file), (0, 0, []))
+                lines = _Lines(file)
+                found = {
+                    delimiter: next(_rows(lines, delimiter), (0, 0, []))[2]
+                    for delimiter in (self._delimiter, *_DELIMITERS)
+                }
+            lines.check(path)
+            names, delimiter = found[self._delimiter], self._delimiter
+            others = [each for each in found if len(found[each] or ()) > 1]
+            if len(others) == 1:
+                (delimiter,) = others
+                names = found[delimiter]
             if not names:
                 raise ValueError(
                     f"Shard {path} is not a table: its first row must hold the "
@@ -128,8 +91,107 @@ class Delimited:
                 tables.encode(name.strip()).decode("utf-8", "replace")
                 for name in names
             ]
-            self._columns[path] = tables.Columns(path, names, self.fields)
+            columns = tables.Columns(path, names, self.fields)
+            self._columns[path] = columns, delimiter
         return self._columns[path]
+
+
+class _Lines:
+    """The lines of a file, decoded; counts those that are not UTF-8.
+
+    `row` collects their bytes, until it is cleared.
+    """
+
+    def __init__(self, file):
+        self.file = file
+        self.row = []
+        self._number = self._num_valid = self._num_invalid = 0
+        self._first = ""
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        line = self.file.readline(_MAX_LINE)
+        if not line:
+            raise StopIteration
+        self.row.append(line)
+        self._number += 1
+        try:
+            text = line.decode()
+            self._num_valid += not line.isascii()
+        except UnicodeDecodeError as error:
+            text = _decode(line)
+            self._num_invalid += 1
+            place = self.file.tell() - len(line) + error.start
+            self._first = self._first or (
+                f"line {self._number:,}, byte {place:,}, "
+                f"0x{line[error.start]:02x}"
+            )
+        return text
+
+    def check(self, path):
+        """Refuses a table of another encoding, by the lines so far."""
+        if self._num_invalid > self._num_valid:
+            raise ValueError(
+                f"Table {path} must be UTF-8. Received: other bytes, the first "
+                f"in {self._first}; convert it from its encoding, such as by "
+                f"`iconv -f latin1 -t utf-8 {path} > NEW`"
+            )
+
+
+def _rows(lines, delimiter):
+    """Yields offset, bytes and fields of every row that is not blank.
+
+    The fields are None where quotation marks wrongly join lines.
+    """
+    file = lines.file
+    file.seek(0)
+    mark = file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
+    end = file.seek(len(_BYTE_ORDER_MARK) if mark else 0)
+    # Strict about what follows a closing quotation mark.
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while end < file.raw.size:
+        start, before = end, reader.line_num
+        lines.row.clear()
+        try:
+            values = next(reader)
+        except csv.Error:
+            # A single line is kept; `read` parses it, or makes it a fault.
+            values = [""] if reader.line_num - before == 1 else None
+        end = file.tell()
+        if values != []:
+            yield start, b"".join(lines.row), values
+
+
+def _parse(columns, row, delimiter):
+    """The record of a row's bytes, or the `Fault` that it has."""
+    # An unclosed quotation mark swallows this last delimiter.
+    text = _decode(row).rstrip("\r\n") + delimiter
+    try:
+        *values, _ = next(csv.reader([text], delimiter=delimiter))
+    except csv.Error as error:
+        return shards.Fault(f"bad row: {shards.one_line(error)}")
+    if len(values) != len(columns.names):
+        return shards.Fault(
+            f"bad row: {len(values)} fields, the header has "
+            f"{len(columns.names)}"
+        )
+    return columns.record(dict(zip(columns.names, values, strict=True)))
+
+
+def _swallows(columns, values, delimiter):
+    """True if a field has a whole row: a quotation mark was unclosed."""
+    image = columns.position(columns.image)
+    for line in (line for text in values for line in text.splitlines()[1:]):
+        row = next(csv.reader([line], delimiter=delimiter), [])
+        if len(row) == len(values) == len(columns.names):
+            endings = {
+                os.path.splitext(cells[image])[1] for cells in (row, values)
+            }
+            if len(endings) == 1 and endings != {""}:
+                return True
+    return False
 
 
 def _decode(row):

@@ -22,6 +22,11 @@ from jest_tf.data.stores.store import Store, join
 # Records checked when a store is opened, evenly spread.
 _PROBES = 16
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z")
+_TAR_CAPTIONS = (
+    ". In a tar, the caption of 'a.jpg' is in 'a.txt' or 'a.json', right "
+    "beside it; or unpack the images, and name them in a table with the "
+    "columns `image` and `caption`"
+)
 # The formats of files by the endings of their names; others are TFRecord.
 _FORMATS = {
     ".tar": tars.Tars,
@@ -100,10 +105,13 @@ def check_captions(store: Store) -> None:
             any(caption.strip() for caption in getattr(record, "captions", ()))
             for record in records
         ):
+            place = store.describe(int(rows[0]))
             raise ValueError(
                 "`data.train` must hold captions; `data.caption_fields` names "
                 f"their fields. Received: none in {len(rows)} records, the "
-                f"first {store.describe(int(rows[0]))}{_texts(records)}"
+                f"first {place}{_texts(records)}"
+                + _TAR_CAPTIONS
+                * place.lower().endswith(".tar")
             )
 
 

@@ -17,6 +17,7 @@ shard with such bytes in words.
 
 import concurrent.futures
 import contextlib
+import fnmatch
 import functools
 import glob
 import hashlib
@@ -43,6 +44,8 @@ NO_SHARDS = (".index", ".sidecar", ".weights", files.PARTIAL, ".tmp")
 # Integer fields with these names are class numbers, and become metadata `cls`.
 CLASS_NUMBERS = ("label", "cls")
 
+# The usual names of shards.
+_NAMES = ("*.tfrecord*", "*.tar", "*.csv", "*.tsv", "*.parquet")
 # First bytes of files that are not shards.
 _COMPRESSIONS = {
     b"\x1f\x8b": "gunzip",
@@ -176,21 +179,30 @@ def expand(pattern: str, setting: str = "data.train") -> list[str]:
 
 def _unmatched(pattern):
     """Explains why a pattern matches no file."""
-    if files.is_folder(pattern):
-        shown = os.path.join(pattern, "*.tar")
-        return f"a folder: name files in it, such as {shown!r}"
-    folder = os.path.dirname(pattern) or "."
-    if glob.has_magic(folder) or files.is_remote(pattern):
-        return "which matches none"
-    if not os.path.isdir(folder):
-        return f"which matches none: there is no folder {folder!r}"
+    folder, received = pattern, "a folder that"
+    if not files.is_folder(pattern):
+        folder = os.path.dirname(pattern) or "."
+        received = f"which matches none: the folder {folder!r}"
+        if glob.has_magic(folder) or files.is_remote(pattern):
+            return "which matches none"
+        if not os.path.isdir(folder):
+            return f"which matches none: there is no folder {folder!r}"
     held = [
         name
         for name in files.list_folder(folder)
-        if not name.endswith(NO_SHARDS)
+        if not name.endswith(NO_SHARDS) and not name.startswith(".")
     ]
-    shown = ", ".join(held[:3]) + ", ..." * (len(held) > 3)
-    return f"which matches none: the folder holds {shown or 'nothing'}"
+    usual = [name for name in _NAMES if fnmatch.filter(held, name)]
+    if folder == pattern and usual:
+        shown = os.path.join(folder, usual[0])
+        return f"a folder: name files in it, such as {shown!r}"
+    shown = ", ".join(held[:3]) or "nothing"
+    if len(held) > 3:
+        shown += f" and {len(held) - 3:,} more"
+    paths = (os.path.join(folder, name) for name in held)
+    first = next(filter(files.is_file, paths), None)
+    reason = first and contents(first)
+    return f"{received} holds {shown}" + (f"; {first}: {reason}" * bool(reason))
 
 
 def contents(path: str) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jest_tf import files
+from jest_tf.data import known_images
 from jest_tf.data.stores import index
 from jest_tf.data.stores.shards import Fault, Record
 from jest_tf.files import retries
@@ -172,14 +173,20 @@ class Store:
         """Reads `id`, `caption` or metadata of all records, in order.
 
         Returns:
-            `id` as int64 [n]; `caption` as n lists of bytes; other fields as an
-            object array [n] of bytes, b"" if missing. A fault has only an id.
+            `id` as int64 [n]; `image_key` likewise (`known_images.image_key`);
+            `caption` as n lists of bytes; other fields as an object array [n]
+            of bytes, b"" if missing. A fault has only an id.
         """
         columns: dict = {name: [] for name in names}
         for rows, records in self._batches():
             for name, column in columns.items():
                 if name == "id":
                     column += self.ids(rows).tolist()
+                elif name == "image_key":
+                    column += [
+                        known_images.image_key(getattr(item, "image", b""))
+                        for item in records
+                    ]
                 elif name == "caption":
                     column += [
                         list(getattr(item, "captions", ())) for item in records
@@ -190,7 +197,7 @@ class Store:
                         for item in records
                     ]
         for name in columns.keys() - {"caption"}:
-            dtype = np.int64 if name == "id" else object
+            dtype = np.int64 if name in ("id", "image_key") else object
             columns[name] = np.array(columns[name], dtype)
         return columns
 

@@ -62,7 +62,7 @@ class Tars:
 
     def scan(self, path: str, advance):
         """Walks the headers; see `data/stores/shards.py`."""
-        num_images, is_told = 0, False
+        num_images, is_told, names = 0, False, []
         with shards.open_scan(path, advance) as file:
             for _, group in itertools.groupby(
                 _members(file), lambda member: member.key
@@ -74,6 +74,8 @@ class Tars:
                 start, end = sample[0].start, sample[-1].end
                 torn = end > file.raw.size
                 extensions = {part.extension for part in sample}
+                names += [f"{part.key}.{part.extension}" for part in sample[:3]]
+                del names[3:]
                 has_image = any(map(self._is_image, extensions))
                 num_images += has_image
                 # Does not depend on the caption fields, so rows do not, either.
@@ -88,7 +90,8 @@ class Tars:
             if not reason or "is a tar" in reason:
                 reason = (
                     "expected members like "
-                    f"'key.{self._image or '{jpg,png,webp}'}' and 'key.txt'"
+                    f"'key.{self._image or '{jpg,png,webp}'}' and 'key.txt'. "
+                    f"Received: {shards.one_line(', '.join(names)) or 'none'}"
                 )
             raise ValueError(
                 f"Shard {path} is not an uncompressed tar file that holds "

@@ -60,18 +60,22 @@ class DelimitedTest(TablesTestCase):
 
     def test_rows_equal_those_of_the_csv_module(self):
         rng = np.random.default_rng(0)
-        pieces = ["a", ",", '"', "\n", "\r\n", "\t", " ", "ü", "''", ""]
+        pieces = ["a", ",", ";", '"', "\n", "\r\n", "\t", " ", "ü", "''", ""]
         rows = [
             ["".join(rng.choice(pieces, rng.integers(0, 9))) for _ in range(3)]
             for _ in range(400)
         ]
-        for ending, dialect, line_break in (
-            ("csv", "excel", "\r\n"),
-            ("tsv", "excel-tab", "\n"),
+        for ending, delimiter, line_break in (
+            ("csv", ",", "\r\n"),
+            ("tsv", "\t", "\n"),
+            ("csv", ";", "\n"),
+            ("csv", "\t", "\n"),
         ):
             path = self.path(f"a.{ending}")
             with open(path, "w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file, dialect, lineterminator=line_break)
+                writer = csv.writer(
+                    file, delimiter=delimiter, lineterminator=line_break
+                )
                 writer.writerow(["image", "caption", "text"])
                 for row in rows:
                     writer.writerow(["images/0.jpg", *row[1:]])
@@ -143,7 +147,7 @@ class DelimitedTest(TablesTestCase):
         files.write_whole(f"{bucket}/1.jpg", b"remote")
         path = self.write(
             "a.csv",
-            "image,caption\nimages/0.jpg,good\n"
+            "image,caption\nimages/0.jpg,gööd\n"
             f"{bucket}/1.jpg,good\n{bucket}/2.jpg,missing\n"
             "gs://other/x.png,x\ngs://,x\nhttp://127.0.0.1:9/x.png,x\n"
             "nothing://x/y,x\ngs://\udcff/\udcff,x\n".encode(
@@ -199,6 +203,26 @@ class DelimitedTest(TablesTestCase):
         self.refuse("d.csv is empty", self.write("d.csv", b"image,caption\n"))
         self.refuse("e.csv is not a table", self.write("e.csv", b"\n\n"))
         self.refuse("f.csv must have a column", self.write("f.csv", b"\0" * 9))
+        # Two delimiters that split it.
+        path = self.write("g.csv", b"image;caption\tid\nimages/0.jpg;x\t1\n")
+        self.refuse(r"columns 'image;caption\\tid'", path)
+
+    def test_a_table_of_another_encoding_is_refused(self):
+        text = "image,caption\nimages/0.jpg,x\nimages/0.jpg,é\n"
+        place = len(text.encode("latin1")) - 2
+        for name, data, line in (
+            ("a.csv", text.encode("latin1"), f"line 3, byte {place}, 0xe9"),
+            ("b.csv", "bild,é\n".encode("latin1"), "line 1, byte 5, 0xe9"),
+        ):
+            path = self.write(name, data)
+            self.refuse(
+                f"{name} must be UTF-8. .* {line}; .*`iconv -f latin1 -t utf-8 "
+                f"{path} > NEW`",
+                path,
+            )
+        # A damaged line among others.
+        path = self.write("c.csv", text.encode() + b"images/0.jpg,\xe9\n")
+        self.assertEqual(self.read(path)[2].captions, (b"\xe9",))
 
     def test_tables_on_a_remote_file_system(self):
         folder = f"ram://{os.path.basename(self.directory)}"

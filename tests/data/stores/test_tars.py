@@ -260,7 +260,9 @@ class DamageTest(TarsTestCase):
                 file.write(data)
             with self.assertRaisesRegex(ValueError, "00000.tar is not an unc"):
                 stores.open_store(self.path)
-        with self.assertRaisesRegex(ValueError, r"key\.png'"):
+        with self.assertRaisesRegex(
+            ValueError, r"key\.png' and 'key.txt'. Received: a.jpg, a.txt$"
+        ):
             self.store(
                 shard_files.tar_sample("a", caption="x"), image_field="png"
             )

@@ -1,0 +1,37 @@
+"""Finds known images, byte for byte, among the records that a stream reads."""
+
+import zlib
+from collections.abc import Iterable
+
+
+def image_key(image: bytes) -> int:
+    """Returns the size and CRC-32 of an encoded image; 0 if it is empty."""
+    return len(image) << 32 | zlib.crc32(image)
+
+
+class KnownImages:
+    """Looks for known images; thread-safe.
+
+    Args:
+        keys: their `image_key`s.
+
+    Attributes:
+        found: by key, a row whose image is known.
+    """
+
+    def __init__(self, keys: Iterable[int]):
+        self._keys = frozenset(keys) - {0}
+        # Spares images of other sizes the pass over their bytes.
+        self._sizes = frozenset(key >> 32 for key in self._keys)
+        self.found: dict[int, int] = {}
+
+    def look(self, image: bytes, row: int) -> None:
+        """Notes the row of an image if the image is known."""
+        if len(image) in self._sizes:
+            key = image_key(image)
+            if key in self._keys:
+                self.found.setdefault(key, row)
+
+    def stop(self) -> None:
+        """Ends the search."""
+        self._sizes = frozenset()
