@@ -116,4 +116,5 @@ def _report(summary, flags):
         settings = f"reference.model={flags.model}"
         if flags.output:
             settings += f" reference.sidecar_dir={flags.output}"
-        print(f"next: jest-tf train --config RECIPE --set {settings}")
+        trust = " --trust" if flags.trust else ""
+        print(f"next: jest-tf train --config RECIPE{trust} --set {settings}")
