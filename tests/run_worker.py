@@ -65,7 +65,9 @@ def main():
         mock.patch.object(checkpoints, "save", saves),
         mock.patch.object(images, "prepare", prepare),
     ):
-        train.main(["--config", flags.config, "--workdir", flags.workdir])
+        train.main(
+            ["--config", flags.config, "--workdir", flags.workdir, "--trust"]
+        )
 
 
 if __name__ == "__main__":

@@ -57,11 +57,14 @@ def load_config(
     except RecursionError as error:
         raise ValueError(f"{path!r} is nested too deeply") from error
     except ValueError as error:
-        if version in ("", formats.FORMATS[formats.FORMAT].version):
+        if overrides or version in (
+            "",
+            formats.FORMATS[formats.FORMAT].version,
+        ):
             raise
         raise ValueError(
-            f"{path} has a setting of version {version} that this version does "
-            f"not take: {error}; use the run with that version"
+            f"{path}: {error}. The file is as version {version} writes it; use "
+            "the run with that version"
         ) from error
     if read is _read_json:
         given = {override.partition("=")[0].strip() for override in overrides}
