@@ -161,7 +161,7 @@ def draw_images(run: str, path: pathlib.Path) -> None:
         {"position": line["super_batch"] * size + place}
         for place in range(0, size, size // _COLUMNS)
     ]
-    run_page.add_images(run, [line])
+    run_page.add_images(run, [line], trust=True)
     columns = stores_lib.open_store(POOL).columns(["id", "noise"])
     noise = dict(zip(columns["id"], columns["noise"], strict=True))
     titles = {

@@ -225,7 +225,7 @@ class CollectTest(tf.test.TestCase):
 
     def test_a_run_becomes_a_line_of_each_table(self):
         wanted = cells.runs()["web_uniform_700", 2]
-        with mock.patch.object(jest_tf, "load", lambda _: self.model):
+        with mock.patch.object(jest_tf, "load", lambda _, trust: self.model):
             row, curve, pairs = collect.collect(
                 wanted, self.write_run(), self.data
             )
