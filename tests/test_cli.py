@@ -23,7 +23,7 @@ import tiny
 
 import jest_tf
 from examples import quickstart, quickstart_report
-from jest_tf import cli, config
+from jest_tf import cli
 from jest_tf.data import stores
 from jest_tf.models import reference
 from jest_tf.runs import bootstrap, directory, loading, log

@@ -154,6 +154,7 @@ def _train(config, workdir, signals, overwrite):
             restored = _restore(run, model)
             part = _renew(run, model, restored)
             callbacks = _follow(run, model, encoder, part, log)
+            stack.callback(callbacks.log.close)
             stop = _fit(run, model, part, callbacks)
             if stop == config.steps:
                 return _close(run, model, part, callbacks)

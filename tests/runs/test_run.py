@@ -1,6 +1,7 @@
 """A run in its directory: divergence, what may change, mistakes, cleaning."""
 
 import contextlib
+import gc
 import io
 import os
 import shutil
@@ -204,6 +205,18 @@ class DirectoryTest(RunsTestCase):
                 said.splitlines()[-1],
                 "finished, 4 steps.*; lost in damaged shards: about 1 records;",
             )
+
+    def test_no_file_of_a_run_stays_open(self):
+        self.copy("closed")
+        gc.disable()  # it would close some files late
+        self.addCleanup(gc.enable)
+        self.train("closed")
+        opened = (
+            os.path.realpath(f"/proc/self/fd/{number}")
+            for number in os.listdir("/proc/self/fd")
+        )
+        folder = f"{os.path.realpath(self.workdir('closed'))}/"
+        self.assertEmpty([path for path in opened if path.startswith(folder)])
 
     def test_a_run_may_go_on_under_another_strategy(self):
         mirrored = "distribution.strategy=mirrored"
