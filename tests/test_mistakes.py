@@ -147,7 +147,7 @@ MODELS = (
     (f"JEST {MODEL}=none", f"in live stages, set `{MODEL}`"),
     (f"JEST {MODEL}=/nowhere --dry-run", f"`{MODEL}` must be"),
     (
-        "evaluate --workdir $/unfinished --data $/pool-*",
+        "evaluate --workdir $/unfinished --trust --data $/pool-*",
         "`--workdir` must .*unfinished --trust` finishes it, and `--step` tak",
     ),
     (

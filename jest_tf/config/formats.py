@@ -81,11 +81,13 @@ def read(path: str, values: dict) -> Content:
         number = 1 if [*_pop(values, "data.super_batch_size")] else 2
     readable = [key for key, form in FORMATS.items() if form.gone is not None]
     if number not in readable:
-        written = FORMATS[1].version if number == 1 else "or a later version"
+        written = "a later version"
+        if number == 1:
+            written = f"version {FORMATS[1].version}"
         raise ValueError(
             f"{path} must be of a format that this version reads, one of "
-            f"{readable}. Received: format {number!r}, of version {written}; "
-            "use the run with the version of jest-tf that wrote it"
+            f"{readable}. Received: format {number!r}, of {written}; use the "
+            "run with the version of jest-tf that wrote it"
         )
     version, gone = FORMATS[number]
     restarts = values.pop("restarts", [])

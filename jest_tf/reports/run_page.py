@@ -32,8 +32,8 @@ def write(workdir: str, path: str, *, trust: bool = False) -> None:
 
     `trust` is as in `jest_tf.load`.
     """
-    lines = read(workdir)
     config = directory.load_config(workdir, trust=trust)
+    lines = read(workdir)
     log = directory.read_rows(workdir, directory.METRICS_FILE)
     evaluations = directory.read_rows(workdir, directory.EVALUATION_FILE)
     with directory.as_written(workdir, "*.jsonl", jinja2.TemplateError):

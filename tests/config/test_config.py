@@ -478,7 +478,7 @@ class FilesTest(tf.test.TestCase):
             ("[1, 2]", "config.json' .*Received: list"),
             ("[" * 100_000, "config.json' is not a JSON file: maximum recurs"),
             ('{"data": {"super_batch_size": 8}}', "json must .*0.2.0 or earli"),
-            ('{"format": 4}', "json must .*reads, .*format 4, .* or a later"),
+            ('{"format": 4}', "json must .*reads, .*format 4, of a later"),
             (
                 '{"selection": {"stages": [{"uniform_share": 1}]}}',
                 "config.json, of version 0.3.0, .*expected selection.stages.0."
