@@ -62,7 +62,7 @@ class Content(NamedTuple):
     Attributes:
         settings: nested dicts of the settings that this version knows.
         restarts: steps at which `--extend` began the learning rate anew.
-        version: the versions of the package that wrote it.
+        version: the earlier version that wrote it; "" if it is of this one.
     """
 
     settings: dict
@@ -104,7 +104,7 @@ def read(path: str, values: dict) -> Content:
                     f"jest-tf {version}, or delete the setting to go on "
                     "without it"
                 )
-    return Content(values, restarts, version)
+    return Content(values, restarts, version if number < FORMAT else "")
 
 
 def _pop(values: Any, setting: str) -> Iterator[tuple[str, Any]]:

@@ -57,10 +57,7 @@ def load_config(
     except RecursionError as error:
         raise ValueError(f"{path!r} is nested too deeply") from error
     except ValueError as error:
-        if overrides or version in (
-            "",
-            formats.FORMATS[formats.FORMAT].version,
-        ):
+        if overrides or not version:
             raise
         raise ValueError(
             f"{path}: {error}. The file is as version {version} writes it; use "

@@ -477,6 +477,7 @@ class FilesTest(tf.test.TestCase):
         for values, message in (
             ("[1, 2]", "config.json' .*Received: list"),
             ("[" * 100_000, "config.json' is not a JSON file: maximum recurs"),
+            (f'{{"data": {"[" * 600 + "]" * 600}}}', "is nested too deeply"),
             ('{"data": {"super_batch_size": 8}}', "json must .*0.2.0 or earli"),
             ('{"format": 4}', "json must .*reads, .*format 4, of a later"),
             (
