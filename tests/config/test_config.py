@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import sys
 from unittest import mock
 
@@ -547,6 +548,19 @@ class FilesTest(tf.test.TestCase):
                 callbacks=(name,),
             )
             config.save_config(recipe, self.json)
+            with self.assertRaises(ValueError) as refused:
+                config.load_config(self.json)
+            named = re.findall(rf"([\w.]+)={name}", str(refused.exception))
+            expected = (
+                *("data.augment", "data.vocabulary", "model.towers"),
+                *("model.loss", "optimizer.name", "optimizer.schedule"),
+                *("callbacks", "selection.loss"),
+                *(f"selection.stages.{n}.criterion" for n in (0, 1)),
+            )
+            self.assertEqual(named, [*expected])
+            # Those that the user sets are the user's own.
+            own = [f"{setting}={name}" for setting in named]
+            self.assertEqual(config.load_config(self.json, own), recipe)
             loaded = config.load_config(self.json, ["steps=900"], trust=True)
             self.assertEqual(loaded, dataclasses.replace(recipe, steps=900))
             for use in (
