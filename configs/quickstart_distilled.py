@@ -1,6 +1,6 @@
 """Quickstart: the uniform recipe, with a stored stage and distillation.
 
-    jest-tf embed --model examples/icontext_mini/reference \
+    jest-tf embed --model examples/icontext_mini/reference --trust \
         --data 'examples/icontext_mini/pool-*.tfrecord' \
         --output runs/embeddings
     jest-tf train --config configs/quickstart_distilled.py \

@@ -63,6 +63,7 @@ def train(
         overrides: settings to override, by recipe.
     """
     embed = ("embed", "--model", report.REFERENCE, "--data", report.POOL)
+    embed += ("--trust",)  # the reference names towers of `benchmarks`
     embeddings = runs / report.EMBEDDINGS
     pool = concurrent.futures.ThreadPoolExecutor(2)
     try:

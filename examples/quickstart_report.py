@@ -161,7 +161,7 @@ def draw_images(run: str, path: pathlib.Path) -> None:
         {"position": line["super_batch"] * size + place}
         for place in range(0, size, size // _COLUMNS)
     ]
-    run_page.add_images(run, [line])
+    run_page.add_images(run, [line], trust=True)
     columns = stores_lib.open_store(POOL).columns(["id", "noise"])
     noise = dict(zip(columns["id"], columns["noise"], strict=True))
     titles = {
@@ -190,7 +190,7 @@ def draw_images(run: str, path: pathlib.Path) -> None:
 
 def _given(runs):
     """The reference's scores, and the TFLOPs before a learner's first step."""
-    model = jest_tf.load(REFERENCE)
+    model = jest_tf.load(REFERENCE, trust=True)
     step = directory.read(REFERENCE, directory.FLOPS_FILE)["0"]["step"]
     pool, test = map(stores_lib.open_store, (POOL, f"{DATA}/test-*.tfrecord"))
     embedded = bootstrap.embedding_cost(model, pool, str(runs / EMBEDDINGS))

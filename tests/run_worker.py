@@ -67,7 +67,9 @@ def main():
         # The steps find what is damaged.
         mock.patch.object(notices, "_SAMPLED", 1),
     ):
-        train.main(["--config", flags.config, "--workdir", flags.workdir])
+        train.main(
+            ["--config", flags.config, "--workdir", flags.workdir, "--trust"]
+        )
 
 
 if __name__ == "__main__":

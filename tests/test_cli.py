@@ -23,7 +23,7 @@ import tiny
 
 import jest_tf
 from examples import quickstart, quickstart_report
-from jest_tf import cli, config
+from jest_tf import cli
 from jest_tf.data import stores
 from jest_tf.models import reference
 from jest_tf.runs import bootstrap, directory, loading, log
@@ -68,7 +68,7 @@ def train(recipe, workdir, *overrides, flags=()):
     return cli.main(
         [
             *("train", "--config", f"{ROOT}/configs/quickstart_{recipe}.py"),
-            *("--workdir", workdir, *flags, "--set", *SHRUNK),
+            *("--workdir", workdir, "--trust", *flags, "--set", *SHRUNK),
             *(f"data.train={DATA}/pool-*.tfrecord", "data.vocabulary="),
             *("reference.sidecar_dir=", *overrides),
         ]
@@ -117,7 +117,7 @@ class TrainersTest(tf.test.TestCase):
     def test_a_run_directory_has_the_documented_files(self):
         # All of them are in a table that test_docs.py checks.
         self.assertIn("flops.json", os.listdir(self.learner))
-        resolved = config.load_config(f"{self.learner}/config.json")
+        resolved = directory.load_config(self.learner, trust=True)
         self.assertEqual(resolved.steps, 5)
         self.assertEqual(resolved.selection.batch_size, 8)
         self.assertEqual(resolved.reference.model, self.teacher)
@@ -135,7 +135,7 @@ class TrainersTest(tf.test.TestCase):
             self.assertEqual(log.digest(draw["ids"]), row["select/digest"])
         # A finished run is found without its recipe.
         with quiet() as shown:
-            code = cli.main(["train", "--workdir", self.teacher])
+            code = cli.main(["train", "--workdir", self.teacher, "--trust"])
         self.assertEqual(code, 0)
         self.assertIn("already finished, 5 steps", shown.getvalue())
 
@@ -153,9 +153,10 @@ class TrainersTest(tf.test.TestCase):
 
     def test_a_checkpoint_is_loaded_with_the_settings_of_its_run(self):
         final, last, earlier = (
-            jest_tf.load(self.learner, step=step) for step in (None, 5, 3)
+            jest_tf.load(self.learner, step=step, trust=True)
+            for step in (None, 5, 3)
         )
-        config_of_run = directory.load_config(self.learner)
+        config_of_run = directory.load_config(self.learner, trust=True)
         self.assertEqual(earlier.config, config_of_run)
         of_final, of_last, of_earlier = (
             reference.fingerprint(embedder.learner)
@@ -167,7 +168,9 @@ class TrainersTest(tf.test.TestCase):
     def evaluate(self, *words):
         """The measures that `jest-tf evaluate --json` prints."""
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            self.assertEqual(cli.main(["evaluate", *words, "--json"]), 0)
+            self.assertEqual(
+                cli.main(["evaluate", *words, "--json", "--trust"]), 0
+            )
         return json.loads(printed.getvalue())
 
     def test_named_stores_are_measured_as_in_training_and_written(self):
@@ -189,7 +192,7 @@ class TrainersTest(tf.test.TestCase):
     def test_a_keras_file_is_measured(self):
         folder = os.path.join(self.folder.name, "keras_file")
         os.makedirs(folder)
-        loading.load(self.teacher).learner.save(f"{folder}/a.keras")
+        loading.load(self.teacher, trust=True).learner.save(f"{folder}/a.keras")
         shutil.copy(f"{self.teacher}/vocab.txt", folder)
         found = self.evaluate("--model", f"{folder}/a.keras", "--set", *ICONS)
         row = lines(self.teacher, "evaluation.jsonl")[-1]
@@ -216,7 +219,7 @@ class TrainersTest(tf.test.TestCase):
             cli.main(
                 [
                     *("evaluate", "--workdir", self.learner),
-                    *("--data", f"{folder}/val.csv"),
+                    *("--data", f"{folder}/val.csv", "--trust"),
                     *("--set", "data.image_field=photo"),
                     "data.caption_fields=words",
                     f"data.index_dir={folder}/indexes",
@@ -234,7 +237,7 @@ class TrainersTest(tf.test.TestCase):
     def test_a_run_is_exported(self):
         path = os.path.join(self.folder.name, "exported")
         command = ["export", "--model", self.learner, "--output", path]
-        command += ["--format", "saved_model"]
+        command += ["--format", "saved_model", "--trust"]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             code = cli.main(command)
         self.assertEqual(code, 0)
@@ -242,7 +245,7 @@ class TrainersTest(tf.test.TestCase):
         served = tf.saved_model.load(path)
         self.assertAllClose(
             served.embed_texts(["a"])["embeddings"],
-            jest_tf.load(self.learner).embed_texts(["a"]),
+            jest_tf.load(self.learner, trust=True).embed_texts(["a"]),
         )
         with quiet() as shown:
             self.assertEqual(cli.main(command), 1)
@@ -444,12 +447,14 @@ class QuickstartTest(tf.test.TestCase):
         cells = [cell.strip() for cell in found.split("|")]
         log = lines(runs / "jest", "metrics.jsonl")
         measured = lines(runs / "jest", "evaluation.jsonl")[-1]
-        reference = directory.load_config(quickstart_report.REFERENCE)
+        reference = directory.load_config(
+            quickstart_report.REFERENCE, trust=True
+        )
         step = directory.read(quickstart_report.REFERENCE, "flops.json")
         taught = reference.steps * step["0"]["step"] / 1e12
         store = stores.open_store(pool)
         embedded = bootstrap.embedding_cost(
-            jest_tf.load(quickstart_report.REFERENCE),
+            jest_tf.load(quickstart_report.REFERENCE, trust=True),
             store,
             str(runs / "embeddings"),
         )

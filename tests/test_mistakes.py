@@ -111,7 +111,10 @@ MODELS = (
         f"JEST {MODEL}=$/run/checkpoints",
         "a folder without config.json. .*'.*/run'?",
     ),
-    (f"JEST {MODEL}=$/unfinished", "`jest-tf train .*/unfinished` finishes"),
+    (
+        f"JEST {MODEL}=$/unfinished",
+        "`jest-tf train .*/unfinished --trust` finishes",
+    ),
     (
         "JEST reference.model=$/cut",
         "cut/final.weights.h5 must be as the run wrote it: .*truncated file",
@@ -121,7 +124,7 @@ MODELS = (
         r"preset', which is not a run .* mean 'keras_hub:.*preset'?",
     ),
     (
-        "evaluate --workdir $/run --set evaluation.suite=$/none.toml",
+        "evaluate --workdir $/run --trust --set evaluation.suite=$/none.toml",
         "No setting `evaluation.suite`. Fields of EvaluationConfig: data, st",
     ),
     (
@@ -144,11 +147,18 @@ MODELS = (
     (f"JEST {MODEL}=none", f"in live stages, set `{MODEL}`"),
     (f"JEST {MODEL}=/nowhere --dry-run", f"`{MODEL}` must be"),
     (
-        "evaluate --workdir $/run --data $/pool-* --step 7",
+        "evaluate --workdir $/unfinished --trust --data $/pool-*",
+        "`--workdir` must .*unfinished --trust` finishes it, and `--step` tak",
+    ),
+    (
+        "evaluate --workdir $/run --trust --data $/pool-* --step 7",
         "one of the checkpoints of '.*/run', .1.. Received: 7",
     ),
     ("page --workdir $/folder", "`workdir` must be a run directory"),
-    ("page --workdir $/run", "There is no selection to show: .*/run' without"),
+    (
+        "page --workdir $/run --trust",
+        "There is no selection to show: .*/run' without",
+    ),
     ("evaluate --model a.keras", "nothing to evaluate on: expected `--data`"),
     (
         "export --model nothing --output $/x --format onnx",
@@ -238,13 +248,19 @@ DATA = (
         # The second without KerasHub, which would read it.
         "(A vocabulary that ends in .json must be one that|needs KerasHub)",
     ),
-    ("embed --model $/run --data $/nowhere/*", "`--data` must match files"),
+    (
+        "embed --model $/run --trust --data $/nowhere/*",
+        "`--data` must match files",
+    ),
     (
         "advise --pool $/pool-* --curated $/nowhere/* --output $/x",
         "`--curated` must match files",
     ),
     ("TRAIN-IN-RUN seed=4", "with other settings. Expected seed=0, .*seed=4"),
-    ("TRAIN-IN-RUN steps=4", "`jest-tf train --workdir .*/run --extend 3`"),
+    (
+        "TRAIN-IN-RUN steps=4",
+        "`jest-tf train --workdir .*/run --trust --extend 3`",
+    ),
     ("train --workdir $/badjson", "config.json' is not a JSON file"),
 )
 
@@ -291,6 +307,7 @@ class CommandsTest(tf.test.TestCase):
             **{
                 name: [
                     *("train", "--config", recipe, "--workdir", workdir),
+                    "--trust",
                     *("--set", *settings, *more),
                 ]
                 for name, recipe, workdir, more in (

@@ -288,8 +288,11 @@ class Runner:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{log}.log", "a", encoding="utf-8") as file:
             process = subprocess.Popen(
-                [pathlib.Path(sys.executable).with_name("jest-tf"), *words],
-                # For the towers, which are of this package.
+                [
+                    pathlib.Path(sys.executable).with_name("jest-tf"),
+                    *words,
+                    "--trust",  # runs name towers of this package
+                ],
                 env=os.environ | _ONE_THREAD | {"PYTHONPATH": report.ROOT},
                 stdout=file,
                 stderr=subprocess.STDOUT,

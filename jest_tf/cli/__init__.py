@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Sequence
 
 from jest_tf import files
-from jest_tf.cli import flags as flags_lib
 from jest_tf.config import checks, imports, overrides
 from jest_tf.files import disks
 
@@ -65,8 +64,10 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
         flags = parser().parse_args([command, *words] if command else words)
         _check_backend()
         # Before importing TensorFlow, as a run may have a module of that name.
-        imports.begin_command(*_runs(flags))
-        return flags.run(flags)
+        trust = getattr(flags, "trust", False)
+        imports.search_here(trust)
+        with imports.trusting(trust):
+            return flags.run(flags)
     except ValueError as error:
         code = f"error: {error}"
     except SystemExit as stopped:
@@ -176,22 +177,6 @@ class _Parser(argparse.ArgumentParser):
         if "--config" in flags and words[0].endswith((".py", ".json")):
             return f"{message}. Did you mean `--config {words[0]}`?"
         return message
-
-
-def _runs(flags):
-    """Returns a command's run directories, and whether to trust them.
-
-    Names of public models may be among them, which does no harm.
-    """
-    given = vars(flags)
-    names = [given.get(name) for name in flags_lib.RUNS]
-    recipe = given.get("config") or ""
-    if os.path.basename(recipe) == "config.json":  # written by a run
-        names.append(os.path.dirname(recipe) or ".")
-    # A recipe may load the run in the working directory.
-    if all(map(os.path.isfile, ("config.json", "final.weights.h5"))):
-        names.append(".")
-    return filter(None, names), given.get("trust", False)
 
 
 def _check_backend():

@@ -53,8 +53,7 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     if tokenizer is not None:
         loading.warn_of_cut_captions(store, tokenizer)
     elif tokenizers.has_tokenizer(workdir):
-        length = config.data.text_length
-        tokenizer = tokenizers.load_tokenizer(workdir, length)
+        tokenizer = loading.load_tokenizer(workdir, config)
     if tokenizer is not None:
         vocabulary = tokenizer.vocabulary_size
     learner = start.build(vocabulary)

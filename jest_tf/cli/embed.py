@@ -119,4 +119,5 @@ def _report(summary, flags, num_repeats):
         settings = f"reference.model={flags.model}"
         if flags.output:
             settings += f" reference.sidecar_dir={flags.output}"
-        print(f"next: jest-tf train --config RECIPE --set {settings}")
+        trust = " --trust" if flags.trust else ""
+        print(f"next: jest-tf train --config RECIPE{trust} --set {settings}")

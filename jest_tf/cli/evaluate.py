@@ -85,6 +85,9 @@ def _measured(flags):
             "`evaluation.data` or `evaluation.stores`. Received: none of them"
         )
     name = flags.workdir or flags.model
+    if flags.step is None:
+        flag = "--workdir" if flags.workdir else "--model"
+        loading.check_model(name, flag, "--step")
     model = loading.load(name, flags.step)
     with _indexes(flags, recipe, settings):
         stores = evaluation.open_stores(named, settings.data)

@@ -6,8 +6,6 @@ from jest_tf import config, files
 from jest_tf.config import overrides
 
 SEVERAL = {"nargs": "+", "action": "extend"}
-# Flags that may name a run directory.
-RUNS = ("workdir", "model", "reference")
 
 
 def open_store(flags: argparse.Namespace, flag: str):
@@ -101,7 +99,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="import modules that lie in a run directory (docs/models.md)",
+        help="call the functions that run directories name (docs/models.md)",
     )
 
 

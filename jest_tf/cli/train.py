@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--extend",
         type=int,
         metavar="STEPS",
-        help="train the finished run in the directory for further steps, at "
-        "its constant learning rate",
+        help="train the finished run in the directory for further steps; "
+        "unless constant, the learning rate begins anew",
     )
     flags_lib.add_trust(parser)
     add(

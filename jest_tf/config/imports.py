@@ -1,76 +1,74 @@
-"""Code that settings name, as "module:function".
+"""Code that settings name, as "module:function", and whom it is called for.
 
-A run directory is data: a module in it is imported only if the user trusts it.
-Modules of packages are imported, and so are modules of the working directory,
-unless that lies in a run directory.
+A recipe, a flag or an argument is the user's own: the functions that it names
+are called. A run directory is data: functions that its files name are refused
+by `check_trust`, unless the user trusts it.
 """
 
 import contextlib
+import contextvars
 import importlib
-import importlib.machinery
 import inspect
 import os
 import sys
-import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 
-from jest_tf import files
 from jest_tf.config import checks
 
-# Real paths of run directories, and whether each is trusted.
-_runs: dict[str, bool] = {}
-_trusts_all = False
-# Always trusted: a run directory may be a whole project, with its packages.
-_PACKAGES = [
-    os.path.dirname(os.path.dirname(os.path.realpath(__file__))),
-    *(
-        os.path.realpath(sysconfig.get_path(name))
-        for name in ("stdlib", "platstdlib", "purelib", "platlib")
-    ),
-]
-
-
-def begin_command(names: Iterable[str], trust: bool) -> None:
-    """Begins a command that loads models by name; `trust` is for all of them.
-
-    The working directory is searched first, as under `python -m`, unless it
-    lies in a run directory that is not trusted.
-    """
-    global _trusts_all
-    names, _trusts_all = list(names), trust
-    _runs.clear()
-    for name in names:
-        enter(name)
-    if not {"", os.getcwd()} & {*sys.path}:
-        sys.path.insert(0, os.getcwd())
-    sys.path[:] = [path for path in sys.path if not _is_distrusted(path)]
-
-
-def enter(name: str, trust: bool | None = None) -> None:
-    """Notes whether to trust a run directory, or the folder of a `.keras` file.
-
-    None keeps the earlier note, if any. The command's trust always counts.
-    """
-    name = files.local_path(name)
-    if not name or files.is_remote(name):
-        return
-    folder = os.path.dirname(name) if name.endswith(".keras") else name
-    real = os.path.realpath(folder)
-    if trust is None:
-        trust = _runs.get(real, False)
-    _runs[real] = trust or _trusts_all
+_trusts = contextvars.ContextVar("trusts", default=False)
 
 
 @contextlib.contextmanager
-def only_trusted(name: str, trust: bool) -> Iterator[None]:
-    """Keeps Python from searching untrusted run directories in the block."""
-    enter(name, trust)
-    hidden = [path for path in sys.path if _is_distrusted(path)]
-    sys.path[:] = [path for path in sys.path if path not in hidden]
+def trusting(trust: bool) -> Iterator[None]:
+    """Trusts the run directories that the block reads, if `trust`."""
+    token = _trusts.set(trust or _trusts.get())
     try:
         yield
     finally:
-        sys.path[:0] = hidden
+        _trusts.reset(token)
+
+
+def check_trust(path: str, functions: Iterable[tuple[str, str]]) -> None:
+    """Refuses functions that a file names, unless it is trusted.
+
+    Args:
+        path: the file, of a run directory or of a saved model.
+        functions: settings with the "module:function" of each.
+    """
+    named = ", ".join(f"{setting}={name}" for setting, name in functions)
+    if named and not _trusts.get():
+        raise ValueError(
+            f"{path} names functions, which are called only for runs that you "
+            f"trust. Received: {named}; once you know what they do, add "
+            "`--trust` to the command, or `trust=True` in Python"
+        )
+
+
+def search_here(trust: bool) -> None:
+    """Has Python search the working directory first, as under `python -m`.
+
+    A directory in a finished run is not searched without trust: a run may have
+    a namesake of any module.
+    """
+    here = os.getcwd()
+    if not trust and _lies_in_run(here):
+        sys.path[:] = [
+            path for path in sys.path if os.path.realpath(path) != here
+        ]
+    elif not {"", here} & {*sys.path}:
+        sys.path.insert(0, here)
+
+
+def _lies_in_run(folder):
+    """True if a folder, or one above it, is the directory of a finished run."""
+    names = ("config.json", "final.weights.h5")
+    while True:
+        if all(os.path.isfile(os.path.join(folder, name)) for name in names):
+            return True
+        above = os.path.dirname(folder)
+        if above == folder:
+            return False
+        folder = above
 
 
 def load_function(setting: str, name: str) -> Callable:
@@ -85,14 +83,6 @@ def load_function(setting: str, name: str) -> Callable:
             f"`{setting}` must name a function of yours or of a package, not "
             f"one of Python's own library. Received: {name!r}"
         )
-    for file in _find_files(module).values():
-        if _is_distrusted(file):
-            raise ValueError(
-                f"`{setting}` names code in a run directory, which is data "
-                f"unless you trust it. Received: {name!r}, in {file}. Once you "
-                "have read it, `--trust` imports it, or in Python "
-                "`jest_tf.load(..., trust=True)`"
-            )
     imported = None
     try:
         imported = importlib.import_module(module)
@@ -124,65 +114,3 @@ def call_function(setting: str, name: str, result: str):
             f"a {result}. Received: {name!r} ({error})"
         ) from error
     return function()
-
-
-def describe(names: Iterable[str]) -> str:
-    """Lists the modules of some "module:function", with their files."""
-    modules = dict.fromkeys(name.partition(":")[0] for name in names)
-    return ", ".join(
-        f"{module} ({_find_files(module).get(module, 'not found')})"
-        for module in modules
-    )
-
-
-def _find_files(module):
-    """The files of a module and of the packages around it, by name.
-
-    Imports nothing, whereas `importlib.util.find_spec` imports packages.
-    """
-    origins, places, whole = {}, None, ""
-    for name in module.split("."):
-        whole = f"{whole}.{name}".lstrip(".")
-        spec = _spec(whole, name, places)
-        if spec is None:
-            break
-        if spec.has_location:
-            origins[whole] = spec.origin
-        places = spec.submodule_search_locations or []
-    return origins
-
-
-def _spec(whole, name, places):
-    if whole in sys.modules:
-        return sys.modules[whole].__spec__
-    for finder in sys.meta_path:
-        if finder is importlib.machinery.PathFinder:
-            # Given the whole name, it would take the package of sys.modules.
-            path = [*sys.path, os.getcwd()] if places is None else [*places]
-            spec = finder.find_spec(name, path)
-        else:
-            spec = finder.find_spec(whole, places)
-        if spec is not None:
-            return spec
-    return None
-
-
-def _is_distrusted(path):
-    """True if a path lies in a run directory that is not trusted."""
-    folder, name = os.path.split(os.path.abspath(path))
-    # The file itself, and the target if it is a link.
-    for place in (
-        os.path.join(os.path.realpath(folder), name),
-        os.path.realpath(path),
-    ):
-        if any(_lies_in(place, package) for package in _PACKAGES):
-            continue
-        if any(
-            _lies_in(place, run) for run, trust in _runs.items() if not trust
-        ):
-            return True
-    return False
-
-
-def _lies_in(path, folder):
-    return os.path.commonpath([path, folder]) == folder

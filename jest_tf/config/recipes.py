@@ -12,12 +12,14 @@ import traceback
 from collections.abc import Sequence
 
 from jest_tf import files
-from jest_tf.config import checks
+from jest_tf.config import checks, formats, imports
 from jest_tf.config import overrides as overrides_lib
 from jest_tf.config.run import TrainConfig
 
 
-def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(
+    path: str, overrides: Sequence[str] = (), *, trust: bool = False
+) -> TrainConfig:
     """Reads a recipe, or the `config.json` of a run, and overrides settings.
 
     Args:
@@ -26,6 +28,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
         overrides: texts "a.b=c", such as "selection.batch_size=64". Commas
             separate list items; "none" unsets a setting. The result is checked
             once, after all overrides.
+        trust: whether a `.json` file may name functions to be called, each a
+            "module:function" (docs/models.md). A Python file always may.
     """
     if isinstance(overrides, str | dict):
         raise ValueError(
@@ -43,15 +47,39 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
         )
     with files.staged(path) as local:
         values = read(local)
-    for override in overrides:
-        overrides_lib.override(TrainConfig, values, override)
-    return overrides_lib.build(TrainConfig, values)
+    version = ""
+    if read is _read_json:
+        values, _, version = formats.read(path, values)
+    try:
+        for override in overrides:
+            overrides_lib.override(TrainConfig, values, override)
+        config = overrides_lib.build(TrainConfig, values)
+    except RecursionError as error:
+        raise ValueError(f"{path!r} is nested too deeply") from error
+    except ValueError as error:
+        if overrides or not version:
+            raise
+        raise ValueError(
+            f"{path}: {error}. The file is as version {version} writes it; use "
+            "the run with that version"
+        ) from error
+    if read is _read_json:
+        given = {override.partition("=")[0].strip() for override in overrides}
+        named = [pair for pair in config.functions if pair[0] not in given]
+        with imports.trusting(trust):
+            imports.check_trust(path, named)
+    return config
+
+
+def to_json(config: TrainConfig) -> dict:
+    """Returns the content of a `config.json`."""
+    return {"format": formats.FORMAT, **dataclasses.asdict(config)}
 
 
 def save_config(config: TrainConfig, path: str) -> None:
     """Writes `config` as JSON that `load_config` reads back unchanged."""
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(config), file, indent=2)
+        json.dump(to_json(config), file, indent=2)
         file.write("\n")
 
 

@@ -166,20 +166,18 @@ class TrainConfig(Checked):
             ("data.vocabulary", self.data.vocabulary),
             ("model.towers", self.model.towers),
             ("model.loss", self.model.loss),
-            ("selection.loss", self.selection.loss or ""),
             ("optimizer.name", self.optimizer.name),
             ("optimizer.schedule", self.optimizer.schedule),
-            *(
-                (f"selection.stages.{number}.criterion", stage.criterion)
-                for number, stage in enumerate(self.selection.stages)
-            ),
             *(("callbacks", name) for name in self.callbacks),
         ]
         is_function = checks.FUNCTION[1]
         return [
-            setting
-            for setting in named
-            if ":" in setting[1] and is_function(setting[1])
+            *(
+                pair
+                for pair in named
+                if ":" in pair[1] and is_function(pair[1])
+            ),
+            *self.selection.functions,
         ]
 
     @property

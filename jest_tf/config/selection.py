@@ -263,6 +263,18 @@ class SelectionConfig(Checked, path="selection"):
         return self.sizes(curated_rows)[0]
 
     @property
+    def functions(self) -> list[tuple[str, str]]:
+        """The settings that name code, each with its "module:function"."""
+        named = [
+            ("selection.loss", self.loss or ""),
+            *(
+                (f"selection.stages.{number}.criterion", stage.criterion)
+                for number, stage in enumerate(self.stages)
+            ),
+        ]
+        return [pair for pair in named if ":" in pair[1]]
+
+    @property
     def scores(self) -> bool:
         """True if some stage scores rows."""
         return any(stage.scores for stage in self.stages)

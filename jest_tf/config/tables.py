@@ -84,7 +84,8 @@ class Schedule(NamedTuple):
     """A schedule of the learning rate.
 
     `build` names a function of (OptimizerConfig, steps) that returns a Keras
-    schedule. If it `has_end`, at the last step, no run can be extended.
+    schedule. If it `has_end`, at the last step, it begins anew in a run that is
+    extended.
     """
 
     build: str

@@ -347,12 +347,13 @@ _FILES = (
 )
 
 
-def read_tokenizer(path: str, length: int) -> Tokenizer:
+def read_tokenizer(path: str, length: int, function: str = "") -> Tokenizer:
     """Reads a tokenizer of any kind, for rows of L = `length` tokens.
 
     A path that ends in `.model` is a SentencePiece model, in `.json` KerasHub's
     preprocessor, and otherwise a WordPiece vocabulary with one token per line.
-    "module:function" names a user's tokenizer.
+    "module:function" names a user's tokenizer; a file may hold the name of
+    `function`, but of another only if it is trusted.
     """
     if not files.is_file(path):
         if ":" in path and checks.FUNCTION[1](path):
@@ -364,7 +365,10 @@ def read_tokenizer(path: str, length: int) -> Tokenizer:
         )
     content = files.read_whole(path)
     if path.endswith(FunctionTokenizer.FILE):
-        return FunctionTokenizer(content.decode().strip(), length)
+        name = content.decode().strip()
+        if name != function:
+            imports.check_trust(path, [("data.vocabulary", name)])
+        return FunctionTokenizer(name, length)
     if path.endswith(".json"):
         return KerasHubTokenizer(content, length)
     if path.endswith(".model"):
@@ -378,8 +382,10 @@ def has_tokenizer(directory: str) -> bool:
     return bool(_tokenizer_files(directory))
 
 
-def load_tokenizer(directory: str, length: int) -> Tokenizer:
-    """Reads a tokenizer written by `save`, for rows of L = `length` tokens."""
+def load_tokenizer(
+    directory: str, length: int, function: str = ""
+) -> Tokenizer:
+    """Reads a tokenizer written by `save`; see `read_tokenizer`."""
     paths = _tokenizer_files(directory)
     if len(paths) != 1:
         names = " and ".join(os.path.basename(path) for path in paths)
@@ -387,7 +393,7 @@ def load_tokenizer(directory: str, length: int) -> Tokenizer:
             f"`directory` must hold one of {', '.join(_FILES)}. "
             f"Received: {directory}, which has {names or 'none'}"
         )
-    return read_tokenizer(paths[0], length)
+    return read_tokenizer(paths[0], length, function)
 
 
 def _tokenizer_files(directory):

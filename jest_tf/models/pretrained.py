@@ -13,7 +13,6 @@ tokenizer beside it, as in a run directory.
 """
 
 import contextlib
-import functools
 import json
 import os
 import re
@@ -53,7 +52,10 @@ def check(name: str, setting: str = "model") -> None:
             f"there. Received: {name!r}"
         )
     hub = tokenizers.import_keras_hub(name)
-    if separator or os.path.isdir(preset):
+    if os.path.isdir(preset):
+        inside = (os.path.join(preset, file) for file in files.tree(preset))
+        return files.check_links(inside, preset)
+    if separator:
         return
     known = _presets(hub)
     if preset not in known:
@@ -84,7 +86,9 @@ def in_folder(path: str) -> str:
         content = json.loads(
             files.read_whole(files.inside(path, "config.json"))
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        return ""
+    if not isinstance(content, dict):
         return ""
     # The config.json of a run has neither key.
     for key, prefix in (
@@ -97,7 +101,7 @@ def in_folder(path: str) -> str:
 
 
 def load(name: str) -> reference.Pretrained:
-    """Loads a pretrained model; later calls in the process return it again.
+    """Loads a pretrained model.
 
     Example:
         ```python
@@ -109,20 +113,6 @@ def load(name: str) -> reference.Pretrained:
     if name.startswith(hugging_face.PREFIX):
         embeddings.check_backend("A model of Hugging Face")
     check(name)
-    path = name.removeprefix(KERAS_HUB).removeprefix(hugging_face.PREFIX)
-    # New files change a folder's time; writing changes a file's time.
-    places = (path, os.path.dirname(path) or ".")
-    stamp = tuple(
-        os.stat(place).st_mtime_ns for place in places if os.path.exists(place)
-    )
-    if files.is_remote(name) and name.endswith(KERAS):
-        stamp = files.stat(name)
-    return _load(name, stamp, tf.distribute.get_strategy())
-
-
-@functools.lru_cache(maxsize=2)
-def _load(name, stamp, strategy):
-    del stamp, strategy  # They distinguish a model from a later version.
     if name.endswith(KERAS):
         return _read_keras_file(name)
     if name.startswith(hugging_face.PREFIX):

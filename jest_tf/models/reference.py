@@ -49,7 +49,8 @@ class Run(NamedTuple):
         model = self.config.model
         if model.init_from:
             return self.learner.pixels, model.dtype_policy
-        return model.towers or model.preset, model.dtype_policy
+        # None was a setting of 0.3.0, whose fingerprints stay valid.
+        return (model.towers or model.preset, None), model.dtype_policy
 
 
 class Pretrained(NamedTuple):

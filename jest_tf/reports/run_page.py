@@ -27,9 +27,13 @@ _COLOURS = (
 )
 
 
-def write(workdir: str, path: str) -> None:
-    """Writes the page of a run, with images of some logged draws."""
-    lines, config = read(workdir), directory.load_config(workdir)
+def write(workdir: str, path: str, *, trust: bool = False) -> None:
+    """Writes the page of a run, with images of some logged draws.
+
+    `trust` is as in `jest_tf.load`.
+    """
+    config = directory.load_config(workdir, trust=trust)
+    lines = read(workdir)
     log = directory.read_rows(workdir, directory.METRICS_FILE)
     evaluations = directory.read_rows(workdir, directory.EVALUATION_FILE)
     with directory.as_written(workdir, "*.jsonl", jinja2.TemplateError):
@@ -53,7 +57,7 @@ def write(workdir: str, path: str) -> None:
 
 def read(workdir: str) -> list[dict]:
     """Returns the lines of a run's `telemetry.jsonl`, at least one."""
-    directory.load_config(workdir)
+    directory.load_config(workdir, trust=True)  # only checked
     lines = directory.read_rows(workdir, directory.TELEMETRY_FILE)
     if not lines:
         raise ValueError(
@@ -64,13 +68,15 @@ def read(workdir: str) -> list[dict]:
     return lines
 
 
-def add_images(workdir: str, lines: Sequence[dict]) -> None:
+def add_images(
+    workdir: str, lines: Sequence[dict], *, trust: bool = False
+) -> None:
     """Adds `image`, `caption` and `id` to the rows of lines from `read`.
 
     The rows are those under `highest` and `lowest` of every stage, and under
     `offered` of the line, if any.
     """
-    config = directory.load_config(workdir)
+    config = directory.load_config(workdir, trust=trust)
     first = _sources(config)
     for line in lines:
         number = line["super_batch"]
@@ -129,7 +135,8 @@ def _moments(workdir, config, lines):
         {"position": start + int(row), "score": None, "kept": False}
         for row in charts.evenly(size, _OFFERED)
     ]
-    add_images(workdir, moments)
+    # `write` has checked the trust.
+    add_images(workdir, moments, trust=True)
     return moments
 
 

@@ -6,7 +6,6 @@ later steps when a run continues.
 """
 
 import contextlib
-import functools
 import json
 import math
 import os
@@ -18,10 +17,9 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.config import checks, imports
+from jest_tf.config import checks, formats
 from jest_tf.data import tokenizers
 from jest_tf.files import disks
-from jest_tf.runs import progress
 
 CONFIG_FILE = "config.json"
 LEARNER_FILE = "learner.json"
@@ -115,28 +113,33 @@ def read_rows(workdir: str, name: str) -> list[dict]:
     return [row for row, _ in _rows(path(workdir, name))]
 
 
-def load_config(workdir: str) -> config_lib.TrainConfig:
-    """Loads the settings of a run, and prints which modules they name."""
+def load_config(workdir: str, *, trust: bool = False) -> config_lib.TrainConfig:
+    """Loads the settings of a run; `trust` as in `config.load_config`."""
     if not has(workdir, CONFIG_FILE):
         raise ValueError(
             f"`workdir` must be a run directory, with {CONFIG_FILE}. "
             f"Received: {received(workdir)}"
         )
-    imports.enter(workdir)
-    config = config_lib.load_config(path(workdir, CONFIG_FILE))
-    names = [name for _, name in config.functions]
-    if has(workdir, tokenizers.FunctionTokenizer.FILE):
-        own = path(workdir, tokenizers.FunctionTokenizer.FILE)
-        names.append(files.read_whole(own).decode("utf-8", "replace").strip())
-    if names:
-        _say_modules(workdir, *names)
-    return config
+    return config_lib.load_config(path(workdir, CONFIG_FILE), trust=trust)
 
 
-@functools.lru_cache
-def _say_modules(workdir, *names):
-    """Prints which modules a run names, once per process."""
-    progress.say(f"{workdir} names code of {imports.describe(names)}")
+def restarts(workdir: str) -> list[int]:
+    """Returns the steps at which `--extend` began the learning rate anew."""
+    if not has(workdir, CONFIG_FILE):
+        return []
+    with as_written(workdir, CONFIG_FILE):
+        content = formats.read(workdir, read(workdir, CONFIG_FILE))
+        if content.restarts != sorted({0, *map(int, content.restarts)})[1:]:
+            raise ValueError(f"restarts={content.restarts}")
+        return content.restarts
+
+
+def command(name: str, workdir: str) -> str:
+    """Returns a command for a run as text, with `--trust` if it needs that."""
+    needs_trust = has(workdir, tokenizers.FunctionTokenizer.FILE)
+    with contextlib.suppress(ValueError):
+        needs_trust |= bool(load_config(workdir, trust=True).functions)
+    return f"jest-tf {name} --workdir {workdir}{needs_trust * ' --trust'}"
 
 
 def received(workdir: str) -> str:

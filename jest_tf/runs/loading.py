@@ -37,16 +37,16 @@ def load(
         name: a run directory (nothing outside of it is read), or a name that
             `pretrained.load` takes.
         step: step of a checkpoint of the run; None takes the final weights.
-        trust: whether modules that lie in the run directory may be imported.
+        trust: whether functions that the run names may be called.
     """
     if step is None:
-        check_model(name, "name")
+        check_model(name, "name", "step")
     elif pretrained.is_name(name):
         raise ValueError(
             "`step` selects a checkpoint of a run: expected a run directory. "
             f"Received: {name!r}, step={step}"
         )
-    with imports.only_trusted(name, trust):
+    with imports.trusting(trust):
         if pretrained.is_name(name):
             return pretrained.load(name)
         return _load_run(name, step)
@@ -56,7 +56,7 @@ def _load_run(workdir, step):
     config = directory.load_config(workdir)
     if step is None:
         _check_positions(workdir, config)
-    tokenizer = tokenizers.load_tokenizer(workdir, config.data.text_length)
+    tokenizer = load_tokenizer(workdir, config)
     if config.model.init_from:
         learner, image_form = _read_learner(workdir, config)
     else:
@@ -110,8 +110,11 @@ def _check_arrays(path):
         )
 
 
-def check_model(name: str, setting: str) -> None:
-    """Raises ValueError unless `load` can load `name`, a `setting`'s value."""
+def check_model(name: str, setting: str, step: str = "") -> None:
+    """Raises ValueError unless `load` can load `name`, a `setting`'s value.
+
+    `step` names the setting that may select a checkpoint instead, if any does.
+    """
     checks.check(setting, name, checks.MODEL)
     if pretrained.is_name(name):
         return pretrained.check(name, setting)
@@ -125,7 +128,7 @@ def check_model(name: str, setting: str) -> None:
             f"`{setting}` must be {kinds}. Received: {name!r}, which is not a "
             f"run directory{hint}"
         )
-    check_finished(name, setting)
+    check_finished(name, setting, step)
 
 
 class Start(NamedTuple):
@@ -213,9 +216,8 @@ def make_tokenizer(
     It is that of the run directory; or else `initial`, from a model or a file;
     or else built from the store's captions. If new, it is saved in `output`.
     """
-    length = config.data.text_length
     if tokenizers.has_tokenizer(workdir):
-        tokenizer = tokenizers.load_tokenizer(workdir, length)
+        tokenizer = load_tokenizer(workdir, config)
     else:
         tokenizer = initial
         if initial is None:
@@ -225,10 +227,22 @@ def make_tokenizer(
             vocabulary = vocabularies.build_wordpiece_vocabulary(
                 store.captions(), config.data.vocabulary_size
             )
-            tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
+            tokenizer = tokenizers.WordPieceTokenizer(
+                vocabulary, config.data.text_length
+            )
         tokenizer.save(output)
     warn_of_cut_captions(store, tokenizer)
     return tokenizer
+
+
+def load_tokenizer(workdir: str, config: config_lib.TrainConfig) -> Callable:
+    """Loads the tokenizer of a run directory.
+
+    It may be the function that `config` names, which the user has named too.
+    """
+    return tokenizers.load_tokenizer(
+        workdir, config.data.text_length, config.data.vocabulary
+    )
 
 
 def warn_of_cut_captions(store: stores_lib.Store, tokenizer: Callable) -> None:
@@ -267,7 +281,8 @@ def write_learner(
 def _read_learner(workdir, config):
     with directory.as_written(workdir, directory.LEARNER_FILE, Exception):
         content = directory.read(workdir, directory.LEARNER_FILE)
-        image_form = images.Resizing(**content.pop("image_form"))
+        form = content.pop("picture", None)  # until 0.3.0
+        image_form = images.Resizing(**(form or content.pop("image_form")))
         text = json.dumps(content)
         if "keras_hub" in text:  # Keras must know its classes
             tokenizers.import_keras_hub(workdir)
@@ -298,8 +313,11 @@ def _check_fits(initial, config):
         )
 
 
-def check_finished(workdir: str, setting: str = "workdir") -> None:
-    """Raises ValueError unless `workdir`, from `setting`, is a finished run."""
+def check_finished(workdir: str, setting: str, step: str = "") -> None:
+    """Raises ValueError unless `workdir`, from `setting`, is a finished run.
+
+    `step` is as in `check_model`.
+    """
     expected = f"`{setting}` must be the directory of a finished run"
     if not directory.has(workdir, directory.CONFIG_FILE):
         raise ValueError(
@@ -307,7 +325,12 @@ def check_finished(workdir: str, setting: str = "workdir") -> None:
             f"{directory.received(workdir)}"
         )
     if not directory.has(workdir, directory.WEIGHTS_FILE):
+        saved = checkpoints.saved_steps(workdir)
+        instead = ""
+        if step and saved:
+            instead = f", and `{step}` takes a checkpoint, of {saved}"
         raise ValueError(
-            f"{expected}, with {directory.WEIGHTS_FILE}: `jest-tf train "
-            f"--workdir {workdir}` finishes it. Received: {workdir!r}"
+            f"{expected}, with {directory.WEIGHTS_FILE}: "
+            f"`{directory.command('train', workdir)}` finishes it{instead}. "
+            f"Received: {workdir!r}"
         )

@@ -134,6 +134,10 @@ class Ledger(steps.StepCallback):
             self._go_on(before)
         self._times = step_timing.StepTimes(input_wait)
 
+    def close(self) -> None:
+        """Closes TensorBoard's file."""
+        self._writer.close()
+
     def state(self) -> dict[str, np.ndarray]:
         """Returns the running metrics, which a checkpoint stores."""
         return {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.config import tables
+from jest_tf.config import recipes, tables
 from jest_tf.runs import directory, inputs, loading, progress
 
 _PACKAGES = (
@@ -55,22 +55,30 @@ def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
 def extend(workdir: str, steps: int) -> config_lib.TrainConfig:
     """Reopens a finished run, with `steps` more steps; returns its settings."""
     loading.check_finished(workdir, "--workdir")
-    before = directory.load_config(workdir)
-    if tables.schedule(before.optimizer.schedule).has_end:
-        raise ValueError(
-            "`--extend` needs a run with `optimizer.schedule` 'constant', as "
-            "other schedules end with the run. Received: "
-            f"{before.optimizer.schedule!r}; begin another run with "
-            f"`model.init_from={workdir}`"
+    before, restarts = directory.load_config(workdir), None
+    settings = before.optimizer
+    rate = f"goes on at {settings.learning_rate:g}"
+    if tables.schedule(settings.schedule).has_end:
+        if steps <= settings.warmup_steps:
+            raise ValueError(
+                "`--extend` must be more than `optimizer.warmup_steps="
+                f"{settings.warmup_steps}`, because the learning rate begins "
+                f"anew. Received: {steps}"
+            )
+        restarts = [*directory.restarts(workdir), before.steps]
+        rate = (
+            f"begins anew: {settings.warmup_steps:,} steps of warm-up to "
+            f"{settings.learning_rate:g}, then {settings.schedule}"
         )
     config = dataclasses.replace(before, steps=before.steps + steps)
     with directory.locked(workdir):
         # In this order, a kill in between leaves a run that only has to write
         # its weights again.
         files.remove(directory.path(workdir, directory.WEIGHTS_FILE))
-        _save_config(workdir, config)
+        _save_config(workdir, config, restarts)
     progress.say(
-        f"{workdir}: extended from {before.steps:,} to {config.steps:,} steps"
+        f"{workdir}: extended from {before.steps:,} to {config.steps:,} steps; "
+        f"the learning rate {rate}"
     )
     return config
 
@@ -127,7 +135,8 @@ def _check_same(what, workdir, before, now):
 
 def _claim(workdir, config):
     if directory.has(workdir, directory.CONFIG_FILE):
-        before = directory.load_config(workdir)
+        # Compared with the user's settings, not called.
+        before = directory.load_config(workdir, trust=True)
         for name, now, was in _differences(
             dataclasses.asdict(config), dataclasses.asdict(before)
         ):
@@ -135,9 +144,9 @@ def _claim(workdir, config):
                 way_out = "take another directory for another run"
                 is_finished = directory.has(workdir, directory.WEIGHTS_FILE)
                 if name == "steps" and now > was and is_finished:
+                    command = directory.command("train", workdir)
                     way_out = (
-                        "to train it further, `jest-tf train --workdir "
-                        f"{workdir} --extend {now - was}`"
+                        f"to train it further, `{command} --extend {now - was}`"
                     )
                 raise ValueError(
                     f"`--workdir` {workdir!r} holds a run with other settings. "
@@ -150,10 +159,14 @@ def _claim(workdir, config):
     _save_config(workdir, config)
 
 
-def _save_config(workdir, config):
-    path = directory.path(workdir, directory.CONFIG_FILE)
-    with files.written_whole(path) as partial:
-        config_lib.save_config(config, partial)
+def _save_config(workdir, config, restarts=None):
+    """Writes the settings; keeps the restarts of the rate unless given."""
+    if restarts is None:
+        restarts = directory.restarts(workdir)
+    content = recipes.to_json(config)
+    if restarts:
+        content["restarts"] = restarts
+    directory.write(workdir, directory.CONFIG_FILE, content)
 
 
 def _differences(now, was, path=""):

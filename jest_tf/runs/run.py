@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import distribution, evaluation, files, training
+from jest_tf.config import imports
 from jest_tf.data import loading as loading_lib
 from jest_tf.data import pipeline
 from jest_tf.files import disks
@@ -41,12 +42,18 @@ from jest_tf.training import stepper
 
 
 def train(
-    config: config_lib.TrainConfig, workdir: str, *, overwrite: bool = False
+    config: config_lib.TrainConfig,
+    workdir: str,
+    *,
+    overwrite: bool = False,
+    trust: bool = False,
 ) -> dict[str, float]:
     """Runs `config` in `workdir`, from its newest checkpoint if any.
 
     Returns the measures of the final evaluation. With `overwrite`, a run whose
-    checkpoints are all damaged begins again.
+    checkpoints are all damaged begins again. `trust` calls the functions that
+    the reference and `model.init_from` name, if they are runs; those of
+    `config` are always called.
 
     Raises:
         interruptions.Preempted: after SIGTERM or SIGINT to any worker, with the
@@ -55,7 +62,10 @@ def train(
     with interruptions.Signals() as signals:
         local = [] if files.is_remote(workdir) else [workdir]
         try:
-            with disks.room_for(tempfile.gettempdir(), *local):
+            with (
+                disks.room_for(tempfile.gettempdir(), *local),
+                imports.trusting(trust),
+            ):
                 return _train(config, workdir, signals, overwrite)
         except (interruptions.Preempted, Exception) as error:
             if not signals.received:
@@ -72,13 +82,16 @@ def train(
             raise interruptions.Preempted(interruptions.EXIT_CODE) from error
 
 
-def extend(workdir: str, steps: int) -> dict[str, float]:
+def extend(
+    workdir: str, steps: int, *, trust: bool = False
+) -> dict[str, float]:
     """Trains a finished run for `steps` more steps, like `train`.
 
-    The learning rate must be constant. The result equals that of a run of all
-    these steps.
+    A constant learning rate continues. Any other schedule begins anew, with its
+    warm-up, and `config.json` gets the step. `trust` is for the run, too.
     """
-    return train(provenance.extend(workdir, steps), workdir)
+    with imports.trusting(trust):
+        return train(provenance.extend(workdir, steps), workdir)
 
 
 class _Run(NamedTuple):
@@ -142,6 +155,7 @@ def _train(config, workdir, signals, overwrite):
             restored = _restore(run, model)
             part = _renew(run, model, restored)
             callbacks = _follow(run, model, encoder, part, log)
+            stack.callback(callbacks.log.close)
             stop = _fit(run, model, part, callbacks)
             if stop == config.steps:
                 return _close(run, model, part, callbacks)
@@ -212,7 +226,8 @@ def _build(run):
         learner = run.start.build(run.tokenizer.vocabulary_size)
         if config.model.init_from:
             loading.write_learner(run.output, learner, run.start.image_form)
-        model = training.build_model(config, learner)
+        restarts = directory.restarts(run.workdir)
+        model = training.build_model(config, learner, restarts=restarts)
     inputs.check_widths(config, run.sources, learner)
     encoder = evaluation.Encoder(
         learner, run.tokenizer, run.start.image_form, strategy=run.strategy
@@ -465,8 +480,8 @@ def _closing_line(config, workdir, measures, seconds, store):
         state += f"; lost in damaged shards: about {store.num_lost:,} records"
     if store.num_repeats:
         state += f"; {store.num_repeats:,} records repeat others byte for byte"
-    command = f"jest-tf {'page' if config.selection.stages else 'evaluate'}"
-    return f"{workdir}: {state}; next: {command} --workdir {workdir}"
+    name = "page" if config.selection.stages else "evaluate"
+    return f"{workdir}: {state}; next: {directory.command(name, workdir)}"
 
 
 def _last_step(workdir):

@@ -1,5 +1,7 @@
 """Builds and compiles the model of a run."""
 
+from collections.abc import Sequence
+
 import keras
 
 from jest_tf import config as config_lib
@@ -25,10 +27,13 @@ def build_model(
     config: config_lib.TrainConfig,
     learner: keras.Model,
     funnel: funnel_lib.Funnel | None = None,
+    *,
+    restarts: Sequence[int] = (),
 ) -> model_lib.JESTModel:
     """Builds and compiles the model of a run, see `JESTModel`.
 
-    `funnel` may be None if the model is bound to one before it is trained.
+    `funnel` may be None if the model is bound to one before it is trained. The
+    learning rate begins anew at each of the `restarts`, ascending steps.
     """
     funnel = funnel or funnel_lib.Funnel.detached(
         config.selection, config.model.loss
@@ -54,7 +59,7 @@ def build_model(
         factors += [1.0] * others
     model.compile(
         optimizer=optimizer.build_optimizer(
-            config.optimizer, config.steps, factors
+            config.optimizer, config.steps, factors, restarts=restarts
         ),
         jit_compile=False,
     )

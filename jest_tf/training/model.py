@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import keras
 import tensorflow as tf
+from keras.src.saving import serialization_lib
 
 from jest_tf import config as config_lib
-from jest_tf.config import overrides
+from jest_tf.config import imports, overrides
 from jest_tf.embeddings import ON_TENSORFLOW, Tensor
 from jest_tf.models import reference, towers, two_tower
 from jest_tf.training import funnel as funnel_lib
@@ -308,10 +309,16 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
     def from_config(cls, config):
         """Builds the model from `get_config`'s result, without a reference."""
         config = keras.saving.deserialize_keras_object(config)
-        if config["selection"] is not None:
+        functions = [("loss", config["loss"])] * (":" in config["loss"])
+        selection = config["selection"]
+        if selection is not None:
             selection = overrides.build(
-                config_lib.SelectionConfig, config["selection"], "selection"
+                config_lib.SelectionConfig, selection, "selection"
             )
+            functions += selection.functions
+        if serialization_lib.in_safe_mode():  # unset where a model is copied
+            imports.check_trust("A file in Keras' safe mode", functions)
+        if selection is not None:
             config["selection"] = funnel_lib.Funnel.detached(
                 selection, config["loss"]
             )

@@ -1,5 +1,6 @@
 """Optimizers and schedules of runs, on any number of replicas."""
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -86,10 +87,54 @@ class AdamW(RecipeOptimizer, keras.optimizers.AdamW):
     """Keras' AdamW with the rules of `RecipeOptimizer`."""
 
 
+@keras.saving.register_keras_serializable(package="jest_tf")
+class Joined(keras.optimizers.schedules.LearningRateSchedule):
+    """Schedules one after another, each from its first step on."""
+
+    def __init__(self, schedules, starts):
+        self.schedules, self.starts = [*schedules], [*starts]
+
+    def __call__(self, step):
+        """Returns the learning rate of a step."""
+        step = ops.cast(step, "float32")
+        rate = self.schedules[0](step)
+        for schedule, start in zip(
+            self.schedules[1:], self.starts[1:], strict=True
+        ):
+            later = schedule(ops.maximum(step - start, 0.0))
+            rate = ops.where(step < start, rate, later)
+        return rate
+
+    def get_config(self):
+        """Returns the arguments, for `.keras` files."""
+        schedules = keras.saving.serialize_keras_object(self.schedules)
+        return {"schedules": schedules, "starts": self.starts}
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds the schedule from `get_config`."""
+        return cls(**keras.saving.deserialize_keras_object(config))
+
+
 def build_schedule(
-    settings: config_lib.OptimizerConfig, steps: int
+    settings: config_lib.OptimizerConfig,
+    steps: int,
+    restarts: Sequence[int] = (),
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Builds the learning-rate schedule of a run of `steps` steps."""
+    """Builds the learning-rate schedule of a run of `steps` steps.
+
+    At each of the `restarts`, ascending steps, a schedule ends and the next
+    begins, with its warm-up.
+    """
+    starts = [0, *restarts]
+    schedules = [
+        _build_schedule(settings, end - start)
+        for start, end in itertools.pairwise([*starts, steps])
+    ]
+    return Joined(schedules, starts) if restarts else schedules[0]
+
+
+def _build_schedule(settings, steps):
     build = imports.load_function(
         "optimizer.schedule", tables.schedule(settings.schedule).build
     )
@@ -125,6 +170,8 @@ def build_optimizer(
     settings: config_lib.OptimizerConfig,
     steps: int,
     rate_factors: Sequence[float | Sequence[float]] | None = None,
+    *,
+    restarts: Sequence[int] = (),
 ) -> keras.optimizers.Optimizer:
     """Builds the optimizer of a run, by default AdamW with a cosine schedule.
 
@@ -132,12 +179,14 @@ def build_optimizer(
         settings: see `config.OptimizerConfig`.
         steps: optimizer steps of the whole run, the end of the schedule.
         rate_factors: as in `RecipeOptimizer`; `models.parts` computes them.
+        restarts: steps at which the schedule begins anew, ascending.
     """
     name = settings.name
     build = imports.load_function(
         "optimizer.name", config_lib.OPTIMIZERS.get(name, name)
     )
-    optimizer = build(settings, build_schedule(settings, steps))
+    schedule = build_schedule(settings, steps, restarts)
+    optimizer = build(settings, schedule)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ValueError(
             "`optimizer.name` must name a function that returns a Keras "

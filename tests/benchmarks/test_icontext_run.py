@@ -217,7 +217,7 @@ class CollectTest(tf.test.TestCase):
 
     def test_a_run_becomes_a_line_of_each_table(self):
         wanted = cells.BENCHMARK.runs()["web_uniform_700", 2]
-        with mock.patch.object(jest_tf, "load", lambda _: self.model):
+        with mock.patch.object(jest_tf, "load", lambda _, trust: self.model):
             given = cells.BENCHMARK, wanted, self.write_run(), self.data
             row, curve, pairs = collect.collect(*given)
         # Ranks of the matches by the product of all embeddings.

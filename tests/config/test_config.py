@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
+import json
 import os
+import re
 import sys
 from unittest import mock
 
 import tensorflow as tf
 
 from jest_tf import config
-from jest_tf.config import overrides, tables
+from jest_tf.config import formats, overrides, tables
 
 Stage, View = config.Stage, config.View
 EASY = Stage(3, "stored", criterion="easy_reference")
@@ -475,6 +477,19 @@ class FilesTest(tf.test.TestCase):
     def test_malformed_json_is_refused(self):
         for values, message in (
             ("[1, 2]", "config.json' .*Received: list"),
+            ("[" * 100_000, "config.json' is not a JSON file: maximum recurs"),
+            (f'{{"data": {"[" * 600 + "]" * 600}}}', "is nested too deeply"),
+            ('{"data": {"super_batch_size": 8}}', "json must .*0.2.0 or earli"),
+            ('{"format": 4}', "json must .*reads, .*format 4, of a later"),
+            (
+                '{"selection": {"stages": [{"uniform_share": 1}]}}',
+                "config.json, of version 0.3.0, .*expected selection.stages.0."
+                "uniform_share=0.0, .*Received: 1; use .*0.3.0, or delete",
+            ),
+            (
+                '{"optimizer": {"name": "sgd"}}',
+                "config.json: `optimizer.name` must .*as version 0.3.0 writes",
+            ),
             ('{"data": 3}', "`data` is a group of settings.*Received: 3"),
             ('{"model": {"size": 3}}', "No setting `model.size`. Fields of M"),
             ('{"steps": "3"}', "`steps` must be of type int. Received: '3'"),
@@ -484,6 +499,34 @@ class FilesTest(tf.test.TestCase):
                     file.write(values)
                 with self.assertRaisesRegex(ValueError, message):
                     config.load_config(self.json)
+
+    def test_settings_of_0_3_0_are_read_at_their_defaults(self):
+        """As that version wrote those that are gone."""
+        gone = {
+            "data": """"format": "auto", "max_fault_rate": 0.01,
+                "max_image_pixels": 67108864""",
+            "model": """"patch_size": null, "views": [], "temperature": 10.0,
+                "bias": -10.0""",
+            "optimizer": """"restarts": [400], "beta_1": 0.9, "beta_2": 0.95,
+                "clip_norm": 1.0, "rate_factors": []""",
+            "evaluation": """"suite": "", "batch_size": 256,
+                "prompts": ["{}"]""",
+            "checkpoint": '''"every_minutes": null, "keep": 3,
+                "keep_best": "", "on_non_finite": "stop"''',
+            "distribution": """"steps_per_execution": 1,
+                "jit_compile": false""",
+        }
+        recipe = config.TrainConfig(
+            selection=config.SelectionConfig(64, (EASY,))
+        )
+        values = dataclasses.asdict(recipe)
+        values["selection"]["stages"][0]["uniform_share"] = 0.0
+        for group, text in gone.items():
+            values[group] |= json.loads(f"{{{text}}}")
+        with open(self.json, "w", encoding="utf-8") as file:
+            json.dump(values, file)
+        self.assertEqual(config.load_config(self.json), recipe)
+        self.assertEqual(formats.read("", values).restarts, [400])
 
     def test_a_users_module_is_imported_where_it_is_used(self):
         """The module of each "module:function" here fails when imported."""
@@ -505,7 +548,20 @@ class FilesTest(tf.test.TestCase):
                 callbacks=(name,),
             )
             config.save_config(recipe, self.json)
-            loaded = config.load_config(self.json, ["steps=900"])
+            with self.assertRaises(ValueError) as refused:
+                config.load_config(self.json)
+            named = re.findall(rf"([\w.]+)={name}", str(refused.exception))
+            expected = (
+                *("data.augment", "data.vocabulary", "model.towers"),
+                *("model.loss", "optimizer.name", "optimizer.schedule"),
+                *("callbacks", "selection.loss"),
+                *(f"selection.stages.{n}.criterion" for n in (0, 1)),
+            )
+            self.assertEqual(named, [*expected])
+            # Those that the user sets are the user's own.
+            own = [f"{setting}={name}" for setting in named]
+            self.assertEqual(config.load_config(self.json, own), recipe)
+            loaded = config.load_config(self.json, ["steps=900"], trust=True)
             self.assertEqual(loaded, dataclasses.replace(recipe, steps=900))
             for use in (
                 lambda: loaded.plan,

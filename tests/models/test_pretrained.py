@@ -259,6 +259,22 @@ class KerasHubTest(tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, "no file at '/missing.keras'"):
             pretrained.load("/missing.keras")
 
+    def test_a_preset_saved_again_in_place_is_loaded_anew(self):
+        path = os.path.join(self.folder, "again")
+        found = {
+            reference.describe(
+                pretrained.load(
+                    f"keras_hub:{presets.save(path, 'siglip', seed=seed)}"
+                )
+            ).fingerprint
+            for seed in (0, 1)
+        }
+        self.assertLen(found, 2)
+        os.rename(f"{path}/model.weights.h5", f"{self.folder}/outside")
+        os.symlink("../outside", f"{path}/model.weights.h5")
+        with self.assertRaisesRegex(ValueError, "again must not lead out"):
+            pretrained.load(f"keras_hub:{path}")
+
     def test_folders_without_a_model_of_two_towers_are_refused(self):
         with self.assertRaisesRegex(ValueError, "has no config.json"):
             pretrained.load(f"keras_hub:{self.folder}")

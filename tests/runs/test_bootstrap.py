@@ -55,7 +55,7 @@ class RunTest(tf.test.TestCase):
         cls.addClassCleanup(cls.server.close)
         cls.unbroken = os.path.join(cls.folder, "unbroken")
         cls.run_in(cls.unbroken, kept=9)
-        cls.config = directory.load_config(cls.unbroken)
+        cls.config = directory.load_config(cls.unbroken, trust=True)
         cls.store = stores.open_stores(cls.config.data)
 
     @classmethod

@@ -38,7 +38,7 @@ class DirectoryTest(tf.test.TestCase):
         for call in (
             lambda: directory.locked(self.workdir).__enter__(),
             lambda: directory.load_config(self.workdir),
-            lambda: loading.check_finished(self.workdir),
+            lambda: loading.check_finished(self.workdir, "--workdir"),
         ):
             with self.assertRaisesRegex(ValueError, f"give it as '{name}'"):
                 call()

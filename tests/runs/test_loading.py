@@ -192,6 +192,12 @@ class ReferenceByNameTest(tf.test.TestCase):
         self.assertEqual(
             run.image_form, dataclasses.replace(initial.image_form, size=48)
         )
+        about = directory.read(self.path("tuned"), directory.LEARNER_FILE)
+        about["picture"] = about.pop("image_form")  # as 0.3.0 wrote it
+        directory.write(self.path("tuned"), directory.LEARNER_FILE, about)
+        self.assertEqual(
+            loading.load(self.path("tuned")).image_form, run.image_form
+        )
         texts = initial.tokenizer(tf.constant(["a dog", "12 cats"]))
         self.assertAllClose(
             run.learner.encode_text(texts), initial.learner.encode_text(texts)

@@ -594,7 +594,7 @@ class BucketResumeTest(ResumeTestCase):
             self.assertEqual(list(found), list(expected))
             for name, arrays in expected.items():
                 self.assert_equal_arrays((found[name], arrays))
-        recipe = directory.load_config(workdir)
+        recipe = directory.load_config(workdir, trust=True)
         found, expected = (
             [
                 renewal._replace(seconds=0.0)

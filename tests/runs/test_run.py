@@ -1,6 +1,7 @@
 """A run in its directory: divergence, what may change, mistakes, cleaning."""
 
 import contextlib
+import gc
 import io
 import os
 import shutil
@@ -205,6 +206,18 @@ class DirectoryTest(RunsTestCase):
                 "finished, 4 steps.*; lost in damaged shards: about 1 records;",
             )
 
+    def test_no_file_of_a_run_stays_open(self):
+        self.copy("closed")
+        gc.disable()  # it would close some files late
+        self.addCleanup(gc.enable)
+        self.train("closed")
+        opened = (
+            os.path.realpath(f"/proc/self/fd/{number}")
+            for number in os.listdir("/proc/self/fd")
+        )
+        folder = f"{os.path.realpath(self.workdir('closed'))}/"
+        self.assertEmpty([path for path in opened if path.startswith(folder)])
+
     def test_a_run_may_go_on_under_another_strategy(self):
         mirrored = "distribution.strategy=mirrored"
         for recipe in (self.recipe(), self.recipe(mirrored)):
@@ -230,7 +243,9 @@ class DirectoryTest(RunsTestCase):
         only = r"Expected selection\.stages\.0\.gain=1\.0, .*\.0\.gain=2\.0;"
         with self.assertRaisesRegex(ValueError, only):
             self.train("refused", "selection.stages.0.gain=2")
-        with self.assertRaisesRegex(ValueError, "steps=7; .*--extend 3`$"):
+        with self.assertRaisesRegex(
+            ValueError, "steps=7; .* --trust --extend 3`$"
+        ):
             self.train("refused", "steps=7")
         with self.assertRaisesRegex(ValueError, "gone"):
             with provenance.claimed(folder, self.recipe()):
@@ -245,7 +260,7 @@ class DirectoryTest(RunsTestCase):
             with mock.patch.object(
                 models, "build_learner", run_server.build_learner
             ):
-                return loading.load(workdir, step).learner
+                return loading.load(workdir, step, trust=True).learner
 
         last = checkpoints.read(workdir, 4)
         average, raw = (
@@ -337,38 +352,45 @@ class DirectoryTest(RunsTestCase):
 
     @pytest.mark.slow
     def test_an_extended_run_equals_a_longer_one(self):
-        constant = "optimizer.schedule=constant"
-        self.train("whole", "steps=8", constant)
-        self.train("extended", "steps=4", constant)
-        said = io.StringIO()
-        with (
-            mock.patch.object(
-                models, "build_learner", run_server.build_learner
-            ),
-            contextlib.redirect_stderr(said),
-            tiny.eagerly(),
+        """With a schedule that begins anew; a constant rate continues."""
+        for name, anew in (
+            ("constant", "goes on at 0.05"),
+            ("cosine", "begins anew: 2 steps of warm-up to 0.05, then cosine"),
         ):
-            runs.extend(self.workdir("extended"), 4)
-        self.assertIn(
-            "extended from 4 to 8 steps\n",
-            said.getvalue(),
-        )
-        with self.assertRaisesRegex(ValueError, "--extend`.*'cosine'"):
-            runs.extend(self.workdir("done"), 4)
-        self.assertEqual(
-            *(
-                directory.load_config(self.workdir(name))
-                for name in ("extended", "whole")
+            schedule = f"optimizer.schedule={name}"
+            short, whole = f"extended_{name}", f"whole_{name}"
+            restarts = [4] * (name == "cosine")
+            told = mock.Mock(return_value=restarts)
+            with mock.patch.object(directory, "restarts", told):
+                self.train(whole, "steps=8", schedule)
+            self.train(short, "steps=4", schedule)
+            with self.assertRaisesRegex(ValueError, "towers=.*`trust=True`"):
+                runs.extend(self.workdir(short), 4)
+            said = io.StringIO()
+            with (
+                mock.patch.object(
+                    models, "build_learner", run_server.build_learner
+                ),
+                contextlib.redirect_stderr(said),
+                tiny.eagerly(),
+            ):
+                runs.extend(self.workdir(short), 4, trust=True)
+            self.assertIn(
+                f"extended from 4 to 8 steps; the learning rate {anew}\n",
+                said.getvalue(),
             )
-        )
-        extended, whole = (
-            checkpoints.read(self.workdir(name), 8)
-            for name in ("extended", "whole")
-        )
-        self.assertEqual(set(extended), set(whole))
-        for name, value in whole.items():
-            if name.startswith(("model/", "optimizer/")):
-                self.assertAllEqual(extended[name], value, name)
+            self.assertEqual(
+                *(self.read(one, "config.json") for one in (short, whole))
+            )
+            extended, unbroken = (
+                checkpoints.read(self.workdir(one), 8) for one in (short, whole)
+            )
+            self.assertEqual(set(extended), set(unbroken))
+            for name, value in unbroken.items():
+                if name.startswith(("model/", "optimizer/")):
+                    self.assertAllEqual(extended[name], value, name)
+        with self.assertRaisesRegex(ValueError, "warmup_steps=2`.*: 2"):
+            runs.extend(self.workdir("extended_cosine"), 2, trust=True)
 
     @pytest.mark.slow
     def test_hooks_of_a_recipe(self):

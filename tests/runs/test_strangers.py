@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import shutil
@@ -18,7 +19,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from jest_tf import cli, config, files
+from jest_tf import cli, config, files, runs
 from jest_tf.config import imports
 from jest_tf.data import images, tokenizers
 from jest_tf.files import remote
@@ -71,16 +72,8 @@ class StrangersTestCase(tf.test.TestCase):
         self.folder = self.enterContext(tempfile.TemporaryDirectory())
         self.workdir = os.path.join(self.folder, "run")
         self.mark = os.path.join(self.folder, "mark")
-        # What a test imports, or searches, is forgotten.
-        self.modules, path = {*sys.modules}, [*sys.path]
-        self.addCleanup(sys.path.__setitem__, slice(None), path)
-        self.addCleanup(self.forget)
-        self.addCleanup(imports.begin_command, [], False)
-
-    def forget(self):
-        for name in {*sys.modules} - self.modules:
-            if name.partition(".")[0] in ("evil", "own", "package", "run"):
-                del sys.modules[name]
+        self.addCleanup(sys.path.__setitem__, slice(None), [*sys.path])
+        self.addCleanup(sys.modules.pop, "evil", None)
 
     def write(self, name, text):
         path = os.path.join(self.folder, name)
@@ -89,97 +82,102 @@ class StrangersTestCase(tf.test.TestCase):
             file.write(text)
 
 
-class ModulesTest(StrangersTestCase):
-    """Modules that a run may name, and the places where they may lie."""
+class FunctionsTest(StrangersTestCase):
+    """Functions that a run names are called on trust alone."""
 
-    def test_code_in_a_run_directory_is_imported_on_trust_alone(self):
-        code = CODE.format(mark=self.mark)
-        for above in ("run/inner", "run/package"):  # which Python imports first
-            self.write(f"{above}/__init__.py", code)
-        for cwd, file, module in (
-            ("run", "run/evil.py", "evil"),
-            ("run", "run/package/evil.py", "package.evil"),
-            ("run/inner", "run/inner/evil.py", "evil"),
-            (".", "run/evil.py", "run.evil"),
-            (".", "run/inner/evil.py", "run.inner.evil"),
+    def setUp(self):
+        super().setUp()
+        self.write("evil.py", CODE.format(mark=self.mark))
+        self.enterContext(contextlib.chdir(self.folder))
+        self.enterContext(mock.patch.object(sys, "path", ["", *sys.path]))
+
+    def test_every_command_and_function_refuses_them(self):
+        write_run(self.workdir, towers="evil:build", init_from="")
+        tiny.write_shard("pool.tfrecord")
+        recipe = "from jest_tf.config import *\nconfig = "
+        self.write("recipe.py", recipe + repr(SETTINGS))
+        checkpoint = f"{self.workdir}/checkpoints/step-000000002"
+        os.makedirs(checkpoint)
+        outputs = "--output out"
+        for line in (
+            *("evaluate --workdir run", "evaluate --workdir run --step 2"),
+            f"embed --model run --data pool.tfrecord {outputs}",
+            f"export --model run --format onnx {outputs}",
+            f"curate --workdir run --data pool.tfrecord {outputs}",
+            "advise --reference run --pool pool.tfrecord --curated "
+            f"pool.tfrecord {outputs}",
+            *("page --workdir run", "train --workdir run"),
+            "train --workdir run --dry-run",
+            "train --workdir run --extend 9",
+            "train --config run/config.json --workdir new",
+            "train --config recipe.py --workdir new --set model.init_from=run",
+            "train --config recipe.py --workdir new --set model.init_from= "
+            "data.image_size=16 reference.model=run "
+            "reference.distillation_weight=1",
         ):
-            self.write(file, code)
-            name = f"{module}:build"
-            with contextlib.chdir(os.path.join(self.folder, cwd)):
-                sys.path[:0] = [""]
-                for scheme in ("", "file://", "local://"):
-                    imports._runs.clear()
-                    imports.enter(scheme + self.workdir, trust=False)
-                    with self.assertRaisesRegex(
-                        ValueError,
-                        f"`loss`.*{name}', in {self.folder}.*`--trust`",
-                    ):
-                        imports.load_function("loss", name)
-                    self.assertFalse(os.path.exists(self.mark), module)
-                imports.enter(self.workdir, trust=True)
-                imports.load_function("loss", name)
-                sys.path.pop(0)
-            os.remove(self.mark)
-            self.forget()
-
-    def test_loading_names_the_modules_and_their_files(self):
-        self.write("run/evil.py", CODE.format(mark=self.mark))
-        for setting in ("model.towers", "data.vocabulary"):
-            write_run(self.workdir)
-            if setting == "model.towers":
-                write_run(self.workdir, towers="evil:build", init_from="")
-            else:
-                os.remove(f"{self.workdir}/vocab.txt")
-                self.write("run/tokenizer.function", "evil:letters")
-            directory._say_modules.cache_clear()
-            with (
-                contextlib.chdir(self.workdir),
-                contextlib.redirect_stderr(io.StringIO()) as said,
-            ):
-                sys.path[:0] = [""]
-                for _ in range(2):
-                    with self.assertRaisesRegex(ValueError, f"`{setting}` nam"):
-                        jest_tf.load(self.workdir)
-                    self.assertFalse(os.path.exists(self.mark))
-                jest_tf.load(self.workdir, trust=True)
-                sys.path.pop(0)
-            self.assertEqual(
-                said.getvalue(),
-                f"{self.workdir} names code of evil ({self.workdir}/evil.py)\n",
-            )
-            os.remove(self.mark)
-            self.forget()
-
-    def test_code_of_the_working_directory_needs_no_trust(self):
-        self.write("own.py", CODE.format(mark=self.mark))
-        write_run(self.workdir, towers="own:build", init_from="")
-        with contextlib.chdir(self.folder):
-            sys.path[:0] = [""]
-            jest_tf.load("run")
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                self.assertEqual(cli.main(line.split()), 1)
+            with self.subTest(line):
+                self.assertRegex(
+                    said.getvalue(),
+                    "error: run/config.json names functions.*Received: "
+                    "model.towers=evil:build; .*`--trust`.*`trust=True`",
+                )
+        for call in (
+            jest_tf.load,
+            functools.partial(jest_tf.load, step=2),
+            lambda run: jest_tf.load_config(f"{run}/config.json"),
+            functools.partial(runs.extend, steps=1),
+        ):
+            with self.assertRaisesRegex(ValueError, "=evil:build; .*`trust=T"):
+                call("run")
+        self.assertFalse(os.path.exists(self.mark))
+        self.assertNotIn("out", os.listdir())
+        jest_tf.load("run", trust=True)
         self.assertTrue(os.path.exists(self.mark))
 
-    def test_commands_do_not_search_a_run_directory(self):
+    def test_a_tokenizer_is_called_if_the_user_names_or_trusts_it(self):
+        write_run(self.workdir)
+        os.remove("run/vocab.txt")
+        self.write("run/tokenizer.function", "evil:letters\n")
+        with self.assertRaisesRegex(
+            ValueError, "tokenizer.function names .*data.vocabulary=evil:lett"
+        ):
+            jest_tf.load("run")
+        for name, is_called in (("evil:other", False), ("evil:letters", True)):
+            recipe = config.TrainConfig(data=config.DataConfig(vocabulary=name))
+            refused = self.assertRaisesRegex(ValueError, "=evil:letters; ")
+            with contextlib.nullcontext() if is_called else refused:
+                loading.load_tokenizer("run", recipe)
+            self.assertEqual(os.path.exists(self.mark), is_called)
+        self.assertIn("--trust", directory.command("page", "run"))
+        jest_tf.load("run", trust=True)
+
+    def test_a_saved_model_is_no_better(self):
+        model = jest_tf.JESTModel(tiny.learner(), loss="own_parts:squares")
+        model.compile(optimizer="sgd")
+        model.save("model.keras")
+        with self.assertRaisesRegex(ValueError, "loss=own_parts:squares;"):
+            jest_tf.load("model.keras")
+        jest_tf.load("model.keras", trust=True)
+
+    def test_commands_search_a_run_directory_on_trust_alone(self):
         """A run directory may have a namesake of any module."""
         write_run(self.workdir)
-        inner = os.path.join(self.workdir, "inner")
-        os.makedirs(inner)
-        link = os.path.join(self.folder, "link")
-        os.symlink(inner, link)
-        path = [*sys.path]
-        for cwd, names, trust, is_searched in (
-            (self.workdir, ["."], False, False),
-            (inner, [self.workdir], False, False),
-            (link, [self.workdir], False, False),
-            (self.workdir, ["."], True, True),
-            (self.folder, ["run"], False, True),
+        os.makedirs("run/inner")
+        os.symlink("run/inner", "link")
+        path = [*sys.path][1:]
+        for folder, trust, is_searched in (
+            *(("run", False, False), ("run/inner", False, False)),
+            *(("link", False, False), ("run", True, True)),
+            (".", False, True),
         ):
-            for before in ([], ["", cwd, inner]):  # as of a script, of `-m`
-                sys.path[:] = [*before, *path]
-                with contextlib.chdir(cwd):
-                    imports.begin_command(names, trust)
-                    here = {"", cwd, os.getcwd(), inner}
-                    found = bool(here & {*sys.path} - {inner})
-                    self.assertEqual(found, is_searched, (cwd, before))
+            for before in ([], [""], [os.path.realpath(folder)]):
+                with contextlib.chdir(folder):
+                    sys.path[:] = [*before, *path]
+                    imports.search_here(trust)
+                    found = bool({"", os.getcwd()} & {*sys.path})
+                self.assertEqual(found, is_searched, (folder, before))
                 self.assertLessEqual({*path}, {*sys.path})
 
     def test_functions_of_python_itself_are_no_settings(self):

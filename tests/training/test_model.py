@@ -680,7 +680,12 @@ class SavingTest(TrainingTestCase):
             augment=augmentation.Augmentation(flip=True, min_area=0.5),
         )
         model.save(path)
-        again = keras.saving.load_model(path)
+        with self.assertRaisesRegex(
+            ValueError,
+            "loss=own_parts:squares, .*stages.1.criterion=own_parts:doubt;",
+        ):
+            keras.saving.load_model(path)
+        again = keras.saving.load_model(path, safe_mode=False)
         self.assertEqual(again.selection, model.selection)
         self.assertEqual(again.step.loss, "softmax")
         ours, theirs = (vars(each.step.options) for each in (again, model))

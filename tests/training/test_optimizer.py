@@ -53,6 +53,20 @@ class OptimizerTest(tf.test.TestCase):
                 expected = rate(step, warmup, steps, kind)
                 self.assertAllClose(schedule(step), expected, 1e-5, 1e-7)
 
+    def test_a_schedule_begun_anew_is_that_of_a_run_from_there(self):
+        settings = config.OptimizerConfig(learning_rate=0.3, warmup_steps=1)
+
+        def rates(steps, restarts=()):
+            schedule = optimizer_lib.build_schedule(settings, steps, restarts)
+            again = keras.saving.deserialize_keras_object(
+                keras.saving.serialize_keras_object(schedule)
+            )
+            values = [float(schedule(step)) for step in range(steps)]
+            self.assertEqual(values, [float(again(x)) for x in range(steps)])
+            return values
+
+        self.assertAllClose(rates(9, (2, 6)), rates(2) + rates(4) + rates(3))
+
     def test_a_function_or_a_new_name_in_the_tables_is_all_it_takes(self):
         function = {
             "name": f"{__name__}:build_rmsprop",
