@@ -15,6 +15,7 @@ from jest_tf.config import groups, tables
 from jest_tf.config.checks import (
     Checked,
     Count,
+    ImageSize,
     among,
     at_least,
     name_or_function,
@@ -40,7 +41,7 @@ class View(Checked, path="view"):
     """
 
     patch_size: Count | None = None
-    image_size: Count | None = None
+    image_size: ImageSize | None = None
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,12 @@ class SelectionConfig(Checked, path="selection"):
                 rows=size,
             )
             size *= stage.candidates
+            self._expect(
+                size < 2**31,
+                "`selection.batch_size` (b) times the `candidates` of all "
+                "stages must be less than 2^31",
+                rows=size,
+            )
             sizes.append(size)
         return tuple(reversed(sizes))
 

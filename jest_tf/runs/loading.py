@@ -214,21 +214,28 @@ def make_tokenizer(
     or else built from the store's captions. If new, it is saved in `output`.
     """
     length = config.data.text_length
-    if tokenizers.has_tokenizer(workdir):
-        tokenizer = tokenizers.load_tokenizer(workdir, length)
-    else:
-        tokenizer = initial
-        if initial is None:
-            progress.say(
-                f"{workdir}: building a vocabulary from {len(store):,} records"
-            )
-            vocabulary = vocabularies.build_wordpiece_vocabulary(
-                store.captions(), config.data.vocabulary_size
-            )
-            tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
+    tokenizer = find_tokenizer(config, workdir, initial)
+    if tokenizer is None:
+        progress.say(
+            f"{workdir}: building a vocabulary from {len(store):,} records"
+        )
+        vocabulary = vocabularies.build_wordpiece_vocabulary(
+            store.captions(), config.data.vocabulary_size
+        )
+        tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
+    if not tokenizers.has_tokenizer(workdir):
         tokenizer.save(output)
     warn_of_cut_captions(store, tokenizer)
     return tokenizer
+
+
+def find_tokenizer(
+    config: config_lib.TrainConfig, workdir: str, initial: Callable | None
+) -> Callable | None:
+    """Returns the tokenizer of the run directory, or else `initial`."""
+    if tokenizers.has_tokenizer(workdir):
+        return tokenizers.load_tokenizer(workdir, config.data.text_length)
+    return initial
 
 
 def warn_of_cut_captions(store: stores_lib.Store, tokenizer: Callable) -> None:

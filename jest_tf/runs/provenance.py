@@ -76,22 +76,12 @@ def extend(workdir: str, steps: int) -> config_lib.TrainConfig:
 
 
 def check_data(workdir: str, sources: inputs.Sources) -> None:
-    """Records the data of a run, or checks that it is unchanged.
+    """Checks that the data of a run, if recorded, is unchanged.
 
     Other or rewritten shards would give another stream.
     """
-    store, sidecars = sources.store, sources.sidecars
-    now = {
-        "shards": [
-            [os.path.basename(path), store.stamp(number)]
-            for number, path in enumerate(store.shards.paths)
-        ],
-        "reference": sources.fingerprint,
-        "manifest": store.manifest.identity if store.manifest else "",
-        "sidecars": sidecars.identity if sidecars else "",
-    }
+    now = _describe_data(sources)
     if not directory.has(workdir, directory.DATA_FILE):
-        directory.write(workdir, directory.DATA_FILE, now)
         return
     with directory.as_written(workdir, directory.DATA_FILE):
         before = directory.read(workdir, directory.DATA_FILE)
@@ -117,6 +107,26 @@ def check_data(workdir: str, sources: inputs.Sources) -> None:
         _check_same(what, workdir, before[name], now[name])
 
 
+def record_data(workdir: str, sources: inputs.Sources) -> None:
+    """Records the data of a new run."""
+    if not directory.has(workdir, directory.DATA_FILE):
+        now = _describe_data(sources)
+        directory.write(workdir, directory.DATA_FILE, now)
+
+
+def _describe_data(sources):
+    store, sidecars = sources.store, sources.sidecars
+    return {
+        "shards": [
+            [os.path.basename(path), store.stamp(number)]
+            for number, path in enumerate(store.shards.paths)
+        ],
+        "reference": sources.fingerprint,
+        "manifest": store.manifest.identity if store.manifest else "",
+        "sidecars": sidecars.identity if sidecars else "",
+    }
+
+
 def _check_same(what, workdir, before, now):
     if before != now:
         raise ValueError(
@@ -125,25 +135,32 @@ def _check_same(what, workdir, before, now):
         )
 
 
-def _claim(workdir, config):
-    if directory.has(workdir, directory.CONFIG_FILE):
-        before = directory.load_config(workdir)
-        for name, now, was in _differences(
-            dataclasses.asdict(config), dataclasses.asdict(before)
-        ):
-            if not name.startswith(_MAY_CHANGE):
-                way_out = "take another directory for another run"
-                is_finished = directory.has(workdir, directory.WEIGHTS_FILE)
-                if name == "steps" and now > was and is_finished:
-                    way_out = (
-                        "to train it further, `jest-tf train --workdir "
-                        f"{workdir} --extend {now - was}`"
-                    )
-                raise ValueError(
-                    f"`--workdir` {workdir!r} holds a run with other settings. "
-                    f"Expected {name}={was!r}, to continue it. Received: "
-                    f"{name}={now!r}; {way_out}"
+def check_settings(workdir: str, config: config_lib.TrainConfig) -> None:
+    """Checks that a run directory, if it has a run, has one of `config`."""
+    if not directory.has(workdir, directory.CONFIG_FILE):
+        return
+    before = directory.load_config(workdir)
+    for name, now, was in _differences(
+        dataclasses.asdict(config), dataclasses.asdict(before)
+    ):
+        if not name.startswith(_MAY_CHANGE):
+            way_out = "take another directory for another run"
+            is_finished = directory.has(workdir, directory.WEIGHTS_FILE)
+            if name == "steps" and now > was and is_finished:
+                way_out = (
+                    "to train it further, `jest-tf train --workdir "
+                    f"{workdir} --extend {now - was}`"
                 )
+            raise ValueError(
+                f"`--workdir` {workdir!r} holds a run with other settings. "
+                f"Expected {name}={was!r}, to continue it. Received: "
+                f"{name}={now!r}; {way_out}"
+            )
+
+
+def _claim(workdir, config):
+    check_settings(workdir, config)
+    if directory.has(workdir, directory.CONFIG_FILE):
         _compare_versions(workdir)
     else:
         directory.write(workdir, directory.VERSIONS_FILE, _versions())

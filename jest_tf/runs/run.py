@@ -90,11 +90,8 @@ class _Run(NamedTuple):
     config: config_lib.TrainConfig
     workdir: str
     output: str
-    strategy: tf.distribute.Strategy
     signals: interruptions.Signals
-    start: loading.Start
-    sources: inputs.Sources
-    held_out: evaluations.Stores
+    opened: inputs.Inputs
     tokenizer: Callable
     started: float
 
@@ -156,13 +153,7 @@ def _open(config, workdir, signals, overwrite, stack):
     _warn_of_one_cpu(config, strategy)
     if distribution.has_workers(strategy):
         signals.stop_together(distribution.any_worker(strategy))
-    start = loading.open_start(config, workdir)
-    sources = inputs.open_sources(config, strategy)
-    if config.reference.distillation_weight and not config.model.towers:
-        with keras.StatelessScope(initialize_variables=False):
-            learner = start.build(config.data.vocabulary_size)
-        inputs.check_widths(config, sources, learner)
-    held_out = evaluation.open_stores(config.evaluation.named, config.data)
+    opened = inputs.open_inputs(config, workdir, strategy)
     # After all checks, so that a refusal prints nothing but its own message.
     progress.say(
         f"{workdir}: strategy {config.distribution.strategy} on "
@@ -172,24 +163,15 @@ def _open(config, workdir, signals, overwrite, stack):
         output = stack.enter_context(provenance.claimed(workdir, config))
         if overwrite:
             checkpoints_lib.begin_anew(output)
-        provenance.check_data(output, sources)
+        provenance.check_data(output, opened.sources)
+        provenance.record_data(output, opened.sources)
     else:  # writing reduces some values over all workers
         output = stack.enter_context(tempfile.TemporaryDirectory())
     tokenizer = loading.make_tokenizer(
-        config, sources.store, workdir, output, start.tokenizer
+        config, opened.sources.store, workdir, output, opened.start.tokenizer
     )
-    return _Run(
-        config,
-        workdir,
-        output,
-        strategy,
-        signals,
-        start,
-        sources,
-        held_out,
-        tokenizer,
-        time.monotonic(),
-    )
+    started = time.monotonic()
+    return _Run(config, workdir, output, signals, opened, tokenizer, started)
 
 
 def _warn_of_one_cpu(config, strategy):
@@ -206,21 +188,23 @@ def _warn_of_one_cpu(config, strategy):
 def _build(run):
     """Builds the model, with first weights, and the encoder of evaluations."""
     config = run.config
-    with run.strategy.scope():
-        learner = run.start.build(run.tokenizer.vocabulary_size)
-        if config.model.init_from:
-            loading.write_learner(run.output, learner, run.start.image_form)
-        model = training.build_model(config, learner)
-    inputs.check_widths(config, run.sources, learner)
+    size = run.tokenizer.vocabulary_size
+    model = inputs.build_model(config, run.opened, size)
+    image_form = run.opened.start.image_form
+    if config.model.init_from:
+        loading.write_learner(run.output, model.learner, image_form)
     encoder = evaluation.Encoder(
-        learner, run.tokenizer, run.start.image_form, strategy=run.strategy
+        model.learner,
+        run.tokenizer,
+        image_form,
+        strategy=run.opened.strategy,
     )
     return model, encoder
 
 
 def _restore(run, model):
     """Restores the newest checkpoint; returns its step and its other parts."""
-    with run.strategy.scope():
+    with run.opened.strategy.scope():
         return checkpoints_lib.restore(model, run.workdir)
 
 
@@ -232,38 +216,38 @@ def _renew(run, model, restored):
         run.tokenizer,
         model.learner,
         f"the learner after {restored.step} steps",
-        run.start.image_form,
+        run.opened.start.image_form,
     )
     with model.averaged():
         bootstrap.renew(
             learner,
             run.workdir,
-            run.sources.store,
+            run.opened.sources.store,
             restored.step,
-            run.sources.sidecars,
+            run.opened.sources.sidecars,
         )
     if run.writes:
         directory.cut_back(run.workdir, restored.step)
     summaries = summary.Summaries()
     funnel = inputs.funnel_at(
-        config, run.sources, run.workdir, restored.step, summaries
+        config, run.opened.sources, run.workdir, restored.step, summaries
     )
-    with run.strategy.scope():
+    with run.opened.strategy.scope():
         model.bind(funnel)
     stream = functools.partial(
         funnel.super_batches,
         run.tokenizer,
-        run.start.image_form,
+        run.opened.start.image_form,
         seed=config.seed,
     )
     # None on other workers: a message must not name a temporary file.
     path = directory.path(run.workdir, directory.FAULTS_FILE)
     faults = pipeline.FaultLog(
         path if run.writes else None,
-        lost_share=run.sources.store.lost_share,
+        lost_share=run.opened.sources.store.lost_share,
     )
     dataset = distribution.distribute(
-        run.strategy,
+        run.opened.strategy,
         lambda host, num_hosts: stream(
             start_step=restored.step,
             host=host,
@@ -290,7 +274,7 @@ def _renew(run, model, restored):
 
 def _follow(run, model, encoder, part, before):
     """Makes the callbacks of a `fit`; `before` is the last one's ledger."""
-    config, first = run.config, run.sources.sidecars
+    config, first = run.config, run.opened.sources.sidecars
     is_renewed = part.step in config.bootstrap.renew_at
     telemetry = _telemetry(run, part)
     renewals = bootstrap.renewals(config, run.workdir)
@@ -334,7 +318,7 @@ def _follow(run, model, encoder, part, before):
                 callback.on_evaluation(step, measures)
 
     evaluate = evaluations.Evaluation(
-        run.held_out,
+        run.opened.held_out,
         encoder,
         run.output,
         every_steps=config.evaluation.every_steps,
@@ -358,7 +342,7 @@ def _telemetry(run, part):
         start_step=part.step,
         order=order,
         summaries=part.summaries,
-        clean=run.sources.clean,
+        clean=run.opened.sources.clean,
         state=part.restored.parts.get("telemetry"),
     )
 
@@ -407,7 +391,7 @@ def _fit(run, model, part, callbacks):
         raise
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         part.faults.check()
-        if not distribution.has_workers(run.strategy):
+        if not distribution.has_workers(run.opened.strategy):
             raise
         raise ValueError(
             "All workers must run together, but another has ended or cannot "
@@ -440,7 +424,7 @@ def _close(run, model, part, callbacks):
         rows = directory.read_rows(run.output, directory.METRICS_FILE)
         for stage in draw_log.funnel(config, rows):
             progress.say(str(stage))
-    lost = run.sources.store.num_lost
+    lost = run.opened.sources.store.num_lost
     progress.say(_closing_line(config, workdir, measures, spent, lost))
     return measures
 

@@ -251,7 +251,6 @@ def gradients(
             whole, argnums=(0, 1), has_aux=True
         )(weights, projected)
     else:
-        backend.check_divides(micro_batch_size, rows, num_replicas)
         parts = backend.split(batch, micro_batch_size)
 
         def forward(others, part):

@@ -236,13 +236,16 @@ class GatherTest(tf.test.TestCase):
 
     def test_parts_of_unequal_size_are_refused(self):
         # 16 rows in 2 views: micro-batches of an odd size, and of 3 a view.
-        for views, size, message in (
-            (2, 3, "micro_batch_size` must .* 3, 2 views, b/R=16"),
-            (2, 6, "micro_batch_size` must .* 6, 2 views, b/R=16"),
-            (3, None, "equal parts. .* 3 views, b=16"),
+        segment = config.Segment(config.SelectionConfig(16))
+        for shares, message in (
+            ((1, 3, 2), "micro_batch_size` must .* 3, b/R=16, R=1, 2 views"),
+            ((1, 6, 2), "micro_batch_size` must .* 6, b/R=16, R=1, 2 views"),
+            ((2, 5, 0), "micro_batch_size` must .* 5, b/R=8, R=2, 1 views"),
+            ((1, None, 3), "equal parts. .* 3 views, 16 rows"),
+            ((3, None, 0), "replicas .R.. Received: 16, R=3"),
         ):
             with self.assertRaisesRegex(ValueError, message):
-                self.gather(1, self.draw(), views=views, micro_batch_size=size)
+                sub_batch.check_shares(segment, *shares)
 
 
 class NeededTest(tf.test.TestCase):
