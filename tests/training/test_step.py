@@ -9,6 +9,7 @@ import operator
 import types
 
 import hand_draws
+import keras
 import lockstep
 import numpy as np
 import oracles
@@ -16,7 +17,7 @@ import tensorflow as tf
 import tiny
 from keras import ops
 
-from jest_tf import config, distribution, selection
+from jest_tf import config, distribution, losses, selection
 from jest_tf.distribution import placement
 from jest_tf.embeddings import ON_TENSORFLOW, Embeddings
 from jest_tf.models import reference
@@ -246,6 +247,55 @@ class GatherTest(tf.test.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, message):
                 sub_batch.check_shares(segment, *shares)
+
+
+class Bare(keras.Model):
+    """A learner that returns scale and bias as variables, unless it `reads`."""
+
+    def __init__(self, reads):
+        super().__init__()
+        start = keras.initializers.Orthogonal(seed=1)
+        self.inner = tiny.learner()
+        self.image = keras.layers.Dense(4, kernel_initializer=start)
+        self.image.build((None, tiny.DIM))
+        self.own = [self.add_weight(), self.add_weight()]
+        self.own[0].assign(3.0)
+        self.own[1].assign(-2.0)
+        self.built, self.reads = True, reads
+
+    def call(self, batch, training=False):
+        image, text, *_ = self.inner(batch, training=training)
+        own = self.own
+        if self.reads:
+            own = [1.0 * variable for variable in own]
+        return Embeddings(self.image(image), self.image(text), *own)
+
+
+class GradientTest(tf.test.TestCase):
+    def test_a_learner_may_return_its_scale_and_bias_as_variables(self):
+        (batch,) = tiny.super_batches(rows=8)
+        batch.pop("id"), batch.pop("caption_id")
+        batch = {name: ops.convert_to_tensor(x) for name, x in batch.items()}
+        for size in (None, 4):
+            found, expected = (
+                step_lib.backend.gradients(
+                    Bare(reads),
+                    batch,
+                    lambda given: {"loss": losses.sigmoid_loss(given)},
+                    micro_batch_size=size,
+                )
+                for reads in (False, True)
+            )
+            for ours, theirs in zip(
+                [*found.embeddings, *found.by_variable],
+                [*expected.embeddings, *expected.by_variable],
+                strict=True,
+            ):
+                if theirs is not None:  # the inner learner's own scale and bias
+                    self.assertAllClose(ours, theirs)
+            # Both variables are trained.
+            scale, bias, *_ = found.by_variable
+            self.assertNotEqual(float(scale) * float(bias), 0.0)
 
 
 class NeededTest(tf.test.TestCase):
