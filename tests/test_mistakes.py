@@ -114,7 +114,8 @@ MODELS = (
     (f"JEST {MODEL}=$/unfinished", "`jest-tf train .*/unfinished` finishes"),
     (
         "JEST reference.model=$/cut",
-        "cut/final.weights.h5 must be as the run wrote it: .*truncated file",
+        "cut/final.weights.h5 must be as the run wrote it: `jest-tf train "
+        "--workdir .*/cut` writes it again .*truncated file",
     ),
     (
         "JEST reference.model=$/preset",
@@ -304,6 +305,39 @@ class CommandsTest(tf.test.TestCase):
 
     def test_data(self):
         self.check(DATA, 1)
+
+    def test_a_flipped_bit_of_the_weights_is_said_and_mended(self):
+        path = shutil.copytree(f"{self.folder}/run", f"{self.folder}/flipped")
+        weights = pathlib.Path(path, "final.weights.h5")
+        content = bytearray(weights.read_bytes())
+        # A bit of a weight, which HDF5 does not check.
+        value = jest_tf.load(path).learner.variables[0].numpy().tobytes()
+        content[content.index(value[:16])] ^= 1
+        weights.write_bytes(content)
+        self.check(
+            [
+                (
+                    "evaluate --workdir $/flipped --data $/pool-*",
+                    "final.weights.h5 must be .* `jest-tf train --workdir "
+                    ".*flipped` writes it again .* fails its checksum",
+                )
+            ],
+            1,
+        )
+        with tiny.eagerly():
+            code, shown = self.main("train --workdir $/flipped")
+        self.assertEqual(code, 0, shown)
+        self.assertRegex(shown, "was damaged: .*checksum.* written again")
+        self.assertIn("already finished", shown)
+        for ours, others in zip(
+            jest_tf.load(path).learner.variables,
+            jest_tf.load(f"{self.folder}/run").learner.variables,
+            strict=True,
+        ):
+            self.assertAllEqual(ours, others)
+        os.remove(f"{path}/final.json")  # as a run of an older version
+        weights.write_bytes(content)
+        jest_tf.load(path)
 
     def test_memory_that_does_not_suffice(self):
         full = tf.errors.ResourceExhaustedError(

@@ -70,6 +70,7 @@ def _load_run(workdir, step):
             directory.as_written(workdir, directory.WEIGHTS_FILE, Exception),
         ):
             _check_arrays(local)
+            directory.check_weights(workdir, local)
             learner.load_weights(local)
     else:
         # A checkpoint has exactly the weights of the whole model.

@@ -415,6 +415,8 @@ def _close(run, model, part, callbacks):
             "drawn could not be read and were replaced: "
             f"{directory.FAULTS_FILE}"
         )
+    if is_finished and (fault := _fault_of_weights(workdir)):
+        progress.say(f"{fault}; they are written again from the checkpoint")
     with model.averaged():
         directory.save_learner(run.output, model.learner)
     measures = callbacks.evaluate.run(config.steps)
@@ -427,6 +429,17 @@ def _close(run, model, part, callbacks):
     lost = run.opened.sources.store.num_lost
     progress.say(_closing_line(config, workdir, measures, spent, lost))
     return measures
+
+
+def _fault_of_weights(workdir):
+    """Describes damage to the final weights; returns "" if there is none."""
+    path = directory.path(workdir, directory.WEIGHTS_FILE)
+    try:
+        with files.staged(path) as local:
+            directory.check_weights(workdir, local)
+    except ValueError as error:
+        return f"{path} was damaged: {error}"
+    return ""
 
 
 def _closing_line(config, workdir, measures, seconds, num_lost):
