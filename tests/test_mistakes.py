@@ -339,6 +339,40 @@ class CommandsTest(tf.test.TestCase):
         weights.write_bytes(content)
         jest_tf.load(path)
 
+    def test_a_dry_run_refuses_what_a_run_refuses(self):
+        first = "selection.stages.0."
+        for line, message in (
+            ("JEST model.micro_batch_size=7", "divide .*: 7, b/R=2"),
+            (f"JEST {first}scoring_batch_size=7", f"`{first}scoring.*: 7, 4"),
+            # In steps that do not come first.
+            (
+                f"JEST {first}scoring_batch_size=7 {first}first_step=5 steps=9",
+                "scoring_batch_size` must .*: 7, 4 rows",
+            ),
+            (f"JEST {first}candidates=1073741824", "less than 2.31.*=2147483"),
+            (f"JEST {first}candidates=1000000000", "memory of this machine"),
+            ("JEST data.image_size=16384 selection.batch_size=99", "memory"),
+            ("JEST distribution.virtual_devices=3", "before TensorFlow"),
+            ("JEST distribution.virtual_devices=257", "in .1, 256"),
+            ("JEST reference.distillation_weight=1 reference.projection=7", "=64"),
+            ("JEST model.train_views=true", "`model.train_views` needs"),
+            ("JEST model.loss=own_parts:no_rows", "`loss` must name a func"),
+            ("JEST model.frozen=nothing", "`model.frozen`"),
+            ("TRAIN-IN-RUN seed=4", "Expected seed=0"),
+        ):
+            line = line.replace("JEST", f"JEST {MODEL}=$/run")
+            with self.subTest(line), contextlib.chdir(ROOT):
+                results = []
+                for flag in (" --dry-run", ""):
+                    self.assertFalse(os.path.exists(f"{self.folder}/new"))
+                    with tiny.eagerly():
+                        code, shown = self.main(line + flag)
+                    results.append((code, shown.splitlines()[-1]))
+                    self.assertNotIn("Traceback", shown)
+                shutil.rmtree(f"{self.folder}/new", ignore_errors=True)
+                self.assertEqual(*results)
+                self.assertRegex(results[0][1], f"^error: .*{message}")
+
     def test_memory_that_does_not_suffice(self):
         full = tf.errors.ResourceExhaustedError(
             None, None, "{{node a}} OOM when allocating tensor with shape[9,9]"

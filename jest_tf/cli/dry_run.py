@@ -35,12 +35,12 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
 
 def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     yield from config_lib.describe_plan(config.plan)
-    provenance.check_settings(workdir, config)
     strategy = tf.distribute.get_strategy()
     if config_lib.STRATEGIES[config.distribution.strategy].is_local:
         strategy = distribution.build_strategy(config.distribution)
     opened = inputs.open_inputs(config, workdir, strategy)
     sources = opened.sources
+    provenance.check_settings(workdir, config)
     provenance.check_data(workdir, sources)
     store, teacher, sidecars = sources.store, sources.teacher, sources.sidecars
     shards = len(store.shards.paths)

@@ -19,6 +19,7 @@ from jest_tf.config.checks import (
     among,
     at_least,
     name_or_function,
+    within,
 )
 from jest_tf.config.tables import QUOTAS, Loss
 
@@ -92,7 +93,7 @@ class Stage(Checked, path="selection.stages"):
     scoring_batch_size: Count | None = None
     captions: Annotated[str, among("best", "drawn")] = "best"
     first_step: Annotated[int, at_least(0)] = 0
-    last_step: Annotated[int, at_least(0)] | None = None
+    last_step: Annotated[int, within("[0, 2147483647]")] | None = None
 
     def __post_init__(self):
         super().__post_init__()

@@ -420,14 +420,17 @@ def _close(run, model, part, callbacks):
     with model.averaged():
         directory.save_learner(run.output, model.learner)
     measures = callbacks.evaluate.run(config.steps)
+    rows = directory.read_rows(run.output, directory.METRICS_FILE)
     spent = None
     if not is_finished:
         spent = time.monotonic() - run.started
-        rows = directory.read_rows(run.output, directory.METRICS_FILE)
         for stage in draw_log.funnel(config, rows):
             progress.say(str(stage))
     lost = run.opened.sources.store.num_lost
-    progress.say(_closing_line(config, workdir, measures, spent, lost))
+    line = _closing_line(config, workdir, measures, spent, lost)
+    if rows and rows[-1].get("train/at_chance"):
+        line += f"; but {log_lib.AT_CHANCE}"
+    progress.say(line)
     return measures
 
 
