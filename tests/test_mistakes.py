@@ -354,7 +354,10 @@ class CommandsTest(tf.test.TestCase):
             ("JEST data.image_size=16384 selection.batch_size=99", "memory"),
             ("JEST distribution.virtual_devices=3", "before TensorFlow"),
             ("JEST distribution.virtual_devices=257", "in .1, 256"),
-            ("JEST reference.distillation_weight=1 reference.projection=7", "=64"),
+            (
+                "JEST reference.distillation_weight=1 reference.projection=7",
+                "=64",
+            ),
             ("JEST model.train_views=true", "`model.train_views` needs"),
             ("JEST model.loss=own_parts:no_rows", "`loss` must name a func"),
             ("JEST model.frozen=nothing", "`model.frozen`"),
