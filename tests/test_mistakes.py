@@ -24,6 +24,7 @@ import tiny
 import jest_tf
 from jest_tf import cli, config, runs
 from jest_tf.data.sidecars import embed
+from jest_tf.runs import directory, log
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPE = f"{ROOT}/configs/quickstart_uniform.py"
@@ -375,6 +376,22 @@ class CommandsTest(tf.test.TestCase):
                 shutil.rmtree(f"{self.folder}/new", ignore_errors=True)
                 self.assertEqual(*results)
                 self.assertRegex(results[0][1], f"^error: .*{message}")
+
+    def test_a_loss_that_stays_at_chance_is_said_once_and_at_the_end(self):
+        """tests/runs/test_log.py has which losses do."""
+        words = "TRAIN steps=3 evaluation.log_every_steps=1"
+        for found in ((None, True, True), (None, True, False)):
+            judge = mock.patch.object(log, "is_at_chance", side_effect=found)
+            with tiny.eagerly(), judge, contextlib.chdir(ROOT):
+                code, shown = self.main(words)
+            rows = directory.read_rows(f"{self.folder}/new", "metrics.jsonl")
+            shutil.rmtree(f"{self.folder}/new")
+            self.assertEqual(code, 0, shown)
+            self.assertEqual(shown.count(f"step 2: {log.AT_CHANCE}\n"), 1)
+            last = shown.splitlines()[-1]
+            self.assertEqual(last.endswith(f"; but {log.AT_CHANCE}"), found[2])
+            column = [row.get("train/at_chance") for row in rows]
+            self.assertEqual(column, [*found])
 
     def test_memory_that_does_not_suffice(self):
         full = tf.errors.ResourceExhaustedError(

@@ -458,9 +458,9 @@ class DoubtTest(LedgerTestCase):
             (False, lambda step: level * (1.0 - 6e-4 * step / 50)),
         ):
             self.assertIs(lost(value), is_lost)
-        # Ten rows begin after the warm-up.
-        self.assertIsNone(lost(lambda step: level, 150))
-        self.assertTrue(lost(lambda step: level, 160))
+        # Ten rows of steps after the warm-up.
+        self.assertIsNone(lost(lambda step: level, 140))
+        self.assertTrue(lost(lambda step: level, 150))
         for changes in (
             {"model": config.ModelConfig(loss="own_parts:squares")},
             {"reference": config.ReferenceConfig("a", distillation_weight=1.0)},
