@@ -59,7 +59,7 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     vocabulary = config.data.vocabulary_size
     if tokenizer is None:  # a stand-in, which is as long
         tokenizer = tokenizers.WordPieceTokenizer(
-            ["[UNK]", "[EOS]"], config.data.text_length
+            ["[UNK]", "[EOS]", "a"], config.data.text_length
         )
     else:
         loading.warn_of_cut_captions(store, tokenizer)
