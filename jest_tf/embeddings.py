@@ -45,7 +45,10 @@ class Embeddings(NamedTuple):
 
 
 def convert_output(setting: str, output) -> Embeddings:
-    """Converts a model's output to `Embeddings`; errors name the `setting`."""
+    """Converts a model's output to `Embeddings`; errors name the `setting`.
+
+    Of a Keras variable, such as a scale or a bias, it takes the current value.
+    """
     if not isinstance(output, tuple | list) or len(output) != 4:
         shown = type(output).__name__
         if isinstance(output, tuple | list):
@@ -54,7 +57,12 @@ def convert_output(setting: str, output) -> Embeddings:
             f"`{setting}` must map a batch to Embeddings(image, text, scale, "
             f"bias), as `TwoTower` does. Received: {shown}"
         )
-    return Embeddings(*output)
+    return Embeddings(
+        *(
+            read(part) if isinstance(part, keras.Variable) else part
+            for part in output
+        )
+    )
 
 
 def check_backend(needing: str) -> None:

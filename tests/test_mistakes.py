@@ -24,6 +24,7 @@ import tiny
 import jest_tf
 from jest_tf import cli, config, runs
 from jest_tf.data.sidecars import embed
+from jest_tf.runs import directory, log
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPE = f"{ROOT}/configs/quickstart_uniform.py"
@@ -117,7 +118,8 @@ MODELS = (
     ),
     (
         "JEST reference.model=$/cut",
-        "cut/final.weights.h5 must be as the run wrote it: .*truncated file",
+        "cut/final.weights.h5 must be as the run wrote it: `jest-tf train "
+        "--workdir .*/cut` writes it again .*truncated file",
     ),
     (
         "JEST reference.model=$/preset",
@@ -349,6 +351,92 @@ class CommandsTest(tf.test.TestCase):
 
     def test_data(self):
         self.check(DATA, 1)
+
+    def test_a_flipped_bit_of_the_weights_is_said_and_mended(self):
+        path = shutil.copytree(f"{self.folder}/run", f"{self.folder}/flipped")
+        weights = pathlib.Path(path, "final.weights.h5")
+        content = bytearray(weights.read_bytes())
+        # A bit of a weight, which HDF5 does not check.
+        value = jest_tf.load(path).learner.variables[0].numpy().tobytes()
+        content[content.index(value[:16])] ^= 1
+        weights.write_bytes(content)
+        self.check(
+            [
+                (
+                    "evaluate --workdir $/flipped --data $/pool-*",
+                    "final.weights.h5 must be .* `jest-tf train --workdir "
+                    ".*flipped` writes it again .* fails its checksum",
+                )
+            ],
+            1,
+        )
+        with tiny.eagerly():
+            code, shown = self.main("train --workdir $/flipped")
+        self.assertEqual(code, 0, shown)
+        self.assertRegex(shown, "was damaged: .*checksum.* written again")
+        self.assertIn("already finished", shown)
+        for ours, others in zip(
+            jest_tf.load(path).learner.variables,
+            jest_tf.load(f"{self.folder}/run").learner.variables,
+            strict=True,
+        ):
+            self.assertAllEqual(ours, others)
+        os.remove(f"{path}/final.json")  # as a run of an older version
+        weights.write_bytes(content)
+        jest_tf.load(path)
+
+    def test_a_dry_run_refuses_what_a_run_refuses(self):
+        first = "selection.stages.0."
+        for line, message in (
+            ("JEST model.micro_batch_size=7", "divide .*: 7, b/R=2"),
+            (f"JEST {first}scoring_batch_size=7", f"`{first}scoring.*: 7, 4"),
+            # In steps that do not come first.
+            (
+                f"JEST {first}scoring_batch_size=7 {first}first_step=5 steps=9",
+                "scoring_batch_size` must .*: 7, 4 rows",
+            ),
+            (f"JEST {first}candidates=1073741824", "less than 2.31.*=2147483"),
+            (f"JEST {first}candidates=1000000000", "memory of this machine"),
+            ("JEST data.image_size=16384 selection.batch_size=99", "memory"),
+            ("JEST distribution.virtual_devices=3", "before TensorFlow"),
+            ("JEST distribution.virtual_devices=257", "in .1, 256"),
+            (
+                "JEST reference.distillation_weight=1 reference.projection=7",
+                "=64",
+            ),
+            ("JEST model.train_views=true", "`model.train_views` needs"),
+            ("JEST model.loss=own_parts:no_rows", "`loss` must name a func"),
+            ("JEST model.frozen=nothing", "`model.frozen`"),
+            ("TRAIN-IN-RUN seed=4", "Expected seed=0"),
+        ):
+            line = line.replace("JEST", f"JEST {MODEL}=$/run")
+            with self.subTest(line), contextlib.chdir(ROOT):
+                results = []
+                for flag in (" --dry-run", ""):
+                    self.assertFalse(os.path.exists(f"{self.folder}/new"))
+                    with tiny.eagerly():
+                        code, shown = self.main(line + flag)
+                    results.append((code, shown.splitlines()[-1]))
+                    self.assertNotIn("Traceback", shown)
+                shutil.rmtree(f"{self.folder}/new", ignore_errors=True)
+                self.assertEqual(*results)
+                self.assertRegex(results[0][1], f"^error: .*{message}")
+
+    def test_a_loss_that_stays_at_chance_is_said_once_and_at_the_end(self):
+        """tests/runs/test_log.py has which losses do."""
+        words = "TRAIN steps=3 evaluation.log_every_steps=1"
+        for found in ((None, True, True), (None, True, False)):
+            judge = mock.patch.object(log, "is_at_chance", side_effect=found)
+            with tiny.eagerly(), judge, contextlib.chdir(ROOT):
+                code, shown = self.main(words)
+            rows = directory.read_rows(f"{self.folder}/new", "metrics.jsonl")
+            shutil.rmtree(f"{self.folder}/new")
+            self.assertEqual(code, 0, shown)
+            self.assertEqual(shown.count(f"step 2: {log.AT_CHANCE}\n"), 1)
+            last = shown.splitlines()[-1]
+            self.assertEqual(last.endswith(f"; but {log.AT_CHANCE}"), found[2])
+            column = [row.get("train/at_chance") for row in rows]
+            self.assertEqual(column, [*found])
 
     def test_memory_that_does_not_suffice(self):
         full = tf.errors.ResourceExhaustedError(

@@ -1,12 +1,13 @@
 """Checks a recipe and its data without training, and describes the run."""
 
+import functools
 import math
 from collections.abc import Iterator
 
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import evaluation
+from jest_tf import distribution
 from jest_tf.data import tokenizers
 from jest_tf.runs import (
     bootstrap,
@@ -15,15 +16,18 @@ from jest_tf.runs import (
     inputs,
     loading,
     notices,
+    provenance,
 )
 
 
 def report(config: config_lib.TrainConfig, workdir: str) -> str:
     """Describes a run, after all checks that need no training.
 
-    Opens the data, the reference and its sidecars, and builds the learner.
-    Local sidecars are read whole, to compare their checksums; sidecars on
-    buckets, up to 256 MiB. Writes only missing indexes, as the run would.
+    Opens the data, the reference and its sidecars, builds the model, and traces
+    its steps up to the first renewal, by the functions of a run. Local sidecars
+    are read whole, to compare their checksums; sidecars on buckets, up to 256
+    MiB. Writes only missing indexes, as the run would. Devices of other
+    machines are not looked for, callbacks not made, and a vocabulary not built.
     """
     return "\n".join(
         f"{name:<17}{text}" for name, text in _lines(config, workdir)
@@ -32,8 +36,14 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
 
 def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     yield from config_lib.describe_plan(config.plan)
-    start = loading.open_start(config, workdir)
-    sources = inputs.open_sources(config, tf.distribute.get_strategy())
+    strategy = tf.distribute.get_strategy()
+    if config_lib.STRATEGIES[config.distribution.strategy].is_local:
+        strategy = distribution.build_strategy(config.distribution)
+    opened = inputs.open_inputs(config, workdir, strategy)
+    opened = notices.check_data(config, opened)
+    sources = opened.sources
+    provenance.check_settings(workdir, config)
+    provenance.check_data(workdir, sources)
     store, teacher, sidecars = sources.store, sources.teacher, sources.sidecars
     shards = len(store.shards.paths)
     lost = f", lost: about {store.num_lost:,}" * bool(store.num_lost)
@@ -44,21 +54,36 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     if sidecars is not None:
         sidecars.verify()
         yield "sidecars", f"all fit, embeddings of {sidecars.dim}"
-    held_out = evaluation.open_stores(config.evaluation.named, config.data)
-    notices.check_data(config, sources, held_out)
-    for name, evaluated in held_out.items():
+    for name, evaluated in opened.held_out.items():
         size, tasks = len(evaluated.store), ", ".join(evaluated.tasks)
         yield "evaluation", f"{size:,} records, {name}: {tasks}"
-    tokenizer, vocabulary = start.tokenizer, config.data.vocabulary_size
-    if tokenizer is not None:
+    tokenizer = loading.find_tokenizer(config, workdir, opened.start.tokenizer)
+    vocabulary = config.data.vocabulary_size
+    if tokenizer is None:  # a stand-in, which is as long
+        tokenizer = tokenizers.WordPieceTokenizer(
+            ["[UNK]", "[EOS]", "a"], config.data.text_length
+        )
+    else:
         loading.warn_of_cut_captions(store, tokenizer)
-    elif tokenizers.has_tokenizer(workdir):
-        tokenizer = loading.load_tokenizer(workdir, config)
-    if tokenizer is not None:
         vocabulary = tokenizer.vocabulary_size
-    learner = start.build(vocabulary)
-    inputs.check_widths(config, sources, learner)
-    size = _count(learner)
+    model = inputs.build_model(config, opened, workdir, vocabulary)
+    funnel = inputs.funnel_at(config, sources, workdir, 0)
+    with strategy.scope():
+        model.bind(funnel)
+        model.optimizer.build(model.trainable_variables)
+    stream = functools.partial(
+        funnel.super_batches,
+        tokenizer,
+        opened.start.image_form,
+        seed=config.seed,
+    )
+    model.trace(
+        distribution.distribute(
+            strategy,
+            lambda host, num_hosts: stream(host=host, num_hosts=num_hosts),
+        )
+    )
+    size = _count(model.learner)
     yield (
         "learner",
         f"{size:,} parameters, vocabulary of at most {vocabulary:,}",

@@ -75,18 +75,18 @@ def _run(flags):
         _extend(flags)
         return
     recipe = config.load_config(flags.config or _settings(flags), flags.set)
-    if flags.dry_run:
-        from jest_tf.cli import dry_run
-
-        print(dry_run.report(recipe, flags.workdir))
-        return
     from jest_tf import runs
+    from jest_tf.cli import dry_run
 
     try:
-        runs.train(recipe, flags.workdir, overwrite=flags.overwrite)
+        if flags.dry_run:
+            print(dry_run.report(recipe, flags.workdir))
+        else:
+            runs.train(recipe, flags.workdir, overwrite=flags.overwrite)
     except Exception as error:
         # TensorFlow's error, which may come from any device and step.
-        if type(error).__name__ != "ResourceExhaustedError":
+        is_tensorflow = type(error).__name__ == "ResourceExhaustedError"
+        if not is_tensorflow and not isinstance(error, MemoryError):
             raise
         raise ValueError(_out_of_memory(recipe, str(error))) from error
 

@@ -6,7 +6,6 @@ in its annotation: `image_size: Annotated[int, at_least(1)] = 32`.
 
 import difflib
 import functools
-import math
 import operator
 import re
 import types
@@ -98,16 +97,21 @@ FUNCTION: Rule = (
     re.compile(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)?").fullmatch,
 )
 
+# The largest float32.
+_LARGEST = (2 - 2**-23) * 2.0**127
 _FINITE: Rule = (
-    "finite",
+    "finite in float32",
     lambda value: all(
-        math.isfinite(part)
+        abs(part) <= _LARGEST
         for part in (value if isinstance(value, tuple) else (value,))
         if isinstance(part, float)
     ),
 )
 
-Count = Annotated[int, at_least(1)]
+# Tensors have int32 sizes, and steps are int32.
+Count = Annotated[int, ("in [1, 2^31)", lambda count: 1 <= count < 2**31)]
+# An image of 16,384 pixels a side has 805 MB.
+ImageSize = Annotated[int, within("[1, 16384]")]
 Seed = Annotated[int, ("in [0, 2^31)", lambda seed: 0 <= seed < 2**31)]
 
 

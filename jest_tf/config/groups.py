@@ -11,6 +11,7 @@ from jest_tf.config.checks import (
     SHARES,
     Checked,
     Count,
+    ImageSize,
     above,
     among,
     at_least,
@@ -79,12 +80,12 @@ class DataConfig(Checked, path="data"):
     noise_field: str = ""
     index_dir: str = ""
     shuffle_block_size: Count | None = None
-    image_size: Count = 32
+    image_size: ImageSize = 32
     # At least one token and the end mark; 16 in SigLIP's ablations (arXiv
     # 2303.15343, section 4).
-    text_length: Annotated[int, at_least(2)] = 16
+    text_length: Annotated[int, within("[2, 65536]")] = 16
     vocabulary: str = ""
-    vocabulary_size: Annotated[int, at_least(2)] = 8192
+    vocabulary_size: Annotated[int, within("[2, 1048576]")] = 8192
     flip: bool = True
     min_crop_area: Annotated[float, within("(0, 1]")] = 1.0
     augment: Annotated[str, FUNCTION] = ""
@@ -215,7 +216,7 @@ class ReferenceConfig(Checked, path="reference"):
     sidecar_dir: str = ""
     distillation_weight: Annotated[float, at_least(0)] = 0.0
     distillation_steps: Count | None = None
-    projection: Count | None = None
+    projection: Annotated[int, within("[1, 65536]")] | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -361,7 +362,15 @@ class DistributionConfig(Checked, path="distribution"):
 
     strategy: Annotated[str, among(*STRATEGIES)] = "default"
     tpu: str = "local"
-    virtual_devices: Count | None = None
+    virtual_devices: Annotated[int, within("[1, 256]")] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._expect(
+            not self.virtual_devices or STRATEGIES[self.strategy].is_local,
+            "`distribution.virtual_devices` splits the CPU for "
+            "`distribution.strategy` 'default' or 'mirrored'",
+        )
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from jest_tf.config import groups, tables
 from jest_tf.config.checks import (
     Checked,
     Count,
+    ImageSize,
     among,
     at_least,
     name_or_function,
+    within,
 )
 from jest_tf.config.tables import QUOTAS, Loss
 
@@ -40,7 +42,7 @@ class View(Checked, path="view"):
     """
 
     patch_size: Count | None = None
-    image_size: Count | None = None
+    image_size: ImageSize | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Stage(Checked, path="selection.stages"):
     scoring_batch_size: Count | None = None
     captions: Annotated[str, among("best", "drawn")] = "best"
     first_step: Annotated[int, at_least(0)] = 0
-    last_step: Annotated[int, at_least(0)] | None = None
+    last_step: Annotated[int, within("[0, 2147483647]")] | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -251,6 +253,12 @@ class SelectionConfig(Checked, path="selection"):
                 rows=size,
             )
             size *= stage.candidates
+            self._expect(
+                size < 2**31,
+                "`selection.batch_size` (b) times the `candidates` of all "
+                "stages must be less than 2^31",
+                rows=size,
+            )
             sizes.append(size)
         return tuple(reversed(sizes))
 

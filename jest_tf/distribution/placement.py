@@ -130,14 +130,6 @@ def deal_parts(
     """
     if order is None:
         return [deal(indices, super_batch_size, quota=quota, replicas=replicas)]
-    num_replicas = count(replicas)
-    length, rest = divmod(indices.shape[0], num_parts * num_replicas)
-    if rest:
-        raise ValueError(
-            "`views` must cut a replica's share of the sub-batch, b/R, into "
-            f"equal parts. Received: {num_parts} views, b={indices.shape[0]}, "
-            f"R={num_replicas}"
-        )
     if replicas is None or not config.QUOTAS[quota].exchanges:
         own = deal(indices, super_batch_size, quota=quota, replicas=replicas)
         chosen = ops.split(order, num_parts)

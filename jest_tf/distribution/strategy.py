@@ -24,20 +24,9 @@ def build_strategy(
     in a process would use the same keys for different collectives.
     """
     embeddings.check_backend("A run")
-    table, parts = config_lib.STRATEGIES, settings.virtual_devices
-    if parts and not table[settings.strategy].is_local:
-        names = [repr(name) for name, kind in table.items() if kind.is_local]
-        raise ValueError(
-            "`distribution.virtual_devices` splits the CPU for the strategies "
-            f"{' and '.join(names)}. Received: {parts} with "
-            f"{settings.strategy!r}"
-        )
-    if parts:
-        _split_cpu(parts)
-    # Fields that no strategy reads must not make a second one.
-    return _built(
-        config_lib.DistributionConfig(settings.strategy, settings.tpu, parts)
-    )
+    if settings.virtual_devices:
+        _split_cpu(settings.virtual_devices)
+    return _built(settings)
 
 
 @functools.cache

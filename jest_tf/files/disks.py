@@ -76,7 +76,7 @@ def room_for(*paths: str) -> Iterator[None]:
 
 def check_room(path: str, size: int) -> None:
     """Raises `Full` if the disk of a folder lacks room for `size` bytes."""
-    if size > _free(path):
+    if size > _free(path) or _lacks_inodes(path):
         raise _full(os.strerror(errno.ENOSPC), path, f"{size:,} bytes")
 
 
@@ -93,17 +93,31 @@ def _hold_lock(folder):
 def _full(reason, path, needed):
     temporary = tempfile.gettempdir()
     other = "or set TMPDIR, " if path.startswith(temporary) else ""
+    received = f"{_free(path):,} free bytes. Make room"
+    if _lacks_inodes(path):
+        needed, received = "a file", "no free inode. Delete files"
     return Full(
         errno.ENOSPC,
-        f"{reason}: expected room for {needed}. Received: {_free(path):,} free "
-        f"bytes. Make room, {other}and repeat the command, which continues",
+        f"{reason}: expected room for {needed}. Received: {received}, {other}"
+        "and repeat the command, which continues",
         path,
     )
 
 
 def _free(path):
-    while not os.path.exists(path):
-        path = os.path.dirname(path) or "."
-    usage = shutil.disk_usage(path)
+    usage = shutil.disk_usage(_existing(path))
     # Some network disks report zeros.
     return usage.free if usage.total else sys.maxsize
+
+
+def _lacks_inodes(path):
+    """Returns whether a disk has inodes, of which none is left to the user."""
+    state = os.statvfs(_existing(path))
+    return bool(state.f_files) and not state.f_favail
+
+
+def _existing(path):
+    """Returns a path, or the nearest folder above it that exists."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path) or "."
+    return path

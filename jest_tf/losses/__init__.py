@@ -8,6 +8,7 @@ that returns a `PairLoss`.
 from jest_tf.losses.running import SigmoidRows, SoftmaxRows
 from jest_tf.losses.training import (
     PairLoss,
+    chance,
     feature_distillation,
     pair_loss,
     sigmoid,
@@ -20,6 +21,7 @@ __all__ = [
     "PairLoss",
     "SigmoidRows",
     "SoftmaxRows",
+    "chance",
     "feature_distillation",
     "pair_loss",
     "sigmoid",

@@ -13,6 +13,7 @@ Reference: Zhai et al. 2023, "Sigmoid loss for language image pre-training"
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -82,6 +83,22 @@ def _called(setting, name):
             f"Received: {made!r} from {name}"
         )
     return made
+
+
+def chance(name: str, batch_size: int) -> float | None:
+    """Returns the loss of b > 1 pairs under a learner that finds all alike.
+
+    Its logits are all equal: to any number for the softmax loss, log(b), and to
+    the best, -log(b - 1), for the sigmoid loss, log(b) + (b - 1) log(b / (b -
+    1)). Equal captions are taken for negatives. None for other losses.
+    """
+    b = batch_size
+    if b < 2 or name not in tables.LOSSES:
+        return None
+    level = math.log(b)
+    if name == "sigmoid":
+        level -= (b - 1) * math.log1p(-1 / b)
+    return level
 
 
 def sigmoid_loss(

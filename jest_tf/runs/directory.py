@@ -6,6 +6,8 @@ later steps when a run continues.
 """
 
 import contextlib
+import functools
+import hashlib
 import json
 import math
 import os
@@ -37,6 +39,7 @@ CHECKPOINTS_FOLDER = "checkpoints"
 REFERENCES_FOLDER = "references"
 TENSORBOARD_FOLDER = "tensorboard"
 WEIGHTS_FILE = "final.weights.h5"
+DIGEST_FILE = "final.json"  # of the weights
 RESULTS_FILE = "evaluation.json"
 RESULTS_PAGE_FILE = "evaluation.html"
 PAGE_FILE = "selection.html"
@@ -89,9 +92,16 @@ def as_written(workdir: str, name: str, errors=ValueError) -> Iterator[None]:
         *(ArithmeticError, AttributeError, LookupError, TypeError),
         *(RecursionError, errors),
     ) as error:
+        way_out = "take it from a copy of the run"
+        saved = path(workdir, CHECKPOINTS_FOLDER)
+        if name == WEIGHTS_FILE and files.list_folder(saved):
+            way_out = (
+                f"`jest-tf train --workdir {workdir}` writes it again from the "
+                "last checkpoint"
+            )
         raise ValueError(
-            f"{path(workdir, name)} must be as the run wrote it: take it from "
-            f"a copy of the run. Received: {type(error).__name__}: {error}"
+            f"{path(workdir, name)} must be as the run wrote it: {way_out}. "
+            f"Received: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -186,13 +196,42 @@ def check_room(workdir: str, arrays: Iterable) -> None:
 
 
 def save_learner(workdir: str, learner: keras.Model) -> None:
-    """Writes the learner of a finished run to `final.weights.h5`."""
+    """Writes the learner of a finished run to `final.weights.h5`.
+
+    `final.json` gets the digest of the file, see `check_weights`.
+    """
     check_room(workdir, learner.weights)  # HDF5 may crash on a full disk
     # Keras requires the suffix, so the partial file has it too.
     with files.written_whole(
         path(workdir, WEIGHTS_FILE), ".weights.h5"
     ) as partial:
         learner.save_weights(partial)
+        # Before the weights appear: a kill leaves no other file's digest.
+        write(workdir, DIGEST_FILE, {"blake2b": _digest(partial)})
+
+
+def check_weights(workdir: str, local: str) -> None:
+    """Raises ValueError if the final weights in a file fail their digest.
+
+    `local` is `final.weights.h5`, or a copy of it. Weights without a digest, as
+    of older runs, pass.
+    """
+    if not has(workdir, DIGEST_FILE):
+        return
+    with as_written(workdir, DIGEST_FILE):
+        expected = read(workdir, DIGEST_FILE)["blake2b"]
+    found = _digest(local)
+    if found != expected:
+        raise ValueError(
+            f"it fails its checksum, {found}, but {expected} in {DIGEST_FILE}"
+        )
+
+
+def _digest(local):
+    with open(local, "rb") as file:
+        return hashlib.file_digest(
+            file, functools.partial(hashlib.blake2b, digest_size=16)
+        ).hexdigest()
 
 
 def sync_logs(workdir: str) -> None:

@@ -1,20 +1,21 @@
 """The inputs of a run: its examples, its reference, and its stream."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import files, models, training
+from jest_tf import evaluation, files, models, training
 from jest_tf.config import imports
 from jest_tf.data import known_images, pipeline, reader, stored_stages
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.stores import shards
 from jest_tf.models import reference
-from jest_tf.runs import bootstrap, loading, progress
+from jest_tf.runs import bootstrap, directory, loading, progress, resources
 from jest_tf.selection import summary
 
 # Bytes of sidecars whose checksums a run compares when it starts; this takes
@@ -52,6 +53,72 @@ class Sources(NamedTuple):
         if self.teacher is None:
             return ""
         return reference.describe(self.teacher).fingerprint
+
+
+class Inputs(NamedTuple):
+    """The inputs of a run, opened and checked; nothing has been written."""
+
+    strategy: tf.distribute.Strategy
+    start: loading.Start
+    sources: Sources
+    held_out: Mapping[str, evaluation.StoreEvaluation]
+
+
+def open_inputs(
+    config: config_lib.TrainConfig,
+    workdir: str,
+    strategy: tf.distribute.Strategy,
+) -> Inputs:
+    """Opens and checks all that a run reads, and writes missing indexes."""
+    if config_lib.STRATEGIES[config.distribution.strategy].is_local:
+        _check_memory(config)
+    for segment in config.plan:
+        training.check_shares(
+            segment,
+            strategy.num_replicas_in_sync,
+            config.model.micro_batch_size,
+            len(config.training_views),
+        )
+    start = loading.open_start(config, workdir)
+    sources = open_sources(config, strategy)
+    if config.reference.distillation_weight and not config.model.towers:
+        with keras.StatelessScope(initialize_variables=False):
+            learner = start.build(config.data.vocabulary_size)
+        check_widths(config, sources, learner)
+    held_out = evaluation.open_stores(config.evaluation.named, config.data)
+    return Inputs(strategy, start, sources, held_out)
+
+
+def build_model(
+    config: config_lib.TrainConfig,
+    opened: Inputs,
+    workdir: str,
+    vocabulary_size: int,
+) -> training.JESTModel:
+    """Builds the model of a run, with its first weights."""
+    restarts = directory.restarts(workdir)
+    with opened.strategy.scope():
+        learner = opened.start.build(vocabulary_size)
+        check_widths(config, opened.sources, learner)
+        return training.build_model(config, learner, restarts=restarts)
+
+
+def _check_memory(config):
+    """Refuses rows of a step that this machine could never hold."""
+    data, c = config.data, config.data.curated_rows
+    image, text = 3 * data.image_size**2, 4 * data.text_length
+    rows = config.selection.super_batch_size(c) + c
+    needed = rows * (image + text)
+    needed += 8 * config.selection.hyper_batch_size(c)  # positions
+    memory = resources.host_memory()
+    if needed > memory:
+        raise ValueError(
+            "A super-batch must fit the memory of this machine, "
+            f"{memory:,} bytes: lower `selection.batch_size`, the `candidates` "
+            "of `selection.stages`, `data.image_size` or `data.text_length`. "
+            f"Received: {rows:,} rows with {image:,} bytes of image and "
+            f"{text:,} of text"
+        )
 
 
 def open_sources(

@@ -70,6 +70,7 @@ def _load_run(workdir, step):
             directory.as_written(workdir, directory.WEIGHTS_FILE, Exception),
         ):
             _check_arrays(local)
+            directory.check_weights(workdir, local)
             learner.load_weights(local)
     else:
         # A checkpoint has exactly the weights of the whole model.
@@ -216,20 +217,17 @@ def make_tokenizer(
     It is that of the run directory; or else `initial`, from a model or a file;
     or else built from the store's captions. If new, it is saved in `output`.
     """
-    if tokenizers.has_tokenizer(workdir):
-        tokenizer = load_tokenizer(workdir, config)
-    else:
-        tokenizer = initial
-        if initial is None:
-            progress.say(
-                f"{workdir}: building a vocabulary from {len(store):,} records"
-            )
-            vocabulary = vocabularies.build_wordpiece_vocabulary(
-                store.captions(), config.data.vocabulary_size
-            )
-            tokenizer = tokenizers.WordPieceTokenizer(
-                vocabulary, config.data.text_length
-            )
+    length = config.data.text_length
+    tokenizer = find_tokenizer(config, workdir, initial)
+    if tokenizer is None:
+        progress.say(
+            f"{workdir}: building a vocabulary from {len(store):,} records"
+        )
+        vocabulary = vocabularies.build_wordpiece_vocabulary(
+            store.captions(), config.data.vocabulary_size
+        )
+        tokenizer = tokenizers.WordPieceTokenizer(vocabulary, length)
+    if not tokenizers.has_tokenizer(workdir):
         tokenizer.save(output)
     warn_of_cut_captions(store, tokenizer)
     return tokenizer
@@ -243,6 +241,15 @@ def load_tokenizer(workdir: str, config: config_lib.TrainConfig) -> Callable:
     return tokenizers.load_tokenizer(
         workdir, config.data.text_length, config.data.vocabulary
     )
+
+
+def find_tokenizer(
+    config: config_lib.TrainConfig, workdir: str, initial: Callable | None
+) -> Callable | None:
+    """Returns the tokenizer of the run directory, or else `initial`."""
+    if tokenizers.has_tokenizer(workdir):
+        return load_tokenizer(workdir, config)
+    return initial
 
 
 def warn_of_cut_captions(store: stores_lib.Store, tokenizer: Callable) -> None:

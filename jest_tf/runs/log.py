@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files
+from jest_tf import losses as losses_lib
 from jest_tf.config import tables
 from jest_tf.runs import (
     bootstrap,
@@ -34,6 +35,40 @@ from jest_tf.runs import (
 _LEAST_LIFT = 0.05
 # Doubtful rows of the log in succession that lead to a warning.
 _PATIENCE = 3
+# Steps beyond the warm-up, and rows of the log, that show that nothing is
+# learned: the loss is less than `_NEAR` below chance and falls by less than
+# `_FALL`, both as shares. In configs/quickstart_uniform.py at a rate of 2, it
+# is 7e-5 below and falls by 1e-5. At the recipe's rate it is then 3e-3 below
+# and falls by 4e-3; with the sigmoid loss, 8e-4 and 6e-4.
+_STEPS_AT_CHANCE, _ROWS_AT_CHANCE = 100, 4
+_NEAR, _FALL = 1e-3, 1e-4
+AT_CHANCE = (
+    "the loss is no better than that of a learner that guesses, and does not "
+    "fall: the learner has probably diverged; begin another run with a lower "
+    "`optimizer.learning_rate`"
+)
+
+
+def is_at_chance(
+    config: config_lib.TrainConfig, losses: Sequence[tuple[int, float]]
+) -> bool | None:
+    """Returns whether a run's last losses are those of chance, and do not fall.
+
+    `losses` has the step and `train/loss` of each row of the log. None if that
+    is not known: too early, with distillation, or with a loss of the user's.
+    """
+    level = losses_lib.chance(config.model.loss, config.selection.batch_size)
+    if level is None or config.reference.distillation_weight:
+        return None
+    every = config.evaluation.log_every_steps
+    count = max(_ROWS_AT_CHANCE, -(-_STEPS_AT_CHANCE // every))
+    begun = config.optimizer.warmup_steps + every
+    values = [loss for step, loss in losses if step >= begun][-count:]
+    if len(values) < count:
+        return None
+    before, after = np.array_split(values, 2)
+    fall = 1.0 - np.mean(after) / np.mean(before)
+    return bool(np.mean(values) > (1.0 - _NEAR) * level and fall < _FALL)
 
 
 def doubt(row: dict[str, float], stage: int) -> str:
@@ -118,6 +153,8 @@ class Ledger(steps.StepCallback):
         self._progress = progress.Progress("training", "steps")
         rows = directory.read_rows(workdir, directory.METRICS_FILE)
         self._before = rows[-1] if rows else {}
+        self._losses = [(row["step"], row["train/loss"]) for row in rows]
+        self._said_chance = False
         self._flops = costs.StepFlops(config, workdir, start_step)
         self._counts_flops = True
         # Doubtful rows of the log in succession, by stage.
@@ -264,6 +301,10 @@ class Ledger(steps.StepCallback):
         ids = self.model.drawn_ids
         if ids is not None:
             row["select/digest"] = digest(ids.numpy())
+        self._losses.append((step, row["train/loss"]))
+        at_chance = is_at_chance(self._config, self._losses)
+        if at_chance is not None:
+            row["train/at_chance"] = int(at_chance)
         row |= followed
         row |= self._counts_at(step)
         row |= self._times.since_last()
@@ -285,6 +326,9 @@ class Ledger(steps.StepCallback):
             directory.append(self._workdir, directory.DRAWS_FILE, drawn)
         self.log_scalars(step, row)
         self._say_doubt(step, row)
+        if at_chance and not self._said_chance:
+            self._said_chance = True
+            progress.say(f"warning: step {step:,}: {AT_CHANCE}")
 
     def _say_doubt(self, step, row):
         """Warns once that a stage is pointless, if the last rows agree."""

@@ -4,12 +4,11 @@ Each is a line on standard error, said once.
 """
 
 import time
-from collections.abc import Mapping
 
 import numpy as np
 
 from jest_tf import config as config_lib
-from jest_tf import evaluation, files
+from jest_tf import files
 from jest_tf.data import known_images, pipeline, reader, stores, stream
 from jest_tf.runs import inputs, progress, steps
 
@@ -23,24 +22,24 @@ _EQUAL, _EQUAL_SHARE = 2, 0.01
 
 
 def check_data(
-    config: config_lib.TrainConfig,
-    sources: inputs.Sources,
-    held_out: Mapping[str, evaluation.StoreEvaluation],
-) -> inputs.Sources:
+    config: config_lib.TrainConfig, opened: inputs.Inputs
+) -> inputs.Inputs:
     """Checks a sample of the stream, and warns of tests that are trained on.
 
-    `held_out` are the opened evaluations. Returns the sources, with the images
-    of evaluations as `known` if the first steps have to look for them.
+    Returns the inputs, with the images of evaluations as `sources.known`, for
+    which the first steps look.
 
     Raises:
         ValueError: if more records of the sample are unreadable than a run
             allows.
     """
-    known = known_images.KnownImages(_list_tests(sources.store, held_out))
+    sources = opened.sources
+    tests = _list_tests(sources.store, opened.held_out)
+    known = known_images.KnownImages(tests)
     funnel = inputs.funnel_at(config, sources, "", 0)
     order = pipeline.order(sources.store, config.seed, funnel.options)
     check_sample(sources.store, order, config.seed, known)
-    return sources._replace(known=known)
+    return opened._replace(sources=sources._replace(known=known))
 
 
 def check_sample(

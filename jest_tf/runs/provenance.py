@@ -84,22 +84,12 @@ def extend(workdir: str, steps: int) -> config_lib.TrainConfig:
 
 
 def check_data(workdir: str, sources: inputs.Sources) -> None:
-    """Records the data of a run, or checks that it is unchanged.
+    """Checks that the data of a run, if recorded, is unchanged.
 
     Other or rewritten shards would give another stream.
     """
-    store, sidecars = sources.store, sources.sidecars
-    now = {
-        "shards": [
-            [os.path.basename(path), store.stamp(number)]
-            for number, path in enumerate(store.shards.paths)
-        ],
-        "reference": sources.fingerprint,
-        "manifest": store.manifest.identity if store.manifest else "",
-        "sidecars": sidecars.identity if sidecars else "",
-    }
+    now = _describe_data(sources)
     if not directory.has(workdir, directory.DATA_FILE):
-        directory.write(workdir, directory.DATA_FILE, now)
         return
     with directory.as_written(workdir, directory.DATA_FILE):
         before = directory.read(workdir, directory.DATA_FILE)
@@ -125,6 +115,26 @@ def check_data(workdir: str, sources: inputs.Sources) -> None:
         _check_same(what, workdir, before[name], now[name])
 
 
+def record_data(workdir: str, sources: inputs.Sources) -> None:
+    """Records the data of a new run."""
+    if not directory.has(workdir, directory.DATA_FILE):
+        now = _describe_data(sources)
+        directory.write(workdir, directory.DATA_FILE, now)
+
+
+def _describe_data(sources):
+    store, sidecars = sources.store, sources.sidecars
+    return {
+        "shards": [
+            [os.path.basename(path), store.stamp(number)]
+            for number, path in enumerate(store.shards.paths)
+        ],
+        "reference": sources.fingerprint,
+        "manifest": store.manifest.identity if store.manifest else "",
+        "sidecars": sidecars.identity if sidecars else "",
+    }
+
+
 def _check_same(what, workdir, before, now):
     if before != now:
         raise ValueError(
@@ -133,26 +143,33 @@ def _check_same(what, workdir, before, now):
         )
 
 
-def _claim(workdir, config):
-    if directory.has(workdir, directory.CONFIG_FILE):
-        # Compared with the user's settings, not called.
-        before = directory.load_config(workdir, trust=True)
-        for name, now, was in _differences(
-            dataclasses.asdict(config), dataclasses.asdict(before)
-        ):
-            if not name.startswith(_MAY_CHANGE):
-                way_out = "take another directory for another run"
-                is_finished = directory.has(workdir, directory.WEIGHTS_FILE)
-                if name == "steps" and now > was and is_finished:
-                    command = directory.command("train", workdir)
-                    way_out = (
-                        f"to train it further, `{command} --extend {now - was}`"
-                    )
-                raise ValueError(
-                    f"`--workdir` {workdir!r} holds a run with other settings. "
-                    f"Expected {name}={was!r}, to continue it. Received: "
-                    f"{name}={now!r}; {way_out}"
+def check_settings(workdir: str, config: config_lib.TrainConfig) -> None:
+    """Checks that a run directory, if it has a run, has one of `config`."""
+    if not directory.has(workdir, directory.CONFIG_FILE):
+        return
+    # Compared with the user's settings, not called.
+    before = directory.load_config(workdir, trust=True)
+    for name, now, was in _differences(
+        dataclasses.asdict(config), dataclasses.asdict(before)
+    ):
+        if not name.startswith(_MAY_CHANGE):
+            way_out = "take another directory for another run"
+            is_finished = directory.has(workdir, directory.WEIGHTS_FILE)
+            if name == "steps" and now > was and is_finished:
+                command = directory.command("train", workdir)
+                way_out = (
+                    f"to train it further, `{command} --extend {now - was}`"
                 )
+            raise ValueError(
+                f"`--workdir` {workdir!r} holds a run with other settings. "
+                f"Expected {name}={was!r}, to continue it. Received: "
+                f"{name}={now!r}; {way_out}"
+            )
+
+
+def _claim(workdir, config):
+    check_settings(workdir, config)
+    if directory.has(workdir, directory.CONFIG_FILE):
         _compare_versions(workdir)
     else:
         directory.write(workdir, directory.VERSIONS_FILE, _versions())

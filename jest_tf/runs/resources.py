@@ -1,10 +1,16 @@
-"""Peak memory of a run."""
+"""Memory of a run and of its machine."""
 
 import contextlib
+import os
 import resource
 import sys
 
 import tensorflow as tf
+
+
+def host_memory() -> int:
+    """Returns the bytes of this machine's main memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory() -> dict[str, int]:

@@ -104,11 +104,8 @@ class _Run(NamedTuple):
     config: config_lib.TrainConfig
     workdir: str
     output: str
-    strategy: tf.distribute.Strategy
     signals: interruptions.Signals
-    start: loading.Start
-    sources: inputs.Sources
-    held_out: evaluations.Stores
+    opened: inputs.Inputs
     tokenizer: Callable
     started: float
 
@@ -171,14 +168,8 @@ def _open(config, workdir, signals, overwrite, stack):
     _warn_of_one_cpu(config, strategy)
     if distribution.has_workers(strategy):
         signals.stop_together(distribution.any_worker(strategy))
-    start = loading.open_start(config, workdir)
-    sources = inputs.open_sources(config, strategy)
-    if config.reference.distillation_weight and not config.model.towers:
-        with keras.StatelessScope(initialize_variables=False):
-            learner = start.build(config.data.vocabulary_size)
-        inputs.check_widths(config, sources, learner)
-    held_out = evaluation.open_stores(config.evaluation.named, config.data)
-    sources = notices.check_data(config, sources, held_out)
+    opened = inputs.open_inputs(config, workdir, strategy)
+    opened = notices.check_data(config, opened)
     # After all checks, so that a refusal prints nothing but its own message.
     progress.say(
         f"{workdir}: strategy {config.distribution.strategy} on "
@@ -188,24 +179,15 @@ def _open(config, workdir, signals, overwrite, stack):
         output = stack.enter_context(provenance.claimed(workdir, config))
         if overwrite:
             checkpoints_lib.begin_anew(output)
-        provenance.check_data(output, sources)
+        provenance.check_data(output, opened.sources)
+        provenance.record_data(output, opened.sources)
     else:  # writing reduces some values over all workers
         output = stack.enter_context(tempfile.TemporaryDirectory())
     tokenizer = loading.make_tokenizer(
-        config, sources.store, workdir, output, start.tokenizer
+        config, opened.sources.store, workdir, output, opened.start.tokenizer
     )
-    return _Run(
-        config,
-        workdir,
-        output,
-        strategy,
-        signals,
-        start,
-        sources,
-        held_out,
-        tokenizer,
-        time.monotonic(),
-    )
+    started = time.monotonic()
+    return _Run(config, workdir, output, signals, opened, tokenizer, started)
 
 
 def _warn_of_one_cpu(config, strategy):
@@ -222,22 +204,23 @@ def _warn_of_one_cpu(config, strategy):
 def _build(run):
     """Builds the model, with first weights, and the encoder of evaluations."""
     config = run.config
-    with run.strategy.scope():
-        learner = run.start.build(run.tokenizer.vocabulary_size)
-        if config.model.init_from:
-            loading.write_learner(run.output, learner, run.start.image_form)
-        restarts = directory.restarts(run.workdir)
-        model = training.build_model(config, learner, restarts=restarts)
-    inputs.check_widths(config, run.sources, learner)
+    size = run.tokenizer.vocabulary_size
+    model = inputs.build_model(config, run.opened, run.workdir, size)
+    image_form = run.opened.start.image_form
+    if config.model.init_from:
+        loading.write_learner(run.output, model.learner, image_form)
     encoder = evaluation.Encoder(
-        learner, run.tokenizer, run.start.image_form, strategy=run.strategy
+        model.learner,
+        run.tokenizer,
+        image_form,
+        strategy=run.opened.strategy,
     )
     return model, encoder
 
 
 def _restore(run, model):
     """Restores the newest checkpoint; returns its step and its other parts."""
-    with run.strategy.scope():
+    with run.opened.strategy.scope():
         return checkpoints_lib.restore(model, run.workdir)
 
 
@@ -249,38 +232,38 @@ def _renew(run, model, restored):
         run.tokenizer,
         model.learner,
         f"the learner after {restored.step} steps",
-        run.start.image_form,
+        run.opened.start.image_form,
     )
     with model.averaged():
         bootstrap.renew(
             learner,
             run.workdir,
-            run.sources.store,
+            run.opened.sources.store,
             restored.step,
-            run.sources.sidecars,
+            run.opened.sources.sidecars,
         )
     if run.writes:
         directory.cut_back(run.workdir, restored.step)
     summaries = summary.Summaries()
     funnel = inputs.funnel_at(
-        config, run.sources, run.workdir, restored.step, summaries
+        config, run.opened.sources, run.workdir, restored.step, summaries
     )
-    with run.strategy.scope():
+    with run.opened.strategy.scope():
         model.bind(funnel)
     stream = functools.partial(
         funnel.super_batches,
         run.tokenizer,
-        run.start.image_form,
+        run.opened.start.image_form,
         seed=config.seed,
     )
     # None on other workers: a message must not name a temporary file.
     path = directory.path(run.workdir, directory.FAULTS_FILE)
     faults = pipeline.FaultLog(
         path if run.writes else None,
-        lost_share=run.sources.store.lost_share,
+        lost_share=run.opened.sources.store.lost_share,
     )
     dataset = distribution.distribute(
-        run.strategy,
+        run.opened.strategy,
         lambda host, num_hosts: stream(
             start_step=restored.step,
             host=host,
@@ -307,7 +290,7 @@ def _renew(run, model, restored):
 
 def _follow(run, model, encoder, part, before):
     """Makes the callbacks of a `fit`; `before` is the last one's ledger."""
-    config, first = run.config, run.sources.sidecars
+    config, first = run.config, run.opened.sources.sidecars
     is_renewed = part.step in config.bootstrap.renew_at
     telemetry = _telemetry(run, part)
     renewals = bootstrap.renewals(config, run.workdir)
@@ -344,7 +327,7 @@ def _follow(run, model, encoder, part, before):
     )
     own = steps.named_callbacks(config, run.workdir)
     if before is None:
-        own.append(notices.Notices(config, run.sources, part.step))
+        own.append(notices.Notices(config, run.opened.sources, part.step))
 
     def report(step, measures):
         log.log_scalars(step, measures)
@@ -353,7 +336,7 @@ def _follow(run, model, encoder, part, before):
                 callback.on_evaluation(step, measures)
 
     evaluate = evaluations.Evaluation(
-        run.held_out,
+        run.opened.held_out,
         encoder,
         run.output,
         every_steps=config.evaluation.every_steps,
@@ -377,7 +360,7 @@ def _telemetry(run, part):
         start_step=part.step,
         order=order,
         summaries=part.summaries,
-        clean=run.sources.clean,
+        clean=run.opened.sources.clean,
         state=part.restored.parts.get("telemetry"),
     )
 
@@ -426,7 +409,7 @@ def _fit(run, model, part, callbacks):
         raise
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         part.faults.check()
-        if not distribution.has_workers(run.strategy):
+        if not distribution.has_workers(run.opened.strategy):
             raise
         raise ValueError(
             "All workers must run together, but another has ended or cannot "
@@ -451,18 +434,34 @@ def _close(run, model, part, callbacks):
             f"{directory.FAULTS_FILE} has a line for each unreadable record, "
             f"{faults.num_lines:,} in all"
         )
+    if is_finished and (fault := _fault_of_weights(workdir)):
+        progress.say(f"{fault}; they are written again from the checkpoint")
     with model.averaged():
         directory.save_learner(run.output, model.learner)
     measures = callbacks.evaluate.run(config.steps)
+    rows = directory.read_rows(run.output, directory.METRICS_FILE)
     spent = None
     if not is_finished:
         spent = time.monotonic() - run.started
-        rows = directory.read_rows(run.output, directory.METRICS_FILE)
         for stage in draw_log.funnel(config, rows):
             progress.say(str(stage))
-    store = run.sources.store
-    progress.say(_closing_line(config, workdir, measures, spent, store))
+    store = run.opened.sources.store
+    line = _closing_line(config, workdir, measures, spent, store)
+    if rows and rows[-1].get("train/at_chance"):
+        line += f"; but {log_lib.AT_CHANCE}"
+    progress.say(line)
     return measures
+
+
+def _fault_of_weights(workdir):
+    """Describes damage to the final weights; returns "" if there is none."""
+    path = directory.path(workdir, directory.WEIGHTS_FILE)
+    try:
+        with files.staged(path) as local:
+            directory.check_weights(workdir, local)
+    except ValueError as error:
+        return f"{path} was damaged: {error}"
+    return ""
 
 
 def _closing_line(config, workdir, measures, seconds, store):

@@ -9,6 +9,7 @@ reference; `build_model` makes a run's model.
 from jest_tf.training.build import build_model, check_parts
 from jest_tf.training.funnel import Funnel, check_criteria
 from jest_tf.training.model import JESTModel
+from jest_tf.training.sub_batch import check_shares
 
 __all__ = [
     "Funnel",
@@ -16,4 +17,5 @@ __all__ = [
     "build_model",
     "check_criteria",
     "check_parts",
+    "check_shares",
 ]

@@ -137,12 +137,3 @@ def split(tensors, size: int):
         lambda tensor: ops.reshape(tensor, [-1, size, *tensor.shape[1:]]),
         tensors,
     )
-
-
-def check_divides(size: int, rows: int, num_replicas: int) -> None:
-    """Raises ValueError unless micro-batches of `size` divide the `rows`."""
-    if rows % size:
-        raise ValueError(
-            "`micro_batch_size` must divide a replica's share of the "
-            f"sub-batch, b/R. Received: {size}, b/R={rows}, R={num_replicas}"
-        )

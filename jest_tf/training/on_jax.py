@@ -221,6 +221,7 @@ def gradients(
     """
     of_loss = projection.trainable_variables if projection else []
     state = learner.non_trainable_variables
+    variables = [*learner.trainable_variables, *state]
     options = {"view": views} if views else {}
 
     def encode(weights, others, part):
@@ -228,7 +229,10 @@ def gradients(
         output, others, terms = learner.stateless_call(
             weights, others, part, training=True, return_losses=True, **options
         )
-        return convert_output("learner", output), others, sum(terms)
+        values = [*weights, *others]
+        with keras.StatelessScope(zip(variables, values, strict=True)):
+            embeddings = convert_output("learner", output)
+        return embeddings, others, sum(terms)
 
     def compute_terms(embeddings, projected):
         with keras.StatelessScope(zip(of_loss, projected, strict=True)):
@@ -251,7 +255,6 @@ def gradients(
             whole, argnums=(0, 1), has_aux=True
         )(weights, projected)
     else:
-        backend.check_divides(micro_batch_size, rows, num_replicas)
         parts = backend.split(batch, micro_batch_size)
 
         def forward(others, part):

@@ -45,6 +45,20 @@ class Trainer(keras_fit.TrainerHooks):
 
         self.train_function = function
 
+    def trace(self, dataset):
+        """Traces each kind of step of the plan on a dataset, and runs none."""
+        spec, kinds = dataset.element_spec, {}
+        for segment in self.stepper.plan:
+            kinds.setdefault(segment.step_kind, segment)
+        for segment in kinds.values():
+            step = functools.partial(self._step, segment)
+            tf.function(
+                lambda data, step=step: self.distribute_strategy.run(
+                    step, args=(data,)
+                ),
+                autograph=False,
+            ).get_concrete_function(spec)
+
     def train_step(self, data):
         """Runs one step on a super-batch; returns the metrics' running means.
 
@@ -158,7 +172,6 @@ def gradients(
             for gradient in by_variable
         ]
         return backend.Gradients(terms, embeddings, dense)
-    backend.check_divides(micro_batch_size, rows, num_replicas)
     state = learner.non_trainable_variables
     before = [tf.identity(tf.convert_to_tensor(variable)) for variable in state]
     embeddings = embed(encode, batch, micro_batch_size)

@@ -281,13 +281,6 @@ def score(
     stage, needs = dict(step.stages)[number], step.scoring_models(number)
     learner = reference = None
     size = stage.scoring_batch_size
-    num_rows = rows["image"].shape[0]
-    if needs and num_rows % (size or num_rows):
-        raise ValueError(
-            "`scoring_batch_size` must divide the rows into its stage on a "
-            f"replica. Received: {size}, {num_rows} rows, "
-            f"R={step.num_replicas}"
-        )
     if "reference" in needs:
         if known is not None:
             parts = (rows[name] for name in sub_batch.FROM_REFERENCE)

@@ -203,7 +203,9 @@ class Stepper:
         may_vary = num_replicas == 1
         batch = sub_batch.extract_super_batch(data, num_replicas, may_vary)
         step = dataclasses.replace(self.step, replicas=distribution.current())
-        embeddings = step.learner(batch, training=False)
+        embeddings = embeddings_lib.convert_output(
+            "learner", step.learner(batch, training=False)
+        )
         loss = step_lib.contrastive_loss(step, embeddings, batch)
         self.metrics.update({"loss": loss}, step.replicas)
         return {"loss": self.metrics.result("loss")}

@@ -3,6 +3,7 @@
 Arguments and shapes are those of `step.py`.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -101,14 +102,15 @@ def check_sizes(
     curated: Mapping[str, Tensor] | None,
 ) -> tuple[int, ...]:
     """Counts all replicas' rows into each live stage, and out of the last."""
-    count = rows["image"].shape[0] * step.num_replicas
-    if step.segment is None or not step.segment.chooses:
-        return (count,)
-    num_curated = 0
+    count, num_curated = rows["image"].shape[0] * step.num_replicas, 0
     if curated is not None:
         num_curated = curated["image"].shape[0] * step.num_replicas
-    settings = step.segment.selection
-    sizes = settings.sizes(num_curated)[len(settings.stored) :]
+    segment = step.segment
+    if segment is None or not segment.chooses:
+        every = config.SelectionConfig(count + num_curated)
+        segment = config.Segment(every)
+    segment = dataclasses.replace(segment, curated_rows=num_curated)
+    settings, sizes = segment.selection, segment.sizes[len(segment.stored) :]
     if count != sizes[0]:
         raise ValueError(
             f"A super-batch must have {sizes[0]:,} rows to choose from: "
@@ -117,11 +119,54 @@ def check_sizes(
             f"{count:,} rows, b={settings.batch_size:,}, c={num_curated:,}, "
             f"candidates={[stage.candidates for stage in settings.live]}"
         )
-    for size in sizes:
-        placement.share(
-            size, step.num_replicas, "The rows into and out of every stage"
-        )
+    check_shares(
+        segment,
+        step.num_replicas,
+        step.options.micro_batch_size,
+        len(step.options.views),
+    )
     return sizes
+
+
+def check_shares(
+    segment: config.Segment,
+    num_replicas: int,
+    micro_batch_size: int | None = None,
+    num_views: int = 0,
+) -> None:
+    """Raises ValueError unless all rows of a step can be shared out evenly.
+
+    They are shared out over the replicas, and on each of them over the scoring
+    batches of a stage, the training views and the micro-batches.
+    """
+    sizes = segment.sizes[len(segment.stored) :]
+    b = segment.selection.batch_size
+    for size in (*sizes, b):
+        placement.share(
+            size, num_replicas, "The rows into and out of every stage"
+        )
+    for (number, stage), size in zip(segment.live, sizes, strict=False):
+        batch, rows = stage.scoring_batch_size, size // num_replicas
+        if number in segment.scoring and rows % (batch or rows):
+            raise ValueError(
+                f"`selection.stages.{number}.scoring_batch_size` must divide "
+                "the rows into its stage on a replica. Received: "
+                f"{batch}, {rows} rows, R={num_replicas}"
+            )
+    rows, views = b // num_replicas, max(num_views, 1)
+    if sizes[-1] // num_replicas % views:
+        raise ValueError(
+            "`views` must cut a replica's share of the chosen rows into equal "
+            f"parts. Received: {views} views, {sizes[-1]} rows, "
+            f"R={num_replicas}"
+        )
+    if rows % (micro_batch_size or rows) or (micro_batch_size or 0) % views:
+        raise ValueError(
+            "`micro_batch_size` must divide a replica's share of the "
+            "sub-batch, b/R, and be a multiple of the number of training "
+            f"views. Received: {micro_batch_size}, b/R={rows}, "
+            f"R={num_replicas}, {views} views"
+        )
 
 
 def with_reference(
@@ -251,12 +296,5 @@ def _interleaved(size, num_views, micro_batch_size):
     """Returns an order that mixes rows, sorted by view, evenly."""
     # int32, as TPUs have no 64-bit integers.
     rows = np.arange(size, dtype=np.int32).reshape([num_views, -1])
-    per_view, rest = divmod(micro_batch_size, num_views)
-    if rest or rows.shape[1] % max(1, per_view):
-        raise ValueError(
-            "`micro_batch_size` must be a multiple of the number of "
-            "`views`, and divide a replica's share of the sub-batch, b/R. "
-            f"Received: {micro_batch_size}, {num_views} views, b/R={size}"
-        )
-    rows = rows.reshape([num_views, -1, per_view])
+    rows = rows.reshape([num_views, -1, micro_batch_size // num_views])
     return rows.transpose([1, 0, 2]).reshape(-1)

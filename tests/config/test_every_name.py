@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import io
 import itertools
+import pathlib
 import pkgutil
 import re
 import typing
@@ -179,6 +180,20 @@ class TablesTest(tf.test.TestCase):
                 with self.subTest(setting.path, value=value):
                     with self.assertRaisesRegex(ValueError, name):
                         overrides.build(config.TrainConfig, value)
+
+    def test_no_setting_takes_a_number_beyond_reason(self):
+        recipe = pathlib.Path(jest_tf.__file__).parents[1]
+        recipe /= "configs/quickstart_jest.py"
+        beyond = {
+            "int": (-1, 2**31, 10**12, "9" * 5000),
+            "float": (-1e300, 1e300, "9" * 5000, INFINITE, NAN),
+        }
+        for setting in overrides.settings(config.TrainConfig):
+            kind = re.search("int|float|$", setting.type)[0]
+            for value in map(str, beyond.get(kind, ())):
+                with self.subTest(setting.path, value=value[:20]):
+                    with self.assertRaisesRegex(ValueError, "^.*`[a-z].*$"):
+                        config.load_config(recipe, [f"{setting.path}={value}"])
 
     def test_every_flag_of_every_command_refuses_other_values(self):
         (commands,) = cli.parser()._subparsers._group_actions

@@ -71,7 +71,10 @@ class StrategyTest(tf.test.TestCase):
                     config.DistributionConfig("multi_worker_mirrored")
                 )
         for name in ("tpu", "multi_worker_mirrored"):
-            message = f"'mirrored'. Received: 2 with '{name}'"
+            message = (
+                "'mirrored'. Received: .*_devices=2, "
+                f"distribution.strategy='{name}'"
+            )
             with self.assertRaisesRegex(ValueError, message):
                 distribution.build_strategy(
                     config.DistributionConfig(name, virtual_devices=2)

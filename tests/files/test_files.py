@@ -354,6 +354,23 @@ class DisksTest(remote_files.Local, tf.test.TestCase):
             disks.check_room(path, 3000)
         self.assertEqual(raised.exception.filename, path)
         usage.assert_called_with(self.folder)
+        blocks = dict.fromkeys(
+            ("f_blocks", "f_bfree", "f_bavail", "f_frsize"), 9
+        )
+        # As on btrfs, which has no inodes.
+        state = mock.Mock(f_files=0, f_favail=0, **blocks)
+        with mock.patch.object(os, "statvfs", return_value=state):
+            disks.check_room(path, 1)
+            state.f_files = 9
+            with (
+                self.assertRaisesRegex(
+                    disks.Full, "for a file. Received: no free inode. Delete"
+                ),
+                disks.room_for(path),
+            ):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            with self.assertRaisesRegex(disks.Full, "no free inode"):
+                disks.check_room(path, 1)
 
 
 def full_of(text):

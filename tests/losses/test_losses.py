@@ -95,6 +95,22 @@ class LossValueTest(tf.test.TestCase):
             self.assertAllClose(value, slow(tensors(rounded)), rtol=1e-6)
 
 
+class ChanceTest(tf.test.TestCase):
+    def test_no_learner_of_equal_logits_has_less_than_the_loss_of_chance(self):
+        for name, (loss, _) in LOSSES.items():
+            for size in (2, 7):
+                equal, best = np.ones([size, 1]), -math.log(size - 1)
+                found = [
+                    float(loss(tensors((equal, equal, 0.0, bias))))
+                    for bias in (best, best - 0.1, best + 0.1)
+                ]
+                level = losses.chance(name, size)
+                self.assertAllClose(found[0], level, 1e-5)
+                self.assertAllGreaterEqual(found, level - 1e-5)
+        self.assertIsNone(losses.chance("own_parts:squares", 7))
+        self.assertIsNone(losses.chance("softmax", 1))
+
+
 class BlockwiseTest(tf.test.TestCase):
     def test_blocks_give_the_dense_value_and_gradients(self):
         parts = random_embeddings.unrelated(23, 7, scale=12.0, bias=-8.0)

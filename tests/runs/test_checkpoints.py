@@ -53,7 +53,7 @@ class CheckpointTestCase(tf.test.TestCase):
             name: settings.pop(name) for name in names if name in settings
         }
         run = config.TrainConfig(
-            steps=settings.pop("last_step", 10**11),
+            steps=settings.pop("last_step", 2**31 - 1),
             checkpoint=config.CheckpointConfig(**{"every_steps": 1} | settings),
         )
         callback = checkpoints.Checkpoints(self.workdir, run, **options)
@@ -328,15 +328,15 @@ class RestoreTest(CheckpointTestCase):
         self.assertEqual(checkpoints.restore(model, self.workdir).step, 0)
         # As numbers, 10 comes after 9; the name of the last is too long a
         # number for its padding.
-        for step in (9, 10, 10**10):
+        for step in (9, 10, 2**30):
             model.learner.bias.assign(float(step))
             self.save(model, step)
         for name in ("step-000000011.partial", "step-x", "notes.txt"):
             files.write_whole(f"{self.folder}/{name}", b"half-written")
         again = self.model()
-        self.assertEqual(checkpoints.restore(again, self.workdir).step, 10**10)
-        self.assertAllEqual(again.learner.bias, np.float32(10**10))
-        shutil.rmtree(os.path.join(self.folder, "step-10000000000"))
+        self.assertEqual(checkpoints.restore(again, self.workdir).step, 2**30)
+        self.assertAllEqual(again.learner.bias, np.float32(2**30))
+        shutil.rmtree(os.path.join(self.folder, f"step-{2**30}"))
         self.assertEqual(checkpoints.restore(again, self.workdir).step, 10)
         self.assertAllEqual(again.learner.bias, 10.0)
         self.assertEqual(again.optimizer.iterations, 10)

@@ -132,7 +132,8 @@ class DamageTest(tf.test.TestCase):
         tokens = functools.partial(tokenizers.load_tokenizer, run, 3)
         yield "vocab.txt", tokens, 100, False
         yield "learner.json", learner, 20, False
-        yield "final.weights.h5", weights, 20, False
+        yield "final.weights.h5", weights, 20, True
+        yield "final.json", weights, 20, False
         for name in ("metrics", "evaluation", "draws"):
             yield f"{name}.jsonl", rows(f"{name}.jsonl"), 100, False
         for name, read in (
@@ -226,4 +227,4 @@ class DamageTest(tf.test.TestCase):
             checkpoint=config.CheckpointConfig(every_steps=2),
         )
         runs.train(settings, self.workdir)
-        self.assertLen(self.damage(10_000), 17)
+        self.assertLen(self.damage(10_000), 18)

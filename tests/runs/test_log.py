@@ -1,6 +1,7 @@
 """The log of a run: rows, means, digests, counts, seconds and progress."""
 
 import contextlib
+import dataclasses
 import glob
 import hashlib
 import io
@@ -16,7 +17,7 @@ import tensorflow as tf
 import tiny
 from tensorflow.core.util import event_pb2
 
-from jest_tf import config
+from jest_tf import config, losses
 from jest_tf.runs import bootstrap, costs, directory, progress, step_timing
 from jest_tf.runs import log as log_lib
 from jest_tf.training import step_outputs
@@ -431,6 +432,41 @@ class DoubtTest(LedgerTestCase):
             self.assertRegex(found, said or "^$", value)
             # Every stage by its own columns.
             self.assertEqual(log_lib.doubt(row, 0), "")
+
+    def test_losses_of_chance_that_do_not_fall_are_those_of_a_lost_run(self):
+        recipe = settings(funnel(batch_size=256), 2000, log_every_steps=10)
+        recipe = dataclasses.replace(
+            recipe,
+            reference=config.ReferenceConfig(),
+            optimizer=config.OptimizerConfig(warmup_steps=50),
+        )
+        level = losses.chance("sigmoid", 256)
+
+        def lost(value, last=200, recipe=recipe):
+            rows = [(step, value(step)) for step in range(10, last + 1, 10)]
+            return log_lib.is_at_chance(recipe, rows)
+
+        random = np.random.default_rng(0)
+        for is_lost, value in (
+            (True, lambda step: level),
+            (True, lambda step: 3.0 * level),
+            (True, lambda step: level * (1.0 + 1e-5 * random.normal())),
+            # Rises in the warm-up, then stays.
+            (True, lambda step: level + 9.0 * (step < 50)),
+            (False, lambda step: 0.99 * level),
+            (False, lambda step: 2.0 * level - 0.001 * step),
+            (False, lambda step: level * (1.0 - 6e-4 * step / 50)),
+        ):
+            self.assertIs(lost(value), is_lost)
+        # Ten rows of steps after the warm-up.
+        self.assertIsNone(lost(lambda step: level, 140))
+        self.assertTrue(lost(lambda step: level, 150))
+        for changes in (
+            {"model": config.ModelConfig(loss="own_parts:squares")},
+            {"reference": config.ReferenceConfig("a", distillation_weight=1.0)},
+        ):
+            other = dataclasses.replace(recipe, **changes)
+            self.assertIsNone(lost(lambda step: level, recipe=other))
 
     def test_a_doubt_is_said_once_a_stage_after_three_rows(self):
         chunks = {"num_chunks": 2}

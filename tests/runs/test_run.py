@@ -545,7 +545,7 @@ class InputsTest(RunsTestCase):
             ([*by_sidecars, f"{place}/a"], [*by_sidecars, f"{place}/aa"], None),
         ):
             workdir = self.enterContext(tempfile.TemporaryDirectory())
-            provenance.check_data(workdir, self.open(*began)[0])
+            provenance.record_data(workdir, self.open(*began)[0])
             sources, _ = self.open(*goes_on)
             if message is None:
                 provenance.check_data(workdir, sources)

@@ -130,7 +130,3 @@ class MicrobatchTest(tf.test.TestCase):
         for size in (None, 4):
             _, _, found = gradients(regularized(), size, **eightfold)
             self.assert_equal(found, [8.0 * gradient for gradient in shared])
-
-    def test_a_micro_batch_that_does_not_divide_the_rows_is_refused(self):
-        with self.assertRaisesRegex(ValueError, "`micro_batch_size` .* 5, b/R"):
-            gradients(tiny.learner(), 5, num_replicas=2)

@@ -9,6 +9,7 @@ import operator
 import types
 
 import hand_draws
+import keras
 import lockstep
 import numpy as np
 import oracles
@@ -16,7 +17,7 @@ import tensorflow as tf
 import tiny
 from keras import ops
 
-from jest_tf import config, distribution, selection
+from jest_tf import config, distribution, losses, selection
 from jest_tf.distribution import placement
 from jest_tf.embeddings import ON_TENSORFLOW, Embeddings
 from jest_tf.models import reference
@@ -233,13 +234,65 @@ class GatherTest(tf.test.TestCase):
 
     def test_parts_of_unequal_size_are_refused(self):
         # 16 rows in 2 views: micro-batches of an odd size, and of 3 a view.
-        for views, size, message in (
-            (2, 3, "micro_batch_size` must .* 3, 2 views, b/R=16"),
-            (2, 6, "micro_batch_size` must .* 6, 2 views, b/R=16"),
-            (3, None, "equal parts. .* 3 views, b=16"),
+        segment = config.Segment(config.SelectionConfig(16))
+        for shares, message in (
+            ((1, 3, 2), "micro_batch_size` must .* 3, b/R=16, R=1, 2 views"),
+            ((1, 6, 2), "micro_batch_size` must .* 6, b/R=16, R=1, 2 views"),
+            ((2, 5, 0), "micro_batch_size` must .* 5, b/R=8, R=2, 1 views"),
+            ((1, None, 3), "equal parts. .* 3 views, 16 rows"),
+            ((3, None, 0), "replicas .R.. Received: 16, R=3"),
         ):
             with self.assertRaisesRegex(ValueError, message):
-                self.gather(1, self.draw(), views=views, micro_batch_size=size)
+                sub_batch.check_shares(segment, *shares)
+
+
+class Bare(keras.Model):
+    """A learner that returns scale and bias as variables, unless it `reads`."""
+
+    def __init__(self, reads):
+        super().__init__()
+        start = keras.initializers.Orthogonal(seed=1)
+        self.inner = tiny.learner()
+        self.image = keras.layers.Dense(4, kernel_initializer=start)
+        self.image.build((None, tiny.DIM))
+        self.own = [self.add_weight(), self.add_weight()]
+        self.own[0].assign(3.0)
+        self.own[1].assign(-2.0)
+        self.built, self.reads = True, reads
+
+    def call(self, batch, training=False):
+        image, text, *_ = self.inner(batch, training=training)
+        own = self.own
+        if self.reads:
+            own = [1.0 * variable for variable in own]
+        return Embeddings(self.image(image), self.image(text), *own)
+
+
+class GradientTest(tf.test.TestCase):
+    def test_a_learner_may_return_its_scale_and_bias_as_variables(self):
+        (batch,) = tiny.super_batches(rows=8)
+        batch.pop("id"), batch.pop("caption_id")
+        batch = {name: ops.convert_to_tensor(x) for name, x in batch.items()}
+        for size in (None, 4):
+            found, expected = (
+                step_lib.backend.gradients(
+                    Bare(reads),
+                    batch,
+                    lambda given: {"loss": losses.sigmoid_loss(given)},
+                    micro_batch_size=size,
+                )
+                for reads in (False, True)
+            )
+            for ours, theirs in zip(
+                [*found.embeddings, *found.by_variable],
+                [*expected.embeddings, *expected.by_variable],
+                strict=True,
+            ):
+                if theirs is not None:  # the inner learner's own scale and bias
+                    self.assertAllClose(ours, theirs)
+            # Both variables are trained.
+            scale, bias, *_ = found.by_variable
+            self.assertNotEqual(float(scale) * float(bias), 0.0)
 
 
 class NeededTest(tf.test.TestCase):
