@@ -21,6 +21,8 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DELIMITERS = (",", ";", "\t")
 # A longer line or field probably has an unclosed quotation mark.
 _MAX_LINE = 2**20
+# Share of lines that may not be UTF-8 in a table that is.
+_MAX_DAMAGED = 0.01
 
 # The limit is process-wide, and Python's default is lower.
 csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE))
@@ -131,8 +133,12 @@ class _Lines:
         return text
 
     def check(self, path):
-        """Refuses a table of another encoding, by the lines so far."""
-        if self._num_invalid > self._num_valid:
+        """Refuses a table of another encoding, by the lines so far.
+
+        Single lines may be damage.
+        """
+        damaged = _MAX_DAMAGED * self._number
+        if self._num_invalid > max(self._num_valid, damaged):
             raise ValueError(
                 f"Table {path} must be UTF-8. Received: other bytes, the first "
                 f"in {self._first}; convert it from its encoding, such as by "

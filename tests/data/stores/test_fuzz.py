@@ -27,12 +27,15 @@ class FuzzTest(shard_files.FolderTestCase):
         ]
 
     def survivors(self, path):
-        """The records left of a damaged shard; none if it is refused."""
+        """The records left of a damaged shard; none if it is refused.
+
+        None for a table with too little text that is UTF-8.
+        """
         try:
             store = stores.open_store(path)
         except ValueError as error:
             self.assertIn(os.path.basename(path), str(error))
-            return []
+            return None if "must be UTF-8" in str(error) else []
         rows = np.arange(len(store))
         found = store.read(rows)
         for record in found:
@@ -61,6 +64,8 @@ class FuzzTest(shard_files.FolderTestCase):
             with open(path, "wb") as file:
                 file.write(damaged)
             found = self.survivors(path)
+            if found is None:
+                continue
             kept = int(np.searchsorted(ends, start, "right"))
             # Not assertEqual, which would print the images.
             self.assertTrue(found[:kept] == whole[:kept], f"damage at {start}")
@@ -93,7 +98,7 @@ class FuzzTest(shard_files.FolderTestCase):
         for i in range(NUM_RECORDS):
             with open(self.path(f"{i}.jpg"), "wb") as file:
                 file.write(b"%d" % i)
-            text = (b'"a, b"', b"plain", b'"two\nlines"', b'"""x"""')[i % 4]
+            text = (b'"a, b"', "ü".encode(), b'"two\nlines"', b'"""x"""')[i % 4]
             rows.append(b"%d.jpg,%s,n%d\n" % (i, text, i))
         with open(self.path("a.csv"), "wb") as file:
             file.writelines(rows)
