@@ -3,7 +3,7 @@
     jest-tf embed --model examples/icontext_mini/reference --trust \
         --data 'examples/icontext_mini/pool-*.tfrecord' \
         --output runs/embeddings
-    jest-tf train --config configs/quickstart_distilled.py \
+    jest-tf train --config configs/quickstart_distilled.py --trust \
         --workdir runs/distilled
 
 docs/quickstart.md has the result of three seeds.

@@ -1,6 +1,6 @@
 """Callbacks for recipes: Weights & Biases, and a trace of the profiler.
 
-    jest-tf train --config configs/quickstart_jest.py --workdir runs/traced \
+    jest-tf train --config configs/quickstart_jest.py --trust --workdir runs/traced \
         --set callbacks=examples.callbacks:profile
 """
 

@@ -1,6 +1,6 @@
 """A callback for recipes that measures energy; `pip install codecarbon` first.
 
-    jest-tf train --config configs/quickstart_jest.py --workdir runs/measured \
+    jest-tf train --config configs/quickstart_jest.py --trust --workdir runs/measured \
         --set callbacks=examples.energy:measure
 
 It measures the whole machine. codecarbon reads the counters of GPUs and

@@ -78,6 +78,7 @@ def train(
             _run(
                 report.NAMES[recipe],
                 *("train", "--config", f"configs/quickstart_{recipe}.py"),
+                "--trust",
                 *("--workdir", report.workdir(runs, recipe, seed)),
                 *("--set", f"seed={seed}"),
                 f"reference.sidecar_dir={embeddings}",

@@ -191,7 +191,7 @@ class DocsTestCase(tf.test.TestCase):
 
     def train(self, recipe, *settings, workdir=None):
         """Trains a quickstart's recipe for two steps."""
-        line = ["jest-tf", "train", "--config"]
+        line = ["jest-tf", "train", "--trust", "--config"]
         line += [f"configs/quickstart_{recipe}.py"]
         line += ["--workdir", f"runs/{workdir or recipe}"]
         self.run_command(line, (*FEW, *settings))
