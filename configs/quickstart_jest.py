@@ -3,7 +3,8 @@
     jest-tf embed --model examples/icontext_mini/reference --trust \
         --data 'examples/icontext_mini/pool-*.tfrecord' \
         --output runs/embeddings
-    jest-tf train --config configs/quickstart_jest.py --trust --workdir runs/jest
+    jest-tf train --config configs/quickstart_jest.py --trust \
+        --workdir runs/jest
 
 docs/quickstart.md has the result of three seeds.
 """

@@ -1,7 +1,7 @@
 """Callbacks for recipes: Weights & Biases, and a trace of the profiler.
 
-    jest-tf train --config configs/quickstart_jest.py --trust --workdir runs/traced \
-        --set callbacks=examples.callbacks:profile
+    jest-tf train --config configs/quickstart_jest.py --trust \
+        --workdir runs/traced --set callbacks=examples.callbacks:profile
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """A callback for recipes that measures energy; `pip install codecarbon` first.
 
-    jest-tf train --config configs/quickstart_jest.py --trust --workdir runs/measured \
-        --set callbacks=examples.energy:measure
+    jest-tf train --config configs/quickstart_jest.py --trust \
+        --workdir runs/measured --set callbacks=examples.energy:measure
 
 It measures the whole machine. codecarbon reads the counters of GPUs and
 processors, and estimates a processor without counters from its rated power. It
