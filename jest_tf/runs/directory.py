@@ -96,8 +96,8 @@ def as_written(workdir: str, name: str, errors=ValueError) -> Iterator[None]:
         saved = path(workdir, CHECKPOINTS_FOLDER)
         if name == WEIGHTS_FILE and files.list_folder(saved):
             way_out = (
-                f"`jest-tf train --workdir {workdir}` writes it again from the "
-                "last checkpoint"
+                f"`{command('train', workdir)}` writes it again from the last "
+                "checkpoint"
             )
         raise ValueError(
             f"{path(workdir, name)} must be as the run wrote it: {way_out}. "

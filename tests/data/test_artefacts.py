@@ -67,7 +67,7 @@ class ReadTest(ArtefactsTestCase):
 
     def test_other_files_are_refused_with_a_way_out(self):
         self.write(kind="sidecar")
-        with self.assertRaisesRegex(ValueError, "'sidecar'; .*`jest-tf curate"):
+        with self.assertRaisesRegex(ValueError, "'sidecar'.*`jest-tf curate"):
             artefacts.read(self.path, "manifest")
         for arrays in (ARRAYS, {"a": np.zeros(3)}):
             safetensors.numpy.save_file(arrays, self.path)

@@ -45,11 +45,10 @@ class NoticesTest(shard_files.FolderTestCase):
             ],
         )
         strategy = tf.distribute.get_strategy()
-        held_out = evaluation.open_stores(self.recipe.evaluation.named)
-        sources = inputs.open_sources(self.recipe, strategy)
+        opened = inputs.open_inputs(self.recipe, "", strategy)
         with contextlib.redirect_stderr(io.StringIO()) as said:
-            sources = notices.check_data(self.recipe, sources, held_out)
-        return sources, said.getvalue().splitlines()
+            opened = notices.check_data(self.recipe, opened)
+        return opened.sources, said.getvalue().splitlines()
 
     def test_unreadable_records_are_refused_or_counted(self):
         # 256 positions are an epoch of the 256 rows.
