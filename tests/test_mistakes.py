@@ -120,7 +120,7 @@ MODELS = (
     (
         "JEST reference.model=$/cut",
         "cut/final.weights.h5 must be as the run wrote it: `jest-tf train "
-        "--workdir .*/cut` writes it again .*truncated file",
+        "--workdir .*/cut --trust` writes it again .*truncated file",
     ),
     (
         "JEST reference.model=$/preset",
