@@ -18,11 +18,13 @@ OWN = (
 # Of the given regime, a learner of half the width; None is the longest.
 GIVEN = (
     ("uniform, the target", "uniform", None),
+    ("the reference's clean pairs alone", "reference_data_at_4e-3", None),
     ("the reference's clean pairs, half a batch", "mixed_2_at_2e-3", None),
     ("the clean pairs of the pool alone", "clean", None),
     ("JEST, f = 0.8", "jest", None),
     ("Flexi-JEST, f = 0.8", "flexi", None),
     ("stored stage, 3 candidates", "stored_3", None),
+    ("the pool cut once to a third, distillation", "top_3_distilled", None),
     ("**stored stage with distillation**", "stored_3_distilled", None),
 )
 MORE_GIVEN = (
@@ -57,10 +59,9 @@ OFFERS = (
         *("JEST", "narrow", "jest", "paper"),
     ),
     (
-        "clean pairs to train such a model, and four learners to share it",
-        "a stored stage with distillation, each learner charged a quarter of "
-        "the model's training",
-        *("narrow", "stored_3_distilled_by_1600", "shared"),
+        "100,000 clean pairs of your domain, and no model",
+        "these alone, everything counted",
+        *("narrow", "reference_data_at_4e-3", "all"),
     ),
     (
         "no model, but a few thousand clean pairs",

@@ -216,12 +216,15 @@ def validation(found, folder):
             yield (
                 *(kind, what, f"{line.steps:,}"),
                 *(f"{100 * results.end(line)[0]:.1f}" for results in both),
-                *(
-                    f"{ratio.value:.1f}x" if ratio else "missed"
-                    for results in both
-                    for ratio in [results.to_target(line).examples]
-                ),
+                *(_median(results, line) for results in both),
             )
+
+
+def _median(results, line):
+    """The median of a line's ratios of examples over the seeds."""
+    ratios = [examples for examples, _ in results.by_seed(line).values()]
+    ratio = np.median(ratios)
+    return f"{ratio:.1f}x" if ratio else "missed"
 
 
 def over_noise(found, folder):

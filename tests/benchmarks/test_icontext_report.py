@@ -19,8 +19,8 @@ README = "README.md"
 # Pages whose sentences have numbers of the tables.
 PAGES = [README, *(f"docs/{n}.md" for n in ("results", "recipes", "bootstrap"))]
 APPENDIX = [
-    *("methods", "noise", "tried", "half_width_more", "same_width"),
-    *("held_out", "strengths", "validation", "tried_given"),
+    *("methods", "noise", "tried", "half_width_more", "two_targets"),
+    *("same_width", "held_out", "strengths", "validation", "tried_given"),
 ]
 
 
