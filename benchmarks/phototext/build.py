@@ -33,7 +33,7 @@ import tempfile
 
 import numpy as np
 import tqdm
-from PIL import Image
+from PIL import Image, ImageOps
 
 from benchmarks.icontext import full, noise, selection, shards
 from benchmarks.icontext import sources as icon_sources
@@ -49,6 +49,7 @@ _QUALITY = 90  # of JPEG
 # Products stand on white, so they are padded; the others are squashed.
 _PADDED = ("fashion", "electronics")
 _MAX_PIXELS = 50_000_000
+_ORIENTATION = 0x0112  # the tag in EXIF
 
 
 def main(arguments=None):
@@ -146,7 +147,10 @@ class Sieve:
             return self._drop("no text")
         try:
             pixels = decode(photo.content, photo.source in _PADDED)
-        except (OSError, SyntaxError, ValueError):
+        except (
+            *(OSError, SyntaxError, ValueError),
+            Image.DecompressionBombError,
+        ):
             return self._drop("does not decode")
         if pixels.std() < 1:
             return self._drop("blank")
@@ -190,6 +194,7 @@ def decode(content, is_padded):
     if image.width * image.height > _MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels")
     image.load()
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("P", "RGBA", "LA"):
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
@@ -209,7 +214,8 @@ def decode(content, is_padded):
 def _encoded(content, pixels):
     """Bytes of a JPEG; of a file that has the size, its own."""
     image = Image.open(io.BytesIO(content))
-    if image.format == "JPEG" and image.size == (SIZE, SIZE):
+    is_upright = image.getexif().get(_ORIENTATION, 1) == 1
+    if is_upright and image.format == "JPEG" and image.size == (SIZE, SIZE):
         return content
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY)

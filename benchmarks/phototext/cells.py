@@ -38,7 +38,9 @@ def _stored(candidates):
 
 def reference(steps, domain=""):
     """Name of the run that trains a reference, of a domain or of all."""
-    return f"apart{domain and '_'}{domain}_reference_{steps}"
+    if domain:
+        return f"apart_{domain}_reference_of_{domain}_{steps}"
+    return f"apart_reference_{steps}"
 
 
 REFERENCE = reference(2000)
@@ -63,7 +65,12 @@ _REFERENCES = (
         recipe="photos",
     ),
     *(
-        Cell("reference", (500, 1000), pool=f"apart_{domain}", recipe="photos")
+        Cell(
+            f"reference_of_{domain}",
+            (500, 1000),
+            pool=f"apart_{domain}",
+            recipe="photos",
+        )
         for domain in DOMAINS
     ),
 )

@@ -224,12 +224,10 @@ class Results:
         rows = pd.read_csv(folder / "runs.csv").set_index(key).sort_index()
         names = rows.index.get_level_values("cell")
         is_steered = names.str.startswith(benchmark.domain_prefixes)
-        is_steered &= rows["reference"].notna()
+        is_wanted = ~is_steered
         if domain:
-            is_wanted = names.str.startswith(f"part_{domain}_")
-            is_wanted |= rows["reference"].isna()
-        else:
-            is_wanted = ~is_steered
+            is_wanted &= rows["reference"].isna()
+            is_wanted |= names.str.startswith(f"part_{domain}_")
         rows = rows[is_wanted & (names.map(regime_of) == regime)]
         if regime == GIVEN:
             start = f"{learner}_" if learner else ""

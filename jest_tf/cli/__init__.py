@@ -17,6 +17,8 @@ from jest_tf import files
 from jest_tf.config import checks, imports, overrides
 from jest_tf.files import disks
 
+# Flags that name a run or a `.keras` file.
+_NAMING_RUNS = ("workdir", "model", "reference")
 COMMANDS = (
     *("train", "embed", "evaluate", "curate", "advise", "page", "export"),
     "worker",
@@ -65,7 +67,8 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
         _check_backend()
         # Before importing TensorFlow, as a run may have a module of that name.
         trust = getattr(flags, "trust", False)
-        imports.search_here(trust)
+        named = (getattr(flags, name, None) for name in _NAMING_RUNS)
+        imports.search_here(trust, filter(None, named))
         with imports.trusting(trust):
             return flags.run(flags)
     except ValueError as error:

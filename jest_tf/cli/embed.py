@@ -97,7 +97,7 @@ def run(flags: argparse.Namespace) -> None:
         image_size=teacher.image_form,
         batch_size=flags.batch_size,
     )
-    _report(summary, flags, store.num_repeats)
+    _report(summary, flags, store.count_repeats())
     if summary.busy:
         raise SystemExit(interruptions.EXIT_CODE)
 

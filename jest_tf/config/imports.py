@@ -38,20 +38,32 @@ def check_trust(path: str, functions: Iterable[tuple[str, str]]) -> None:
     named = ", ".join(f"{setting}={name}" for setting, name in functions)
     if named and not _trusts.get():
         raise ValueError(
-            f"{path} names functions, which are called only for runs that you "
-            f"trust. Received: {named}; once you know what they do, add "
-            "`--trust` to the command, or `trust=True` in Python"
+            f"{path} names functions, which are called only if you trust it. "
+            f"Received: {named}; check what they do, then add `--trust` to the "
+            "command, or `trust=True` in Python"
         )
 
 
-def search_here(trust: bool) -> None:
+def search_here(trust: bool, names: Iterable[str] = ()) -> None:
     """Has Python search the working directory first, as under `python -m`.
 
-    A directory in a finished run is not searched without trust: a run may have
-    a namesake of any module.
+    A directory in a run, or in one of the `names`, runs and `.keras` files that
+    a command reads, is not searched without trust: it may have a namesake of
+    any module.
     """
-    here = os.getcwd()
-    if not trust and _lies_in_run(here):
+    here = os.path.realpath(os.getcwd())
+    places = [
+        os.path.dirname(os.path.realpath(name))
+        if os.path.isfile(name)
+        else os.path.realpath(name)
+        for name in names
+        if os.path.isfile(name)
+        or os.path.isfile(os.path.join(name, "config.json"))
+    ]
+    is_named = any(
+        os.path.commonpath([here, place]) == place for place in places
+    )
+    if not trust and (is_named or _lies_in_run(here)):
         sys.path[:] = [
             path for path in sys.path if os.path.realpath(path) != here
         ]
@@ -60,10 +72,12 @@ def search_here(trust: bool) -> None:
 
 
 def _lies_in_run(folder):
-    """True if a folder, or one above it, is the directory of a finished run."""
-    names = ("config.json", "final.weights.h5")
+    """True if a folder, or one above it, is the directory of a run."""
+    names = ("final.weights.h5", "checkpoints", "versions.json")
     while True:
-        if all(os.path.isfile(os.path.join(folder, name)) for name in names):
+        if os.path.isfile(os.path.join(folder, "config.json")) and any(
+            os.path.exists(os.path.join(folder, name)) for name in names
+        ):
             return True
         above = os.path.dirname(folder)
         if above == folder:

@@ -60,8 +60,8 @@ def load_config(
         if overrides or not version:
             raise
         raise ValueError(
-            f"{path}: {error}. The file is as version {version} writes it; use "
-            "the run with that version"
+            f"{path}: {error}. It has no `format`, as in {version} and "
+            "earlier: if that version wrote it, use it with that version"
         ) from error
     if read is _read_json:
         given = {override.partition("=")[0].strip() for override in overrides}

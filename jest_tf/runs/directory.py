@@ -139,7 +139,10 @@ def restarts(workdir: str) -> list[int]:
         return []
     with as_written(workdir, CONFIG_FILE):
         content = formats.read(workdir, read(workdir, CONFIG_FILE))
-        if content.restarts != sorted({0, *map(int, content.restarts)})[1:]:
+        known = sorted({0, *map(int, content.restarts)})
+        if content.restarts != known[1:] or (
+            known[-1] >= content.settings["steps"]
+        ):
             raise ValueError(f"restarts={content.restarts}")
         return content.restarts
 

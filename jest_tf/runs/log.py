@@ -43,8 +43,8 @@ _PATIENCE = 3
 _STEPS_AT_CHANCE, _ROWS_AT_CHANCE = 100, 4
 _NEAR, _FALL = 1e-3, 1e-4
 AT_CHANCE = (
-    "the loss is no better than that of a learner that guesses, and does not "
-    "fall: the learner has probably diverged; begin another run with a lower "
+    "the loss is no better than guessing, and is not falling: the learner has "
+    "probably diverged; start another run with a lower "
     "`optimizer.learning_rate`"
 )
 

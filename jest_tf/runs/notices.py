@@ -81,7 +81,8 @@ def check_sample(
     if count:
         progress.say(
             f"warning: {count:,} of {len(captions):,} sampled captions are not "
-            "UTF-8, and lose the bytes that are not: convert them"
+            "valid UTF-8; the invalid bytes are replaced. Convert the files to "
+            "UTF-8"
         )
     if known is not None and known.found:
         _warn_of_tests(known, store, f"{log.num_drawn:,} sampled records")
@@ -155,19 +156,18 @@ def _list_tests(store, held_out):
         progress.say(
             f"warning: {lengths[shared].sum():,} of the {lengths.sum():,} "
             f"records of the evaluation data {name!r} are training data too, "
-            f"the first in {paths[shared.index(True)]}: its measures will be "
-            "too good"
+            f"the first in {paths[shared.index(True)]}: its scores will be "
+            "too high"
         )
     return keys
 
 
 def _warn_of_tests(known, store, where):
     rows = [*known.found.values()]
-    known.stop()
     known.found = {}
     progress.say(
         "warning: images of the evaluation data, byte for byte, are in the "
         f"training data: {len(rows):,} in {where}, the first "
         f"{store.describe(min(rows))}; leave them out of `data.train`, or the "
-        "measures will be too good"
+        "scores will be too high"
     )

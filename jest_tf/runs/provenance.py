@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.config import recipes, tables
+from jest_tf.config import formats, recipes, tables
+from jest_tf.data import stores as stores_lib
 from jest_tf.runs import directory, inputs, loading, progress
 
 _PACKAGES = (
@@ -71,6 +72,8 @@ def extend(workdir: str, steps: int) -> config_lib.TrainConfig:
             f"{settings.learning_rate:g}, then {settings.schedule}"
         )
     config = dataclasses.replace(before, steps=before.steps + steps)
+    if directory.has(workdir, directory.DATA_FILE):
+        _check_shards(workdir, stores_lib.open_stores(before.data))
     with directory.locked(workdir):
         # In this order, a kill in between leaves a run that only has to write
         # its weights again.
@@ -88,36 +91,63 @@ def check_data(workdir: str, sources: inputs.Sources) -> None:
 
     Other or rewritten shards would give another stream.
     """
-    now = _describe_data(sources)
     if not directory.has(workdir, directory.DATA_FILE):
         return
-    with directory.as_written(workdir, directory.DATA_FILE):
-        before = directory.read(workdir, directory.DATA_FILE)
-        before = {name: before[name] for name in now}
-        shards = [
-            [
-                f"shard {name} of version {stamp}"
-                for name, stamp in side["shards"]
-            ]
-            for side in (before, now)
-        ]
-    for was, is_now in itertools.zip_longest(*shards):
-        _check_same("`data.train`", workdir, was, is_now)
-    for name, what in (
-        ("manifest", "`data.manifest`"),
-        ("reference", "The reference"),
-        (
-            "sidecars",
-            "Tokenizer, preprocessing, scale, bias and dtype of the sidecars "
-            "in `reference.sidecar_dir`",
-        ),
-    ):
+    before, now = _read_data(workdir), _describe_data(sources)
+    _check_shards(workdir, sources.store)
+    names = {
+        "manifest": "`data.manifest`",
+        "reference": "The reference",
+        "sidecars": "Tokenizer, preprocessing, scale, bias and dtype of the "
+        "sidecars in `reference.sidecar_dir`",
+    }
+    if not _is_current(before):  # manifests and sidecars have been made again
+        names = {"reference": names["reference"]}
+    for name, what in names.items():
         _check_same(what, workdir, before[name], now[name])
 
 
+def _check_shards(workdir, store):
+    before = _read_data(workdir)
+    count = 2  # a name and a stamp
+    if not _is_current(before):
+        count = 1
+        progress.say(
+            f"{directory.path(workdir, directory.DATA_FILE)} is of version "
+            "0.3.0, whose checksums differ: the names of the shards are "
+            "compared, not their bytes"
+        )
+    with directory.as_written(workdir, directory.DATA_FILE):
+        shards = [
+            [
+                " of version ".join(["shard " + name, stamp][:count])
+                for name, stamp in side
+            ]
+            for side in (before["shards"], _describe_shards(store))
+        ]
+    for was, is_now in itertools.zip_longest(*shards):
+        _check_same("`data.train`", workdir, was, is_now)
+
+
+def _read_data(workdir):
+    names = ("shards", "reference", "manifest", "sidecars")
+    with directory.as_written(workdir, directory.DATA_FILE):
+        found = directory.read(workdir, directory.DATA_FILE)
+        return {name: found[name] for name in names} | {
+            "format": found.get("format")
+        }
+
+
+def _is_current(described):
+    return described["format"] == formats.FORMAT
+
+
 def record_data(workdir: str, sources: inputs.Sources) -> None:
-    """Records the data of a new run."""
-    if not directory.has(workdir, directory.DATA_FILE):
+    """Records the data of a run that is new, or of version 0.3.0."""
+    if not (
+        directory.has(workdir, directory.DATA_FILE)
+        and _is_current(_read_data(workdir))
+    ):
         now = _describe_data(sources)
         directory.write(workdir, directory.DATA_FILE, now)
 
@@ -125,14 +155,19 @@ def record_data(workdir: str, sources: inputs.Sources) -> None:
 def _describe_data(sources):
     store, sidecars = sources.store, sources.sidecars
     return {
-        "shards": [
-            [os.path.basename(path), store.stamp(number)]
-            for number, path in enumerate(store.shards.paths)
-        ],
+        "format": formats.FORMAT,
+        "shards": _describe_shards(store),
         "reference": sources.fingerprint,
         "manifest": store.manifest.identity if store.manifest else "",
         "sidecars": sidecars.identity if sidecars else "",
     }
+
+
+def _describe_shards(store):
+    return [
+        [os.path.basename(path), store.stamp(number)]
+        for number, path in enumerate(store.shards.paths)
+    ]
 
 
 def _check_same(what, workdir, before, now):

@@ -170,6 +170,7 @@ def _open(config, workdir, signals, overwrite, stack):
         signals.stop_together(distribution.any_worker(strategy))
     opened = inputs.open_inputs(config, workdir, strategy)
     opened = notices.check_data(config, opened)
+    provenance.check_data(workdir, opened.sources)
     # After all checks, so that a refusal prints nothing but its own message.
     progress.say(
         f"{workdir}: strategy {config.distribution.strategy} on "
@@ -179,7 +180,6 @@ def _open(config, workdir, signals, overwrite, stack):
         output = stack.enter_context(provenance.claimed(workdir, config))
         if overwrite:
             checkpoints_lib.begin_anew(output)
-        provenance.check_data(output, opened.sources)
         provenance.record_data(output, opened.sources)
     else:  # writing reduces some values over all workers
         output = stack.enter_context(tempfile.TemporaryDirectory())
@@ -477,8 +477,8 @@ def _closing_line(config, workdir, measures, seconds, store):
         state += f"; {name} {measures[name]:.4f}"
     if store.num_lost:
         state += f"; lost in damaged shards: about {store.num_lost:,} records"
-    if store.num_repeats:
-        state += f"; {store.num_repeats:,} records repeat others byte for byte"
+    if repeats := store.count_repeats():
+        state += f"; {repeats:,} records repeat others byte for byte"
     name = "page" if config.selection.stages else "evaluate"
     return f"{workdir}: {state}; next: {directory.command(name, workdir)}"
 

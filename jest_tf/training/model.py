@@ -309,7 +309,10 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
     def from_config(cls, config):
         """Builds the model from `get_config`'s result, without a reference."""
         config = keras.saving.deserialize_keras_object(config)
-        functions = [("loss", config["loss"])] * (":" in config["loss"])
+        loss = config["loss"]
+        if not isinstance(loss, str):
+            raise ValueError(f"`loss` must be a text. Received: {loss!r}")
+        functions = [("loss", loss)] * (":" in loss)
         selection = config["selection"]
         if selection is not None:
             selection = overrides.build(
@@ -317,7 +320,11 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
             )
             functions += selection.functions
         if serialization_lib.in_safe_mode():  # unset where a model is copied
-            imports.check_trust("A file in Keras' safe mode", functions)
+            imports.check_trust(
+                "A file that Keras loads in its safe mode (`safe_mode=False` "
+                "trusts it)",
+                functions,
+            )
         if selection is not None:
             config["selection"] = funnel_lib.Funnel.detached(
                 selection, config["loss"]

@@ -488,7 +488,7 @@ class FilesTest(tf.test.TestCase):
             ),
             (
                 '{"optimizer": {"name": "sgd"}}',
-                "config.json: `optimizer.name` must .*as version 0.3.0 writes",
+                "config.json: `optimizer.name` must .*as in 0.3.0",
             ),
             ('{"data": 3}', "`data` is a group of settings.*Received: 3"),
             ('{"model": {"size": 3}}', "No setting `model.size`. Fields of M"),

@@ -12,6 +12,7 @@ are most of the lines beyond ASCII, the table has another encoding.
 
 import csv
 import os
+import shlex
 
 import numpy as np
 
@@ -142,7 +143,7 @@ class _Lines:
             raise ValueError(
                 f"Table {path} must be UTF-8. Received: other bytes, the first "
                 f"in {self._first}; convert it from its encoding, such as by "
-                f"`iconv -f latin1 -t utf-8 {path} > NEW`"
+                f"`iconv -f latin1 -t utf-8 {shlex.quote(path)} > NEW`"
             )
 
 

@@ -16,7 +16,7 @@ from jest_tf.data.stores.shards import Fault, Record
 from jest_tf.files import retries
 
 # The most records that are compared with each other.
-_MAX_COMPARED = 2**25
+_MAX_COMPARED = 2**22
 # Records per read in a sequential pass.
 _BATCH = 256
 
@@ -93,12 +93,11 @@ class Store:
         there = len(self) - sum(len(shard.damage) for shard in self.indexes)
         return self.num_lost / (self.num_lost + there)
 
-    @property
-    def num_repeats(self) -> int:
-        """The number of records that repeat an earlier one, byte for byte.
+    def count_repeats(self) -> int:
+        """Counts the records that repeat an earlier one, byte for byte.
 
         By sizes and checksums; 0 if as many may coincide by chance, in stores
-        of more than 2**25 records, and in Parquet, without sizes.
+        of more than 2**22 records, and in Parquet, without sizes.
         """
         if len(self) > _MAX_COMPARED:
             return 0

@@ -122,9 +122,9 @@ class IdsTest(shard_files.FolderTestCase):
             self.path("t.tar"), shard_files.tar_sample("x", caption="c")
         )
         store = stores.open_store([self.path("a"), self.path("b"), tar])
-        self.assertEqual(store.num_repeats, 2)
-        self.assertEqual(stores.join([store, store]).num_repeats, 2)
-        self.assertEqual(stores.open_store(tar).num_repeats, 0)
+        self.assertEqual(store.count_repeats(), 2)
+        self.assertEqual(stores.join([store, store]).count_repeats(), 2)
+        self.assertEqual(stores.open_store(tar).count_repeats(), 0)
 
     def test_a_stamp_changes_with_the_shard_and_the_fields_only(self):
         path = shard_files.write_shard(
