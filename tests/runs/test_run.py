@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import io
+import json
 import os
 import shutil
 import sys
@@ -391,6 +392,14 @@ class DirectoryTest(RunsTestCase):
                     self.assertAllEqual(extended[name], value, name)
         with self.assertRaisesRegex(ValueError, "warmup_steps=2`.*: 2"):
             runs.extend(self.workdir("extended_cosine"), 2, trust=True)
+        # Other shards are found before the weights are removed.
+        workdir = self.workdir("extended_constant")
+        data = directory.read(workdir, directory.DATA_FILE)
+        data["shards"][0][1] = "another stamp"
+        directory.write(workdir, directory.DATA_FILE, data)
+        with self.assertRaisesRegex(ValueError, "of version another stamp"):
+            runs.extend(workdir, 4, trust=True)
+        self.assertTrue(directory.has(workdir, directory.WEIGHTS_FILE))
 
     @pytest.mark.slow
     def test_hooks_of_a_recipe(self):
@@ -552,6 +561,28 @@ class InputsTest(RunsTestCase):
                 continue
             with self.assertRaisesRegex(ValueError, message):
                 provenance.check_data(workdir, sources)
+
+    def test_shards_of_a_run_of_0_3_0_are_compared_by_name(self):
+        workdir = self.workdir("old")
+        sources, _ = self.open()
+        provenance.record_data(workdir, sources)
+        path = directory.path(workdir, directory.DATA_FILE)
+        with open(path, encoding="utf-8") as file:
+            now = json.load(file)
+        before = {name: now[name] for name in now if name != "format"}
+        for name, message in (("a.tfrecord", None), ("b.tfrecord", "shard b")):
+            before["shards"] = [[name, "a stamp without checksums"]]
+            directory.write(workdir, directory.DATA_FILE, before)
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                if message:
+                    with self.assertRaisesRegex(ValueError, message):
+                        provenance.check_data(workdir, sources)
+                    continue
+                provenance.check_data(workdir, sources)
+            self.assertIn("is of version 0.3.0", said.getvalue())
+            provenance.record_data(workdir, sources)
+            with open(path, encoding="utf-8") as file:
+                self.assertEqual(json.load(file), now)
 
     def test_which_records_are_clean_is_read_from_a_field(self):
         rows = [0, 3, 5]

@@ -179,6 +179,17 @@ class FunctionsTest(StrangersTestCase):
                     found = bool({"", os.getcwd()} & {*sys.path})
                 self.assertEqual(found, is_searched, (folder, before))
                 self.assertLessEqual({*path}, {*sys.path})
+        # A folder that a command names, without weights, and that of a file.
+        for name, content in (("config.json", "{}"), ("model.keras", "")):
+            self.write(f"given/{name}", content)
+            named = "." if name == "config.json" else name
+            with contextlib.chdir("given"):
+                for names, is_searched in (([], True), ([named], False)):
+                    sys.path[:] = path
+                    imports.search_here(False, names)
+                    found = bool({"", os.getcwd()} & {*sys.path})
+                    self.assertEqual(found, is_searched, (name, names))
+            os.remove(f"given/{name}")
 
     def test_functions_of_python_itself_are_no_settings(self):
         for name in ("os:abort", "cProfile:main", "posix:_exit"):
