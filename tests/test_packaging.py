@@ -230,10 +230,9 @@ class WheelTest(tf.test.TestCase):
         self.run_command("train", "--config", "recipe.py", "--workdir", "run")
         log = (self.work / "run" / "metrics.jsonl").read_text().splitlines()
         self.assertEqual([json.loads(line)["step"] for line in log], [1, 2])
-        measured = json.loads(
-            self.run_command("evaluate", "--workdir", "run", "--json")
-        )
+        run = "--workdir", "run", "--trust"
+        measured = json.loads(self.run_command("evaluate", *run, "--json"))
         self.assertIn("eval/shard/image_to_text/mrr", measured)
-        page = self.run_command("page", "--workdir", "run").strip()
+        page = self.run_command("page", *run).strip()
         self.assertEqual(page, "run/selection.html")
         self.assertIn("<html", (self.work / page).read_text())

@@ -199,7 +199,7 @@ class DirectoryTest(RunsTestCase):
             "5.00% are lost in damaged shards, .*at most 1.00%",
         ):
             self.train("lost", cut)
-        self.enterContext(mock.patch.object(reader, "MAX_FAULT_RATE", 0.06))
+        self.enterContext(mock.patch.object(reader, "MAX_FAULT_RATE", 0.2))
         for _ in range(2):
             said = self.train("lost", cut)
             self.assertRegex(
