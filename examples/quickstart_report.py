@@ -96,10 +96,11 @@ def summary(frame: pd.DataFrame, given: dict) -> str:
     rows.append(("chance", *[""] * 5, *[f"{given['chance']:.1f}"] * 2))
     means = frame.groupby("recipe")[["score", "tflops", "tflops_in_all"]].mean()
     score, tflops, in_all = (means[name] for name in means)
+    apart = np.ceil(1000 * (tflops.max() / tflops.min() - 1)) / 1000
     return (
         f"{markdown.table(header, rows)}\n\n"
         "At equal FLOPs by the paper's count (within "
-        f"{tflops.max() / tflops.min() - 1:.1%}; embedding and scoring count, "
+        f"{apart:.1%}; embedding and scoring count, "
         "the reference's training does not), the mean MRR is "
         f"{score['uniform']:.1f} % for uniform training, {score['jest']:.1f} % "
         f"for JEST, and {score['distilled']:.1f} % for a stored stage with "
