@@ -171,10 +171,16 @@ class BagTower(layers.Configured):
         self.head.build((None, 2 * self.embedding_dim))
         self.built = True
 
+    def vectors(self, tokens, is_word):
+        """The vectors of tokens [B, L], of which `is_word` [B, L] count."""
+        del is_word
+        return self.tokens(tokens)
+
     def call(self, tokens, training=None):
         is_word = tf.cast(tf.not_equal(tokens, 0), self.compute_dtype)
         # A text without a token has the mean 0.
-        summed = tf.einsum("bld,bl->bd", self.tokens(tokens), is_word)
+        vectors = self.vectors(tokens, is_word)
+        summed = tf.einsum("bld,bl->bd", vectors, is_word)
         count = tf.reduce_sum(is_word, axis=1, keepdims=True)
         mean = self.normalisation(summed / tf.maximum(count, 1.0))
         return self.head(self.hidden(mean))

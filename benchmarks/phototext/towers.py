@@ -8,7 +8,6 @@ The recipe configs/photos.py names them by the setting
 # ruff: noqa: D102
 
 import keras
-import tensorflow as tf
 
 from benchmarks.icontext import towers
 from jest_tf.models import layers
@@ -78,37 +77,16 @@ class ResidualBlock(towers.ConvolutionBlock):
 
 
 @keras.saving.register_keras_serializable(package="phototext")
-class OrderedTower(layers.Configured):
-    """A convolution over three tokens, then an MLP on the mean of the text.
+class OrderedTower(towers.BagTower):
+    """A `BagTower` of tokens that have seen their neighbours.
 
-    Tokens after the end and unknown ones, id 0, have no vector.
-
-    Args:
-        vocabulary_size: number of token ids.
-        embedding_dim: size of an embedding and of a token vector.
-        seed: integer that sets the initial weights.
-
-    Call arguments:
-        tokens: integer [B, L].
-
-    Returns:
-        Embeddings [B, embedding_dim], not normalised.
+    A convolution over three tokens adds to each. Tokens after the end and
+    unknown ones, id 0, have no vector.
     """
 
     def __init__(self, vocabulary_size, embedding_dim, *, seed=None, **kwargs):
-        super().__init__(**kwargs)
-        self.vocabulary_size = vocabulary_size
-        self.embedding_dim = embedding_dim
-        self.seed = seed
-        self.tokens = keras.layers.Embedding(
-            vocabulary_size,
-            embedding_dim,
-            embeddings_initializer=keras.initializers.RandomNormal(
-                stddev=embedding_dim**-0.5,
-                seed=layers.child_seed(seed, "tokens"),
-            ),
-        )
-        self.normalisation = keras.layers.LayerNormalization()
+        super().__init__(vocabulary_size, embedding_dim, seed=seed, **kwargs)
+        self.word_normalisation = keras.layers.LayerNormalization()
         self.neighbours = keras.layers.Conv1D(
             embedding_dim,
             3,
@@ -118,28 +96,14 @@ class OrderedTower(layers.Configured):
                 layers.child_seed(seed, "neighbours")
             ),
         )
-        self.last_normalisation = keras.layers.LayerNormalization()
-        self.hidden = towers.dense(
-            2 * embedding_dim, layers.child_seed(seed, "hidden"), "gelu"
-        )
-        self.head = towers.dense(embedding_dim, layers.child_seed(seed, "head"))
 
     def build(self, input_shape):
-        dim = self.embedding_dim
-        self.tokens.build(input_shape)
-        self.normalisation.build((None, None, dim))
-        self.neighbours.build((None, input_shape[1], dim))
-        self.last_normalisation.build((None, dim))
-        self.hidden.build((None, dim))
-        self.head.build((None, 2 * dim))
-        self.built = True
+        super().build(input_shape)
+        shape = None, input_shape[1], self.embedding_dim
+        self.word_normalisation.build(shape)
+        self.neighbours.build(shape)
 
-    def call(self, tokens, training=None):
-        is_word = tf.cast(tf.not_equal(tokens, 0), self.compute_dtype)
-        is_word = is_word[:, :, None]
-        words = self.normalisation(self.tokens(tokens)) * is_word
-        words += self.neighbours(words)
-        # A text without a token has the mean 0.
-        count = tf.reduce_sum(is_word, axis=1)
-        mean = tf.reduce_sum(words * is_word, axis=1) / tf.maximum(count, 1.0)
-        return self.head(self.hidden(self.last_normalisation(mean)))
+    def vectors(self, tokens, is_word):
+        words = super().vectors(tokens, is_word)
+        words = self.word_normalisation(words) * is_word[:, :, None]
+        return words + self.neighbours(words)
