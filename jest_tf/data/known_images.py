@@ -1,12 +1,17 @@
 """Finds known images, byte for byte, among the records that a stream reads."""
 
-import zlib
 from collections.abc import Iterable
+
+import google_crc32c
 
 
 def image_key(image: bytes) -> int:
-    """Returns the size and CRC-32 of an encoded image; 0 if it is empty."""
-    return len(image) << 32 | zlib.crc32(image)
+    """Returns the size and CRC-32C of an encoded image; 0 if it is empty.
+
+    Not CRC-32, which a PNG holds of its own parts: that of a whole file then
+    says little more than their sizes.
+    """
+    return len(image) << 32 | google_crc32c.value(image)
 
 
 class KnownImages:

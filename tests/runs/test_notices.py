@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import types
+import zlib
 from unittest import mock
 
 import numpy as np
@@ -13,6 +14,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import evaluation, models, runs
+from jest_tf.data import known_images
 from jest_tf.runs import inputs, notices
 
 
@@ -120,6 +122,17 @@ class NoticesTest(shard_files.FolderTestCase):
                 callback.on_train_batch_end(step)
             callback.on_train_end()
         return said.getvalue().splitlines()
+
+    def test_png_files_of_equal_sizes_are_told_apart(self):
+        # Their CRC-32s are all equal: each part of a PNG holds its own.
+        pixels = np.random.default_rng(0).integers(0, 255, [50, 4, 4, 3])
+        encoded = [
+            tf.io.encode_png(image, compression=0).numpy()
+            for image in pixels.astype(np.uint8)
+        ]
+        self.assertLen({zlib.crc32(image) for image in encoded}, 1)
+        keys = {known_images.image_key(image) for image in encoded}
+        self.assertLen(keys, 50)
 
     def test_known_images_are_told_after_the_first_steps(self):
         pool, tests = self.pool(), self.pool(["c"] * 9, first=200, name="tests")
