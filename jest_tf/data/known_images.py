@@ -8,8 +8,8 @@ import google_crc32c
 def image_key(image: bytes) -> int:
     """Returns the size and CRC-32C of an encoded image; 0 if it is empty.
 
-    Not CRC-32, which a PNG holds of its own parts: that of a whole file then
-    says little more than their sizes.
+    Not CRC-32, which a PNG holds of its own parts: that of the whole file then
+    has 16 free bits.
     """
     return len(image) << 32 | google_crc32c.value(image)
 
