@@ -25,7 +25,7 @@ KINDS = {
     "sidecar": "rewrite it with `jest-tf embed --overwrite`",
     "manifest": "rewrite it with `jest-tf curate --overwrite`",
 }
-# 1, of 0.3.0, has no checksums of records, and its pictures were not turned.
+# 1, of 0.3.0, has no checksums of records, and images that were not turned.
 _VERSION = "2"
 _DTYPES = {
     "I64": "int64",

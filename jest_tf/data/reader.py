@@ -51,8 +51,7 @@ class FaultLog:
     Attributes:
         num_drawn: positions drawn so far.
         num_replaced: positions replaced so far.
-        num_lines: lines of the closed log; an unreadable replacement has
-            another.
+        num_lines: lines of the closed log, with those of replacements.
         first: the first line in this process; None before any.
     """
 
@@ -142,8 +141,8 @@ class FaultLog:
             if self._path:
                 reasons += f"; all of them are in {self._path}"
             elif self.first:
-                place, reason = self.first["place"], self.first["reason"]
-                reasons += f"; the first: {place}, {reason}"
+                first = self.first
+                reasons += f"; the first: {first['place']}, {first['reason']}"
         return (
             f"Too many records cannot be read: {', and '.join(counts)}. "
             f"Expected at most {self._max_rate:.2%}{reasons}"
@@ -273,19 +272,11 @@ class Reader:
     known: known_images.KnownImages | None = None
 
     def check(self, positions: np.ndarray) -> list[bytes]:
-        """Counts unreadable records at positions, without replacing any.
-
-        Returns the captions of the others.
-        """
-        chunk = self._empty(positions)
-        numbers = caption_numbers(self.seed, positions).tolist()
-        count = 0
-        for i, record in enumerate(self._records(chunk.rows)):
-            fault = self._take(chunk, i, record, numbers[i])
-            if fault:
-                self._log(chunk, i, int(positions[i]), fault)
-                count += 1
-        self.log.count(len(positions), count)
+        """Counts unreadable records; returns the captions of the others."""
+        chunk, faults = self._read(positions)
+        for i, fault in faults:
+            self._log(chunk, i, int(positions[i]), fault)
+        self.log.count(len(positions), len(faults))
         return [caption for caption in chunk.captions if caption is not None]
 
     def read(self, positions: np.ndarray) -> Chunk:
@@ -293,13 +284,10 @@ class Reader:
 
         Does not decode the images; `repair` replaces damaged images.
         """
-        chunk = self._empty(positions)
-        numbers = caption_numbers(self.seed, positions).tolist()
-        for i, record in enumerate(self._records(chunk.rows, self.blocks)):
-            fault = self._take(chunk, i, record, numbers[i])
-            if fault:
-                self._replace(chunk, i, int(positions[i]), numbers[i], fault)
-        self.log.count(len(positions), int((chunk.attempts > 0).sum()))
+        chunk, faults = self._read(positions, self.blocks)
+        for i, fault in faults:
+            self._replace(chunk, i, int(positions[i]), fault)
+        self.log.count(len(positions), len(faults))
         return chunk
 
     def repair(
@@ -310,21 +298,20 @@ class Reader:
         `missing`, int64 [m], has the indices of images that failed to decode.
         Returns the m decoded images, uint8 [H, W, 3] each.
         """
-        numbers = caption_numbers(self.seed, positions).tolist()
-        decoded = []
-        before = int((chunk.attempts > 0).sum())
+        decoded, before = [], int((chunk.attempts > 0).sum())
         for i in missing.tolist():
             image = images.decode(chunk.encoded[i])
             while isinstance(image, stores.Fault):
-                self._replace(chunk, i, int(positions[i]), numbers[i], image)
+                self._replace(chunk, i, int(positions[i]), image)
                 image = images.decode(chunk.encoded[i])
             decoded.append(image)
         self.log.count(0, int((chunk.attempts > 0).sum()) - before)
         return decoded
 
-    def _empty(self, positions):
+    def _read(self, positions, source=None):
+        """Reads records; returns their `Chunk`, and the fault at each index."""
         count = len(positions)
-        return Chunk(
+        chunk = Chunk(
             self.order.rows(positions),
             np.zeros(count, np.int64),
             # Not arrays of type S, which drop trailing zero bytes.
@@ -333,6 +320,10 @@ class Reader:
             np.empty(count, object),
             np.zeros(count, np.int64),
         )
+        records = self._records(chunk.rows, source)
+        numbers = caption_numbers(self.seed, positions).tolist()
+        taken = map(self._take, [chunk] * count, range(count), records, numbers)
+        return chunk, [(i, fault) for i, fault in enumerate(taken) if fault]
 
     def _records(self, rows, source=None):
         records = (source or self.store).read(rows)
@@ -360,8 +351,9 @@ class Reader:
         chunk.choices[i] = choice
         return None
 
-    def _replace(self, chunk, i, position, number, fault):
+    def _replace(self, chunk, i, position, fault):
         """Puts the next readable substitute at index i of a chunk."""
+        (number,) = caption_numbers(self.seed, np.array([position])).tolist()
         while fault:
             row = self._log(chunk, i, position, fault)
             chunk.attempts[i] += 1

@@ -63,7 +63,7 @@ def is_at_chance(
     every = config.evaluation.log_every_steps
     count = max(_ROWS_AT_CHANCE, -(-_STEPS_AT_CHANCE // every))
     begun = config.optimizer.warmup_steps + every
-    values = [loss for step, loss in losses if step >= begun][-count:]
+    values = [loss for step, loss in losses[-count:] if step >= begun]
     if len(values) < count:
         return None
     before, after = np.array_split(values, 2)

@@ -1,13 +1,14 @@
 """CSV and TSV tables; the columns are described in `data/stores/tables.py`.
 
-The first row names the columns. If the usual delimiter leaves it whole, and one
-other splits it, that is the table's. Quoting follows RFC 4180: a quoted field
-may hold the delimiter, line breaks and doubled quotation marks. An unclosed
-mark swallows the rows up to the next mark; these bytes are marked as damage.
-Rows are located by byte offset, so no table is kept in memory.
+The first row names the columns. If the usual delimiter finds a single column in
+it, and exactly one other finds more, that one is used. Quoting follows RFC
+4180: a quoted field may hold the delimiter, line breaks and doubled quotation
+marks. An unclosed mark swallows the rows up to the next mark; these bytes are
+marked as damage. Rows are located by byte offset: no table is kept in memory.
 
-A table is UTF-8. A few lines of other bytes may be damage and are kept; if they
-are most of the lines beyond ASCII, the table has another encoding.
+A table is UTF-8. A few lines of other bytes may be damage and are kept. If they
+are more than `_MAX_DAMAGED` of all lines, and most of those beyond ASCII, the
+table has another encoding.
 """
 
 import csv
