@@ -183,6 +183,26 @@ class TrainersTest(tf.test.TestCase):
         self.assertEqual(directory.read(folder, "evaluation.json"), found)
         with open(f"{folder}/evaluation.html", encoding="utf-8") as file:
             self.assertIn("<h2>icons</h2>", file.read())
+        # By slice, too: together they are the whole.
+        found = self.evaluate(
+            *("--workdir", self.teacher, "--output", folder, "--by", "kind")
+        )
+        slices = found.pop("slices")
+        self.assertAllClose(found, expected)
+        name = "zero_shot/accuracy@1"
+        of_icons = [
+            each["measures"][name]
+            for each in slices
+            if each["store"] == "icons"
+        ]
+        self.assertGreater(len(of_icons), 1)
+        total = sum(each["value"] * each["count"] for each in of_icons)
+        count = sum(each["count"] for each in of_icons)
+        self.assertAllClose(total / count, found[f"eval/icons/{name}"])
+        written = directory.read(folder, "evaluation.json")
+        self.assertEqual(written["slices"], slices)
+        with open(f"{folder}/evaluation.html", encoding="utf-8") as file:
+            self.assertIn("<h3>By slice, the weakest first</h3>", file.read())
         # Another run is measured on the same stores by its settings.
         words = ["--workdir", self.learner, "--set", "evaluation.data="]
         found = self.evaluate(*words, *ICONS)

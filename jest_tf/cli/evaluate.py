@@ -4,7 +4,8 @@ Settings, vocabulary and weights come from the run directory; `--step` takes
 the weights of a checkpoint. Every store of `evaluation.data` and
 `evaluation.stores` is measured by retrieval, zero-shot classification or both
 (docs/evaluation.md). Prints one measure per line, or JSON with `--json`. With
-`--output`, also writes `evaluation.json`, the same measures, and the page
+`--by`, it also measures the records that share a value of a field. With
+`--output`, it also writes `evaluation.json`, the same measures, and the page
 `evaluation.html`.
 """
 
@@ -15,6 +16,8 @@ import json
 
 from jest_tf import config
 from jest_tf.cli import flags as flags_lib
+
+_SHOWN = 10  # slices on the console; files have all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="settings to override, such as data.image_field=png",
     )
     add(
+        "--by",
+        **flags_lib.SEVERAL,
+        default=[],
+        metavar="FIELD",
+        help="fields of the records, such as brand: also measure each value",
+    )
+    add(
         "--output", metavar="DIR", help="where files go (default: none written)"
     )
     add(
@@ -57,12 +67,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Measures the model and prints the measures."""
-    results = _measured(flags)
-    text = "\n".join(f"{results[name]:8.4f}  {name}" for name in results)
-    print(json.dumps(results, indent=2) if flags.json else text)
+    results, slices = _measured(flags)
+    if flags.json:
+        print(json.dumps(_as_json(results, slices), indent=2))
+        return
+    for name, value in results.items():
+        print(f"{value:8.4f}  {name}")
+    for store, found in slices.items():
+        _print_slices(store, found)
+
+
+def _print_slices(store, slices):
+    from jest_tf.runs import evaluations
+
+    weakest = evaluations.weakest(slices)
+    if not weakest:
+        return
+    print(f"\n{store} by slice, the weakest of {len(weakest)} first:")
+    for some in weakest[:_SHOWN]:
+        name, (value, low, high, _) = evaluations.headline(some)
+        print(
+            f"{value:8.4f}  [{low:.4f}, {high:.4f}]  {name}  "
+            f"{some.field}={some.value}, {len(some.rows):,} records"
+        )
+
+
+def _as_json(results, slices):
+    """Measures by name; with slices, a list of them under "slices"."""
+    if not slices:
+        return results
+    return results | {
+        "slices": [
+            {
+                "store": store,
+                "field": some.field,
+                "value": some.value,
+                "records": len(some.rows),
+                "measures": {
+                    name: estimate._asdict()
+                    for name, estimate in some.measures.items()
+                },
+            }
+            for store, found in slices.items()
+            for some in found
+        ]
+    }
 
 
 def _measured(flags):
+    """The measures by name, and slices by store."""
     from jest_tf import evaluation
     from jest_tf.reports import evaluation_page
     from jest_tf.runs import directory, evaluations, loading
@@ -95,9 +148,15 @@ def _measured(flags):
             model.learner, model.tokenizer, model.image_form
         )
         with encoder.fixed():
-            results = evaluations.measure(stores, encoder)
+            results, slices = evaluations.measure(stores, encoder), {}
+            if flags.by:
+                slices = evaluations.measure_slices(stores, encoder, flags.by)
             if flags.output:
-                directory.write(flags.output, directory.RESULTS_FILE, results)
+                directory.write(
+                    flags.output,
+                    directory.RESULTS_FILE,
+                    _as_json(results, slices),
+                )
                 evaluation_page.write(
                     directory.path(flags.output, directory.RESULTS_PAGE_FILE),
                     name
@@ -106,8 +165,9 @@ def _measured(flags):
                     stores,
                     encoder,
                     results,
+                    slices,
                 )
-    return results
+    return results, slices
 
 
 def _indexes(flags, recipe, settings):

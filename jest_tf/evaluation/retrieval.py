@@ -35,11 +35,30 @@ def retrieval_measures(
         `image_to_text/recall@1`, `@5`, `@10`, `mrr` and the same of
         `text_to_image`, each in [0, 1].
     """
+    sides = image_embeddings, text_embeddings, image_groups, text_groups
+    return {
+        name: float(values.mean())
+        for name, values in query_values(*sides).items()
+    }
+
+
+def query_values(
+    image_embeddings: np.ndarray,
+    text_embeddings: np.ndarray,
+    image_groups: Sequence,
+    text_groups: Sequence,
+) -> dict[str, np.ndarray]:
+    """Returns what each query adds to the means of `retrieval_measures`.
+
+    Returns:
+        Its names; float64 [N] from image to text, float64 [M] from text to
+        image, each in [0, 1].
+    """
     results = {}
     for name, places in _places(
         image_embeddings, text_embeddings, image_groups, text_groups
     ):
-        results |= _measures(name, places)
+        results |= _values(name, places)
     return results
 
 
@@ -59,7 +78,10 @@ def chance(image_groups: Sequence, text_groups: Sequence) -> dict[str, float]:
         )
         tied = len(candidates) - matching
         places = ranking.Places(np.zeros_like(tied), tied, matching)
-        results |= _measures(name, places, counts)
+        results |= {
+            name: float(np.average(values, weights=counts))
+            for name, values in _values(name, places).items()
+        }
     return results
 
 
@@ -85,17 +107,16 @@ def ranks(
     return expected
 
 
-def _measures(name, places, counts=None):
-    """The measures of places, weighted by `counts`, the queries of each."""
+def _values(name, places):
+    """The measures of each query, by name."""
     values = {
-        f"recall@{k}": ranking.expected(places, lambda ranks, k=k: ranks <= k)
+        f"{name}/recall@{k}": ranking.expected(
+            places, lambda ranks, k=k: ranks <= k
+        )
         for k in _RECALLS
     }
-    values["mrr"] = ranking.expected(places, lambda ranks: 1 / ranks)
-    return {
-        f"{name}/{measure}": float(np.average(value, weights=counts))
-        for measure, value in values.items()
-    }
+    values[f"{name}/mrr"] = ranking.expected(places, lambda ranks: 1 / ranks)
+    return values
 
 
 def _places(images, texts, image_groups, text_groups):

@@ -32,6 +32,27 @@ def zero_shot_measures(
         with images, of each class's share for k = 1. A tie counts as its mean
         over all orders.
     """
+    targets = np.asarray(image_classes)
+    hits_within = image_values(image_embeddings, targets, class_embeddings)
+    results = {name: float(hits.mean()) for name, hits in hits_within.items()}
+    counts = np.bincount(targets, minlength=len(class_embeddings))
+    hits = hits_within["zero_shot/accuracy@1"]
+    shares = np.bincount(targets, hits, len(counts))[counts > 0]
+    results["zero_shot/mean_per_class"] = float(
+        np.mean(shares / counts[counts > 0])
+    )
+    return results
+
+
+def image_values(
+    image_embeddings: np.ndarray,
+    image_classes: np.ndarray,
+    class_embeddings: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Returns what each image adds to `zero_shot/accuracy@1` and `@5`.
+
+    Arguments are as in `zero_shot_measures`; the result is float64 [N] by name.
+    """
     images = ranking.check_vectors("image_embeddings", image_embeddings)
     classes = ranking.check_vectors("class_embeddings", class_embeddings)
     ranking.check_rows("image_classes", image_classes, len(images))
@@ -44,20 +65,12 @@ def zero_shot_measures(
     places = ranking.places(
         "zero_shot", images, targets, classes, np.arange(len(classes))
     )
-    hits_within = {
-        k: ranking.expected(places, lambda ranks, k=k: ranks <= k)
+    return {
+        f"zero_shot/accuracy@{k}": ranking.expected(
+            places, lambda ranks, k=k: ranks <= k
+        )
         for k in _ACCURACIES
     }
-    results = {
-        f"zero_shot/accuracy@{k}": float(np.mean(hits))
-        for k, hits in hits_within.items()
-    }
-    counts = np.bincount(targets, minlength=len(classes))
-    shares = np.bincount(targets, hits_within[1], len(classes))[counts > 0]
-    results["zero_shot/mean_per_class"] = float(
-        np.mean(shares / counts[counts > 0])
-    )
-    return results
 
 
 def nearest(

@@ -1,6 +1,7 @@
 """The page of an evaluation: measures, hardest pairs of classes, mistakes."""
 
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,15 +19,20 @@ def write(
     stores: evaluations.Stores,
     encoder: evaluation.Encoder,
     results: Mapping[str, float],
+    slices: Mapping[str, Sequence[evaluation.Slice]] = types.MappingProxyType(
+        {}
+    ),
 ) -> None:
     """Writes the page of the evaluations of the model `name`.
 
-    `results` come from `evaluations.measure`. Every store has a section for
-    each of its tasks.
+    `results` come from `evaluations.measure`, `slices` from
+    `evaluations.measure_slices`. Every store has a section for each of its
+    tasks.
     """
     sections = []
     for title, store in stores.items():
         embedded = store.embed(encoder)
+        everything = np.ones(len(store.store), bool)
         section = {
             "title": title,
             "measures": {
@@ -35,16 +41,46 @@ def write(
                 if name.startswith(f"eval/{title}/")
             },
         }
+        if slices.get(title):
+            section["slices"] = _slices(store, embedded, slices[title])
         if "zero_shot" in store.tasks:
-            section["classes"] = _confusions(store, embedded)
+            section["classes"] = _confusions(store, embedded, everything)
         if "retrieval" in store.tasks:
-            section["retrieved"] = _retrieved(store, embedded)
+            section["retrieved"] = _retrieved(store, embedded, everything)
         sections.append(section)
     page = rendering.render("evaluation.html", name=name, sections=sections)
     files.write_whole(path, page)
 
 
-def _confusions(store, embedded):
+def _slices(store, embedded, slices):
+    """A table of slices, the weakest first, and mistakes in the weakest."""
+    weakest = evaluations.weakest(slices)
+    if not weakest:
+        return None
+    first = weakest[0]
+    shown = np.zeros(len(store.store), bool)
+    shown[first.rows] = True
+    mistakes = (
+        _retrieved(store, embedded, shown)["images"]
+        if "retrieval" in store.tasks
+        else _confusions(store, embedded, shown)["cards"]
+    )
+    return {
+        "measure": evaluations.headline(first)[0],
+        "rows": [
+            (
+                f"{some.field}={some.value}",
+                len(some.rows),
+                evaluations.headline(some)[1],
+            )
+            for some in weakest
+        ],
+        "cards": mistakes,
+    }
+
+
+def _confusions(store, embedded, shown):
+    """Pairs of classes, and the mistakes among the records `shown`, bool."""
     images, targets = embedded.images[store.labelled], store.targets
     nearest = zero_shot.nearest(images, embedded.classes)
     names, totals = store.class_names, np.bincount(targets)
@@ -69,7 +105,8 @@ def _confusions(store, embedded):
         images,
         embedded.classes[nearest] - embedded.classes[targets],
     )
-    rows = _worst(margins, nearest != targets)
+    is_wrong = (nearest != targets) & shown[store.labelled]
+    rows = _worst(margins, is_wrong)
     texts = [
         f"{names[targets[row]]}, taken for {names[nearest[row]]}"
         for row in rows
@@ -80,7 +117,8 @@ def _confusions(store, embedded):
     }
 
 
-def _retrieved(store, embedded):
+def _retrieved(store, embedded, shown):
+    """Images and captions among the records `shown` that are found last."""
     ranks = evaluation.ranks(
         embedded.images, embedded.texts, store.image_groups, store.text_groups
     )
@@ -89,8 +127,8 @@ def _retrieved(store, embedded):
     by_group = {}
     for group, caption in zip(store.text_groups, captions, strict=True):
         by_group.setdefault(group, caption)
-    image_rows = _worst(from_image, from_image > 1)
-    texts = _worst(from_text, from_text > 1)
+    image_rows = _worst(from_image, (from_image > 1) & shown)
+    texts = _worst(from_text, (from_text > 1) & shown[store.rows])
     return {
         "images": _cards(
             store,

@@ -3,7 +3,7 @@
 import contextlib
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from jest_tf import evaluation
 from jest_tf.runs import directory, progress, steps
@@ -30,6 +30,30 @@ def measure(stores: Stores, encoder: evaluation.Encoder) -> dict[str, float]:
             for name, store in stores.items()
             for measure, value in store.measure(encoder).items()
         }
+
+
+def measure_slices(
+    stores: Stores, encoder: evaluation.Encoder, fields: Sequence[str]
+) -> dict[str, list[evaluation.Slice]]:
+    """Measures the slices of all stores by `fields`, by the store's name."""
+    with encoder.fixed():
+        return {
+            name: evaluation.measure_slices(store, store.embed(encoder), fields)
+            for name, store in stores.items()
+        }
+
+
+def weakest(slices: Sequence[evaluation.Slice]) -> list[evaluation.Slice]:
+    """Slices that have a headline measure, the lowest first."""
+    return sorted(filter(headline, slices), key=lambda some: headline(some)[1])
+
+
+def headline(some: evaluation.Slice) -> tuple[str, evaluation.Estimate] | None:
+    """The measure that slices are compared by, and its value; None if none."""
+    for name, _ in reversed(HEADLINES):
+        if name in some.measures:
+            return name, some.measures[name]
+    return None
 
 
 class Evaluation(steps.StepCallback):
