@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="step of a checkpoint (default: the final weights)",
     )
+    flags_lib.add_mix(parser)
     flags_lib.add_trust(parser)
     add("--json", action="store_true", help="print JSON")
     parser.set_defaults(settings=config.TrainConfig)
@@ -141,7 +142,7 @@ def _measured(flags):
     if flags.step is None:
         flag = "--workdir" if flags.workdir else "--model"
         loading.check_model(name, flag, "--step")
-    model = loading.load(name, flags.step)
+    model = loading.load(name, flags.step, mix=flags.mix)
     with _indexes(flags, recipe, settings):
         stores = evaluation.open_stores(named, settings.data)
         encoder = evaluation.Encoder(
@@ -159,15 +160,21 @@ def _measured(flags):
                 )
                 evaluation_page.write(
                     directory.path(flags.output, directory.RESULTS_PAGE_FILE),
-                    name
-                    if flags.step is None
-                    else f"{name}, step {flags.step}",
+                    _title(name, flags),
                     stores,
                     encoder,
                     results,
                     slices,
                 )
     return results, slices
+
+
+def _title(name, flags):
+    if flags.step is not None:
+        name += f", step {flags.step:,}"
+    if flags.mix < 1:
+        name += f", mixed with its start, {flags.mix:g} to {1 - flags.mix:g}"
+    return name
 
 
 def _indexes(flags, recipe, settings):

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="the folder to make",
     )
+    flags_lib.add_mix(parser)
     flags_lib.add_trust(parser)
 
 
@@ -42,7 +43,7 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf.runs import loading
 
     loading.check_model(flags.model, "--model")
-    model = inference.load(flags.model)
+    model = inference.load(flags.model, mix=flags.mix)
     write = imports.load_function("--format", FORMATS[flags.format])
     if functions := write(model, flags.output):
         print(f"functions: {', '.join(functions)}")

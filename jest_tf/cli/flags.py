@@ -103,6 +103,18 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_mix(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that mixes a tuned model with its start."""
+    parser.add_argument(
+        "--mix",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of the run's weights, 0 to 1; the rest is of the model "
+        "that it started from, `model.init_from` (1)",
+    )
+
+
 def add_format(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the data format, as in `data` of a recipe."""
     for field, shown, options in (

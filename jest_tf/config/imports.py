@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from jest_tf.config import checks
 
+# Whose classes a saved model may have without trust.
+_KNOWN_PACKAGES = ("builtins", "jest_tf", "keras", "keras_hub")
 _trusts = contextvars.ContextVar("trusts", default=False)
 
 
@@ -115,6 +117,33 @@ def load_function(setting: str, name: str) -> Callable:
             f"a {type(loaded).__name__}"
         )
     return loaded
+
+
+def import_classes(path: str, serialized: dict) -> None:
+    """Imports the classes that a serialized Keras model has of other packages.
+
+    Args:
+        path: the file that it is from, of a run directory or of a saved model.
+        serialized: as of `keras.saving.serialize_keras_object`.
+    """
+    names = sorted({*_classes(serialized)})
+    check_trust(path, (("class", name) for name in names))
+    for name in names:
+        load_function("class", name)
+
+
+def _classes(serialized):
+    """Yields "module:class" of objects that neither Keras nor this makes."""
+    left = [serialized]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left += value
+        elif isinstance(value, dict):
+            left += value.values()
+            module, name = value.get("module"), value.get("class_name")
+            if module and module.partition(".")[0] not in _KNOWN_PACKAGES:
+                yield f"{module}:{name}"
 
 
 def call_function(setting: str, name: str, result: str):

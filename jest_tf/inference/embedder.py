@@ -166,6 +166,7 @@ def load(
     step: int | None = None,
     batch_size: int = 256,
     trust: bool = False,
+    mix: float = 1.0,
 ) -> Embedder:
     """Loads a trained learner, or a public model, for use.
 
@@ -178,6 +179,8 @@ def load(
         batch_size: images or texts per forward pass.
         trust: whether modules in the run's directory may be imported
             (docs/models.md).
+        mix: share of the run's weights; the rest is of the model that the run
+            started from, `model.init_from` (docs/fine_tuning.md).
 
     Example:
         ```python
@@ -185,7 +188,7 @@ def load(
         model.embed_images(["cat.jpg"]) @ model.embed_texts(["a cat"]).T
         ```
     """
-    model = loading.load(os.fspath(name), step, trust=trust)
+    model = loading.load(os.fspath(name), step, trust=trust, mix=mix)
     config = model.config if isinstance(model, reference.Run) else None
     return Embedder(
         model.learner,

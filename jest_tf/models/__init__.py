@@ -2,6 +2,7 @@
 
 from jest_tf.config import PRESETS
 from jest_tf.models.building import (
+    adapted,
     build_learner,
     build_two_tower,
     from_json,
@@ -13,6 +14,7 @@ from jest_tf.models.two_tower import TwoTower, unit_norm
 __all__ = [
     "PRESETS",
     "TwoTower",
+    "adapted",
     "build_learner",
     "build_two_tower",
     "from_json",

@@ -158,12 +158,26 @@ def start_from(
 ) -> two_tower.TwoTower:
     """Builds a learner with the weights of another model.
 
-    The learner has the towers, weights, temperature and bias of `initial`,
-    under the dtype policy of `config.model`, for images of `data.image_size`.
-    The learned positions of patches are resized bilinearly to this size. With
-    `model.init_tower` only that tower comes from `initial`. The other tower is
-    a new one of the preset, and temperature and bias are new, too. A new text
-    tower has `vocabulary_size` token ids.
+    The learner is that of `adapted`. With `model.init_tower` only that tower
+    comes from `initial`. The other tower is a new one of the preset, and
+    temperature and bias are new, too. A new text tower has `vocabulary_size`
+    token ids.
+    """
+    learner = adapted(initial, config)
+    if config.model.init_tower:
+        learner = _with_new_tower(learner, config, vocabulary_size)
+    parts.freeze(learner, config.model.frozen)
+    return learner
+
+
+def adapted(
+    initial: two_tower.TwoTower, config: config_lib.TrainConfig
+) -> two_tower.TwoTower:
+    """Copies a model for a run with other images or another dtype policy.
+
+    The copy has the towers, weights, temperature and bias of `initial`, under
+    the dtype policy of `config.model`, for images of `data.image_size`. The
+    learned positions of patches are resized bilinearly to this size.
     """
     before, size = initial.input_shapes["image"][1], config.data.image_size
     if config.model.init_tower == "text_tower":
@@ -178,9 +192,6 @@ def start_from(
             new.assign(old.numpy())
         elif not new.path.endswith("position_ids"):  # these are 0, 1, 2, ...
             new.assign(_resized(old.numpy(), new, before, size))
-    if config.model.init_tower:
-        learner = _with_new_tower(learner, config, vocabulary_size)
-    parts.freeze(learner, config.model.frozen)
     return learner
 
 

@@ -16,12 +16,13 @@ import contextlib
 import json
 import os
 import re
+import zipfile
 
 import keras
 import tensorflow as tf
 
 from jest_tf import embeddings, files
-from jest_tf.config import checks
+from jest_tf.config import checks, imports
 from jest_tf.data import images, tokenizers
 from jest_tf.models import hugging_face, reference, two_tower
 
@@ -155,6 +156,9 @@ def _load_part(hub, name, kind):
 
 def _read_keras_file(path):
     with files.staged(path) as local:
+        with zipfile.ZipFile(local) as archive:
+            serialized = json.loads(archive.read("config.json"))
+        imports.import_classes(path, serialized)
         model = keras.models.load_model(local, compile=False)
     learner = getattr(model, "learner", model)
     if not isinstance(learner, two_tower.TwoTower):

@@ -29,7 +29,11 @@ _LOOKED_AT = 64
 
 
 def load(
-    name: str, step: int | None = None, *, trust: bool = False
+    name: str,
+    step: int | None = None,
+    *,
+    trust: bool = False,
+    mix: float = 1.0,
 ) -> reference.Run | reference.Pretrained:
     """Loads a model by name: the learner of a run, or a pretrained model.
 
@@ -38,7 +42,9 @@ def load(
             `pretrained.load` takes.
         step: step of a checkpoint of the run; None takes the final weights.
         trust: whether functions that the run names may be called.
+        mix: share of the run's weights; the rest is of `model.init_from`.
     """
+    checks.check("mix", mix, checks.within("[0, 1]"))
     if step is None:
         check_model(name, "name", "step")
     elif pretrained.is_name(name):
@@ -47,9 +53,41 @@ def load(
             f"Received: {name!r}, step={step}"
         )
     with imports.trusting(trust):
-        if pretrained.is_name(name):
+        is_run = not pretrained.is_name(name)
+        if mix < 1.0 and not (
+            is_run and directory.load_config(name).model.init_from
+        ):
+            raise ValueError(
+                "`mix` needs a run that started from another model: expected "
+                f"a run directory with `model.init_from`. Received: {name!r}"
+            )
+        if not is_run:
             return pretrained.load(name)
-        return _load_run(name, step)
+        run = _load_run(name, step)
+        if mix < 1.0:
+            _mix_with_start(run, mix)
+        return run
+
+
+def _mix_with_start(run, share):
+    """Moves the weights of a run towards those that it started from.
+
+    They become share * own + (1 - share) * start, without training. A tower
+    that `model.init_tower` did not take, and then the temperature and the bias,
+    keep their own.
+
+    Reference: Wortsman et al. 2022, arXiv 2109.01903 (WiSE-FT).
+    """
+    config, learner = run.config, run.learner
+    check_model(config.model.init_from, "model.init_from")
+    start = models.adapted(load(config.model.init_from).learner, config)
+    taken = config.model.init_tower
+    own, first = (
+        getattr(model, taken) if taken else model for model in (learner, start)
+    )
+    for variable, before in zip(own.variables, first.variables, strict=True):
+        if keras.backend.is_float_dtype(variable.dtype):
+            variable.assign(share * variable + (1.0 - share) * before)
 
 
 def _load_run(workdir, step):
@@ -290,9 +328,13 @@ def _read_learner(workdir, config):
         content = directory.read(workdir, directory.LEARNER_FILE)
         form = content.pop("picture", None)  # until 0.3.0
         image_form = images.Resizing(**(form or content.pop("image_form")))
-        text = json.dumps(content)
-        if "keras_hub" in text:  # Keras must know its classes
-            tokenizers.import_keras_hub(workdir)
+    text = json.dumps(content)
+    imports.import_classes(
+        directory.path(workdir, directory.LEARNER_FILE), content
+    )
+    if "keras_hub" in text:  # Keras must know its classes
+        tokenizers.import_keras_hub(workdir)
+    with directory.as_written(workdir, directory.LEARNER_FILE, Exception):
         learner = models.from_json(text)
     parts.freeze(learner, config.model.frozen)
     return learner, image_form

@@ -249,6 +249,69 @@ class ReferenceByNameTest(tf.test.TestCase):
         )
 
 
+class MixTest(tf.test.TestCase):
+    """Weights between those of a run and those that it started from."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.run = f"{self.folder}/run"
+        os.mkdir(self.run)
+        self.start, self.end = tiny.learner(seed=0), tiny.learner(seed=1)
+        self.end.log_temperature.assign(3.0)
+        words = tokenizers.WordPieceTokenizer(tiny.VOCABULARY, tiny.TEXT_LENGTH)
+        for folder in (self.folder, self.run):
+            words.save(folder)
+        self.start.save(f"{self.folder}/start.keras")
+        directory.save_learner(self.run, self.end)
+        form = images_lib.Resizing(tiny.IMAGE_SIZE)
+        loading.write_learner(self.run, self.end, form)
+
+    def write(self, **model):
+        settings = config.TrainConfig(
+            data=config.DataConfig(
+                image_size=tiny.IMAGE_SIZE, text_length=tiny.TEXT_LENGTH
+            ),
+            model=config.ModelConfig(**model),
+        )
+        config.save_config(settings, f"{self.run}/config.json")
+
+    def test_every_weight_lies_between_both(self):
+        self.write(init_from=f"{self.folder}/start.keras")
+        for share in (0.0, 0.25, 1.0):
+            found = loading.load(self.run, mix=share).learner.variables
+            for one, first, last in zip(
+                found, self.start.variables, self.end.variables, strict=True
+            ):
+                expected = share * last.numpy() + (1 - share) * first.numpy()
+                self.assertAllClose(one, expected, msg=one.path)
+
+    def test_only_a_taken_tower_has_a_start(self):
+        self.write(
+            init_from=f"{self.folder}/start.keras", init_tower="image_tower"
+        )
+        found = loading.load(self.run, mix=0.0).learner
+        for name, expected in (
+            ("image_tower", self.start),
+            ("text_tower", self.end),
+        ):
+            for one, other in zip(
+                getattr(found, name).variables,
+                getattr(expected, name).variables,
+                strict=True,
+            ):
+                self.assertAllEqual(one, other)
+        self.assertAllEqual(found.log_temperature, self.end.log_temperature)
+
+    def test_a_share_without_a_start_is_refused(self):
+        self.write(towers="run_worker:build_learner")
+        for name in (self.run, f"{self.folder}/start.keras"):
+            with self.assertRaisesRegex(ValueError, "`mix` needs a run that"):
+                loading.load(name, mix=0.5, trust=True)
+        with self.assertRaisesRegex(ValueError, r"`mix` must be in \[0, 1\]"):
+            loading.load(self.run, mix=1.5)
+
+
 class CaptionsTest(tf.test.TestCase):
     def test_captions_that_are_cut_take_a_line(self):
         folder = self.enterContext(tempfile.TemporaryDirectory())

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import io
 import os
 import shutil
@@ -12,6 +13,7 @@ import tempfile
 from unittest import mock
 
 import h5py
+import keras
 import pytest
 import remote_files
 import subprocesses
@@ -152,6 +154,36 @@ class FunctionsTest(StrangersTestCase):
             self.assertEqual(os.path.exists(self.mark), is_called)
         self.assertIn("--trust", directory.command("page", "run"))
         jest_tf.load("run", trust=True)
+
+    def test_classes_of_a_learner_are_imported_on_trust_alone(self):
+        # As in a run that began from a run of one's own towers.
+        layer = (
+            "import keras, pathlib\n"
+            f"pathlib.Path({self.mark!r}).touch()\n"
+            "@keras.saving.register_keras_serializable('mine')\n"
+            "class Doubled(keras.layers.Layer):\n"
+            "    def call(self, values):\n        return 2 * values\n"
+        )
+        self.write("own_layers.py", layer)
+        module = importlib.import_module("own_layers")
+        learner = tiny.learner(extra=[module.Doubled()])
+        write_run(self.workdir)
+        loading.write_learner("run", learner, images.Resizing(tiny.IMAGE_SIZE))
+        directory.save_learner("run", learner)
+        learner.save("model.keras")
+        for name in ("run", "model.keras"):
+            sys.modules.pop("own_layers")
+            keras.saving.get_custom_objects().pop("mine>Doubled")
+            os.remove(self.mark)
+            with self.assertRaisesRegex(
+                ValueError, f"{name}.* names .*class=own_layers:Doubled; .*--tr"
+            ):
+                jest_tf.load(name)
+            self.assertFalse(os.path.exists(self.mark))
+            loaded = jest_tf.load(name, trust=True).learner
+            self.assertAllEqual(
+                loaded.get_weights()[0], learner.get_weights()[0]
+            )
 
     def test_a_saved_model_is_no_better(self):
         model = jest_tf.JESTModel(tiny.learner(), loss="own_parts:squares")
