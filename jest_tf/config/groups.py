@@ -155,6 +155,9 @@ class ModelConfig(Checked, path="model"):
         frozen: names of variables that are not trained, such as "image_tower"
             for locked-image tuning (LiT); `*` stands for any characters
             (docs/fine_tuning.md).
+        lora_rank: rank of LoRA's adapters on the dense layers and convolutions
+            of `init_from`, whose own weights are then frozen. None trains all
+            weights.
     """
 
     preset: str = "b16"
@@ -168,9 +171,14 @@ class ModelConfig(Checked, path="model"):
     loss_block_size: Count | None = None
     micro_batch_size: Count | None = None
     frozen: tuple[str, ...] = ()
+    lora_rank: Count | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        self._expect(
+            self.init_from or not self.lora_rank,
+            "`model.lora_rank` needs `model.init_from`",
+        )
         self._expect(
             not self.towers or not self.init_from,
             "`model.init_from` and `model.towers` both say what the learner "

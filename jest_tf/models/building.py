@@ -166,6 +166,8 @@ def start_from(
     learner = adapted(initial, config)
     if config.model.init_tower:
         learner = _with_new_tower(learner, config, vocabulary_size)
+    if config.model.lora_rank:
+        parts.add_adapters(learner, config.model.lora_rank, config.seed)
     parts.freeze(learner, config.model.frozen)
     return learner
 
@@ -211,8 +213,12 @@ def _with_new_tower(learner, config, vocabulary_size):
 
 
 def to_json(learner: two_tower.TwoTower) -> str:
-    """Returns the architecture of a built learner, without its weights."""
+    """Returns the architecture of a built learner, without its weights.
+
+    Adapters of LoRA, which are merged where weights are saved, are no part.
+    """
     config = keras.saving.serialize_keras_object(learner)
+    _drop_adapters(config)
     return json.dumps({"learner": config, "input_shapes": learner.input_shapes})
 
 
@@ -224,6 +230,17 @@ def from_json(text: str) -> two_tower.TwoTower:
         raise TypeError(f"a {type(learner).__name__}, not a TwoTower")
     learner.build({k: tuple(v) for k, v in content["input_shapes"].items()})
     return learner
+
+
+def _drop_adapters(settings):
+    """Drops the ranks of adapters, in place."""
+    if isinstance(settings, dict):
+        for key in ("lora_rank", "lora_alpha"):
+            settings.pop(key, None)
+        settings = settings.values()
+    if not isinstance(settings, str | int | float | None):
+        for value in settings:
+            _drop_adapters(value)
 
 
 def _set_dtype(settings, policy):

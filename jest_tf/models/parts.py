@@ -16,6 +16,13 @@ from jest_tf import config as config_lib
 from jest_tf.models import layers
 
 _ROLES = ("image_tower", "text_tower")
+# Layers that LoRA adapts.
+_ADAPTED = (
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+)
 
 # Numbered transformer blocks: KerasHub's `encoder_block_3`, and the like.
 _BLOCK = re.compile(r"(?:^|/)\w*?(?:block|layer)s?_?(\d+)/")
@@ -45,6 +52,39 @@ def freeze(learner: keras.Model, patterns: Sequence[str]) -> None:
         raise ValueError(
             "`model.frozen` must leave something to train. Received: "
             f"{', '.join(patterns)}, which freeze all {len(names)} variables"
+        )
+
+
+def add_adapters(learner: keras.Model, rank: int, seed: int) -> None:
+    """Adds LoRA's adapters to dense layers and convolutions; freezes the rest.
+
+    Only the adapters, the temperature and the bias are trained then. Keras
+    saves the weights of such a layer with its adapter merged into them.
+
+    Args:
+        learner: a built learner.
+        rank: of the adapters.
+        seed: of their initial weights.
+
+    Reference: Hu et al. 2021, arXiv 2106.09685.
+    """
+    adapted = [
+        layer
+        for layer in learner._flatten_layers(include_self=False)
+        if isinstance(layer, _ADAPTED)
+    ]
+    if not adapted:
+        raise ValueError(
+            "`model.lora_rank` needs dense layers or convolutions of Keras in "
+            "`model.init_from`. Received: a learner without any"
+        )
+    for role in _ROLES:
+        for variable in getattr(learner, role).variables:
+            variable.trainable = False
+    for number, layer in enumerate(adapted):
+        layer_seed = layers.child_seed(seed, f"lora{number}")
+        layer.enable_lora(
+            rank, a_initializer=keras.initializers.HeUniform(layer_seed)
         )
 
 

@@ -96,7 +96,9 @@ def _load_run(workdir, step):
         _check_positions(workdir, config)
     tokenizer = load_tokenizer(workdir, config)
     if config.model.init_from:
-        learner, image_form = _read_learner(workdir, config)
+        learner, image_form = _read_learner(
+            workdir, config, has_adapters=step is not None
+        )
     else:
         learner = models.build_learner(config, tokenizer.vocabulary_size)
         image_form = None
@@ -323,7 +325,8 @@ def write_learner(
     directory.write(workdir, directory.LEARNER_FILE, content)
 
 
-def _read_learner(workdir, config):
+def _read_learner(workdir, config, *, has_adapters=True):
+    """Builds a run's learner; its final weights have adapters merged."""
     with directory.as_written(workdir, directory.LEARNER_FILE, Exception):
         content = directory.read(workdir, directory.LEARNER_FILE)
         form = content.pop("picture", None)  # until 0.3.0
@@ -336,6 +339,8 @@ def _read_learner(workdir, config):
         tokenizers.import_keras_hub(workdir)
     with directory.as_written(workdir, directory.LEARNER_FILE, Exception):
         learner = models.from_json(text)
+    if has_adapters and config.model.lora_rank:
+        parts.add_adapters(learner, config.model.lora_rank, config.seed)
     parts.freeze(learner, config.model.frozen)
     return learner, image_form
 

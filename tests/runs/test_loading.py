@@ -224,7 +224,7 @@ class ReferenceByNameTest(tf.test.TestCase):
             *(f"model.init_from=keras_hub:{preset}", "selection.stages=none"),
             *(f"data.image_size={presets.SIZE}", "checkpoint.every_steps=1"),
             *(f"data.text_length={presets.LENGTH}", "steps=2"),
-            "model.dtype_policy=mixed_bfloat16",
+            *("model.dtype_policy=mixed_bfloat16", "model.lora_rank=2"),
         )
         code, printed = self.train("whole", *settings)
         self.assertEqual(code, 0, printed)
@@ -310,6 +310,97 @@ class MixTest(tf.test.TestCase):
                 loading.load(name, mix=0.5, trust=True)
         with self.assertRaisesRegex(ValueError, r"`mix` must be in \[0, 1\]"):
             loading.load(self.run, mix=1.5)
+
+
+class AdaptersTest(tf.test.TestCase):
+    """LoRA: trained, resumed to the bit, and merged into what is saved."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.start = tiny.learner()
+        self.start.save(f"{self.folder}/start.keras")
+        words = tokenizers.WordPieceTokenizer(tiny.VOCABULARY, tiny.TEXT_LENGTH)
+        words.save(self.folder)
+        self.pool = tiny.write_shard(f"{self.folder}/pool.tfrecord", 40)
+
+    @tiny.eagerly()
+    def train(self, name, steps, **options):
+        settings = config.TrainConfig(
+            steps=steps,
+            data=config.DataConfig(
+                train=(self.pool,),
+                image_size=tiny.IMAGE_SIZE,
+                text_length=tiny.TEXT_LENGTH,
+            ),
+            model=config.ModelConfig(
+                **{"init_from": f"{self.folder}/start.keras"} | options
+            ),
+            optimizer=config.OptimizerConfig(schedule="constant"),
+            selection=config.SelectionConfig(8),
+            checkpoint=config.CheckpointConfig(every_steps=1),
+        )
+        recipe = f"{self.folder}/{name}.json"
+        config.save_config(settings, recipe)
+        workdir = f"{self.folder}/{name}"
+        words = ["train", "--config", recipe, "--workdir", workdir]
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            self.assertEqual(cli.main(words), 0, said.getvalue())
+        return workdir
+
+    def test_adapters_alone_are_trained_and_merged(self):
+        run = self.train("run", 3, lora_rank=2)
+        images = np.random.default_rng(0).integers(0, 256, [5, 4, 4, 3])
+        images = tf.constant(images, tf.uint8)
+        # The last checkpoint has adapters beside the weights of the start;
+        # the final weights have them merged.
+        with_adapters = loading.load(run, step=3).learner
+        merged = loading.load(run).learner
+        names = [
+            variable.name for variable in with_adapters.image_tower.weights
+        ]
+        self.assertIn("lora_kernel_a", names)
+        self.assertLen(merged.variables, len(self.start.variables))
+        for model in (with_adapters, merged):
+            self.assertAllClose(
+                model.encode_image(images), merged.encode_image(images)
+            )
+        trained = {
+            variable.name for variable in with_adapters.trainable_variables
+        }
+        expected = {"lora_kernel_a", "lora_kernel_b", "log_temperature", "bias"}
+        self.assertEqual(trained, expected)
+        # Kernels differ from the start's by a matrix of the adapters' rank.
+        for before, after in zip(
+            self.start.variables, merged.variables, strict=True
+        ):
+            change = np.atleast_2d(after.numpy() - before.numpy())
+            rank = np.linalg.matrix_rank(change, tol=1e-7)
+            if before.name == "kernel":
+                self.assertEqual(rank, 2)
+            elif before.path.startswith("sequential"):
+                self.assertEqual(rank, 0, before.path)
+        # It can be tuned again, by all its weights.
+        again = self.train("again", 1, init_from=run)
+        for before, after in zip(
+            merged.variables, loading.load(again).learner.variables, strict=True
+        ):
+            self.assertNotAllEqual(before, after, before.path)
+
+    def test_a_stopped_run_goes_on_to_the_same_bits(self):
+        whole, stopped = (
+            self.train(name, 3, lora_rank=2) for name in ("whole", "stopped")
+        )
+        shutil.rmtree(f"{stopped}/checkpoints/step-000000003")
+        os.remove(f"{stopped}/final.weights.h5")
+        os.remove(f"{stopped}/final.json")
+        self.train("stopped", 3, lora_rank=2)
+        for one, other in zip(
+            loading.load(whole).learner.variables,
+            loading.load(stopped).learner.variables,
+            strict=True,
+        ):
+            self.assertAllEqual(one, other)
 
 
 class CaptionsTest(tf.test.TestCase):
