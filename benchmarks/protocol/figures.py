@@ -74,7 +74,7 @@ def _scores(axis, panel):
     shown = [tick for tick in _TICKS if low <= tick <= high]
     axis.set_xticks(shown, map("{:,.0f}".format, shown))
     axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axis.set_ylim(0, 1.06 * axis.get_ylim()[1])
+    axis.set_ylim(0, 1.12 * axis.get_ylim()[1])
     _label(axis, ends)
 
 
