@@ -47,7 +47,7 @@ PHOTOS ?= photos-work
 # How many runs at a time.
 JOBS ?=
 
-.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers trace tpu-compile icontext-data icontext-runs icontext-report photos-data photos-runs clean
+.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers trace tpu-compile icontext-data icontext-runs photos-data photos-runs report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -124,11 +124,15 @@ photos-runs: photos-data ## the missing runs of the benchmark on photographs
 	@$(BIN)/python -m benchmarks.protocol.run photos --work $(PHOTOS) \
 	  $(JOBS:%=--jobs %)
 
-icontext-report: .venv/installed-icontext ## its tables and figures, from the kept results
-	@$(BIN)/python -m benchmarks.icontext.report
-	@$(BIN)/python -m benchmarks.icontext.report \
+report: .venv/installed-icontext ## tables, figures and summary of both benchmarks, from the kept results
+	@$(BIN)/python -m benchmarks.protocol.report icons
+	@$(BIN)/python -m benchmarks.protocol.report photos
+	@$(BIN)/python -m benchmarks.protocol.report icons \
 	  --figures benchmarks/icontext/results \
-	  --summary benchmarks/icontext/results/summary.json
+	  --summary benchmarks/results/summary.json
+	@$(BIN)/python -m benchmarks.protocol.report photos \
+	  --figures benchmarks/phototext/results \
+	  --summary benchmarks/results/summary.json
 
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .venv-s3 .venv-jax .venv-newest .venv-oldest .venv-peers \

@@ -47,7 +47,7 @@ def collect(benchmark, run, workdir, data):
     count = max(1, len(chosen) // 5)
     model = jest_tf.load(workdir, trust=True)
     scores, pairs = {}, []
-    for split in benchmark.splits:
+    for split in (*benchmark.tests, *benchmark.validation):
         scores[split], found = _score(model, f"{data}/{split}-*.tfrecord")
         if split in benchmark.tests:
             pairs += found
@@ -160,7 +160,7 @@ def _curve(benchmark, workdir, metrics):
     rows = directory.read_rows(workdir, directory.EVALUATION_FILE)
     table = pd.DataFrame(rows)
     found = table[["step"]].copy()
-    for split in benchmark.watched:
+    for split in benchmark.validation:
         sides = [f"eval/{split}/{direction}/mrr" for direction in _DIRECTIONS]
         found[split] = table[sides].mean(axis=1).round(5)
     steps = [row["step"] for row in metrics]
