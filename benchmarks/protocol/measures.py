@@ -287,7 +287,15 @@ class Results:
             )
         scores = np.array(found.split(), np.float64) / PAIR_SCALE
         scores = resample(scores[self._is_tested], self._families)
-        return scores + (self._score(cell, seed) - scores[0])
+        missing = self._score(cell, seed) - scores[0]
+        if abs(missing) > 1 / PAIR_SCALE:
+            raise ValueError(
+                f"`pairs.csv` must have the scores of {cell!r}, seed {seed}, "
+                f"x {PAIR_SCALE:,}, with the mean of `runs.csv`, "
+                f"{PAIR_SCALE * self._score(cell, seed):.1f}. Received: a mean "
+                f"of {PAIR_SCALE * scores[0]:.1f}"
+            )
+        return scores + missing
 
     def _score(self, cell, seed):
         return float(self.runs.loc[cell, seed][SCORE])

@@ -168,7 +168,7 @@ def offers(rows):
 
     def gives(results, line, cost):
         found = results.by_seed(line, cost).values()
-        examples, flops = np.median([*found], 0)
+        examples, flops = map(_median, zip(*found, strict=True))
         return f"{examples:.1f}x fewer examples, {flops:.1f}x fewer FLOPs"
 
     return rows_under(
@@ -191,9 +191,8 @@ def summary(group):
         }
 
     def median(by_seed, place):
-        found = [*each(by_seed, place).values()]
-        # Most of the seeds reach the target, or there is no ratio.
-        return found and round(float(np.median(found)), 4) or None
+        found = _median([*each(by_seed, place).values()])
+        return round(found, 4) if found else None
 
     for what, line in group.lines():
         by_seed = {cost: results.by_seed(line, cost) for cost in measures.COSTS}
@@ -232,8 +231,15 @@ def fewer(group, line):
     columns = [[ratio for ratio, _ in found[0].values()]]
     columns += [[ratio for _, ratio in some.values()] for some in found]
     if group.results.is_bound(line):
-        return [f"at least {np.median(column):.1f}x" for column in columns]
+        return [f"at least {_median(column):.1f}x" for column in columns]
     return [_seeds(column) for column in columns]
+
+
+def _median(ratios):
+    """The median over the seeds; 0.0 unless most of them reach the target."""
+    if 2 * np.count_nonzero(ratios) <= len(ratios):
+        return 0.0
+    return float(np.median(ratios))
 
 
 def _seeds(ratios):
@@ -242,7 +248,7 @@ def _seeds(ratios):
         return "missed" if ratios else ""
     median, *each = (
         f"{ratio:.1f}" if ratio else "missed"
-        for ratio in (np.median(ratios), *ratios)
+        for ratio in (_median(ratios), *ratios)
     )
     words = median if median == "missed" else f"{median}x"
     return f"{words} ({', '.join(each)})" if len(each) > 1 else words

@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks.icontext import cells
 from benchmarks.phototext import cells as photos
-from benchmarks.protocol import figures, measures, report
+from benchmarks.protocol import figures, measures, report, tables
 from benchmarks.protocol.benchmark import GIVEN
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -167,6 +167,18 @@ class IntervalsTest(tf.test.TestCase):
         self.assertIsNone(measures.estimate(np.append(np.inf, values)))
 
 
+class SeedsTest(tf.test.TestCase):
+    def test_most_seeds_reach_the_target_or_it_is_missed(self):
+        for ratios, expected in (
+            ([], ""),
+            ([2.0], "2.0x"),
+            ([0.0, 2.0], "missed (missed, 2.0)"),
+            ([0.0, 2.0, 3.0], "2.0x (missed, 2.0, 3.0)"),
+            ([0.0, 0.0, 0.0], "missed"),
+        ):
+            self.assertEqual(tables._seeds(ratios), expected)
+
+
 def results_of(folder, runs, pairs, families):
     """Results of tables, written to a folder."""
     families = pd.DataFrame({"split": "test_sets", "family": families})
@@ -269,6 +281,12 @@ class ResultsTest(tf.test.TestCase):
         self.assertAllClose([value, high - low], expected, rtol=0.1)
         self.assertEqual(found.by_seed(line), {})
         self.assertIsNone(found.over_uniform(line))
+
+    def test_pairs_with_another_mean_than_the_run_are_refused(self):
+        pairs = self.found._pairs
+        pairs["method_200", 0] = pairs["method_200", 0].replace(" ", "0 ")
+        with self.assertRaisesRegex(ValueError, "400.0. Received: a mean of 2"):
+            self.found.end(self.found.line("method", 0.7))
 
     def test_a_method_without_a_pool_stands_at_all_levels(self):
         self.assertEqual(self.found.levels, [0.7])
@@ -406,14 +424,16 @@ class PhotosTest(tf.test.TestCase):
 
     def test_a_steered_run_is_compared_on_the_tests_of_its_domain(self):
         for domain in self.domains:
-            score, mean, examples, *_ = self.row(
-                "steering", domain, "JEST, f = 0.8", "700", "3"
-            )
             end = np.log2(700 / 125)
-            self.assertStartsWith(score, f"{6 * end:.1f} [")
-            self.assertEqual(mean, f"{(6 + 4 * 3) * end / 5:.1f}")
             ratio = 4000 / (125 * 2 ** (5 / 6))
-            self.assertStartsWith(examples, f"{ratio:.1f}x (")
+            # Of the second, there are longer runs on the pairs of all sources.
+            for what in ("JEST, f = 0.8", "the reference's pairs alone"):
+                score, mean, examples, *_ = self.row(
+                    "steering", domain, what, "700", "3"
+                )
+                self.assertStartsWith(score, f"{6 * end:.1f} [")
+                self.assertEqual(mean, f"{(6 + 4 * 3) * end / 5:.1f}")
+                self.assertStartsWith(examples, f"{ratio:.1f}x (")
 
     def test_rates_stand_beside_the_kept_rate(self):
         rates = ("5e-4", "1e-3", "2e-3", "8e-3")
