@@ -47,7 +47,7 @@ PHOTOS ?= photos-work
 # How many runs at a time.
 JOBS ?=
 
-.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers trace tpu-compile icontext-data icontext-runs icontext-report photos-data photos-runs clean
+.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers trace tpu-compile icontext-data icontext-runs photos-data photos-runs report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -104,13 +104,21 @@ dist: $(INSTALLED) $(DIST_INSTALLED) ## build the sdist and the wheel into dist/
 	@$(DIST_BIN)/python -m twine check --strict dist/*
 	@echo "dist: see dist/"
 
-icontext-data: .venv/installed-icontext ## build the real-data benchmark's data
-	@echo "icontext-data: 170 MB to download, then some minutes on 2 cores"
-	@for command in fetch full web; do \
-	  $(BIN)/python -m benchmarks.icontext.build $$command \
-	    --work $(ICONTEXT); done
+# The data of icons never change, so their builder stays in the history.
+ICONTEXT_BUILDER := 1e7b437a04751bd2bee1b7dd0da0f83e562042ee
 
-icontext-runs: icontext-data ## the missing runs of the real-data benchmark
+$(ICONTEXT)/builder:
+	@mkdir -p $@.part
+	@git archive $(ICONTEXT_BUILDER) benchmarks jest_tf | tar -x -C $@.part
+	@mv $@.part $@
+
+icontext-data: .venv/installed-icontext $(ICONTEXT)/builder ## build the data of the benchmark on icons
+	@echo "icontext-data: 170 MB to download, then some minutes on 2 cores"
+	@cd $(ICONTEXT)/builder; for command in fetch full web; do \
+	  $(abspath $(BIN))/python -m benchmarks.icontext.build $$command \
+	    --work $(abspath $(ICONTEXT)); done
+
+icontext-runs: icontext-data ## the missing runs of the benchmark on icons
 	@$(BIN)/python -m benchmarks.protocol.run icons --work $(ICONTEXT) \
 	  $(JOBS:%=--jobs %)
 
@@ -124,11 +132,15 @@ photos-runs: photos-data ## the missing runs of the benchmark on photographs
 	@$(BIN)/python -m benchmarks.protocol.run photos --work $(PHOTOS) \
 	  $(JOBS:%=--jobs %)
 
-icontext-report: .venv/installed-icontext ## its tables and figures, from the kept results
-	@$(BIN)/python -m benchmarks.icontext.report
-	@$(BIN)/python -m benchmarks.icontext.report \
+report: .venv/installed-icontext ## tables, figures and summary of both benchmarks, from the kept results
+	@$(BIN)/python -m benchmarks.protocol.report icons
+	@$(BIN)/python -m benchmarks.protocol.report photos
+	@$(BIN)/python -m benchmarks.protocol.report icons \
 	  --figures benchmarks/icontext/results \
-	  --summary benchmarks/icontext/results/summary.json
+	  --summary benchmarks/results/summary.json
+	@$(BIN)/python -m benchmarks.protocol.report photos \
+	  --figures benchmarks/phototext/results \
+	  --summary benchmarks/results/summary.json
 
 clean: ## remove the environment and the caches; runs/ stays
 	rm -rf .venv .venv-s3 .venv-jax .venv-newest .venv-oldest .venv-peers \

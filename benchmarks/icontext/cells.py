@@ -7,8 +7,8 @@ again.
 """
 
 import pathlib
+import re
 
-from benchmarks.icontext import web
 from benchmarks.protocol.benchmark import Benchmark, Cell
 
 CLEAN_SETS = ("curated", "apart", "apart_permissive")
@@ -64,31 +64,21 @@ def _bootstrapped(method, steps, settings="", **changes):
     )
 
 
-def _given(method, steps, candidates, renewals, pool="pool70"):
+def _renewed(steps, renewals):
     """A cascade begun by the reference of the curated set, then renewed."""
-    return Cell(
-        method,
-        (steps,),
-        f"{_stored(candidates)} bootstrap.renew_at={renewals}",
-        pool=pool,
-        reference=_GIVEN,
-    )
+    settings = f"{_stored(3)} bootstrap.renew_at={renewals}"
+    return Cell("renewed", (steps,), settings, reference=_GIVEN)
 
 
 # A strong reference, trained on clean pairs of other families of icon sets.
 STRONG = "apart_reference_3000"
-# The same of permissive licences, which ships with the examples.
-SHIPPED = "apart_permissive_reference_3000"
-_APART = "data.curated={data}/apart-*.tfrecord data.curated_rows="
+_APART = "data.curated={data}/apart-*.tfrecord data.curated_rows=128"
 _DISTILLED = "reference.distillation_weight=8"
 # A learner of half the reference's width.
 _NARROW = "model.towers=benchmarks.icontext.towers:build_narrow "
 _PROJECTED = f"{_DISTILLED} reference.projection=128"
 _SHORT = (350, 700, 1400)
-_MIXED = (2250, 4500, 9000, 18_000)
-# The rate falls linearly to 0 in the last eighth.
-_ANNEALED = "optimizer.schedule=benchmarks.protocol.schedules:annealed"
-_CROPS, _COSINE = "data.min_crop_area=0.5", "optimizer.schedule=cosine"
+_MIXED = (2250, 4500, 9000)
 # Learners of a given reference begin with other weights than it did.
 _OTHERS = (1, 2, 3)
 
@@ -113,43 +103,26 @@ def _by(steps):
 
 _REFERENCES = (
     Cell("reference", (350, 800, 1600, 3000, 6000), pool="apart"),
+    # Ships with the examples.
     Cell("reference", (3000,), pool="apart_permissive"),
     Cell("sigmoid_reference", (3000,), "model.loss=sigmoid", pool="apart"),
 )
 _LEARNERS_OF_GIVEN = (
     Cell("uniform", _UNIFORM, _SLOW, pool="part70"),
-    Cell("clean", (*_SHORT, 2800), pool="part_clean70"),
     _part("jest", _SHORT, _live(5)),
-    _part("jest_f50", (700,), _live(2)),
-    _part("jest_f90", (700,), _live(10)),
-    _part("jest_f95", (700,), _live(20)),
-    _part("independent", (700,), f"{_live(5)} {_STAGE}.method=independent"),
-    _part(
-        "easy_reference",
-        (700,),
-        f"{_live(5)} {_STAGE}.criterion=easy_reference",
-    ),
-    _part(
-        "hard_learner", (700,), f"{_live(5)} {_STAGE}.criterion=hard_learner"
-    ),
-    _part(
-        *("stored_live", _SHORT),
-        f"{_stored(3)} selection.stages.1.candidates=3",
+    *(
+        _part(method, (700,), _live(settings))
+        for method, settings in (
+            ("jest_f50", "2"),
+            ("jest_f90", "10"),
+            ("jest_f95", "20"),
+            ("independent", f"5 {_STAGE}.method=independent"),
+            ("easy_reference", f"5 {_STAGE}.criterion=easy_reference"),
+            ("hard_learner", f"5 {_STAGE}.criterion=hard_learner"),
+        )
     ),
     _part("distilled", _SHORT, _DISTILLED),
     _part("stored_3_distilled", _SHORT, f"{_stored(3)} {_DISTILLED}"),
-    _part(
-        *("distilled_then_stored", (1400, 2800)),
-        f"{_stored(3)} {_DISTILLED} reference.distillation_steps=700",
-    ),
-    *(
-        _part(f"{method}_at_4e-3", _SHORT, settings + _FAST)
-        for method, settings in (
-            ("jest", _live(5)),
-            ("distilled", _DISTILLED),
-            ("stored_3_distilled", f"{_stored(3)} {_DISTILLED}"),
-        )
-    ),
     *(cell for steps in (350, 800, 1600, 6000) for cell in _by(steps)),
     # In-batch negatives; a sigmoid loss has a term for each of them.
     *(
@@ -170,18 +143,11 @@ _LEARNERS_OF_GIVEN = (
             ("uniform_at_5e-4", (9000,), "part70", _rate("5e-4")),
             ("uniform_at_2e-3", (9000,), "part70", ""),
             ("uniform_at_4e-3", (9000,), "part70", _FAST),
-            ("uniform_crops", (9000,), "part70", f"{_SLOW} {_CROPS}"),
-            ("uniform_cosine", (9000,), "part70", f"{_SLOW} {_COSINE}"),
             ("clean", _SHORT, "part_clean70", _FAST),
             ("clean_at_2e-3", _SHORT, "part_clean70", ""),
-            ("reference_data", _SHORT, "apart", ""),
             ("reference_data_at_4e-3", (700, 1400, 2800, 5600), "apart", _FAST),
-            ("mixed_16", (9000,), "part70", f"{_SLOW} {_APART}16"),
-            ("mixed_4", _MIXED, "part70", f"{_SLOW} {_APART}64"),
-            ("mixed_4_at_2e-3", (9000,), "part70", f"{_APART}64"),
-            ("mixed_2", (9000,), "part70", f"{_SLOW} {_APART}128"),
-            ("mixed_2_at_2e-3", _MIXED[:3], "part70", f"{_APART}128"),
-            ("mixed_2_at_4e-3", (9000,), "part70", f"{_APART}128{_FAST}"),
+            ("mixed_2_at_2e-3", _MIXED, "part70", _APART),
+            ("mixed_2_at_4e-3", (9000,), "part70", _APART + _FAST),
         )
     ),
     *(
@@ -194,57 +160,23 @@ _LEARNERS_OF_GIVEN = (
         for method, settings, to in (
             ("jest", _live(5), {}),
             ("flexi", "", {"recipe": "icontext_web_flexi"}),
-            ("stored_3", _stored(3), {}),
-            *((f"stored_{n}", _stored(n), {}) for n in (5, 10)),
-            ("top_3", "", {"cut": 3}),
             ("distilled", _PROJECTED, {}),
+            *((f"stored_{n}", _stored(n), {}) for n in (3, 5)),
             *(
                 (f"stored_{n}_distilled", f"{_stored(n)} {_PROJECTED}", {})
-                for n in (3, 5, 10)
-            ),
-            (
-                "distilled_then_stored",
-                f"{_stored(3)} {_PROJECTED} reference.distillation_steps=700",
-                {},
+                for n in (3, 5)
             ),
         )
         if only is None or method in only
     ),
-    # Uniform training, annealed at its own length; a decay cannot be extended.
-    *(
-        Cell(
-            f"narrow_uniform_annealed{name}",
-            (n,),
-            _NARROW + rate,
-            pool="part70",
-        )
-        for name, n, rate in (
-            ("", 9000, f"{_SLOW} {_ANNEALED}"),
-            ("_at_2e-3", 9000, _ANNEALED),
-            ("", 18_000, f"{_SLOW} {_ANNEALED}"),
-            ("", 36_000, f"{_SLOW} {_ANNEALED}"),
-        )
+    _part(
+        "narrow_top_3_distilled", _SHORT, _NARROW + _PROJECTED + _FAST, cut=3
     ),
-    # The rivals of a stage: the pool cut once, and JEST with distillation.
-    *(
-        _part(f"narrow_{method}", _SHORT, _NARROW + settings + _FAST, cut=cut)
-        for method, settings, cut in (
-            ("top_5", "", 5),
-            ("top_3_distilled", _PROJECTED, 3),
-            ("top_5_distilled", _PROJECTED, 5),
-            ("jest_distilled", f"{_live(5)} {_PROJECTED}", 0),
-            ("top_3_jest", _live(3), 3),
-            ("top_3_jest_distilled", f"{_live(3)} {_PROJECTED}", 3),
-        )
-    ),
-    # References of fewer steps, which cost less where their training counts.
-    *(
-        _part(
-            *(f"narrow_stored_3_distilled_by_{steps}", _SHORT),
-            f"{_NARROW}{_stored(3)} {_PROJECTED}" + _FAST,
-            reference=f"apart_reference_{steps}",
-        )
-        for steps in (800, 1600)
+    # A reference of fewer steps, which costs less where its training counts.
+    _part(
+        *("narrow_stored_3_distilled_by_1600", _SHORT),
+        f"{_NARROW}{_stored(3)} {_PROJECTED}" + _FAST,
+        reference="apart_reference_1600",
     ),
     # Other levels of noise.
     *(
@@ -256,20 +188,16 @@ _LEARNERS_OF_GIVEN = (
                 _SLOW * (noise == "90"),
                 pool=f"part{noise}",
             ),
-            _part("jest", (350, 700), _live(5), pool=f"part{noise}"),
-            _part("jest_f50", (700,), _live(2), pool=f"part{noise}"),
-            _part("distilled", (700,), _DISTILLED, pool=f"part{noise}"),
-            _part(
-                *("stored_3_distilled", (700,)),
-                f"{_stored(3)} {_DISTILLED}",
-                pool=f"part{noise}",
+            *(
+                _part(method, (700,), settings, pool=f"part{noise}")
+                for method, settings in (
+                    ("jest", _live(5)),
+                    ("jest_f50", _live(2)),
+                    ("distilled", _DISTILLED),
+                    ("stored_3_distilled", f"{_stored(3)} {_DISTILLED}"),
+                )
             ),
         )
-    ),
-    Cell("uniform_at_4e-3", (1125, 2250), _FAST, pool="part00"),
-    *(
-        _part(f"{name}_at_4e-3", (700,), settings + _FAST, pool="part00")
-        for name, settings in (("jest", _live(5)), ("jest_f50", _live(2)))
     ),
 )
 
@@ -279,26 +207,16 @@ CELLS = (
     Cell("mixed_8", (1125, 2250, 4500, 9000, 18_000), f"{_CURATED}32", _THREE),
     Cell("clean", (700, 1400, 2700, 4500), "", _THREE, "clean70"),
     Cell("jest_curated", (1400,), _live(5), _THREE, reference=_GIVEN),
-    Cell("flexi", (1400,), reference=_GIVEN, recipe="icontext_web_flexi"),
-    Cell(
-        *("cascade_curated", (1400,), _stored(5) + _DRAWN, _THREE),
-        reference=_GIVEN,
-    ),
-    Cell(
-        *("cascade_curated", (4500,), _stored(5) + _DRAWN, (0, 1)),
-        reference=_GIVEN,
+    *(
+        Cell(
+            *("cascade_curated", (steps,), _stored(5) + _DRAWN, seeds),
+            reference=_GIVEN,
+        )
+        for steps, seeds in ((1400, _THREE), (4500, (0, 1)))
     ),
     *(_bootstrapped("bootstrapped", n, seeds=_THREE) for n in _RENEWED),
-    _given("renewed", 1400, 3, "300,600,1000 bootstrap.shares=0.3"),
-    _given(
-        *("renewed", 4500, 3),
-        "300,600,1000,2000,3000 bootstrap.shares=0.3,0.3,1,1,1",
-    ),
-    _given(
-        *("renewed_distilled", 1400, 3),
-        "300,600,1000 bootstrap.shares=0.3 reference.distillation_weight=1",
-    ),
-    Cell("second", (1400,), _stored(3), reference="web_bootstrapped_1400"),
+    _renewed(1400, "300,600,1000 bootstrap.shares=0.3"),
+    _renewed(4500, "300,600,1000,2000,3000 bootstrap.shares=0.3,0.3,1,1,1"),
     # Other levels of noise.
     *(
         cell
@@ -307,34 +225,15 @@ CELLS = (
             Cell("uniform", (1125, 2250, 4500), pool=pool),
             Cell("mixed_8", (2250,), f"{_CURATED}32", pool=pool),
             _bootstrapped("bootstrapped", 1400, pool=pool),
-            _given(
-                *("renewed", 1400, 3, "300,600,1000 bootstrap.shares=0.3"), pool
-            ),
         )
     ),
     _bootstrapped("bootstrapped_k2", 1400, _live(2), pool="pool00"),
     _bootstrapped("bootstrapped_k2", 1400, _live(2), pool="pool30"),
-    *(
-        Cell(method, (1400,), settings, pool=pool, reference=_GIVEN)
-        for pool in ("pool00", "pool30", "pool50", "pool90")
-        for method, settings in (
-            ("jest_curated", _live(5)),
-            ("cascade_curated", _stored(5) + _DRAWN),
-        )
-    ),
-    *(Cell("clean", (1400,), pool=pool) for pool in ("clean30", "clean50")),
-    Cell("clean", (1400, 2700), pool="clean90"),
+    *(Cell("clean", (1400,), pool=f"clean{level}") for level in (30, 50, 90)),
     Cell("uniform", (1125, 2250, 4500, 9000), _SLOW, pool="pool90"),
-    Cell("mixed_8", (2250, 4500), f"{_CURATED}32", pool="pool90"),
-    *(
-        _bootstrapped(
-            "bootstrapped", n, f"{_STAGE}.candidates=5", pool="pool90"
-        )
-        for n in (1400, 2700)
-    ),
-    _given(
-        *("renewed", 1400, 5, "300,600,1000 bootstrap.shares=0.3", "pool90")
-    ),
+    Cell("mixed_8", (2250,), f"{_CURATED}32", pool="pool90"),
+    Cell("jest_curated", (1400,), _live(5), pool="pool90", reference=_GIVEN),
+    _bootstrapped("bootstrapped", 1400, _live(5), pool="pool90"),
     # JEST's settings that the paper compares.
     *(
         Cell(method, (700,), _live(settings), _THREE, reference=_GIVEN)
@@ -354,6 +253,11 @@ CELLS = (
 )
 
 
+def family(style):
+    """The family of an icon set: what its name begins with."""
+    return re.sub(r"\d+$", "", style.split("-")[0])
+
+
 BENCHMARK = Benchmark(
     name="icons",
     work="icontext-work",
@@ -361,12 +265,10 @@ BENCHMARK = Benchmark(
     build="make icontext-data",
     tests=("test_sets",),
     validation=("val_sets",),
-    more_tests=("test_concept", "test_style"),
-    more_validation=("val_concept", "val_style"),
     clean_sets=CLEAN_SETS,
     learners=LEARNERS,
     cells=CELLS,
     domains=(),
     published=pathlib.Path(__file__).parent / "results" / "web",
-    family=web.family,
+    family=family,
 )

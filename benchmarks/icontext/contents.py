@@ -1,22 +1,26 @@
-"""Rows of the report's tables: the methods and the cells that they compare."""
+"""IconText's tables and figure: the methods and cells that they compare."""
 
-# Rows of the tables of methods: what it is, in runs.csv, steps. Of the own
-# regime, whose references are made of the pool and the curated set.
-OWN = (
-    ("uniform, the target", "uniform", 36_000),
-    ("an eighth of every batch curated", "mixed_8", 18_000),
-    ("the pool cut once to its best-matching half", "filtered_50", 9000),
-    ("JEST, f = 0.8, reference of the curated set", "jest_curated", 1400),
-    ("Flexi-JEST, f = 0.8, reference of the curated set", "flexi", 1400),
-    ("stored stage, reference of the curated set", "cascade_curated", 4500),
-    ("the same, then renewed", "renewed", 4500),
+from benchmarks.icontext import cells
+from benchmarks.protocol import figures, measures, tables
+from benchmarks.protocol.benchmark import GIVEN, OWN
+
+BENCHMARK = cells.BENCHMARK
+FIGURE = "results.png"
+_LEVEL = 0.7  # of noise, where no other is named
+# Methods of a `tables.Group`. Of the own regime, whose references are made of
+# the pool and the curated set.
+_OWN = (
+    ("uniform, the target", "uniform", None),
+    ("an eighth of every batch curated", "mixed_8", None),
+    ("JEST, f = 0.8, reference of the curated set", "jest_curated", None),
+    ("stored stage, reference of the curated set", "cascade_curated", None),
+    ("the same, then renewed", "renewed", None),
     ("**stored stage, bootstrapped**", "bootstrapped", 4500),
-    ("the same, longer", "bootstrapped", 14_000),
-    ("the clean pairs of the pool alone", "clean", 4500),
-    ("the curated set alone", "curated", 1000),
+    ("the clean pairs of the pool alone", "clean", None),
+    ("the curated set alone", "curated", None),
 )
-# Of the given regime, a learner of half the width; None is the longest.
-GIVEN = (
+# Of the given regime, a learner of half the width.
+_HALF = (
     ("uniform, the target", "uniform", None),
     ("the reference's clean pairs alone", "reference_data_at_4e-3", None),
     ("the reference's clean pairs, half a batch", "mixed_2_at_2e-3", None),
@@ -27,7 +31,7 @@ GIVEN = (
     ("the pool cut once to a third, distillation", "top_3_distilled", None),
     ("**stored stage with distillation**", "stored_3_distilled", None),
 )
-MORE_GIVEN = (
+_MORE = (
     (
         "stored stage with distillation, reference of 1,600 steps",
         *("stored_3_distilled_by_1600", None),
@@ -36,32 +40,37 @@ MORE_GIVEN = (
     ("stored stage, 5 candidates", "stored_5", None),
     ("stored stage, 5 candidates, distillation", "stored_5_distilled", None),
 )
-ALL_GIVEN = (*GIVEN, *MORE_GIVEN)
-# Lengths of uniform training that set the target.
-TARGETS = 18_000, 36_000
-# Of a learner as wide as the reference.
-SAME = (
-    ("uniform, the target", "uniform", None),
-    ("the clean pairs of the pool alone", "clean", None),
-    ("JEST, f = 0.8", "jest", None),
-    ("stored stage with distillation", "stored_3_distilled", None),
-    ("distillation alone", "distilled", None),
+# Of the tables over noise.
+_OWN_OVER_NOISE = (
+    ("an eighth of every batch curated", "mixed_8", 2250),
+    ("JEST, f = 0.8, reference of the curated set", "jest_curated", 1400),
+    ("**stored stage, bootstrapped**", "bootstrapped", 1400),
+    ("the same, 2 candidates", "bootstrapped_k2", 1400),
+    ("the clean pairs of the pool alone", "clean", 1400),
 )
-# Rows of the README's table: results, method, and how FLOPs are counted.
-OFFERS = (
+_SAME_OVER_NOISE = (
+    ("JEST, f = 0.5", "jest_f50", 700),
+    ("JEST, f = 0.8", "jest", 700),
+    ("distillation alone", "distilled", 700),
+    ("stored stage, 3 candidates, distillation", "stored_3_distilled", 700),
+)
+# Lengths of uniform training that set the target.
+_TARGETS = 18_000, 36_000
+# Rows of the README's table: group, method, and how FLOPs are counted.
+_OFFERS = (
     (
         "a model of your domain, and a smaller learner",
         "a stored stage with distillation",
-        *("narrow", "stored_3_distilled", "paper"),
+        *("half", "stored_3_distilled", "paper"),
     ),
     (
         "a model of your domain, used for selection only",
-        *("JEST", "narrow", "jest", "paper"),
+        *("JEST", "half", "jest", "paper"),
     ),
     (
         "100,000 clean pairs of your domain, and no model",
         "these alone, everything counted",
-        *("narrow", "reference_data_at_4e-3", "all"),
+        *("half", "reference_data_at_4e-3", "all"),
     ),
     (
         "no model, but a few thousand clean pairs",
@@ -69,22 +78,14 @@ OFFERS = (
         *("own", "bootstrapped", "all"),
     ),
 )
-# Rows of the table over noise: in runs.csv, steps.
-OVER_NOISE = (
-    ("an eighth of every batch curated", "mixed_8", 2250),
-    ("JEST, f = 0.8, reference of the curated set", "jest_curated", 1400),
-    ("stored stage, reference of the curated set", "cascade_curated", 1400),
-    ("the same, then renewed", "renewed", 1400),
-    ("**stored stage, bootstrapped**", "bootstrapped", 1400),
-    ("the same, 2 candidates", "bootstrapped_k2", 1400),
-    ("the clean pairs of the pool alone", "clean", 1400),
-)
-GIVEN_NOISE = (
-    ("JEST, f = 0.5", "jest_f50", 700),
-    ("JEST, f = 0.8", "jest", 700),
-    ("distillation alone", "distilled", 700),
-    ("stored stage, 3 candidates, distillation", "stored_3_distilled", 700),
-)
+# Methods by references of several strengths, after so many steps.
+_BY_STRENGTH = {
+    "JEST": "jest",
+    "easy-reference": "easy_reference",
+    "distillation alone": "distilled",
+    "stored stage, distillation": "stored_3_distilled",
+}
+_STRENGTH_STEPS = 700
 # Differences in points, as the paper claims: methods, after 700 steps.
 _PAIRS = (
     ("joint minus independent", "better", "jest_f80", "independent"),
@@ -99,7 +100,7 @@ _PAIRS = (
     ("16 chunks minus 32", "no worse", "jest_f80", "chunks_32"),
 )
 # Cells of the own and of the given regime, whose JEST has f = 0.8.
-CLAIMS = (
+_CLAIMS = (
     *(
         (
             *(what, paper, [f"web_{method}_700" for method in pair]),
@@ -120,92 +121,146 @@ CLAIMS = (
         ("part70_jest_1400", "apart_reference_3000"),
     ),
 )
-# Runs of seed 0 on validation beside what was kept.
-TRIED = (
-    ("bootstrapped, 2 candidates", "bootstrapped_k2_2700", "bootstrapped_2700"),
-    ("renewed, distilled from it", "renewed_distilled_1400", "renewed_1400"),
-    ("uniform, learning rate 2e-3", "uniform_fast_4500", "uniform_4500"),
-    ("an eighth curated, rate 1e-3", "mixed_8_slow_4500", "mixed_8_4500"),
-)
-_NAMES = {
-    "clean": "the pool's clean pairs",
-    "jest": "JEST",
-    "flexi": "Flexi-JEST",
-    "stored_3": "a stage of 3",
-    "distilled": "distillation",
-    "stored_3_distilled": "a stage of 3 with distillation",
+# Curves of the figure's panels.
+_CURVES_HALF = {
+    "uniform": ("uniform", "0.6", "-", "."),
+    "clean": ("the pool's\nclean pairs", "0.6", "--", "D"),
+    "distilled": ("distillation alone", "0.35", ":", "s"),
+    "jest": ("JEST", "tab:blue", "-", "o"),
+    "stored_3_distilled": ("stored stage, distillation", "black", "-", "o"),
 }
-_BEST = "stored_3_distilled"
-_ENDS = "distilled_then_stored", _BEST
+_CURVES_OWN = {
+    **{method: _CURVES_HALF[method] for method in ("uniform", "clean")},
+    "mixed_8": ("an eighth curated", "0.35", ":", "^"),
+    "bootstrapped": ("stored stage, bootstrapped", "tab:red", "-", "v"),
+}
 
 
-def _half(what, trial, kept, steps=1400):
-    return "narrow", what, trial, kept, steps
+def groups(folder=None):
+    """The `tables.Group`s of a folder of tables, by name.
+
+    "own" has references made of the pool and the curated set. "half" and "same"
+    have a given reference, and learners of half its width and of its width.
+    """
+    about = {"benchmark": BENCHMARK.name, "arm": "moved", "domain": None}
+    own = measures.Results(BENCHMARK, folder)
+    half = measures.Results(BENCHMARK, folder, GIVEN, "narrow")
+    same = measures.Results(BENCHMARK, folder, GIVEN)
+    half = tables.Group(
+        *(half, _HALF, _LEVEL, measures.COSTS),
+        about | {"regime": GIVEN, "learner": "half width"},
+    )
+    return {
+        "own": tables.Group(
+            *(own, _OWN, _LEVEL, ("all",)),
+            about | {"regime": OWN, "learner": "same width"},
+        ),
+        "half": half,
+        "more": half._replace(methods=_MORE),
+        "same": half._replace(results=same, methods=_SAME_OVER_NOISE),
+    }
 
 
-# Trials by a given reference, seed 1: learner, what, trial, kept one, steps.
-TRIED_GIVEN = (
-    *(
-        _half(f"uniform, {what}", f"uniform_{name}", "uniform", 9000)
-        for what, name in (
-            *((f"rate {rate}", f"at_{rate}") for rate in ("5e-4", "2e-3")),
-            *(("rate 4e-3", "at_4e-3"), ("crops", "crops")),
-            ("cosine decay", "cosine"),
+# Groups whose methods are in summary.json.
+SUMMARY = "own", "half", "more"
+
+
+def panels(found):
+    """The `figures.Panel`s of the figure."""
+    return (
+        figures.Panel(
+            found["half"],
+            "Strong reference, small learner, 70 % noise",
+            *(_CURVES_HALF, cells.STRONG),
+        ),
+        figures.Panel(
+            found["own"], "4,000 clean pairs, no model, 70 % noise", _CURVES_OWN
+        ),
+    )
+
+
+def _offers(found):
+    return tables.offers(
+        [
+            (have, use, found[name], method, cost)
+            for have, use, name, method, cost in _OFFERS
+        ]
+    )
+
+
+def _claims(found):
+    """What the paper's claims ask of JEST, in points, in both regimes."""
+
+    def cell(results, names):
+        if not names or any(name not in results.runs.index for name in names):
+            return ""
+        difference, count = results.difference(*names)
+        words = tables.told(difference, factor=100, sign="+")
+        if count < measures.LEAST_SEEDS:
+            words += f" ({count} seed{'s' * (count > 1)})"
+        return words
+
+    rows = (
+        (
+            *(what, paper, cell(found["same"].results, given)),
+            cell(found["own"].results, own),
         )
-    ),
-    *(
-        _half(what, f"mixed_{name}", "mixed_2_at_2e-3", 9000)
-        for what, name in (
-            ("1/16 of every batch clean, rate 1e-3", "16"),
-            ("1/4 of every batch clean, rate 1e-3", "4"),
-            ("1/4 of every batch clean, rate 2e-3", "4_at_2e-3"),
-            ("half of every batch clean, rate 1e-3", "2"),
-            ("half of every batch clean, rate 4e-3", "2_at_4e-3"),
-        )
-    ),
-    *(
-        _half(f"{what}, rate {rate}", f"{name}_at_{rate}", name, steps)
-        for name, what in _NAMES.items()
-        for rate, steps in (("2e-3", 1400), ("8e-3", 1400), ("8e-3", 700))
-    ),
-    *(
-        ("same", f"{what}, rate 4e-3", f"{name}_at_4e-3", name, steps)
-        for name, what in _NAMES.items()
-        for steps in (700, 1400)
-    ),
-    _half("the pool cut once, not a stage of 3", "cut_3", "stored_3"),
-    _half("a stage of 5, not 3", "stored_5", "stored_3"),
-    _half("a stage of 10, not 3", "stored_10", "stored_3"),
-    _half("a stage of 5 with distillation, not 3", "stored_5_distilled", _BEST),
-    _half(
-        "a stage of 10 with distillation, not 3", "stored_10_distilled", _BEST
-    ),
-    _half("a stage of 3 whose distillation ends at step 700", *_ENDS),
-    _half(
-        "a stage of 3 with distillation, reference of 800 steps",
-        *(f"{_BEST}_by_800", _BEST),
-    ),
-    _half(
-        "the reference's clean pairs, not the pool's, both at 2e-3",
-        *("reference_data", "clean_at_2e-3"),
-    ),
-    ("same", "3 stored, then 3 live, not 5 live", "stored_live", "jest", 700),
-    ("same", "a stage of 3 whose distillation ends at step 700", *_ENDS, 1400),
-)
+        for what, paper, own, given in _CLAIMS
+    )
+    return tables.rows_under(
+        ("comparison", "paper", "strong reference", "weak reference"),
+        (row for row in rows if any(row[2:])),
+    )
 
-# Rows of the table of emoji art, by cell.
-EMOJI_ART = (
-    ("uniform", "uniform_10000"),
-    ("uniform, the target", "uniform"),
-    ("JEST, f = 0.8", "jest_5000"),
-    ("stage 0 only, K = 25", "stage_0_3000"),
-    ("stage 0 with distillation", "best"),
-    ("stage 0 with distillation, reference twice as wide", "best_by_wide"),
-    (
-        "stage 0 with distillation for the first quarter, half of its rows "
-        "uniform",
-        "best_3000_half",
+
+def _strengths(found):
+    """Score ratios at equal FLOPs over the strength of the reference."""
+    results, rows = found["same"].results, []
+    best = results.target(_LEVEL)
+    for reference in results.ladder("reference", _LEVEL) if best else ():
+        by = "" if reference.cell == cells.STRONG else f"_by_{reference.steps}"
+        lines = [
+            results.line(f"{method}{by}", _LEVEL, _STRENGTH_STEPS)
+            for method in _BY_STRENGTH.values()
+        ]
+        if any(lines):
+            strength = results.end(reference)[0] / results.end(best)[0]
+            ratios = (
+                line and results.over_uniform(line, "paper") for line in lines
+            )
+            shares = (
+                line
+                and " to ".join(
+                    f"{100 * results.mean(line, column):.0f}"
+                    for column in ("clean_first", "clean_last")
+                )
+                for line in lines[:2]
+            )
+            rows.append(
+                (
+                    *(f"{strength:.2f}", *map(tables.told, ratios)),
+                    *(share or "" for share in shares),
+                )
+            )
+    return tables.rows_under(
+        ("reference / target", *_BY_STRENGTH)
+        + ("clean rows of JEST, %", "of easy-reference, %"),
+        sorted(rows),
+    )
+
+
+# Functions of the groups that return rows of text, by the table's name.
+TABLES = {
+    "methods": lambda found: tables.ratios(found["own"]),
+    "readme": _offers,
+    "half_width": lambda found: tables.ratios(found["half"]),
+    "half_width_more": lambda found: tables.ratios(found["more"]),
+    "two_targets": lambda found: tables.two_targets(found["half"], _TARGETS),
+    "given_noise": lambda found: tables.over_noise(found["same"]),
+    "strengths": _strengths,
+    "noise": lambda found: tables.over_noise(
+        found["own"]._replace(methods=_OWN_OVER_NOISE)
     ),
-    ("uniform, half of each batch curated (the reference)", "mixed_3000"),
-    ("uniform on the curated set only", "reference_curated"),
-)
+    "claims": _claims,
+    "tried": lambda found: tables.tried(found["half"]),
+}

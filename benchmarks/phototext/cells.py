@@ -175,8 +175,6 @@ BENCHMARK = Benchmark(
     validation=tuple(
         f"{sources.VALIDATION}_{source}" for source in sources.SOURCES
     ),
-    more_tests=(),
-    more_validation=(),
     clean_sets=_CLEAN_SETS,
     learners=(),
     cells=(*_REFERENCES, *_TRIALS, *_MOVED, *_STEERED),

@@ -101,7 +101,6 @@ class Benchmark(NamedTuple):
         tests: the splits whose pairs make the score. All have equally many
             pairs, so the score is the mean of their scores.
         validation: the splits that settings are chosen on.
-        more_tests, more_validation: splits whose scores the tables have, too.
         clean_sets: sets that are trained on without a pool.
         learners: starts of the names of methods of other learners.
         cells: all `Cell`s.
@@ -118,8 +117,6 @@ class Benchmark(NamedTuple):
     build: str
     tests: tuple[str, ...]
     validation: tuple[str, ...]
-    more_tests: tuple[str, ...]
-    more_validation: tuple[str, ...]
     clean_sets: tuple[str, ...]
     learners: tuple[str, ...]
     cells: tuple[Cell, ...]
@@ -138,16 +135,6 @@ class Benchmark(NamedTuple):
             tuple(split for split in splits if split.endswith(domain))
             for splits in (self.tests, self.validation)
         )
-
-    @property
-    def splits(self):
-        """All splits that a finished run is evaluated on."""
-        return self.tests + self.more_tests + self.watched
-
-    @property
-    def watched(self):
-        """The splits that a run is evaluated on while it trains."""
-        return self.validation + self.more_validation
 
     def runs(self):
         """All `Run`s by name and seed."""

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | runs.csv | run | final scores, costs, what was selected, machine |
 | curves.csv | run and evaluation | validation scores, FLOPs so far |
-| pairs.csv | run | the score of each pair of the tests, x 10,000 |
+| pairs.csv | run | the score of each pair of the tests, x 1,000 |
 | families.csv | pair of the tests | its split and its family |
 
 A score is the mean reciprocal rank of retrieval in both directions. The tests
@@ -16,6 +16,7 @@ import pandas as pd
 
 import jest_tf
 from benchmarks import report
+from benchmarks.protocol import measures
 from jest_tf import evaluation
 from jest_tf.data import stores
 from jest_tf.runs import bootstrap, directory
@@ -46,7 +47,7 @@ def collect(benchmark, run, workdir, data):
     count = max(1, len(chosen) // 5)
     model = jest_tf.load(workdir, trust=True)
     scores, pairs = {}, []
-    for split in benchmark.splits:
+    for split in (*benchmark.tests, *benchmark.validation):
         scores[split], found = _score(model, f"{data}/{split}-*.tfrecord")
         if split in benchmark.tests:
             pairs += found
@@ -74,7 +75,7 @@ def collect(benchmark, run, workdir, data):
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
     }
     curve = _curve(benchmark, workdir, metrics)
-    words = " ".join(str(round(10_000 * pair)) for pair in pairs)
+    words = " ".join(str(round(measures.PAIR_SCALE * pair)) for pair in pairs)
     return row, curve.assign(cell=run.name, seed=run.seed), words
 
 
@@ -159,7 +160,7 @@ def _curve(benchmark, workdir, metrics):
     rows = directory.read_rows(workdir, directory.EVALUATION_FILE)
     table = pd.DataFrame(rows)
     found = table[["step"]].copy()
-    for split in benchmark.watched:
+    for split in benchmark.validation:
         sides = [f"eval/{split}/{direction}/mrr" for direction in _DIRECTIONS]
         found[split] = table[sides].mean(axis=1).round(5)
     steps = [row["step"] for row in metrics]

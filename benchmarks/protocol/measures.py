@@ -3,6 +3,7 @@
 Everything is computed from the tables in a folder: `runs.csv` has a line for
 each run, `pairs.csv` the score of each test pair, of the runs whose score gets
 an interval, and `families.csv` the split and the family of each test pair.
+Scores are those of `runs.csv`; the pairs' are rounded, and make the intervals.
 
 - A *line* is a method at a length and a level of noise, with its seeds.
 - An *interval* covers 95 % of resamples of the test's families and of the
@@ -34,7 +35,7 @@ COSTS = ("paper", "shared", "all")
 _SHARED = 4
 # Columns that `Results` adds to those of runs.csv.
 SCORE, VALIDATION = "score", "validation"
-_SCALE = 10_000  # of the scores in pairs.csv
+PAIR_SCALE = 1000  # of the scores in pairs.csv
 _PERCENTILES = (2.5, 97.5)
 _SEED = 0
 
@@ -63,22 +64,6 @@ class Line(NamedTuple):
     steps: int
     cell: str
     seeds: tuple[int, ...]
-
-
-class Ratios(NamedTuple):
-    """How many times less than uniform training a line spends.
-
-    Attributes:
-        examples: `Estimate`, as each of the others; None if the line misses the
-            target.
-        flops: by the names of `COSTS`.
-        is_bound: whether the method's shortest length is at the target, so that
-            the ratios are lower bounds.
-    """
-
-    examples: Estimate | None
-    flops: dict[str, Estimate | None]
-    is_bound: bool
 
 
 @functools.lru_cache(maxsize=4)
@@ -132,20 +117,6 @@ def estimate(values):
     return Estimate(*map(float, (values[0], *ends)))
 
 
-def ratio(theirs, ours):
-    """`Estimate` of a ratio of costs, arrays [1 + RESAMPLES].
-
-    Costs are infinite where the target is missed. None if either side misses
-    it; a resample in which only `ours` misses it counts as 0.
-    """
-    theirs, ours = np.broadcast_arrays(theirs, ours)
-    if not (np.isfinite(theirs[0]) and np.isfinite(ours[0])):
-        return None
-    ratios = np.zeros(ours.shape)
-    np.divide(theirs, ours, out=ratios, where=np.isfinite(ours))
-    return estimate(ratios)
-
-
 def end_at(lengths, ends, steps):
     """Ends of full schedules between those that were run.
 
@@ -168,25 +139,26 @@ def end_at(lengths, ends, steps):
 
 
 def steps_to_end(lengths, ends, target):
-    """Shortest full schedules whose ends, as of `end_at`, reach a target.
+    """The shortest full schedule whose end reaches a target.
 
     Args:
-        lengths: steps [k], increasing.
-        ends: scores [k, n].
-        target: scores [n].
+        lengths: steps, increasing.
+        ends: the score after each.
+        target: score.
 
     Returns:
-        Steps [n], at least the first length; inf where none reaches it.
+        Steps between the lengths, as of `end_at`, and at least the first; inf
+        if no end reaches the target.
     """
-    is_reached = ends >= target
-    after = is_reached.argmax(axis=0)
-    before, places = np.maximum(after - 1, 0), np.arange(ends.shape[1])
-    low, high = ends[before, places], ends[after, places]
-    rise = np.where(after > before, high - low, 1.0)
-    share = np.where(after > before, (target - low) / rise, 0.0)
-    doublings = np.log2(lengths[after] / lengths[before])
-    found = lengths[before] * 2.0 ** (share * doublings)
-    return np.where(is_reached.any(axis=0), found, np.inf)
+    reached = np.flatnonzero(np.asarray(ends) >= target)
+    if not reached.size:
+        return np.inf
+    after = reached[0]
+    if not after:
+        return float(lengths[0])
+    before = after - 1
+    share = (target - ends[before]) / (ends[after] - ends[before])
+    return lengths[before] * (lengths[after] / lengths[before]) ** share
 
 
 class Results:
@@ -198,10 +170,9 @@ class Results:
             by default.
         regime: of the references, `benchmark.OWN` or `benchmark.GIVEN`.
         learner: the start of the names of its methods, such as "narrow".
-        score: `SCORE`, or `VALIDATION`, which has no intervals.
-        domain: the runs that a reference of this domain steers, and those
-            without a reference, on the tests of the domain; all others if
-            empty.
+        domain: on its tests, the runs that its reference steers, and of those
+            without a reference the methods that it does not steer; all other
+            runs if empty.
 
     Attributes:
         runs: DataFrame, by cell and seed, with the means over the tests and
@@ -210,15 +181,16 @@ class Results:
     """
 
     def __init__(
-        self,
-        benchmark,
-        folder=None,
-        regime=OWN,
-        learner="",
-        score=SCORE,
-        domain="",
+        self, benchmark, folder=None, regime=OWN, learner="", domain=""
     ):
-        self._benchmark, self._score = benchmark, score
+        self._of = functools.partial(
+            Results,
+            benchmark,
+            regime=regime,
+            learner=learner,
+            domain=domain,
+        )
+        self._is_published = folder in (None, benchmark.published)
         folder = folder or benchmark.published
         key = ["cell", "seed"]
         rows = pd.read_csv(folder / "runs.csv").set_index(key).sort_index()
@@ -226,17 +198,19 @@ class Results:
         is_steered = names.str.startswith(benchmark.domain_prefixes)
         is_wanted = ~is_steered
         if domain:
+            is_own = names.str.startswith(f"part_{domain}_")
             is_wanted &= rows["reference"].isna()
-            is_wanted |= names.str.startswith(f"part_{domain}_")
+            is_wanted &= ~rows["method"].isin(rows["method"][is_own])
+            is_wanted |= is_own
         rows = rows[is_wanted & (names.map(regime_of) == regime)]
         if regime == GIVEN:
             start = f"{learner}_" if learner else ""
-            is_own = rows["noise"].isna() | (
+            is_learner = rows["noise"].isna() | (
                 rows["method"].str.startswith(start)
                 if start
                 else ~rows["method"].str.startswith(benchmark.learners)
             )
-            rows = rows[is_own]
+            rows = rows[is_learner]
             rows["method"] = rows["method"].str.removeprefix(start)
         tests, validation = benchmark.of(domain)
         self.runs = rows.assign(
@@ -305,17 +279,26 @@ class Results:
 
     @functools.cache  # noqa: B019 - lives as long as the report
     def _resampled(self, cell, seed):
-        if self._score != SCORE:
-            score = self.runs.loc[cell, seed][self._score]
-            return np.full(1 + RESAMPLES, score)
         found = self._pairs.get((cell, seed))
         if found is None:
             raise ValueError(
                 f"`pairs.csv` must have the scores of {cell!r}, seed {seed}, "
                 "for an interval. Received: none"
             )
-        scores = np.array(found.split(), np.float64) / _SCALE
-        return resample(scores[self._is_tested], self._families)
+        scores = np.array(found.split(), np.float64) / PAIR_SCALE
+        scores = resample(scores[self._is_tested], self._families)
+        missing = self._score(cell, seed) - scores[0]
+        if abs(missing) > 1 / PAIR_SCALE:
+            raise ValueError(
+                f"`pairs.csv` must have the scores of {cell!r}, seed {seed}, "
+                f"x {PAIR_SCALE:,}, with the mean of `runs.csv`, "
+                f"{PAIR_SCALE * self._score(cell, seed):.1f}. Received: a mean "
+                f"of {PAIR_SCALE * scores[0]:.1f}"
+            )
+        return scores + missing
+
+    def _score(self, cell, seed):
+        return float(self.runs.loc[cell, seed][SCORE])
 
     @functools.cache  # noqa: B019
     def spread(self, steps):
@@ -328,8 +311,8 @@ class Results:
         for cell, rows in self._tested.groupby(level="cell"):
             if len(rows) >= LEAST_SEEDS:
                 found[cell] = rows["steps"].iloc[0], rows[SCORE].to_numpy()
-        if not found:  # of no cell yet: the published runs'
-            return Results(self._benchmark).spread(steps)
+        if not found:  # of no cell yet: the published runs', if any
+            return 0.0 if self._is_published else self._of().spread(steps)
         long = [ends for length, ends in found.values() if 2 * length >= steps]
         ends = np.stack(long or [ends for _, ends in found.values()])
         relative = ends / ends.mean(axis=1, keepdims=True) - 1
@@ -395,29 +378,17 @@ class Results:
             key=lambda rung: self.mean(rung, VALIDATION),
         )
 
-    def _needed(self, ladder, target, seeds=()):
-        lengths = np.array([line.steps for line in ladder])
-        return steps_to_end(lengths, self.ends(ladder, seeds), target)
+    def is_bound(self, line):
+        """Whether a method's shortest length ends at the target or above.
 
-    def to_target(self, line):
-        """`Ratios` by full schedules of up to the line's length."""
+        Its ratios are then lower bounds.
+        """
         target = self.target(line.noise)
-        if not target:
-            return Ratios(None, dict.fromkeys(COSTS), False)
-        end = self.end(target, line.seeds)
-        ladder = self.ladder(line.method, line.noise, line.steps)
-        ours = self._needed(ladder, end, line.seeds)
-        lengths = [rung.steps for rung in ladder]
-        uniform = self.ladder(UNIFORM, line.noise)
-        theirs = self._needed(uniform, end, line.seeds)
-        flops = {}
-        for kind in COSTS:
-            bills = [self.flops(rung, kind, line.seeds) for rung in ladder]
-            spent = np.interp(ours, lengths, bills)
-            spent = np.where(np.isinf(ours), np.inf, spent)
-            flops[kind] = ratio(self._a_step(target) * theirs, spent)
-        is_bound = line.method != UNIFORM and bool(ours[0] <= lengths[0])
-        return Ratios(ratio(theirs, ours), flops, is_bound)
+        if line.method == UNIFORM or not target:
+            return False
+        shortest = self.ladder(line.method, line.noise)[0]
+        ends = (self.mean(each, SCORE) for each in (shortest, target))
+        return next(ends) >= next(ends)
 
     def by_seed(self, line, cost="paper", steps=None):
         """Ratios of examples and of FLOPs to the target, of each seed alone.
@@ -432,8 +403,9 @@ class Results:
             `{seed: (examples, FLOPs)}` of the seeds that uniform training has,
             too; 0.0 where the method misses its seed's target.
         """
-        target = self.line(UNIFORM, line.noise, steps) if steps else None
-        target = target or self.target(line.noise)
+        target = self.target(line.noise)
+        if steps:
+            target = self.line(UNIFORM, line.noise, steps)
         if not target:
             return {}
         ladder = self.ladder(line.method, line.noise, line.steps)
@@ -441,51 +413,32 @@ class Results:
         lengths = [rung.steps for rung in ladder]
         found = {}
         for seed in sorted({*line.seeds} & {*target.seeds}):
-            end = self.end(target, [seed])
-            (ours, *_), (theirs, *_) = (
-                self._needed(rungs, end, [seed]) for rungs in (ladder, uniform)
+            end = self._of_seed(target, seed)
+            ours, theirs = (
+                steps_to_end(
+                    [rung.steps for rung in rungs],
+                    [self._of_seed(rung, seed) for rung in rungs],
+                    end,
+                )
+                for rungs in (ladder, uniform)
             )
             bills = [self.flops(rung, cost, [seed]) for rung in ladder]
             spent = np.interp(ours, lengths, bills)
-            missed = np.isinf(ours)
             found[seed] = (
-                0.0 if missed else float(theirs / ours),
-                0.0 if missed else float(self._a_step(target) * theirs / spent),
+                (0.0, 0.0)
+                if np.isinf(ours)
+                else (
+                    float(theirs / ours),
+                    float(self._a_step(target) * theirs / spent),
+                )
             )
         return found
 
-    def to_own_end(self, line, costs=("all",)):
-        """Ratios of examples, then of FLOPs, to the line's own last score.
-
-        The target takes its place where that is lower.
-
-        Args:
-            line: `Line`.
-            costs: of `COSTS`, a ratio for each.
-
-        Returns:
-            `Estimate`s; Nones below uniform training's shortest schedule, or
-            without one.
-        """
-        target = self.target(line.noise)
-        if not target:
-            return [None] * (1 + len(costs))
-        ladder = self.ladder(UNIFORM, line.noise)
-        ends = self.ends(ladder, line.seeds)
-        score = np.minimum(
-            self.end(line, line.seeds), self.end(target, line.seeds)
-        )
-        if score[0] < ends[0, 0]:
-            return [None] * (1 + len(costs))
-        lengths = np.array([rung.steps for rung in ladder])
-        needed = steps_to_end(lengths, ends, score)
-        # Below the shortest schedule the cost is not known: 0 is the least.
-        needed = np.where(score < ends[0], 0.0, needed)
-        spent = [self.flops(line, cost) for cost in costs]
-        return [
-            ratio(needed, np.float64(line.steps)),
-            *(ratio(self._a_step(target) * needed, flops) for flops in spent),
-        ]
+    def _of_seed(self, line, seed):
+        """The score of a line with a seed, its mean without this seed."""
+        if seed in line.seeds:
+            return self._score(line.cell, seed)
+        return self.mean(line, SCORE)
 
     def over_uniform(self, line, cost="all"):
         """`Estimate` of the score over uniform training's best at that cost.

@@ -249,7 +249,7 @@ class Runner:
         """Changes to the recipe of a run, "a.b=c" each."""
         watched = ",".join(
             f"{self._data}/{split}-*.tfrecord"
-            for split in self._benchmark.watched
+            for split in self._benchmark.validation
         )
         found = [
             f"steps={run.steps}",

@@ -9,15 +9,16 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-import test_icontext_data
+from PIL import Image
 
 import jest_tf
-from benchmarks.icontext import cells, shards, towers
-from benchmarks.protocol import collect, run
+from benchmarks.icontext import cells, towers
+from benchmarks.protocol import collect, records, run
 from jest_tf import config as config_lib
 from jest_tf.data import stores, tokenizers
 
 ROOT = pathlib.Path(__file__).parents[2]
+SPLITS = cells.BENCHMARK.tests + cells.BENCHMARK.validation
 
 
 class RunnerTest(tf.test.TestCase):
@@ -65,30 +66,34 @@ class RunnerTest(tf.test.TestCase):
         return is_well, rows, log.getvalue()
 
     def test_a_reference_is_trained_and_embeds_before_its_learner(self):
-        is_well, rows, _ = self.run_all([("web_second_1400", 0)])
+        is_well, rows, _ = self.run_all([("web_jest_curated_1400", 0)])
         self.assertTrue(is_well)
         kinds = [words[0] for words in self.commands]
         self.assertEqual(kinds, ["train", "embed", "train"])
         reference, embedding, learner = self.commands
         runs = self.work / "runs"
-        self.assertIn(runs / "web_bootstrapped_1400-0", reference)
-        sidecars = self.work / "sidecars/web_bootstrapped_1400-pool70"
+        self.assertIn(runs / "web_curated_1000-0", reference)
+        sidecars = self.work / "sidecars/web_curated_1000-pool70"
         pool = f"{self.work}/web/pool70/pool-*.tfrecord"
         self.assertEqual(
             embedding,
-            ("embed", "--model", runs / "web_bootstrapped_1400-0")
+            ("embed", "--model", runs / "web_curated_1000-0")
             + ("--data", pool, "--output", sidecars),
         )
         self.assertIn(f"reference.sidecar_dir={sidecars}", learner)
         # The reference is of the tables as well, once it has run.
-        names = ["web_bootstrapped_1400", "web_second_1400"]
+        names = ["web_curated_1000", "web_jest_curated_1400"]
         self.assertCountEqual(rows["cell"], names)
         by_cell = rows.set_index("cell")
-        self.assertEqual(by_cell.loc["web_second_1400", "flops_embedded"], 5)
+        self.assertEqual(
+            by_cell.loc["web_jest_curated_1400", "flops_embedded"], 5
+        )
         self.assertEqual(by_cell["processor_seconds"].tolist(), [7.0, 7.0])
 
     def test_a_longer_run_extends_the_shorter_one(self):
-        wanted = [(f"part70_clean_{steps}", 1) for steps in (350, 700, 1400)]
+        wanted = [
+            (f"part70_narrow_clean_{steps}", 1) for steps in (350, 700, 1400)
+        ]
         is_well, rows, _ = self.run_all(wanted)
         self.assertTrue(is_well)
         self.assertEqual(rows["cell"].tolist(), [name for name, _ in wanted])
@@ -124,11 +129,13 @@ class RunnerTest(tf.test.TestCase):
     def test_a_failure_stops_what_needs_it_and_nothing_else(self):
         self.failing = ("web_curated_1000-0",)
         is_well, rows, log = self.run_all(
-            [("web_flexi_1400", 0), ("web_clean_700", 0)], jobs=1
+            [("web_jest_curated_1400", 0), ("web_clean_700", 0)], jobs=1
         )
         self.assertFalse(is_well)
         self.assertEqual(rows["cell"].tolist(), ["web_clean_700"])
-        self.assertIn("[1/2] web_flexi_1400, seed 0 failed: it failed", log)
+        self.assertIn(
+            "[1/2] web_jest_curated_1400, seed 0 failed: it failed", log
+        )
 
     def test_every_cell_has_settings_that_its_recipe_takes(self):
         for benchmark in run.BENCHMARKS.values():
@@ -149,27 +156,34 @@ class RunnerTest(tf.test.TestCase):
                     self.assertEqual(
                         bool(recipe.data.manifest), bool(job.cell.cut)
                     )
-                    if recipe.bootstrap.renew_at or job.cell.method == "second":
+                    if recipe.bootstrap.renew_at:
                         (stage,) = recipe.selection.stages
                         self.assertEqual(stage.embeddings, "stored")
 
 
 def a_record(number, noise=""):
-    captions = (f"word{number}", f"other{number}")
-    return test_icontext_data.a_record(number, noise=noise, captions=captions)
+    """An icon with random pixels."""
+    pixels = np.random.default_rng(number).integers(0, 200, [32, 32, 3])
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+    row = records.Row(
+        *("mono icon", "set", "some@1.0", "MIT", f"name {number}"),
+        captions=(f"word{number}", f"other{number}"),
+    )
+    return records.Record(row, number, buffer.getvalue(), noise)
 
 
 class CollectTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.data = pathlib.Path(self.get_temp_dir())
-        for number, split in enumerate(cells.BENCHMARK.splits):
-            records = [a_record(100 * number + n) for n in range(5)]
-            shards.write(self.data, split, records, 1)
+        for number, split in enumerate(SPLITS):
+            pairs = [a_record(100 * number + n) for n in range(5)]
+            records.write(self.data, split, pairs)
         pool = self.data / "pool70"
         pool.mkdir()
-        records = [a_record(n, "moved" * (n % 4 > 0)) for n in range(900, 940)]
-        shards.write(pool, "pool", records, 1)
+        pairs = [a_record(n, "moved" * (n % 4 > 0)) for n in range(900, 940)]
+        records.write(pool, "pool", pairs)
         self.pattern = f"{pool}/pool-*.tfrecord"
         words = ["[UNK]", "[EOS]", "word", *(f"##{n}" for n in range(10))]
         image, text = towers.build_small(config_lib.TrainConfig(), len(words))
@@ -190,7 +204,7 @@ class CollectTest(tf.test.TestCase):
         (workdir / "versions.json").write_text(json.dumps(versions))
         measures = {
             f"eval/{split}/{side}/mrr": 0.25 + 0.5 * (side < "j")
-            for split in cells.BENCHMARK.watched
+            for split in cells.BENCHMARK.validation
             for side in ("image_to_text", "text_to_image")
         }
         of_a_step = {"flops/step": 10, "flops/stored": 1, "flops/forward": 3}
@@ -222,8 +236,8 @@ class CollectTest(tf.test.TestCase):
             row, curve, pairs = collect.collect(*given)
         # Ranks of the matches by the product of all embeddings.
         store = stores.open_store(f"{self.data}/test_sets-*.tfrecord")
-        records = store.read(range(5))
-        images = self.model.embed_images([record.image for record in records])
+        read = store.read(range(5))
+        images = self.model.embed_images([record.image for record in read])
         texts = self.model.embed_texts([f"word{n}" for n in range(5)])
         scores = images @ texts.T
         matches = np.diag(scores)
@@ -231,7 +245,7 @@ class CollectTest(tf.test.TestCase):
         by_text = 1 / (scores >= matches).sum(0)
         self.assertEqual(
             pairs.split(),
-            [str(round(5000 * two)) for two in by_image + by_text],
+            [str(round(500 * two)) for two in by_image + by_text],
         )
         mean = (by_image.mean() + by_text.mean()) / 2
         self.assertAllClose(row["test_sets"], mean, atol=1e-5)

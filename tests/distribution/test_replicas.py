@@ -1,9 +1,10 @@
 """R replicas find what one finds: losses, draws, and the rows dealt out.
 
-It runs eagerly on a thread a replica (`lockstep.py`). What moves between
-replicas is in `test_traffic.py`, training in `test_distribution.py`.
+It runs eagerly on a thread a replica (`lockstep.py`), which also records what
+moves between them. Training is in `test_distribution.py`.
 """
 
+import collections
 import dataclasses
 import itertools
 from unittest import mock
@@ -17,7 +18,6 @@ import pairwise
 import random_embeddings
 import tensorflow as tf
 
-from benchmarks import traffic
 from jest_tf import config, losses, selection
 from jest_tf.config import tables
 from jest_tf.distribution import placement
@@ -130,7 +130,7 @@ class SharedLossTest(tf.test.TestCase):
 
             def step(parts, loss=loss):
                 return graphs.value_and_gradients(
-                    loss, parts, block_size=8, replicas=traffic.Echo(2)
+                    loss, parts, block_size=8, replicas=lockstep.Echo(2)
                 )[1]
 
             tensors = Embeddings(*map(tf.constant, parts))
@@ -294,4 +294,50 @@ class DealTest(tf.test.TestCase):
             (4, 6, "`super_batch_size`.*replicas.*: 6, R=4"),
         ):
             with self.assertRaisesRegex(ValueError, message):
-                placement.deal(tf.range(batch), size, replicas=traffic.Echo(4))
+                placement.deal(tf.range(batch), size, replicas=lockstep.Echo(4))
+
+
+class TrafficTest(tf.test.TestCase):
+    """What moves in a draw, in the dealing of its rows, and in the loss."""
+
+    def moved(self, size, quota, loss):
+        """The calls of replica 0 of 4, b = 24, D = 24 and 10, as a Counter."""
+        rows = {"image": np.zeros([size, 4, 4, 3], np.uint8)}
+        models = random_embeddings.models(size)
+        stage = config.Stage(2, num_chunks=2)
+
+        def step(own, replicas):
+            (learner, reference), rows = own
+            chosen = draw(
+                *([learner, reference], stage, 24),
+                **{"loss": loss, "quota": quota, "replicas": replicas},
+            )
+            dealt = placement.deal(
+                chosen.indices, size, quota=quota, replicas=replicas
+            )
+            placement.move(rows, dealt, replicas)
+            trained = learner._replace(
+                image=learner.image[:6], text=learner.text[:6]
+            )
+            LOSSES[loss](trained, replicas=replicas)
+
+        calls = on_replicas(4, step, (models, rows))[1][0]
+        return collections.Counter(calls)
+
+    def test_what_a_step_moves_by_hand(self):
+        for quota, loss in itertools.product(config.QUOTAS, LOSSES):
+            with self.subTest(quota=quota, loss=loss):
+                found = self.moved(96, quota, loss)
+                # Two chunks of 12 rows of four embeddings, from their owners.
+                for width in (24, 10):
+                    call = lockstep.Call("all_reduce", (12, width), "float32")
+                    self.assertEqual(found[call], 2 * 2)
+                # 6 images and 6 texts for the loss.
+                call = lockstep.Call("all_gather", (6, 24), "float32")
+                self.assertEqual(found[call], 2)
+                # m = 24 / 4 rows for each; without an exchange none.
+                images = [call for call in found if call.dtype == "uint8"]
+                call = lockstep.Call("all_to_all", (4, 6, 4, 4, 3), "uint8")
+                self.assertEqual(images, [call] * (quota == "global"))
+                # Twice the super-batch moves nothing more.
+                self.assertEqual(self.moved(192, quota, loss), found)

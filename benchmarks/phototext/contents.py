@@ -1,0 +1,178 @@
+"""PhotoText's tables and figure: the methods that they compare."""
+
+import numpy as np
+
+from benchmarks.phototext import cells, sources
+from benchmarks.protocol import figures, measures, tables
+from benchmarks.protocol.benchmark import GIVEN
+
+BENCHMARK = cells.BENCHMARK
+FIGURE = "photos.png"
+_MOVED_LEVEL, _STEERED_LEVEL = 0.7, 0.0  # shares of moved captions
+# Methods of a `tables.Group`, at 70 % moved captions.
+_MOVED = (
+    ("uniform, the target", "uniform", None),
+    ("uniform, annealed", "uniform_annealed", None),
+    ("the reference's clean pairs alone", "reference_data", None),
+    ("the reference's clean pairs, half a batch", "mixed_2", None),
+    ("the clean pairs of the pool alone", "clean", None),
+    ("JEST, f = 0.8", "jest", None),
+    ("JEST, f = 0.8, distillation", "jest_distilled", None),
+    ("distillation alone", "distilled", None),
+    ("stored stage, 3 candidates", "stored_3", None),
+    ("stored stage, 3 candidates, distillation", "stored_3_distilled", None),
+    ("stored stage, 5 candidates", "stored_5", None),
+    ("stored stage, 5 candidates, distillation", "stored_5_distilled", None),
+    ("the pool cut once to a third", "top_3", None),
+    ("the pool cut once to a third, distillation", "top_3_distilled", None),
+    ("the pool cut once to a fifth", "top_5", None),
+    ("the pool cut once to a fifth, distillation", "top_5_distilled", None),
+    (
+        "the pool cut once to a third, JEST, distillation",
+        *("top_3_jest_distilled", None),
+    ),
+)
+# Steered to the domain of the reference; no caption is moved.
+_STEERED = (
+    ("uniform, the target", "uniform", None),
+    ("the source's own pairs of the pool", "own_pairs", None),
+    ("the reference's pairs alone", "reference_data", None),
+    ("JEST, f = 0.8", "jest", None),
+    ("stored stage, 10 candidates", "stored_10", None),
+    ("stored stage, 10 candidates, distillation", "stored_10_distilled", None),
+    ("the pool cut once to a tenth", "top_10", None),
+    ("the pool cut once to a tenth, distillation", "top_10_distilled", None),
+)
+_OVER_NOISE = tuple(
+    (what, method, 700)
+    for what, method, _ in _MOVED
+    if method in ("jest", "distilled", "stored_3_distilled", "top_3_distilled")
+)
+# Lengths of uniform training that set the target.
+_TARGETS = 2000, 4000
+# Rows of the table of sources: what, method, steps, level.
+_BY_SOURCE = (
+    ("the reference", "reference", 2000, _MOVED_LEVEL),
+    ("uniform, no caption moved", "uniform", None, _STEERED_LEVEL),
+    *(
+        (
+            f"{what.removesuffix(', the target')}, 70 % moved",
+            method,
+            None,
+            level,
+        )
+        for level in [_MOVED_LEVEL]
+        for what, method, _ in _MOVED
+        if method
+        in ("uniform", "jest", "stored_3_distilled", "top_3_distilled")
+    ),
+)
+_CURVES = {
+    "uniform": ("uniform", "0.6", "-", "."),
+    "jest": ("JEST", "tab:blue", "-", "o"),
+}
+_CURVES_MOVED = _CURVES | {
+    "clean": ("the pool's\nclean pairs", "0.6", "--", "D"),
+    "top_3_distilled": ("cut once, distillation", "tab:red", "-", "v"),
+    "stored_3_distilled": ("stored stage, distillation", "black", "-", "o"),
+}
+_CURVES_STEERED = _CURVES | {
+    "own_pairs": ("the source's\nown pairs", "0.6", "--", "D"),
+    "top_10_distilled": ("cut once, distillation", "tab:red", "-", "v"),
+    "stored_10_distilled": ("stored stage, distillation", "black", "-", "o"),
+}
+_SHOWN = "aerial"  # the domain in the figure
+
+
+def groups(folder=None):
+    """The `tables.Group`s of a folder of tables: "moved", and each domain's."""
+    about = {"benchmark": BENCHMARK.name, "arm": "moved", "domain": None}
+    about |= {"regime": GIVEN, "learner": "half width"}
+    found = {
+        "moved": tables.Group(
+            measures.Results(BENCHMARK, folder, GIVEN),
+            *(_MOVED, _MOVED_LEVEL, measures.COSTS, about),
+        )
+    }
+    for domain in BENCHMARK.domains:
+        found[domain] = tables.Group(
+            measures.Results(BENCHMARK, folder, GIVEN, domain=domain),
+            *(_STEERED, _STEERED_LEVEL, ("paper", "all")),
+            about | {"arm": "steering", "domain": domain},
+        )
+    return found
+
+
+# Groups whose methods are in summary.json.
+SUMMARY = "moved", *BENCHMARK.domains
+
+
+def panels(found):
+    """The `figures.Panel`s of the figure."""
+    return (
+        figures.Panel(
+            found["moved"],
+            "70 % of the captions moved",
+            *(_CURVES_MOVED, cells.REFERENCE),
+        ),
+        figures.Panel(
+            found[_SHOWN],
+            f"Steering: a reference of {_SHOWN}",
+            *(_CURVES_STEERED, cells.OF_DOMAIN[_SHOWN]),
+        ),
+    )
+
+
+def _steering(found):
+    """Scores on the tests of each reference's domain, and on all."""
+    rows = (
+        (
+            *(domain, what, f"{line.steps:,}", str(len(line.seeds))),
+            tables.score(group.results, line),
+            f"{100 * _mean(group.results, line):.1f}",
+            *tables.fewer(group, line),
+        )
+        for domain, group in found.items()
+        if domain in BENCHMARK.domains
+        for what, line in group.lines()
+    )
+    return tables.rows_under(
+        (
+            *("domain", "training", "steps", "seeds", "score", "all tests"),
+            *("fewer examples", "fewer FLOPs", "with all of the reference"),
+        ),
+        rows,
+    )
+
+
+def _mean(results, line):
+    """The score of a line on the tests of all sources."""
+    return np.mean([results.mean(line, test) for test in BENCHMARK.tests])
+
+
+def _by_source(found):
+    """Scores on the tests of each source."""
+    results, rows = found["moved"].results, []
+    for what, method, steps, level in _BY_SOURCE:
+        line = found["moved"]._replace(noise=level).line(method, steps)
+        if line:
+            scores = [results.mean(line, test) for test in BENCHMARK.tests]
+            scores.append(np.mean(scores))
+            shown = (f"{100 * score:.1f}" for score in scores)
+            rows.append((what, f"{line.steps:,}", *shown))
+    return tables.rows_under(
+        ("training", "steps", *sources.SOURCES, "mean"), rows
+    )
+
+
+# Functions of the groups that return rows of text, by the table's name.
+TABLES = {
+    "moved": lambda found: tables.ratios(found["moved"]),
+    "noise": lambda found: tables.over_noise(
+        found["moved"]._replace(methods=_OVER_NOISE, costs=("paper",)), "moved"
+    ),
+    "steering": _steering,
+    "two_targets": lambda found: tables.two_targets(found["moved"], _TARGETS),
+    "tried": lambda found: tables.tried(found["moved"]),
+    "sources": _by_source,
+}

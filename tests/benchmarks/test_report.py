@@ -1,0 +1,483 @@
+"""Ratios and intervals by hand, and the numbers of the benchmarks' pages."""
+
+import itertools
+import pathlib
+import re
+import tempfile
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from PIL import Image
+
+from benchmarks.icontext import cells
+from benchmarks.phototext import cells as photos
+from benchmarks.protocol import figures, measures, report, tables
+from benchmarks.protocol.benchmark import GIVEN
+
+ROOT = pathlib.Path(__file__).parents[2]
+README = "README.md"
+SUMMARY = ROOT / "benchmarks/results/summary.json"
+# Pages whose sentences have numbers of the tables.
+PAGES = [
+    README,
+    *(f"docs/{n}.md" for n in ("results", "recipes", "bootstrap", "photos")),
+]
+# The tables of pages, in order, but for those that describe the data.
+TABLES = {
+    "docs/results.md": ("icons", ["half_width", "claims"]),
+    "docs/recipes.md": ("icons", ["given_noise"]),
+    "docs/photos.md": ("photos", []),
+    "benchmarks/icontext/results/report.md": (
+        "icons",
+        ["methods", "noise", "half_width_more", "two_targets"]
+        + ["strengths", "tried"],
+    ),
+}
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+def markdown_tables(path):
+    """The tables of a page, lists of rows of text; the first is the header."""
+    found, rows = [], []
+    for line in [*read(path).splitlines(), ""]:
+        if line.startswith("| "):
+            rows.append([cell.strip() for cell in line.split("|")[1:-1]])
+        elif rows:
+            header, _, *others = rows
+            found.append([header, *others])
+            rows = []
+    return [table for table in found if table[0][0] != "source"]
+
+
+def chance(benchmark):
+    """The score of chance on one of the tests, which are equally large."""
+    families = pd.read_csv(benchmark.published / "families.csv")
+    size = (families["split"] == benchmark.tests[0]).sum()
+    return 100 * np.mean(1 / np.arange(1, size + 1))
+
+
+class PagesTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.groups = {
+            name: contents.groups()
+            for name, contents in report.CONTENTS.items()
+        }
+        cls.tables = {
+            name: {
+                table: make(cls.groups[name])
+                for table, make in contents.TABLES.items()
+            }
+            for name, contents in report.CONTENTS.items()
+        }
+
+    def test_every_table_of_the_pages_is_computed_from_the_results(self):
+        for page, (benchmark, names) in TABLES.items():
+            expected = [self.tables[benchmark][name] for name in names]
+            self.assertEqual(markdown_tables(ROOT / page), expected, page)
+        expected = self.tables["icons"]["readme"]
+        self.assertIn(expected, markdown_tables(ROOT / README))
+
+    def test_numbers_in_sentences_are_in_the_tables(self):
+        half = self.groups["icons"]["half"].results
+        end = 100 * half.end(half.line("reference", 0.7, 3000))[0]
+        numbers = {f"{end:.1f}"} | {
+            number
+            for some in self.tables.values()
+            for table in some.values()
+            for row in table
+            for cell in row
+            for number in re.findall(r"\d+\.\d", cell)
+        }
+        for contents in report.CONTENTS.values():
+            numbers.add(f"{chance(contents.BENCHMARK):.1f}")
+        for page in PAGES:
+            prose = re.sub(r"(?m)^\|.*$|```[^`]*```", "", read(ROOT / page))
+            # The quickstart's scores have a page of their own.
+            prose = re.sub(r"<!-- q[^§]*end quickstart -->", "", prose)
+            stated = re.findall(r"(?<![\d.])\d+\.\d(?=x|\b(?![.\d]))", prose)
+            self.assertNotEmpty(stated, page)
+            self.assertContainsSubset(stated, numbers, page)
+
+    def test_medians_over_seeds_agree_at_two_lengths_of_the_target(self):
+        found = self.groups["icons"]["half"].results
+        for method in ("jest", "stored_3_distilled"):
+            medians = [
+                np.median(
+                    [*found.by_seed(found.line(method, 0.7), steps=n).values()],
+                    0,
+                )
+                for n in (18_000, 36_000)
+            ]
+            self.assertAllClose(medians[0], medians[1], rtol=0.05)
+
+    def test_the_summary_is_that_of_the_results(self):
+        path = pathlib.Path(self.get_temp_dir()) / "summary.json"
+        for name, contents in report.CONTENTS.items():
+            report.write_summary(path, contents, self.groups[name])
+        self.assertEqual(read(path), read(SUMMARY))
+        # A benchmark replaces its own rows alone.
+        report.write_summary(path, contents, self.groups[name])
+        self.assertEqual(read(path), read(SUMMARY))
+
+    def test_every_figure_is_drawn(self):
+        for name, contents in report.CONTENTS.items():
+            path = pathlib.Path(self.get_temp_dir()) / contents.FIGURE
+            figures.draw(contents.panels(self.groups[name]), path)
+            with Image.open(path) as image:
+                self.assertEqual(image.size, (1300, 546))
+
+
+class IntervalsTest(tf.test.TestCase):
+    def test_a_resample_draws_as_many_families_as_there_are(self):
+        scores = np.array([0.0, 0.5, 1.0, 0.25, 0.75, 0.0])
+        families = np.array([0, 1, 0, 2, 3, 3])
+        drawn = measures.weights(4)
+        self.assertAllEqual(drawn[0], [1, 1, 1, 1])
+        self.assertAllEqual(drawn.sum(axis=1), np.full(2001, 4))
+        found = measures.resample(scores, families)
+        self.assertAllClose(found[0], scores.mean())
+        # Each pair as often as its family.
+        times = drawn[7][families].astype(int)
+        self.assertAllClose(found[7], np.repeat(scores, times).mean())
+        # Families of a pair each: the spread of a mean of four draws.
+        found = measures.resample(scores[:4], np.arange(4))
+        deviation = scores[:4].std() / 2
+        self.assertAllClose(found[1:].std(), deviation, rtol=0.05)
+
+    def test_resamples_draw_seeds_as_well(self):
+        constant = [np.full(2001, value) for value in (1.0, 2.0, 6.0)]
+        found = measures.over_seeds(constant)
+        self.assertEqual(found[0], 3.0)
+        draws = itertools.product((1, 2, 6), repeat=3)
+        self.assertAllInSet(found[1:], {sum(draw) / 3 for draw in draws})
+        # Three draws, each with the variance of the three values.
+        self.assertAllClose(found[1:].var(), np.var([1, 2, 6]) / 3, rtol=0.1)
+
+    def test_an_interval_is_between_the_percentiles_of_the_resamples(self):
+        values = np.append(0.4, np.arange(2000) / 1999)
+        found = measures.estimate(values)
+        self.assertEqual(found.value, 0.4)
+        self.assertAllClose(found[1:], [0.025, 0.975], atol=1e-3)
+        self.assertIsNone(measures.estimate(np.append(np.inf, values)))
+
+
+class SeedsTest(tf.test.TestCase):
+    def test_most_seeds_reach_the_target_or_it_is_missed(self):
+        for ratios, expected in (
+            ([], ""),
+            ([2.0], "2.0x"),
+            ([0.0, 2.0], "missed (missed, 2.0)"),
+            ([0.0, 2.0, 3.0], "2.0x (missed, 2.0, 3.0)"),
+            ([0.0, 0.0, 0.0], "missed"),
+        ):
+            self.assertEqual(tables._seeds(ratios), expected)
+
+
+def results_of(folder, runs, pairs, families):
+    """Results of tables, written to a folder."""
+    families = pd.DataFrame({"split": "test_sets", "family": families})
+    for name, table in (("runs", runs), ("pairs", pairs)):
+        table.to_csv(f"{folder}/{name}.csv", index=False)
+    families.to_csv(f"{folder}/families.csv", index=False)
+    return measures.Results(cells.BENCHMARK, pathlib.Path(folder))
+
+
+class ResultsTest(tf.test.TestCase):
+    """Three pairs, two lengths of uniform training, a method and its reference.
+
+    A uniform step costs 10 FLOPs. The method's costs 12; its reference took 500
+    in training and 300 to embed the pool.
+    """
+
+    def setUp(self):
+        super().setUp()
+        columns = ["cell", "noise", "steps", "flops_step", "flops_embedded"]
+        runs = pd.DataFrame(
+            [
+                ("uniform_100", 0.7, 100, 1000, 0, "", 0.1),
+                ("uniform_400", 0.7, 400, 4000, 0, "", 0.3),
+                ("curated_50", None, 50, 500, 0, "", 0.05),
+                ("method_100", 0.7, 100, 1200, 300, "curated_50", 0.2),
+                ("method_200", 0.7, 200, 2400, 300, "curated_50", 0.4),
+            ],
+            columns=[*columns, "reference", "test_sets"],
+        ).merge(pd.DataFrame({"seed": range(3)}), how="cross")
+        runs["method"] = [name.partition("_")[0] for name in runs["cell"]]
+        runs["val_sets"] = runs["test_sets"]
+        runs["flops_stored"] = runs["flops_renewals"] = None
+        # All pairs alike: resamples change nothing.
+        pairs = runs[["cell", "seed"]].copy()
+        pairs["scores"] = [
+            " ".join([str(round(1000 * score))] * 3)
+            for score in runs["test_sets"]
+        ]
+        self.found = results_of(self.get_temp_dir(), runs, pairs, ["a", *"bb"])
+
+    def assert_sure(self, found, expected):
+        """Compares an estimate, all of whose resamples are alike."""
+        self.assertAllClose([*found], [expected] * 3)
+
+    def test_the_target_is_the_end_that_validation_prefers(self):
+        self.assertEqual(self.found.target(0.7).steps, 400)
+
+    def test_seeds_are_compared_with_their_own_target(self):
+        line = self.found.line("method", 0.7)
+        # Uniform training ends at 0.2 with seed 1, where the method begins, and
+        # at 0.5 with seed 2, above the method's end.
+        for seed, score in ((1, 0.2), (2, 0.5)):
+            self.found.runs.loc[("uniform_400", seed), "score"] = score
+        # 0.3 is half-way from 0.2 to 0.4: after 100 * 2^0.5 steps.
+        steps = 100 * 2**0.5
+        spent = 1200 + (steps - 100) / 100 * 1200 + 300
+        for cost, more in (("paper", 0), ("shared", 500 / 4), ("all", 500)):
+            expected = {
+                0: (400 / steps, 4000 / (spent + more)),
+                1: (400 / 100, 4000 / (1200 + 300 + more)),
+                2: (0.0, 0.0),
+            }
+            found = self.found.by_seed(line, cost)
+            self.assertEqual(found.keys(), expected.keys())
+            for seed, ratios in expected.items():
+                self.assertAllClose(found[seed], ratios)
+
+    def test_a_method_that_begins_at_the_target_has_bounds(self):
+        line = self.found.line("method", 0.7)
+        self.assertFalse(self.found.is_bound(line))
+        self.found.runs.loc["uniform_400", "score"] = 0.19
+        self.assertTrue(self.found.is_bound(line))
+
+    def test_a_score_ratio_is_at_equal_cost(self):
+        line = self.found.line("method", 0.7, 100)
+        # 2,000 FLOPs are 200 uniform steps, which score 0.2.
+        self.assertEqual(self.found.bill(line), 200)
+        self.assert_sure(self.found.over_uniform(line), 1.0)
+        # Without the training of its reference, 150 steps.
+        given = 0.1 + 0.2 * np.log2(1.5) / 2
+        found = self.found.over_uniform(line, "paper")
+        self.assert_sure(found, 0.2 / given)
+
+    def test_differences_are_of_equal_seeds(self):
+        found, count = self.found.difference("method_100", "curated_50")
+        self.assert_sure(found, 0.15)
+        self.assertEqual(count, 3)
+
+    def test_a_single_run_without_uniform_training_has_a_score_alone(self):
+        for name in ("runs", "pairs"):
+            path = pathlib.Path(self.get_temp_dir()) / f"{name}.csv"
+            rows = pd.read_csv(path).set_index("cell").loc[["method_200"]]
+            rows[rows["seed"] == 0].to_csv(path)
+        found = measures.Results(cells.BENCHMARK, path.parent)
+        line = found.line("method", 0.7)
+        value, low, high = measures.estimate(found.end(line))
+        # Two standard deviations between the published runs' seeds.
+        spread = 0.4 * measures.Results(cells.BENCHMARK).spread(200)
+        expected = [0.4, 2 * 1.96 * spread]
+        self.assertAllClose([value, high - low], expected, rtol=0.1)
+        self.assertEqual(found.by_seed(line), {})
+        self.assertIsNone(found.over_uniform(line))
+
+    def test_pairs_with_another_mean_than_the_run_are_refused(self):
+        pairs = self.found._pairs
+        pairs["method_200", 0] = pairs["method_200", 0].replace(" ", "0 ")
+        with self.assertRaisesRegex(ValueError, "400.0. Received: a mean of 2"):
+            self.found.end(self.found.line("method", 0.7))
+
+    def test_a_method_without_a_pool_stands_at_all_levels(self):
+        self.assertEqual(self.found.levels, [0.7])
+        self.assertEqual(self.found.line("curated", 0.7).cell, "curated_50")
+
+
+class SpreadTest(tf.test.TestCase):
+    def test_the_spread_leaves_out_what_a_seed_does_to_all(self):
+        scores = {"a": (9, 10, 11), "b": (20, 20, 20)}
+        runs = pd.DataFrame(
+            [
+                (cell, cell, 0.7, seed, "", 100, scores[cell][seed])
+                for cell, seed in itertools.product(scores, range(3))
+            ],
+            columns=["cell", "method", "noise", "seed", "reference", "steps"]
+            + ["test_sets"],
+        ).assign(val_sets=0.0)
+        pairs = pd.DataFrame(columns=["cell", "seed", "scores"])
+        found = results_of(self.get_temp_dir(), runs, pairs, [])
+        # Relative deviations of -0.1, 0, 0.1 and of 0; less the means of seeds
+        # they are half as large in both; one cell less is free, and a seed.
+        expected = np.sqrt(4 * 0.05**2 / (1 * 2))
+        self.assertAllClose(found.spread(100), expected)
+
+
+def write_photos(folder):
+    """Tables of all runs of PhotoText, as if each had trained.
+
+    The score on each test is 0.01 times log2(steps / 125), three times that of
+    methods with a reference or clean pairs; steered, it is doubled on the tests
+    of the domain. A uniform step costs 10 FLOPs, and any other step 20;
+    embedding costs 1,000, and a step of a reference 40.
+    """
+    rows = []
+    for (name, seed), run in photos.BENCHMARK.runs().items():
+        cell, is_uniform = run.cell, run.cell.method.startswith("uniform")
+        scores = {
+            split: (0.01 if is_uniform else 0.03)
+            * (2 if cell.domain and split.endswith(cell.domain) else 1)
+            * np.log2(run.steps / 125)
+            for split in (
+                *photos.BENCHMARK.tests,
+                *photos.BENCHMARK.validation,
+            )
+        }
+        is_reference = cell.method.partition("_of_")[0] == "reference"
+        cost = 10 if is_uniform else 40 if is_reference else 20
+        rows.append(
+            {
+                "cell": name,
+                "method": cell.method,
+                "noise": cell.noise,
+                "seed": seed,
+                "reference": cell.reference or None,
+                "steps": run.steps,
+                "flops_step": cost * run.steps,
+                "flops_embedded": 1000 * bool(cell.reference),
+                **dict.fromkeys(("flops_stored", "flops_renewals")),
+                **scores,
+            }
+        )
+    runs, tests = pd.DataFrame(rows), photos.BENCHMARK.tests
+    runs.to_csv(folder / "runs.csv", index=False)
+    pairs = runs[["cell", "seed"]].assign(
+        scores=[
+            " ".join(f"{1000 * row[test]:.0f}" for test in tests)
+            for _, row in runs.iterrows()
+        ]
+    )
+    pairs.to_csv(folder / "pairs.csv", index=False)
+    families = pd.DataFrame({"split": tests, "family": "one"})
+    families.to_csv(folder / "families.csv", index=False)
+
+
+class PhotosTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.work = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(cls.work.cleanup)
+        folder = pathlib.Path(cls.work.name) / "photos"
+        folder.mkdir()
+        write_photos(folder)
+        cls.domains = photos.BENCHMARK.domains
+        cls.contents = report.CONTENTS["photos"]
+        cls.groups = cls.contents.groups(folder)
+        cls.tables = {
+            name: make(cls.groups) for name, make in cls.contents.TABLES.items()
+        }
+
+    def row(self, table, *start):
+        """The cells of the one row that begins with these."""
+        (row,) = (
+            row for row in self.tables[table] if row[: len(start)] == [*start]
+        )
+        return row[len(start) :]
+
+    def test_every_method_is_compared_with_the_target(self):
+        shown = {
+            "": [row[0] for row in self.tables["moved"][1:]],
+            **{domain: [] for domain in self.domains},
+        }
+        for domain, what, *_ in self.tables["steering"][1:]:
+            shown[domain].append(what)
+        for domain, names in shown.items():
+            methods = {
+                cell.method
+                for cell in photos.BENCHMARK.cells
+                if cell.seeds == (1, 2, 3)
+                and cell.domain == domain
+                and (domain or cell.noise in (0.7, None))
+            }
+            # Steering has uniform training as well.
+            self.assertLen({*names}, len(methods) + bool(domain))
+
+    def test_ratios_by_hand(self):
+        # Uniform training ends at 0.05 after 4,000 steps, which JEST reaches
+        # after 125 * 2^(5/3) steps.
+        needed = 125 * 2 ** (5 / 3)
+        spent = 20 * needed + 1000
+        ratios = [4000 / needed] + [
+            40_000 / (spent + share * 40 * 2000) for share in (0, 1 / 4, 1)
+        ]
+        score = f"{3 * np.log2(700 / 125):.1f}"
+        found = self.row("moved", "JEST, f = 0.8")
+        self.assertEqual(found[:2], ["700", "3"])
+        self.assertStartsWith(found[2], f"{score} [")
+        self.assertEqual(
+            found[3:], [f"{r:.1f}x ({r:.1f}, {r:.1f}, {r:.1f})" for r in ratios]
+        )
+        # A target of 2,000 steps is at 0.04.
+        shorter, longer, *_ = self.row("two_targets", "JEST, f = 0.8")
+        self.assertStartsWith(shorter, f"{2000 / (125 * 2 ** (4 / 3)):.1f}x (")
+        self.assertEqual(longer, found[3])
+
+    def test_a_steered_run_is_compared_on_the_tests_of_its_domain(self):
+        for domain in self.domains:
+            end = np.log2(700 / 125)
+            ratio = 4000 / (125 * 2 ** (5 / 6))
+            # Of the second, there are longer runs on the pairs of all sources.
+            for what in ("JEST, f = 0.8", "the reference's pairs alone"):
+                score, mean, examples, *_ = self.row(
+                    "steering", domain, what, "700", "3"
+                )
+                self.assertStartsWith(score, f"{6 * end:.1f} [")
+                self.assertEqual(mean, f"{(6 + 4 * 3) * end / 5:.1f}")
+                self.assertStartsWith(examples, f"{ratio:.1f}x (")
+
+    def test_rates_stand_beside_the_kept_rate(self):
+        rates = ("5e-4", "1e-3", "2e-3", "8e-3")
+        names = [
+            f"{what}, rate {rate}"
+            for what in (
+                *("uniform", "the reference's clean pairs alone"),
+                *("JEST, f = 0.8", "stored stage, 3 candidates, distillation"),
+            )
+            for rate in rates
+        ]
+        self.assertEqual([row[0] for row in self.tables["tried"][1:]], names)
+
+    def test_sources_and_noise(self):
+        found = self.row("sources", "uniform, no caption moved", "4,000")
+        self.assertEqual(found, ["5.0"] * 6)
+        bill = (20 * 700 + 1000) / 10
+        ratio = 3 * np.log2(700 / 125) / np.log2(bill / 125)
+        for cell in self.row("noise", "JEST, f = 0.8", "700"):
+            self.assertStartsWith(cell, f"{ratio:.1f} [")
+
+    def test_the_figure_and_the_summary_have_both_arms(self):
+        path = pathlib.Path(self.get_temp_dir()) / "photos.png"
+        figures.draw(self.contents.panels(self.groups), path)
+        self.assertTrue(path.exists())
+        found = report.summary(self.contents, self.groups)
+        arms = {(row["arm"], row["domain"], row["noise"]) for row in found}
+        expected = {("steering", domain, 0.0) for domain in self.domains}
+        self.assertEqual(arms, expected | {("moved", None, 0.7)})
+
+
+class CellsTest(tf.test.TestCase):
+    def test_the_tables_say_of_each_run_what_its_cell_says(self):
+        rows = pd.read_csv(
+            cells.BENCHMARK.published / "runs.csv",
+            dtype=str,
+            keep_default_na=False,
+        ).set_index(["cell", "seed"])
+        columns = ["method", "noise", "steps", "reference"]
+        for (name, seed), run in cells.BENCHMARK.runs().items():
+            cell, place = run.cell, (name, str(seed))
+            if cell.regime == GIVEN and place not in rows.index:
+                continue  # still to be run
+            noise = "" if cell.noise is None else str(cell.noise)
+            expected = [cell.method, noise, str(run.steps), cell.reference]
+            with self.subTest(name, seed=seed):
+                self.assertEqual([*rows.loc[place][columns]], expected)
