@@ -104,21 +104,13 @@ dist: $(INSTALLED) $(DIST_INSTALLED) ## build the sdist and the wheel into dist/
 	@$(DIST_BIN)/python -m twine check --strict dist/*
 	@echo "dist: see dist/"
 
-# The data of icons never change, so their builder stays in the history.
-ICONTEXT_BUILDER := 1e7b437a04751bd2bee1b7dd0da0f83e562042ee
-
-$(ICONTEXT)/builder:
-	@mkdir -p $@.part
-	@git archive $(ICONTEXT_BUILDER) benchmarks jest_tf | tar -x -C $@.part
-	@mv $@.part $@
-
-icontext-data: .venv/installed-icontext $(ICONTEXT)/builder ## build the data of the benchmark on icons
+icontext-data: .venv/installed-icontext ## build the real-data benchmark's data
 	@echo "icontext-data: 170 MB to download, then some minutes on 2 cores"
-	@cd $(ICONTEXT)/builder; for command in fetch full web; do \
-	  $(abspath $(BIN))/python -m benchmarks.icontext.build $$command \
-	    --work $(abspath $(ICONTEXT)); done
+	@for command in fetch full web; do \
+	  $(BIN)/python -m benchmarks.icontext.build $$command \
+	    --work $(ICONTEXT); done
 
-icontext-runs: icontext-data ## the missing runs of the benchmark on icons
+icontext-runs: icontext-data ## the missing runs of the real-data benchmark
 	@$(BIN)/python -m benchmarks.protocol.run icons --work $(ICONTEXT) \
 	  $(JOBS:%=--jobs %)
 

@@ -35,8 +35,9 @@ import numpy as np
 import tqdm
 from PIL import Image, ImageOps
 
+from benchmarks.icontext import full, noise, selection, shards
+from benchmarks.icontext import sources as icon_sources
 from benchmarks.phototext import repositories, sources
-from benchmarks.protocol import records as pairs
 
 SIZE = 64  # pixels, the side of every photograph
 LEVELS = (0, 30, 70)
@@ -117,7 +118,7 @@ def build(out, clones, packed=None, seed=SEED):
         dropped[source] = dict(sieve.drops)
         records += rest
         held_out |= {f"{name}_{source}": some for name, some in tests.items()}
-    records = pairs.shuffled(records, "photos", seed)
+    records = selection.shuffled(records, "photos", seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".part-") as folder:
         whole = pathlib.Path(folder) / "data"
@@ -141,7 +142,7 @@ class Sieve:
         self._known = set()
 
     def accept(self, photo):
-        """`pairs.Record` of a `sources.Photo`; None if it is left out."""
+        """`selection.Record` of a `sources.Photo`; None if it is left out."""
         if not photo.captions:
             return self._drop("no text")
         try:
@@ -157,8 +158,8 @@ class Sieve:
         if digest in self._known:
             return self._drop("repeated photograph")
         self._known.add(digest)
-        record = pairs.Record(
-            pairs.Row(
+        record = selection.Record(
+            icon_sources.Row(
                 kind=photo.source,
                 # A family of the tests: an article, or the photograph alone.
                 style=photo.kind or photo.name,
@@ -166,8 +167,9 @@ class Sieve:
                 license="",
                 name=photo.name,
                 captions=photo.captions,
+                drawing=None,
             ),
-            pairs.identifier_of("photos", photo.source, photo.name),
+            selection.identifier_of("photos", photo.source, photo.name),
             _encoded(photo.content, pixels),
         )
         self.official[record.identifier] = photo.split
@@ -224,7 +226,7 @@ def split(records, official, seed):
     """Takes the tests and the validation pairs out of a source.
 
     Args:
-        records: list of `pairs.Record`.
+        records: list of `selection.Record`.
         official: the official split of each by its id, "" if it has none.
         seed: of the splits.
 
@@ -232,7 +234,7 @@ def split(records, official, seed):
         `{split: list of records}` with distinct titles, and the other records,
         none of which has a title of these.
     """
-    records = pairs.shuffled(records, "held out", seed)
+    records = selection.shuffled(records, "held out", seed)
     is_official = any(official.values())
     found = {name: {} for name in NUM_HELD_OUT}
     titles = set()
@@ -275,14 +277,14 @@ def moved(records, level):
     order = np.random.default_rng(SEED).permutation(len(records))
     places = order[: round(level * len(records))]
     found = list(records)
-    for place, record in zip(places, pairs.moved(records, places), strict=True):
-        found[place] = record
+    for place, record in zip(places, noise.moved(records, places), strict=True):
+        found[place] = record._replace(noise=noise.MOVED)
     return found
 
 
 def _write(folder, records, held_out, seed, facts):
     part, others = apart(records, seed)
-    pairs.write_vocabulary(folder, others + part)
+    full.write_vocabulary(folder, others + part)
     splits = dict(held_out)
     splits["apart"] = others
     pools = {f"part{level:02d}": moved(part, level / 100) for level in LEVELS}
@@ -294,10 +296,10 @@ def _write(folder, records, held_out, seed, facts):
         splits[f"apart_{source}"] = _of(others, source)
         pools[f"part_{source}00"] = _of(part, source)
     for name, some in splits.items():
-        pairs.write(folder, name, some, 1)
+        shards.write(folder, name, some, 1)
     for name, some in pools.items():
         (folder / name).mkdir()
-        pairs.write(folder / name, "pool", some, NUM_SHARDS)
+        shards.write(folder / name, "pool", some, NUM_SHARDS)
     facts["sizes"] = {
         name: len(some) for name, some in (splits | pools).items()
     }
