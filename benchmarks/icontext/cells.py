@@ -81,6 +81,8 @@ _NARROW = "model.towers=benchmarks.icontext.towers:build_narrow "
 _PROJECTED = f"{_DISTILLED} reference.projection=128"
 _SHORT = (350, 700, 1400)
 _MIXED = (2250, 4500, 9000)
+# The rate falls linearly to 0 in the last eighth.
+_ANNEALED = "optimizer.schedule=benchmarks.protocol.schedules:annealed"
 # Learners of a given reference begin with other weights than it did.
 _OTHERS = (1, 2, 3)
 
@@ -170,8 +172,25 @@ _LEARNERS_OF_GIVEN = (
         )
         if only is None or method in only
     ),
-    _part(
-        "narrow_top_3_distilled", _SHORT, _NARROW + _PROJECTED + _FAST, cut=3
+    # The rivals of a stage: the pool cut once, and JEST with distillation.
+    *(
+        _part(f"narrow_{method}", _SHORT, _NARROW + settings + _FAST, cut=cut)
+        for method, settings, cut in (
+            *((f"top_{n}", "", n) for n in (3, 5)),
+            *((f"top_{n}_distilled", _PROJECTED, n) for n in (3, 5)),
+            ("jest_distilled", f"{_live(5)} {_PROJECTED}", 0),
+            ("top_3_jest_distilled", f"{_live(3)} {_PROJECTED}", 3),
+        )
+    ),
+    # Uniform training, annealed at its own length; a decay cannot be extended.
+    *(
+        Cell(
+            "narrow_uniform_annealed",
+            (steps,),
+            f"{_NARROW}{_SLOW} {_ANNEALED}",
+            pool="part70",
+        )
+        for steps in (18_000, 36_000)
     ),
     # A reference of fewer steps, which costs less where its training counts.
     _part(
