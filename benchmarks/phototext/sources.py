@@ -11,12 +11,17 @@
 A source reads clones of its repositories (`repositories.py`), or a folder in
 which it is packed: a zip with a JSON object for each photograph in
 `pairs.jsonl`, and the i-th photograph in `00000i.jpg`.
+
+People judged how well 53,652 captions of flickr8k's official test fit 1,000
+photographs of it: `read_judged`.
 """
 
 import csv
+import gzip
 import io
 import json
 import zipfile
+import zlib
 from typing import NamedTuple
 
 from benchmarks.phototext import repositories
@@ -45,6 +50,31 @@ class Photo(NamedTuple):
     split: str = ""
 
 
+class Judged(NamedTuple):
+    """A photograph of flickr8k with a caption, and what people say of them.
+
+    Attributes:
+        judges: "experts", who give marks, or "crowd", who say yes or no.
+        photograph: name of its `Photo`.
+        caption: its text.
+        is_own: whether this is the photograph's own caption.
+        ratings: marks of three experts, 1 to 4, or the crowd's share of yes.
+    """
+
+    judges: str
+    photograph: str
+    caption: str
+    is_own: bool
+    ratings: tuple[float, ...]
+
+
+# Files of judgements; a line has the name of a photograph, that of a caption,
+# and three columns, of which these are ratings; the least, and the highest.
+JUDGED = {
+    "experts": ("ExpertAnnotations.txt", slice(2, 5), 1, 4),
+    "crowd": ("CrowdFlowerAnnotations.txt", slice(2, 3), 0, 1),
+}
+_FLICKR = "Flickr8k_text"
 # The names that official splits have.
 _SPLITS = {
     "test": TEST,
@@ -57,12 +87,11 @@ _SPLITS = {
 def _flickr(clones):
     texts = repositories.Clone(clones, repositories.FLICKR_TEXT)
     photos = repositories.Clone(clones, repositories.FLICKR_PHOTOS)
-    folder, captions, splits = "Flickr8k_text", {}, {}
-    for line in _lines(texts.read(f"{folder}/Flickr8k.token.txt")):
-        name, _, caption = line.partition("\t")
+    captions, splits = {}, {}
+    for name, caption in _flickr_captions(texts).items():
         captions.setdefault(name.partition("#")[0], []).append(caption)
     for split in ("test", "dev"):
-        path = f"{folder}/Flickr_8k.{split}Images.txt"
+        path = f"{_FLICKR}/Flickr_8k.{split}Images.txt"
         for name in _lines(texts.read(path)):
             splits[name] = _SPLITS[split]
     for path, content in photos.contents(photos.paths("data/images", ".jpg")):
@@ -73,6 +102,12 @@ def _flickr(clones):
                 *("flickr8k", name, _tidy(found), content),
                 split=splits.get(name, ""),
             )
+
+
+def _flickr_captions(texts):
+    """The captions by their names, "photograph#number"."""
+    lines = _lines(texts.read(f"{_FLICKR}/Flickr8k.token.txt"))
+    return dict(line.split("\t", 1) for line in lines)
 
 
 def _conceptual(clones):
@@ -168,6 +203,69 @@ def read_packed(source, folder):
                 row.get("article", row.get("sub", "")),
                 _SPLITS.get(row.get("split"), ""),
             )
+
+
+def read_judged(clones):
+    """The `Judged` pairs of flickr8k, of experts and of the crowd.
+
+    Raises:
+        RuntimeError: a file of judgements is missing or damaged.
+    """
+    texts = repositories.Clone(clones, repositories.FLICKR_TEXT)
+    files = {
+        judges: texts.read(f"{_FLICKR}/{name}")
+        for judges, (name, *_) in JUDGED.items()
+    }
+    return _judged(files, _flickr_captions(texts))
+
+
+def read_packed_judged(folder):
+    """The same from the folder of packed files, with names as packed."""
+    files = {}
+    for judges, (name, *_) in JUDGED.items():
+        path = folder / f"{name}.gz"
+        try:
+            files[judges] = gzip.decompress(path.read_bytes())
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise RuntimeError(
+                f"'{path}' must be a whole gzip file. Received: {error}"
+            ) from error
+    with zipfile.ZipFile(folder / f"{SOURCES['flickr8k'][1]}.zip") as packed:
+        rows = map(json.loads, _lines(packed.read("pairs.jsonl")))
+        packed_as = {row["file"].rpartition("/")[2]: row for row in rows}
+    captions = {
+        f"{name}#{number}": caption
+        for name, row in packed_as.items()
+        for number, caption in enumerate(row["captions"])
+    }
+    return [
+        pair._replace(photograph=packed_as[pair.photograph]["file"])
+        for pair in _judged(files, captions)
+    ]
+
+
+def _judged(files, captions):
+    found = []
+    for judges, content in files.items():
+        name, columns, least, most = JUDGED[judges]
+        for number, line in enumerate(_lines(content), start=1):
+            try:
+                photograph, caption, *_ = fields = line.split("\t")
+                (text,) = _tidy([captions[caption]])
+                ratings = tuple(map(float, fields[columns]))
+                if len(fields) != 5 or not all(
+                    least <= rating <= most for rating in ratings
+                ):
+                    raise ValueError(ratings)
+            except (KeyError, ValueError) as error:
+                raise RuntimeError(
+                    f"Line {number} of {name} must have a photograph, the name "
+                    f"of a caption and ratings from {least} to {most}, between "
+                    f"tabs. Received: {line!r}; take the file anew"
+                ) from error
+            is_own = caption.partition("#")[0] == photograph
+            found.append(Judged(judges, photograph, text, is_own, ratings))
+    return found
 
 
 def _lines(content):

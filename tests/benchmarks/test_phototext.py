@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gzip
 import io
 import json
 import pathlib
@@ -12,6 +13,7 @@ import zipfile
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pyarrow
 import tensorflow as tf
 from PIL import Image
@@ -19,10 +21,31 @@ from pyarrow import parquet
 
 import jest_tf
 from benchmarks.icontext import shards
-from benchmarks.phototext import build, repositories, sources, towers
+from benchmarks.phototext import (
+    build,
+    judgements,
+    repositories,
+    sources,
+    towers,
+)
 from jest_tf import config as config_lib
+from jest_tf.data import tokenizers
 
 COUNT = 40  # photographs of a source
+# Of four photographs with three captions each, and of three with two captions,
+# of which the last is not of the tests.
+JUDGED = {
+    "ExpertAnnotations.txt": "".join(
+        f"{n}.jpg\t{m}.jpg#2\t{n + 1}\t1\t{4 - m}\n"
+        for n in range(4)
+        for m in range(3)
+    ),
+    "CrowdFlowerAnnotations.txt": "".join(
+        f"{n}.jpg\t{m}.jpg#2\t{m / 4}\t{m}\t{4 - m}\n"
+        for n in (0, 1, 9)
+        for m in range(2)
+    ),
+}
 
 
 def photo(seed, size=(80, 60)):
@@ -56,6 +79,7 @@ def files_of_repositories():
     flickr["Flickr8k_text/Flickr8k.token.txt"] = "".join(
         f"{n}.jpg#{k}\tdog {n}  says {k} .\n" for n in numbers for k in range(5)
     ).encode()
+    flickr |= {f"Flickr8k_text/{k}": v.encode() for k, v in JUDGED.items()}
     products = io.BytesIO()
     parquet.write_table(
         pyarrow.Table.from_pylist(
@@ -205,6 +229,20 @@ class BuildTest(tf.test.TestCase):
         self.assertEqual({record.row.name for record in flickr}, names)
         captions = {len(record.row.captions) for record in flickr}
         self.assertEqual(captions, {5})
+        self.assertEqual(
+            stats["judged"],
+            {"experts": 12, "crowd": 4, "photographs": 5, "in training": 1}
+            | {"not in the tests, left out": 1},
+        )
+        judged = pd.read_csv(self.out / build.JUDGEMENTS).to_numpy().tolist()
+        self.assertEqual(
+            judged[4:6] + judged[-1:],
+            [
+                ["experts", "1.jpg", "dog 1 says 2 .", True, "2.0 1.0 3.0"],
+                ["experts", "1.jpg", "dog 2 says 2 .", False, "2.0 1.0 2.0"],
+                ["crowd", "1.jpg", "dog 1 says 2 .", True, "0.25"],
+            ],
+        )
         # Nobody's words that were translated back.
         for record in parts["apart"] + parts["part00/pool"]:
             if record.row.source == "aerial":
@@ -251,8 +289,26 @@ class BuildTest(tf.test.TestCase):
                     lines.append(json.dumps(row))
                 file.writestr("pairs.jsonl", "\n".join(lines))
         other = self.out.with_name("other")
+        for name, text in JUDGED.items():
+            (packed / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+        path = packed / "ExpertAnnotations.txt.gz"
+        whole, damaged = path.read_bytes(), r"Line 1 of Expert.*Received: "
+        for content, message in (
+            (whole[:-9], "Annotations.txt.gz' must be a whole gzip"),
+            (gzip.compress(b"0.jpg\t1.jpg#2\t1\t2\t5"), damaged + r".*\\t5"),
+            (gzip.compress(b"0.jpg\t1.jpg#9\t1\t2\t4"), damaged + ".*#9"),
+            (gzip.compress(b"0.jpg\t1.jpg#2\t1\t2"), damaged),
+        ):
+            path.write_bytes(content)
+            with self.assertRaisesRegex(RuntimeError, message):
+                build.build(other, None, packed)
+            self.assertFalse(other.exists())
+        path.write_bytes(whole)
         build.build(other, None, packed)
-        for path in self.out.rglob("*.tfrecord"):
+        for path in (
+            *self.out.rglob("*.tfrecord"),
+            self.out / build.JUDGEMENTS,
+        ):
             twin = other / path.relative_to(self.out)
             self.assertEqual(path.read_bytes(), twin.read_bytes(), path)
         with self.assertRaisesRegex(RuntimeError, "made of clones. Received"):
@@ -302,6 +358,90 @@ class BuildTest(tf.test.TestCase):
         self.assertEqual(log.getvalue().count(" is there"), len(everything))
         build.build(self.out, clones)
         self.assertLen(self.records("test_*"), 4 * len(sources.SOURCES))
+
+    def test_people_are_compared_with_runs(self):
+        build.build(self.out, self.clones)
+        words = tokenizers.WordPieceTokenizer(
+            ["[UNK]", "[EOS]", "dog", "says", *"01234"], 8
+        )
+        models = {}
+        for seed, name in enumerate(("one", "two")):
+            learner = jest_tf.build_two_tower(
+                "tiny",
+                image_size=32,
+                vocabulary_size=9,
+                text_length=8,
+                seed=seed,
+            )
+            config = config_lib.TrainConfig(steps=7, seed=seed)
+            models[name] = jest_tf.Embedder(learner, words, config=config)
+        model = models["two"]
+        names = ["--reference", "one", "--learner", "two"]
+        with (
+            mock.patch.object(
+                jest_tf, "load", lambda path, trust: models[path.name]
+            ),
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+        ):
+            for _ in range(2):  # the second writes the same lines anew
+                judgements.main(["--work", str(self.out.parent), *names])
+        table = pd.read_csv(self.out.parent / "results/photos/judgements.csv")
+        self.assertLen(table, 16)
+        self.assertEqual(printed.getvalue().count("| learnability |"), 8)
+        facts = table.loc[table["run"] == "two", ["steps", "seed", "count"]]
+        self.assertEqual(
+            facts.drop_duplicates().to_numpy().tolist(), [[7, 1, 9], [7, 1, 4]]
+        )
+        # Without the photographs' own captions.
+        pairs = [(n, m) for n in range(4) for m in range(3) if n != m]
+        images = model.embed_images([photo(n) for n in range(4)])
+        texts = model.embed_texts([f"dog {m} says 2 ." for m in range(3)])
+        scores = [images[n] @ texts[m] for n, m in pairs for _ in range(3)]
+        marks = [mark for n, m in pairs for mark in (n + 1, 1, 4 - m)]
+        signs = np.sign(np.subtract.outer(scores, scores)) * np.sign(
+            np.subtract.outer(marks, marks)
+        )
+        # 2 (P - Q) / (n^2 (m - 1) / m), with four different marks; each pair
+        # of judgements is twice in the matrix.
+        expected = signs.sum() / (27**2 * 3 / 4)
+        key = ["two", "similarity", "tau_c"]
+        is_wanted = table[["run", "criterion", "measure"]] == key
+        (found,) = table[is_wanted.all(axis=1)].itertuples()
+        self.assertAllClose(found.value, expected)
+        self.assertBetween(found.value, found.low, found.high)
+        (self.out / build.JUDGEMENTS).unlink()
+        with self.assertRaisesRegex(SystemExit, "judgements.csv' must be of"):
+            judgements.main(["--work", str(self.out.parent), *names])
+
+
+class JudgementsTest(tf.test.TestCase):
+    def test_losses_are_of_batches_of_one_size(self):
+        rows = np.random.default_rng(0).normal(size=(2, 4, 3))
+        rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+        reference = jest_tf.Embeddings(*rows.astype(np.float32), 10.0, -5.0)
+        learner = reference._replace(image=reference.text, scale=4.0)
+        found = judgements.pair_losses(reference, learner, loss="sigmoid")
+        for name, model in (("reference", reference), ("learner", learner)):
+            logits = model.scale * model.image @ model.text.T + model.bias
+            off = np.logaddexp(0, logits) * (1 - np.eye(4))
+            expected = np.logaddexp(0, -np.diag(logits))
+            expected += (off.sum(0) + off.sum(1)) / 2
+            self.assertAllClose(found[name], expected, rtol=1e-5)
+        same = reference._replace(image=rows[0, [0] * 4], text=rows[0, [0] * 4])
+        with mock.patch.object(judgements, "BATCH_SIZE", 3):
+            found = judgements.pair_losses(same, loss="sigmoid")
+        # Two negatives each, logits of 5.
+        expected = np.logaddexp(0, -5) + 2 * np.logaddexp(0, 5)
+        self.assertAllClose(found, {"reference": [expected] * 4}, rtol=1e-5)
+
+    def test_photographs_are_resampled_whole(self):
+        pairs = pd.DataFrame(
+            {"photograph": ["a"] * 3, "ratings": [[0.0], [0.5], [1.0]]}
+        )
+        # Two of three comparisons agree and one does not.
+        found = judgements.agreement(np.array([1, 3, 2]), pairs, "crowd")
+        self.assertAllClose([*found["tau_b"]], [1 / 3] * 3)
+        self.assertAllClose([*found["spearman"]], [1 / 2] * 3)
 
 
 class TowersTest(tf.test.TestCase):
