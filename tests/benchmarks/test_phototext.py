@@ -367,7 +367,7 @@ class BuildTest(tf.test.TestCase):
         models = {}
         for seed, name in enumerate(("one", "two")):
             learner = jest_tf.build_two_tower(
-                "tiny",
+                *("tiny",),
                 image_size=32,
                 vocabulary_size=9,
                 text_length=8,
@@ -389,21 +389,20 @@ class BuildTest(tf.test.TestCase):
         self.assertLen(table, 16)
         self.assertEqual(printed.getvalue().count("| learnability |"), 8)
         facts = table.loc[table["run"] == "two", ["steps", "seed", "count"]]
-        self.assertEqual(
-            facts.drop_duplicates().to_numpy().tolist(), [[7, 1, 9], [7, 1, 4]]
-        )
+        self.assertAllEqual(facts.drop_duplicates(), [[7, 1, 9], [7, 1, 4]])
         # Without the photographs' own captions.
         pairs = [(n, m) for n in range(4) for m in range(3) if n != m]
-        images = model.embed_images([photo(n) for n in range(4)])
+        records = {r.row.name: r.png for r in self.records("test_flickr8k")}
+        images = model.embed_images([records[f"{n}.jpg"] for n in range(4)])
         texts = model.embed_texts([f"dog {m} says 2 ." for m in range(3)])
         scores = [images[n] @ texts[m] for n, m in pairs for _ in range(3)]
         marks = [mark for n, m in pairs for mark in (n + 1, 1, 4 - m)]
-        signs = np.sign(np.subtract.outer(scores, scores)) * np.sign(
-            np.subtract.outer(marks, marks)
+        signs, others = (
+            np.sign(np.subtract.outer(x, x)) for x in (scores, marks)
         )
         # 2 (P - Q) / (n^2 (m - 1) / m), with four different marks; each pair
         # of judgements is twice in the matrix.
-        expected = signs.sum() / (27**2 * 3 / 4)
+        expected = (signs * others).sum() / (27**2 * 3 / 4)
         key = ["two", "similarity", "tau_c"]
         is_wanted = table[["run", "criterion", "measure"]] == key
         (found,) = table[is_wanted.all(axis=1)].itertuples()
@@ -439,7 +438,7 @@ class JudgementsTest(tf.test.TestCase):
             {"photograph": ["a"] * 3, "ratings": [[0.0], [0.5], [1.0]]}
         )
         # Two of three comparisons agree and one does not.
-        found = judgements.agreement(np.array([1, 3, 2]), pairs, "crowd")
+        found = judgements.agreement(np.array([1, 3, 2]), pairs, "b")
         self.assertAllClose([*found["tau_b"]], [1 / 3] * 3)
         self.assertAllClose([*found["spearman"]], [1 / 2] * 3)
 
