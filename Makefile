@@ -47,7 +47,7 @@ PHOTOS ?= photos-work
 # How many runs at a time.
 JOBS ?=
 
-.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers trace tpu-compile icontext-data icontext-runs icontext-report photos-data photos-runs clean
+.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers trace tpu-compile icontext-data icontext-runs icontext-report photos-data photos-runs photos-quick clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -123,6 +123,10 @@ photos-data: .venv/installed-icontext ## clone the photographs' repositories, an
 photos-runs: photos-data ## the missing runs of the benchmark on photographs
 	@$(BIN)/python -m benchmarks.protocol.run photos --work $(PHOTOS) \
 	  $(JOBS:%=--jobs %)
+
+photos-quick: photos-data ## of these, one short run a method: about 20 minutes on 2 cores
+	@$(BIN)/python -m benchmarks.protocol.run photos --quick \
+	  --work $(PHOTOS) --jobs 2
 
 icontext-report: .venv/installed-icontext ## its tables and figures, from the kept results
 	@$(BIN)/python -m benchmarks.icontext.report
