@@ -47,7 +47,7 @@ PHOTOS ?= photos-work
 # How many runs at a time.
 JOBS ?=
 
-.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers trace tpu-compile icontext-data icontext-runs icontext-report photos-data photos-runs photos-quick clean
+.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers bench-rival trace tpu-compile icontext-data icontext-runs icontext-report photos-data photos-runs photos-quick clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -89,6 +89,10 @@ test-peers: $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and ope
 bench-peers: $(PEERS_INSTALLED) ## time a step beside open_clip's, on this machine
 	@echo "bench-peers: some minutes; close what else runs"
 	@$(BIN)/python -m benchmarks.bench_peers
+
+bench-rival: $(PEERS_INSTALLED) .venv/installed-icontext ## time the rival's workflow in PyTorch beside ours, on this machine
+	@echo "bench-rival: six minutes; close what else runs"
+	@$(BIN)/python -m benchmarks.bench_rival --work $(PHOTOS)
 
 trace: $(INSTALLED) ## print the modules that a batch passes from record to loss
 	@$(BIN)/python -m benchmarks.house --trace

@@ -26,40 +26,35 @@ from benchmarks import report
 _COMMAND = "python -m benchmarks.bench_rival"
 _PEERS = report.ROOT / ".venv-peers" / "bin" / "python"
 _SHARD = "photos/part70/pool-00000-of-00004.tfrecord"
-_PAIRS, _STEPS, _ROUNDS = 6144, 96, 3
-_ONE_THREAD = dict.fromkeys(
-    ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), "1"
-)
-_TRAIN = (
-    "train --trust --config configs/photos.py --workdir {out} --set evaluation.data="
-    " data.train={work}/pool-*.tfrecord data.vocabulary={work}/vocab.txt"
-    " optimizer.learning_rate=4e-3 optimizer.warmup_steps=0 steps={steps}"
-)
-_OURS = {
-    "embed": "embed --trust --model {work}/teacher --output {out}-sidecars"
-    " --data {work}/pool-*.tfrecord",
-    "cut": "curate --trust --workdir {work}/teacher --output {out}-cut"
-    " --data {work}/pool-*.tfrecord --sidecar-dir {out}-sidecars"
-    " --set stage.candidates=3 stage.method=top",
-    "train": _TRAIN + " model.towers=benchmarks.phototext.towers:build_narrow"
-    " reference.sidecar_dir={out}-sidecars reference.projection=128"
-    " reference.distillation_weight=8",
-}
-_CUT, _STORED = (
-    " data.manifest={out}-cut",
-    (
-        " selection.stages.0.candidates=3 selection.stages.0.embeddings=stored"
-        " selection.stages.0.criterion=easy_reference"
+_PAIRS = 6144
+_TRAIN = """trainers.train --trust --config configs/photos.py --workdir {out}
+ --set steps={steps} evaluation.data= data.train={work}/pool-*.tfrecord
+ data.vocabulary={work}/vocab.txt optimizer.warmup_steps=0
+ optimizer.learning_rate=4e-3"""
+_EMBED = """trainers.embed --trust --model {work}/teacher
+ --data {work}/pool-*.tfrecord --output {out}-sidecars"""
+_CURATE = """trainers.curate --trust --workdir {work}/teacher
+ --data {work}/pool-*.tfrecord --sidecar-dir {out}-sidecars --output {out}-cut
+ --set stage.candidates=3 stage.method=top"""
+_DISTIL = f"""{_TRAIN} model.towers=benchmarks.phototext.towers:build_narrow
+ reference.sidecar_dir={{out}}-sidecars reference.projection=128
+ reference.distillation_weight=8 """
+_STAGE = """selection.stages.0.candidates=3
+ selection.stages.0.embeddings=stored
+ selection.stages.0.criterion=easy_reference"""
+_TORCH = "benchmarks.rival_in_torch {work} "
+_SIDES = {  # python, then what it runs to embed, to cut and to train
+    "PyTorch, cut": (_PEERS, _TORCH, "", f"{_TORCH} {{steps}}"),
+    "jest_tf, cut": (
+        *(sys.executable, _EMBED, _CURATE),
+        _DISTIL + "data.manifest={out}-cut",
     ),
-)
-_SIDES = {
-    "PyTorch, cut": {"embed": "{work}", "train": "{work} {steps}"},
-    "jest_tf, cut": _OURS | {"train": _OURS["train"] + _CUT},
-    "jest_tf, stored stage": {
-        "embed": _OURS["embed"],
-        "train": _OURS["train"] + _STORED,
-    },
+    "jest_tf, stored stage": (sys.executable, _EMBED, "", _DISTIL + _STAGE),
 }
+_HEADER = (
+    *("workflow", "embed, s", "cut, s", "train, s", "whole, s"),
+    *("a step, s", "peak, GB"),
+)
 
 
 def main(argv=None):
@@ -75,7 +70,8 @@ def main(argv=None):
         return
     if not _PEERS.exists():
         parser.error(f"expected PyTorch at {_PEERS}; run `make bench-rival`")
-    steps, rounds = (16, 1) if options.small else (_STEPS, _ROUNDS)
+    # Whole epochs of the third.
+    steps, rounds = (16, 1) if options.small else (96, 3)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     figures = {side: [] for side in _SIDES}
     with tempfile.TemporaryDirectory() as work:
@@ -86,29 +82,18 @@ def main(argv=None):
             report.log(f"round {number + 1} of {rounds}: {side}")
             out = f"{work}/{number}-{len(side)}"
             figures[side].append(_run(side, work=work, out=out, steps=steps))
-    header = ["medians", *next(iter(figures.values()))[0]]
     rows = [
-        [
-            side,
-            *(
-                f"{np.median([one[name] for one in found]):.3g}"
-                for name in header[1:]
-            ),
-        ]
+        [side, *map(report.spread, zip(*found, strict=True))]
         for side, found in figures.items()
     ]
-    wholes = (
-        report.spread([one["whole, s"] for one in found])
-        for found in figures.values()
-    )
+    data = "photographs" if shard.exists() else "images of noise"
     text = (
         "## The rival's workflow beside PyTorch's\n\n"
         f"    {_COMMAND} --work photos-work\n\n"
-        f"{_PAIRS:,} {'photographs' if shard.exists() else 'images of noise'}, "
-        f"{steps} steps of b = 256, PhotoText's towers, a core; {rounds} rounds in "
-        "turn. Each part is a process, its start included. Lowest / median / "
-        f"highest of the whole: {'; '.join(wholes)}.\n\n"
-        f"{report.table(header, rows)}\n\n{report.processor()}."
+        f"{_PAIRS:,} {data}, {steps} steps of b = 256, PhotoText's towers, one "
+        f"core, {rounds} rounds in turn. A part is a process, with its start. "
+        "Lowest / median / highest.\n\n"
+        f"{report.table(_HEADER, rows)}\n\n{report.processor()}."
     )
     report.publish(report.page(options), "rival", text, _COMMAND)
 
@@ -120,7 +105,7 @@ def _prepare(work, shard):
     import jest_tf
     from benchmarks.icontext import full, selection, shards, sources
     from benchmarks.phototext import towers
-    from jest_tf import cli, config
+    from jest_tf import config
     from jest_tf.data import tokenizers
 
     def noise(number):
@@ -150,41 +135,35 @@ def _prepare(work, shard):
         sides = model.image_tower, model.text_tower
         facts.append(sum(side.count_params() for side in sides))
     (work / "towers.json").write_text(json.dumps(facts))
-    cli.main(_TRAIN.format(work=work, out=work / "teacher", steps=1).split())
+    teacher = _TRAIN.format(work=work, out=work / "teacher", steps=1)
+    report.command(*teacher.split())
 
 
 def _run(side, **names):
-    """The figures of a run of a side, by heading."""
-    figures, peak = {"embed, s": 0, "cut, s": 0, "train, s": 0}, 0
-    for part, words in _SIDES[side].items():
-        start = [pathlib.Path(sys.executable).with_name("jest-tf")]
-        if side.startswith("PyTorch"):
-            start = [_PEERS, "-m", "benchmarks.rival_in_torch"]
+    """Figures of a run of a side, as in the header."""
+    python, *commands = _SIDES[side]
+    seconds, peak, step = [0.0] * len(commands), 0, []
+    for part, words in enumerate(commands):
+        if not words:
+            continue
         begin = time.perf_counter()
         process = subprocess.Popen(
-            [*start, *words.format(**names).split()],
+            [python, "-m", *words.format(**names).split()],
             cwd=report.ROOT,
-            env=os.environ | _ONE_THREAD | {"PYTHONPATH": str(report.ROOT)},
             stdout=subprocess.PIPE,
             text=True,
         )
-        printed = process.stdout.read().split()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        step = process.stdout.read().split()[-1:]  # PyTorch's prints it
+        _, process.returncode, usage = os.wait4(process.pid, 0)
         if process.returncode:
-            raise RuntimeError(f"`{part}` of {side} failed: {printed}")
-        figures[f"{part}, s"] = time.perf_counter() - begin
-        peak = max(peak, usage.ru_maxrss)
+            raise RuntimeError(f"`{words}` failed in {names}")
+        seconds[part] = time.perf_counter() - begin
+        peak = max(peak, usage.ru_maxrss / 1e6)
     log = pathlib.Path(names["out"]) / "metrics.jsonl"
-    step = printed[-1:]
     if log.exists():
         rows = map(json.loads, log.read_text().splitlines()[1:])
         step = [row["time/step_seconds"] for row in rows]
-    return figures | {
-        "whole, s": sum(figures.values()),
-        "a step, s": float(np.median(np.array(step, float))),
-        "peak memory, MB": peak / 1e3,
-    }
+    return *seconds, sum(seconds), np.median(np.array(step, float)), peak
 
 
 if __name__ == "__main__":

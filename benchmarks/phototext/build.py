@@ -16,7 +16,8 @@ place of clones, for development.
 | apart, apart_SOURCE | the reference's clean pairs, all or of a source |
 | test_SOURCE, val_SOURCE | 1,000 and 400 pairs of each source |
 
-`judgements.csv` has what people say of test_flickr8k with other captions.
+`judgements.csv` has what people say of test_flickr8k and captions; packed
+photographs have none.
 
 Repeats, of photographs by their pixels and of pairs by their titles, are left
 out. Official splits are kept; elsewhere a hash of the title decides, so that
@@ -122,18 +123,16 @@ def build(out, clones, packed=None, seed=SEED):
         dropped[source] = dict(sieve.drops)
         records += rest
         held_out |= {f"{name}_{source}": some for name, some in tests.items()}
-    judged = (
-        sources.read_packed_judged(packed)
-        if packed
-        else sources.read_judged(clones)
-    )
+    judged = [] if packed else sources.read_judged(clones)
     records = selection.shuffled(records, "photos", seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".part-") as folder:
         whole = pathlib.Path(folder) / "data"
         whole.mkdir()
         facts = {"seed": seed, "made_of": made_of, "dropped": dropped}
-        facts["judged"] = _write_judged(whole, judged, held_out, records)
+        tests = held_out[f"{sources.TEST}_flickr8k"]
+        if judged:
+            facts["judged"] = _write_judged(whole, judged, tests, records)
         _write(whole, records, held_out, seed, facts)
         os.replace(whole, out)
 
@@ -320,22 +319,21 @@ def _write(folder, records, held_out, seed, facts):
     (folder / "stats.json").write_text(text, encoding="utf-8")
 
 
-def _write_judged(folder, judged, held_out, records):
+def _write_judged(folder, judged, tests, others):
     """Writes the judged pairs of tests; returns counts for stats.json."""
-    tests, training = (
+    tests, others = (
         {record.row.name for record in _of(some, "flickr8k")}
-        for some in (held_out[f"{sources.TEST}_flickr8k"], records)
+        for some in (tests, others)
     )
     kept = [pair for pair in judged if pair.photograph in tests]
     table = pd.DataFrame(kept, columns=sources.Judged._fields)
     table["ratings"] = [" ".join(map(str, pair.ratings)) for pair in kept]
     table.to_csv(folder / JUDGEMENTS, index=False)
     photographs = {pair.photograph for pair in judged}
-    return {
-        **table["judges"].value_counts().to_dict(),
+    return table["judges"].value_counts().to_dict() | {
         "photographs": len(photographs),
-        "not in the tests, left out": len(photographs - tests),
-        "in training": len(photographs & training),
+        "left out, not of the tests": len(photographs - tests),
+        "of these, in training": len(photographs & others),
     }
 
 

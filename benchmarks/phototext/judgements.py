@@ -5,9 +5,8 @@
 
 Three experts gave 5,822 pairs marks from 1 to 4, and a crowd said yes or no to
 47,830. All photographs and captions are of the official test, so no run has
-trained on them (`stats.json` has counts). Scores of a pair are its `similarity`
-to a run, a cosine, and the criteria `easy_reference` and `learnability` of its
-losses in a batch of judged pairs.
+trained on them. A run scores a pair by its cosine, `similarity`, and by the
+criteria `easy_reference` and `learnability` in a batch of judged pairs.
 
 Measures are Spearman's correlation and the Kendall taus published for CLIPScore
 (arXiv 2104.08718): tau-c with each mark of the experts, without the 158 pairs
@@ -34,6 +33,7 @@ BATCH_SIZE = 256  # of pairs that are each other's negatives, as in training
 _RESAMPLES = 500
 _KENDALL = {"experts": "c", "crowd": "b"}
 _KEY = ["run", "reference", "criterion", "judges", "measure"]
+_COLUMNS = [*_KEY, "steps", "seed", "value", "low", "high", "count"]
 
 
 def main(arguments=None):
@@ -99,61 +99,53 @@ def measure(judged, reference, learner=None):
         reference, learner: name and `jest_tf.Embedder` of a run.
     """
     runs = [run for run in (reference, learner) if run]
-    config = runs[-1][1].config
-    loss = config.selection.loss or config.model.loss
     rows = []
     for judges, pairs in judged.groupby("judges", sort=False):
         embedded = [_embedded(model, pairs) for _, model in runs]
-        losses = pair_losses(*embedded, loss=loss)
+        losses = pair_losses(*embedded, config=runs[-1][1].config)
         scores = [
-            (run, "", "similarity", np.sum(of_run.image * of_run.text, axis=1))
-            for run, of_run in zip(runs, embedded, strict=True)
+            (*run, "", "similarity", np.sum(both.image * both.text, axis=1))
+            for run, both in zip(runs, embedded, strict=True)
         ] + [
-            (run, of, criterion, tables.criterion(criterion).score(losses))
+            (*run, of, criterion, tables.criterion(criterion).score(losses))
             for run, of, criterion in (
                 (reference, "", "easy_reference"),
                 (learner, reference[0], "learnability"),
             )
             if run
         ]
-        for (name, model), of, criterion, values in scores:
+        for name, model, of, criterion, values in scores:
             found = agreement(values, pairs, _KENDALL[judges])
             for kind, estimate in found.items():
-                names = (name, of, criterion, judges, kind)
-                rows.append(
-                    dict(zip(_KEY, names, strict=True))
-                    | {"steps": model.config.steps, "seed": model.config.seed}
-                    | estimate._asdict()
-                    | {"count": len(pairs)}
-                )
-    return pd.DataFrame(rows)
+                key = name, of, criterion, judges, kind
+                facts = model.config.steps, model.config.seed
+                rows.append((*key, *facts, *estimate, len(pairs)))
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def pair_losses(reference, learner=None, *, loss):
+def pair_losses(reference, learner=None, *, config):
     """Losses of n pairs in random batches of one size, float32 [n] by model.
 
     Some pairs are in two batches, to fill the last one, and count there.
-    Models are `jest_tf.Embeddings`, the loss is as in `SelectionConfig`.
+    Models are `jest_tf.Embeddings`; the loss is of a run's settings.
     """
-    count = len(reference.image)
-    size = min(BATCH_SIZE, count)
-    order = np.random.default_rng(0).permutation(count)
-    found = {
-        name: np.zeros(count, np.float32)
-        for name, model in (("reference", reference), ("learner", learner))
-        if model
-    }
-    for rows in np.resize(order, (-(-count // size), size)):
-        batch = [
-            model
-            and jest_tf.Embeddings(*(x[rows] for x in model[:2]), *model[2:])
-            for model in (learner, reference)
-        ]
+    size = min(BATCH_SIZE, len(reference.image))
+    order = np.random.default_rng(0).permutation(len(reference.image))
+    models = {"reference": reference} | (
+        {"learner": learner} if learner else {}
+    )
+    found = {name: np.zeros(len(order), np.float32) for name in models}
+    for rows in np.resize(order, (-(-len(order) // size), size)):
+        batch = {
+            name: model._replace(image=model.image[rows], text=model.text[rows])
+            for name, model in models.items()
+        }
         # A draw of all pairs reports their losses.
         drawn = jest_tf.select_jointly(
-            *batch,
+            **{"learner": None} | batch,
             **{"batch_size": size, "num_chunks": 1, "seed": (0, 0)},
-            **{"criterion": "easy_reference", "loss": loss},
+            criterion="easy_reference",
+            loss=config.selection.loss or config.model.loss,
         )
         for name, losses in found.items():
             losses[rows] = getattr(drawn, f"{name}_loss")
@@ -169,23 +161,18 @@ def agreement(scores, pairs, variant):
         variant: "b" or "c".
     """
     counts = pairs["ratings"].map(len)
-    scores, names = (
-        np.repeat(scores, counts),
-        pairs["photograph"].repeat(counts),
-    )
-    ratings = np.concatenate([*pairs["ratings"]])
-    photographs, distinct = pd.factorize(names)
-    found = {f"tau_{variant}": [], "spearman": []}
-    for weights in measures.weights(len(distinct))[: 1 + _RESAMPLES]:
-        times = weights[photographs].astype(int)
+    scores, ratings = np.repeat(scores, counts), np.hstack(pairs["ratings"])
+    places, names = pd.factorize(pairs["photograph"].repeat(counts))
+    found = []
+    for weights in measures.weights(len(names))[: 1 + _RESAMPLES]:
+        times = weights[places].astype(int)
         sides = np.repeat(scores, times), np.repeat(ratings, times)
-        tau, spearman = found.values()
-        tau.append(stats.kendalltau(*sides, variant=variant).statistic)
-        spearman.append(stats.spearmanr(*sides).statistic)
-    return {
-        name: measures.estimate(np.array(values))
-        for name, values in found.items()
-    }
+        tau = stats.kendalltau(*sides, variant=variant).statistic
+        found.append((tau, stats.spearmanr(*sides).statistic))
+    kinds = f"tau_{variant}", "spearman"
+    return dict(
+        zip(kinds, map(measures.estimate, np.transpose(found)), strict=True)
+    )
 
 
 def _embedded(model, pairs):

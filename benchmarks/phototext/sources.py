@@ -11,17 +11,12 @@
 A source reads clones of its repositories (`repositories.py`), or a folder in
 which it is packed: a zip with a JSON object for each photograph in
 `pairs.jsonl`, and the i-th photograph in `00000i.jpg`.
-
-People judged how well 53,652 captions of flickr8k's official test fit 1,000
-photographs of it: `read_judged`.
 """
 
 import csv
-import gzip
 import io
 import json
 import zipfile
-import zlib
 from typing import NamedTuple
 
 from benchmarks.phototext import repositories
@@ -51,13 +46,13 @@ class Photo(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """A photograph of flickr8k with a caption, and what people say of them.
+    """A photograph and a caption of flickr8k that people judged.
 
     Attributes:
-        judges: "experts", who give marks, or "crowd", who say yes or no.
+        judges: "experts" or "crowd".
         photograph: name of its `Photo`.
         caption: its text.
-        is_own: whether this is the photograph's own caption.
+        is_own: whether the caption is the photograph's own.
         ratings: marks of three experts, 1 to 4, or the crowd's share of yes.
     """
 
@@ -68,13 +63,13 @@ class Judged(NamedTuple):
     ratings: tuple[float, ...]
 
 
-# Files of judgements; a line has the name of a photograph, that of a caption,
-# and three columns, of which these are ratings; the least, and the highest.
-JUDGED = {
-    "experts": ("ExpertAnnotations.txt", slice(2, 5), 1, 4),
-    "crowd": ("CrowdFlowerAnnotations.txt", slice(2, 3), 0, 1),
-}
 _FLICKR = "Flickr8k_text"
+# A line has the names of a photograph and a caption, and three columns, of
+# which these are ratings between the two numbers.
+JUDGED = {
+    "experts": (f"{_FLICKR}/ExpertAnnotations.txt", slice(2, 5), 1, 4),
+    "crowd": (f"{_FLICKR}/CrowdFlowerAnnotations.txt", slice(2, 3), 0, 1),
+}
 # The names that official splits have.
 _SPLITS = {
     "test": TEST,
@@ -206,49 +201,15 @@ def read_packed(source, folder):
 
 
 def read_judged(clones):
-    """The `Judged` pairs of flickr8k, of experts and of the crowd.
+    """The `Judged` pairs of flickr8k, from clones.
 
     Raises:
         RuntimeError: a file of judgements is missing or damaged.
     """
-    texts = repositories.Clone(clones, repositories.FLICKR_TEXT)
-    files = {
-        judges: texts.read(f"{_FLICKR}/{name}")
-        for judges, (name, *_) in JUDGED.items()
-    }
-    return _judged(files, _flickr_captions(texts))
-
-
-def read_packed_judged(folder):
-    """The same from the folder of packed files, with names as packed."""
-    files = {}
-    for judges, (name, *_) in JUDGED.items():
-        path = folder / f"{name}.gz"
-        try:
-            files[judges] = gzip.decompress(path.read_bytes())
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise RuntimeError(
-                f"'{path}' must be a whole gzip file. Received: {error}"
-            ) from error
-    with zipfile.ZipFile(folder / f"{SOURCES['flickr8k'][1]}.zip") as packed:
-        rows = map(json.loads, _lines(packed.read("pairs.jsonl")))
-        packed_as = {row["file"].rpartition("/")[2]: row for row in rows}
-    captions = {
-        f"{name}#{number}": caption
-        for name, row in packed_as.items()
-        for number, caption in enumerate(row["captions"])
-    }
-    return [
-        pair._replace(photograph=packed_as[pair.photograph]["file"])
-        for pair in _judged(files, captions)
-    ]
-
-
-def _judged(files, captions):
-    found = []
-    for judges, content in files.items():
-        name, columns, least, most = JUDGED[judges]
-        for number, line in enumerate(_lines(content), start=1):
+    texts, found = repositories.Clone(clones, repositories.FLICKR_TEXT), []
+    captions = _flickr_captions(texts)
+    for judges, (path, columns, least, most) in JUDGED.items():
+        for number, line in enumerate(_lines(texts.read(path)), start=1):
             try:
                 photograph, caption, *_ = fields = line.split("\t")
                 (text,) = _tidy([captions[caption]])
@@ -259,9 +220,9 @@ def _judged(files, captions):
                     raise ValueError(ratings)
             except (KeyError, ValueError) as error:
                 raise RuntimeError(
-                    f"Line {number} of {name} must have a photograph, the name "
+                    f"Line {number} of {path} must have a photograph, the name "
                     f"of a caption and ratings from {least} to {most}, between "
-                    f"tabs. Received: {line!r}; take the file anew"
+                    f"tabs. Received: {line!r}; clone the repository anew"
                 ) from error
             is_own = caption.partition("#")[0] == photograph
             found.append(Judged(judges, photograph, text, is_own, ratings))
