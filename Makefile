@@ -47,7 +47,7 @@ PHOTOS ?= photos-work
 # How many runs at a time.
 JOBS ?=
 
-.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers trace tpu-compile icontext-data icontext-runs photos-data photos-runs report clean
+.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers bench-rival trace tpu-compile icontext-data icontext-runs photos-data photos-runs photos-quick report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -90,6 +90,10 @@ bench-peers: $(PEERS_INSTALLED) ## time a step beside open_clip's, on this machi
 	@echo "bench-peers: some minutes; close what else runs"
 	@$(BIN)/python -m benchmarks.bench_peers
 
+bench-rival: $(PEERS_INSTALLED) .venv/installed-icontext ## time the rival's workflow in PyTorch beside ours, on this machine
+	@echo "bench-rival: six minutes; close what else runs"
+	@$(BIN)/python -m benchmarks.bench_rival --work $(PHOTOS)
+
 trace: $(INSTALLED) ## print the modules that a batch passes from record to loss
 	@$(BIN)/python -m benchmarks.house --trace
 
@@ -123,6 +127,10 @@ photos-data: .venv/installed-icontext ## clone the photographs' repositories, an
 photos-runs: photos-data ## the missing runs of the benchmark on photographs
 	@$(BIN)/python -m benchmarks.protocol.run photos --work $(PHOTOS) \
 	  $(JOBS:%=--jobs %)
+
+photos-quick: photos-data ## of these, one short run a method: about 20 minutes on 2 cores
+	@$(BIN)/python -m benchmarks.protocol.run photos --quick \
+	  --work $(PHOTOS) --jobs 2
 
 report: .venv/installed-icontext ## tables, figures and summary of both benchmarks, from the kept results
 	@$(BIN)/python -m benchmarks.protocol.report icons

@@ -16,6 +16,9 @@ place of clones, for development.
 | apart, apart_SOURCE | the reference's clean pairs, all or of a source |
 | test_SOURCE, val_SOURCE | 1,000 and 400 pairs of each source |
 
+`judgements.csv` has what people say of test_flickr8k and captions; packed
+photographs have none.
+
 Repeats, of photographs by their pixels and of pairs by their titles, are left
 out. Official splits are kept; elsewhere a hash of the title decides, so that
 no title is on two sides.
@@ -32,6 +35,7 @@ import sys
 import tempfile
 
 import numpy as np
+import pandas as pd
 import tqdm
 from PIL import Image, ImageOps
 
@@ -44,6 +48,7 @@ LEVELS = (0, 30, 70)
 PART = 0.6  # of the pairs in neither tests nor validation
 NUM_HELD_OUT = {sources.TEST: 1_000, sources.VALIDATION: 400}
 NUM_SHARDS = 4
+JUDGEMENTS = "judgements.csv"
 SEED = 0
 _QUALITY = 90  # of JPEG
 # Products stand on white, so they are padded; the others are squashed.
@@ -87,7 +92,7 @@ def build(out, clones, packed=None, seed=SEED):
         seed: of the splits.
 
     Raises:
-        RuntimeError: the folder has other data.
+        RuntimeError: the folder has other data, or a source is damaged.
     """
     made_of = "packed" if packed else "clones"
     if out.exists():
@@ -118,12 +123,16 @@ def build(out, clones, packed=None, seed=SEED):
         dropped[source] = dict(sieve.drops)
         records += rest
         held_out |= {f"{name}_{source}": some for name, some in tests.items()}
+    judged = [] if packed else sources.read_judged(clones)
     records = selection.shuffled(records, "photos", seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".part-") as folder:
         whole = pathlib.Path(folder) / "data"
         whole.mkdir()
         facts = {"seed": seed, "made_of": made_of, "dropped": dropped}
+        tests = held_out[f"{sources.TEST}_flickr8k"]
+        if judged:
+            facts["judged"] = _write_judged(whole, judged, tests, records)
         _write(whole, records, held_out, seed, facts)
         os.replace(whole, out)
 
@@ -308,6 +317,24 @@ def _write(folder, records, held_out, seed, facts):
     }
     text = json.dumps(facts, indent=1) + "\n"
     (folder / "stats.json").write_text(text, encoding="utf-8")
+
+
+def _write_judged(folder, judged, tests, others):
+    """Writes the judged pairs of tests; returns counts for stats.json."""
+    tests, others = (
+        {record.row.name for record in _of(some, "flickr8k")}
+        for some in (tests, others)
+    )
+    kept = [pair for pair in judged if pair.photograph in tests]
+    table = pd.DataFrame(kept, columns=sources.Judged._fields)
+    table["ratings"] = [" ".join(map(str, pair.ratings)) for pair in kept]
+    table.to_csv(folder / JUDGEMENTS, index=False)
+    photographs = {pair.photograph for pair in judged}
+    return table["judges"].value_counts().to_dict() | {
+        "photographs": len(photographs),
+        "left out, not of the tests": len(photographs - tests),
+        "of these, in training": len(photographs & others),
+    }
 
 
 def _of(records, source):

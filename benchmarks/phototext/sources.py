@@ -45,6 +45,31 @@ class Photo(NamedTuple):
     split: str = ""
 
 
+class Judged(NamedTuple):
+    """A photograph and a caption of flickr8k that people judged.
+
+    Attributes:
+        judges: "experts" or "crowd".
+        photograph: name of its `Photo`.
+        caption: its text.
+        is_own: whether the caption is the photograph's own.
+        ratings: marks of three experts, 1 to 4, or the crowd's share of yes.
+    """
+
+    judges: str
+    photograph: str
+    caption: str
+    is_own: bool
+    ratings: tuple[float, ...]
+
+
+_FLICKR = "Flickr8k_text"
+# A line has the names of a photograph and a caption, and three columns, of
+# which these are ratings between the two numbers.
+JUDGED = {
+    "experts": (f"{_FLICKR}/ExpertAnnotations.txt", slice(2, 5), 1, 4),
+    "crowd": (f"{_FLICKR}/CrowdFlowerAnnotations.txt", slice(2, 3), 0, 1),
+}
 # The names that official splits have.
 _SPLITS = {
     "test": TEST,
@@ -57,12 +82,11 @@ _SPLITS = {
 def _flickr(clones):
     texts = repositories.Clone(clones, repositories.FLICKR_TEXT)
     photos = repositories.Clone(clones, repositories.FLICKR_PHOTOS)
-    folder, captions, splits = "Flickr8k_text", {}, {}
-    for line in _lines(texts.read(f"{folder}/Flickr8k.token.txt")):
-        name, _, caption = line.partition("\t")
+    captions, splits = {}, {}
+    for name, caption in _flickr_captions(texts).items():
         captions.setdefault(name.partition("#")[0], []).append(caption)
     for split in ("test", "dev"):
-        path = f"{folder}/Flickr_8k.{split}Images.txt"
+        path = f"{_FLICKR}/Flickr_8k.{split}Images.txt"
         for name in _lines(texts.read(path)):
             splits[name] = _SPLITS[split]
     for path, content in photos.contents(photos.paths("data/images", ".jpg")):
@@ -73,6 +97,12 @@ def _flickr(clones):
                 *("flickr8k", name, _tidy(found), content),
                 split=splits.get(name, ""),
             )
+
+
+def _flickr_captions(texts):
+    """The captions by their names, "photograph#number"."""
+    lines = _lines(texts.read(f"{_FLICKR}/Flickr8k.token.txt"))
+    return dict(line.split("\t", 1) for line in lines)
 
 
 def _conceptual(clones):
@@ -168,6 +198,35 @@ def read_packed(source, folder):
                 row.get("article", row.get("sub", "")),
                 _SPLITS.get(row.get("split"), ""),
             )
+
+
+def read_judged(clones):
+    """The `Judged` pairs of flickr8k, from clones.
+
+    Raises:
+        RuntimeError: a file of judgements is missing or damaged.
+    """
+    texts, found = repositories.Clone(clones, repositories.FLICKR_TEXT), []
+    captions = _flickr_captions(texts)
+    for judges, (path, columns, least, most) in JUDGED.items():
+        for number, line in enumerate(_lines(texts.read(path)), start=1):
+            try:
+                photograph, caption, *_ = fields = line.split("\t")
+                (text,) = _tidy([captions[caption]])
+                ratings = tuple(map(float, fields[columns]))
+                if len(fields) != 5 or not all(
+                    least <= rating <= most for rating in ratings
+                ):
+                    raise ValueError(ratings)
+            except (KeyError, ValueError) as error:
+                raise RuntimeError(
+                    f"Line {number} of {path} must have a photograph, the name "
+                    f"of a caption and ratings from {least} to {most}, between "
+                    f"tabs. Received: {line!r}; clone the repository anew"
+                ) from error
+            is_own = caption.partition("#")[0] == photograph
+            found.append(Judged(judges, photograph, text, is_own, ratings))
+    return found
 
 
 def _lines(content):

@@ -109,6 +109,8 @@ class Benchmark(NamedTuple):
         published: folder of the published tables.
         family: the family of a record by its style; pairs of a family are
             resampled together.
+        quick: `(name, seed)` of the few short runs that show how methods rank,
+            in the order in which they begin.
     """
 
     name: str
@@ -123,6 +125,7 @@ class Benchmark(NamedTuple):
     domains: tuple[str, ...]
     published: pathlib.Path
     family: Callable[[str], str]
+    quick: tuple[tuple[str, int], ...] = ()
 
     @property
     def domain_prefixes(self):

@@ -126,6 +126,39 @@ class RunnerTest(tf.test.TestCase):
         steps = ("1400", "2700", "4500")
         self.assertEqual(names, [f"web_clean_{number}" for number in steps])
 
+    def test_quick_runs_begin_in_their_order_and_show_scores(self):
+        quick = (("web_clean_700", 1), ("apart_reference_3000", 0))
+        benchmark = cells.BENCHMARK._replace(quick=quick)
+        words = ["icons", "--quick", "--work", str(self.work)]
+        table = pd.DataFrame(quick[::-1], columns=["cell", "seed"])
+        table["examples_trained"] = table["processor_seconds"] = [8, 9]
+        table["test_sets"] = [0.25, 0.123]
+        with (
+            mock.patch.dict(run.BENCHMARKS, {"icons": benchmark}),
+            contextlib.redirect_stdout(io.StringIO()) as shown,
+        ):
+            run.main([*words, "--list"])
+            (self.work / "results" / "web").mkdir(parents=True)
+            table.to_csv(self.work / "results/web/runs.csv", index=False)
+            run.main(words)
+        lines = shown.getvalue().splitlines()
+        self.assertEqual(
+            lines[:2], ["web_clean_700 1", "apart_reference_3000 0"]
+        )
+        self.assertEqual(
+            lines[4:],
+            [
+                "| web_clean_700 | 1 | 9 | 9 | 12.3 |",
+                "| apart_reference_3000 | 0 | 8 | 8 | 25.0 |",
+            ],
+        )
+        none = mock.patch.dict(
+            run.BENCHMARKS, {"icons": benchmark._replace(quick=())}
+        )
+        with none, contextlib.redirect_stderr(io.StringIO()) as log:
+            self.assertRaises(SystemExit, run.main, words)
+        self.assertIn("icons has none", log.getvalue())
+
     def test_a_failure_stops_what_needs_it_and_nothing_else(self):
         self.failing = ("web_curated_1000-0",)
         is_well, rows, log = self.run_all(
@@ -140,6 +173,7 @@ class RunnerTest(tf.test.TestCase):
     def test_every_cell_has_settings_that_its_recipe_takes(self):
         for benchmark in run.BENCHMARKS.values():
             runner = run.Runner(benchmark, self.work, self.work, 1)
+            self.assertContainsSubset(benchmark.quick, benchmark.runs())
             for (name, seed), job in benchmark.runs().items():
                 if seed not in (0, 1):
                     continue

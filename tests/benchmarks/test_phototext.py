@@ -12,6 +12,7 @@ import zipfile
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pyarrow
 import tensorflow as tf
 from PIL import Image
@@ -19,10 +20,31 @@ from pyarrow import parquet
 
 import jest_tf
 from benchmarks.icontext import shards
-from benchmarks.phototext import build, repositories, sources, towers
+from benchmarks.phototext import (
+    build,
+    judgements,
+    repositories,
+    sources,
+    towers,
+)
 from jest_tf import config as config_lib
+from jest_tf.data import tokenizers
 
 COUNT = 40  # photographs of a source
+# Of four photographs with three captions each, and of three with two captions,
+# of which the last is not of the tests.
+JUDGED = {
+    "ExpertAnnotations.txt": "".join(
+        f"{n}.jpg\t{m}.jpg#2\t{n + 1}\t1\t{4 - m}\n"
+        for n in range(4)
+        for m in range(3)
+    ),
+    "CrowdFlowerAnnotations.txt": "".join(
+        f"{n}.jpg\t{m}.jpg#2\t{m / 4}\t{m}\t{4 - m}\n"
+        for n in (0, 1, 9)
+        for m in range(2)
+    ),
+}
 
 
 def photo(seed, size=(80, 60)):
@@ -56,6 +78,7 @@ def files_of_repositories():
     flickr["Flickr8k_text/Flickr8k.token.txt"] = "".join(
         f"{n}.jpg#{k}\tdog {n}  says {k} .\n" for n in numbers for k in range(5)
     ).encode()
+    flickr |= {f"Flickr8k_text/{k}": v.encode() for k, v in JUDGED.items()}
     products = io.BytesIO()
     parquet.write_table(
         pyarrow.Table.from_pylist(
@@ -205,6 +228,20 @@ class BuildTest(tf.test.TestCase):
         self.assertEqual({record.row.name for record in flickr}, names)
         captions = {len(record.row.captions) for record in flickr}
         self.assertEqual(captions, {5})
+        self.assertEqual(
+            stats["judged"],
+            {"experts": 12, "crowd": 4, "photographs": 5}
+            | {"left out, not of the tests": 1, "of these, in training": 1},
+        )
+        judged = pd.read_csv(self.out / build.JUDGEMENTS).to_numpy().tolist()
+        self.assertEqual(
+            judged[4:6] + judged[-1:],
+            [
+                ["experts", "1.jpg", "dog 1 says 2 .", True, "2.0 1.0 3.0"],
+                ["experts", "1.jpg", "dog 2 says 2 .", False, "2.0 1.0 2.0"],
+                ["crowd", "1.jpg", "dog 1 says 2 .", True, "0.25"],
+            ],
+        )
         # Nobody's words that were translated back.
         for record in parts["apart"] + parts["part00/pool"]:
             if record.row.source == "aerial":
@@ -287,6 +324,25 @@ class BuildTest(tf.test.TestCase):
         self.assertEqual([*self.out.parent.glob("**/.part-*")], [])
         self.assertFalse(self.out.exists())
 
+    def test_damaged_judgements_are_refused(self):
+        read = repositories.Clone.read
+        for line, message in (
+            ("0.jpg\t1.jpg#2\t1\t2\t5", r"from 1 to 4.*\\t5'"),
+            ("0.jpg\t1.jpg#9\t1\t2\t4", "the name of a caption.*#9"),
+            ("0.jpg\t1.jpg#2\t1\t2", "between tabs"),
+            ("0.jpg\t1.jpg#2\t1\tx\t4", r"Received.*\\tx"),
+        ):
+
+            def damaged(clone, path, line=line):
+                return line.encode() if "Expert" in path else read(clone, path)
+
+            with mock.patch.object(repositories.Clone, "read", damaged):
+                with self.assertRaisesRegex(
+                    RuntimeError, f"Line 1 of .*ExpertAnn.*{message}"
+                ):
+                    build.build(self.out, self.clones)
+            self.assertFalse(self.out.exists())
+
     def test_repositories_are_cloned_once(self):
         clones = self.out.with_name("fetched")
         here = property(lambda one: str(self.clones / one.folder))
@@ -302,6 +358,91 @@ class BuildTest(tf.test.TestCase):
         self.assertEqual(log.getvalue().count(" is there"), len(everything))
         build.build(self.out, clones)
         self.assertLen(self.records("test_*"), 4 * len(sources.SOURCES))
+
+    def test_people_are_compared_with_runs(self):
+        build.build(self.out, self.clones)
+        words = tokenizers.WordPieceTokenizer(
+            ["[UNK]", "[EOS]", "dog", "says", *"01234"], 8
+        )
+        models = {}
+        for seed, name in enumerate(("one", "two")):
+            learner = jest_tf.build_two_tower(
+                *("tiny",),
+                image_size=32,
+                vocabulary_size=9,
+                text_length=8,
+                seed=seed,
+            )
+            config = config_lib.TrainConfig(steps=7, seed=seed)
+            models[name] = jest_tf.Embedder(learner, words, config=config)
+        model = models["two"]
+        names = ["--reference", "one", "--learner", "two"]
+        with (
+            mock.patch.object(
+                jest_tf, "load", lambda path, trust: models[path.name]
+            ),
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+        ):
+            for _ in range(2):  # the second writes the same lines anew
+                judgements.main(["--work", str(self.out.parent), *names])
+        table = pd.read_csv(self.out.parent / "results/photos/judgements.csv")
+        self.assertLen(table, 16)
+        self.assertEqual(printed.getvalue().count("| learnability |"), 8)
+        facts = table.loc[table["run"] == "two", ["steps", "seed", "count"]]
+        self.assertAllEqual(facts.drop_duplicates(), [[7, 1, 9], [7, 1, 4]])
+        # Without the photographs' own captions.
+        pairs = [(n, m) for n in range(4) for m in range(3) if n != m]
+        records = {r.row.name: r.png for r in self.records("test_flickr8k")}
+        images = model.embed_images([records[f"{n}.jpg"] for n in range(4)])
+        texts = model.embed_texts([f"dog {m} says 2 ." for m in range(3)])
+        scores = [images[n] @ texts[m] for n, m in pairs for _ in range(3)]
+        marks = [mark for n, m in pairs for mark in (n + 1, 1, 4 - m)]
+        signs, others = (
+            np.sign(np.subtract.outer(x, x)) for x in (scores, marks)
+        )
+        # 2 (P - Q) / (n^2 (m - 1) / m), with four different marks; each pair
+        # of judgements is twice in the matrix.
+        expected = (signs * others).sum() / (27**2 * 3 / 4)
+        key = ["two", "similarity", "tau_c"]
+        is_wanted = table[["run", "criterion", "measure"]] == key
+        (found,) = table[is_wanted.all(axis=1)].itertuples()
+        self.assertAllClose(found.value, expected)
+        self.assertBetween(found.value, found.low, found.high)
+        (self.out / build.JUDGEMENTS).unlink()
+        with self.assertRaisesRegex(SystemExit, "judgements.csv' must be of"):
+            judgements.main(["--work", str(self.out.parent), *names])
+
+
+class JudgementsTest(tf.test.TestCase):
+    def test_losses_are_of_batches_of_one_size(self):
+        rows = np.random.default_rng(0).normal(size=(2, 4, 3))
+        rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+        reference = jest_tf.Embeddings(*rows.astype(np.float32), 10.0, -5.0)
+        learner = reference._replace(image=reference.text, scale=4.0)
+        config = config_lib.TrainConfig()
+        self.assertEqual(config.model.loss, "sigmoid")
+        found = judgements.pair_losses(reference, learner, config=config)
+        for name, model in (("reference", reference), ("learner", learner)):
+            logits = model.scale * model.image @ model.text.T + model.bias
+            off = np.logaddexp(0, logits) * (1 - np.eye(4))
+            expected = np.logaddexp(0, -np.diag(logits))
+            expected += (off.sum(0) + off.sum(1)) / 2
+            self.assertAllClose(found[name], expected, rtol=1e-5)
+        same = reference._replace(image=rows[0, [0] * 4], text=rows[0, [0] * 4])
+        with mock.patch.object(judgements, "BATCH_SIZE", 3):
+            found = judgements.pair_losses(same, config=config)
+        # Two negatives each, logits of 5.
+        expected = np.logaddexp(0, -5) + 2 * np.logaddexp(0, 5)
+        self.assertAllClose(found, {"reference": [expected] * 4}, rtol=1e-5)
+
+    def test_photographs_are_resampled_whole(self):
+        pairs = pd.DataFrame(
+            {"photograph": ["a"] * 3, "ratings": [[0.0], [0.5], [1.0]]}
+        )
+        # Two of three comparisons agree and one does not.
+        found = judgements.agreement(np.array([1, 3, 2]), pairs, "b")
+        self.assertAllClose([*found["tau_b"]], [1 / 3] * 3)
+        self.assertAllClose([*found["spearman"]], [1 / 2] * 3)
 
 
 class TowersTest(tf.test.TestCase):
