@@ -16,7 +16,7 @@ CLEAN_SETS = ("curated", "apart", "apart_permissive")
 LEARNERS = ("narrow_",)
 _GIVEN = "web_curated_1000"  # the reference of the curated set
 _THREE = (0, 1, 2)
-_UNIFORM = (700, 1125, 2250, 4500, 9000, 18_000, 36_000)
+_UNIFORM = (1125, 2250, 4500, 9000, 18_000, 36_000)
 # Uniform training and balanced pools at 70 and 90 % of noise; 2e-3 elsewhere.
 _SLOW = "optimizer.learning_rate=1e-3"
 _FAST = " optimizer.learning_rate=4e-3"  # after other settings
@@ -106,11 +106,15 @@ def _by(steps):
 
 
 _REFERENCES = (
-    Cell("reference", (350, 800, 1600, 3000, 6000), pool="apart"),
+    *(
+        Cell("reference", (steps,), pool="apart")
+        for steps in (350, 800, 1600, 3000, 6000)
+    ),
     Cell("reference", (3000,), pool="apart_permissive"),
     Cell("sigmoid_reference", (3000,), "model.loss=sigmoid", pool="apart"),
 )
 _LEARNERS_OF_GIVEN = (
+    Cell("uniform", (700,), _SLOW, pool="part70"),
     Cell("uniform", _UNIFORM, _SLOW, pool="part70"),
     _part("jest", _SHORT, _live(5)),
     *(
@@ -142,7 +146,7 @@ _LEARNERS_OF_GIVEN = (
     *(
         Cell(f"narrow_{name}", lengths, _NARROW + settings, pool=pool)
         for name, lengths, pool, settings in (
-            ("uniform", _UNIFORM[1:], "part70", _SLOW),
+            ("uniform", _UNIFORM, "part70", _SLOW),
             ("uniform_at_5e-4", (9000,), "part70", _rate("5e-4")),
             ("uniform_at_2e-3", (9000,), "part70", ""),
             ("uniform_at_4e-3", (9000,), "part70", _FAST),
@@ -204,7 +208,7 @@ _LEARNERS_OF_GIVEN = (
         for noise in ("00", "30", "90")
         for cell in (
             Cell(
-                *("uniform", _UNIFORM[:4]),
+                *("uniform", _UNIFORM[:3]),
                 _SLOW * (noise == "90"),
                 pool=f"part{noise}",
             ),
@@ -223,6 +227,7 @@ _LEARNERS_OF_GIVEN = (
 
 CELLS = (
     Cell("curated", (1000,), "", _THREE, "curated"),
+    Cell("uniform", (700,), _SLOW, _THREE),
     Cell("uniform", _UNIFORM, _SLOW, _THREE),
     Cell("mixed_8", (1125, 2250, 4500, 9000, 18_000), f"{_CURATED}32", _THREE),
     Cell("clean", (700, 1400, 2700, 4500), "", _THREE, "clean70"),

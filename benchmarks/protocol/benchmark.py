@@ -19,9 +19,8 @@ class Run(NamedTuple):
 
     @property
     def shorter(self):
-        """The run that this run extends; None for the shortest."""
-        lengths = [steps for steps in self.cell.lengths if steps < self.steps]
-        return self._replace(steps=max(lengths)) if lengths else None
+        """The lengths of its cell that it passes, increasing."""
+        return sorted(n for n in self.cell.lengths if n < self.steps)
 
 
 class Cell(NamedTuple):
@@ -29,7 +28,9 @@ class Cell(NamedTuple):
 
     Attributes:
         method: as the tables call it.
-        lengths: steps, a run for each.
+        lengths: steps, a line of the tables for each. With several, the rate
+            must be constant, and their greatest common divisor large: a run
+            evaluates as often.
         settings: changes to the recipe, "a.b=c" each; "{data}" stands for the
             folder of the data.
         seeds: a run for each.

@@ -1,10 +1,9 @@
-"""The lines of a finished run in the result tables.
+"""The lines of a finished run in the result tables, one for each length.
 
 | file | a line for each | contents |
 | --- | --- | --- |
 | runs.csv | run | final scores, costs, what was selected, machine |
-| curves.csv | run and evaluation | validation scores, FLOPs so far |
-| pairs.csv | run | the score of each pair of the tests, x 1,000 |
+| pairs.csv | run at its last step | the score of each test pair, x 1,000 |
 | families.csv | pair of the tests | its split and its family |
 
 A score is the mean reciprocal rank of retrieval in both directions. The tests
@@ -28,29 +27,36 @@ _DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 def collect(benchmark, run, workdir, data):
-    """The lines of a finished run.
+    """The line of a run at a length.
 
     Args:
         benchmark: `benchmark.Benchmark`.
-        run: `benchmark.Run`.
-        workdir: its run directory.
+        run: `benchmark.Run`; the folder's may be longer.
+        workdir: the directory of a finished run.
         data: folder of the data.
 
     Returns:
-        A dict for runs.csv, a DataFrame for curves.csv, and a string of the
-        scores of the tests' pairs.
+        A dict for runs.csv, and a string of the scores of the tests' pairs;
+        empty before the last step.
     """
     workdir = str(workdir)
     config = directory.load_config(workdir, trust=True)
+    splits, words = (*benchmark.tests, *benchmark.validation), ""
+    if run.steps < config.steps:
+        scores = _evaluated(workdir, run.steps, splits)
+    else:
+        model, pairs, scores = jest_tf.load(workdir, trust=True), [], {}
+        for split in splits:
+            scores[split], found = _score(model, f"{data}/{split}-*.tfrecord")
+            pairs += found if split in benchmark.tests else []
+        words = " ".join(
+            str(round(measures.PAIR_SCALE * pair)) for pair in pairs
+        )
     metrics = directory.read_rows(workdir, directory.METRICS_FILE)
-    last, chosen = metrics[-1], clean_share(workdir, config)
+    last = next(row for row in metrics if row["step"] == run.steps)
+    chosen = clean_share(workdir, config)
+    chosen = chosen[chosen.index <= run.steps]
     count = max(1, len(chosen) // 5)
-    model = jest_tf.load(workdir, trust=True)
-    scores, pairs = {}, []
-    for split in (*benchmark.tests, *benchmark.validation):
-        scores[split], found = _score(model, f"{data}/{split}-*.tfrecord")
-        if split in benchmark.tests:
-            pairs += found
     versions = directory.read(workdir, directory.VERSIONS_FILE)["versions"]
     row = {
         "cell": run.name,
@@ -74,25 +80,20 @@ def collect(benchmark, run, workdir, data):
         "machine": report.processor(),
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
     }
-    curve = _curve(benchmark, workdir, metrics)
-    words = " ".join(str(round(measures.PAIR_SCALE * pair)) for pair in pairs)
-    return row, curve.assign(cell=run.name, seed=run.seed), words
+    return row, words
 
 
-def add(folder, row, curve, pairs):
+def add(folder, row, pairs):
     """Adds a run to the tables in a folder, runs.csv last."""
     folder.mkdir(parents=True, exist_ok=True)
     line = {name: row[name] for name in _KEY} | {"scores": pairs}
-    for name, new in (
-        ("pairs.csv", pd.DataFrame([line])),
-        ("curves.csv", curve),
-        ("runs.csv", pd.DataFrame([row])),
-    ):
-        path = folder / name
+    for name, new in (("pairs.csv", line), ("runs.csv", row)):
+        path, new = folder / name, pd.DataFrame([new])
+        if name == "pairs.csv" and not pairs:
+            continue
         if path.exists():
             counts = dict.fromkeys(_COUNTS, "Int64")
-            old = pd.read_csv(path, dtype=counts)
-            new = pd.concat([old, new])
+            new = pd.concat([pd.read_csv(path, dtype=counts), new])
         for count in _COUNTS:
             if count in new:
                 new[count] = new[count].astype("Int64")
@@ -152,20 +153,13 @@ def _score(model, pattern):
     return round(float(images.mean() + texts.mean()) / 2, 5), pairs
 
 
-def _curve(benchmark, workdir, metrics):
-    """Scores and FLOPs so far at each evaluation.
-
-    FLOPs are those of the next row of the metrics.
-    """
+def _evaluated(workdir, step, splits):
+    """The scores of splits at a step, as the run evaluated them."""
     rows = directory.read_rows(workdir, directory.EVALUATION_FILE)
-    table = pd.DataFrame(rows)
-    found = table[["step"]].copy()
-    for split in benchmark.validation:
-        sides = [f"eval/{split}/{direction}/mrr" for direction in _DIRECTIONS]
-        found[split] = table[sides].mean(axis=1).round(5)
-    steps = [row["step"] for row in metrics]
-    after = np.searchsorted(steps, found["step"]).clip(max=len(steps) - 1)
-    for name in _COSTS:
-        key = name.replace("_", "/")
-        found[name] = [metrics[place].get(key) for place in after]
-    return found
+    row = next(row for row in rows if row["step"] == step)
+    return {
+        split: round(
+            sum(row[f"eval/{split}/{side}/mrr"] for side in _DIRECTIONS) / 2, 5
+        )
+        for split in splits
+    }

@@ -6,6 +6,7 @@ an interval, and `families.csv` the split and the family of each test pair.
 Scores are those of `runs.csv`; the pairs' are rounded, and make the intervals.
 
 - A *line* is a method at a length and a level of noise, with its seeds.
+- A length without pairs has the relative resamples of its method's longest.
 - An *interval* covers 95 % of resamples of the test's families and of the
   seeds: pairs of a family are alike, so they are drawn together. Runs are
   compared on the same resamples. One or two seeds get the usual spread between
@@ -280,6 +281,10 @@ class Results:
     @functools.cache  # noqa: B019 - lives as long as the report
     def _resampled(self, cell, seed):
         found = self._pairs.get((cell, seed))
+        if found is None and self._longer(cell, seed):
+            longer = self._longer(cell, seed)
+            share = self._score(cell, seed) / self._score(longer, seed)
+            return share * self._resampled(longer, seed)
         if found is None:
             raise ValueError(
                 f"`pairs.csv` must have the scores of {cell!r}, seed {seed}, "
@@ -296,6 +301,13 @@ class Results:
                 f"of {PAIR_SCALE * scores[0]:.1f}"
             )
         return scores + missing
+
+    def _longer(self, cell, seed):
+        """The cell of the same method that has pairs, with most steps."""
+        row = self.runs.loc[cell, seed]
+        ladder = self.ladder(row["method"], row["noise"])
+        cells = [rung.cell for rung in ladder if rung.steps > row["steps"]]
+        return next((x for x in cells[::-1] if (x, seed) in self._pairs), None)
 
     def _score(self, cell, seed):
         return float(self.runs.loc[cell, seed][SCORE])

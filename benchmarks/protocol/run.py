@@ -6,20 +6,20 @@
     python -m benchmarks.protocol.run photos --quick --jobs 2
 
 `make icontext-data` or `make photos-data` makes the data first. References and
-sidecars that a cell needs are made before it. A run extends the run of its
-cell's next shorter length, as if that had been longer from the start. A run
-that was stopped continues when the command is given again; only one command
-may work in a folder. `--quick` trains one short run of each main method, about
-20 minutes on two cores, and prints their scores; they are of the tables, too.
+sidecars that a cell needs are made before it. A cell is trained once for each
+seed, at the greatest length wanted: the rate is constant, so evaluations on the
+way are those of the shorter lengths. A run that was stopped continues when the
+command is given again; only one command may work in a folder. `--quick` trains
+one short run of each main method, about 20 minutes on two cores, and prints
+their scores; they are of the tables, too.
 """
 
 import argparse
 import concurrent.futures
 import fnmatch
-import json
+import math
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import threading
@@ -67,7 +67,6 @@ def main(arguments=None):
     work = (options.work or pathlib.Path(benchmark.work)).resolve()
     results = (options.results or work / "results") / benchmark.data
     found = benchmark.runs()
-    # The shortest first, so that few wait for a run that they extend.
     order = sorted(found, key=lambda run: found[run].steps)
     if options.quick:
         order = benchmark.quick
@@ -99,14 +98,6 @@ def main(arguments=None):
         shown = rows[["cell", "seed", "examples_trained", "processor_seconds"]]
         shown = shown.assign(score=(100 * score).round(2))
         print(report.table(shown.columns, shown.to_numpy()))
-
-
-def _steps_of(workdir):
-    """The length of the run in a folder; infinite if there is none."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return float("inf")
-    return json.loads(path.read_text(encoding="utf-8"))["steps"]
 
 
 def finished(results):
@@ -142,11 +133,18 @@ class Runner:
         Args:
             wanted: `(name, seed)` of each run.
         """
-        futures = {run: self._trained(*run) for run in wanted}
+        longest = {}
+        for name, seed in wanted:
+            run = self._runs[name, seed]
+            known = longest.setdefault((run.cell, seed), run)
+            longest[run.cell, seed] = max(known, run, key=lambda x: x.steps)
+        futures = {
+            run: self._trained(run.name, run.seed) for run in longest.values()
+        }
         failed = 0
         with self._pool:
             for number, (run, future) in enumerate(futures.items(), start=1):
-                words = f"[{number}/{len(wanted)}] {run[0]}, seed {run[1]}"
+                words = f"[{number}/{len(futures)}] {run.name}, seed {run.seed}"
                 try:
                     future.result()
                 except (OSError, RuntimeError, ValueError) as error:
@@ -179,9 +177,6 @@ class Runner:
             needs.append(self._embedded(run.cell.reference, run.cell.pool))
         if run.cell.cut:
             needs.append(self._cut(run.cell))
-        shorter = self._futures.get((run.shorter and run.shorter.name, seed))
-        if shorter is not None:
-            needs.append(shorter)
         return self._once((name, seed), needs, self._train, run)
 
     def _embedded(self, name, pool):
@@ -214,58 +209,47 @@ class Runner:
 
     def _train(self, run):
         name, seed = run.name, run.seed
-        workdir = self._workdir(name, seed)
+        workdir, seconds = self._workdir(name, seed), None
         is_new = not workdir.exists()
-        if is_new and run.shorter:
-            self._copy(run.shorter, workdir)
-        log, seconds = f"{name}-{seed}", None
-        if _steps_of(workdir) < run.steps:
-            more = run.steps - _steps_of(workdir)
-            command = ("train", "--workdir", workdir, "--extend", str(more))
-            seconds = self._command(log, *command)
-        elif not (workdir / "final.weights.h5").exists():
+        if not (workdir / "final.weights.h5").exists():
             config = f"{report.ROOT}/configs/{run.cell.recipe}.py"
             seconds = self._command(
-                log,
+                f"{name}-{seed}",
                 *("train", "--config", config, "--workdir", workdir),
                 *("--set", *self.settings(run)),
             )
         with self._lock:
-            if (name, seed) in finished(self._results):
-                return
-            row, curve, pairs = collect.collect(
-                self._benchmark, run, workdir, self._data
-            )
-            row["flops_embedded"] = 0
+            done, embedded = finished(self._results), 0
             if run.cell.reference:
-                row["flops_embedded"] = collect.embedding_flops(
+                embedded = collect.embedding_flops(
                     self._workdir(run.cell.reference, 0),
                     self._shards(run.cell.pool),
                     self._sidecars(run.cell.reference, run.cell.pool),
                 )
-            # A run that was stopped took more than its last process.
-            row["processor_seconds"] = seconds if is_new else None
-            collect.add(self._results, row, curve, pairs)
+            for steps in (*run.shorter, run.steps):
+                one = run._replace(steps=steps)
+                if (one.name, seed) in done:
+                    continue
+                row, pairs = collect.collect(
+                    self._benchmark, one, workdir, self._data
+                )
+                row["flops_embedded"] = embedded
+                # A run that was stopped took more than its last process.
+                row["processor_seconds"] = None
+                if one == run and is_new:
+                    row["processor_seconds"] = seconds
+                collect.add(self._results, row, pairs)
             path = self._results / "families.csv"
             if not path.exists():
                 families = collect.families(self._benchmark, self._data)
                 families.to_csv(path, index=False)
 
-    def _copy(self, run, workdir):
-        """Copies a finished run, if it is there, to be extended."""
-        source = self._workdir(run.name, run.seed)
-        if (source / "final.weights.h5").exists():
-            partial = workdir.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(source, partial)
-            partial.rename(workdir)
-
     def settings(self, run):
         """Changes to the recipe of a run, "a.b=c" each."""
-        watched = ",".join(
-            f"{self._data}/{split}-*.tfrecord"
-            for split in self._benchmark.validation
-        )
+        # The tests as well, for the lines of shorter lengths.
+        benchmark, lengths = self._benchmark, run.shorter
+        splits = (*benchmark.tests * bool(lengths), *benchmark.validation)
+        watched = ",".join(f"{self._data}/{x}-*.tfrecord" for x in splits)
         found = [
             f"steps={run.steps}",
             f"seed={run.seed}",
@@ -273,6 +257,11 @@ class Runner:
             f"data.vocabulary={self._data}/vocab.txt",
             f"evaluation.data={watched}",
             "evaluation.log_ids=true",
+            *(
+                [f"evaluation.every_steps={math.gcd(run.steps, *lengths)}"]
+                if lengths
+                else []
+            ),
             *run.cell.settings.format(data=self._data).split(),
         ]
         if run.cell.cut:

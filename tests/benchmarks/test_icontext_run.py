@@ -36,19 +36,11 @@ class RunnerTest(tf.test.TestCase):
             folder = pathlib.Path(words[words.index("--workdir") + 1])
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "final.weights.h5").touch()
-            given = dict(word.split("=") for word in words if "=" in str(word))
-            steps = int(given.get("steps", 0))
-            if "--extend" in words:
-                steps = int(words[-1]) + run._steps_of(folder)
-            config = json.dumps({"steps": steps})
-            (folder / "config.json").write_text(config)
         return 7.0
 
     def run_all(self, wanted, jobs=2):
         def found(benchmark, job, workdir, data):
-            row = {"cell": job.name, "seed": job.seed}
-            curve = pd.DataFrame([row | {"step": job.steps}])
-            return dict(row), curve, "1 2 3"
+            return {"cell": job.name, "seed": job.seed}, "1 2 3"
 
         results = self.work / "results" / "web"
         runner = run.Runner(cells.BENCHMARK, self.work, results, jobs)
@@ -90,23 +82,21 @@ class RunnerTest(tf.test.TestCase):
         )
         self.assertEqual(by_cell["processor_seconds"].tolist(), [7.0, 7.0])
 
-    def test_a_longer_run_extends_the_shorter_one(self):
-        wanted = [
-            (f"part70_narrow_clean_{steps}", 1) for steps in (350, 700, 1400)
-        ]
+    def test_a_cell_is_trained_once_at_the_greatest_length_wanted(self):
+        wanted = [(f"part70_narrow_clean_{n}", 1) for n in (700, 350)]
         is_well, rows, _ = self.run_all(wanted)
         self.assertTrue(is_well)
-        self.assertEqual(rows["cell"].tolist(), [name for name, _ in wanted])
-        runs = self.work / "runs"
-        self.assertEqual(
-            self.commands[1:],
-            [
-                ("train", "--workdir", runs / f"{name}-1", "--extend", more)
-                for (name, _), more in zip(
-                    wanted[1:], ("350", "700"), strict=True
-                )
-            ],
+        self.assertEqual(rows["cell"].tolist(), [x for x, _ in wanted[::-1]])
+        (command,) = self.commands
+        self.assertIn(self.work / "runs/part70_narrow_clean_700-1", command)
+        self.assertContainsSubset(
+            ["steps=700", "evaluation.every_steps=350"], command
         )
+        evaluated = [str(x) for x in command if "evaluation.data" in str(x)]
+        self.assertRegex(evaluated[0], "/test_sets-.*/val_sets-")
+        # A length that is wanted later is trained on its own.
+        self.run_all([("part70_narrow_clean_1400", 1)])
+        self.assertIn("steps=1400", self.commands[1])
 
     def test_what_is_in_the_tables_is_not_run_again(self):
         wanted = [("web_clean_700", 0), ("web_clean_700", 1)]
@@ -231,7 +221,7 @@ class CollectTest(tf.test.TestCase):
         (workdir / "versions.json").write_text(json.dumps(versions))
         measures = {
             f"eval/{split}/{side}/mrr": 0.25 + 0.5 * (side < "j")
-            for split in cells.BENCHMARK.validation
+            for split in SPLITS
             for side in ("image_to_text", "text_to_image")
         }
         of_a_step = {"flops/step": 10, "flops/stored": 1, "flops/forward": 3}
@@ -245,7 +235,7 @@ class CollectTest(tf.test.TestCase):
                 | {"step": step, "train/repeat_rate": 0.5}
                 for step in (10, 15, 20)
             ],
-            "evaluation": [{"step": step} | measures for step in (12, 20)],
+            "evaluation": [{"step": step} | measures for step in (10, 20)],
             "draws": [
                 {"step": step, "ids": first if step < 10 else last}
                 for step in range(1, 21)
@@ -258,9 +248,12 @@ class CollectTest(tf.test.TestCase):
 
     def test_a_run_becomes_a_line_of_each_table(self):
         wanted = cells.BENCHMARK.runs()["web_uniform_700", 2]
+        wanted = wanted._replace(steps=20)
         with mock.patch.object(jest_tf, "load", lambda _, trust: self.model):
             given = cells.BENCHMARK, wanted, self.write_run(), self.data
-            row, curve, pairs = collect.collect(*given)
+            row, pairs = collect.collect(*given)
+            early = wanted._replace(steps=10)
+            of_early, nothing = collect.collect(given[0], early, *given[2:])
         # Ranks of the matches by the product of all embeddings.
         store = stores.open_store(f"{self.data}/test_sets-*.tfrecord")
         records = store.read(range(5))
@@ -276,16 +269,19 @@ class CollectTest(tf.test.TestCase):
         )
         mean = (by_image.mean() + by_text.mean()) / 2
         self.assertAllClose(row["test_sets"], mean, atol=1e-5)
-        self.assertEqual((row["cell"], row["seed"]), ("web_uniform_700", 2))
-        self.assertEqual((row["noise"], row["steps"]), (0.7, 700))
+        self.assertEqual((row["cell"], row["seed"]), ("web_uniform_20", 2))
+        self.assertEqual((row["noise"], row["steps"]), (0.7, 20))
         self.assertEqual((row["flops_step"], row["flops_stored"]), (200, 20))
         self.assertEqual(row["versions"], "numpy 2.0")
         # A pair whose number is a multiple of four is clean.
         self.assertEqual((row["clean_first"], row["clean_last"]), (0.5, 0.75))
-        self.assertEqual(curve["step"].tolist(), [12, 20])
-        self.assertEqual(curve["val_sets"].tolist(), [0.5, 0.5])
-        # FLOPs at the next logged step.
-        self.assertEqual(curve["flops_step"].tolist(), [150, 200])
+        # A shorter length is what the run evaluated and spent on the way.
+        self.assertEqual(nothing, "")
+        self.assertEqual(
+            (of_early["test_sets"], of_early["val_sets"]), (0.5,) * 2
+        )
+        self.assertEqual((of_early["steps"], of_early["flops_step"]), (10, 100))
+        self.assertEqual(of_early["clean_last"], 0.625)
         families = collect.families(cells.BENCHMARK, self.data)
         self.assertEqual(
             families.to_numpy().tolist(), [["test_sets", "set"]] * 5
@@ -296,10 +292,10 @@ class CollectTest(tf.test.TestCase):
         for seed in (0, 1):
             row = {"cell": "web_x_1", "seed": seed, "flops_step": 2**60}
             row["flops_renewals"] = None
-            curve = pd.DataFrame([{"cell": "web_x_1", "seed": seed, "step": 1}])
-            collect.add(folder, row, curve, "7 8")
+            collect.add(folder, row, "7 8")
+        collect.add(folder, row | {"seed": 2}, "")
         lines = (folder / "runs.csv").read_text().splitlines()
         self.assertEqual(lines[1], f"web_x_1,0,{2**60},")
-        self.assertLen(lines, 3)
+        self.assertLen(lines, 4)
         pairs = pd.read_csv(folder / "pairs.csv")
         self.assertEqual(pairs["scores"].tolist(), ["7 8", "7 8"])
