@@ -91,8 +91,8 @@ def main(argv=None):
         "## The rival's workflow beside PyTorch's\n\n"
         f"    {_COMMAND} --work photos-work\n\n"
         f"{_PAIRS:,} {data}, {steps} steps of b = 256, PhotoText's towers, one "
-        f"core, {rounds} rounds in turn. A part is a process, with its start. "
-        "Lowest / median / highest.\n\n"
+        f"core, {rounds} rounds in turn. A part is a process, with its start; "
+        "PyTorch cuts where it embeds. Lowest / median / highest.\n\n"
         f"{report.table(_HEADER, rows)}\n\n{report.processor()}."
     )
     report.publish(report.page(options), "rival", text, _COMMAND)

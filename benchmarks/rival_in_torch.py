@@ -5,6 +5,9 @@ A learner trains on it, and learns from the teacher's logits. The towers are
 PhotoText's (`phototext/towers.py`), the other parts the field's own.
 """
 
+# `forward` is described by its class.
+# ruff: noqa: D102
+
 import json
 import pathlib
 import statistics
@@ -40,7 +43,7 @@ class Pairs(data.Dataset):
 
 
 class TwoTower(nn.Module):
-    """PhotoText's towers; raises RuntimeError for other parameter counts."""
+    """PhotoText's towers, to unit norm; an error if they have other sizes."""
 
     def __init__(self, folder, width, dim):
         super().__init__()
@@ -62,7 +65,6 @@ class TwoTower(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
 
     def forward(self, images, tokens):
-        """Embeddings of unit norm, [b, dim] each."""
         images = images.contiguous(memory_format=torch.channels_last)
         is_word = (tokens != 0)[:, :, None]
         words = self.normalisation(self.words(tokens)) * is_word
@@ -77,7 +79,6 @@ class Residual(nn.Sequential):
     """Layers that are added to what they read."""
 
     def forward(self, features):
-        """As any layer."""
         return features + super().forward(features)
 
 
@@ -97,17 +98,16 @@ def embed(folder):
     with torch.inference_mode():
         sides = zip(*(teacher(*batch) for batch in loader), strict=True)
         image, text = (torch.cat(side).numpy() for side in sides)
-    cosines = np.sum(image * text, axis=1)
-    rows = np.argsort(-cosines)[: len(cosines) // 3]
+    rows = np.argsort(-np.sum(image * text, axis=1))[: len(image) // 3]
     np.savez(folder / "teacher.npz", image=image, text=text, rows=rows)
 
 
 def train(folder, steps):
     """Trains a learner on these rows; returns the median seconds of a step."""
-    teacher = np.load(folder / "teacher.npz")
-    sides = teacher["image"], teacher["text"]
+    stored = np.load(folder / "teacher.npz")
+    teacher, rows = (stored["image"], stored["text"]), stored["rows"]
     cropped = {"is_train": True, "aug_cfg": {"scale": (0.6, 1.0)}}
-    pairs = Pairs(folder, teacher["rows"], sides, **cropped)
+    pairs = Pairs(folder, rows, teacher, **cropped)
     loader = data.DataLoader(pairs, 256, shuffle=True, drop_last=True)
     model = TwoTower(folder, 24, 64)
     averaging = optim.swa_utils.get_ema_multi_avg_fn(0.98)
@@ -130,7 +130,6 @@ def train(folder, steps):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     place, *numbers = sys.argv[1:]
     print(
         (train if numbers else embed)(pathlib.Path(place), *map(int, numbers))
