@@ -103,8 +103,8 @@ def _prepare(work, shard):
     import tensorflow as tf
 
     import jest_tf
-    from benchmarks.icontext import full, selection, shards, sources
     from benchmarks.phototext import towers
+    from benchmarks.protocol import records as pairs
     from jest_tf import config
     from jest_tf.data import tokenizers
 
@@ -112,22 +112,22 @@ def _prepare(work, shard):
         random = np.random.default_rng(number)
         pixels = random.integers(256, size=(64, 64, 3)).astype(np.uint8)
         captions = (" ".join(f"word{n}" for n in random.integers(999, size=9)),)
-        row = sources.Row(*[""] * 5, captions, None)
-        return selection.Record(row, number, tf.io.encode_jpeg(pixels).numpy())
+        row = pairs.Row(*[""] * 5, captions)
+        return pairs.Record(row, number, tf.io.encode_jpeg(pixels).numpy())
 
-    found = shards.read(shard) if shard.exists() else map(noise, range(_PAIRS))
+    found = pairs.read(shard) if shard.exists() else map(noise, range(_PAIRS))
     records = [
         # With a caption, so that all sides embed as many.
         one._replace(row=one.row._replace(captions=one.row.captions[:1]))
         for one in itertools.islice(found, _PAIRS)
     ]
-    shards.write(work, "pool", records)
-    full.write_vocabulary(work, records)
+    pairs.write(work, "pool", records)
+    pairs.write_vocabulary(work, records)
     words = tokenizers.load_tokenizer(str(work), 32)
     captions = tf.constant([one.row.captions[0] for one in records])
     np.save(work / "tokens.npy", np.asarray(words(captions), np.int64))
     for number, one in enumerate(records):
-        (work / f"{number}.jpg").write_bytes(one.png)
+        (work / f"{number}.jpg").write_bytes(one.image)
     facts = [words.vocabulary_size]
     for build in (towers.build_full, towers.build_narrow):
         model = jest_tf.TwoTower(*build(config.TrainConfig(), facts[0]))

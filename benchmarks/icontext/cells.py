@@ -7,8 +7,8 @@ again.
 """
 
 import pathlib
+import re
 
-from benchmarks.icontext import web
 from benchmarks.protocol.benchmark import Benchmark, Cell
 
 CLEAN_SETS = ("curated", "apart", "apart_permissive")
@@ -72,8 +72,6 @@ def _renewed(steps, renewals):
 
 # A strong reference, trained on clean pairs of other families of icon sets.
 STRONG = "apart_reference_3000"
-# The same of permissive licences, which ships with the examples.
-SHIPPED = "apart_permissive_reference_3000"
 _APART = "data.curated={data}/apart-*.tfrecord data.curated_rows=128"
 _DISTILLED = "reference.distillation_weight=8"
 # A learner of half the reference's width.
@@ -110,6 +108,7 @@ _REFERENCES = (
         Cell("reference", (steps,), pool="apart")
         for steps in (350, 800, 1600, 3000, 6000)
     ),
+    # Ships with the examples.
     Cell("reference", (3000,), pool="apart_permissive"),
     Cell("sigmoid_reference", (3000,), "model.loss=sigmoid", pool="apart"),
 )
@@ -278,6 +277,11 @@ CELLS = (
 )
 
 
+def family(style):
+    """The family of an icon set: what its name begins with."""
+    return re.sub(r"\d+$", "", style.split("-")[0])
+
+
 BENCHMARK = Benchmark(
     name="icons",
     work="icontext-work",
@@ -290,5 +294,5 @@ BENCHMARK = Benchmark(
     cells=CELLS,
     domains=(),
     published=pathlib.Path(__file__).parent / "results" / "web",
-    family=web.family,
+    family=family,
 )

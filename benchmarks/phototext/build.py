@@ -39,9 +39,8 @@ import pandas as pd
 import tqdm
 from PIL import Image, ImageOps
 
-from benchmarks.icontext import full, noise, selection, shards
-from benchmarks.icontext import sources as icon_sources
 from benchmarks.phototext import repositories, sources
+from benchmarks.protocol import records as pairs
 
 SIZE = 64  # pixels, the side of every photograph
 LEVELS = (0, 30, 70)
@@ -124,7 +123,7 @@ def build(out, clones, packed=None, seed=SEED):
         records += rest
         held_out |= {f"{name}_{source}": some for name, some in tests.items()}
     judged = [] if packed else sources.read_judged(clones)
-    records = selection.shuffled(records, "photos", seed)
+    records = pairs.shuffled(records, "photos", seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".part-") as folder:
         whole = pathlib.Path(folder) / "data"
@@ -151,7 +150,7 @@ class Sieve:
         self._known = set()
 
     def accept(self, photo):
-        """`selection.Record` of a `sources.Photo`; None if it is left out."""
+        """`pairs.Record` of a `sources.Photo`; None if it is left out."""
         if not photo.captions:
             return self._drop("no text")
         try:
@@ -167,8 +166,8 @@ class Sieve:
         if digest in self._known:
             return self._drop("repeated photograph")
         self._known.add(digest)
-        record = selection.Record(
-            icon_sources.Row(
+        record = pairs.Record(
+            pairs.Row(
                 kind=photo.source,
                 # A family of the tests: an article, or the photograph alone.
                 style=photo.kind or photo.name,
@@ -176,9 +175,8 @@ class Sieve:
                 license="",
                 name=photo.name,
                 captions=photo.captions,
-                drawing=None,
             ),
-            selection.identifier_of("photos", photo.source, photo.name),
+            pairs.identifier_of("photos", photo.source, photo.name),
             _encoded(photo.content, pixels),
         )
         self.official[record.identifier] = photo.split
@@ -235,7 +233,7 @@ def split(records, official, seed):
     """Takes the tests and the validation pairs out of a source.
 
     Args:
-        records: list of `selection.Record`.
+        records: list of `pairs.Record`.
         official: the official split of each by its id, "" if it has none.
         seed: of the splits.
 
@@ -243,7 +241,7 @@ def split(records, official, seed):
         `{split: list of records}` with distinct titles, and the other records,
         none of which has a title of these.
     """
-    records = selection.shuffled(records, "held out", seed)
+    records = pairs.shuffled(records, "held out", seed)
     is_official = any(official.values())
     found = {name: {} for name in NUM_HELD_OUT}
     titles = set()
@@ -286,14 +284,14 @@ def moved(records, level):
     order = np.random.default_rng(SEED).permutation(len(records))
     places = order[: round(level * len(records))]
     found = list(records)
-    for place, record in zip(places, noise.moved(records, places), strict=True):
-        found[place] = record._replace(noise=noise.MOVED)
+    for place, record in zip(places, pairs.moved(records, places), strict=True):
+        found[place] = record
     return found
 
 
 def _write(folder, records, held_out, seed, facts):
     part, others = apart(records, seed)
-    full.write_vocabulary(folder, others + part)
+    pairs.write_vocabulary(folder, others + part)
     splits = dict(held_out)
     splits["apart"] = others
     pools = {f"part{level:02d}": moved(part, level / 100) for level in LEVELS}
@@ -305,10 +303,10 @@ def _write(folder, records, held_out, seed, facts):
         splits[f"apart_{source}"] = _of(others, source)
         pools[f"part_{source}00"] = _of(part, source)
     for name, some in splits.items():
-        shards.write(folder, name, some, 1)
+        pairs.write(folder, name, some, 1)
     for name, some in pools.items():
         (folder / name).mkdir()
-        shards.write(folder / name, "pool", some, NUM_SHARDS)
+        pairs.write(folder / name, "pool", some, NUM_SHARDS)
     facts["sizes"] = {
         name: len(some) for name, some in (splits | pools).items()
     }

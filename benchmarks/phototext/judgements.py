@@ -24,9 +24,8 @@ from scipy import stats
 
 import jest_tf
 from benchmarks import report
-from benchmarks.icontext import shards
 from benchmarks.phototext import build, cells
-from benchmarks.protocol import measures
+from benchmarks.protocol import measures, records
 from jest_tf.config import tables
 
 BATCH_SIZE = 256  # of pairs that are each other's negatives, as in training
@@ -83,7 +82,7 @@ def read(data):
                 f"remove '{data}' and build it anew with `make photos-data`"
             )
     judged = pd.read_csv(path, dtype={"ratings": str}, keep_default_na=False)
-    images = {record.row.name: record.png for record in shards.read(shard)}
+    images = {record.row.name: record.image for record in records.read(shard)}
     judged["image"] = [images[name] for name in judged["photograph"]]
     judged["ratings"] = [
         np.array(ratings.split(), float) for ratings in judged["ratings"]

@@ -9,11 +9,11 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-import test_icontext_data
+from PIL import Image
 
 import jest_tf
-from benchmarks.icontext import cells, shards, towers
-from benchmarks.protocol import collect, run
+from benchmarks.icontext import cells, towers
+from benchmarks.protocol import collect, records, run
 from jest_tf import config as config_lib
 from jest_tf.data import stores, tokenizers
 
@@ -186,8 +186,15 @@ class RunnerTest(tf.test.TestCase):
 
 
 def a_record(number, noise=""):
-    captions = (f"word{number}", f"other{number}")
-    return test_icontext_data.a_record(number, noise=noise, captions=captions)
+    """An icon with random pixels."""
+    pixels = np.random.default_rng(number).integers(0, 200, [32, 32, 3])
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+    row = records.Row(
+        *("mono icon", "set", "some@1.0", "MIT", f"name {number}"),
+        captions=(f"word{number}", f"other{number}"),
+    )
+    return records.Record(row, number, buffer.getvalue(), noise)
 
 
 class CollectTest(tf.test.TestCase):
@@ -195,12 +202,12 @@ class CollectTest(tf.test.TestCase):
         super().setUp()
         self.data = pathlib.Path(self.get_temp_dir())
         for number, split in enumerate(SPLITS):
-            records = [a_record(100 * number + n) for n in range(5)]
-            shards.write(self.data, split, records, 1)
+            pairs = [a_record(100 * number + n) for n in range(5)]
+            records.write(self.data, split, pairs)
         pool = self.data / "pool70"
         pool.mkdir()
-        records = [a_record(n, "moved" * (n % 4 > 0)) for n in range(900, 940)]
-        shards.write(pool, "pool", records, 1)
+        pairs = [a_record(n, "moved" * (n % 4 > 0)) for n in range(900, 940)]
+        records.write(pool, "pool", pairs)
         self.pattern = f"{pool}/pool-*.tfrecord"
         words = ["[UNK]", "[EOS]", "word", *(f"##{n}" for n in range(10))]
         image, text = towers.build_small(config_lib.TrainConfig(), len(words))
@@ -256,8 +263,8 @@ class CollectTest(tf.test.TestCase):
             of_early, nothing = collect.collect(given[0], early, *given[2:])
         # Ranks of the matches by the product of all embeddings.
         store = stores.open_store(f"{self.data}/test_sets-*.tfrecord")
-        records = store.read(range(5))
-        images = self.model.embed_images([record.image for record in records])
+        read = store.read(range(5))
+        images = self.model.embed_images([record.image for record in read])
         texts = self.model.embed_texts([f"word{n}" for n in range(5)])
         scores = images @ texts.T
         matches = np.diag(scores)

@@ -19,7 +19,6 @@ from PIL import Image
 from pyarrow import parquet
 
 import jest_tf
-from benchmarks.icontext import shards
 from benchmarks.phototext import (
     build,
     judgements,
@@ -27,6 +26,7 @@ from benchmarks.phototext import (
     sources,
     towers,
 )
+from benchmarks.protocol import records as pairs
 from jest_tf import config as config_lib
 from jest_tf.data import tokenizers
 
@@ -197,7 +197,7 @@ class BuildTest(tf.test.TestCase):
         return [
             record
             for path in sorted(self.out.glob(f"{name}-*.tfrecord"))
-            for record in shards.read(path)
+            for record in pairs.read(path)
         ]
 
     def test_splits_share_no_title_and_no_photograph(self):
@@ -220,7 +220,7 @@ class BuildTest(tf.test.TestCase):
         seen = {}
         for name, records in parts.items():
             for record in records:
-                for fact in (record.png, record.row.captions[0].lower()):
+                for fact in (record.image, record.row.captions[0].lower()):
                     self.assertEqual(seen.setdefault(fact, name), name)
         # The official test of two sources.
         flickr = self.records("test_flickr8k")
@@ -318,7 +318,7 @@ class BuildTest(tf.test.TestCase):
         ):
             build.build(self.out, half)
         full = OSError(28, "No space left on device")
-        with mock.patch.object(shards, "write", side_effect=full):
+        with mock.patch.object(pairs, "write", side_effect=full):
             with self.assertRaisesRegex(OSError, "No space left"):
                 build.build(self.out, self.clones)
         self.assertEqual([*self.out.parent.glob("**/.part-*")], [])
