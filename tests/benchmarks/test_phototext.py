@@ -391,7 +391,7 @@ class BuildTest(tf.test.TestCase):
         self.assertAllEqual(facts.drop_duplicates(), [[7, 1, 9], [7, 1, 4]])
         # Without the photographs' own captions.
         pairs = [(n, m) for n in range(4) for m in range(3) if n != m]
-        records = {r.row.name: r.png for r in self.records("test_flickr8k")}
+        records = {r.row.name: r.image for r in self.records("test_flickr8k")}
         images = model.embed_images([records[f"{n}.jpg"] for n in range(4)])
         texts = model.embed_texts([f"dog {m} says 2 ." for m in range(3)])
         scores = [images[n] @ texts[m] for n, m in pairs for _ in range(3)]
