@@ -13,6 +13,9 @@ place of clones, for development.
 | part00, part30, part70 | the learner's pool; the share whose captions moved |
 | part_clean30, part_clean70 | of these, the pairs whose captions did not move |
 | part_SOURCE | of part00, the pairs of a source |
+| part_shop60 | part_fashion, 60 % of whose titles moved |
+| apart_general | all pairs but those of fashion, for a general model |
+| apart_checked | 2,000 pairs of apart_fashion |
 | apart, apart_SOURCE | the reference's clean pairs, all or of a source |
 | test_SOURCE, val_SOURCE | 1,000 and 400 pairs of each source |
 
@@ -46,6 +49,7 @@ SIZE = 64  # pixels, the side of every photograph
 LEVELS = (0, 30, 70)
 PART = 0.6  # of the pairs in neither tests nor validation
 NUM_HELD_OUT = {sources.TEST: 1_000, sources.VALIDATION: 400}
+NUM_CHECKED = 2_000
 NUM_SHARDS = 4
 JUDGEMENTS = "judgements.csv"
 SEED = 0
@@ -302,6 +306,11 @@ def _write(folder, records, held_out, seed, facts):
     for source in sources.SOURCES:
         splits[f"apart_{source}"] = _of(others, source)
         pools[f"part_{source}00"] = _of(part, source)
+    pools["part_shop60"] = moved(_of(part, "fashion"), 0.6)
+    splits["apart_checked"] = splits["apart_fashion"][:NUM_CHECKED]
+    splits["apart_general"] = [
+        record for record in others + part if record.row.source != "fashion"
+    ]
     for name, some in splits.items():
         pairs.write(folder, name, some, 1)
     for name, some in pools.items():

@@ -10,7 +10,12 @@ from benchmarks.phototext import sources
 from benchmarks.protocol.benchmark import Benchmark, Cell
 
 DOMAINS = ("fashion", "aerial", "flickr8k")
-_CLEAN_SETS = ("apart", *(f"apart_{source}" for source in sources.SOURCES))
+_CLEAN_SETS = (
+    "apart",
+    "apart_general",
+    "apart_checked",
+    *(f"apart_{source}" for source in sources.SOURCES),
+)
 _OTHERS = (1, 2, 3)  # references have seed 0
 _LENGTHS = (200, 400, 800)
 _LONG = (*_LENGTHS, 1600)
@@ -19,6 +24,7 @@ _NARROW = "model.towers=benchmarks.phototext.towers:build_narrow"
 _ANNEALED = "optimizer.schedule=benchmarks.protocol.schedules:annealed"
 _STAGE = "selection.stages.0"
 _DISTILLED = "reference.distillation_weight=8 reference.projection=128"
+_SAME_WIDTH = "reference.distillation_weight=4"
 _CUT = {"cut": 3}
 _APART = "data.curated={data}/apart-*.tfrecord data.curated_rows="
 
@@ -167,6 +173,45 @@ _STEERED = tuple(
     )
 )
 
+# A general model is tuned on shop photographs. The copy is tuned on the checked
+# pairs, and chooses.
+START = "apart_general_general_3000"
+COPY = "tuned_copy_300"
+_TUNED_LENGTHS = (125, 250, 500)
+MIXES = 0.25, 0.5, 0.75
+
+
+def _tuned(method, *settings, lengths=_TUNED_LENGTHS, **changes):
+    rate = _rate("5e-4"), "optimizer.warmup_steps=50"
+    words = " ".join((*settings, *rate))
+    cell = Cell(method, lengths, words, _OTHERS, "part_shop60")
+    return cell._replace(recipe="photos", start=START, mixes=MIXES)._replace(
+        **changes
+    )
+
+
+_TUNED = (
+    Cell("general", (3000,), pool="apart_general", recipe="photos"),
+    _tuned("copy", lengths=(300,), pool="apart_checked", seeds=(0,)),
+    _tuned("checked", lengths=(150, 300), pool="apart_checked"),
+    _tuned("plain"),
+    _tuned("lit", "model.frozen=image_tower"),
+    _tuned("lora", "model.lora_rank=16"),
+    _tuned("plain_distilled", _SAME_WIDTH, reference=START),
+    *(
+        cell
+        for by, reference in (("start", START), ("copy", COPY))
+        for cell in (
+            _tuned(f"jest_by_{by}", _live(5), reference=reference),
+            _tuned(f"stored_3_by_{by}", _stored(3), reference=reference),
+            _tuned(f"top_3_by_{by}", reference=reference, cut=3),
+        )
+    ),
+    _tuned(
+        "stored_3_distilled_by_copy", _stored(3), _SAME_WIDTH, reference=COPY
+    ),
+)
+
 BENCHMARK = Benchmark(
     name="photos",
     work="photos-work",
@@ -183,6 +228,7 @@ BENCHMARK = Benchmark(
         *(cell._replace(seeds=(1,)) for cell in _TRIALS),
         *_MOVED,
         *_STEERED,
+        *_TUNED,
     ),
     domains=DOMAINS,
     published=pathlib.Path(__file__).parent / "results" / "photos",

@@ -4,11 +4,13 @@ import numpy as np
 
 from benchmarks.phototext import cells, sources
 from benchmarks.protocol import figures, measures, tables
-from benchmarks.protocol.benchmark import GIVEN
+from benchmarks.protocol.benchmark import GIVEN, TUNED
 
 BENCHMARK = cells.BENCHMARK
 FIGURE = "photos.png"
-_MOVED_LEVEL, _STEERED_LEVEL = 0.7, 0.0  # shares of moved captions
+# Shares of moved captions.
+_MOVED_LEVEL, _STEERED_LEVEL, _TUNED_LEVEL = 0.7, 0.0, 0.6
+_PARTS = {2: "half", 3: "third", 5: "fifth"}
 # Methods of a `tables.Group`, at 70 % moved captions.
 _MOVED = (
     ("uniform, the target", "uniform", None),
@@ -19,14 +21,16 @@ _MOVED = (
     ("JEST, f = 0.8", "jest", None),
     ("JEST, f = 0.8, distillation", "jest_distilled", None),
     ("distillation alone", "distilled", None),
-    ("stored stage, 3 candidates", "stored_3", None),
-    ("stored stage, 3 candidates, distillation", "stored_3_distilled", None),
-    ("stored stage, 5 candidates", "stored_5", None),
-    ("stored stage, 5 candidates, distillation", "stored_5_distilled", None),
-    ("the pool cut once to a third", "top_3", None),
-    ("the pool cut once to a third, distillation", "top_3_distilled", None),
-    ("the pool cut once to a fifth", "top_5", None),
-    ("the pool cut once to a fifth, distillation", "top_5_distilled", None),
+    *(
+        (f"stored stage, {n} candidates{what}", f"stored_{n}{name}", None)
+        for n in _PARTS
+        for what, name in (("", ""), (", distillation", "_distilled"))
+    ),
+    *(
+        (f"the pool cut once to a {part}{what}", f"top_{n}{name}", None)
+        for n, part in _PARTS.items()
+        for what, name in (("", ""), (", distillation", "_distilled"))
+    ),
     (
         "the pool cut once to a third, JEST, distillation",
         *("top_3_jest_distilled", None),
@@ -44,7 +48,7 @@ _STEERED = (
     ("the pool cut once to a tenth, distillation", "top_10_distilled", None),
 )
 _OVER_NOISE = tuple(
-    (what, method, 700)
+    (what, method, 800)
     for what, method, _ in _MOVED
     if method in ("jest", "distilled", "stored_3_distilled", "top_3_distilled")
 )
@@ -67,6 +71,27 @@ _BY_SOURCE = (
         in ("uniform", "jest", "stored_3_distilled", "top_3_distilled")
     ),
 )
+# Tuning a general model on shop photographs: what, and the method.
+_TUNED = (
+    ("plain", "plain"),
+    ("the image tower frozen (LiT)", "lit"),
+    ("LoRA, rank 16", "lora"),
+    ("distilled from the start", "plain_distilled"),
+    ("the checked pairs alone", "checked"),
+    *(
+        (f"{what} by {by}", f"{method}_by_{name}")
+        for name, by in (("start", "the start"), ("copy", "a tuned copy"))
+        for what, method in (
+            ("JEST, f = 0.8,", "jest"),
+            ("stored stage, 3 candidates,", "stored_3"),
+            ("the pool cut once to a third", "top_3"),
+        )
+    ),
+    (
+        "stored stage, 3 candidates, distillation, by a tuned copy",
+        "stored_3_distilled_by_copy",
+    ),
+)
 _CURVES = {
     "uniform": ("uniform", "0.6", "-", "."),
     "jest": ("JEST", "tab:blue", "-", "o"),
@@ -81,6 +106,7 @@ _CURVES_STEERED = _CURVES | {
     "top_10_distilled": ("cut once, distillation", "tab:red", "-", "v"),
     "stored_10_distilled": ("stored stage, distillation", "black", "-", "o"),
 }
+_SHOP = "test_fashion"
 _SHOWN = "aerial"  # the domain in the figure
 
 
@@ -100,6 +126,10 @@ def groups(folder=None):
             *(_STEERED, _STEERED_LEVEL, ("paper", "all")),
             about | {"arm": "steering", "domain": domain},
         )
+    found["tuned"] = tables.Group(
+        measures.Results(BENCHMARK, folder, TUNED),
+        *((), _TUNED_LEVEL, ("paper", "all"), about | {"arm": "tuned"}),
+    )
     return found
 
 
@@ -165,6 +195,59 @@ def _by_source(found):
     )
 
 
+def tuning(found):
+    """Gain on shop photographs and forgetting elsewhere, by method and mix.
+
+    Returns:
+        `{method: {mix: (gain, forgotten) of each seed, [seeds, 2]}}`, in MRR x
+        100, at each method's longest length; empty without the start.
+    """
+    starts = found["moved"].results.runs
+    results, by_method = found["tuned"].results, {}
+    if cells.START not in starts.index:
+        return {}
+    before = _shop_and_general(starts.loc[cells.START, 0])
+    for _, method in _TUNED:
+        for mix in (1.0, *cells.MIXES[::-1]):
+            name = method + f"_mixed_{mix:g}" * (mix < 1)
+            line = results.line(name, _TUNED_LEVEL)
+            if line:
+                rows = [results.runs.loc[line.cell, n] for n in line.seeds]
+                after = np.array([_shop_and_general(row) for row in rows])
+                change = 100 * (after - before) * (1, -1)
+                by_method.setdefault(method, {})[mix] = change
+    return by_method
+
+
+def _shop_and_general(row):
+    """The score on shop photographs, and the mean of the other tests."""
+    others = [test for test in BENCHMARK.tests if test != _SHOP]
+    return np.array([row[_SHOP], np.mean([row[test] for test in others])])
+
+
+def _tuning(found):
+    """Gain and forgetting of each method, alone and mixed half and half."""
+    by_method, rows = tuning(found), []
+    for what, method in _TUNED:
+        if method in by_method:
+            alone, half = (by_method[method].get(mix) for mix in (1.0, 0.5))
+            shown = [alone.mean(0), () if half is None else half.mean(0)]
+            line = found["tuned"].results.line(method, _TUNED_LEVEL)
+            rows.append(
+                (
+                    *(what, f"{line.steps:,}", str(len(alone))),
+                    *(f"{value:+.1f}" for some in shown for value in some),
+                )
+            )
+    return tables.rows_under(
+        (
+            *("tuning", "steps", "seeds", "gain", "forgotten"),
+            *("gain, mixed with the start", "forgotten, mixed"),
+        ),
+        rows,
+    )
+
+
 # Functions of the groups that return rows of text, by the table's name.
 TABLES = {
     "moved": lambda found: tables.ratios(found["moved"]),
@@ -175,4 +258,5 @@ TABLES = {
     "two_targets": lambda found: tables.two_targets(found["moved"], _TARGETS),
     "tried": lambda found: tables.tried(found["moved"]),
     "sources": _by_source,
+    "tuning": _tuning,
 }

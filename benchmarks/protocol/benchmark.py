@@ -40,6 +40,9 @@ class Cell(NamedTuple):
         cut: n, if the reference chooses one record in n of the pool, once
             and before the run; 0 leaves the pool whole.
         domain: whose tests count, if the reference steers to a domain.
+        start: name of the run whose seed 0 the learner is tuned from.
+        mixes: shares of a tuned run's weights, the rest the start's; a line of
+            the tables for each, beside that of the run alone.
     """
 
     method: str
@@ -51,6 +54,8 @@ class Cell(NamedTuple):
     recipe: str = "icontext_web"
     cut: int = 0
     domain: str = ""
+    start: str = ""
+    mixes: tuple[float, ...] = ()
 
     @property
     def reads_sidecars(self):
@@ -67,10 +72,13 @@ class Cell(NamedTuple):
     def prefix(self):
         """Of names in the tables.
 
-        The part of a domain, if the reference steers to it. "web" at 70 % of
+        "tuned" of a learner that starts as another run, the part of a domain
+        if the reference steers to it. "web" at 70 % of
         noise and without a pool; with the level if it is another, and on a
         part of the pool.
         """
+        if self.start:
+            return TUNED
         if self.domain:
             return f"part_{self.domain}"
         if self.regime == GIVEN:
@@ -85,10 +93,12 @@ class Cell(NamedTuple):
 
 def regime_of(name):
     """The regime of a pool, or of a cell by its name."""
+    if name.startswith(TUNED):
+        return TUNED
     return GIVEN if name.startswith(("part", "apart")) else OWN
 
 
-GIVEN, OWN = "given", "own"
+GIVEN, OWN, TUNED = "given", "own", "tuned"
 
 
 class Benchmark(NamedTuple):

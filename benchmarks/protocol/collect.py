@@ -26,7 +26,12 @@ _COUNTS = (*_COSTS, "flops_forward", "flops_embedded")
 _DIRECTIONS = ("image_to_text", "text_to_image")
 
 
-def collect(benchmark, run, workdir, data):
+def name_of(run, mix):
+    """The name in the tables of a run, mixed with its start if `mix` < 1."""
+    return run.name if mix == 1 else f"{run.name}_mixed_{mix:g}"
+
+
+def collect(benchmark, run, workdir, data, mix=1.0):
     """The line of a run at a length.
 
     Args:
@@ -34,6 +39,7 @@ def collect(benchmark, run, workdir, data):
         run: `benchmark.Run`; the folder's may be longer.
         workdir: the directory of a finished run.
         data: folder of the data.
+        mix: share of the run's weights, the rest the start's.
 
     Returns:
         A dict for runs.csv, and a string of the scores of the tests' pairs;
@@ -45,7 +51,11 @@ def collect(benchmark, run, workdir, data):
     if run.steps < config.steps:
         scores = _evaluated(workdir, run.steps, splits)
     else:
-        model, pairs, scores = jest_tf.load(workdir, trust=True), [], {}
+        model, pairs, scores = (
+            jest_tf.load(workdir, trust=True, mix=mix),
+            [],
+            {},
+        )
         for split in splits:
             scores[split], found = _score(model, f"{data}/{split}-*.tfrecord")
             pairs += found if split in benchmark.tests else []
@@ -59,8 +69,8 @@ def collect(benchmark, run, workdir, data):
     count = max(1, len(chosen) // 5)
     versions = directory.read(workdir, directory.VERSIONS_FILE)["versions"]
     row = {
-        "cell": run.name,
-        "method": run.cell.method,
+        "cell": name_of(run, mix),
+        "method": run.cell.method + f"_mixed_{mix:g}" * (mix < 1),
         "noise": run.cell.noise,
         "seed": run.seed,
         "reference": run.cell.reference,

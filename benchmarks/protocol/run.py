@@ -173,6 +173,8 @@ class Runner:
     def _trained(self, name, seed):
         run = self._runs[name, seed]
         needs = []
+        if run.cell.start:
+            needs.append(self._trained(run.cell.start, 0))
         if run.cell.reference:
             needs.append(self._embedded(run.cell.reference, run.cell.pool))
         if run.cell.cut:
@@ -226,17 +228,18 @@ class Runner:
                     self._shards(run.cell.pool),
                     self._sidecars(run.cell.reference, run.cell.pool),
                 )
-            for steps in (*run.shorter, run.steps):
-                one = run._replace(steps=steps)
-                if (one.name, seed) in done:
+            lines = [(run._replace(steps=n), 1.0) for n in run.shorter]
+            lines += [(run, mix) for mix in (*run.cell.mixes, 1.0)]
+            for one, mix in lines:
+                if (collect.name_of(one, mix), seed) in done:
                     continue
                 row, pairs = collect.collect(
-                    self._benchmark, one, workdir, self._data
+                    self._benchmark, one, workdir, self._data, mix
                 )
                 row["flops_embedded"] = embedded
                 # A run that was stopped took more than its last process.
                 row["processor_seconds"] = None
-                if one == run and is_new:
+                if one == run and is_new and mix == 1:
                     row["processor_seconds"] = seconds
                 collect.add(self._results, row, pairs)
             path = self._results / "families.csv"
@@ -254,7 +257,6 @@ class Runner:
             f"steps={run.steps}",
             f"seed={run.seed}",
             f"data.train={self._shards(run.cell.pool)}",
-            f"data.vocabulary={self._data}/vocab.txt",
             f"evaluation.data={watched}",
             "evaluation.log_ids=true",
             *(
@@ -264,6 +266,12 @@ class Runner:
             ),
             *run.cell.settings.format(data=self._data).split(),
         ]
+        if run.cell.start:  # has its towers and its tokenizer
+            start = self._workdir(run.cell.start, 0)
+            found += ["model.towers=", f"model.init_from={start}"]
+            found.append("data.vocabulary=")
+        else:
+            found.append(f"data.vocabulary={self._data}/vocab.txt")
         if run.cell.cut:
             found.append(f"data.manifest={self._manifest(run.cell)}")
         if run.cell.reference and run.cell.reads_sidecars:

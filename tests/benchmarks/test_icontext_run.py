@@ -39,7 +39,7 @@ class RunnerTest(tf.test.TestCase):
         return 7.0
 
     def run_all(self, wanted, jobs=2):
-        def found(benchmark, job, workdir, data):
+        def found(benchmark, job, workdir, data, mix):
             return {"cell": job.name, "seed": job.seed}, "1 2 3"
 
         results = self.work / "results" / "web"
@@ -256,7 +256,7 @@ class CollectTest(tf.test.TestCase):
     def test_a_run_becomes_a_line_of_each_table(self):
         wanted = cells.BENCHMARK.runs()["web_uniform_700", 2]
         wanted = wanted._replace(steps=20)
-        with mock.patch.object(jest_tf, "load", lambda _, trust: self.model):
+        with mock.patch.object(jest_tf, "load", lambda _, trust, mix: self.model):
             given = cells.BENCHMARK, wanted, self.write_run(), self.data
             row, pairs = collect.collect(*given)
             early = wanted._replace(steps=10)
