@@ -60,6 +60,19 @@ def feature_distillation(learner, reference):
     return total / len(learner[0])
 
 
+def similarity_distillation(learner, reference):
+    ours, theirs, total = logits(learner), logits(reference), 0.0
+    for row in range(len(ours)):
+        for left, right in (
+            (theirs[row], ours[row]),  # its texts
+            (theirs[:, row], ours[:, row]),  # its images
+        ):
+            left = left - log_sum_exp(left, 0)
+            right = right - log_sum_exp(right, 0)
+            total += 0.5 * np.sum(np.exp(left) * (left - right))
+    return total / len(ours)
+
+
 def pair_losses(embeddings):
     """[B, B] of pairwise sigmoid losses: positive on the diagonal."""
     values = logits(embeddings)

@@ -17,14 +17,16 @@ _CLEAN_SETS = (
     *(f"apart_{source}" for source in sources.SOURCES),
 )
 _OTHERS = (1, 2, 3)  # references have seed 0
-_LENGTHS = (200, 400, 800)
+_LENGTHS = (100, 200, 400, 800)
 _LONG = (*_LENGTHS, 1600)
 _UNIFORM = (500, 1000, 2000, 4000)
 _NARROW = "model.towers=benchmarks.phototext.towers:build_narrow"
 _ANNEALED = "optimizer.schedule=benchmarks.protocol.schedules:annealed"
 _STAGE = "selection.stages.0"
-_DISTILLED = "reference.distillation_weight=8 reference.projection=128"
-_SAME_WIDTH = "reference.distillation_weight=4"
+_FEATURES = "reference.distillation_weight=8 reference.projection=128"
+_SIMILAR = "reference.similarity_weight=1"
+_DISTILLED = f"{_FEATURES} {_SIMILAR}"
+_SAME_WIDTH = "reference.distillation_weight=4 reference.similarity_weight=1"
 _CUT = {"cut": 3}
 _APART = "data.curated={data}/apart-*.tfrecord data.curated_rows="
 
@@ -81,7 +83,7 @@ _REFERENCES = (
         for domain in DOMAINS
     ),
 )
-# Learning rates on validation, a seed each.
+# Learning rates and ways of distillation, a seed each.
 _TRIALS = (
     *(
         _learner(f"uniform_at_{rate}", (1000,), rate=rate)
@@ -100,6 +102,22 @@ _TRIALS = (
             ("reference_data", (), {"pool": "apart"}),
         )
         for rate in ("2e-3", "8e-3")
+    ),
+    *(
+        _by(
+            *(REFERENCE, f"{name}_{how}", (200, 400, 800, 1600)),
+            *(*chosen, distilled),
+            **cut,
+        )
+        for name, chosen, cut in (
+            ("distilled", (), {}),
+            ("stored_3", (_stored(3),), {}),
+            ("top_3", (), _CUT),
+        )
+        for how, distilled in (
+            ("features", _FEATURES),
+            ("similarities", _SIMILAR),
+        )
     ),
 )
 _MOVED = (

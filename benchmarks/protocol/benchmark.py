@@ -60,7 +60,7 @@ class Cell(NamedTuple):
     @property
     def reads_sidecars(self):
         """Whether a stage or distillation reads the reference's embeddings."""
-        return "stages" in self.settings or "distillation" in self.settings
+        return any(x in self.settings for x in ("stages", "_weight="))
 
     @property
     def noise(self):

@@ -211,32 +211,40 @@ class ReferenceConfig(Checked, path="reference"):
             contrastive loss has weight 1. 0 turns distillation off. Reference
             and learner must have the same embedding width, unless there is a
             `projection`.
+        similarity_weight: weight of `losses.similarity_distillation`: the
+            reference's similarities within the batch become targets, for
+            embeddings of any width. 0 turns it off.
         projection: the width of the reference's embeddings, if the learner's
             differs: for distillation, learned linear maps then project the
             learner's embeddings to this width. Checkpoints have the maps; the
             learner does not. None uses no projection.
-        distillation_steps: steps over which `distillation_weight` falls
-            linearly to 0, for a learner that should surpass its reference.
-            None keeps the weight.
+        distillation_steps: steps over which both weights fall linearly to 0,
+            for a learner that should surpass its reference. None keeps them.
     """
 
     model: Annotated[str, MODEL] = ""
     sidecar_dir: str = ""
     distillation_weight: Annotated[float, at_least(0)] = 0.0
+    similarity_weight: Annotated[float, at_least(0)] = 0.0
     distillation_steps: Count | None = None
     projection: Annotated[int, within("[1, 65536]")] | None = None
 
     def __post_init__(self):
         super().__post_init__()
         self._expect(
-            self.distillation_weight or not self.distillation_steps,
+            self.distils or not self.distillation_steps,
             "`reference.distillation_steps` needs "
-            "`reference.distillation_weight`",
+            "`reference.distillation_weight` or `reference.similarity_weight`",
         )
         self._expect(
             self.distillation_weight or not self.projection,
             "`reference.projection` needs `reference.distillation_weight`",
         )
+
+    @property
+    def distils(self) -> bool:
+        """True if the learner is distilled from the reference."""
+        return self.distillation_weight > 0 or self.similarity_weight > 0
 
 
 @dataclass(frozen=True)

@@ -102,9 +102,9 @@ class TrainConfig(Checked):
             "to `selection.stages` that scores by it",
         )
         self._expect(
-            self.has_first_reference or not self.reference.distillation_weight,
-            "`reference.distillation_weight` needs a reference from the first "
-            "step on: set `reference.model`",
+            self.has_first_reference or not self.reference.distils,
+            "`reference.distillation_weight` and `similarity_weight` need a "
+            "reference from the first step on: set `reference.model`",
         )
         self._expect(
             not self.reference.projection,
@@ -191,7 +191,7 @@ class TrainConfig(Checked):
         """True if the step uses the reference, to score or to distil."""
         return bool(
             any("reference" in stage.needs for stage in self.selection.live)
-            or self.reference.distillation_weight
+            or self.reference.distils
         )
 
     @property

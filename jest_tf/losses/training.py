@@ -169,56 +169,12 @@ def softmax_loss(
     return _loss(_SOFTMAX, learner, ids, equal_ids, block_size, replicas)
 
 
-def feature_distillation(
-    learner: Embeddings, reference: Embeddings, *, replicas=None
-) -> Tensor:
-    """Computes the mean squared distance of the models' embeddings.
-
-        loss = 1/b sum_i ( |image_i - image_i^ref|^2 + |text_i - text_i^ref|^2 )
-
-    It lies in [0, 8] for unit-norm rows, and is 4 for orthogonal rows. Scales
-    and biases have no effect.
-
-    Args:
-        learner: embeddings of the batch, `[b, dim]`, of any float dtype; the
-            loss is computed in float32.
-        reference: embeddings of the same rows and width. No gradient flows
-            into them.
-        replicas: as in `sigmoid_loss`; both embeddings are `[b/R, dim]`.
-
-    Returns:
-        float32 scalar; with `replicas` as in `sigmoid_loss`.
-
-    Reference: Yang et al. 2024, "CLIP-KD" (arXiv 2307.12732), feature
-    distillation.
-    """
-    total = 0.0
-    for name in ("image", "text"):
-        values, target = getattr(learner, name), getattr(reference, name)
-        if not _fit(values.shape, target.shape):
-            raise ValueError(
-                "`distillation_weight` needs learner and reference embeddings "
-                "of the same rows and the same width. If the widths differ, "
-                "set `reference.projection` to the reference's width; it "
-                "projects the learner's embeddings. "
-                f"Received: `{name}` of {values.shape} and {target.shape}"
-            )
-        target = ops.stop_gradient(ops.cast(target, "float32"))
-        total += ops.sum((ops.cast(values, "float32") - target) ** 2)
-    num_rows = ops.cast(ops.shape(learner.image)[0], "float32")
-    if replicas is None:
-        return total / num_rows
-    mean = total / (num_rows * replicas.num_replicas)
-    of_others = replicas.all_reduce(ops.stop_gradient(mean)) - mean
-    return mean + ops.stop_gradient(of_others)
-
-
 def _loss(form, learner, ids, equal_ids, block_size, replicas):
     """Checks the arguments, then computes the loss at once or by blocks."""
     dense, by_blocks = form
     learner = Embeddings(*(ops.cast(part, "float32") for part in learner))
     shape = learner.image.shape
-    if len(shape) != 2 or not _fit(shape, learner.text.shape):
+    if len(shape) != 2 or not fit(shape, learner.text.shape):
         raise ValueError(
             "`learner.image` and `learner.text` must both be [b, dim]. "
             f"Received: {learner.image.shape} and {learner.text.shape}"
@@ -237,7 +193,14 @@ def _loss(form, learner, ids, equal_ids, block_size, replicas):
             f"batch size. Received: block_size={block_size}, "
             f"batch {learner.image.shape}"
         )
-    return _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas)
+    return blockwise(
+        by_blocks,
+        learner,
+        block_size,
+        replicas,
+        ids=ids,
+        equal_ids=equal_ids,
+    )
 
 
 def _checked_ids(num_rows, ids, equal_ids):
@@ -252,7 +215,7 @@ def _checked_ids(num_rows, ids, equal_ids):
         return None
     ids = ops.convert_to_tensor(ids)
     dtype, shape = keras.backend.standardize_dtype(ids.dtype), ids.shape
-    of_rows = len(shape) in (1, 2) and _fit(shape[:1], [num_rows])
+    of_rows = len(shape) in (1, 2) and fit(shape[:1], [num_rows])
     if not (keras.backend.is_int_dtype(dtype) and of_rows):
         raise ValueError(
             f"`ids` must be integers of shape [{num_rows}] or [{num_rows}, "
@@ -261,7 +224,7 @@ def _checked_ids(num_rows, ids, equal_ids):
     return ids if needs_ids else None
 
 
-def _fit(left, right):
+def fit(left, right):
     """Returns whether shapes may be equal; None is any size."""
     return len(left) == len(right) and all(
         size == other or None in (size, other)
@@ -291,7 +254,15 @@ def _pair_masks(num_rows, ids, equal_ids, first_row=0):
     return masks
 
 
-def _blockwise(by_blocks, learner, ids, equal_ids, block_size, replicas):
+def blockwise(
+    by_blocks,
+    learner,
+    block_size,
+    replicas,
+    *,
+    ids=None,
+    equal_ids="negative",
+):
     """Computes the loss over blocks of logits, with a closed-form gradient.
 
     The gradient forms every block once more. On several replicas, local images

@@ -259,7 +259,7 @@ def funnel_at(
         reference=teacher,
         loss=config.model.loss,
         sidecars=sidecars,
-        distils=config.reference.distillation_weight > 0.0,
+        distils=config.reference.distils,
         options=pipeline.Options(
             weights=config.data.weights,
             shuffle_block_size=config.data.shuffle_block_size,

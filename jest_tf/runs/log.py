@@ -58,7 +58,7 @@ def is_at_chance(
     is not known: too early, with distillation, or with a loss of the user's.
     """
     level = losses_lib.chance(config.model.loss, config.selection.batch_size)
-    if level is None or config.reference.distillation_weight:
+    if level is None or config.reference.distils:
         return None
     every = config.evaluation.log_every_steps
     count = max(_ROWS_AT_CHANCE, -(-_STEPS_AT_CHANCE // every))

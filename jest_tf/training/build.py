@@ -47,6 +47,7 @@ def build_model(
             views=config.training_views,
             micro_batch_size=config.model.micro_batch_size,
             distillation_weight=config.reference.distillation_weight,
+            similarity_weight=config.reference.similarity_weight,
             distillation_steps=config.reference.distillation_steps,
             projection_dim=config.reference.projection,
             augment=_augmentation(config),

@@ -9,7 +9,8 @@ everything else follows by rule:
                needs it, or over the distilled rows
     select     rows into a stage x rows that pass it, in both directions
     forward    the learner's forward pass over the sub-batch
-    loss       the logits of the sub-batch, and distillation's projections
+    loss       the logits of the sub-batch, distillation's projections, and
+               the logits of both models whose similarities are distilled
     backward   2 x `forward` without frozen towers; `forward` again with
                micro-batches; 2 or 3 x the logits, 2 x the projections
 
@@ -102,15 +103,25 @@ def count_step(
     if step.projection is not None:
         of_a_row = 2 * 2 * width * step.options.projection_dim  # image and text
         projected = num_replicas * trained * of_a_row
-    counts["loss"] = logits + projected
     # In blocks or on replicas the gradient recomputes the logits.
     is_whole = num_replicas == 1 and not step.options.loss_block_size
+    similar = (0, 0)  # of the loss, of the gradient
+    if "similarities" in step.distilled:
+        if "reference_image" in rows:
+            dim = rows["reference_image"].shape[-1]
+        else:
+            _, dim = passes(step.reference, trained, size)
+        theirs = 2 * (num_replicas * trained) ** 2 * dim
+        similar = logits + theirs, 2 * logits
+        if not is_whole:  # once a direction, the reference's twice
+            similar = 2 * logits + 4 * theirs, 3 * logits + 2 * theirs
+    counts["loss"] = logits + projected + similar[0]
     frozen = sum(
         passes(encode, trained, size, views)[0]
         for encode in _frozen(step.learner)
     )
     counts["backward"] = 2 * (counts["forward"] - frozen) + (
-        (2 if is_whole else 3) * logits + 2 * projected
+        (2 if is_whole else 3) * logits + 2 * projected + similar[1]
     )
     if size not in (None, trained):
         counts["backward"] += counts["forward"]

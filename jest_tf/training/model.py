@@ -31,7 +31,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
     Metrics are means over the steps since the last reset: `loss`, `scale`,
     `bias`, and for each stage the values of `selection.summarize` as
     `stages/0/...`, over scoring steps only. With distillation, `loss` includes
-    it and `distillation` is its unweighted value. Batches with
+    it; `distillation` and `similarities` are its unweighted terms. Batches with
     `caption_replaced` or `record_replaced` add the counts
     `data/captions_replaced` (not UTF-8) and `data/records_replaced`
     (unreadable).
@@ -97,7 +97,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
                 "Embeddings, such as TwoTower(image_tower, text_tower). "
                 f"Received: {learner!r}"
             )
-        distils = options.distillation_weight > 0.0
+        distils = options.distillation_weight + options.similarity_weight > 0.0
         funnel = _funnel(reference, selection, loss, distils)
         self.learner = learner
         self.projection = None
@@ -140,7 +140,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
             )
         if step.distils and not funnel.distils and not funnel.is_detached:
             raise ValueError(
-                "A model with `distillation_weight` needs the reference in its "
+                "A model that distils needs the reference in its "
                 "super-batches or steps: make the Funnel with `distils=True`. "
                 "Received: distils=False"
             )
@@ -158,7 +158,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         if funnel.reference is not None and not funnel.uses_reference:
             warnings.warn(
                 "`reference` is not used: no stage scores with it, and "
-                "`distillation_weight` is 0. To select, set selection="
+                "nothing is distilled. To select, set selection="
                 "SelectionConfig(..., stages=(Stage(candidates=5),))",
                 stacklevel=3,
             )

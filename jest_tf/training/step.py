@@ -53,7 +53,8 @@ class StepOptions:
         distillation_weight: as in `config.ReferenceConfig`. Distillation costs
             a pass of the reference, unless a stage scores with it or the batch
             has its embeddings. The reference's input is not augmented.
-        distillation_steps: steps until the weight is 0, as in
+        similarity_weight: likewise.
+        distillation_steps: steps until the weights are 0, as in
             `config.ReferenceConfig`.
         projection_dim: `projection` of `config.ReferenceConfig`; the learner
             must be a `TwoTower`.
@@ -68,6 +69,7 @@ class StepOptions:
     views: tuple[config_lib.View, ...] = ()
     micro_batch_size: int | None = None
     distillation_weight: float = 0.0
+    similarity_weight: float = 0.0
     distillation_steps: int | None = None
     projection_dim: int | None = None
     augment: Callable | None = None
@@ -77,6 +79,7 @@ class StepOptions:
         for name, rule in (
             ("equal_captions", checks.among(*config_lib.EQUAL_CAPTIONS)),
             ("distillation_weight", checks.within("[0, inf)")),
+            ("similarity_weight", checks.within("[0, inf)")),
         ):
             checks.check(name, getattr(self, name), rule)
 
@@ -130,8 +133,18 @@ class Step:
 
     @property
     def distils(self) -> bool:
-        """True if the loss includes feature distillation."""
-        return self.options.distillation_weight > 0.0
+        """True if the loss includes distillation."""
+        return bool(self.distilled)
+
+    @property
+    def distilled(self) -> dict[str, float]:
+        """The weights of losses by the reference, by their metrics' names."""
+        weights = (
+            self.options.distillation_weight,
+            self.options.similarity_weight,
+        )
+        named = zip(step_outputs.DISTILLED, weights, strict=True)
+        return {name: weight for name, weight in named if weight > 0.0}
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -148,7 +161,7 @@ class Step:
 
     def check_reference(self) -> None:
         """Raises ValueError if a stage or a loss needs a missing reference."""
-        needing = ["distillation_weight"] if self.distils else []
+        needing = [*self.distilled]
         for number, stage in self.stages:
             if "reference" in self.scoring_models(number):
                 needing.append(f"criterion={stage.criterion!r}")
@@ -230,7 +243,7 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
         rows = sub_batch.needed(step, rows, curated, True)
         rows, places = sub_batch.gather(step, rows, None, views)
     batch, places = sub_batch.add_curated(step, rows, places, curated)
-    batch, targets = distillation_targets(step, batch)  # [b/R, Dr]
+    batch, targets = distillation_targets(step, batch, reference)  # [b/R, Dr]
     batch = sub_batch.augment(step, batch, places)
 
     # Gradient: of a single loss over all b rows, in micro-batches.
@@ -364,9 +377,11 @@ def stage_seed(
 
 
 def distillation_targets(
-    step: Step, batch: dict[str, Tensor]
+    step: Step, batch: dict[str, Tensor], known: Embeddings | None = None
 ) -> tuple[dict[str, Tensor], Embeddings | None]:
     """Separates the reference's embeddings from the batch, or computes them.
+
+    Scale and bias are those of `known`, if the reference has run for a stage.
 
     Returns:
         The batch without the reference's keys, and the embeddings `[b/R, Dr]`;
@@ -376,7 +391,10 @@ def distillation_targets(
         return batch, None
     if sub_batch.is_embedded(batch):
         image, text = (batch[name] for name in sub_batch.FROM_REFERENCE)
-        targets = Embeddings(image, text, 0.0, 0.0)
+        scale = 0.0  # features have none
+        if "similarities" in step.distilled:
+            scale = (known or step.reference(batch)).scale
+        targets = Embeddings(image, text, scale, 0.0)
     else:
         targets = backend.embed(
             step.reference, batch, step.options.micro_batch_size
@@ -403,17 +421,29 @@ def objective(
     loss = contrastive_loss(step, embeddings, batch)
     if targets is None:
         return {"loss": loss}
-    weight = step.options.distillation_weight
+    fade = 1.0
     if step.options.distillation_steps:
         done = ops.cast(step.seed[1], "float32")
         done /= step.options.distillation_steps
-        weight *= ops.maximum(1.0 - done, 0.0)
-    if step.projection is not None:
-        embeddings = step.projection.project(embeddings)
-    distance = losses.feature_distillation(
-        embeddings, targets, replicas=step.replicas
-    )
-    return {"loss": loss + weight * distance, "distillation": distance}
+        fade = ops.maximum(1.0 - done, 0.0)
+    terms = {}
+    if "distillation" in step.distilled:
+        projected = embeddings
+        if step.projection is not None:
+            projected = step.projection.project(embeddings)
+        terms["distillation"] = losses.feature_distillation(
+            projected, targets, replicas=step.replicas
+        )
+    if "similarities" in step.distilled:
+        terms["similarities"] = losses.similarity_distillation(
+            embeddings,
+            targets,
+            block_size=step.options.loss_block_size,
+            replicas=step.replicas,
+        )
+    for name, weight in step.distilled.items():
+        loss += weight * fade * terms[name]
+    return {"loss": loss, **terms}
 
 
 def contrastive_loss(

@@ -6,7 +6,7 @@ callback reads them through `RowReport`, and need no callback in the graph and
 no collective.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import keras
 import numpy as np
@@ -18,21 +18,24 @@ from jest_tf import distribution, embeddings, selection
 from jest_tf.distribution import placement
 from jest_tf.embeddings import Tensor
 
+# Metrics of the losses by a reference, in the order of their settings.
+DISTILLED = "distillation", "similarities"
+
 
 class StepMetrics:
     """The metrics `loss`, `scale`, `bias`, `stages/...`, `data/..._replaced`.
 
     Create it in the scope of the strategy. For stages that score, it has the
-    values of `selection.summarize` as `stages/0/score` and so on; `distils`
-    adds `distillation`.
+    values of `selection.summarize` as `stages/0/score` and so on. `distilled`
+    are the names of losses by the reference.
     """
 
     def __init__(
         self,
         settings: config_lib.SelectionConfig | None,
-        distils: bool = False,
+        distilled: Iterable[str] = (),
     ):
-        names = ["loss", *["distillation"] * distils, "scale", "bias"]
+        names = ["loss", *distilled, "scale", "bias"]
         names += _list_stage_names(settings)
         self._means = {name: keras.metrics.Mean(name=name) for name in names}
         self._sums = {
@@ -95,7 +98,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
 
 
 def _short(logs):
-    shown = ("loss", "distillation", "score", "uniform_score")
+    shown = ("loss", *DISTILLED, "score", "uniform_score")
     return {
         name: value
         for name, value in (logs or {}).items()

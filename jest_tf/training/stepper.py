@@ -111,7 +111,7 @@ class Stepper:
         selection: config_lib.SelectionConfig | None,
     ):
         self.step, self.plan, self.selection = step, plan, selection
-        self.metrics = step_outputs.StepMetrics(selection, step.distils)
+        self.metrics = step_outputs.StepMetrics(selection, step.distilled)
         self.rows = step_outputs.RowReport({})
         self._next_step = None
         self._last_logs = {}

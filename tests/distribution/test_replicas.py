@@ -99,6 +99,38 @@ class SharedLossTest(tf.test.TestCase):
             with self.subTest(options):
                 self.check(parts, ids, *options)
 
+    def test_similarities_are_distilled_as_on_one_replica(self):
+        models = [
+            random_embeddings.unrelated(24, dim, dim, scale=9.0)
+            for dim in (7, 5)
+        ]
+
+        def step(models, **options):
+            return graphs.value_and_gradients(
+                lambda own: losses.similarity_distillation(
+                    own, Embeddings(*map(tf.constant, models[1])), **options
+                ),
+                models[0],
+            )
+
+        expected, gradients = step(models)
+        for count, block in ((2, None), (4, 5), (8, 1)):
+            results, _ = on_replicas(
+                count,
+                lambda own, replicas, block=block: step(
+                    own, block_size=block, replicas=replicas
+                ),
+                models,
+            )
+            for value, _ in results:
+                self.assertAllClose(value, expected, 1e-6)
+            *rows, scale, _ = zip(*(own for _, own in results), strict=True)
+            for ours, gradient in zip(rows, gradients[:2], strict=True):
+                bound = 2e-6 * np.abs(gradient).max()
+                found = np.concatenate(ours, 0)
+                self.assertAllClose(found, gradient, 0.0, bound)
+            self.assertAllClose(sum(scale), gradients[2], 1e-5)
+
     def test_a_pair_a_replica_has_the_others_as_negatives(self):
         parts = random_embeddings.unrelated(4, 5, scale=6.0, bias=-2.0)
         ids = np.array([3, 5, 3, 9])

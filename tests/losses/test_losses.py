@@ -222,6 +222,84 @@ class FeatureDistillationTest(tf.test.TestCase):
                 losses.feature_distillation(learner, other)
 
 
+class SimilarityDistillationTest(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.learner = random_embeddings.unrelated(11, 3, scale=4.0)
+        self.reference = random_embeddings.unrelated(11, 5, 2, scale=9.0)
+
+    def loss(self, parts, **options):
+        return losses.similarity_distillation(
+            parts, tensors(self.reference), **options
+        )
+
+    def test_two_pairs_by_hand(self):
+        # Logits of the learner [[2, 1.2], [0, 1.6]], of the reference
+        # [[3, 0], [0, 3]]: a share e^3 / (e^3 + 1) for the own pair.
+        reference = tensors(([[1.0, 0.0], [0.0, 1.0]],) * 2 + (3.0, 7.0))
+        own = math.exp(3.0) / (math.exp(3.0) + 1.0)
+        entropy = own * math.log(own) + (1 - own) * math.log(1 - own)
+        total = sum(
+            entropy + lse(*line) - own * line[0] - (1 - own) * line[1]
+            for line in ((2.0, 1.2), (1.6, 0.0), (2.0, 0.0), (1.6, 1.2))
+        )
+        value = losses.similarity_distillation(PAIRS, reference)
+        self.assertAllClose(value, total / 2 / 2, rtol=1e-6)
+        self.assertAllClose(
+            losses.similarity_distillation(PAIRS, PAIRS), 0.0, atol=1e-6
+        )
+
+    def test_values_are_the_oracles_in_any_blocks(self):
+        expected = oracles.similarity_distillation(self.learner, self.reference)
+        dense = graphs.value_and_gradients(self.loss, self.learner)
+        self.assertAllClose(dense[0], expected, rtol=1e-5)
+        for size, jit in (
+            (1, None),
+            (4, None),
+            (4, False),
+            (4, True),
+            (50, None),
+        ):
+            value, found = graphs.value_and_gradients(
+                self.loss, self.learner, jit, block_size=size
+            )
+            with self.subTest(block=size, jit=jit):
+                self.assertAllClose(value, expected, rtol=1e-5)
+                for gradient, other in zip(found, dense[1], strict=True):
+                    self.assertAllClose(gradient, other, atol=2e-6)
+
+    def test_gradients_equal_finite_differences_of_the_oracle(self):
+        parts = [np.float64(part) for part in self.learner]
+        _, gradients = graphs.value_and_gradients(
+            self.loss, self.learner, block_size=4
+        )
+        for place, gradient in enumerate(gradients):
+            expected = np.zeros_like(parts[place])
+            for index in np.ndindex(expected.shape):
+                ends = []
+                for by in (1e-5, -1e-5):
+                    moved = [np.array(part) for part in parts]
+                    moved[place][index] += by
+                    ends.append(
+                        oracles.similarity_distillation(
+                            Embeddings(*moved), self.reference
+                        )
+                    )
+                expected[index] = (ends[0] - ends[1]) / 2e-5
+            self.assertAllClose(gradient, expected, atol=2e-5)
+
+    def test_the_reference_gets_no_gradient_and_other_rows_are_refused(self):
+        learner = tensors(self.learner)
+        _, found = graphs.value_and_gradients(
+            lambda parts: losses.similarity_distillation(learner, parts),
+            self.reference,
+        )
+        self.assertTrue(all(map(graphs.is_none, found)))
+        short = tensors(random_embeddings.unrelated(4, 5))
+        with self.assertRaisesRegex(ValueError, "must embed the same rows"):
+            losses.similarity_distillation(learner, short)
+
+
 class LossErrorTest(tf.test.TestCase):
     def test_bad_arguments_are_named(self):
         parts = random_embeddings.unrelated(4, 3)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import typing
 
 import hand_draws
 import keras
@@ -383,10 +384,13 @@ class ReferenceTest(TrainingTestCase):
 
 
 class DistillationTest(TrainingTestCase):
-    WEIGHT = 3.0
+    WEIGHTS: typing.ClassVar = {
+        "distillation_weight": 3.0,
+        "similarity_weight": 2.0,
+    }
 
-    def loss_to(self, reference, batch, weight=WEIGHT, projection=None):
-        """The loss of embeddings with their distance to a reference's."""
+    def loss_to(self, reference, batch, share=1.0, projection=None):
+        """The loss with both kinds of distillation from a reference."""
         target = Embeddings(*map(tf.constant, embed(reference, batch)))
 
         def loss(found):
@@ -398,7 +402,9 @@ class DistillationTest(TrainingTestCase):
                 )
             moved = found._replace(image=image, text=text)
             distance = losses.feature_distillation(moved, target)
-            return losses.sigmoid_loss(found) + weight * distance
+            other = losses.similarity_distillation(found, target)
+            terms = 3.0 * distance + 2.0 * other
+            return losses.sigmoid_loss(found) + share * terms
 
         return loss
 
@@ -420,16 +426,20 @@ class DistillationTest(TrainingTestCase):
             if settings:
                 rows = drawn_by_hand(twin, reference, batch, settings=settings)
             chosen = rows_of(batch, rows)
-            distance = oracles.feature_distillation(
-                embed(twin, chosen), embed(reference, chosen)
-            )
-            weight = {"distillation_weight": self.WEIGHT}
-            trained = build(learner, model, settings, **weight)
+            before = embed(twin, chosen)
+            distances = [
+                distance(before, embed(reference, chosen))
+                for distance in (
+                    oracles.feature_distillation,
+                    oracles.similarity_distillation,
+                )
+            ]
+            trained = build(learner, model, settings, **self.WEIGHTS)
             history = fit(trained, [given]).history
             loss = step_by_hand(twin, chosen, self.loss_to(reference, chosen))
             self.assertAllClose(history["loss"], [loss], **TOLERANCE)
-            found = history["distillation"]
-            self.assertAllClose(found, [distance], **TOLERANCE)
+            found = history["distillation"] + history["similarities"]
+            self.assertAllClose(found, distances, **TOLERANCE)
             self.assert_same_weights(learner, twin, **TOLERANCE)
 
     def test_the_distillation_weight_falls_linearly_to_zero(self):
@@ -440,14 +450,13 @@ class DistillationTest(TrainingTestCase):
             learner,
             reference,
             None,
-            distillation_weight=self.WEIGHT,
             distillation_steps=3,
+            **self.WEIGHTS,
             run_eagerly=False,
         )
         # 1 - 0/3, 1 - 1/3, 1 - 2/3, and no less than 0.
         for batch, share in zip(batches, (1, 2 / 3, 1 / 3, 0), strict=True):
-            weight = share * self.WEIGHT
-            loss = self.loss_to(reference, batch, weight)
+            loss = self.loss_to(reference, batch, share)
             loss = step_by_hand(twin, batch, loss)
             history = fit(model, [batch]).history
             self.assertAllClose(history["loss"], [loss], **TOLERANCE)
@@ -456,7 +465,7 @@ class DistillationTest(TrainingTestCase):
     def test_a_projection_takes_the_learner_to_the_references_width(self):
         (batch,) = tiny.super_batches(rows=8)
         twin, reference = tiny.learner(0), tiny.learner(5, dim=3)
-        settings = {"distillation_weight": self.WEIGHT, "projection_dim": 3}
+        settings = self.WEIGHTS | {"projection_dim": 3}
         models = [
             build(None, reference, None, micro_batch_size=size, **settings)
             for size in (None, 2)
@@ -484,7 +493,7 @@ class DistillationTest(TrainingTestCase):
             (narrow, JOINT, r".*same width.*\(4, 6\) and \(4, 3\)"),
         ):
             model = build(None, reference, settings, distillation_weight=1.0)
-            message = f"_weight` needs {message}"
+            message = f"distillation.*` needs {message}"
             with self.assertRaisesRegex(ValueError, message):
                 fit(model, [batch])
 
@@ -500,6 +509,7 @@ class FitTest(TrainingTestCase):
             "views": (FINE, COARSE),
             "augment": augmentation.Augmentation(flip=True, min_area=1.0),
             "distillation_weight": 3.0,
+            "similarity_weight": 2.0,
         }
         whole, *others = (
             build(tiny.flexible_learner(), **shared, **how)
