@@ -32,7 +32,7 @@ class Photo(NamedTuple):
         name: its file's, unique in the source.
         captions: its texts.
         content: bytes of an image file.
-        kind: what it shows, if the source says it: the article or the shelf.
+        kind: what it shows, if the source says it: the article.
         split: `TEST` or `VALIDATION` if the source has official splits and
             this is in one of them; "" elsewhere.
     """
@@ -159,10 +159,7 @@ def _electronics(clones):
     rows = list(csv.DictReader(io.StringIO(table)))
     for path, content in clone.contents(clone.paths("data/images", ".jpg")):
         row = rows[int(path.rpartition("/")[2].removesuffix(".jpg"))]
-        yield Photo(
-            *("electronics", path, _tidy([row["name"]]), content),
-            row["sub_category"],
-        )
+        yield Photo(*("electronics", path, _tidy([row["name"]]), content))
 
 
 # Readers of clones, and names of the packed files.
@@ -195,7 +192,7 @@ def read_packed(source, folder):
             yield Photo(
                 *(source, row["file"], _tidy(row["captions"])),
                 packed.read(f"{number:06d}.jpg"),
-                row.get("article", row.get("sub", "")),
+                row.get("article", ""),
                 _SPLITS.get(row.get("split"), ""),
             )
 

@@ -17,7 +17,8 @@ HEADLINES = (
     ("zero_shot/accuracy@1", "zero-shot accuracy"),
 )
 
-
+# The measures of which a change is told; the last counts.
+_CHANGES = "zero_shot/accuracy@1", "image_to_text/mrr"
 # Opened stores by name.
 Stores = Mapping[str, evaluation.StoreEvaluation]
 
@@ -63,7 +64,8 @@ class Evaluation(steps.StepCallback):
     it. `report` is called with the step and the measures; `weights` is a
     context manager that gives the learner the weights to measure. If
     `start_step` ended an earlier `fit`, which this one `follows`, a killed
-    process may not have evaluated it.
+    process may not have evaluated it. `from_start` evaluates step 0 as well,
+    of a learner that another model's weights begin.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Evaluation(steps.StepCallback):
         report: Callable[[int, dict[str, float]], None],
         weights: Callable = contextlib.nullcontext,
         follows: bool = False,
+        from_start: bool = False,
     ):
         super().__init__(start_step)
         self._stores = stores
@@ -90,9 +93,12 @@ class Evaluation(steps.StepCallback):
         self._report = report
         self._weights = weights
         self._follows = follows
+        self._from_start = from_start
 
     def on_train_begin(self, logs=None):
-        """Makes an evaluation that a killed process did not make."""
+        """Evaluates a start, and what a killed process did not evaluate."""
+        if not self.step and self._from_start:
+            self.run(0)
         if self.step and (self._follows or self.is_due(self._every_steps)):
             self.run(self.step)
 
@@ -115,7 +121,8 @@ class Evaluation(steps.StepCallback):
         if not self._stores:
             return {}
         started = time.monotonic()
-        with self._weights():
+        # An average begins after the first step.
+        with self._weights() if step else contextlib.nullcontext():
             results = measure(self._stores, self._encoder)
         spent = time.monotonic() - started
         self.seconds += spent
@@ -131,6 +138,20 @@ class Evaluation(steps.StepCallback):
         )
         self._report(step, results)
         return results
+
+
+def changes(rows: Sequence[Mapping[str, float]]) -> str:
+    """Formats each store's headline from step 0 to the last row; "" without."""
+    if not rows or rows[0]["step"]:
+        return ""
+    first, last = rows[0], rows[-1]
+    found = {}
+    for name in first:
+        store = name.split("/")[1] if name.startswith("eval/") else ""
+        measure = name.removeprefix(f"eval/{store}/")
+        if store and measure in _CHANGES and name in last:
+            found[store] = f"{store} {first[name]:.3f} to {last[name]:.3f}"
+    return ", ".join(found.values())
 
 
 def describe(

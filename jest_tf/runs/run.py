@@ -345,6 +345,7 @@ def _follow(run, model, encoder, part, before):
         report=report,
         weights=model.averaged,
         follows=is_renewed,
+        from_start=bool(config.model.init_from),
     )
     return _Callbacks(log, checkpoints, evaluate, own)
 
@@ -471,7 +472,10 @@ def _closing_line(config, workdir, measures, seconds, store):
     else:
         minutes, rest = divmod(round(seconds), 60)
         state += f", {minutes}:{rest:02d} in this process"
-    if measures:
+    rows = directory.read_rows(workdir, directory.EVALUATION_FILE)
+    if changes := evaluations.changes(rows):
+        state += f"; from the start to the end {changes}"
+    elif measures:
         ranks = [name for name in measures if name.endswith("/mrr")]
         name = [*ranks, *measures][0]
         state += f"; {name} {measures[name]:.4f}"

@@ -52,6 +52,9 @@ class EvaluationTest(tf.test.TestCase):
 
     def test_it_evaluates_every_so_many_steps_and_at_the_end(self):
         for settings, steps, expected in (
+            # The start is evaluated once, as it is.
+            ({"from_start": True, "every_steps": 2}, 3, [0, 2, 3]),
+            ({"from_start": True, "start_step": 2}, 1, [3]),
             ({"every_steps": 2}, 5, [2, 4, 5]),
             ({}, 5, [5]),
             # A continued run counts on, and makes up for the step it starts
@@ -65,6 +68,7 @@ class EvaluationTest(tf.test.TestCase):
             self.fit(self.make(**settings), steps)
             self.assertEqual(list(self.logged), expected, settings)
         # Image 4 alone is wrong, see EvaluateStoreTest.
+        self.fit(self.make(start_step=4), 1)
         self.assertAllClose(
             self.logged[5]["eval/some/image_to_text/recall@1"], 4 / 5
         )
@@ -92,6 +96,23 @@ class EvaluationTest(tf.test.TestCase):
         shown = evaluations.describe("some", measures)
         self.assertEqual(shown.count(", "), 4)
         self.assertNotIn("chance", shown)
+
+    def test_changes_are_told_from_the_start(self):
+        names = "zero_shot/accuracy@1", "text_to_image/mrr", "image_to_text/mrr"
+        rows = [
+            {"step": step, "flops/step": 1}
+            | {f"eval/{store}/{name}": value for name in names[:count]}
+            for step, value in ((0, 0.25), (5, 0.5), (9, 0.125))
+            for store, count in [("some", 3)]
+        ]
+        for row in rows:
+            row["eval/classes/zero_shot/accuracy@1"] = 2 * row["step"] / 18
+        self.assertEqual(
+            evaluations.changes(rows),
+            "some 0.250 to 0.125, classes 0.000 to 1.000",
+        )
+        self.assertEqual(evaluations.changes(rows[1:]), "")
+        self.assertEqual(evaluations.changes([]), "")
 
     def test_what_is_written_is_not_evaluated_again(self):
         callback = self.make(every_steps=2)
