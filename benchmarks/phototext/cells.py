@@ -145,6 +145,15 @@ _MOVED = (
             _by(REFERENCE, f"top_{n}_distilled", _LONG, _DISTILLED, cut=n),
         )
     ),
+    # The reference's clean pairs as well, half of every batch.
+    _by(
+        *(REFERENCE, "stored_3_distilled_mixed", _LONG),
+        *(_stored(3), _DISTILLED, f"{_APART}128"),
+    ),
+    _by(
+        *(REFERENCE, "distilled_reference_data", _LONG, _DISTILLED),
+        pool="apart",
+    ),
     _by(
         *(REFERENCE, "top_3_jest_distilled", _LENGTHS),
         *(_live(3), _DISTILLED),

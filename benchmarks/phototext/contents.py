@@ -18,6 +18,14 @@ _MOVED = (
     ("the reference's clean pairs alone", "reference_data", None),
     ("the reference's clean pairs, half a batch", "mixed_2", None),
     ("the clean pairs of the pool alone", "clean", None),
+    (
+        "the reference's clean pairs, distillation",
+        *("distilled_reference_data", None),
+    ),
+    (
+        "stored stage, 3 candidates, and clean pairs, distillation",
+        *("stored_3_distilled_mixed", None),
+    ),
     ("JEST, f = 0.8", "jest", None),
     ("JEST, f = 0.8, distillation", "jest_distilled", None),
     ("distillation alone", "distilled", None),
