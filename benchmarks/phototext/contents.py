@@ -1,6 +1,7 @@
 """PhotoText's tables and figure: the methods that they compare."""
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.phototext import cells, sources
 from benchmarks.protocol import figures, measures, tables
@@ -256,6 +257,26 @@ def _tuning(found):
     )
 
 
+def _people(found):
+    """Agreement of scores of pairs with people, Kendall's tau x 100."""
+    path = found["moved"].results.folder / "judgements.csv"
+    if not path.exists():
+        return []
+    judged = pd.read_csv(path, keep_default_na=False)
+    judged = judged[judged["measure"].str.startswith("tau")]
+    key, rows = ["run", "reference", "criterion"], []
+    for (run, by, criterion), some in judged.groupby(key, sort=False):
+        some = some.set_index("judges")[["value", "low", "high"]]
+        shown = (
+            tables.told(measures.Estimate(*some.loc[judges]), 100)
+            for judges in ("experts", "crowd")
+        )
+        rows.append((criterion, run, by, *shown))
+    return tables.rows_under(
+        ("score of a pair", "model", "beside", "experts", "crowd"), rows
+    )
+
+
 # Functions of the groups that return rows of text, by the table's name.
 TABLES = {
     "moved": lambda found: tables.ratios(found["moved"]),
@@ -267,4 +288,5 @@ TABLES = {
     "tried": lambda found: tables.tried(found["moved"]),
     "sources": _by_source,
     "tuning": _tuning,
+    "people": _people,
 }

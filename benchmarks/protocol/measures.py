@@ -176,6 +176,7 @@ class Results:
             runs if empty.
 
     Attributes:
+        folder: of the tables.
         runs: DataFrame, by cell and seed, with the means over the tests and
             over the validation splits in the columns `SCORE` and `VALIDATION`.
         levels: of noise, increasing.
@@ -192,7 +193,7 @@ class Results:
             domain=domain,
         )
         self._is_published = folder in (None, benchmark.published)
-        folder = folder or benchmark.published
+        self.folder = folder = folder or benchmark.published
         key = ["cell", "seed"]
         rows = pd.read_csv(folder / "runs.csv").set_index(key).sort_index()
         names = rows.index.get_level_values("cell")

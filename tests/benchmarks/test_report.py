@@ -457,6 +457,35 @@ class PhotosTest(tf.test.TestCase):
         for cell in self.row("noise", "JEST, f = 0.8", "800"):
             self.assertStartsWith(cell, f"{ratio:.1f} [")
 
+    def test_people_are_in_a_table_if_they_were_asked(self):
+        self.assertEqual(self.tables["people"], [])
+        rows = [
+            ("a-0", "", "similarity", judges, measure, value)
+            for judges, value in (("experts", 0.25), ("crowd", 0.125))
+            for measure in ("tau_c", "spearman")
+        ]
+        columns = ["run", "reference", "criterion", "judges", "measure"]
+        table = pd.DataFrame(rows, columns=[*columns, "value"])
+        table["low"], table["high"] = (
+            table["value"] - 0.01,
+            table["value"] + 0.01,
+        )
+        path = self.groups["moved"].results.folder / "judgements.csv"
+        table.to_csv(path, index=False)
+        self.addCleanup(path.unlink)
+        self.assertEqual(
+            self.contents.TABLES["people"](self.groups)[1:],
+            [
+                [
+                    "similarity",
+                    "a-0",
+                    "",
+                    "25.0 [24.0, 26.0]",
+                    "12.5 [11.5, 13.5]",
+                ]
+            ],
+        )
+
     def test_gain_and_forgetting_by_hand(self):
         # The start has 3 log2(3000 / 125) on every test; plain tuning 3 log2(4)
         # on the shop's, and as much elsewhere.
