@@ -45,6 +45,33 @@ _MOVED = (
         *("top_3_jest_distilled", None),
     ),
 )
+# Of these, the rows of the results' page.
+_MAIN = (
+    *("uniform", "reference_data", "clean", "jest", "stored_3", "top_3"),
+    *("stored_3_distilled", "top_3_distilled"),
+)
+# Rows of the README's table: what one has, what to use, and how FLOPs count.
+_OFFERS = (
+    (
+        "a model of your domain, and a smaller learner",
+        "the pool cut once, then distillation",
+        *("top_3_distilled", "paper"),
+    ),
+    (
+        "the same, and more steps than the cut has pairs for",
+        "a stored stage with distillation",
+        *("stored_3_distilled", "paper"),
+    ),
+    (
+        "a model of your domain, used for selection only",
+        *("JEST", "jest", "paper"),
+    ),
+    (
+        "31,000 clean pairs of your domain, and no model",
+        "these alone, everything counted",
+        *("reference_data", "all"),
+    ),
+)
 # Steered to the domain of the reference; no caption is moved.
 _STEERED = (
     ("uniform, the target", "uniform", None),
@@ -280,6 +307,17 @@ def _people(found):
 # Functions of the groups that return rows of text, by the table's name.
 TABLES = {
     "moved": lambda found: tables.ratios(found["moved"]),
+    "main": lambda found: tables.ratios(
+        found["moved"]._replace(
+            methods=[row for row in _MOVED if row[1] in _MAIN]
+        )
+    ),
+    "readme": lambda found: tables.offers(
+        [
+            (have, use, found["moved"], method, cost)
+            for have, use, method, cost in _OFFERS
+        ]
+    ),
     "noise": lambda found: tables.over_noise(
         found["moved"]._replace(methods=_OVER_NOISE, costs=("paper",)), "moved"
     ),
