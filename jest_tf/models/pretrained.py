@@ -156,9 +156,11 @@ def _load_part(hub, name, kind):
 
 def _read_keras_file(path):
     with files.staged(path) as local:
-        with zipfile.ZipFile(local) as archive:
-            serialized = json.loads(archive.read("config.json"))
-        imports.import_classes(path, serialized)
+        # A file that is not one is Keras' to refuse.
+        with contextlib.suppress(KeyError, zipfile.BadZipFile):
+            with zipfile.ZipFile(local) as archive:
+                serialized = json.loads(archive.read("config.json"))
+            imports.import_classes(path, serialized)
         model = keras.models.load_model(local, compile=False)
     learner = getattr(model, "learner", model)
     if not isinstance(learner, two_tower.TwoTower):

@@ -36,12 +36,22 @@ def measure(stores: Stores, encoder: evaluation.Encoder) -> dict[str, float]:
 def measure_slices(
     stores: Stores, encoder: evaluation.Encoder, fields: Sequence[str]
 ) -> dict[str, list[evaluation.Slice]]:
-    """Measures the slices of all stores by `fields`, by the store's name."""
+    """Measures the slices of all stores by `fields`, by the store's name.
+
+    Raises ValueError if no store has a field.
+    """
     with encoder.fixed():
-        return {
+        found = {
             name: evaluation.measure_slices(store, store.embed(encoder), fields)
             for name, store in stores.items()
         }
+    known = {some.field for slices in found.values() for some in slices}
+    if missing := sorted({*fields} - known):
+        raise ValueError(
+            "Slices must be of fields that some records have. Received: "
+            f"{', '.join(missing)}, empty in all stores"
+        )
+    return found
 
 
 def weakest(slices: Sequence[evaluation.Slice]) -> list[evaluation.Slice]:

@@ -61,6 +61,11 @@ def load(
                 "`mix` needs a run that started from another model: expected "
                 f"a run directory with `model.init_from`. Received: {name!r}"
             )
+        if mix < 1.0 and step is not None:
+            raise ValueError(
+                "`mix` takes the final weights of a run: expected no `step`. "
+                f"Received: step={step}"
+            )
         if not is_run:
             return pretrained.load(name)
         run = _load_run(name, step)

@@ -161,7 +161,11 @@ class Step:
 
     def check_reference(self) -> None:
         """Raises ValueError if a stage or a loss needs a missing reference."""
-        needing = [*self.distilled]
+        needing = [
+            name
+            for name in ("distillation_weight", "similarity_weight")
+            if getattr(self.options, name)
+        ]
         for number, stage in self.stages:
             if "reference" in self.scoring_models(number):
                 needing.append(f"criterion={stage.criterion!r}")

@@ -1,5 +1,7 @@
 """Slices of an evaluation, by hand."""
 
+import tempfile
+
 import numpy as np
 import shard_files
 import tensorflow as tf
@@ -7,6 +9,7 @@ from evaluation_cases import Oracle, number_of
 
 from jest_tf import config, evaluation
 from jest_tf.evaluation import slices
+from jest_tf.runs import evaluations
 
 
 def record(gray, **features):
@@ -17,7 +20,8 @@ def record(gray, **features):
 
 class SlicesTest(tf.test.TestCase):
     def opened(self, records):
-        path = f"{self.get_temp_dir()}/some.tfrecord"
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        path = f"{folder}/some.tfrecord"
         shard_files.write_shard(path, [record(**each) for each in records])
         settings = config.EvaluationConfig((path,))
         self.encoder = evaluation.Encoder(Oracle(), number_of, 2, 64)
@@ -89,6 +93,15 @@ class SlicesTest(tf.test.TestCase):
                 self.assertAllClose(abs(p - end), spread, atol=1e-6)
 
     def test_a_field_that_no_record_has_is_refused(self):
-        store = self.opened({"gray": 1, "caption": ["a 1"]} for _ in range(2))
-        with self.assertRaisesRegex(ValueError, "Received: 'brnad', which"):
-            self.measured(store, "brnad")
+        stores = {
+            name: self.opened(
+                {"gray": 1, "caption": ["a 1"], "brand": brand}
+                for _ in range(2)
+            )
+            for name, brand in (("some", "a"), ("others", ""))
+        }
+        given = stores, self.encoder
+        found = evaluations.measure_slices(*given, ["brand"])
+        self.assertEqual([len(found[name]) for name in stores], [1, 0])
+        with self.assertRaisesRegex(ValueError, "Received: brnad, empty in"):
+            evaluations.measure_slices(*given, ["brand", "brnad"])

@@ -308,6 +308,9 @@ class MixTest(tf.test.TestCase):
         for name in (self.run, f"{self.folder}/start.keras"):
             with self.assertRaisesRegex(ValueError, "`mix` needs a run that"):
                 loading.load(name, mix=0.5, trust=True)
+        self.write(init_from=f"{self.folder}/start.keras")
+        with self.assertRaisesRegex(ValueError, "expected no `step`"):
+            loading.load(self.run, 3, mix=0.5)
         with self.assertRaisesRegex(ValueError, r"`mix` must be in \[0, 1\]"):
             loading.load(self.run, mix=1.5)
 
