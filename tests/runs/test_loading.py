@@ -255,17 +255,17 @@ class MixTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = self.enterContext(tempfile.TemporaryDirectory())
-        self.run = f"{self.folder}/run"
-        os.mkdir(self.run)
+        self.workdir = f"{self.folder}/run"
+        os.mkdir(self.workdir)
         self.start, self.end = tiny.learner(seed=0), tiny.learner(seed=1)
         self.end.log_temperature.assign(3.0)
         words = tokenizers.WordPieceTokenizer(tiny.VOCABULARY, tiny.TEXT_LENGTH)
-        for folder in (self.folder, self.run):
+        for folder in (self.folder, self.workdir):
             words.save(folder)
         self.start.save(f"{self.folder}/start.keras")
-        directory.save_learner(self.run, self.end)
+        directory.save_learner(self.workdir, self.end)
         form = images_lib.Resizing(tiny.IMAGE_SIZE)
-        loading.write_learner(self.run, self.end, form)
+        loading.write_learner(self.workdir, self.end, form)
 
     def write(self, **model):
         settings = config.TrainConfig(
@@ -274,12 +274,12 @@ class MixTest(tf.test.TestCase):
             ),
             model=config.ModelConfig(**model),
         )
-        config.save_config(settings, f"{self.run}/config.json")
+        config.save_config(settings, f"{self.workdir}/config.json")
 
     def test_every_weight_lies_between_both(self):
         self.write(init_from=f"{self.folder}/start.keras")
         for share in (0.0, 0.25, 1.0):
-            found = loading.load(self.run, mix=share).learner.variables
+            found = loading.load(self.workdir, mix=share).learner.variables
             for one, first, last in zip(
                 found, self.start.variables, self.end.variables, strict=True
             ):
@@ -290,7 +290,7 @@ class MixTest(tf.test.TestCase):
         self.write(
             init_from=f"{self.folder}/start.keras", init_tower="image_tower"
         )
-        found = loading.load(self.run, mix=0.0).learner
+        found = loading.load(self.workdir, mix=0.0).learner
         for name, expected in (
             ("image_tower", self.start),
             ("text_tower", self.end),
@@ -305,14 +305,14 @@ class MixTest(tf.test.TestCase):
 
     def test_a_share_without_a_start_is_refused(self):
         self.write(towers="run_worker:build_learner")
-        for name in (self.run, f"{self.folder}/start.keras"):
+        for name in (self.workdir, f"{self.folder}/start.keras"):
             with self.assertRaisesRegex(ValueError, "`mix` needs a run that"):
                 loading.load(name, mix=0.5, trust=True)
         self.write(init_from=f"{self.folder}/start.keras")
         with self.assertRaisesRegex(ValueError, "expected no `step`"):
-            loading.load(self.run, 3, mix=0.5)
+            loading.load(self.workdir, 3, mix=0.5)
         with self.assertRaisesRegex(ValueError, r"`mix` must be in \[0, 1\]"):
-            loading.load(self.run, mix=1.5)
+            loading.load(self.workdir, mix=1.5)
 
 
 class AdaptersTest(tf.test.TestCase):
