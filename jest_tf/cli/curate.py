@@ -6,14 +6,18 @@ sidecars are written first. A run with `data.manifest=DIR` draws by the
 manifest. `report.html`, beside it, shows records that it keeps and drops. The
 same command continues after an interruption; `--overwrite` starts again.
 `--set` takes fields of `curation.Choice`, such as stage.candidates=3. The
-format flags must equal `data` in the training recipe.
+format flags must equal `data` in the training recipe. With `--distinct`,
+`near.csv` lists the near-duplicates.
 """
 
 import argparse
 import dataclasses
 import os
 
+import numpy as np
+
 from jest_tf.cli import flags as flags_lib
+from jest_tf.config import checks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, metavar="DIR", help="folder of the manifest")
     add("--set", **several, default=[], metavar="A=B", help="settings")
     add("--overwrite", action="store_true", help="start again")
+    add(
+        "--distinct",
+        type=float,
+        metavar="COSINE",
+        help="leave out all but one of images whose embeddings have at least "
+        "this cosine, which depends on the reference",
+    )
+    add(
+        "--tests",
+        **several,
+        metavar="GLOB",
+        help="with --distinct, also leave out near-duplicates of these shards",
+    )
     flags_lib.add_reference(parser, "--workdir")
     flags_lib.add_format(parser)
 
@@ -45,11 +62,13 @@ def run(flags: argparse.Namespace) -> None:
         )
     chosen_by = flags_lib.settings(curation.Choice, flags, **values)
     store = flags_lib.open_store(flags, "data")
+    sidecars = flags_lib.open_sidecars(store, model, flags.sidecar_dir)
     curated = curation.curate(
-        flags_lib.open_sidecars(store, model, flags.sidecar_dir),
+        sidecars,
         flags.output,
         chosen_by,
         overwrite=flags.overwrite,
+        left_out=_left_out(flags, model, sidecars),
         progress=progress.Progress("scoring", "records"),
     )
     drawn = int((curated.weights > 0).sum())
@@ -57,3 +76,50 @@ def run(flags: argparse.Namespace) -> None:
     path = os.path.join(flags.output, "report.html")
     manifest_page.write(path, store, curated)
     print(path)
+
+
+def _left_out(flags, model, sidecars):
+    """The records to leave out, bool [n]; None without `--distinct`."""
+    from jest_tf import files
+    from jest_tf.curation import repeats
+    from jest_tf.runs import progress
+
+    if flags.distinct is None:
+        if flags.tests:
+            raise ValueError(
+                "`--tests` needs `--distinct`, the least cosine of "
+                "near-duplicates. Received: --tests alone"
+            )
+        return None
+    checks.check("--distinct", flags.distinct, checks.within("(0, 1]"))
+    store, tests = sidecars.store, None
+    if flags.tests:
+        test_store = flags_lib.open_store(flags, "tests")
+        tests = flags_lib.open_sidecars(
+            test_store, model, flags.sidecar_dir, like=sidecars
+        )
+    found = repeats.find(
+        sidecars,
+        flags.distinct,
+        tests,
+        progress.Progress("comparing", "images"),
+    )
+    lines = ["of,row,id,pool_row,pool_id,cosine"]
+    for name, pairs, of in (
+        ("pool", found.within, store),
+        ("tests", found.of_tests, tests and tests.store),
+    ):
+        if len(pairs.rows):
+            ids = of.ids(pairs.rows), store.ids(pairs.others)
+            columns = pairs.rows, ids[0], pairs.others, ids[1]
+            for *numbers, cosine in zip(*columns, pairs.cosines, strict=True):
+                words = ",".join(map(str, numbers))
+                lines.append(f"{name},{words},{cosine:.4f}")
+    path = os.path.join(flags.output, "near.csv")
+    files.write_whole(path, ("\n".join(lines) + "\n").encode())
+    leaked = len(np.unique(found.of_tests.others))
+    print(
+        f"{found.left_out.sum():,} of {len(store):,} records are left out: "
+        f"near-duplicates, {leaked:,} of them of the tests ({path})"
+    )
+    return found.left_out

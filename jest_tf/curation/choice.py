@@ -70,6 +70,7 @@ def curate(
     chosen_by: Choice,
     *,
     overwrite: bool = False,
+    left_out: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> stores.Manifest:
     """Writes the manifest of a store, continuing an interrupted call.
@@ -79,11 +80,17 @@ def curate(
         directory: the manifest's folder.
         chosen_by: the settings.
         overwrite: whether to write all files anew.
+        left_out: bool [n], records that are not chosen, such as repeats.
         progress: called with the records scored so far and in all.
     """
     store = sidecars.store
     manifest.check_distinct(store)
     made_by = _describe(chosen_by, sidecars)
+    if left_out is None:
+        left_out = np.zeros(len(store), bool)
+    if left_out.any():
+        packed = np.packbits(left_out).tobytes()
+        made_by["left_out"] = hashlib.blake2b(packed, digest_size=8).hexdigest()
     with contextlib.ExitStack() as stack:
         try:
             lock = os.path.join(directory, ".lock")
@@ -97,17 +104,17 @@ def curate(
             path = manifest.part_path(store, shard, directory)
             header = manifest.describe(store, shard, made_by)
             if overwrite or not manifest.is_there(path, header):
-                part = _choose(sidecars, shard, chosen_by)
+                part = _choose(sidecars, shard, chosen_by, left_out)
                 manifest.write_part(path, header, part)
             if progress is not None:
                 progress(done, len(store))
         return manifest.finish(store, directory, made_by)
 
 
-def _choose(sidecars, shard, chosen_by):
+def _choose(sidecars, shard, chosen_by, left_out):
     """The `manifest.Part` of a shard.
 
-    Records that are unreadable or have no caption are not scored.
+    Records that are unreadable, have no caption or are left out are not scored.
     """
     store = sidecars.store
     start = int(store.shards.lengths[:shard].sum())
@@ -116,6 +123,7 @@ def _choose(sidecars, shard, chosen_by):
     weights = np.zeros(length, np.float32)
     scores = np.full(length, np.nan, np.float32)
     rows = _usable(sidecars, start, ids)
+    rows = rows[~left_out[start + rows]]
     if not len(rows):
         return manifest.Part(ids, weights, scores)
     key = _key(store.stamp(shard), chosen_by.seed)

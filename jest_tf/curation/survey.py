@@ -136,11 +136,14 @@ def _sample(sidecars, most, random):
     """Reads random records, in the order of their rows."""
     size = len(sidecars)
     rows = np.sort(random.choice(size, min(most, size), replace=False))
-    return _read(sidecars, rows)
+    return read(sidecars, rows)
 
 
-def _read(sidecars, rows):
-    """The rows with an image and a caption; embeddings of it and the first."""
+def read(sidecars, rows):
+    """The rows with an image and a caption; embeddings of it and the first.
+
+    Rows are int64, the embeddings float32 [n, D].
+    """
     captions, image, text = sidecars.read_numbered(
         rows, 0 * rows, sidecars.store.ids(rows)
     )
@@ -161,7 +164,7 @@ def _find_nearest(queries, own, pool, progress):
     nearest = np.zeros(len(queries), np.int64)
     for start in range(0, len(pool), _BLOCK):
         stop = min(start + _BLOCK, len(pool))
-        rows, image, _ = _read(pool, np.arange(start, stop))
+        rows, image, _ = read(pool, np.arange(start, stop))
         if len(rows):
             cosines = queries @ image.T
             cosines[own[:, None] == rows] = -1.0

@@ -1,0 +1,104 @@
+"""Near-duplicates of a pool, against all cosines."""
+
+import contextlib
+import csv
+import io
+import os
+from unittest import mock
+
+import numpy as np
+import test_survey
+
+from jest_tf import cli
+from jest_tf.curation import repeats
+from jest_tf.data.stores import manifest
+
+NEAR = 0.999
+
+
+class RepeatsTest(test_survey.KnownTestCase):
+    def expected(self, images, is_pool):
+        """Pairs of an image and another of the pool, by all cosines."""
+        cosines = images @ self.images[0].T
+        cosines[:, 1_998] = -1.0  # without an embedding
+        if is_pool:
+            cosines[1_998] = -1.0
+            np.fill_diagonal(cosines, -1.0)
+        else:
+            cosines[98] = -1.0
+        return {
+            *zip(
+                *map(np.ndarray.tolist, np.nonzero(cosines >= NEAR)),
+                strict=True,
+            )
+        }
+
+    def test_pairs_are_those_of_all_cosines(self):
+        # Exactly, among embeddings of a byte a number, and projected ones.
+        for exact, width in ((repeats._EXACT, 64), (500, 64), (500, 32)):
+            with (
+                mock.patch.object(repeats, "_EXACT", exact),
+                mock.patch.object(repeats, "_WIDTH", width),
+                mock.patch.object(repeats, "_BLOCK", 700),
+            ):
+                found = repeats.find(self.pool, NEAR, self.tests)
+            for pairs, images in (
+                (found.within, self.images[0]),
+                (found.of_tests, self.images[1]),
+            ):
+                self.assertEqual(
+                    {
+                        *zip(
+                            pairs.rows.tolist(),
+                            pairs.others.tolist(),
+                            strict=True,
+                        )
+                    },
+                    self.expected(images, pairs is found.within),
+                )
+                self.assertAllGreaterEqual(pairs.cosines, NEAR)
+            # The first of a group is kept, and no copy of a test.
+            left_out = np.delete(np.arange(1_980, 2_000), 18)
+            self.assertAllEqual(np.flatnonzero(found.left_out), left_out)
+
+    def test_a_group_is_what_pairs_link(self):
+        pairs = repeats.Pairs(
+            np.array([5, 7, 3, 8]), np.array([7, 9, 2, 8]), np.ones(4)
+        )
+        self.assertAllEqual(
+            repeats._groups(10, pairs), [0, 1, 2, 2, 4, 5, 6, 5, 8, 5]
+        )
+
+    def test_a_choice_leaves_them_out_and_lists_them(self):
+        output = os.path.join(self.folder, "distinct")
+        words = ["curate", "--data", self.path("pool"), "--output", output]
+        words += ["--set", "loss=sigmoid", "stage.candidates=2"]
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            self.assertEqual(
+                cli.main(
+                    [*words, "--distinct", f"{NEAR}"]
+                    + ["--tests", self.path("tests")]
+                ),
+                0,
+            )
+        self.assertIn(
+            "19 of 2,000 records are left out: near-duplicates, 9 of them of "
+            f"the tests ({output}/near.csv)",
+            said.getvalue(),
+        )
+        weights = manifest.read(output, self.pool.store).weights
+        self.assertEqual(weights[1_980:].sum(), 0.0)
+        # Of the others, but for the one without an embedding, a half.
+        self.assertAllClose(weights.sum(), 1_980 / 2, atol=1.0)
+        with open(f"{output}/near.csv", encoding="utf-8") as file:
+            rows = [*csv.DictReader(file)]
+        of_tests = [row for row in rows if row["of"] == "tests"]
+        self.assertEqual(
+            {(int(row["row"]), int(row["pool_id"])) for row in of_tests},
+            self.expected(self.images[1], False),
+        )
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            self.assertEqual(cli.main([*words, "--tests", "x"]), 1)
+            self.assertEqual(cli.main([*words, "--distinct", "2"]), 1)
+        self.assertIn("`--tests` needs `--distinct`", said.getvalue())
+        self.assertIn("`--distinct` must be in (0, 1]", said.getvalue())
