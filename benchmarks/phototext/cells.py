@@ -145,6 +145,9 @@ _MOVED = (
             _by(REFERENCE, f"top_{n}_distilled", _LONG, _DISTILLED, cut=n),
         )
     ),
+    # Longer than the cut lasts.
+    _by(REFERENCE, "stored_3_distilled", (3200,), _stored(3), _DISTILLED),
+    _by(REFERENCE, "top_3_distilled", (3200,), _DISTILLED, cut=3),
     # The reference's clean pairs as well, half of every batch.
     _by(
         *(REFERENCE, "stored_3_distilled_mixed", _LONG),

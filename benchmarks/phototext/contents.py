@@ -174,8 +174,8 @@ SUMMARY = "moved", *BENCHMARK.domains
 
 
 def panels(found):
-    """The `figures.Panel`s of the figure."""
-    return (
+    """The `figures.Panel`s of the figure, of the arms that were run."""
+    both = (
         figures.Panel(
             found["moved"],
             "70 % of the captions moved",
@@ -187,6 +187,7 @@ def panels(found):
             *(_CURVES_STEERED, cells.OF_DOMAIN[_SHOWN]),
         ),
     )
+    return [panel for panel in both if [*panel.group.lines()]]
 
 
 def _steering(found):
