@@ -241,9 +241,9 @@ def _check_reference(config, workdir):
         return
     if os.path.abspath(name) == os.path.abspath(workdir):
         unused = "selection.stages=none"
-        for name in ("distillation_weight", "similarity_weight"):
-            if getattr(config.reference, name):
-                unused += f" reference.{name}=0"
+        for weight in ("distillation_weight", "similarity_weight"):
+            if getattr(config.reference, weight):
+                unused += f" reference.{weight}=0"
         raise ValueError(
             "`reference.model` must be another run than that of `--workdir`. "
             f"To train the reference itself, add `--set {unused}`. Received: "
