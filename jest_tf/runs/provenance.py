@@ -43,11 +43,16 @@ def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
     """
     with directory.locked(workdir):
         before = {*files.list_folder(workdir)}
-        _claim(workdir, config)
+        check_settings(workdir, config)
+        is_new = directory.CONFIG_FILE not in before
+        if is_new:
+            directory.write(workdir, directory.VERSIONS_FILE, _versions())
+        else:
+            _compare_versions(workdir)
+        _save_config(workdir, config)
         try:
             yield workdir
         except ValueError:
-            is_new = directory.CONFIG_FILE not in before
             if is_new and not directory.has_begun(workdir):
                 directory.delete_new(workdir, before)
             raise
@@ -200,15 +205,6 @@ def check_settings(workdir: str, config: config_lib.TrainConfig) -> None:
                 f"Expected {name}={was!r}, to continue it. Received: "
                 f"{name}={now!r}; {way_out}"
             )
-
-
-def _claim(workdir, config):
-    check_settings(workdir, config)
-    if directory.has(workdir, directory.CONFIG_FILE):
-        _compare_versions(workdir)
-    else:
-        directory.write(workdir, directory.VERSIONS_FILE, _versions())
-    _save_config(workdir, config)
 
 
 def _save_config(workdir, config, restarts=None):

@@ -42,7 +42,8 @@ def count_step(
 
     `super_batch` has the specs `[B/R, ...]` of the rows on one replica.
     """
-    rows, curated = sub_batch.split_curated(super_batch)
+    rows = dict(super_batch)
+    curated = rows.pop(sub_batch.CURATED, None)
     held = rows["image"].shape[0]
     extra = 0 if curated is None else curated["image"].shape[0]
     sizes = [held * num_replicas]

@@ -197,7 +197,8 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
     local curated rows, `[c/R, ...]`.
     """
     step.check_reference()
-    rows, curated = sub_batch.split_curated(super_batch)
+    rows = dict(super_batch)
+    curated = rows.pop(sub_batch.CURATED, None)
     sizes = sub_batch.check_sizes(step, rows, curated)  # [B - c, ..., b - c]
     # The place in the super-batch of every row, on all replicas.
     numbers = ops.arange(sizes[0], dtype="int32")

@@ -45,13 +45,6 @@ class NotFinite(ValueError):
         self.values = dict(values or {})
 
 
-def check_scores(logs: Mapping[str, Tensor]) -> None:
-    """Raises `NotFinite` if metrics of a stage are not finite."""
-    names = [name for name in not_finite(logs) if name != "loss"]
-    if names:
-        raise NotFinite(names)
-
-
 def not_finite(logs: Mapping[str, Tensor]) -> list[str]:
     """Names the loss and the metrics of stages that are not finite, sorted."""
     return sorted(
@@ -196,7 +189,9 @@ class Stepper:
 
     def check_scores(self) -> None:
         """Raises `NotFinite` if the last scores are not finite."""
-        check_scores(self._last_logs)
+        names = [name for name in not_finite(self._last_logs) if name != "loss"]
+        if names:
+            raise NotFinite(names)
 
     def test(self, data, num_replicas: int) -> dict[str, Tensor]:
         """Computes the contrastive loss of a batch, in evaluation mode."""

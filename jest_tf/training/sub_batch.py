@@ -88,14 +88,6 @@ def _extract_batch(data):
     return batch if isinstance(batch, dict) else {}
 
 
-def split_curated(
-    super_batch: Mapping[str, Tensor],
-) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Separates the rows to choose from and the curated rows, or None."""
-    rows = dict(super_batch)
-    return rows, rows.pop(CURATED, None)
-
-
 def check_sizes(
     step,
     rows: Mapping[str, Tensor],

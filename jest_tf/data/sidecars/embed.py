@@ -360,13 +360,9 @@ def _encode(encode, batch, dim):
             "`encode` must return the embeddings of images and of captions. "
             f"Received: {len(embedded)} values"
         )
-    for name, part, given in zip(
-        ("images", "captions"),
-        embedded,
-        (batch.images, batch.texts),
-        strict=True,
-    ):
-        expected = (len(given), dim)
+    given = {"images": batch.images, "captions": batch.texts}
+    for (name, values), part in zip(given.items(), embedded, strict=True):
+        expected = (len(values), dim)
         _check_shape(f"`encode` must return for its {name}", part, expected)
     image[batch.valid], text[batch.places] = embedded
     return image, text
