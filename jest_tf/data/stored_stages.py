@@ -41,9 +41,7 @@ class StoredStages:
 
     Attributes:
         plan: segments of the same sizes, with stored stages.
-        loss: pair loss of the scores.
         sidecars: the reference's, of the store; None if no stage scores.
-        order: of the pool.
         clean: maps ids, int64 [k], to whether the records are clean, bool [k];
             None if this is unknown.
         summaries: of the choices, for the logs.

@@ -126,7 +126,6 @@ def deal_parts(
         order: int32, a random permutation, equal on every replica: `[b]`, of
             all places; with quota "per_replica" `[b/R]`, of a replica's places.
             None makes one part.
-        num_parts: P.
     """
     if order is None:
         return [deal(indices, super_batch_size, quota=quota, replicas=replicas)]

@@ -42,8 +42,7 @@ class Renewal(NamedTuple):
 
     Attributes:
         step: steps done before it.
-        images: images embedded.
-        captions: captions embedded.
+        images, captions: numbers of those embedded.
         flops: floating-point operations of embedding both.
         seconds: time taken by the process that finished it.
         recognised: share of the pairs that the learner recognises, see

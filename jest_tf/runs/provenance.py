@@ -212,8 +212,7 @@ def _save_config(workdir, config, restarts=None):
     if restarts is None:
         restarts = directory.restarts(workdir)
     content = recipes.to_json(config)
-    if restarts:
-        content["restarts"] = restarts
+    content |= {"restarts": restarts} if restarts else {}
     directory.write(workdir, directory.CONFIG_FILE, content)
 
 

@@ -269,11 +269,7 @@ class Cached:
 
     It maps a batch with `reference_image` and `reference_text`, float [n, D]
     each, to `Embeddings` in float32; it raises ValueError without them. Create
-    it in the scope of the strategy.
-
-    Args:
-        scale: the scale of the embeddings in `Sidecars`.
-        bias: the bias of these embeddings.
+    it in the scope of the strategy, with `scale` and `bias` of the sidecars.
     """
 
     def __init__(self, scale: float, bias: float):
@@ -289,7 +285,6 @@ class Cached:
         self._bias.assign(bias)
 
     def __call__(self, batch: dict) -> Embeddings:
-        """Returns the reference's embeddings in the batch."""
         missing = {"reference_image", "reference_text"} - set(batch)
         if missing:
             raise ValueError(

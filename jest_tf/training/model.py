@@ -339,7 +339,6 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
 
 
 def _funnel(reference, selection, loss, distils):
-    """Returns the funnel of a model's arguments."""
     if not isinstance(selection, funnel_lib.Funnel):
         return funnel_lib.Funnel(
             selection,

@@ -95,7 +95,6 @@ class Joined(keras.optimizers.schedules.LearningRateSchedule):
         self.schedules, self.starts = [*schedules], [*starts]
 
     def __call__(self, step):
-        """Returns the learning rate of a step."""
         step = ops.cast(step, "float32")
         rate = self.schedules[0](step)
         for schedule, start in zip(
@@ -176,7 +175,6 @@ def build_optimizer(
     """Builds the optimizer of a run, by default AdamW with a cosine schedule.
 
     Args:
-        settings: see `config.OptimizerConfig`.
         steps: optimizer steps of the whole run, the end of the schedule.
         rate_factors: as in `RecipeOptimizer`; `models.parts` computes them.
         restarts: steps at which the schedule begins anew, ascending.

@@ -47,9 +47,6 @@ class StepOptions:
             `loss_block_size`, `views` and `micro_batch_size` are as in
             `config.ModelConfig`. Views need a learner whose `call` takes a
             `view`.
-        loss_block_size: rows of logits computed at a time.
-        views: training views.
-        micro_batch_size: examples embedded at a time on a replica.
         distillation_weight: as in `config.ReferenceConfig`. Distillation costs
             a pass of the reference, unless a stage scores with it or the batch
             has its embeddings. The reference's input is not augmented.
@@ -99,7 +96,6 @@ class Step:
             on the whole batch.
         loss: name of the pair loss, see `losses.pair_loss`; scores use it too,
             unless the selection has its own.
-        options: see `StepOptions`.
         seed: int32 `[2]`, (run seed, step).
         replicas: the collectives, `distribution.current()`; None on one
             replica.
@@ -328,9 +324,6 @@ def select(
     """Draws the `size` rows that pass stage `number`, equal on all replicas.
 
     Args:
-        step: the step.
-        number: the stage's place among all stages.
-        size: rows that pass.
         models: embeddings by learner and reference, as `score` returns them.
         order: int32 `[n]`, places of the rows in the previous draw. The noise
             follows these places, so that the draw does not depend on R.

@@ -105,8 +105,6 @@ def write(
             [k, S, S, 3] and m strings to array-likes [k, D] and [m, D] of unit
             length. 1 <= k <= `batch_size` and m >= 0; blank captions and
             unreadable records are left out.
-        description: of the model.
-        output: see `Output`.
         image_size: S, pixels a side, or a form of images.
         batch_size: records read at a time.
 
@@ -189,8 +187,6 @@ def write_arrays(
         image: float [n, D], row for row, of unit length; may be memory-mapped.
         text: float [m, D], of unit length, all records' captions in order;
             zero where a caption is blank.
-        description: of the model.
-        output: see `Output`.
         captions: int64 [n], the number of captions of each record; None means
             1 each.
         valid: bool [n], false where there is no embedding; None means all true.

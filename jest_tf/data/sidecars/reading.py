@@ -40,7 +40,6 @@ class Sidecars:
         expected: the reference; None takes any that all sidecars share.
 
     Attributes:
-        store: as given.
         description: of the reference, a `file_format.Description`.
         fingerprint, dim, scale, bias: of the description.
         dtype: of the embeddings, "float16" or "float32".
