@@ -115,6 +115,7 @@ class Chain:
                 )
 
     def __call__(self, images, seed, places=None, batch_size=None):
+        """Augments images; see `Augmentation`."""
         for number, part in enumerate(self.parts):
             salted = ops.bitwise_xor(seed, [number * _SALT, 0])
             images = part(images, salted, places, batch_size)

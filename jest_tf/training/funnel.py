@@ -285,6 +285,7 @@ class Cached:
         self._bias.assign(bias)
 
     def __call__(self, batch: dict) -> Embeddings:
+        """Returns the reference's embeddings in the batch."""
         missing = {"reference_image", "reference_text"} - set(batch)
         if missing:
             raise ValueError(

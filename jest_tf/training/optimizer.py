@@ -95,6 +95,7 @@ class Joined(keras.optimizers.schedules.LearningRateSchedule):
         self.schedules, self.starts = [*schedules], [*starts]
 
     def __call__(self, step):
+        """Returns the learning rate of a step."""
         step = ops.cast(step, "float32")
         rate = self.schedules[0](step)
         for schedule, start in zip(
