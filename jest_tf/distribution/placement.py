@@ -153,11 +153,6 @@ def deal_parts(
     return parts
 
 
-def count(replicas) -> int:
-    """Returns R; 1 if the collectives are None."""
-    return 1 if replicas is None else replicas.num_replicas
-
-
 def number_rows(num_rows: int, replicas=None) -> Tensor:
     """Returns the local rows' numbers among all rows, int32 `[num_rows]`."""
     number = 0 if replicas is None else replicas.replica_id

@@ -95,7 +95,7 @@ def count_step(
             )
             reused = flops * same // size
     size, views = step.options.micro_batch_size, step.options.views
-    if step.distils and "reference_image" not in rows:
+    if step.distilled and "reference_image" not in rows:
         if curated is not None or not counts["reference"]:
             counts["reference"] += passes(step.reference, trained, size)[0]
     counts["forward"], width = passes(step.learner, trained, size, views)

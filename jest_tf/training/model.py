@@ -138,7 +138,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
                 "A model is bound to funnels of its own selection and loss, "
                 f"{ours}. Received: {theirs}"
             )
-        if step.distils and not funnel.distils and not funnel.is_detached:
+        if step.distilled and not funnel.distils and not funnel.is_detached:
             raise ValueError(
                 "A model that distils needs the reference in its "
                 "super-batches or steps: make the Funnel with `distils=True`. "

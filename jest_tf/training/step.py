@@ -23,7 +23,6 @@ from jest_tf import config as config_lib
 from jest_tf import embeddings as embeddings_lib
 from jest_tf import losses, selection
 from jest_tf.config import checks
-from jest_tf.distribution import placement
 from jest_tf.embeddings import ON_TENSORFLOW, Embeddings, Tensor, convert_output
 from jest_tf.models import two_tower
 from jest_tf.training import step_outputs, sub_batch
@@ -128,11 +127,6 @@ class Step:
         return self.segment.selection.stages[number].needs
 
     @property
-    def distils(self) -> bool:
-        """True if the loss includes distillation."""
-        return bool(self.distilled)
-
-    @property
     def distilled(self) -> dict[str, float]:
         """The weights of losses by the reference, by their metrics' names."""
         weights = (
@@ -153,7 +147,7 @@ class Step:
     @property
     def num_replicas(self) -> int:
         """R, the number of replicas."""
-        return placement.count(self.replicas)
+        return 1 if self.replicas is None else self.replicas.num_replicas
 
     def check_reference(self) -> None:
         """Raises ValueError if a stage or a loss needs a missing reference."""
@@ -381,7 +375,7 @@ def distillation_targets(
         The batch without the reference's keys, and the embeddings `[b/R, Dr]`;
         None without distillation.
     """
-    if not step.distils:
+    if not step.distilled:
         return batch, None
     if sub_batch.is_embedded(batch):
         image, text = (batch[name] for name in sub_batch.FROM_REFERENCE)
