@@ -90,7 +90,7 @@ class World:
                 (leases, "random", self.random),
                 (leases, "secrets", tokens),
                 (retries, "watched", lambda what: contextlib.nullcontext()),
-                (remote, "_open_system", lambda path: bucket),
+                (remote, "_system", lambda scheme: bucket),
                 (
                     retries,
                     "map_parallel",

@@ -1,9 +1,4 @@
-"""The command `jest-tf evaluate` as a module.
-
-    python -m trainers.evaluate --workdir runs/jest
-
-`--help` explains the flags; `jest_tf.cli.evaluate` runs the command.
-"""
+"""The command `jest-tf evaluate` as a module."""
 
 import functools
 

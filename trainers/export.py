@@ -1,10 +1,4 @@
-"""The command `jest-tf export` as a module.
-
-    python -m trainers.export --model runs/jest --format saved_model \
-        --output exported/jest
-
-`--help` explains the flags; `jest_tf.cli.export` runs the command.
-"""
+"""The command `jest-tf export` as a module."""
 
 import functools
 

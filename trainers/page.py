@@ -1,9 +1,4 @@
-"""The command `jest-tf page` as a module.
-
-    python -m trainers.page --workdir runs/jest
-
-`--help` explains the flags; `jest_tf.cli.page` runs the command.
-"""
+"""The command `jest-tf page` as a module."""
 
 import functools
 

@@ -1,10 +1,4 @@
-"""The command `jest-tf train` as a module.
-
-    python -m trainers.train --config configs/quickstart_uniform.py \
-        --workdir runs/uniform
-
-`--help` explains the flags; `jest_tf.cli.train` runs the command.
-"""
+"""The command `jest-tf train` as a module."""
 
 import functools
 

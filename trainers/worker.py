@@ -1,9 +1,4 @@
-"""The command `jest-tf worker` as a module.
-
-    python -m trainers.worker --port 8470
-
-`--help` explains the flags; `jest_tf.cli.worker` runs the command.
-"""
+"""The command `jest-tf worker` as a module."""
 
 import functools
 

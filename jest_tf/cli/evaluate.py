@@ -40,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--set",
-        **flags_lib.SEVERAL,
-        default=[],
-        metavar="A.B=C",
+        **flags_lib.SETTINGS,
         help="settings to override, such as data.image_field=png",
     )
     add(

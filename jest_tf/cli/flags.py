@@ -6,6 +6,7 @@ from jest_tf import config, files
 from jest_tf.config import overrides
 
 SEVERAL = {"nargs": "+", "action": "extend"}
+SETTINGS = {**SEVERAL, "default": [], "metavar": "A.B=C"}
 
 
 def open_store(flags: argparse.Namespace, flag: str):

@@ -25,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Writes the page and prints its path."""
-    _leave_accelerators()
+    import tensorflow as tf
+
+    # A run may need the GPUs' memory; those in use here cannot be hidden.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
     from jest_tf.reports import run_page
     from jest_tf.runs import directory
 
@@ -33,11 +37,3 @@ def run(flags: argparse.Namespace) -> None:
     path = flags.output or directory.path(workdir, directory.PAGE_FILE)
     run_page.write(workdir, path)
     print(path)
-
-
-def _leave_accelerators():
-    """Hides GPUs, whose memory a run may need, unless already in use here."""
-    import tensorflow as tf
-
-    with contextlib.suppress(RuntimeError):
-        tf.config.set_visible_devices([], "GPU")

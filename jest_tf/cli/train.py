@@ -34,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workdir", required=True, help="the run directory")
     add(
         "--set",
-        **flags_lib.SEVERAL,
-        default=[],
-        metavar="A.B=C",
+        **flags_lib.SETTINGS,
         help="settings to override, such as selection.batch_size=64",
     )
     add(
@@ -62,33 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{parser.epilog}\nsettings and their defaults:\n"
         f"{overrides.describe(config.TrainConfig)}"
     )
-
-
-def run(flags: argparse.Namespace) -> None:
-    """Trains, or prints what would be done."""
-    with _signals_answered():
-        _run(flags)
-
-
-def _run(flags):
-    if flags.extend is not None:
-        _extend(flags)
-        return
-    recipe = config.load_config(flags.config or _settings(flags), flags.set)
-    from jest_tf import runs
-    from jest_tf.cli import dry_run
-
-    try:
-        if flags.dry_run:
-            print(dry_run.report(recipe, flags.workdir))
-        else:
-            runs.train(recipe, flags.workdir, overwrite=flags.overwrite)
-    except Exception as error:
-        # TensorFlow's error, which may come from any device and step.
-        is_tensorflow = type(error).__name__ == "ResourceExhaustedError"
-        if not is_tensorflow and not isinstance(error, MemoryError):
-            raise
-        raise ValueError(_out_of_memory(recipe, str(error))) from error
 
 
 @contextlib.contextmanager
@@ -144,6 +115,29 @@ def _signals_answered():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.set_wakeup_fd(before)
             signaled.close()
+
+
+@_signals_answered()
+def run(flags: argparse.Namespace) -> None:
+    """Trains, or prints what would be done."""
+    if flags.extend is not None:
+        _extend(flags)
+        return
+    recipe = config.load_config(flags.config or _settings(flags), flags.set)
+    from jest_tf import runs
+    from jest_tf.cli import dry_run
+
+    try:
+        if flags.dry_run:
+            print(dry_run.report(recipe, flags.workdir))
+        else:
+            runs.train(recipe, flags.workdir, overwrite=flags.overwrite)
+    except Exception as error:
+        # TensorFlow's error, which may come from any device and step.
+        is_tensorflow = type(error).__name__ == "ResourceExhaustedError"
+        if not is_tensorflow and not isinstance(error, MemoryError):
+            raise
+        raise ValueError(_out_of_memory(recipe, str(error))) from error
 
 
 def _out_of_memory(recipe, text):

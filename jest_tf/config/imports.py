@@ -10,6 +10,7 @@ import contextvars
 import importlib
 import inspect
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
@@ -76,15 +77,12 @@ def search_here(trust: bool, names: Iterable[str] = ()) -> None:
 def _lies_in_run(folder):
     """True if a folder, or one above it, is the directory of a run."""
     names = ("final.weights.h5", "checkpoints", "versions.json")
-    while True:
-        if os.path.isfile(os.path.join(folder, "config.json")) and any(
-            os.path.exists(os.path.join(folder, name)) for name in names
-        ):
-            return True
-        above = os.path.dirname(folder)
-        if above == folder:
-            return False
-        folder = above
+    here = pathlib.Path(folder)
+    return any(
+        (place / "config.json").is_file()
+        and any((place / name).exists() for name in names)
+        for place in (here, *here.parents)
+    )
 
 
 def load_function(setting: str, name: str) -> Callable:

@@ -7,7 +7,6 @@ chooses only from the missing shards.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import math
 import os
@@ -19,9 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import files, selection
+from jest_tf import files
 from jest_tf.config import checks
-from jest_tf.data import reader, stores, stream
+from jest_tf.data import reader, stored_stages, stores, stream
 from jest_tf.data.sidecars import Sidecars
 from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
@@ -137,15 +136,21 @@ def _choose(sidecars, shard, chosen_by, left_out):
     for number, (places, count) in enumerate(zip(windows, counts, strict=True)):
         window = line[places]
         # A score depends on the chosen records, so at least one is drawn.
-        draw = _drawer(chosen_by, max(1, count))
+        passed = max(1, count)
+        stage = dataclasses.replace(
+            chosen_by.stage, num_chunks=min(chosen_by.stage.num_chunks, passed)
+        )
+        draw = stored_stages.drawer(stage, chosen_by.loss, passed)
         embedded = _embedded(
             sidecars,
             start + window,
             None if chosen_by.stage.captions == "best" else numbers[places],
             ids[window],
         )
-        chosen, scores[window] = draw(tf.constant([key, number]), embedded)
-        weights[window[chosen.numpy()[:count]]] = 1.0
+        drawn = draw(tf.constant([key, number]), *embedded)
+        losses = {"reference": drawn.reference_loss}
+        scores[window] = config_lib.criterion(stage.criterion).score(losses)
+        weights[window[drawn.indices.numpy()[:count]]] = 1.0
     return manifest.Part(ids, weights, scores)
 
 
@@ -183,11 +188,8 @@ def _embedded(sidecars, rows, numbers, ids):
     # Sorted rows are read fastest.
     order = np.argsort(rows)
     back = np.argsort(order)
-    rows, ids = rows[order], ids[order]
-    if numbers is None:
-        _, image, text = sidecars.read_best(rows, ids)
-    else:
-        _, image, text = sidecars.read_numbered(rows, numbers[order], ids)
+    numbers = None if numbers is None else numbers[order]
+    _, image, text = sidecars.read_numbered(rows[order], numbers, ids[order])
     return Embeddings(
         tf.constant(image[back], tf.float32),
         tf.constant(text[back], tf.float32),
@@ -208,26 +210,3 @@ def _counts(share, sizes, key):
     for size in sizes:
         ends.append(ends[-1] + Fraction(share) * size)
     return np.diff([math.floor(end) for end in ends]).tolist()
-
-
-# Shards are about equally large, so few window sizes occur.
-@functools.lru_cache(maxsize=32)
-def _drawer(chosen_by, count):
-    """Compiles `seed, reference -> drawn rows, scores of all`."""
-    stage = chosen_by.stage
-    stage = dataclasses.replace(stage, num_chunks=min(stage.num_chunks, count))
-    criterion = config_lib.criterion(stage.criterion)
-
-    def draw(seed, reference):
-        drawn = selection.draw(
-            None,
-            reference,
-            stage,
-            size=count,
-            loss=chosen_by.loss,
-            seed=seed,
-        )
-        scores = criterion.score({"reference": drawn.reference_loss})
-        return drawn.indices, scores
-
-    return tf.function(draw, autograph=False)

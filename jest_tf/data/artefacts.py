@@ -93,7 +93,6 @@ def written(
 
     Args:
         path: of the artefact, see `files.written_whole`.
-        kind: one of `KINDS`.
         metadata: strings that identify the artefact's origin.
         arrays: dtype and shape of each array by name. None as the number of
             rows of the last array accepts any number.

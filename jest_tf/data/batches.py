@@ -25,7 +25,6 @@ def examples(
     """Yields every record once, in the store's order.
 
     Args:
-        store: the records.
         batch_size: k; the last batch may be smaller.
         image_size: side S of `image`, or a form of images.
         tokenizer: makes `text`; None yields no texts, and needs no captions.

@@ -57,8 +57,6 @@ def super_batches(
         tokenizer: the learner's, for `text`.
         image_size: side S of `image`, or a form of images.
         start_step: the first step to yield.
-        reference: see `ReferenceInputs`.
-        options: see `Options`.
 
     Returns:
         A dataset of dicts of static shape, where B is this host's share:

@@ -250,8 +250,6 @@ class Reader:
     Attributes:
         store, order: the records, and their rows at positions.
         seed: the run's seed, for the choice of captions.
-        step_size: number of positions of a step.
-        log: counts and logs unreadable records.
         embedded: rows int64 [k] -> bool [k], whether the sidecars have their
             embeddings; None requires no embeddings.
         blocks: reads the records of the order, but not their substitutes;
@@ -393,7 +391,6 @@ class Blocks:
     a block reads the whole block, and recently used blocks are kept.
 
     Args:
-        store: the records.
         size, kept: number of records in a block, and of blocks to keep.
         starts: int64 [p], ascending, the first row of each part of the store.
         once: whether to drop each record when it is returned. If it is

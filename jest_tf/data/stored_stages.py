@@ -41,9 +41,7 @@ class StoredStages:
 
     Attributes:
         plan: segments of the same sizes, with stored stages.
-        loss: pair loss of the scores.
         sidecars: the reference's, of the store; None if no stage scores.
-        order: of the pool.
         clean: maps ids, int64 [k], to whether the records are clean, bool [k];
             None if this is unknown.
         summaries: of the choices, for the logs.
@@ -144,7 +142,7 @@ class StoredStages:
             self.seed,
             is_best=stage.captions == "best",
         )
-        draw = _drawer(stage, self.loss, passed)
+        draw = drawer(stage, self.loss, passed)
         seed = tf.constant([self.seed, group], tf.int32)
         seed = tf.bitwise.bitwise_xor(seed, [_SALT * (number + 1), 0])
         with tf.device("CPU:0"):
@@ -222,8 +220,11 @@ def flops(segment: config_lib.Segment, dim: int) -> int:
 
 
 @functools.lru_cache(maxsize=32)
-def _drawer(stage, loss, passed):
-    """Compiles the draw of a group as a function of its embeddings."""
+def drawer(stage: config_lib.Stage, loss: str, passed: int) -> Callable:
+    """Compiles a stage's draw as a function of seed and embeddings.
+
+    It takes (seed, *`Embeddings`), and returns a `selection.Draw`.
+    """
 
     def draw(seed, *parts):
         reference = Embeddings(*parts)
@@ -266,20 +267,18 @@ def load_rows(
     line = np.sort(order.rows(positions) * count + np.arange(count))
     rows, line = np.divmod(line, count)
     positions = positions[line]
-    numbers = reader.caption_numbers(seed, positions)
 
-    def read(rows, numbers):
-        if is_best:
-            return sidecars.read_best(rows, store.ids(rows))
+    def read(rows, positions):
+        numbers = None if is_best else reader.caption_numbers(seed, positions)
         return sidecars.read_numbered(rows, numbers, store.ids(rows))
 
-    captions, image, text = read(rows, numbers)
+    captions, image, text = read(rows, positions)
     missing = np.flatnonzero(captions < 0)
     for attempt in range(1, reader.MAX_ATTEMPTS + 1):
         if not len(missing):
             break
         rows = order.substitutes(positions[missing], attempt)
-        captions, image[missing], text[missing] = read(rows, numbers[missing])
+        captions, image[missing], text[missing] = read(rows, positions[missing])
         missing = missing[captions < 0]
     if len(missing):
         raise ValueError(

@@ -64,7 +64,6 @@ class Order:
             of other parts of a store.
 
     Attributes:
-        num_records, seed, start: as given.
         num_drawn: number of rows with a weight, and of positions in an epoch.
     """
 

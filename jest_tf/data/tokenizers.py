@@ -45,7 +45,7 @@ class Tokenizer:
     """A tokenizer in a file; equal if the files and lengths are equal.
 
     Attributes:
-        length: L, tokens of a row.
+        length: L, tokens of a row, at least 1.
         vocabulary_size: token ids are in [0, vocabulary_size).
     """
 
@@ -117,7 +117,6 @@ class WordPieceTokenizer(_TextTokenizer):
     Args:
         vocabulary: distinct tokens, including `[UNK]` and `[EOS]`; pieces
             within a word start with `##`.
-        length: L, tokens of a row, at least 1.
     """
 
     FILE = "vocab.txt"  # one token per line
@@ -150,7 +149,6 @@ class SentencePieceTokenizer(_TextTokenizer):
 
     Args:
         model: serialized SentencePiece model with an end-of-sequence piece.
-        length: L, tokens of a row, at least 1.
     """
 
     FILE = "tokenizer.model"
@@ -181,7 +179,6 @@ class KerasHubTokenizer(Tokenizer):
 
     Args:
         content: JSON of the preprocessor and its files, see `of`.
-        length: L, tokens of a row.
     """
 
     FILE = "preprocessor.json"
@@ -285,7 +282,6 @@ class FunctionTokenizer(Tokenizer):
         name: of a function that takes L and returns a callable with the
             attribute `vocabulary_size`. The callable maps valid UTF-8, string
             [k], to token ids [k, L].
-        length: L, tokens of a row, at least 1.
     """
 
     FILE = "tokenizer.function"

@@ -8,7 +8,6 @@ On Keras' JAX backend, `collectives_jax` takes the place of the first two.
 from jest_tf.distribution.collectives import (
     any_worker,
     has_workers,
-    is_tpu,
     join_halves,
 )
 from jest_tf.distribution.strategy import (
@@ -42,7 +41,6 @@ __all__ = [
     "distribute",
     "has_workers",
     "in_halves",
-    "is_tpu",
     "join_halves",
     "replica_id",
     "spread",

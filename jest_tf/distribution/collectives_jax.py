@@ -15,11 +15,7 @@ _running = []  # the collectives of the step being traced, if any
 
 
 class Replicas:
-    """The collectives of one step; attributes and methods as on TensorFlow.
-
-    Args:
-        mesh: the devices, on one axis.
-    """
+    """The collectives of one step; attributes and methods as on TensorFlow."""
 
     in_loops = True
 

@@ -126,7 +126,6 @@ def deal_parts(
         order: int32, a random permutation, equal on every replica: `[b]`, of
             all places; with quota "per_replica" `[b/R]`, of a replica's places.
             None makes one part.
-        num_parts: P.
     """
     if order is None:
         return [deal(indices, super_batch_size, quota=quota, replicas=replicas)]
@@ -152,11 +151,6 @@ def deal_parts(
             dealt._replace(places=embeddings.take(places, dealt.places))
         )
     return parts
-
-
-def count(replicas) -> int:
-    """Returns R; 1 if the collectives are None."""
-    return 1 if replicas is None else replicas.num_replicas
 
 
 def number_rows(num_rows: int, replicas=None) -> Tensor:

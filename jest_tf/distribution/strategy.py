@@ -143,7 +143,6 @@ def distribute(
     see `join_halves`.
 
     Args:
-        strategy: the run's strategy.
         super_batches: `(host, num_hosts) -> dataset`, an endless dataset of
             that host's share of each super-batch, the `B / num_hosts` rows from
             `host * B / num_hosts` on. A nested dict may have other row counts.

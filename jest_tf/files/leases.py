@@ -69,7 +69,6 @@ class Lease:
     """A lease that this process holds, and the logs that wait for upload.
 
     Attributes:
-        path: path of the lock.
         view: objects by file, relative to the folder; None without views.
         staged: local copies of files that are appended to, by path.
     """

@@ -33,7 +33,7 @@ _KEPT = 2**30
 
 def open_file(path: str, mode: str):
     """Opens a file; its reads are not retried."""
-    system = _open_system(path)
+    system = _system(path.partition("://")[0])
     with _naming(path):
         return system.open(path, mode)
 
@@ -46,36 +46,6 @@ def read(path: str) -> bytes:
             return file.read()
 
     return retries.persist(f"read {path}", attempt)
-
-
-def stat(path: str) -> tuple[int, int]:
-    """Returns the size, and the modification time in ns by the server."""
-    return _persist("look up", "stat", path)
-
-
-def is_file(path: str) -> bool:
-    """Returns whether a path is a file."""
-    return _persist("look up", "is_file", path)
-
-
-def is_folder(path: str) -> bool:
-    """Returns whether a path is a folder."""
-    return _persist("look up", "is_folder", path)
-
-
-def names(path: str) -> list[str]:
-    """Returns the names in a folder."""
-    return _persist("list", "names", path)
-
-
-def tree(path: str) -> list[str]:
-    """Returns the files under a folder, relative to it."""
-    return _persist("list", "tree", path)
-
-
-def find(pattern: str) -> list[str]:
-    """Returns the paths that match a glob."""
-    return _persist("list", "find", pattern)
 
 
 def remove(path: str) -> None:
@@ -317,11 +287,20 @@ def _persist(action, method, path, *arguments):
     """Calls a method of the file system of a path, with retries."""
 
     def attempt():
-        system = _open_system(path)
+        system = _system(path.partition("://")[0])
         with _naming(path):
             return getattr(system, method)(path, *arguments)
 
     return retries.persist(f"{action} {path}", attempt)
+
+
+# Each takes a path; as in `files`.
+stat = functools.partial(_persist, "look up", "stat")
+is_file = functools.partial(_persist, "look up", "is_file")
+is_folder = functools.partial(_persist, "look up", "is_folder")
+names = functools.partial(_persist, "list", "names")
+tree = functools.partial(_persist, "list", "tree")
+find = functools.partial(_persist, "list", "find")
 
 
 @contextlib.contextmanager
@@ -339,10 +318,6 @@ def _naming(path):
         raise OSError(
             errno.EIO, f"{type(error).__name__}: {error}", path
         ) from error
-
-
-def _open_system(path):
-    return _system(path.partition("://")[0])
 
 
 @functools.cache

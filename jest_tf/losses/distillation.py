@@ -92,34 +92,23 @@ def similarity_distillation(
     # The biases cancel out. Weight 0 makes a gradient 0 instead of None.
     learner = learner._replace(bias=0.0 * learner.bias)
     reference = Embeddings(*map(ops.stop_gradient, reference))
-    if not training.fit(learner.image.shape[:1], reference.image.shape[:1]):
+    num_rows = learner.image.shape[0]
+    if num_rows is None or num_rows != reference.image.shape[0]:
         raise ValueError(
-            "Learner and reference must embed the same rows. Received: "
-            f"{learner.image.shape} and {reference.image.shape}"
+            "Learner and reference must embed the same rows, of a static "
+            f"number. Received: {learner.image.shape} and "
+            f"{reference.image.shape}"
         )
-    if replicas is None and block_size is None:
-        ours, theirs = (
-            model.scale * embeddings.products(*model[:2]) + model.bias
-            for model in (learner, reference)
-        )
-        divergences = [
-            ops.sum(ops.softmax(theirs, axis) * difference, axis)
-            for axis in (1, 0)
-            for difference in [
-                ops.log_softmax(theirs, axis) - ops.log_softmax(ours, axis)
-            ]
-        ]
-        return ops.mean(divergences[0] + divergences[1]) / 2
     return training.blockwise(
         _ByBlocks(reference, replicas),
         learner,
-        block_size or learner.image.shape[0],
+        block_size or num_rows,
         replicas,
     )
 
 
 class _ByBlocks:
-    """The form by blocks of `similarity_distillation`, see `training.py`."""
+    """`similarity_distillation` by blocks, see `training.py`."""
 
     def __init__(self, reference, replicas):
         everyone = reference[:2]

@@ -30,13 +30,8 @@ def write(
     def cards(places):
         """Cards of places in `order`; framed if they are chosen."""
         rows = order[places]
-        shown = zip(
-            findings.rows[rows].tolist(),
-            findings.pool[rows].tolist(),
-            (places < cut).tolist(),
-            strict=True,
-        )
-        return rendering.cards(pool, list(shown))
+        numbers = findings.pool[rows]
+        return rendering.cards(pool, findings.rows[rows], numbers, places < cut)
 
     around = np.arange(cut - _SHOWN // 2, cut + _SHOWN // 2)
     page = rendering.render(
@@ -65,9 +60,7 @@ def _copies(nearest, store, pool):
         if len(pairs) == _SHOWN // 2:
             break
     sides = (
-        rendering.cards(
-            side, [(pair[i], cosine, False) for pair, cosine in pairs.items()]
-        )
+        rendering.cards(side, [pair[i] for pair in pairs], pairs.values())
         for i, side in enumerate((store, pool))
     )
     return [card for pair in zip(*sides, strict=True) for card in pair]

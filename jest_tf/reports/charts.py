@@ -67,10 +67,8 @@ def histogram(
     """Draws shares of values by bin; the outer bins include outliers.
 
     Args:
-        title: shown above the chart.
         groups: label, colour and values `[k]` of each group.
         edges: edges of the bins, ascending.
-        xlabel: name of the horizontal axis.
     """
     middles = (edges[:-1] + edges[1:]) / 2
     with _figure() as (figure, axes):

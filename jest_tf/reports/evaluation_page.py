@@ -152,11 +152,7 @@ def _worst(values, is_wrong):
 
 
 def _cards(evaluated, rows, values, texts):
-    shown = [
-        (row, float(value), False)
-        for row, value in zip(rows, values, strict=True)
-    ]
-    cards = rendering.cards(evaluated.store, shown)
+    cards = rendering.cards(evaluated.store, rows, values)
     return [
         card | {"caption": text}
         for card, text in zip(cards, texts, strict=True)

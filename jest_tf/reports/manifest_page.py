@@ -19,13 +19,7 @@ def write(path: str, store: stores.Store, curated: stores.Manifest) -> None:
 
     def cards(rows):
         rows = rows[charts.evenly(len(rows), _SHOWN)]
-        shown = zip(
-            rows.tolist(),
-            curated.scores[rows].tolist(),
-            is_kept[rows].tolist(),
-            strict=True,
-        )
-        return rendering.cards(store, list(shown))
+        return rendering.cards(store, rows, curated.scores[rows], is_kept[rows])
 
     page = rendering.render(
         "manifest.html",

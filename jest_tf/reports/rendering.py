@@ -40,17 +40,20 @@ def thumbnail(record: stores.Record | stores.Fault) -> dict[str, object]:
 
 
 def cards(
-    store: stores.Store, shown: Sequence[tuple[int, float, bool]]
+    store: stores.Store, rows: Sequence[int], numbers, framed=None
 ) -> list[dict[str, object]]:
-    """Returns the values of records for `card_grid`.
+    """Returns the values of records at rows, `[k]`, for `card_grid`.
 
-    `shown` has each record's row, the number below it, and whether to frame it.
+    `numbers` stand below them; `framed` tells which have a frame, None if none.
     """
-    rows = np.array([row for row, *_ in shown], np.int64)
+    rows = np.asarray(rows, np.int64)
+    framed = np.zeros(len(rows), bool) if framed is None else framed
     return [
-        {"id": key, "score": number, "kept": kept} | thumbnail(record)
-        for (_, number, kept), record, key in zip(
-            shown, store.read(rows), store.ids(rows).tolist(), strict=True
+        {"id": key, "score": float(number), "kept": bool(is_framed)}
+        | thumbnail(record)
+        for number, is_framed, record, key in zip(
+            *(numbers, framed, store.read(rows), store.ids(rows).tolist()),
+            strict=True,
         )
     ]
 

@@ -157,7 +157,6 @@ def _stores(rows):
 
 
 def _positions(config, funnel, number):
-    """Stream positions of a super-batch."""
     size = funnel.plan[0].super_batch_size
     stages = inputs.make_stored_stages(config, funnel)
     if stages is None:

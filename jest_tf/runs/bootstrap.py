@@ -42,8 +42,7 @@ class Renewal(NamedTuple):
 
     Attributes:
         step: steps done before it.
-        images: images embedded.
-        captions: captions embedded.
+        images, captions: numbers of those embedded.
         flops: floating-point operations of embedding both.
         seconds: time taken by the process that finished it.
         recognised: share of the pairs that the learner recognises, see
@@ -254,8 +253,8 @@ def embedding_cost(
     images = captions = 0
     for shard in range(len(store.shards.paths)):
         rows = sidecars.read_shard(shard)
-        images += int(rows.valid.sum())
-        captions += len(rows.text)
+        images += int(rows["valid"].sum())
+        captions += len(rows["text"])
     image = tf.TensorSpec([1, *run.image_form.shape], run.image_form.dtype)
     tokens = tf.TensorSpec([1, run.tokenizer.length], tf.int32)
     total = sum(

@@ -29,7 +29,6 @@ class Sources(NamedTuple):
     """The data and the reference that a run opens before its first step.
 
     Attributes:
-        store: the records.
         teacher: the first reference; None if there is none, or if it is known
             by its sidecars alone.
         sidecars: the first reference's embeddings; None if the step runs the

@@ -43,11 +43,16 @@ def claimed(workdir: str, config: config_lib.TrainConfig) -> Iterator[str]:
     """
     with directory.locked(workdir):
         before = {*files.list_folder(workdir)}
-        _claim(workdir, config)
+        check_settings(workdir, config)
+        is_new = directory.CONFIG_FILE not in before
+        if is_new:
+            directory.write(workdir, directory.VERSIONS_FILE, _versions())
+        else:
+            _compare_versions(workdir)
+        _save_config(workdir, config)
         try:
             yield workdir
         except ValueError:
-            is_new = directory.CONFIG_FILE not in before
             if is_new and not directory.has_begun(workdir):
                 directory.delete_new(workdir, before)
             raise
@@ -202,22 +207,12 @@ def check_settings(workdir: str, config: config_lib.TrainConfig) -> None:
             )
 
 
-def _claim(workdir, config):
-    check_settings(workdir, config)
-    if directory.has(workdir, directory.CONFIG_FILE):
-        _compare_versions(workdir)
-    else:
-        directory.write(workdir, directory.VERSIONS_FILE, _versions())
-    _save_config(workdir, config)
-
-
 def _save_config(workdir, config, restarts=None):
     """Writes the settings; keeps the restarts of the rate unless given."""
     if restarts is None:
         restarts = directory.restarts(workdir)
     content = recipes.to_json(config)
-    if restarts:
-        content["restarts"] = restarts
+    content |= {"restarts": restarts} if restarts else {}
     directory.write(workdir, directory.CONFIG_FILE, content)
 
 

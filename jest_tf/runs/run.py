@@ -149,7 +149,8 @@ def _train(config, workdir, signals, overwrite):
         model, encoder = _build(run)
         log = None
         while True:
-            restored = _restore(run, model)
+            with run.opened.strategy.scope():
+                restored = checkpoints_lib.restore(model, run.workdir)
             part = _renew(run, model, restored)
             callbacks = _follow(run, model, encoder, part, log)
             stack.callback(callbacks.log.close)
@@ -216,12 +217,6 @@ def _build(run):
         strategy=run.opened.strategy,
     )
     return model, encoder
-
-
-def _restore(run, model):
-    """Restores the newest checkpoint; returns its step and its other parts."""
-    with run.opened.strategy.scope():
-        return checkpoints_lib.restore(model, run.workdir)
 
 
 def _renew(run, model, restored):

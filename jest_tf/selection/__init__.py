@@ -7,7 +7,6 @@ replicas, and `summary.py` sums a draw up for logs.
 
 from jest_tf.selection.noise import Placed, gumbel_noise, salted
 from jest_tf.selection.samplers import (
-    UNIFORM_ROWS,
     Draw,
     chunk_sizes,
     draw,
@@ -22,7 +21,6 @@ from jest_tf.selection.scores import check_criterion
 __all__ = [
     "Draw",
     "Placed",
-    "UNIFORM_ROWS",
     "check_criterion",
     "chunk_sizes",
     "draw",

@@ -58,13 +58,11 @@ def summarize_rows(
     """Summarises a draw, in values that JSON can hold.
 
     Args:
-        stage: the stage that drew.
         rows: arrays `[n]` of the rows into the stage: `own_score`, `kept`,
             `learner_loss` and `reference_loss` as in `selection.Draw`, if
             present there; `row` or `position`; `id` and `clean`, if known.
         uniform: losses of the uniform draw for comparison, by model.
         drawn: integers `[m]`, indices of the `rows` that passed.
-        seed: seed of the draw.
         num_quotas: R with quota "per_replica", else 1.
 
     Returns:

@@ -16,29 +16,6 @@ from jest_tf import config as config_lib
 from jest_tf.embeddings import Embeddings, Tensor
 
 
-class Replicas(Protocol):
-    """The collectives of a running step; see `distribution/collectives.py`.
-
-    Attributes:
-        num_replicas: R, a Python integer.
-        replica_id: int32 scalar in [0, R).
-        in_loops: True if collectives work inside control flow.
-    """
-
-    num_replicas: int
-    replica_id: Tensor
-    in_loops: bool
-
-    def all_gather(self, tensors):
-        """Gathers rows `[n, ...]` to `[R * n, ...]`, in replica order."""
-
-    def all_reduce(self, tensors):
-        """Sums over replicas."""
-
-    def all_to_all(self, tensors):
-        """Sends row d of `[R, m, ...]` to replica d."""
-
-
 class Gradients(NamedTuple):
     """Results of `Backend.gradients`.
 

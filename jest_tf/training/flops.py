@@ -42,7 +42,8 @@ def count_step(
 
     `super_batch` has the specs `[B/R, ...]` of the rows on one replica.
     """
-    rows, curated = sub_batch.split_curated(super_batch)
+    rows = dict(super_batch)
+    curated = rows.pop(sub_batch.CURATED, None)
     held = rows["image"].shape[0]
     extra = 0 if curated is None else curated["image"].shape[0]
     sizes = [held * num_replicas]
@@ -94,35 +95,33 @@ def count_step(
             )
             reused = flops * same // size
     size, views = step.options.micro_batch_size, step.options.views
-    if step.distils and "reference_image" not in rows:
+    if step.distilled and "reference_image" not in rows:
         if curated is not None or not counts["reference"]:
             counts["reference"] += passes(step.reference, trained, size)[0]
     counts["forward"], width = passes(step.learner, trained, size, views)
     logits = 2 * (num_replicas * trained) ** 2 * width
-    projected = 0
-    if step.projection is not None:
-        of_a_row = 2 * 2 * width * step.options.projection_dim  # image and text
-        projected = num_replicas * trained * of_a_row
     # In blocks or on replicas the gradient recomputes the logits.
     is_whole = num_replicas == 1 and not step.options.loss_block_size
-    similar = (0, 0)  # of the loss, of the gradient
+    loss, gradient = logits, (2 if is_whole else 3) * logits
+    if step.projection is not None:
+        of_a_row = 2 * 2 * width * step.options.projection_dim  # image and text
+        loss += num_replicas * trained * of_a_row
+        gradient += 2 * num_replicas * trained * of_a_row
     if "similarities" in step.distilled:
         if "reference_image" in rows:
             dim = rows["reference_image"].shape[-1]
         else:
             _, dim = passes(step.reference, trained, size)
         theirs = 2 * (num_replicas * trained) ** 2 * dim
-        similar = logits + theirs, 2 * logits
-        if not is_whole:  # once a direction, the reference's twice
-            similar = 2 * logits + 4 * theirs, 3 * logits + 2 * theirs
-    counts["loss"] = logits + projected + similar[0]
+        # Once a direction, the reference's twice.
+        loss += 2 * logits + 4 * theirs
+        gradient += 3 * logits + 2 * theirs
+    counts["loss"] = loss
     frozen = sum(
         passes(encode, trained, size, views)[0]
         for encode in _frozen(step.learner)
     )
-    counts["backward"] = 2 * (counts["forward"] - frozen) + (
-        (2 if is_whole else 3) * logits + 2 * projected + similar[1]
-    )
+    counts["backward"] = 2 * (counts["forward"] - frozen) + gradient
     if size not in (None, trained):
         counts["backward"] += counts["forward"]
     return columns(counts, reused)

@@ -209,11 +209,7 @@ class Funnel:
                 such as the `image_form` of a loaded model.
             seed: the run's seed, in [0, 2**63).
             start_step: the first step to yield.
-            host: the number of this host, from 0.
-            num_hosts: H; host h yields the rows [h B/H, (h + 1) B/H) of every
-                super-batch.
-            faults: counts and logs unreadable records and limits their rate;
-                None counts with the default limit.
+            host, num_hosts, faults: as in `pipeline.Options`.
 
         Returns:
             See `pipeline.super_batches`.
@@ -273,11 +269,7 @@ class Cached:
 
     It maps a batch with `reference_image` and `reference_text`, float [n, D]
     each, to `Embeddings` in float32; it raises ValueError without them. Create
-    it in the scope of the strategy.
-
-    Args:
-        scale: the scale of the embeddings in `Sidecars`.
-        bias: the bias of these embeddings.
+    it in the scope of the strategy, with `scale` and `bias` of the sidecars.
     """
 
     def __init__(self, scale: float, bias: float):

@@ -138,7 +138,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
                 "A model is bound to funnels of its own selection and loss, "
                 f"{ours}. Received: {theirs}"
             )
-        if step.distils and not funnel.distils and not funnel.is_detached:
+        if step.distilled and not funnel.distils and not funnel.is_detached:
             raise ValueError(
                 "A model that distils needs the reference in its "
                 "super-batches or steps: make the Funnel with `distils=True`. "
@@ -339,7 +339,6 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
 
 
 def _funnel(reference, selection, loss, distils):
-    """Returns the funnel of a model's arguments."""
     if not isinstance(selection, funnel_lib.Funnel):
         return funnel_lib.Funnel(
             selection,

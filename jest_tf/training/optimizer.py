@@ -176,7 +176,6 @@ def build_optimizer(
     """Builds the optimizer of a run, by default AdamW with a cosine schedule.
 
     Args:
-        settings: see `config.OptimizerConfig`.
         steps: optimizer steps of the whole run, the end of the schedule.
         rate_factors: as in `RecipeOptimizer`; `models.parts` computes them.
         restarts: steps at which the schedule begins anew, ascending.

@@ -23,7 +23,6 @@ from jest_tf import config as config_lib
 from jest_tf import embeddings as embeddings_lib
 from jest_tf import losses, selection
 from jest_tf.config import checks
-from jest_tf.distribution import placement
 from jest_tf.embeddings import ON_TENSORFLOW, Embeddings, Tensor, convert_output
 from jest_tf.models import two_tower
 from jest_tf.training import step_outputs, sub_batch
@@ -47,9 +46,6 @@ class StepOptions:
             `loss_block_size`, `views` and `micro_batch_size` are as in
             `config.ModelConfig`. Views need a learner whose `call` takes a
             `view`.
-        loss_block_size: rows of logits computed at a time.
-        views: training views.
-        micro_batch_size: examples embedded at a time on a replica.
         distillation_weight: as in `config.ReferenceConfig`. Distillation costs
             a pass of the reference, unless a stage scores with it or the batch
             has its embeddings. The reference's input is not augmented.
@@ -99,7 +95,6 @@ class Step:
             on the whole batch.
         loss: name of the pair loss, see `losses.pair_loss`; scores use it too,
             unless the selection has its own.
-        options: see `StepOptions`.
         seed: int32 `[2]`, (run seed, step).
         replicas: the collectives, `distribution.current()`; None on one
             replica.
@@ -132,11 +127,6 @@ class Step:
         return self.segment.selection.stages[number].needs
 
     @property
-    def distils(self) -> bool:
-        """True if the loss includes distillation."""
-        return bool(self.distilled)
-
-    @property
     def distilled(self) -> dict[str, float]:
         """The weights of losses by the reference, by their metrics' names."""
         weights = (
@@ -157,7 +147,7 @@ class Step:
     @property
     def num_replicas(self) -> int:
         """R, the number of replicas."""
-        return placement.count(self.replicas)
+        return 1 if self.replicas is None else self.replicas.num_replicas
 
     def check_reference(self) -> None:
         """Raises ValueError if a stage or a loss needs a missing reference."""
@@ -201,7 +191,8 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
     local curated rows, `[c/R, ...]`.
     """
     step.check_reference()
-    rows, curated = sub_batch.split_curated(super_batch)
+    rows = dict(super_batch)
+    curated = rows.pop(sub_batch.CURATED, None)
     sizes = sub_batch.check_sizes(step, rows, curated)  # [B - c, ..., b - c]
     # The place in the super-batch of every row, on all replicas.
     numbers = ops.arange(sizes[0], dtype="int32")
@@ -331,9 +322,6 @@ def select(
     """Draws the `size` rows that pass stage `number`, equal on all replicas.
 
     Args:
-        step: the step.
-        number: the stage's place among all stages.
-        size: rows that pass.
         models: embeddings by learner and reference, as `score` returns them.
         order: int32 `[n]`, places of the rows in the previous draw. The noise
             follows these places, so that the draw does not depend on R.
@@ -391,7 +379,7 @@ def distillation_targets(
         The batch without the reference's keys, and the embeddings `[b/R, Dr]`;
         None without distillation.
     """
-    if not step.distils:
+    if not step.distilled:
         return batch, None
     if sub_batch.is_embedded(batch):
         image, text = (batch[name] for name in sub_batch.FROM_REFERENCE)

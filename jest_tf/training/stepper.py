@@ -45,13 +45,6 @@ class NotFinite(ValueError):
         self.values = dict(values or {})
 
 
-def check_scores(logs: Mapping[str, Tensor]) -> None:
-    """Raises `NotFinite` if metrics of a stage are not finite."""
-    names = [name for name in not_finite(logs) if name != "loss"]
-    if names:
-        raise NotFinite(names)
-
-
 def not_finite(logs: Mapping[str, Tensor]) -> list[str]:
     """Names the loss and the metrics of stages that are not finite, sorted."""
     return sorted(
@@ -122,21 +115,14 @@ class Stepper:
         """Replaces fields of `step`."""
         self.step = dataclasses.replace(self.step, **changes)
 
-    def segment_at(
-        self, steps_done: Callable[[], int]
-    ) -> config_lib.Segment | None:
-        """Returns the segment of the next step."""
-        if not self.plan:
-            return None
-        if len(self.plan) == 1:
-            return self.plan[0]
-        return config_lib.segment_at(self.plan, steps_done())
+    def _segment_at(self, step):
+        return config_lib.segment_at(self.plan, step) if self.plan else None
 
     def begin_fit(self, steps_done: Callable[[], int]) -> None:
         """Forgets the last `fit`; checks that there is a needed reference."""
         self._next_step, self._last_logs = None, {}
         if self.step.optimizer is not None:
-            segment = self.segment_at(steps_done)
+            segment = self._segment_at(steps_done())
             dataclasses.replace(self.step, segment=segment).check_reference()
 
     def begin_execution(
@@ -149,7 +135,7 @@ class Stepper:
             self._next_step = steps_done()
         first = self._next_step
         self._next_step += num_steps
-        return self.segment_at(lambda: first)
+        return self._segment_at(first)
 
     def run(
         self,
@@ -196,7 +182,9 @@ class Stepper:
 
     def check_scores(self) -> None:
         """Raises `NotFinite` if the last scores are not finite."""
-        check_scores(self._last_logs)
+        names = [name for name in not_finite(self._last_logs) if name != "loss"]
+        if names:
+            raise NotFinite(names)
 
     def test(self, data, num_replicas: int) -> dict[str, Tensor]:
         """Computes the contrastive loss of a batch, in evaluation mode."""

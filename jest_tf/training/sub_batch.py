@@ -88,14 +88,6 @@ def _extract_batch(data):
     return batch if isinstance(batch, dict) else {}
 
 
-def split_curated(
-    super_batch: Mapping[str, Tensor],
-) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Separates the rows to choose from and the curated rows, or None."""
-    rows = dict(super_batch)
-    return rows, rows.pop(CURATED, None)
-
-
 def check_sizes(
     step,
     rows: Mapping[str, Tensor],
@@ -186,7 +178,7 @@ def needed(
 ) -> dict[str, Tensor]:
     """Drops the keys that neither a later stage nor training uses."""
     unused = set(_COUNTED)
-    if is_last and not step.distils:
+    if is_last and not step.distilled:
         unused.update(FOR_REFERENCE + FROM_REFERENCE)
     elif is_last and curated is not None and not is_embedded(curated):
         unused.update(FROM_REFERENCE)  # all rows are embedded together

@@ -121,12 +121,6 @@ class ReadingTestCase(streams.StreamTestCase):
         dataset = streams.super_batches(store, **settings)
         return list(dataset.take(count).as_numpy_iterator())
 
-    def values(self, batches):
-        return streams.joined(batches)
-
-    def assert_equal_values(self, ours, theirs):
-        self.assert_equal_batches([ours], [theirs])
-
 
 class ReplacementTest(ReadingTestCase):
     def setUp(self):
@@ -156,8 +150,8 @@ class ReplacementTest(ReadingTestCase):
         return images.resize_image(image, size)
 
     def test_bad_records_are_replaced_by_a_function_of_the_position(self):
-        values = self.values(self.batches(self.store, 15))
-        untouched = self.values(self.batches(ListStore(self.good), 15))
+        values = streams.joined(self.batches(self.store, 15))
+        untouched = streams.joined(self.batches(ListStore(self.good), 15))
         order = stream.Order(60, SEED)
         replaced = 0
         for position, (row, tried) in enumerate(self.expected(order, 240)):
@@ -198,7 +192,7 @@ class ReplacementTest(ReadingTestCase):
             self.assertRegex(line["reason"], f"^{reasons[row]}")
 
     def test_both_images_and_sidecars_are_of_the_replacement(self):
-        values = self.values(
+        values = streams.joined(
             self.batches(
                 self.store,
                 15,
@@ -223,7 +217,7 @@ class ReplacementTest(ReadingTestCase):
     def test_replacements_come_from_the_same_part_of_a_mixture(self):
         self.store.parts = (33, 27)
         weights = {"weights": (1.0, 3.0), "shuffle_block_size": 4}
-        values = self.values(self.batches(self.store, 15, **weights))
+        values = streams.joined(self.batches(self.store, 15, **weights))
         order = stream.Mixture((33, 27), (1.0, 3.0), SEED, block_size=4)
         expected = [row for row, _ in self.expected(order, 240)]
         self.assertAllEqual(values["id"] - 1000, expected)
@@ -232,7 +226,7 @@ class ReplacementTest(ReadingTestCase):
     def test_a_chunk_without_a_single_good_image_is_repaired(self):
         broken = self.bad["damaged image"]
         store = ListStore([broken] * 3 + self.good[3:6])
-        values = self.values(self.batches(store, 42, batch_size=1))
+        values = streams.joined(self.batches(store, 42, batch_size=1))
         self.assertTrue((values["id"] >= 1003).all())
         # Seven epochs, and in each three bad records.
         self.assertEqual(values["record_replaced"].sum(), 21)
@@ -335,8 +329,8 @@ class FarTest(ReadingTestCase):
                 store = ListStore(self.store.found, (11, 12))
                 store.is_remote = is_remote
                 batches = self.batches(store, 6, **settings)
-                values.append(self.values(batches))
-            self.assert_equal_values(*values)
+                values.append([streams.joined(batches)])
+            self.assert_equal_batches(*values)
 
 
 class LimitTest(ReadingTestCase):
@@ -380,11 +374,11 @@ class FuzzTest(ReadingTestCase):
 
         def values_of(records):
             store = ListStore(records)
-            return self.values(self.batches(store, 1, batch_size=count))
+            return streams.joined(self.batches(store, 1, batch_size=count))
 
         intact, first, second = map(values_of, (good, found, found))
         # Twice the same: no image shows memory that nobody wrote.
-        self.assert_equal_values(first, second)
+        self.assert_equal_batches([first], [second])
         rows = stream.Order(count, SEED).rows(np.arange(count))
         for name, value in first.items():
             self.assertAllEqual(

@@ -267,8 +267,6 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
             tokenizers.SentencePieceTokenizer(
                 sentencepiece_files.model(end=b"<other>"), 4
             )
-        with self.assertRaisesRegex(ValueError, "`length`"):
-            tokenizers.SentencePieceTokenizer(sentencepiece_files.model(), 0)
 
     def test_a_directory_with_no_or_two_tokenizers_is_refused(self):
         with tempfile.TemporaryDirectory() as directory:

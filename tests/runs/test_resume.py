@@ -358,16 +358,6 @@ class FunnelResumeTest(ResumeTestCase):
             [12 * step for step in (2, 4, 5, 5)],
         )
 
-    def test_a_stored_stage_before_a_live_one(self):
-        stages = (
-            *stage(0, candidates=2, embeddings="stored"),
-            *stage(1, candidates=3, criterion="learnability"),
-        )
-        unbroken = self.check("both", *stages, kills=[13])
-        for row in self.lines(unbroken, directory.METRICS_FILE):
-            self.assertEqual(row["examples/offered"], 24 * row["step"])
-            self.assertEqual(row["examples/scored"], 12 * row["step"])
-
     def test_a_clean_start_and_renewals(self):
         settings = (
             *stage(0, candidates=2, embeddings="stored"),

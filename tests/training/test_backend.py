@@ -78,7 +78,11 @@ class BackendTest(tf.test.TestCase):
         for path in COLLECTIVES:
             with self.subTest(path):
                 tree = parsed(path)
-                self.check(backend.Replicas, defined(tree, "Replicas"))
+                found = defined(tree, "Replicas")
+                attributes = ("num_replicas", "replica_id", "in_loops")
+                self.assertContainsSubset(attributes, found)
+                for name in ("all_gather", "all_reduce", "all_to_all"):
+                    self.assertEqual(found[name], ["self", "tensors"])
                 functions = {
                     node.name: node.args.args
                     for node in tree.body

@@ -320,16 +320,12 @@ class TowersTest(tf.test.TestCase):
 
     def test_similarities_need_the_logits_of_both_models(self):
         logits = 2 * self.ROWS**2 * self.WIDTH  # of either model
-        for options, loss, backward in (
-            ({}, 1 + 2, 2 + 2),
-            ({"loss_block_size": 2}, 1 + 2 + 4, 3 + 3 + 2),
-        ):
-            self.check(
-                **{"similarity_weight": 1.0} | options,
-                reference=self.forward(),
-                loss=loss * logits,
-                backward=2 * self.forward() + backward * logits,
-            )
+        self.check(
+            similarity_weight=1.0,
+            reference=self.forward(),
+            loss=(1 + 2 + 4) * logits,
+            backward=2 * self.forward() + (2 + 3 + 2) * logits,
+        )
 
 
 class ColumnsTest(tf.test.TestCase):

@@ -18,7 +18,6 @@ import tiny
 from keras import ops
 
 from jest_tf import config, distribution, losses, selection
-from jest_tf.distribution import placement
 from jest_tf.embeddings import ON_TENSORFLOW, Embeddings
 from jest_tf.models import reference
 from jest_tf.training import funnel as funnel_lib
@@ -328,7 +327,8 @@ class Teacher:
 
     def __call__(self, batch):
         # On JAX all replicas are traced at once.
-        count = placement.count(distribution.current())
+        replicas = distribution.current()
+        count = replicas.num_replicas if replicas else 1
         self.calls += [len(batch["image"])] * count
         return self.model(batch, training=False)
 

@@ -105,8 +105,6 @@ def write(
             [k, S, S, 3] and m strings to array-likes [k, D] and [m, D] of unit
             length. 1 <= k <= `batch_size` and m >= 0; blank captions and
             unreadable records are left out.
-        description: of the model.
-        output: see `Output`.
         image_size: S, pixels a side, or a form of images.
         batch_size: records read at a time.
 
@@ -189,8 +187,6 @@ def write_arrays(
         image: float [n, D], row for row, of unit length; may be memory-mapped.
         text: float [m, D], of unit length, all records' captions in order;
             zero where a caption is blank.
-        description: of the model.
-        output: see `Output`.
         captions: int64 [n], the number of captions of each record; None means
             1 each.
         valid: bool [n], false where there is no embedding; None means all true.
@@ -360,13 +356,9 @@ def _encode(encode, batch, dim):
             "`encode` must return the embeddings of images and of captions. "
             f"Received: {len(embedded)} values"
         )
-    for name, part, given in zip(
-        ("images", "captions"),
-        embedded,
-        (batch.images, batch.texts),
-        strict=True,
-    ):
-        expected = (len(given), dim)
+    given = {"images": batch.images, "captions": batch.texts}
+    for (name, values), part in zip(given.items(), embedded, strict=True):
+        expected = (len(values), dim)
         _check_shape(f"`encode` must return for its {name}", part, expected)
     image[batch.valid], text[batch.places] = embedded
     return image, text

@@ -5,14 +5,12 @@ embeddings, with the scale and bias of its logits, instead of its scores.
 `data/sidecars/file_format.py` describes a file.
 """
 
-import concurrent.futures
 import functools
 import glob
 import hashlib
 import math
 import os
 import shlex
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,25 +23,10 @@ SUFFIX = ".sidecar"
 
 # Each mapped file uses a file descriptor; processes often may have only 1,024.
 _MAX_MAPPED = 256
-# File heads read at a time, for slow storage.
-_THREADS = 16
 # Other sidecars read to explain that one is missing.
 _SEARCHED = 1000
 # Limit on bytes fetched from buckets to compare checksums; this takes seconds.
 _FETCHED = 2**28
-
-
-class Rows(NamedTuple):
-    """The arrays of a sidecar (`data/sidecars/file_format.py`).
-
-    `valid`, bool [n], is false for unreadable records.
-    """
-
-    ids: np.ndarray
-    valid: np.ndarray
-    offsets: np.ndarray
-    image: np.ndarray
-    text: np.ndarray
 
 
 class Sidecars:
@@ -57,7 +40,6 @@ class Sidecars:
         expected: the reference; None takes any that all sidecars share.
 
     Attributes:
-        store: as given.
         description: of the reference, a `file_format.Description`.
         fingerprint, dim, scale, bias: of the description.
         dtype: of the embeddings, "float16" or "float32".
@@ -72,8 +54,7 @@ class Sidecars:
         self.store = store
         shards = range(len(store.shards.paths))
         find = functools.partial(_find, store, directory, expected)
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            opened = list(pool.map(find, shards))
+        opened = retries.map_parallel(find, shards, True)  # for slow storage
         self._paths, headers, self._heads = zip(*opened, strict=True)
         self.description, self.dtype = headers[0].description, headers[0].dtype
         for shard, path, header in zip(
@@ -140,7 +121,7 @@ class Sidecars:
         return image, text
 
     def read_numbered(
-        self, rows: np.ndarray, numbers: np.ndarray, ids: np.ndarray
+        self, rows: np.ndarray, numbers: np.ndarray | None, ids: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Reads the embeddings of records and of captions chosen by hashes.
 
@@ -149,7 +130,9 @@ class Sidecars:
 
         Args:
             rows: as in `read`, like `ids`.
-            numbers: int64 [k], `reader.caption_numbers`.
+            numbers: int64 [k], `reader.caption_numbers`. None chooses each
+                record's best caption, the first of those that are most similar
+                to its image.
 
         Returns:
             The index of each record's caption, int64 [k], -1 if the record was
@@ -157,30 +140,13 @@ class Sidecars:
             images and captions, each [k, D] in the sidecars' dtype, arbitrary
             where the index is -1.
         """
-        return self._read(
-            rows,
-            ids,
-            lambda part, local, starts, ends, places: _numbered(
-                part["text"], starts, ends, numbers[places]
-            ),
-        )
 
-    def read_best(
-        self, rows: np.ndarray, ids: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Reads the embeddings of records and of their best captions.
+        def choose(part, local, starts, ends, places):
+            if numbers is None:
+                return _best(part["text"], starts, ends, part["image"][local])
+            return _numbered(part["text"], starts, ends, numbers[places])
 
-        The best caption of a record is the first of those that are most similar
-        to its image. Arguments and results are as in `read_numbered`.
-        """
-
-        return self._read(
-            rows,
-            ids,
-            lambda part, local, starts, ends, places: _best(
-                part["text"], starts, ends, part["image"][local]
-            ),
-        )
+        return self._read(rows, ids, choose)
 
     def verify(self, most: float = math.inf) -> None:
         """Compares the checksums of files, which reads the files.
@@ -199,17 +165,16 @@ class Sidecars:
         check = functools.partial(
             artefacts.read, kind=file_format.KIND, verify=True
         )
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(check, chosen))
+        retries.map_parallel(check, chosen, True)
 
-    def read_shard(self, shard: int) -> Rows:
-        """Returns all rows of a shard, with all captions, without checks."""
+    def read_shard(self, shard: int) -> dict[str, np.ndarray]:
+        """Returns the arrays of a shard's sidecar, unchecked, and `valid`."""
         part = {
             name: np.asarray(values)
             for name, values in self._part(shard).items()
         }
         rows = np.arange(len(part["ids"]))
-        return Rows(valid=~_is_zero(part["image"], rows), **part)
+        return part | {"valid": ~_is_zero(part["image"], rows)}
 
     def valid(self, rows: np.ndarray) -> np.ndarray:
         """Returns which rows have embeddings; int64 [k] -> bool [k]."""

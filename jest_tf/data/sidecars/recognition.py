@@ -33,8 +33,6 @@ def recognised_share(
     recognised.
 
     Args:
-        sidecars: of the reference.
-        store: the records.
         rows: bool [n], true for records to consider; None takes all.
         seed: of the sample of at most `NUM_PAIRS` pairs.
     """

@@ -54,7 +54,6 @@ class Index(NamedTuple):
     """The records of a shard.
 
     Attributes:
-        num_records: number of records.
         stamp: identifies this version of the shard, with the checksums of all
             records, and how it is read.
         arrays: returns `records` and `checksums` by name, as in the file.

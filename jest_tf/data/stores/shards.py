@@ -242,7 +242,6 @@ def read_records(
     """Reads byte ranges of a file, neighbours together.
 
     Args:
-        path: the file.
         spans: int64 [k, 3], offsets, sizes and checksums, in any order.
         parse: makes a record of a range's bytes and its checksum.
         head, tail: bytes before and after each range that belong to it.

@@ -58,7 +58,6 @@ class Store:
     Attributes:
         shards: the files and their numbers of records.
         indexes: the index of each shard.
-        parts: as given.
         fields: the fields that hold records, a `shards.Fields`.
         manifest: weights of the rows in a stream; None draws all alike.
     """

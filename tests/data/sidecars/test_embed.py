@@ -102,20 +102,21 @@ class StoreTestCase(tf.test.TestCase):
     def assert_right(self):
         sidecars = sidecars_lib.Sidecars(self.store, self.folder, DESCRIPTION)
         parts = [sidecars.read_shard(shard) for shard in range(2)]
-        self.assertAllEqual(
-            np.concatenate([part.ids for part in parts]), np.arange(9)
+        ids, valid = (
+            np.concatenate([part[name] for part in parts])
+            for name in ("ids", "valid")
         )
+        self.assertAllEqual(ids, np.arange(9))
         bad = [4, 6]
-        valid = np.concatenate([part.valid for part in parts])
         self.assertAllEqual(np.flatnonzero(~valid), bad)
         for row in range(9):
             part, place = parts[row >= 5], row % 5
-            text = part.text[part.offsets[place] : part.offsets[place + 1]]
+            text = part["text"][slice(*part["offsets"][place : place + 2])]
             if row in bad:
                 self.assertEmpty(text)
                 continue
             image = self.jpeg if row == 7 else draw_image(row)
-            self.assertAllClose(part.image[place], embed_image(image))
+            self.assertAllClose(part["image"][place], embed_image(image))
             captions = self.captions[row]
             self.assertLen(text, len(captions))
             for vector, caption in zip(text, captions, strict=True):
@@ -293,9 +294,9 @@ class CommandTest(tf.test.TestCase):
             command.main(self.arguments(*more, **settings))
         return printed.getvalue(), shown.getvalue()
 
-    def load(self, workdir):
+    def load(self, workdir, mix):
         """The run of `setUpClass`, which need not be read every time."""
-        self.assertEqual(workdir, self.workdir)
+        self.assertEqual((workdir, mix), (self.workdir, 1.0))
         return self.run_of_reference
 
     def open(self, output):

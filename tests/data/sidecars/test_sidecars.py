@@ -122,20 +122,20 @@ class SidecarsTest(EmbeddingsTestCase):
     def test_a_shard_comes_with_all_its_captions(self):
         for shard, (start, stop) in enumerate(((0, 5), (5, 6), (6, 15))):
             rows = self.sidecars.read_shard(shard)
-            self.assertAllEqual(rows.ids, 1000 + 7 * np.arange(start, stop))
-            self.assertAllEqual(rows.valid, self.valid[start:stop])
+            self.assertAllEqual(rows["ids"], 1000 + 7 * np.arange(start, stop))
+            self.assertAllEqual(rows["valid"], self.valid[start:stop])
             self.assertAllEqual(
-                rows.image,
+                rows["image"],
                 np.where(self.valid[:, None], self.image, 0)[start:stop],
             )
             counts = self.counts[start:stop]
-            self.assertAllEqual(rows.offsets, [0, *np.cumsum(counts)])
+            self.assertAllEqual(rows["offsets"], [0, *np.cumsum(counts)])
             first = self.ends[start] - self.counts[start]
             self.assertAllEqual(
-                rows.text, self.text[first : self.ends[stop - 1]]
+                rows["text"], self.text[first : self.ends[stop - 1]]
             )
             if not files.is_remote(self.folder):
-                self.assertFalse(rows.image.flags.owndata)
+                self.assertFalse(rows["image"].flags.owndata)
 
     def test_several_threads_may_read_at_once(self):
         random = np.random.default_rng(6)
@@ -210,7 +210,8 @@ class SidecarsTest(EmbeddingsTestCase):
         sidecars = sidecars_lib.Sidecars(self.store, folder)
         rows = np.random.default_rng(3).permutation(sum(LENGTHS))
         for some in (rows, np.sort(rows), rows[:0]):
-            found, image, text = sidecars.read_best(some, 1000 + 7 * some)
+            ids = 1000 + 7 * some
+            found, image, text = sidecars.read_numbered(some, None, ids)
             for place, row in enumerate(some):
                 own = self.text[starts[row] : self.ends[row]]
                 expected = -1
@@ -222,7 +223,8 @@ class SidecarsTest(EmbeddingsTestCase):
                 if expected >= 0:
                     self.assertAllEqual(image[place], self.image[row])
                     self.assertAllEqual(text[place], own[expected])
-        self.assertEqual(sidecars.read_best([twice], [1000 + 7 * twice])[0], 1)
+        ids = [1000 + 7 * twice]
+        self.assertEqual(sidecars.read_numbered([twice], None, ids)[0], 1)
 
     def test_captions_are_chosen_of_those_not_blank(self):
         # Of some rows the first is blank, of some two are, of some all; and
