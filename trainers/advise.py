@@ -1,4 +1,12 @@
-"""The command `jest-tf advise` as a module."""
+"""The command `jest-tf advise` as a module.
+
+    python -m trainers.advise --reference examples/icontext_mini/reference \
+        --pool 'examples/icontext_mini/pool-*.tfrecord' \
+        --curated 'examples/icontext_mini/curated-*.tfrecord' \
+        --sidecar-dir sidecars --output advice
+
+`--help` explains the flags; `jest_tf.cli.advise` runs the command.
+"""
 
 import functools
 

@@ -1,4 +1,11 @@
-"""The command `jest-tf curate` as a module."""
+"""The command `jest-tf curate` as a module.
+
+    python -m trainers.curate --workdir examples/icontext_mini/reference \
+        --data 'examples/icontext_mini/pool-*.tfrecord' \
+        --output manifests/easy --set stage.candidates=4 window=2048
+
+`--help` explains the flags; `jest_tf.cli.curate` runs the command.
+"""
 
 import functools
 

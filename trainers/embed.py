@@ -1,4 +1,10 @@
-"""The command `jest-tf embed` as a module."""
+"""The command `jest-tf embed` as a module.
+
+    python -m trainers.embed --workdir examples/icontext_mini/reference \
+        --data 'examples/icontext_mini/pool-*.tfrecord'
+
+`--help` explains the flags; `jest_tf.cli.embed` runs the command.
+"""
 
 import functools
 

@@ -1,4 +1,9 @@
-"""The command `jest-tf evaluate` as a module."""
+"""The command `jest-tf evaluate` as a module.
+
+    python -m trainers.evaluate --workdir runs/jest
+
+`--help` explains the flags; `jest_tf.cli.evaluate` runs the command.
+"""
 
 import functools
 

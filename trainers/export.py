@@ -1,4 +1,10 @@
-"""The command `jest-tf export` as a module."""
+"""The command `jest-tf export` as a module.
+
+    python -m trainers.export --model runs/jest --format saved_model \
+        --output exported/jest
+
+`--help` explains the flags; `jest_tf.cli.export` runs the command.
+"""
 
 import functools
 

@@ -1,4 +1,9 @@
-"""The command `jest-tf page` as a module."""
+"""The command `jest-tf page` as a module.
+
+    python -m trainers.page --workdir runs/jest
+
+`--help` explains the flags; `jest_tf.cli.page` runs the command.
+"""
 
 import functools
 

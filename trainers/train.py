@@ -1,4 +1,10 @@
-"""The command `jest-tf train` as a module."""
+"""The command `jest-tf train` as a module.
+
+    python -m trainers.train --config configs/quickstart_uniform.py \
+        --workdir runs/uniform
+
+`--help` explains the flags; `jest_tf.cli.train` runs the command.
+"""
 
 import functools
 

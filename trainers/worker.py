@@ -1,4 +1,9 @@
-"""The command `jest-tf worker` as a module."""
+"""The command `jest-tf worker` as a module.
+
+    python -m trainers.worker --port 8470
+
+`--help` explains the flags; `jest_tf.cli.worker` runs the command.
+"""
 
 import functools
 
