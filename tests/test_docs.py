@@ -350,8 +350,9 @@ class PagesTest(DocsTestCase):
         self.assertIn("siglip2_base_patch16_224", asked[0])
         self.assertIn("loss", printed.getvalue())
         self.assertEqual(namespace["model"].drawn_ids.shape, [16])
-        sizes = namespace["config"]().selection.sizes()
-        self.assertEqual(sizes, (3072, 1024))
+        recipe = namespace["config"]()
+        self.assertEqual(recipe.selection.sizes(), (1024,))
+        self.assertTrue(recipe.reads_sidecars)
 
     def test_a_public_model_trains_and_a_run_is_used(self):
         self.preset()

@@ -58,11 +58,6 @@ _OFFERS = (
         *("top_3_distilled", "paper"),
     ),
     (
-        "the same, and more steps than the cut has pairs for",
-        "a stored stage with distillation",
-        *("stored_3_distilled", "paper"),
-    ),
-    (
         "a model of your domain, used for selection only",
         *("JEST", "jest", "paper"),
     ),

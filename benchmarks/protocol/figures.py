@@ -91,11 +91,11 @@ def _label(axis, ends):
         if not is_left:
             place = before = max(place, before + _APART)
         axis.annotate(
-            *(label, (x, y), (-8 if is_left else 7, place - scale * y)),
+            *(label, (x, y), (-14 if is_left else 7, place - scale * y)),
             textcoords="offset points",
             va="bottom" if is_left else "center",
             ha="right" if is_left else "left",
             color=color,
             bbox={"fc": "white", "ec": "none", "pad": 0, "alpha": 0.8},
-            zorder=3,
+            zorder=1 if is_left else 3,
         )

@@ -27,7 +27,10 @@ PAGES = [
 TABLES = {
     "docs/results.md": ("photos", ["main"]),
     "docs/recipes.md": ("icons", ["given_noise"]),
-    "docs/photos.md": ("photos", []),
+    "docs/photos.md": (
+        "photos",
+        ["moved", "two_targets", "sources", "tried", "people"],
+    ),
     "benchmarks/icontext/results/report.md": (
         "icons",
         ["half_width", "methods", "noise", "half_width_more", "two_targets"]
