@@ -14,8 +14,6 @@ import argparse
 import dataclasses
 import os
 
-import numpy as np
-
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import checks
 
@@ -80,6 +78,8 @@ def run(flags: argparse.Namespace) -> None:
 
 def _left_out(flags, model, sidecars):
     """The records to leave out, bool [n]; None without `--distinct`."""
+    import numpy as np
+
     from jest_tf import files
     from jest_tf.curation import repeats
     from jest_tf.runs import progress

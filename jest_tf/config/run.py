@@ -103,8 +103,8 @@ class TrainConfig(Checked):
         )
         self._expect(
             self.has_first_reference or not self.reference.distils,
-            "`reference.distillation_weight` and `similarity_weight` need a "
-            "reference from the first step on: set `reference.model`",
+            "`reference.distillation_weight` and `reference.similarity_weight` "
+            "need a reference from the first step on: set `reference.model`",
         )
         self._expect(
             not self.reference.projection,

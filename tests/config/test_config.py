@@ -287,7 +287,7 @@ class RefusalsTest(tf.test.TestCase):
             (f"{stage}.method=uniform {renewed}=4", "renew_at` needs a use"),
             (
                 f"{renewed}=4 reference.distillation_weight=1",
-                "`reference.distillation_weight` needs a reference from the",
+                "`reference.similarity_weight` need a reference from the",
             ),
             (f"{renewed}=4 bootstrap.clean_start=true", "`bootstrap.clean_st"),
             ("optimizer.warmup_steps=8", "`optimizer.warmup_steps` must be le"),

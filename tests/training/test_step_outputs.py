@@ -33,7 +33,7 @@ class StepMetricsTest(tf.test.TestCase):
             expected += [f"stages/{number}/{name}" for name in names]
         metrics = step_outputs.StepMetrics(config.SelectionConfig(16, stages))
         self.assertEqual(list(results(metrics)), expected)
-        metrics = step_outputs.StepMetrics(None, distils=True)
+        metrics = step_outputs.StepMetrics(None, distilled=["distillation"])
         expected = ["loss", "distillation", "scale", "bias"]
         self.assertEqual(list(results(metrics)), expected)
 
