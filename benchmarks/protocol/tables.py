@@ -169,7 +169,8 @@ def offers(rows):
     def gives(results, line, cost):
         found = results.by_seed(line, cost).values()
         examples, flops = map(_median, zip(*found, strict=True))
-        return f"{examples:.1f}x fewer examples, {flops:.1f}x fewer FLOPs"
+        words = f"{examples:.1f}x fewer examples, {flops:.1f}x fewer FLOPs"
+        return words + " (1 seed)" * (len(found) == 1)
 
     return rows_under(
         ("you have", "use", "it gives"),
