@@ -120,7 +120,7 @@ icontext-data: .venv/installed-icontext $(ICONTEXT)/builder ## build the data of
 	@echo "icontext-data: 170 MB to download, then some minutes on 2 cores"
 	@cd $(ICONTEXT)/builder; for command in fetch full web; do \
 	  $(abspath $(BIN))/python -m benchmarks.icontext.build $$command \
-	    --work $(abspath $(ICONTEXT)); done
+	    --work $(abspath $(ICONTEXT)) || exit 1; done
 
 icontext-runs: icontext-data ## the missing runs of the benchmark on icons
 	@$(BIN)/python -m benchmarks.protocol.run icons --work $(ICONTEXT) \
@@ -130,7 +130,7 @@ photos-data: .venv/installed-icontext ## clone the photographs' repositories, an
 	@echo "photos-data: 2 GB to clone, then some minutes on 2 cores"
 	@for command in fetch data; do \
 	  $(BIN)/python -m benchmarks.phototext.build $$command \
-	    --work $(PHOTOS); done
+	    --work $(PHOTOS) || exit 1; done
 
 photos-runs: photos-data ## the missing runs of the benchmark on photographs
 	@$(BIN)/python -m benchmarks.protocol.run photos --work $(PHOTOS) \

@@ -72,8 +72,8 @@ class Cell(NamedTuple):
     def prefix(self):
         """Of names in the tables.
 
-        "tuned" of a learner that starts as another run, the part of a domain
-        if the reference steers to it. "web" at 70 % of
+        "tuned", if the learner starts as another run. The part of a domain, if
+        the reference steers to it. "web" at 70 % of
         noise and without a pool; with the level if it is another, and on a
         part of the pool.
         """

@@ -7,7 +7,7 @@
 | families.csv | pair of the tests | its split and its family |
 
 A score is the mean reciprocal rank of retrieval in both directions. The tests
-are looked at here alone, once, with the final weights.
+choose nothing: validation does.
 """
 
 import numpy as np

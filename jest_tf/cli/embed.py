@@ -63,7 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="hosts that share the shards (default: 1)",
     )
-    flags_lib.add_mix(parser)
     flags_lib.add_trust(parser)
     flags_lib.add_format(parser)
 
@@ -81,7 +80,7 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf.runs import interruptions, loading, notices, progress
 
     loading.check_model(flags.model, "--model")
-    teacher = loading.load(flags.model, mix=flags.mix)
+    teacher = loading.load(flags.model)
     store = flags_lib.open_store(flags, "data")
     notices.check_sample(store)
     summary = embed.write(

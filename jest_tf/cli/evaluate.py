@@ -79,12 +79,11 @@ def run(flags: argparse.Namespace) -> None:
 def _print_slices(store, slices):
     from jest_tf.runs import evaluations
 
-    weakest = evaluations.weakest(slices)
+    name, weakest = evaluations.weakest(slices)
     if not weakest:
         return
     print(f"\n{store} by slice, the weakest of {len(weakest)} first:")
-    for some in weakest[:_SHOWN]:
-        name, (value, low, high, _) = evaluations.headline(some)
+    for some, (value, low, high, _) in weakest[:_SHOWN]:
         print(
             f"{value:8.4f}  [{low:.4f}, {high:.4f}]  {name}  "
             f"{some.field}={some.value}, {len(some.rows):,} records"

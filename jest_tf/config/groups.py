@@ -156,8 +156,8 @@ class ModelConfig(Checked, path="model"):
             for locked-image tuning (LiT); `*` stands for any characters
             (docs/fine_tuning.md).
         lora_rank: rank of LoRA's adapters on the dense layers and convolutions
-            of `init_from`, whose own weights are then frozen. None trains all
-            weights.
+            of `init_from`, a model of Keras' layers such as KerasHub's, whose
+            own weights are then frozen. None trains all weights.
     """
 
     preset: str = "b16"
@@ -178,6 +178,11 @@ class ModelConfig(Checked, path="model"):
         self._expect(
             self.init_from or not self.lora_rank,
             "`model.lora_rank` needs `model.init_from`",
+        )
+        self._expect(
+            not (self.lora_rank and self.init_tower),
+            "`model.lora_rank` can't be combined with `model.init_tower`, "
+            "whose other tower is new and must be trained whole",
         )
         self._expect(
             not self.towers or not self.init_from,

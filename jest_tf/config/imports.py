@@ -118,20 +118,37 @@ def load_function(setting: str, name: str) -> Callable:
 
 
 def import_classes(path: str, serialized: dict) -> None:
-    """Imports the classes that a serialized Keras model has of other packages.
+    """Imports what a serialized Keras model has of other packages, on trust.
+
+    What is registered already needs neither.
 
     Args:
         path: the file that it is from, of a run directory or of a saved model.
         serialized: as of `keras.saving.serialize_keras_object`.
     """
-    names = sorted({*_classes(serialized)})
-    check_trust(path, (("class", name) for name in names))
-    for name in names:
-        load_function("class", name)
+    from keras import saving
+
+    found = {
+        name: module
+        for name, module, registered in _classes(serialized)
+        if saving.get_registered_object(registered or name) is None
+    }
+    check_trust(path, (("class", name) for name in sorted(found)))
+    for name, module in sorted(found.items()):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(
+                f"{path} must have classes of modules that can be imported "
+                f"from {os.getcwd()}. Received: {name} ({error})"
+            ) from error
 
 
 def _classes(serialized):
-    """Yields "module:class" of objects that neither Keras nor this makes."""
+    """Yields "module:class", the module and the registered name of objects.
+
+    Those of Keras and of this package are left out.
+    """
     left = [serialized]
     while left:
         value = left.pop()
@@ -140,8 +157,9 @@ def _classes(serialized):
         elif isinstance(value, dict):
             left += value.values()
             module, name = value.get("module"), value.get("class_name")
-            if module and module.partition(".")[0] not in _KNOWN_PACKAGES:
-                yield f"{module}:{name}"
+            known = str(module).partition(".")[0] in _KNOWN_PACKAGES
+            if isinstance(module, str) and module and not known:
+                yield f"{module}:{name}", module, value.get("registered_name")
 
 
 def call_function(setting: str, name: str, result: str):

@@ -100,7 +100,12 @@ def _index(pool):
         raise ValueError(
             "Near-duplicates need FAISS: pip install '.[neighbours]' in a clone"
         ) from error
-    size, dim = len(pool), pool.dim
+    size, dim = _usable(pool), pool.dim
+    if not size:
+        raise ValueError(
+            "Near-duplicates need embeddings of images. Received: a pool of "
+            f"{len(pool):,} records without any"
+        )
     if size <= _EXACT:
         index = faiss.IndexFlatIP(dim)
     else:
@@ -110,16 +115,25 @@ def _index(pool):
             kind = f"RR{_WIDTH},L2norm,{kind}"
         index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
         random = np.random.default_rng(_SEED)
-        some = np.sort(random.choice(size, min(size, _EXACT), replace=False))
-        index.train(survey.read(pool, some)[1])
+        some = random.choice(len(pool), min(len(pool), _EXACT), replace=False)
+        index.train(survey.read(pool, np.sort(some))[1])
         faiss.extract_index_ivf(index).nprobe = _LISTS_SEARCHED
     places = []
-    for start in range(0, size, _BLOCK):
-        stop = min(start + _BLOCK, size)
+    for start in range(0, len(pool), _BLOCK):
+        stop = min(start + _BLOCK, len(pool))
         rows, image, _ = survey.read(pool, np.arange(start, stop))
         index.add(image)
         places.append(rows)
     return index, np.concatenate(places)
+
+
+def _usable(pool):
+    """The number of records with an embedding."""
+    starts = range(0, len(pool), _BLOCK)
+    return sum(
+        len(survey.read(pool, np.arange(a, min(a + _BLOCK, len(pool))))[0])
+        for a in starts
+    )
 
 
 def _near(index, pool, rows, image, own, near):

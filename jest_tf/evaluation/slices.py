@@ -51,10 +51,16 @@ def measure_slices(
     Args:
         evaluated: the store.
         embedded: its embeddings.
-        fields: fields of the records; one that no record has is left out.
+        fields: fields of the records' metadata; one that no record has is left
+            out.
     """
-    values = query_values(evaluated, embedded)
     fields = [*fields]
+    if unknown := sorted({*fields} & {"caption", "id", "image_key"}):
+        raise ValueError(
+            "Slices must be of fields of metadata, such as a brand. Received: "
+            f"{', '.join(unknown)}"
+        )
+    values = query_values(evaluated, embedded)
     columns = evaluated.store.columns(fields)
     found = []
     for field in fields:

@@ -181,6 +181,15 @@ def adapted(
     the dtype policy of `config.model`, for images of `data.image_size`. The
     learned positions of patches are resized bilinearly to this size.
     """
+    if any(
+        getattr(layer, "lora_enabled", False)
+        for layer in initial._flatten_layers(include_self=False)
+    ):
+        raise ValueError(
+            "`model.init_from` must have no adapters of its own: load its "
+            "merged weights into a model without them. Received: a model with "
+            "LoRA enabled"
+        )
     before, size = initial.input_shapes["image"][1], config.data.image_size
     if config.model.init_tower == "text_tower":
         size = before
@@ -233,10 +242,11 @@ def from_json(text: str) -> two_tower.TwoTower:
 
 
 def _drop_adapters(settings):
-    """Drops the ranks of adapters, in place."""
+    """Drops the ranks of Keras' adapters, in place."""
     if isinstance(settings, dict):
-        for key in ("lora_rank", "lora_alpha"):
-            settings.pop(key, None)
+        if str(settings.get("module")).partition(".")[0] == "keras":
+            for key in ("lora_rank", "lora_alpha"):
+                settings.get("config", {}).pop(key, None)
         settings = settings.values()
     if not isinstance(settings, str | int | float | None):
         for value in settings:

@@ -73,10 +73,13 @@ def add_adapters(learner: keras.Model, rank: int, seed: int) -> None:
         for layer in learner._flatten_layers(include_self=False)
         if isinstance(layer, _ADAPTED)
     ]
-    if not adapted:
+    every = learner._flatten_layers(include_self=False)
+    if not adapted or any(isinstance(x, layers.Encoder) for x in every):
         raise ValueError(
-            "`model.lora_rank` needs dense layers or convolutions of Keras in "
-            "`model.init_from`. Received: a learner without any"
+            "`model.lora_rank` needs a `model.init_from` of Keras' dense "
+            "layers or convolutions, such as KerasHub's models; the presets "
+            "of this package have other blocks. Received: "
+            f"{learner.image_tower.name} and {learner.text_tower.name}"
         )
     for role in _ROLES:
         for variable in getattr(learner, role).variables:

@@ -156,11 +156,12 @@ def _load_part(hub, name, kind):
 
 def _read_keras_file(path):
     with files.staged(path) as local:
-        # A file that is not one is Keras' to refuse.
-        with contextlib.suppress(KeyError, zipfile.BadZipFile):
+        serialized = {}
+        # A damaged file is Keras' to refuse.
+        with contextlib.suppress(KeyError, ValueError, zipfile.BadZipFile):
             with zipfile.ZipFile(local) as archive:
                 serialized = json.loads(archive.read("config.json"))
-            imports.import_classes(path, serialized)
+        imports.import_classes(path, serialized)
         model = keras.models.load_model(local, compile=False)
     learner = getattr(model, "learner", model)
     if not isinstance(learner, two_tower.TwoTower):

@@ -54,10 +54,10 @@ def write(
 
 def _slices(store, embedded, slices):
     """A table of slices, the weakest first, and mistakes in the weakest."""
-    weakest = evaluations.weakest(slices)
+    measure, weakest = evaluations.weakest(slices)
     if not weakest:
         return None
-    first = weakest[0]
+    first, _ = weakest[0]
     shown = np.zeros(len(store.store), bool)
     shown[first.rows] = True
     mistakes = (
@@ -66,14 +66,14 @@ def _slices(store, embedded, slices):
         else _confusions(store, embedded, shown)["cards"]
     )
     return {
-        "measure": evaluations.headline(first)[0],
+        "measure": measure,
         "rows": [
             (
                 f"{some.field}={some.value}",
                 len(some.rows),
-                evaluations.headline(some)[1],
+                estimate,
             )
-            for some in weakest
+            for some, estimate in weakest
         ],
         "cards": mistakes,
     }

@@ -17,8 +17,8 @@ HEADLINES = (
     ("zero_shot/accuracy@1", "zero-shot accuracy"),
 )
 
-# The measures of which a change is told; the last counts.
-_CHANGES = "zero_shot/accuracy@1", "image_to_text/mrr"
+# By these, the first that a store has, slices and changes are told.
+_COMPARED = "image_to_text/mrr", "zero_shot/accuracy@1"
 # Opened stores by name.
 Stores = Mapping[str, evaluation.StoreEvaluation]
 
@@ -54,17 +54,22 @@ def measure_slices(
     return found
 
 
-def weakest(slices: Sequence[evaluation.Slice]) -> list[evaluation.Slice]:
-    """Slices that have a headline measure, the lowest first."""
-    return sorted(filter(headline, slices), key=lambda some: headline(some)[1])
+def weakest(
+    slices: Sequence[evaluation.Slice],
+) -> tuple[str, list[tuple[evaluation.Slice, evaluation.Estimate]]]:
+    """Returns the measure that slices are compared by, and them, lowest first.
 
-
-def headline(some: evaluation.Slice) -> tuple[str, evaluation.Estimate] | None:
-    """The measure that slices are compared by, and its value; None if none."""
-    for name, _ in reversed(HEADLINES):
-        if name in some.measures:
-            return name, some.measures[name]
-    return None
+    Slices without this measure are left out.
+    """
+    for measure in _COMPARED:
+        found = [
+            (some, some.measures[measure])
+            for some in slices
+            if measure in some.measures
+        ]
+        if found:
+            return measure, sorted(found, key=lambda pair: pair[1])
+    return "", []
 
 
 class Evaluation(steps.StepCallback):
@@ -106,11 +111,14 @@ class Evaluation(steps.StepCallback):
         self._from_start = from_start
 
     def on_train_begin(self, logs=None):
-        """Evaluates a start, and what a killed process did not evaluate."""
-        if not self.step and self._from_start:
-            self.run(0)
+        """Makes an evaluation that a killed process did not make."""
         if self.step and (self._follows or self.is_due(self._every_steps)):
             self.run(self.step)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Evaluates the start, once all callbacks have begun."""
+        if not self.step and self._from_start:
+            self.run(0)
 
     def on_train_batch_end(self, batch, logs=None):
         """Evaluates if it is due."""
@@ -155,13 +163,17 @@ def changes(rows: Sequence[Mapping[str, float]]) -> str:
     if not rows or rows[0]["step"]:
         return ""
     first, last = rows[0], rows[-1]
-    found = {}
-    for name in first:
-        store = name.split("/")[1] if name.startswith("eval/") else ""
-        measure = name.removeprefix(f"eval/{store}/")
-        if store and measure in _CHANGES and name in last:
-            found[store] = f"{store} {first[name]:.3f} to {last[name]:.3f}"
-    return ", ".join(found.values())
+    stores = dict.fromkeys(
+        name.split("/")[1] for name in first if name.startswith("eval/")
+    )
+    found = []
+    for store in stores:
+        for measure in _COMPARED:
+            name = f"eval/{store}/{measure}"
+            if name in first and name in last:
+                found.append(f"{name} {first[name]:.3f} to {last[name]:.3f}")
+                break
+    return ", ".join(found)
 
 
 def describe(

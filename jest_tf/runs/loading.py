@@ -38,7 +38,8 @@ def load(
     """Loads a model by name: the learner of a run, or a pretrained model.
 
     Args:
-        name: a run directory (nothing outside of it is read), or a name that
+        name: a run directory (with `mix`, `model.init_from` is read as well,
+            else nothing outside of the directory), or a name that
             `pretrained.load` takes.
         step: step of a checkpoint of the run; None takes the final weights.
         trust: whether functions that the run names may be called.
@@ -345,7 +346,9 @@ def _read_learner(workdir, config, *, has_adapters=True):
         tokenizers.import_keras_hub(workdir)
     with directory.as_written(workdir, directory.LEARNER_FILE, Exception):
         learner = models.from_json(text)
-    if has_adapters and config.model.lora_rank:
+    if config.model.lora_rank and not has_adapters:
+        return learner, image_form  # patterns may name adapters
+    if config.model.lora_rank:
         parts.add_adapters(learner, config.model.lora_rank, config.seed)
     parts.freeze(learner, config.model.frozen)
     return learner, image_form

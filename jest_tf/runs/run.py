@@ -442,7 +442,10 @@ def _close(run, model, part, callbacks):
         for stage in draw_log.funnel(config, rows):
             progress.say(str(stage))
     store = run.opened.sources.store
-    line = _closing_line(config, workdir, measures, spent, store)
+    changes = evaluations.changes(
+        directory.read_rows(run.output, directory.EVALUATION_FILE)
+    )
+    line = _closing_line(config, workdir, changes or measures, spent, store)
     if rows and rows[-1].get("train/at_chance"):
         line += f"; but {log_lib.AT_CHANCE}"
     progress.say(line)
@@ -467,9 +470,8 @@ def _closing_line(config, workdir, measures, seconds, store):
     else:
         minutes, rest = divmod(round(seconds), 60)
         state += f", {minutes}:{rest:02d} in this process"
-    rows = directory.read_rows(workdir, directory.EVALUATION_FILE)
-    if changes := evaluations.changes(rows):
-        state += f"; from the start to the end {changes}"
+    if isinstance(measures, str):  # changes
+        state += f"; from the start to the end {measures}"
     elif measures:
         ranks = [name for name in measures if name.endswith("/mrr")]
         name = [*ranks, *measures][0]

@@ -103,5 +103,7 @@ class SlicesTest(tf.test.TestCase):
         given = stores, self.encoder
         found = evaluations.measure_slices(*given, ["brand"])
         self.assertEqual([len(found[name]) for name in stores], [1, 0])
+        with self.assertRaisesRegex(ValueError, "of metadata.*: caption, id"):
+            evaluations.measure_slices(*given, ["id", "brand", "caption"])
         with self.assertRaisesRegex(ValueError, "Received: brnad, empty in"):
             evaluations.measure_slices(*given, ["brand", "brnad"])

@@ -71,6 +71,13 @@ class FreezeTest(tf.test.TestCase):
                 )
                 self.assertTrue(learner.log_temperature.trainable)
 
+    def test_adapters_are_refused_where_blocks_have_none(self):
+        learner = models.build_two_tower(
+            "tiny", image_size=32, vocabulary_size=9, text_length=4
+        )
+        with self.assertRaisesRegex(ValueError, "presets.*image_tower and"):
+            parts.add_adapters(learner, 2, 0)
+
     def test_a_frozen_layer_keeps_its_statistics(self):
         extra = [keras.layers.BatchNormalization()]
         learner = tiny.learner(extra=extra)

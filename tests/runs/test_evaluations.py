@@ -41,6 +41,7 @@ class EvaluationTest(tf.test.TestCase):
         callback.set_model(types.SimpleNamespace())
         callback.on_train_begin()
         for batch in range(steps):
+            callback.on_train_batch_begin(batch)
             callback.on_train_batch_end(batch)
         callback.on_train_end()
 
@@ -109,7 +110,8 @@ class EvaluationTest(tf.test.TestCase):
             row["eval/classes/zero_shot/accuracy@1"] = 2 * row["step"] / 18
         self.assertEqual(
             evaluations.changes(rows),
-            "some 0.250 to 0.125, classes 0.000 to 1.000",
+            "eval/some/image_to_text/mrr 0.250 to 0.125, "
+            "eval/classes/zero_shot/accuracy@1 0.000 to 1.000",
         )
         self.assertEqual(evaluations.changes(rows[1:]), "")
         self.assertEqual(evaluations.changes([]), "")
