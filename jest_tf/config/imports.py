@@ -130,7 +130,7 @@ def import_classes(path: str, serialized: dict) -> None:
 
     found = {
         name: module
-        for name, module, registered in _classes(serialized)
+        for name, module, registered in classes(serialized)
         if saving.get_registered_object(registered or name) is None
     }
     check_trust(path, (("class", name) for name in sorted(found)))
@@ -144,7 +144,7 @@ def import_classes(path: str, serialized: dict) -> None:
             ) from error
 
 
-def _classes(serialized):
+def classes(serialized):
     """Yields "module:class", the module and the registered name of objects.
 
     Those of Keras and of this package are left out.

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files
-from jest_tf.config import checks, formats
+from jest_tf.config import checks, formats, imports
 from jest_tf.data import tokenizers
 from jest_tf.files import disks
 
@@ -152,6 +152,8 @@ def command(name: str, workdir: str) -> str:
     needs_trust = has(workdir, tokenizers.FunctionTokenizer.FILE)
     with contextlib.suppress(ValueError):
         needs_trust |= bool(load_config(workdir, trust=True).functions)
+        if has(workdir, LEARNER_FILE):
+            needs_trust |= any(imports.classes(read(workdir, LEARNER_FILE)))
     return f"jest-tf {name} --workdir {workdir}{needs_trust * ' --trust'}"
 
 

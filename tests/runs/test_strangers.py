@@ -171,6 +171,7 @@ class FunctionsTest(StrangersTestCase):
         loading.write_learner("run", learner, images.Resizing(tiny.IMAGE_SIZE))
         directory.save_learner("run", learner)
         learner.save("model.keras")
+        self.assertIn("--trust", directory.command("page", "run"))
         for name in ("run", "model.keras"):
             sys.modules.pop("own_layers")
             keras.saving.get_custom_objects().pop("mine>Doubled")
