@@ -294,9 +294,9 @@ class CommandTest(tf.test.TestCase):
             command.main(self.arguments(*more, **settings))
         return printed.getvalue(), shown.getvalue()
 
-    def load(self, workdir, mix):
+    def load(self, workdir):
         """The run of `setUpClass`, which need not be read every time."""
-        self.assertEqual((workdir, mix), (self.workdir, 1.0))
+        self.assertEqual(workdir, self.workdir)
         return self.run_of_reference
 
     def open(self, output):
