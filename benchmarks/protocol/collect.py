@@ -48,8 +48,11 @@ def collect(benchmark, run, workdir, data, mix=1.0):
     workdir = str(workdir)
     config = directory.load_config(workdir, trust=True)
     splits, words = (*benchmark.tests, *benchmark.validation), ""
+    evaluated = directory.read_rows(workdir, directory.EVALUATION_FILE)
+    # It has the costs of the steps up to it.
+    last = next(row for row in evaluated if row["step"] == run.steps)
     if run.steps < config.steps:
-        scores = _evaluated(workdir, run.steps, splits)
+        scores = _scores(last, splits)
     else:
         model, pairs, scores = (
             jest_tf.load(workdir, trust=True, mix=mix),
@@ -63,7 +66,7 @@ def collect(benchmark, run, workdir, data, mix=1.0):
             str(round(measures.PAIR_SCALE * pair)) for pair in pairs
         )
     metrics = directory.read_rows(workdir, directory.METRICS_FILE)
-    last = next(row for row in metrics if row["step"] == run.steps)
+    logged = [row for row in metrics if row["step"] <= run.steps]
     chosen = clean_share(workdir, config)
     chosen = chosen[chosen.index <= run.steps]
     count = max(1, len(chosen) // 5)
@@ -84,7 +87,7 @@ def collect(benchmark, run, workdir, data, mix=1.0):
             f"flops_{what}": last.get(f"flops/{what}")
             for what in ("step", "stored", "forward", "renewals")
         },
-        "repeat_rate": last.get("train/repeat_rate"),
+        "repeat_rate": logged[-1].get("train/repeat_rate"),
         "clean_first": chosen[:count].mean(),
         "clean_last": chosen[-count:].mean(),
         "machine": report.processor(),
@@ -163,10 +166,8 @@ def _score(model, pattern):
     return round(float(images.mean() + texts.mean()) / 2, 5), pairs
 
 
-def _evaluated(workdir, step, splits):
-    """The scores of splits at a step, as the run evaluated them."""
-    rows = directory.read_rows(workdir, directory.EVALUATION_FILE)
-    row = next(row for row in rows if row["step"] == step)
+def _scores(row, splits):
+    """The scores of splits in a row of a run's evaluations."""
     return {
         split: round(
             sum(row[f"eval/{split}/{side}/mrr"] for side in _DIRECTIONS) / 2, 5

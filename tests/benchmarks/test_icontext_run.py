@@ -241,11 +241,16 @@ class CollectTest(tf.test.TestCase):
         first, last = [900, 901, 902, 904], [900, 904, 908, 901]
         logs = {
             "metrics": [
-                {name: step * value for name, value in of_a_step.items()}
-                | {"step": step, "train/repeat_rate": 0.5}
-                for step in (10, 15, 20)
+                {"step": step, "train/repeat_rate": step / 40}
+                for step in (10, 20)
             ],
-            "evaluation": [{"step": step} | measures for step in (10, 20)],
+            # With the costs so far, also between two rows of the log.
+            "evaluation": [
+                {name: step * value for name, value in of_a_step.items()}
+                | {"step": step}
+                | measures
+                for step in (12, 20)
+            ],
             "draws": [
                 {"step": step, "ids": first if step < 10 else last}
                 for step in range(1, 21)
@@ -264,7 +269,7 @@ class CollectTest(tf.test.TestCase):
         ):
             given = cells.BENCHMARK, wanted, self.write_run(), self.data
             row, pairs = collect.collect(*given)
-            early = wanted._replace(steps=10)
+            early = wanted._replace(steps=12)
             of_early, nothing = collect.collect(given[0], early, *given[2:])
         # Ranks of the matches by the product of all embeddings.
         store = stores.open_store(f"{self.data}/test_sets-*.tfrecord")
@@ -292,8 +297,11 @@ class CollectTest(tf.test.TestCase):
         self.assertEqual(
             (of_early["test_sets"], of_early["val_sets"]), (0.5,) * 2
         )
-        self.assertEqual((of_early["steps"], of_early["flops_step"]), (10, 100))
-        self.assertEqual(of_early["clean_last"], 0.625)
+        self.assertEqual((of_early["steps"], of_early["flops_step"]), (12, 120))
+        self.assertEqual(of_early["clean_last"], 0.75)
+        self.assertEqual(
+            (of_early["repeat_rate"], row["repeat_rate"]), (0.25, 0.5)
+        )
         families = collect.families(cells.BENCHMARK, self.data)
         self.assertEqual(
             families.to_numpy().tolist(), [["test_sets", "set"]] * 5
