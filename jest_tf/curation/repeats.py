@@ -15,27 +15,12 @@ from jest_tf.data.sidecars import Sidecars
 
 # Pools of at most so many images are searched exactly.
 _EXACT = 2**17
-_BLOCK = 4_096  # images searched for at a time
 _NEIGHBOURS = 16
 _LISTS_SEARCHED = 32
 _WIDTH = 128  # of projected embeddings, a byte a number
 # Projected embeddings may be so much less similar than they are.
 _SLACK = 0.1
 _SEED = 0x6E656172
-
-
-class Pairs(NamedTuple):
-    """Near-duplicates: an image and an image of the pool.
-
-    Attributes:
-        rows: int64 [k], rows of the images in their store.
-        others: int64 [k], rows of the pool.
-        cosines: float32 [k].
-    """
-
-    rows: np.ndarray
-    others: np.ndarray
-    cosines: np.ndarray
 
 
 class Repeats(NamedTuple):
@@ -49,8 +34,8 @@ class Repeats(NamedTuple):
             the others.
     """
 
-    within: Pairs
-    of_tests: Pairs
+    within: survey.Pairs
+    of_tests: survey.Pairs
     left_out: np.ndarray
 
 
@@ -72,17 +57,16 @@ def find(
     sizes = [len(pool), 0 if tests is None else len(tests)]
 
     def search(queries, before):
-        found = [
-            Pairs(*(np.zeros(0, t) for t in ("int64", "int64", "float32")))
-        ]
-        for start in range(0, len(queries), _BLOCK):
-            stop = min(start + _BLOCK, len(queries))
-            rows, image, _ = survey.read(queries, np.arange(start, stop))
+        none = survey.Pairs(
+            *(np.zeros(0, dtype) for dtype in ("int64", "int64", "float32"))
+        )
+        found = [none]
+        for stop, rows, image in survey.blocks(queries):
             own = rows if queries is pool else None
             found.append(_near(index, pool, rows, image, own, near))
             if progress is not None:
                 progress(before + stop, sum(sizes))
-        return Pairs(*map(np.concatenate, zip(*found, strict=True)))
+        return survey.Pairs(*map(np.concatenate, zip(*found, strict=True)))
 
     within = search(pool, 0)
     of_tests = search(tests or (), sizes[0])
@@ -100,7 +84,8 @@ def _index(pool):
         raise ValueError(
             "Near-duplicates need FAISS: pip install '.[neighbours]' in a clone"
         ) from error
-    size, dim = _usable(pool), pool.dim
+    usable = [rows for _, rows, _ in survey.blocks(pool)]
+    size, dim = sum(map(len, usable)), pool.dim
     if not size:
         raise ValueError(
             "Near-duplicates need embeddings of images. Received: a pool of "
@@ -118,26 +103,13 @@ def _index(pool):
         some = random.choice(len(pool), min(len(pool), _EXACT), replace=False)
         index.train(survey.read(pool, np.sort(some))[1])
         faiss.extract_index_ivf(index).nprobe = _LISTS_SEARCHED
-    places = []
-    for start in range(0, len(pool), _BLOCK):
-        stop = min(start + _BLOCK, len(pool))
-        rows, image, _ = survey.read(pool, np.arange(start, stop))
+    for _, _, image in survey.blocks(pool):
         index.add(image)
-        places.append(rows)
-    return index, np.concatenate(places)
-
-
-def _usable(pool):
-    """The number of records with an embedding."""
-    starts = range(0, len(pool), _BLOCK)
-    return sum(
-        len(survey.read(pool, np.arange(a, min(a + _BLOCK, len(pool))))[0])
-        for a in starts
-    )
+    return index, np.concatenate(usable)
 
 
 def _near(index, pool, rows, image, own, near):
-    """The `Pairs` of some images, whose rows in the pool are `own`, if any."""
+    """The pairs of some images, whose rows in the pool are `own`, if any."""
     index, places = index
     slack = 0.0 if index.ntotal <= _EXACT else _SLACK
     cosines, found = index.search(image, min(_NEIGHBOURS, index.ntotal))
@@ -150,7 +122,7 @@ def _near(index, pool, rows, image, own, near):
     _, theirs, _ = survey.read(pool, distinct)
     exact = np.einsum("nd,nd->n", image[queries], theirs[back])
     is_near = exact >= near
-    return Pairs(
+    return survey.Pairs(
         rows[queries[is_near]],
         others[is_near],
         exact[is_near].astype(np.float32),

@@ -4,7 +4,7 @@ Similarities are those of samples. For repeats and leaks, sampled images are
 compared with every image of the pool, block by block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +20,8 @@ _BLOCK = 4_096  # images of the pool at a time
 _SEED = 0x73616D706C65
 
 
-class Nearest(NamedTuple):
-    """Images, each with the most similar other image of the pool.
+class Pairs(NamedTuple):
+    """Images, each with another image of the pool.
 
     Attributes:
         rows: int64 [k], rows of the images in their store.
@@ -65,8 +65,8 @@ class Survey(NamedTuple):
     candidates: int
     chosen: float
     near: float
-    repeats: Nearest
-    leaks: Nearest | None
+    repeats: Pairs
+    leaks: Pairs | None
 
 
 def survey(
@@ -127,8 +127,8 @@ def survey(
             similar, alike, mismatched, matched.mean, candidates
         ),
         near=near,
-        repeats=Nearest(rows[some], *repeats),
-        leaks=None if tests is None else Nearest(test_rows, *leaks),
+        repeats=Pairs(rows[some], *repeats),
+        leaks=None if tests is None else Pairs(test_rows, *leaks),
     )
 
 
@@ -155,6 +155,14 @@ def read(sidecars, rows):
     )
 
 
+def blocks(sidecars: Sidecars) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields the rows so far, then rows and images as of `read`, by block."""
+    for start in range(0, len(sidecars), _BLOCK):
+        stop = min(start + _BLOCK, len(sidecars))
+        rows, image, _ = read(sidecars, np.arange(start, stop))
+        yield stop, rows, image
+
+
 def _find_nearest(queries, own, pool, progress):
     """Finds for each query the row and cosine of the nearest pool image.
 
@@ -162,9 +170,7 @@ def _find_nearest(queries, own, pool, progress):
     """
     best = np.full(len(queries), -1.0, np.float32)
     nearest = np.zeros(len(queries), np.int64)
-    for start in range(0, len(pool), _BLOCK):
-        stop = min(start + _BLOCK, len(pool))
-        rows, image, _ = read(pool, np.arange(start, stop))
+    for stop, rows, image in blocks(pool):
         if len(rows):
             cosines = queries @ image.T
             cosines[own[:, None] == rows] = -1.0

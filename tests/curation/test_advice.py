@@ -12,7 +12,7 @@ WEAK = "do not choose by it"
 
 def nearest(*cosines):
     rows = np.arange(len(cosines))
-    return survey.Nearest(rows, rows, np.array(cosines))
+    return survey.Pairs(rows, rows, np.array(cosines))
 
 
 def surveyed(share, power=0.5, leaks=None):

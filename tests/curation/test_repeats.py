@@ -10,7 +10,7 @@ import numpy as np
 import test_survey
 
 from jest_tf import cli
-from jest_tf.curation import repeats
+from jest_tf.curation import repeats, survey
 from jest_tf.data.stores import manifest
 
 NEAR = 0.999
@@ -39,7 +39,7 @@ class RepeatsTest(test_survey.KnownTestCase):
             with (
                 mock.patch.object(repeats, "_EXACT", exact),
                 mock.patch.object(repeats, "_WIDTH", width),
-                mock.patch.object(repeats, "_BLOCK", 700),
+                mock.patch.object(survey, "_BLOCK", 700),
             ):
                 found = repeats.find(self.pool, NEAR, self.tests)
             for pairs, images in (
@@ -62,7 +62,7 @@ class RepeatsTest(test_survey.KnownTestCase):
             self.assertAllEqual(np.flatnonzero(found.left_out), left_out)
 
     def test_a_group_is_what_pairs_link(self):
-        pairs = repeats.Pairs(
+        pairs = survey.Pairs(
             np.array([5, 7, 3, 8]), np.array([7, 9, 2, 8]), np.ones(4)
         )
         self.assertAllEqual(
