@@ -158,22 +158,28 @@ class Evaluation(steps.StepCallback):
         return results
 
 
-def changes(rows: Sequence[Mapping[str, float]]) -> str:
-    """Formats each store's headline from step 0 to the last row; "" without."""
+def summarize(
+    rows: Sequence[Mapping[str, float]], measures: Mapping[str, float]
+) -> str:
+    """Formats what a run ends with; "" without evaluations.
+
+    Of a run that evaluated its start, the change on each store from step 0 to
+    the last of the `rows`; of others, the first rank among the `measures`.
+    """
     if not rows or rows[0]["step"]:
-        return ""
+        ranks = [name for name in measures if name.endswith("/mrr")]
+        names = [*ranks, *measures][:1]
+        return "".join(f"{name} {measures[name]:.4f}" for name in names)
     first, last = rows[0], rows[-1]
     stores = dict.fromkeys(
         name.split("/")[1] for name in first if name.startswith("eval/")
     )
     found = []
     for store in stores:
-        for measure in _COMPARED:
-            name = f"eval/{store}/{measure}"
-            if name in first and name in last:
-                found.append(f"{name} {first[name]:.3f} to {last[name]:.3f}")
-                break
-    return ", ".join(found)
+        names = (f"eval/{store}/{measure}" for measure in _COMPARED)
+        name = next(name for name in names if name in first)
+        found.append(f"{name} {first[name]:.3f} to {last[name]:.3f}")
+    return f"from the start to the end {', '.join(found)}"
 
 
 def describe(

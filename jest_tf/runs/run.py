@@ -442,10 +442,9 @@ def _close(run, model, part, callbacks):
         for stage in draw_log.funnel(config, rows):
             progress.say(str(stage))
     store = run.opened.sources.store
-    changes = evaluations.changes(
-        directory.read_rows(run.output, directory.EVALUATION_FILE)
-    )
-    line = _closing_line(config, workdir, changes or measures, spent, store)
+    evaluated = directory.read_rows(run.output, directory.EVALUATION_FILE)
+    scores = evaluations.summarize(evaluated, measures)
+    line = _closing_line(config, workdir, scores, spent, store)
     if rows and rows[-1].get("train/at_chance"):
         line += f"; but {log_lib.AT_CHANCE}"
     progress.say(line)
@@ -463,19 +462,15 @@ def _fault_of_weights(workdir):
     return ""
 
 
-def _closing_line(config, workdir, measures, seconds, store):
+def _closing_line(config, workdir, scores, seconds, store):
     state = f"finished, {config.steps:,} steps"
     if seconds is None:
         state = f"already {state}"
     else:
         minutes, rest = divmod(round(seconds), 60)
         state += f", {minutes}:{rest:02d} in this process"
-    if isinstance(measures, str):  # changes
-        state += f"; from the start to the end {measures}"
-    elif measures:
-        ranks = [name for name in measures if name.endswith("/mrr")]
-        name = [*ranks, *measures][0]
-        state += f"; {name} {measures[name]:.4f}"
+    if scores:
+        state += f"; {scores}"
     if store.num_lost:
         state += f"; lost in damaged shards: about {store.num_lost:,} records"
     if repeats := store.count_repeats():

@@ -109,12 +109,16 @@ class EvaluationTest(tf.test.TestCase):
         for row in rows:
             row["eval/classes/zero_shot/accuracy@1"] = 2 * row["step"] / 18
         self.assertEqual(
-            evaluations.changes(rows),
-            "eval/some/image_to_text/mrr 0.250 to 0.125, "
+            evaluations.summarize(rows, {}),
+            "from the start to the end eval/some/image_to_text/mrr 0.250 to "
+            "0.125, "
             "eval/classes/zero_shot/accuracy@1 0.000 to 1.000",
         )
-        self.assertEqual(evaluations.changes(rows[1:]), "")
-        self.assertEqual(evaluations.changes([]), "")
+        measures = {"eval/a/zero_shot/accuracy@1": 1.0, "eval/a/x/mrr": 0.5}
+        for later in (rows[1:], []):
+            found = evaluations.summarize(later, measures)
+            self.assertEqual(found, "eval/a/x/mrr 0.5000")
+        self.assertEqual(evaluations.summarize([], {}), "")
 
     def test_what_is_written_is_not_evaluated_again(self):
         callback = self.make(every_steps=2)
