@@ -6,6 +6,7 @@ Keras' ops is here, in `noise.random_bits` and in `models/layers.py`.
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import keras
@@ -87,6 +88,55 @@ def compiled(function: Callable, **options) -> Callable:
     if not ON_TENSORFLOW:
         return function
     return tf.function(function, autograph=False, **options)
+
+
+def standalone(function: Callable, model: Any = None, **options) -> Callable:
+    """Compiles a function that is called outside of a step.
+
+    Its arguments are nests of tensors, arrays and Python values. On JAX it may
+    read variables of `model` alone. `options` are for `tf.function`.
+    """
+    if ON_TENSORFLOW:
+        return compiled(function, **options)
+    variables = getattr(model, "variables", ())
+
+    @functools.partial(jax.jit, static_argnums=(2, 3))
+    def run(values, arrays, others, structure):
+        leaves = [
+            arrays.get(place, other) for place, other in enumerate(others)
+        ]
+        with keras.StatelessScope(zip(variables, values, strict=True)):
+            return function(*jax.tree.unflatten(structure, leaves))
+
+    def call(*args):
+        leaves, structure = jax.tree.flatten(args)
+        arrays = {
+            place: ops.convert_to_tensor(leaf)
+            for place, leaf in enumerate(leaves)
+            if hasattr(leaf, "dtype")
+        }
+        others = tuple(
+            None if place in arrays else leaf
+            for place, leaf in enumerate(leaves)
+        )
+        values = [_local(variable.value) for variable in variables]
+        return run(values, arrays, others, structure)
+
+    return call
+
+
+def on_host() -> AbstractContextManager:
+    """Context manager that runs operations on the host's CPU."""
+    if ON_TENSORFLOW:
+        return tf.device("CPU:0")
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+
+
+def _local(value):
+    """Returns an array of this process; variables are equal in all."""
+    if getattr(value, "is_fully_addressable", True):
+        return value
+    return value.addressable_data(0)
 
 
 def in_float32(function: Callable) -> Callable:

@@ -10,7 +10,7 @@ three words than transformers of the same cost.
 # ruff: noqa: D102
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from jest_tf.models import layers
 from jest_tf.models import towers as towers_lib
@@ -100,8 +100,8 @@ class ConvolutionalTower(layers.Configured):
         _, height, width, channels = features.shape
         if (height, width) != self.grid:
             height, width = self.grid
-            features = tf.image.resize(features, self.grid, "nearest")
-        features = tf.reshape(features, [-1, height * width * channels])
+            features = ops.image.resize(features, self.grid, "nearest")
+        features = ops.reshape(features, [-1, height * width * channels])
         return self.head(self.hidden(features))
 
 
@@ -177,12 +177,12 @@ class BagTower(layers.Configured):
         return self.tokens(tokens)
 
     def call(self, tokens, training=None):
-        is_word = tf.cast(tf.not_equal(tokens, 0), self.compute_dtype)
+        is_word = ops.cast(ops.not_equal(tokens, 0), self.compute_dtype)
         # A text without a token has the mean 0.
         vectors = self.vectors(tokens, is_word)
-        summed = tf.einsum("bld,bl->bd", vectors, is_word)
-        count = tf.reduce_sum(is_word, axis=1, keepdims=True)
-        mean = self.normalisation(summed / tf.maximum(count, 1.0))
+        summed = ops.einsum("bld,bl->bd", vectors, is_word)
+        count = ops.sum(is_word, axis=1, keepdims=True)
+        mean = self.normalisation(summed / ops.maximum(count, 1.0))
         return self.head(self.hidden(mean))
 
 
@@ -207,7 +207,7 @@ class ConvolutionBlock(keras.layers.Layer):
         self.built = True
 
     def call(self, features):
-        return tf.nn.relu(self.normalisation(self.convolution(features)))
+        return ops.relu(self.normalisation(self.convolution(features)))
 
 
 def dense(width, seed, activation=None):

@@ -64,7 +64,6 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     try:
         words = sys.argv[1:] if argv is None else argv
         flags = parser().parse_args([command, *words] if command else words)
-        _check_backend()
         # Before importing TensorFlow, as a run may have a module of that name.
         trust = getattr(flags, "trust", False)
         named = (getattr(flags, name, None) for name in _NAMING_RUNS)
@@ -180,13 +179,3 @@ class _Parser(argparse.ArgumentParser):
         if "--config" in flags and words[0].endswith((".py", ".json")):
             return f"{message}. Did you mean `--config {words[0]}`?"
         return message
-
-
-def _check_backend():
-    backend = os.environ["KERAS_BACKEND"]
-    if backend != "tensorflow":
-        raise ValueError(
-            "The environment's `KERAS_BACKEND` must be 'tensorflow' for "
-            "jest-tf's commands; on JAX, train by `JESTModel.fit` "
-            f"(docs/jax.md). Received: {backend!r}"
-        )

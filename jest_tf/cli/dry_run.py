@@ -4,8 +4,6 @@ import functools
 import math
 from collections.abc import Iterator
 
-import tensorflow as tf
-
 from jest_tf import config as config_lib
 from jest_tf import distribution
 from jest_tf.data import tokenizers
@@ -36,7 +34,7 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
 
 def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     yield from config_lib.describe_plan(config.plan)
-    strategy = tf.distribute.get_strategy()
+    strategy = distribution.one_device()
     if config_lib.STRATEGIES[config.distribution.strategy].is_local:
         strategy = distribution.build_strategy(config.distribution)
     opened = inputs.open_inputs(config, workdir, strategy)

@@ -106,25 +106,20 @@ def schedule(name: str) -> Schedule:
 class Strategy(NamedTuple):
     """A way to run steps on devices.
 
-    `build` names a function of DistributionConfig that returns a
-    `tf.distribute.Strategy`. If it `is_local`, one process trains on this
-    machine's CPU or GPUs; if it `fetches_ahead`, other threads fetch batches.
+    If it `is_local`, one process trains on this machine's CPU or GPUs; if it
+    `fetches_ahead`, other threads fetch batches. `distribution.build_strategy`
+    builds it.
     """
 
-    build: str
     is_local: bool
     fetches_ahead: bool = True
 
 
 STRATEGIES = {
-    "default": Strategy(
-        "jest_tf.distribution.strategy:default", True, fetches_ahead=False
-    ),
-    "mirrored": Strategy("jest_tf.distribution.strategy:mirrored", True),
-    "multi_worker_mirrored": Strategy(
-        "jest_tf.distribution.strategy:multi_worker_mirrored", False
-    ),
-    "tpu": Strategy("jest_tf.distribution.strategy:tpu", False),
+    "default": Strategy(True, fetches_ahead=False),
+    "mirrored": Strategy(True),
+    "multi_worker_mirrored": Strategy(False),
+    "tpu": Strategy(False),
 }
 
 # The models that a criterion may need.

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import files
@@ -147,10 +146,10 @@ def _choose(sidecars, shard, chosen_by, left_out):
             None if chosen_by.stage.captions == "best" else numbers[places],
             ids[window],
         )
-        drawn = draw(tf.constant([key, number]), *embedded)
+        drawn = draw(np.int32([key, number]), *embedded)
         losses = {"reference": drawn.reference_loss}
         scores[window] = config_lib.criterion(stage.criterion).score(losses)
-        weights[window[drawn.indices.numpy()[:count]]] = 1.0
+        weights[window[drawn.indices[:count]]] = 1.0
     return manifest.Part(ids, weights, scores)
 
 
@@ -191,10 +190,10 @@ def _embedded(sidecars, rows, numbers, ids):
     numbers = None if numbers is None else numbers[order]
     _, image, text = sidecars.read_numbered(rows[order], numbers, ids[order])
     return Embeddings(
-        tf.constant(image[back], tf.float32),
-        tf.constant(text[back], tf.float32),
-        tf.constant(sidecars.scale, tf.float32),
-        tf.constant(sidecars.bias, tf.float32),
+        np.float32(image[back]),
+        np.float32(text[back]),
+        np.float32(sidecars.scale),
+        np.float32(sidecars.bias),
     )
 
 

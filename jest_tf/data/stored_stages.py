@@ -15,11 +15,13 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from jest_tf import config as config_lib
-from jest_tf import selection
+from jest_tf import embeddings, selection
 from jest_tf.data import loading, reader, stores, stream
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.embeddings import Embeddings
@@ -143,17 +145,15 @@ class StoredStages:
             is_best=stage.captions == "best",
         )
         draw = drawer(stage, self.loss, passed)
-        seed = tf.constant([self.seed, group], tf.int32)
-        seed = tf.bitwise.bitwise_xor(seed, [_SALT * (number + 1), 0])
-        with tf.device("CPU:0"):
-            drawn = draw(
-                seed,
-                tf.cast(image, tf.float32),
-                tf.cast(text, tf.float32),
-                tf.constant(self.sidecars.scale, tf.float32),
-                tf.constant(self.sidecars.bias, tf.float32),
-            )
-        drawn = tf.nest.map_structure(lambda part: part.numpy(), drawn)
+        seed = np.array([self.seed ^ _SALT * (number + 1), group], np.int32)
+        about = self.sidecars
+        drawn = draw(
+            seed,
+            np.float32(image),
+            np.float32(text),
+            np.float32(about.scale),
+            np.float32(about.bias),
+        )
         ids = self.store.ids(self.order.rows(positions))
         rows = {
             "position": positions,
@@ -169,7 +169,7 @@ class StoredStages:
             rows,
             {"reference_loss": drawn.uniform_reference_loss},
             drawn=drawn.indices,
-            seed=seed.numpy(),
+            seed=seed,
         )
         details |= {
             "score": float(drawn.score),
@@ -223,7 +223,8 @@ def flops(segment: config_lib.Segment, dim: int) -> int:
 def drawer(stage: config_lib.Stage, loss: str, passed: int) -> Callable:
     """Compiles a stage's draw as a function of seed and embeddings.
 
-    It takes (seed, *`Embeddings`), and returns a `selection.Draw`.
+    It takes (seed, *`Embeddings`), and returns a `selection.Draw` of arrays;
+    it runs on the host.
     """
 
     def draw(seed, *parts):
@@ -239,7 +240,14 @@ def drawer(stage: config_lib.Stage, loss: str, passed: int) -> Callable:
         # A graph cannot return None.
         return drawn._replace(learner_loss=(), uniform_learner_loss=())
 
-    return tf.function(draw, autograph=False)
+    on_backend = embeddings.standalone(draw)
+
+    def on_host(*args):
+        with embeddings.on_host():
+            drawn = on_backend(*map(ops.convert_to_tensor, args))
+        return keras.tree.map_structure(np.asarray, drawn)
+
+    return on_host
 
 
 def load_rows(

@@ -1,47 +1,67 @@
 """Training on several replicas.
 
-`strategy` builds the `tf.distribute.Strategy`, `collectives` exchange tensors,
+`strategy` builds the devices of a run, `collectives` exchange tensors,
 `placement` assigns chosen rows to replicas, `keras_fit` corrects Keras' `fit`.
-On Keras' JAX backend, `collectives_jax` takes the place of the first two.
+On Keras' JAX backend, `strategy_jax` and `collectives_jax` take the places of
+the first two.
 """
 
-from jest_tf.distribution.collectives import (
-    any_worker,
-    has_workers,
-    join_halves,
-)
-from jest_tf.distribution.strategy import (
-    build_strategy,
-    bypass_proxy,
-    connect,
-    describe,
-    distribute,
-    in_halves,
-    spread,
-)
+from jest_tf.distribution.cluster import bypass_proxy
+from jest_tf.distribution.halves import in_halves, join_halves
 from jest_tf.embeddings import ON_TENSORFLOW
 
 if ON_TENSORFLOW:
-    from jest_tf.distribution.collectives import Replicas, current, replica_id
+    from jest_tf.distribution.collectives import (
+        Replicas,
+        any_worker,
+        current,
+        has_workers,
+        is_tpu,
+        replica_id,
+    )
+    from jest_tf.distribution.strategy import (
+        LOST_WORKER,
+        build_strategy,
+        describe,
+        distribute,
+        one_device,
+        spread,
+        writes,
+    )
 else:
     from jest_tf.distribution.collectives_jax import (
         Replicas,
         current,
         replica_id,
     )
+    from jest_tf.distribution.strategy_jax import (
+        LOST_WORKER,
+        any_worker,
+        build_strategy,
+        describe,
+        distribute,
+        has_workers,
+        is_tpu,
+        one_device,
+        spread,
+        writes,
+    )
 
 __all__ = [
+    "LOST_WORKER",
     "Replicas",
     "any_worker",
     "build_strategy",
     "bypass_proxy",
-    "connect",
-    "describe",
     "current",
+    "describe",
     "distribute",
     "has_workers",
     "in_halves",
+    "is_tpu",
     "join_halves",
+    "one_device",
     "replica_id",
     "spread",
+    "writes",
 ]

@@ -159,13 +159,6 @@ def any_worker(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
     return lambda wish: int(count(tf.constant(int(wish)))) > 0
 
 
-def join_halves(numbers: tf.Tensor) -> tf.Tensor:
-    """Joins int32 `[n, 2]`, used on TPUs, to int64 `[n]`; keeps other types."""
-    if numbers.dtype == tf.int32 and numbers.shape.rank == 2:
-        return tf.bitcast(numbers, tf.int64)
-    return numbers
-
-
 def _static(tensor):
     tensor = tf.convert_to_tensor(tensor)
     if not tensor.shape.is_fully_defined() or tensor.shape.rank == 0:

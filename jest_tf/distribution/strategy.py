@@ -2,16 +2,18 @@
 
 import contextlib
 import functools
-import os
 import socket
 from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import embeddings
-from jest_tf.config import imports
-from jest_tf.distribution import collectives, placement
+from jest_tf.distribution import cluster, collectives, placement
+from jest_tf.distribution.halves import in_halves
+
+# Raised where another worker has ended or cannot be reached.
+LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError)
 
 
 def build_strategy(
@@ -23,7 +25,6 @@ def build_strategy(
     the one CPU. Further calls return the same strategy, because two strategies
     in a process would use the same keys for different collectives.
     """
-    embeddings.check_backend("A run")
     if settings.virtual_devices:
         _split_cpu(settings.virtual_devices)
     return _built(settings)
@@ -31,17 +32,22 @@ def build_strategy(
 
 @functools.cache
 def _built(settings):
-    build = config_lib.STRATEGIES[settings.strategy].build
-    return imports.load_function("distribution.strategy", build)(settings)
+    return _BUILD[settings.strategy](settings)
 
 
-def default(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
+def one_device() -> tf.distribute.Strategy:
     """Returns the strategy of the device that TensorFlow picks."""
-    del settings
     return tf.distribute.get_strategy()
 
 
-def mirrored(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
+def writes(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether this process writes the run directory."""
+    return strategy.extended.should_checkpoint
+
+
+def _mirrored(
+    settings: config_lib.DistributionConfig,
+) -> tf.distribute.Strategy:
     """Returns a strategy over the virtual devices, the GPUs or the CPU."""
     if settings.virtual_devices:
         return tf.distribute.MirroredStrategy(
@@ -51,17 +57,17 @@ def mirrored(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
         return _make_by_model_garden(settings)
 
 
-def multi_worker_mirrored(
+def _multi_worker_mirrored(
     settings: config_lib.DistributionConfig,
 ) -> tf.distribute.Strategy:
     """Returns a strategy over the GPUs of the machines in TF_CONFIG."""
-    _check_tf_config()
-    bypass_proxy()
+    cluster.workers()
+    cluster.bypass_proxy()
     with _explained(settings):
         return _make_by_model_garden(settings)
 
 
-def tpu(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
+def _tpu(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
     """Returns a strategy over the cores of a TPU."""
     way_out = "; docs/tpu.md has what a TPU needs"
     with _explained(settings, f" at {settings.tpu!r}", way_out):
@@ -105,7 +111,7 @@ def connect(tpu: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
     Args:
         tpu: as `DistributionConfig.tpu`, except for "local".
     """
-    bypass_proxy()
+    cluster.bypass_proxy()
     make = functools.partial(
         tf.distribute.cluster_resolver.TPUClusterResolver, tpu
     )
@@ -121,16 +127,6 @@ def connect(tpu: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
     )
     tf.config.experimental_connect_to_cluster(resolver)
     return resolver
-
-
-def bypass_proxy() -> None:
-    """Makes TensorFlow's servers connect to each other without a proxy.
-
-    gRPC sends everything through the proxy of `http_proxy` or `https_proxy`,
-    and workers behind one would wait for each other forever. To use a proxy
-    all the same, set `grpc_proxy`.
-    """
-    os.environ.setdefault("grpc_proxy", "")
 
 
 def distribute(
@@ -172,13 +168,16 @@ def distribute(
 
 
 def spread(
-    strategy: tf.distribute.Strategy, function: Callable[[tf.Tensor], tf.Tensor]
+    strategy: tf.distribute.Strategy,
+    function: Callable[[tf.Tensor], tf.Tensor],
+    model: keras.Model,
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Compiles `function`, row by row, to run on every replica's share.
+    """Compiles `function` of `model`, row by row, to run on replicas' shares.
 
     The result maps [R * n, ...] to [R * n, ...]. With several workers, each
     computes all rows on one of its devices.
     """
+    del model  # whose variables TensorFlow finds
     num_replicas = strategy.num_replicas_in_sync
     if num_replicas == 1 or collectives.has_workers(strategy):
         return tf.function(function)
@@ -236,20 +235,6 @@ def _by_replica(dataset, count):
     ).unbatch()
 
 
-def in_halves(data):
-    """Replaces int64 `[n]` by int32 `[n, 2]`, in a batch or a dataset."""
-    if isinstance(data, tf.data.Dataset):
-        return data.map(in_halves)
-    return tf.nest.map_structure(
-        lambda value: (
-            tf.bitcast(value, tf.int32)
-            if getattr(value, "dtype", None) == tf.int64
-            else value
-        ),
-        data,
-    )
-
-
 def _split_cpu(parts):
     (cpu, *_) = tf.config.list_physical_devices("CPU")
     configured = tf.config.get_logical_device_configuration(cpu)
@@ -267,16 +252,9 @@ def _split_cpu(parts):
         ) from error
 
 
-def _check_tf_config():
-    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    try:
-        resolver.cluster_spec().task_address(
-            resolver.task_type, resolver.task_id
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            "`distribution.strategy='multi_worker_mirrored'` needs TF_CONFIG, "
-            'a JSON object with "cluster": {"worker": ["host:port", ...]} and '
-            '"task": {"type": "worker", "index": ...}, one of these. '
-            f"Received: {os.environ.get('TF_CONFIG', '')!r}"
-        ) from error
+_BUILD = {
+    "default": lambda settings: one_device(),
+    "mirrored": _mirrored,
+    "multi_worker_mirrored": _multi_worker_mirrored,
+    "tpu": _tpu,
+}

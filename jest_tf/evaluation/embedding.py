@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -31,19 +32,23 @@ class Encoder:
         tokenizer: Callable,
         image_form: int | images_lib.Form,
         batch_size: int = 256,
-        strategy: tf.distribute.Strategy | None = None,
+        strategy: Any = None,
     ):
-        strategy = strategy or tf.distribute.get_strategy()
+        strategy = strategy or distribution.one_device()
         self._learner = learner
         self._tokenizer = tokenizer
         self._image_form = images_lib.make_form(image_form)
         self._num_replicas = strategy.num_replicas_in_sync
         self._batch_size = batch_size
         self._encode_image = distribution.spread(
-            strategy, lambda rows: learner.encode_image(rows, training=False)
+            strategy,
+            lambda rows: learner.encode_image(rows, training=False),
+            learner,
         )
         self._encode_text = distribution.spread(
-            strategy, lambda rows: learner.encode_text(rows, training=False)
+            strategy,
+            lambda rows: learner.encode_text(rows, training=False),
+            learner,
         )
         self._memory: dict | None = None
         self._examples = functools.lru_cache(None)(self._examples_from)
@@ -107,4 +112,4 @@ class Encoder:
         # The last batch is padded with its first row, so that only one shape is
         # traced.
         rows = tf.where(tf.range(size) < len(batch), tf.range(size), 0)
-        return encode(tf.gather(batch, rows)).numpy()[: len(batch)]
+        return np.asarray(encode(tf.gather(batch, rows)))[: len(batch)]

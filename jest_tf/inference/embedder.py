@@ -75,12 +75,14 @@ class Embedder:
         image = tf.TensorSpec(
             [None, *self.image_form.shape], self.image_form.dtype
         )
-        self._encode_image = embeddings_lib.compiled(
+        self._encode_image = embeddings_lib.standalone(
             lambda images: learner.encode_image(images, training=False),
+            learner,
             input_signature=[image],
         )
-        self._encode_text = embeddings_lib.compiled(
+        self._encode_text = embeddings_lib.standalone(
             lambda tokens: learner.encode_text(tokens, training=False),
+            learner,
             input_signature=[tf.TensorSpec([None, length], tf.int32)],
         )
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from jest_tf import config as config_lib
 from jest_tf import embeddings, models
@@ -153,13 +154,14 @@ def describe(run: Run | Pretrained) -> file_format.Description:
             f"{tokenizers.WordPieceTokenizer.FILE}, beside {run.name!r}. "
             "Received: none"
         )
-    zeros = tf.zeros([1, *run.image_form.shape], run.image_form.dtype)
+    form = run.image_form
+    zeros = np.zeros([1, *form.shape], form.dtype.as_numpy_dtype)
     return file_format.Description(
         fingerprint=fingerprint(run.learner, *run.settings),
         tokenizer=describe_tokenizer(run.tokenizer),
         preprocessing=str(run.image_form),
         dim=int(run.learner.encode_image(zeros).shape[-1]),
-        scale=float(_on_host(run.learner.log_temperature, tf.exp)),
+        scale=float(_on_host(run.learner.log_temperature, ops.exp)),
         bias=float(_on_host(run.learner.bias)),
         name=run.name,
     )
@@ -194,11 +196,15 @@ def encoder(run: Run | Pretrained, batch_size: int = 256) -> Callable:
     learner, form = run.learner, run.image_form
     images = tf.TensorSpec([batch_size, *form.shape], form.dtype)
     tokens = tf.TensorSpec([batch_size, run.tokenizer.length], tf.int32)
-    encode_image = tf.function(
-        lambda part: learner.encode_image(part, training=False), [images]
+    encode_image = embeddings.standalone(
+        lambda part: learner.encode_image(part, training=False),
+        learner,
+        input_signature=[images],
     )
-    encode_text = tf.function(
-        lambda part: learner.encode_text(part, training=False), [tokens]
+    encode_text = embeddings.standalone(
+        lambda part: learner.encode_text(part, training=False),
+        learner,
+        input_signature=[tokens],
     )
 
     def encode(images, captions):
@@ -211,10 +217,10 @@ def encoder(run: Run | Pretrained, batch_size: int = 256) -> Callable:
     return encode
 
 
-def _on_host(variable, function=tf.identity):
+def _on_host(variable, function=ops.convert_to_tensor):
     """Applies a function to a variable's value, mirrored or not."""
-    with tf.device("CPU:0"):
-        return function(tf.constant(variable.numpy()))
+    with embeddings.on_host():
+        return function(ops.convert_to_tensor(variable.numpy()))
 
 
 def describe_tokenizer(tokenizer: Callable) -> str:
@@ -238,5 +244,6 @@ def _in_batches(encode, values, size):
     for start in range(0, max(1, len(values)), size):
         part = values[start : start + size]
         padding = [(0, size - len(part))] + [(0, 0)] * (values.ndim - 1)
-        parts.append(encode(np.pad(part, padding)).numpy()[: len(part)])
+        encoded = np.asarray(encode(np.pad(part, padding)))
+        parts.append(encoded[: len(part)])
     return np.concatenate(parts)

@@ -145,7 +145,7 @@ class Telemetry:
     def _summarize_live(self, model, step, writer):
         """Summarises the live stages of the last step, by stage number."""
         settings, summaries = model.selection, {}
-        num_replicas = model.distribute_strategy.num_replicas_in_sync
+        num_replicas = model.num_replicas
         for number, stage in enumerate(settings.stages if settings else ()):
             rows = {} if stage.is_stored else model.rows.scored(number)
             if not rows:

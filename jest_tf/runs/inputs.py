@@ -1,11 +1,10 @@
 """The inputs of a run: its examples, its reference, and its stream."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from jest_tf import config as config_lib
 from jest_tf import evaluation, files, models, training
@@ -57,7 +56,7 @@ class Sources(NamedTuple):
 class Inputs(NamedTuple):
     """The inputs of a run, opened and checked; nothing has been written."""
 
-    strategy: tf.distribute.Strategy
+    strategy: Any
     start: loading.Start
     sources: Sources
     held_out: Mapping[str, evaluation.StoreEvaluation]
@@ -66,7 +65,7 @@ class Inputs(NamedTuple):
 def open_inputs(
     config: config_lib.TrainConfig,
     workdir: str,
-    strategy: tf.distribute.Strategy,
+    strategy: Any,
 ) -> Inputs:
     """Opens and checks all that a run reads, and writes missing indexes."""
     if config_lib.STRATEGIES[config.distribution.strategy].is_local:
@@ -120,9 +119,7 @@ def _check_memory(config):
         )
 
 
-def open_sources(
-    config: config_lib.TrainConfig, strategy: tf.distribute.Strategy
-) -> Sources:
+def open_sources(config: config_lib.TrainConfig, strategy: Any) -> Sources:
     """Opens the inputs of a run; loads the reference under `strategy`."""
     for setting, name in config.functions:  # before data is read
         imports.load_function(setting, name)

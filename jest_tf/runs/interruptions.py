@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
-import tensorflow as tf
 
+from jest_tf import distribution
 from jest_tf.runs import directory, steps
 from jest_tf.training import stepper
 
@@ -137,13 +137,14 @@ class FiniteCheck(steps.StepCallback):
         """Finds the variables to check."""
         variables = self.model.trainable_variables
         strategy = self.model.distribute_strategy
-        if isinstance(strategy, tf.distribute.TPUStrategy):
+        if distribution.is_tpu(strategy):
             variables = [weight for weight in variables if not weight.shape]
         self._find = stepper.finder(variables)
 
     def on_train_batch_end(self, batch, logs=None):
         """Checks the metrics of the step and the variables."""
         super().on_train_batch_end(batch, logs)
+        self.model.sync()
         logs = logs or {}
         names = stepper.not_finite(logs) + self._find()
         if names:

@@ -300,7 +300,7 @@ class Ledger(steps.StepCallback):
         self.model.reset_metrics()
         ids = self.model.drawn_ids
         if ids is not None:
-            row["select/digest"] = digest(ids.numpy())
+            row["select/digest"] = digest(np.asarray(ids))
         self._losses.append((step, row["train/loss"]))
         at_chance = is_at_chance(self._config, self._losses)
         if at_chance is not None:
@@ -322,7 +322,7 @@ class Ledger(steps.StepCallback):
         row["seconds"] = round(self._seconds(), 3)
         directory.append(self._workdir, directory.METRICS_FILE, row)
         if ids is not None and self._config.evaluation.log_ids:
-            drawn = {"step": step, "ids": ids.numpy().tolist()}
+            drawn = {"step": step, "ids": np.asarray(ids).tolist()}
             directory.append(self._workdir, directory.DRAWS_FILE, drawn)
         self.log_scalars(step, row)
         self._say_doubt(step, row)

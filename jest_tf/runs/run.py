@@ -166,18 +166,21 @@ def _open(config, workdir, signals, overwrite, stack):
     # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
     tf.random.set_seed(config.seed)
     strategy = distribution.build_strategy(config.distribution)
-    _warn_of_one_cpu(config, strategy)
     if distribution.has_workers(strategy):
         signals.stop_together(distribution.any_worker(strategy))
     opened = inputs.open_inputs(config, workdir, strategy)
     opened = notices.check_data(config, opened)
     provenance.check_data(workdir, opened.sources)
     # After all checks, so that a refusal prints nothing but its own message.
-    progress.say(
-        f"{workdir}: strategy {config.distribution.strategy} on "
-        f"{distribution.describe(strategy)}"
-    )
-    if strategy.extended.should_checkpoint:
+    kind = config.distribution.strategy
+    devices = distribution.describe(strategy)
+    if (kind, devices) == ("mirrored", "CPU:0"):
+        progress.say(
+            f"warning: `distribution.strategy={kind}` found no GPU: the run "
+            "uses one CPU"
+        )
+    progress.say(f"{workdir}: strategy {kind} on {devices}")
+    if distribution.writes(strategy):
         output = stack.enter_context(provenance.claimed(workdir, config))
         if overwrite:
             checkpoints_lib.begin_anew(output)
@@ -189,17 +192,6 @@ def _open(config, workdir, signals, overwrite, stack):
     )
     started = time.monotonic()
     return _Run(config, workdir, output, signals, opened, tokenizer, started)
-
-
-def _warn_of_one_cpu(config, strategy):
-    if not isinstance(strategy, tf.distribute.MirroredStrategy):
-        return
-    devices = strategy.extended.worker_devices
-    if len(devices) == 1 and "CPU" in devices[0]:
-        progress.say(
-            "warning: `distribution.strategy=mirrored` found no GPU: the run "
-            "uses one CPU"
-        )
 
 
 def _build(run):
@@ -403,7 +395,7 @@ def _fit(run, model, part, callbacks):
         if callbacks.checkpoints.step > start_step:
             callbacks.checkpoints.save()
         raise
-    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+    except distribution.LOST_WORKER as error:
         part.faults.check()
         if not distribution.has_workers(run.opened.strategy):
             raise

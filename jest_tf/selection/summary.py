@@ -120,7 +120,7 @@ def quantities(losses: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"learnability": learnability} | values
 
 
-@embeddings.compiled  # many small operations
+@embeddings.standalone  # many small operations
 def _other_rows(own_score, seed, size, gain, num_quotas):
     """Returns the rows of an independent and a uniform draw, int32 `[size]`."""
     return {

@@ -46,6 +46,9 @@ class Trainer(Protocol):
     def steps_done(self) -> int:
         """Reads the number of steps so far, also while a step is traced."""
 
+    def sync(self) -> None:
+        """Gives the model's variables the values of the last step."""
+
     def check_placed(self, name: str, model: Any) -> None:
         """Raises ValueError if the replicas can't run `model`."""
 

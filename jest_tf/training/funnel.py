@@ -131,8 +131,6 @@ class Funnel:
         ]
         if sidecars is None and not needed:
             return None
-        if needed:
-            embeddings.check_backend("A stored stage")
         setting = f"`selection.stages.{needed[0]}`" if needed else "`sidecars`"
         if self.store is None:
             raise ValueError(

@@ -108,12 +108,7 @@ class Trainer(keras_fit.Averages):
 
         `frozen` are `frozen_values()`.
         """
-        groups = (
-            self.trainable_variables,
-            self.non_trainable_variables,
-            self.optimizer.variables,
-            self.metrics_variables,
-        )
+        groups = self._state
         devices = collectives_jax.mesh()
 
         def on_replica(state, frozen, super_batch):
@@ -123,6 +118,13 @@ class Trainer(keras_fit.Averages):
                 collectives_jax.running(devices) as replicas,
                 _scope((*groups, self._frozen), (*values, zeros, frozen)) as on,
             ):
+                self.stepper.note_specs(
+                    segment,
+                    jax.tree.map(
+                        lambda rows: tf.TensorSpec(rows.shape, rows.dtype),
+                        super_batch,
+                    ),
+                )
                 equal, rows = self.stepper.run(
                     super_batch, segment, self.gather_rows is not None
                 )
@@ -150,6 +152,41 @@ class Trainer(keras_fit.Averages):
             return on_replica
         return jax.jit(on_replica, donate_argnums=0)
 
+    def trace(self, dataset):
+        """Traces each kind of step of the plan on a dataset, and runs none."""
+        spec, kinds = distribution.in_halves(dataset).element_spec, {}
+        for segment in self.stepper.plan:
+            kinds.setdefault(segment.step_kind, segment)
+
+        def shaped(values):
+            return tf.nest.map_structure(
+                lambda value: jax.ShapeDtypeStruct(
+                    tuple(value.shape), tf.as_dtype(value.dtype).as_numpy_dtype
+                ),
+                values,
+            )
+
+        state = [
+            [variable.value for variable in group] for group in self._state
+        ]
+        for segment in kinds.values():
+            jax.eval_shape(
+                self.compiled_step(segment),
+                shaped(state),
+                shaped(self.frozen_values()),
+                shaped(spec),
+            )
+
+    @property
+    def _state(self):
+        """The variables of a step by group, as Keras passes them."""
+        return (
+            self.trainable_variables,
+            self.non_trainable_variables,
+            self.optimizer.variables,
+            self.metrics_variables,
+        )
+
     def _read_logs(self, metrics):
         """Returns results of the metrics shown, from values of variables."""
         values = dict(
@@ -174,8 +211,12 @@ class Trainer(keras_fit.Averages):
         """Reads the number of steps so far."""
         return int(self.optimizer.iterations.value)
 
+    def sync(self):
+        """Gives the variables their values, which Keras holds within `fit`."""
+        self.jax_state_sync()
+
     def _exchange_average(self):
-        self.jax_state_sync()  # within `fit`, variables have no values
+        self.sync()
         super()._exchange_average()
 
     def check_placed(self, name, model):

@@ -93,6 +93,9 @@ class Trainer(keras_fit.TrainerHooks):
             counter = tf.convert_to_tensor(self.optimizer.iterations.value)
             return int(counter.numpy())
 
+    def sync(self):
+        """Does nothing: steps change the variables themselves."""
+
     def check_placed(self, name, model):
         """Raises ValueError unless `model` was made in the strategy's scope."""
         keras_fit.check_placed(name, model, self.distribute_strategy)

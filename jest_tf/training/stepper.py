@@ -7,6 +7,7 @@ to step, and keeps what steps return. The loop itself is each backend's own
 
 import dataclasses
 import re
+import types
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
@@ -69,13 +70,15 @@ def finder(variables: Sequence[keras.Variable]) -> Callable[[], list[str]]:
         if tf.as_dtype(variable.dtype).is_floating
     ]
 
-    @tf.function
     def are_finite():
-        values = [tf.convert_to_tensor(variable) for variable in watched]
-        return ops.stack([tf.reduce_all(tf.math.is_finite(x)) for x in values])
+        values = map(embeddings_lib.read, watched)
+        return ops.stack([ops.all(ops.isfinite(value)) for value in values])
+
+    model = types.SimpleNamespace(variables=watched)
+    compiled = embeddings_lib.standalone(are_finite, model)
 
     def find():
-        flags = are_finite().numpy() if watched else ()
+        flags = np.asarray(compiled()) if watched else ()
         return [
             variable.path
             for variable, is_finite in zip(watched, flags, strict=True)
@@ -207,7 +210,6 @@ class Stepper:
 
     def count_flops(self, num_replicas: int) -> dict:
         """Returns `flops.count_step` of the steps traced, by `step_kind`."""
-        embeddings_lib.check_backend("`step_flops`")
         for kind, (segment, super_batch) in self._specs.items():
             if kind not in self._flops:
                 step = dataclasses.replace(self.step, segment=segment)

@@ -1,0 +1,185 @@
+"""The devices of a run on Keras' JAX backend: the functions of `strategy.py`.
+
+A run's devices are those of `keras.distribution`. Every process runs the same
+command; JAX joins them.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import keras
+import numpy as np
+import tensorflow as tf
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jest_tf import config as config_lib
+from jest_tf import embeddings
+from jest_tf.distribution import cluster, collectives_jax
+
+# Seconds without a sign of life after which JAX ends the other processes.
+_HEARTBEAT = 30
+# Raised where another process cannot be reached.
+LOST_WORKER = (jax.errors.JaxRuntimeError,)
+
+
+class Devices(NamedTuple):
+    """The devices that share a run's steps.
+
+    Its methods are those of a `tf.distribute.Strategy` that a run uses.
+    """
+
+    num_replicas_in_sync: int = 1
+
+    def scope(self):
+        """Context manager; models may be made anywhere."""
+        return contextlib.nullcontext()
+
+
+def one_device() -> Devices:
+    """Returns the strategy of the device that JAX picks."""
+    return Devices()
+
+
+def build_strategy(settings: config_lib.DistributionConfig) -> Devices:
+    """Sets the devices of `settings`, before JAX runs anything.
+
+    "default" is the first device of this process, "mirrored" takes all of this
+    process, and the others those of all processes.
+    """
+    if settings.virtual_devices:
+        _split_cpu(settings.virtual_devices)
+    if not config_lib.STRATEGIES[settings.strategy].is_local:
+        _join_processes(settings)
+    devices = jax.devices()
+    if settings.strategy == "default":
+        devices = devices[:1]
+    if len(devices) == 1:
+        keras.distribution.set_distribution(None)
+        return Devices()
+    mesh = keras.distribution.DeviceMesh(
+        (len(devices),), ["batch"], _names(devices)
+    )
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(mesh, auto_shard_dataset=False)
+    )
+    return Devices(len(devices))
+
+
+def distribute(
+    strategy: Devices, super_batches: Callable[[int, int], tf.data.Dataset]
+) -> tf.data.Dataset:
+    """Builds the dataset for `fit`; see `strategy.distribute`."""
+    del strategy  # Keras shares a process's rows out
+    return super_batches(jax.process_index(), jax.process_count())
+
+
+def spread(strategy: Devices, function: Callable, model) -> Callable:
+    """Compiles `function`, row by row, to run on every device's share.
+
+    Arguments and results are as in `strategy.spread`.
+    """
+    run = embeddings.standalone(function, model)
+    mesh = collectives_jax.mesh() if strategy.num_replicas_in_sync > 1 else None
+    if mesh is None or has_workers(strategy):
+        return run
+    shares = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+    return lambda rows: run(jax.device_put(np.asarray(rows), shares))
+
+
+def describe(strategy: Devices) -> str:
+    """Returns a readable list of the devices of this process."""
+    devices = jax.local_devices()
+    if strategy.num_replicas_in_sync == 1:
+        devices = devices[:1]
+    kinds = {device.device_kind for device in devices}
+    text = ", ".join(
+        f"{device.platform.upper()}:{device.local_hardware_id or number}"
+        for number, device in enumerate(devices)
+    )
+    if kinds := kinds - {"cpu"}:
+        text += f" ({', '.join(sorted(kinds))})"
+    if strategy.num_replicas_in_sync > len(devices):  # of all processes
+        text += f", of {strategy.num_replicas_in_sync} replicas"
+    return text
+
+
+def has_workers(strategy: Devices) -> bool:
+    """Returns whether several processes train together."""
+    return strategy.num_replicas_in_sync > 1 and jax.process_count() > 1
+
+
+def any_worker(strategy: Devices) -> Callable[[bool], bool]:
+    """Returns a function that tells whether any process passes true."""
+    del strategy
+
+    def any_wish(wish):
+        wishes = multihost_utils.process_allgather(np.int32(wish))
+        return bool(np.any(wishes))
+
+    return any_wish
+
+
+def is_tpu(strategy: Devices) -> bool:
+    """Returns whether the devices are TPUs."""
+    del strategy
+    return jax.default_backend() == "tpu"
+
+
+def writes(strategy: Devices) -> bool:
+    """Returns whether this process writes the run directory."""
+    return not has_workers(strategy) or jax.process_index() == 0
+
+
+def _names(devices):
+    return [f"{device.platform}:{device.id}" for device in devices]
+
+
+def _join_processes(settings):
+    if jax.distributed.is_initialized():
+        return
+    options = {"heartbeat_timeout_seconds": _HEARTBEAT}
+    if settings.strategy == "multi_worker_mirrored":
+        workers, number = cluster.workers()
+        options |= {
+            "coordinator_address": workers[0],
+            "num_processes": len(workers),
+            "process_id": number,
+        }
+    elif settings.tpu != "local":
+        raise ValueError(
+            "`distribution.tpu` must be 'local' on Keras' JAX backend, where "
+            "the same command runs on every host of a slice. Received: "
+            f"{settings.tpu!r}"
+        )
+    cluster.bypass_proxy()
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"`distribution.strategy={settings.strategy!r}` can't be built: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    if settings.strategy == "tpu" and jax.default_backend() != "tpu":
+        raise ValueError(
+            "`distribution.strategy='tpu'` needs a TPU on this machine; "
+            "docs/tpu.md has what it takes. Received: "
+            f"{jax.default_backend()!r}"
+        )
+
+
+def _split_cpu(parts):
+    if jax.config.jax_num_cpu_devices == parts:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", parts)
+    except RuntimeError as error:
+        found = len(jax.local_devices())
+        if found == parts:
+            return
+        raise ValueError(
+            "`distribution.virtual_devices` must be set before JAX runs "
+            f"anything. Received: {parts}, after it had started with {found}"
+        ) from error
