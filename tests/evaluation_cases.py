@@ -2,6 +2,7 @@
 
 import shard_files
 import tensorflow as tf
+from keras import ops
 
 
 class Oracle:
@@ -17,11 +18,11 @@ class Oracle:
     def encode_image(self, images, training):
         self.traces += 1
         assert training is False
-        return tf.one_hot(tf.cast(images[:, 0, 0, 0], tf.int32), 16)
+        return ops.one_hot(ops.cast(images[:, 0, 0, 0], "int32"), 16)
 
     def encode_text(self, tokens, training):
         assert training is False
-        return tf.one_hot(tokens[:, 0], 16)
+        return ops.one_hot(tokens[:, 0], 16)
 
 
 def number_of(captions):

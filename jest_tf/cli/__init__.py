@@ -8,6 +8,7 @@ import argparse
 import gc
 import importlib
 import os
+import platform
 import re
 import sys
 import traceback
@@ -17,6 +18,8 @@ from jest_tf import files
 from jest_tf.config import checks, imports, overrides
 from jest_tf.files import disks
 
+# The exit code of `runs.interruptions.Preempted`.
+_AGAIN = 75
 # Flags that name a run or a `.keras` file.
 _NAMING_RUNS = ("workdir", "model", "reference")
 COMMANDS = (
@@ -55,6 +58,11 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     # TensorFlow and Keras read these when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    # JAX compiles a step for minutes; a second run takes it from this cache.
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = os.path.join(cache, "jest_tf", f"jax-{platform.node()}")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**32))
     # A page of `files/remote.py`, and the byte before it.
     os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**20 + 1))
     thresholds = gc.get_threshold()
@@ -89,6 +97,25 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
         # An error's frames hold tf.data iterators, whose threads keep the
         # process from ending. They can be freed once the handler has been left.
         gc.collect()
+        _leave_workers(code)
+    sys.exit(code)
+
+
+def _leave_workers(code):
+    """Ends a process of several on JAX that has failed.
+
+    At its exit, JAX would wait for the others, which wait for this one.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        return
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    if code != _AGAIN:  # then all stop together
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -6,6 +6,7 @@ docs/models.md shows how to load each.
 """
 
 import argparse
+import os
 
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import imports
@@ -39,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Writes the export and prints where."""
+    # JAX makes neither format. A run's files are the same on both backends.
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     from jest_tf import inference
     from jest_tf.runs import loading
 

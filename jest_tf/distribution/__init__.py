@@ -25,6 +25,7 @@ if ON_TENSORFLOW:
         describe,
         distribute,
         one_device,
+        peak_memory,
         spread,
         writes,
     )
@@ -43,6 +44,7 @@ else:
         has_workers,
         is_tpu,
         one_device,
+        peak_memory,
         spread,
         writes,
     )
@@ -61,6 +63,7 @@ __all__ = [
     "is_tpu",
     "join_halves",
     "one_device",
+    "peak_memory",
     "replica_id",
     "spread",
     "writes",

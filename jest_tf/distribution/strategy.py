@@ -40,6 +40,18 @@ def one_device() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
+def peak_memory() -> list[int]:
+    """Returns peak bytes in use of the devices that report them."""
+    peaks = []
+    for device in tf.config.list_logical_devices():
+        name = device.name.rpartition("device:")[2]
+        if name.startswith("CPU"):
+            continue
+        with contextlib.suppress(ValueError, tf.errors.OpError):
+            peaks.append(tf.config.experimental.get_memory_info(name)["peak"])
+    return peaks
+
+
 def writes(strategy: tf.distribute.Strategy) -> bool:
     """Returns whether this process writes the run directory."""
     return strategy.extended.should_checkpoint

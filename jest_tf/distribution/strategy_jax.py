@@ -5,6 +5,7 @@ command; JAX joins them.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -128,6 +129,13 @@ def is_tpu(strategy: Devices) -> bool:
     return jax.default_backend() == "tpu"
 
 
+def peak_memory() -> list[int]:
+    """Returns peak bytes in use of the devices that report them."""
+    found = [device.memory_stats() or {} for device in jax.local_devices()]
+    key = "peak_bytes_in_use"
+    return [stats[key] for stats in found if key in stats]
+
+
 def writes(strategy: Devices) -> bool:
     """Returns whether this process writes the run directory."""
     return not has_workers(strategy) or jax.process_index() == 0
@@ -155,6 +163,8 @@ def _join_processes(settings):
             f"{settings.tpu!r}"
         )
     cluster.bypass_proxy()
+    # It warns of proxies, which are bypassed.
+    logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:

@@ -114,4 +114,4 @@ def class_embeddings(
     embeddings = np.asarray(encode_text(texts))
     # [C * prompts, D] -> [C, D]
     mean = embeddings.reshape(len(class_names), len(prompts), -1).mean(axis=1)
-    return models.unit_norm(mean).numpy()
+    return np.asarray(models.unit_norm(mean))

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import files
+from jest_tf import embeddings, files
 from jest_tf.data import images as images_lib
 from jest_tf.data import tokenizers
 from jest_tf.inference import embedder as embedder_lib
@@ -164,6 +164,7 @@ def _specs(embedder):
 
 
 def _check_keras(embedder):
+    embeddings.check_backend("An export")
     if not isinstance(embedder.learner, keras.Model):
         raise ValueError(
             "An export needs a Keras model, but `hf:` models run in PyTorch: "

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
-from jest_tf import files
+from jest_tf import embeddings, files
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
 
@@ -149,8 +150,10 @@ class TwoTower:
     def __init__(self, torch, model):
         self._torch = torch
         self._model = model
-        self.log_temperature = tf.constant(_number(model.logit_scale))
-        self.bias = tf.constant(_number(getattr(model, "logit_bias", 0.0)))
+        self.log_temperature = ops.convert_to_tensor(_number(model.logit_scale))
+        self.bias = ops.convert_to_tensor(
+            _number(getattr(model, "logit_bias", 0.0))
+        )
         self.weights = self.trainable_weights = [
             types.SimpleNamespace(
                 name=name, shape=tuple(value.shape), numpy=value.numpy
@@ -164,7 +167,7 @@ class TwoTower:
         return Embeddings(
             self.encode_image(batch["image"]),
             self.encode_text(batch["text"]),
-            tf.exp(self.log_temperature),
+            ops.exp(self.log_temperature),
             self.bias,
         )
 
@@ -197,8 +200,9 @@ class TwoTower:
                     embedded / embedded.norm(p=2, dim=-1, keepdim=True)
                 ).numpy()
 
-        embedded = tf.numpy_function(call, [values], tf.float32, stateful=False)
-        return tf.ensure_shape(embedded, [values.shape[0], self._dim])
+        return embeddings.call_numpy(
+            call, values, (*values.shape[:1], self._dim)
+        )
 
     @property
     def _dim(self):

@@ -21,7 +21,7 @@ import zipfile
 import keras
 import tensorflow as tf
 
-from jest_tf import embeddings, files
+from jest_tf import files
 from jest_tf.config import checks, imports
 from jest_tf.data import images, tokenizers
 from jest_tf.models import hugging_face, reference, two_tower
@@ -111,8 +111,6 @@ def load(name: str) -> reference.Pretrained:
         model.learner.encode_text(tokens)  # [1, 768], of unit length
         ```
     """
-    if name.startswith(hugging_face.PREFIX):
-        embeddings.check_backend("A model of Hugging Face")
     check(name)
     if name.endswith(KERAS):
         return _read_keras_file(name)

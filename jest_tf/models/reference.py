@@ -220,7 +220,7 @@ def encoder(run: Run | Pretrained, batch_size: int = 256) -> Callable:
 def _on_host(variable, function=ops.convert_to_tensor):
     """Applies a function to a variable's value, mirrored or not."""
     with embeddings.on_host():
-        return function(ops.convert_to_tensor(variable.numpy()))
+        return function(ops.convert_to_tensor(np.asarray(variable)))
 
 
 def describe_tokenizer(tokenizer: Callable) -> str:

@@ -179,7 +179,7 @@ class ChoiceTest(stored_cases.StoredTestCase):
         _, draws = self.by_hand(stages, 1)
         for number, (drawn, rows) in draws.items():
             entry, reference = found[number], rows["reference"]
-            kept = drawn.indices.numpy()
+            kept = drawn.indices
             size, passed = len(rows["position"]), len(kept)
             self.assertEqual(
                 (entry["rows_in"], entry["rows_out"]), (size, passed)

@@ -1,6 +1,7 @@
 """The encoder: what is computed, by which replica, and how often."""
 
 import lockstep
+import pytest
 import tensorflow as tf
 import tiny
 
@@ -22,6 +23,7 @@ class EncoderTest(tf.test.TestCase):
             learner, tokenizer, tiny.IMAGE_SIZE, 4, strategy
         )
 
+    @pytest.mark.tensorflow
     def test_replicas_share_a_batch_and_find_what_one_finds(self):
         alone = self.encoder(tiny.learner())
         texts = ["a b", "c", "d e", "f", "g"]
@@ -35,7 +37,7 @@ class EncoderTest(tf.test.TestCase):
                 seen.add(rows.shape[0])
                 return rows
 
-            spread = distribution.spread(strategy, watch)
+            spread = distribution.spread(strategy, watch, None)
             self.assertAllEqual(spread(tf.range(6)), tf.range(6))
             self.assertEqual(seen, {6 // count})
             found = encoder.images(self.store)

@@ -178,7 +178,7 @@ class FollowTestCase(tf.test.TestCase):
             model = types.SimpleNamespace(
                 selection=run.selection,
                 rows=report,
-                distribute_strategy=tf.distribute.get_strategy(),
+                num_replicas=1,
             )
             numbers = self.telemetry.follow(
                 model, first, is_logged, self.writer

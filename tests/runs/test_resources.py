@@ -4,6 +4,7 @@ import types
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from jest_tf.runs import resources
@@ -20,6 +21,7 @@ class MemoryTest(tf.test.TestCase):
         del held
         self.assertGreaterEqual(resources.peak_memory()[name], after)
 
+    @pytest.mark.tensorflow
     def test_of_devices_that_tell_the_fullest_is_told(self):
         peaks = {"GPU:0": 5, "GPU:1": 7}
         real = tf.config.experimental.get_memory_info

@@ -34,7 +34,8 @@ class Worker:
         ]
         self._process = subprocess.Popen(
             command,
-            env=subprocesses.environment(**environment),
+            # Without the virtual devices of tests on JAX.
+            env=subprocesses.environment(XLA_FLAGS="", **environment),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -54,13 +55,13 @@ class Worker:
         return self._process.returncode, said
 
 
-@pytest.mark.slow
 def last_logged(workdir):
     """The last step in the log; 0 without any."""
     rows = directory.read_rows(workdir, directory.METRICS_FILE)
     return rows[-1]["step"] if rows else 0
 
 
+@pytest.mark.slow
 class RunsTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
