@@ -13,7 +13,7 @@ from jest_tf.data import known_images, pipeline, reader, stored_stages
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.stores import shards
-from jest_tf.models import reference
+from jest_tf.models import first_weights, reference
 from jest_tf.runs import bootstrap, directory, loading, progress, resources
 from jest_tf.selection import summary
 
@@ -95,7 +95,7 @@ def build_model(
 ) -> training.JESTModel:
     """Builds the model of a run, with its first weights."""
     restarts = directory.restarts(workdir)
-    with opened.strategy.scope():
+    with opened.strategy.scope(), first_weights.by_tensorflow():
         learner = opened.start.build(vocabulary_size)
         check_widths(config, opened.sources, learner)
         return training.build_model(config, learner, restarts=restarts)

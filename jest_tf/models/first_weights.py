@@ -1,0 +1,46 @@
+"""First weights of a run, equal on both backends."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from unittest import mock
+
+import keras
+import tensorflow as tf
+from keras.src import backend  # has the functions that initializers call
+
+from jest_tf.embeddings import ON_TENSORFLOW
+
+_DRAWS = {
+    "normal": tf.random.stateless_normal,
+    "truncated_normal": tf.random.stateless_truncated_normal,
+    "uniform": tf.random.stateless_uniform,
+}
+
+
+@contextlib.contextmanager
+def by_tensorflow() -> Iterator[None]:
+    """Context manager in which Keras' initializers draw TensorFlow's numbers.
+
+    On JAX, Keras would draw others from the same seed, and a run would begin
+    elsewhere. Initializers without a seed of their own are unchanged.
+    """
+    if ON_TENSORFLOW:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for name, draw in _DRAWS.items():
+            ours = functools.partial(_draw, getattr(backend.random, name), draw)
+            stack.enter_context(mock.patch.object(backend.random, name, ours))
+        yield
+
+
+def _draw(theirs, draw, shape, *args, seed=None, dtype=None, **kwargs):
+    if not isinstance(seed, int):
+        return theirs(shape, *args, seed=seed, dtype=dtype, **kwargs)
+    dtype = dtype or keras.config.floatx()
+    # Seeds as Keras makes them on TensorFlow.
+    seed = [seed % (tf.int32.max - 1), 0]
+    with tf.device("CPU:0"):
+        drawn = draw(shape, seed, *args, dtype=dtype, **kwargs)
+    return keras.ops.convert_to_tensor(drawn.numpy())
