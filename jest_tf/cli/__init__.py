@@ -23,8 +23,8 @@ _AGAIN = 75
 # Flags that name a run or a `.keras` file.
 _NAMING_RUNS = ("workdir", "model", "reference")
 COMMANDS = (
-    *("train", "embed", "evaluate", "curate", "advise", "page", "export"),
-    "worker",
+    *("train", "embed", "evaluate", "curate", "advise", "page"),
+    "export",
 )
 
 

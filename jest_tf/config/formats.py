@@ -49,6 +49,7 @@ FORMATS = {
             "checkpoint.keep_best": "",
             "checkpoint.on_non_finite": "stop",
             "distribution.steps_per_execution": 1,
+            "distribution.tpu": "local",
             "distribution.jit_compile": False,
         },
     ),

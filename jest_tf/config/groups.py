@@ -373,16 +373,15 @@ class DistributionConfig(Checked, path="distribution"):
     """The devices of a run.
 
     Attributes:
-        strategy: "default" (the device that TensorFlow picks), "mirrored" (all
-            GPUs of this machine), "multi_worker_mirrored" (those of all
-            machines in TF_CONFIG) or "tpu".
-        tpu: name or address of the TPU; "local" is this machine's.
+        strategy: "default" (the first device), "mirrored" (all GPUs of this
+            machine), "multi_worker_mirrored" (those of all machines in
+            TF_CONFIG) or "tpu" (this machine's TPU; on Keras' JAX backend those
+            of all hosts of a slice).
         virtual_devices: number of devices to split the CPU into. None does not
             split it.
     """
 
     strategy: Annotated[str, among(*STRATEGIES)] = "default"
-    tpu: str = "local"
     virtual_devices: Annotated[int, within("[1, 256]")] | None = None
 
     def __post_init__(self):

@@ -6,7 +6,6 @@ On Keras' JAX backend, `strategy_jax` and `collectives_jax` take the places of
 the first two.
 """
 
-from jest_tf.distribution.cluster import bypass_proxy
 from jest_tf.distribution.halves import in_halves, join_halves
 from jest_tf.embeddings import ON_TENSORFLOW
 
@@ -54,7 +53,6 @@ __all__ = [
     "Replicas",
     "any_worker",
     "build_strategy",
-    "bypass_proxy",
     "current",
     "describe",
     "distribute",

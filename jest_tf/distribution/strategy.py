@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import socket
 from collections.abc import Callable
 
 import keras
@@ -80,25 +79,20 @@ def _multi_worker_mirrored(
 
 
 def _tpu(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
-    """Returns a strategy over the cores of a TPU."""
-    way_out = "; docs/tpu.md has what a TPU needs"
-    with _explained(settings, f" at {settings.tpu!r}", way_out):
-        if settings.tpu in ("", "local"):
-            return _make_by_model_garden(settings)
-        resolver = connect(settings.tpu)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-        return tf.distribute.TPUStrategy(resolver)
+    """Returns a strategy over the cores of this machine's TPU."""
+    with _explained(settings, "; docs/tpu.md has what a TPU needs"):
+        return _make_by_model_garden(settings)
 
 
 @contextlib.contextmanager
-def _explained(settings, place="", way_out=""):
+def _explained(settings, way_out=""):
     """Raises ValueError for the errors of devices that are not there."""
     try:
         yield
     except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"`distribution.strategy={settings.strategy!r}` can't be built"
-            f"{place}: {str(error).strip().splitlines()[0]}{way_out}"
+            f": {str(error).strip().splitlines()[0]}{way_out}"
         ) from error
 
 
@@ -109,36 +103,8 @@ def _make_by_model_garden(settings):
     return distribute_utils.get_distribution_strategy(
         settings.strategy,
         num_gpus=len(tf.config.list_physical_devices("GPU")),
-        tpu_address=settings.tpu,
+        tpu_address="local",
     )
-
-
-def connect(tpu: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
-    """Connects to the servers of a TPU's hosts, and adds all their devices.
-
-    By default, TensorFlow gives the hosts the address "localhost" for this
-    process, which works only on the same machine. Python ops of their datasets
-    call the process back, so they get its address in their network.
-
-    Args:
-        tpu: as `DistributionConfig.tpu`, except for "local".
-    """
-    cluster.bypass_proxy()
-    make = functools.partial(
-        tf.distribute.cluster_resolver.TPUClusterResolver, tpu
-    )
-    host, port = make().cluster_spec().task_address("worker", 0).split(":")
-    # Nothing is sent; the system chooses the address to send from.
-    with socket.socket(type=socket.SOCK_DGRAM) as towards:
-        towards.connect((host, int(port)))
-        address, _ = towards.getsockname()
-    with socket.create_server(("", 0)) as free:
-        _, port = free.getsockname()
-    resolver = make(
-        coordinator_name="localhost", coordinator_address=f"{address}:{port}"
-    )
-    tf.config.experimental_connect_to_cluster(resolver)
-    return resolver
 
 
 def distribute(

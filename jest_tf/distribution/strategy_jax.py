@@ -156,12 +156,6 @@ def _join_processes(settings):
             "num_processes": len(workers),
             "process_id": number,
         }
-    elif settings.tpu != "local":
-        raise ValueError(
-            "`distribution.tpu` must be 'local' on Keras' JAX backend, where "
-            "the same command runs on every host of a slice. Received: "
-            f"{settings.tpu!r}"
-        )
     cluster.bypass_proxy()
     # It warns of proxies, which are bypassed.
     logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)
