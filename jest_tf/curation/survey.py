@@ -166,11 +166,17 @@ def read(sidecars, rows):
     )
 
 
-def blocks(sidecars: Sidecars) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields the rows so far, then rows and images as of `read`, by block."""
-    for start in range(0, len(sidecars), _BLOCK):
-        stop = min(start + _BLOCK, len(sidecars))
-        rows, image, _ = read(sidecars, np.arange(start, stop))
+def blocks(
+    sidecars: Sidecars, start: int = 0, end: int | None = None
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields the end of a block, then its rows and images as of `read`.
+
+    The blocks have the rows from `start` to `end`, None for the last.
+    """
+    end = len(sidecars) if end is None else end
+    for first in range(start, end, _BLOCK):
+        stop = min(first + _BLOCK, end)
+        rows, image, _ = read(sidecars, np.arange(first, stop))
         yield stop, rows, image
 
 

@@ -45,7 +45,7 @@ def measure_slices(
     columns = slices_lib.read_columns(opened, fields)
     with encoder.fixed():
         return {
-            name: evaluation.measure_slices(store, store.embed(encoder), each)
+            name: slices_lib.measure_slices(store, store.embed(encoder), each)
             for (name, store), each in zip(stores.items(), columns, strict=True)
         }
 

@@ -207,7 +207,7 @@ class PageTest(tf.test.TestCase):
             expected.append((abs(after - before), (*row, after / before)))
         page = pathlib.Path(path).read_text("utf-8")
         found = re.findall(
-            r"<td class=\"text\">(brand=\w+)</td><td>(\d+)</td><td>(.*?)</td>"
+            r"<td>(brand=\w+)</td><td>(\d+)</td><td>(.*?)</td>"
             r"\s*<td>(\d+)</td><td>(.*?)</td>\s*<td>.* to .*</td>"
             r"<td>(.*?)</td>",
             page,
