@@ -155,7 +155,6 @@ def _slices(workdir, config, fields):
     """
     first = _sources(config)
     store = first.store
-    (columns,) = slices.read_columns([store], fields)
 
     @functools.cache
     def order_at(step):
@@ -172,7 +171,9 @@ def _slices(workdir, config, fields):
         size = segment.sizes[0]
         positions = np.arange(number * size, (number + 1) * size)
         rows = order_at(segment.reference or 0).rows(positions)
-        kept = np.isin(store.ids(rows), row["ids"])
+        with directory.as_written(workdir, directory.DRAWS_FILE, ValueError):
+            trained = np.array(row["ids"], np.int64)
+        kept = np.isin(store.ids(rows), trained)
         for each, some in zip(counts, (rows, rows[kept]), strict=True):
             np.add.at(each, some, 1)
         steps += 1
@@ -182,10 +183,13 @@ def _slices(workdir, config, fields):
             "`evaluation.log_ids=true`. Received: no scored step in "
             f"{directory.path(workdir, directory.DRAWS_FILE)}"
         )
+    (columns,) = slices.read_columns([store], fields)
     totals, found = counts.sum(1).tolist(), []
     for field, column in columns.items():
         names, members = slices.find_members(column)
-        of_slices = (np.bincount(members, each).astype(int) for each in counts)
+        of_slices = (
+            np.bincount(members, each).astype(int).tolist() for each in counts
+        )
         for name, offered, kept in zip(names, *of_slices, strict=True):
             if offered:
                 share = offered / totals[0]
