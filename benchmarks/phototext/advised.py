@@ -41,18 +41,21 @@ def main(arguments=None):
         best = found.rows[np.argsort(-found.pool)]
         best = best[: len(best) // found.candidates]
         low, high = found.matched.low, found.matched.high
+        alike = min(1.0, found.pool.mean() / found.curated.mean())
         rows.append(
             (
                 f"{level} %",
                 f"{clean.mean():.2f}",
                 f"{found.matched.mean:.2f} [{low:.2f}, {high:.2f}]",
+                f"{alike:.2f}",
                 found.candidates,
                 f"{found.chosen:.2f}",
                 f"{clean[best].mean():.2f}",
                 f"{found.cut:.2f}",
             )
         )
-    columns = "moved", "matched, by labels", "matched, estimated", "candidates"
+    columns = "moved", "matched, by labels", "matched, estimated"
+    columns += "with equal counts", "candidates"
     columns += "matched of the choice, expected", "by labels", "cosine, cut"
     print(report.table(columns, rows))
 
