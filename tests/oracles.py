@@ -248,13 +248,3 @@ def row_at(num_records, seed, position):
     if num_records > 1 and value < 2 and key & 1:
         value = 1 - value
     return value
-
-
-def average_ranks(values):
-    """1 for the smallest; equal values get the mean of their places."""
-    return np.array(
-        [
-            1 + np.sum(values < value) + (np.sum(values == value) - 1) / 2
-            for value in values
-        ]
-    )

@@ -145,7 +145,8 @@ MODELS = (
     ),
     (
         f"JEST {MODEL}=$/run reference.sidecar_dir=$/folder",
-        "No sidecar of .*pool-00000.tfrecord",
+        "No sidecar of .*pool-00000.tfrecord.*`jest-tf embed --model .*/run "
+        "--trust --data .*` writes missing ones",
     ),
     (f"JEST {MODEL}=none", f"in live stages, set `{MODEL}`"),
     (f"JEST {MODEL}=/nowhere --dry-run", f"`{MODEL}` must be"),

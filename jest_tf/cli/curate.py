@@ -78,8 +78,6 @@ def run(flags: argparse.Namespace) -> None:
 
 def _left_out(flags, model, sidecars):
     """The records to leave out, bool [n]; None without `--distinct`."""
-    import numpy as np
-
     from jest_tf import files
     from jest_tf.curation import repeats
     from jest_tf.runs import progress
@@ -98,28 +96,33 @@ def _left_out(flags, model, sidecars):
         tests = flags_lib.open_sidecars(
             test_store, model, flags.sidecar_dir, like=sidecars
         )
-    found = repeats.find(
-        sidecars,
-        flags.distinct,
-        tests,
-        progress.Progress("comparing", "images"),
-    )
-    lines = ["of,row,id,pool_row,pool_id,cosine"]
-    for name, pairs, of in (
-        ("pool", found.within, store),
-        ("tests", found.of_tests, tests and tests.store),
-    ):
-        if len(pairs.rows):
-            ids = of.ids(pairs.rows), store.ids(pairs.others)
-            columns = pairs.rows, ids[0], pairs.others, ids[1]
-            for *numbers, cosine in zip(*columns, pairs.cosines, strict=True):
-                words = ",".join(map(str, numbers))
-                lines.append(f"{name},{words},{cosine:.4f}")
     path = os.path.join(flags.output, "near.csv")
-    files.write_whole(path, ("\n".join(lines) + "\n").encode())
-    leaked = len(np.unique(found.of_tests.others))
+    with (
+        files.written_whole(path) as partial,
+        open(partial, "w", encoding="utf-8") as file,
+    ):
+        file.write("of,row,id,pool_row,pool_id,cosine\n")
+
+        def write(queries, pairs):
+            name = "pool" if queries is sidecars else "tests"
+            ids = queries.store.ids(pairs.rows), store.ids(pairs.others)
+            columns = pairs.rows, ids[0], pairs.others, ids[1], pairs.cosines
+            file.writelines(
+                f"{name},{row},{key},{other},{other_key},{cosine:.4f}\n"
+                for row, key, other, other_key, cosine in zip(
+                    *columns, strict=True
+                )
+            )
+
+        found = repeats.find(
+            sidecars,
+            flags.distinct,
+            tests,
+            report=write,
+            progress=progress.Progress("comparing", "images"),
+        )
     print(
         f"{found.left_out.sum():,} of {len(store):,} records are left out: "
-        f"near-duplicates, {leaked:,} of them of the tests ({path})"
+        f"near-duplicates, {found.leaked.sum():,} of them of the tests ({path})"
     )
     return found.left_out

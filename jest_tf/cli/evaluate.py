@@ -43,13 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         **flags_lib.SETTINGS,
         help="settings to override, such as data.image_field=png",
     )
-    add(
-        "--by",
-        **flags_lib.SEVERAL,
-        default=[],
-        metavar="FIELD",
-        help="fields of the records, such as brand: also measure each value",
-    )
+    flags_lib.add_by(parser, "measure each value")
     add(
         "--output", metavar="DIR", help="where files go (default: none written)"
     )
@@ -146,9 +140,10 @@ def _measured(flags):
             model.learner, model.tokenizer, model.image_form
         )
         with encoder.fixed():
-            results, slices = evaluations.measure(stores, encoder), {}
-            if flags.by:
+            slices = {}
+            if flags.by:  # first, as it may lack a field
                 slices = evaluations.measure_slices(stores, encoder, flags.by)
+            results = evaluations.measure(stores, encoder)
             if flags.output:
                 directory.write(
                     flags.output,

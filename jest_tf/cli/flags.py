@@ -104,6 +104,17 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_by(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds the flag of the fields whose values are slices."""
+    parser.add_argument(
+        "--by",
+        **SEVERAL,
+        default=[],
+        metavar="FIELD",
+        help=f"fields of the records, such as brand: also {what}",
+    )
+
+
 def add_mix(parser: argparse.ArgumentParser) -> None:
     """Adds the flag that mixes a tuned model with its start."""
     parser.add_argument(

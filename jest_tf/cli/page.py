@@ -3,7 +3,8 @@
 The page is an HTML file that needs no server and no network. It shows the
 funnel, the examples with the highest and the lowest scores over time, and the
 scores of evaluations against their cost. It is made from the run directory and
-the run's data, also while the run is training.
+the run's data, also while the run is training. With `--by`, it also shows what
+selection does to the share of the records with each value of a field.
 """
 
 import argparse
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the page (default: selection.html in the run directory)",
     )
+    flags_lib.add_by(parser, "count the rows offered and kept of each value")
     flags_lib.add_trust(parser)
 
 
@@ -35,5 +37,5 @@ def run(flags: argparse.Namespace) -> None:
 
     workdir = flags.workdir
     path = flags.output or directory.path(workdir, directory.PAGE_FILE)
-    run_page.write(workdir, path)
+    run_page.write(workdir, path, by=flags.by)
     print(path)

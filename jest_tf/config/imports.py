@@ -19,6 +19,7 @@ from jest_tf.config import checks
 # Whose classes a saved model may have without trust.
 _KNOWN_PACKAGES = ("builtins", "jest_tf", "keras", "keras_hub")
 _trusts = contextvars.ContextVar("trusts", default=False)
+_trusted: set[str] = set()  # files of this process that needed trust
 
 
 @contextlib.contextmanager
@@ -45,6 +46,15 @@ def check_trust(path: str, functions: Iterable[tuple[str, str]]) -> None:
             f"Received: {named}; check what they do, then add `--trust` to the "
             "command, or `trust=True` in Python"
         )
+    if named:
+        _trusted.add(path)
+
+
+def needed_trust(name: str) -> bool:
+    """Returns whether a run directory or file, by then loaded, needed trust."""
+    return any(
+        name.rstrip("/") in (path, os.path.dirname(path)) for path in _trusted
+    )
 
 
 def search_here(trust: bool, names: Iterable[str] = ()) -> None:

@@ -19,15 +19,13 @@ import numpy as np
 from jest_tf import config as config_lib
 from jest_tf import files
 from jest_tf.config import checks
+from jest_tf.curation import survey
 from jest_tf.data import reader, stored_stages, stores, stream
 from jest_tf.data.sidecars import Sidecars
 from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
 
 STAGE = config_lib.Stage(5, "stored", criterion="easy_reference")
-
-# Rows of sidecars read at a time.
-_ROWS = 2**16
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,8 @@ def _choose(sidecars, shard, chosen_by, left_out):
     ids = store.ids(np.arange(start, start + length))
     weights = np.zeros(length, np.float32)
     scores = np.full(length, np.nan, np.float32)
-    rows = _usable(sidecars, start, ids)
+    usable = survey.blocks(sidecars, start, start + length)
+    rows = np.concatenate([rows for _, rows, _ in usable]) - start
     rows = rows[~left_out[start + rows]]
     if not len(rows):
         return manifest.Part(ids, weights, scores)
@@ -151,18 +150,6 @@ def _choose(sidecars, shard, chosen_by, left_out):
         scores[window] = config_lib.criterion(stage.criterion).score(losses)
         weights[window[drawn.indices[:count]]] = 1.0
     return manifest.Part(ids, weights, scores)
-
-
-def _usable(sidecars, start, ids):
-    """The rows, counted from `start`, with an embedding and a caption."""
-    usable = []
-    for first in range(0, len(ids), _ROWS):
-        rows = np.arange(first, min(first + _ROWS, len(ids)))
-        captions, *_ = sidecars.read_numbered(
-            start + rows, np.zeros(len(rows), np.int64), ids[rows]
-        )
-        usable.append(rows[captions >= 0])
-    return np.concatenate(usable)
 
 
 def _describe(chosen_by, sidecars):

@@ -2,7 +2,8 @@
 
 FAISS finds candidates among 128 bytes for each image of the pool; the
 embeddings themselves decide. Images that near-duplicates link are a group,
-of which a choice keeps the first.
+of which a choice keeps the first. Pairs, of which there may be 16 for each
+image, are handed on block by block.
 """
 
 from collections.abc import Callable
@@ -24,18 +25,15 @@ _SEED = 0x6E656172
 
 
 class Repeats(NamedTuple):
-    """What a pool has more than once.
+    """The records of a pool that have near-duplicates.
 
     Attributes:
-        within: pairs of the pool.
-        of_tests: an image of the tests and one of the pool; empty without.
-        left_out: bool [n], the records that a choice leaves out: those of a
-            group with a near-duplicate in the tests, and all but the first of
-            the others.
+        leaked: bool [n], those with a near-duplicate in the tests.
+        left_out: bool [n], those that a choice leaves out: all of a group with
+            a leaked record, and all but the first of the others.
     """
 
-    within: survey.Pairs
-    of_tests: survey.Pairs
+    leaked: np.ndarray
     left_out: np.ndarray
 
 
@@ -43,37 +41,42 @@ def find(
     pool: Sidecars,
     near: float,
     tests: Sidecars | None = None,
+    *,
+    report: Callable[[Sidecars, survey.Pairs], None],
     progress: Callable[[int, int], None] | None = None,
 ) -> Repeats:
     """Finds near-duplicates in a pool, and between it and tests.
+
+    Memory holds 150 bytes for each image of the pool, or its embedding up to
+    131,072 images, but only the pairs of a block.
 
     Args:
         pool: a model's embeddings of the pool.
         near: least cosine of near-duplicates, which depends on the model.
         tests: its embeddings of the tests.
+        report: called with the pool or the tests, and pairs of their images
+            and images of the pool, block by block.
         progress: called with the images searched for so far and in all.
     """
     index = _index(pool)
-    sizes = [len(pool), 0 if tests is None else len(tests)]
-
-    def search(queries, before):
-        none = survey.Pairs(
-            *(np.zeros(0, dtype) for dtype in ("int64", "int64", "float32"))
-        )
-        found = [none]
+    groups, leaked = np.arange(len(pool)), np.zeros(len(pool), bool)
+    before, total = 0, len(pool) + (0 if tests is None else len(tests))
+    for queries in (pool, tests) if tests is not None else (pool,):
         for stop, rows, image in survey.blocks(queries):
             own = rows if queries is pool else None
-            found.append(_near(index, pool, rows, image, own, near))
+            pairs = _near(index, pool, rows, image, own, near)
+            report(queries, pairs)
+            if queries is pool:
+                _link(groups, pairs.rows, pairs.others)
+            else:
+                leaked[pairs.others] = True
             if progress is not None:
-                progress(before + stop, sum(sizes))
-        return survey.Pairs(*map(np.concatenate, zip(*found, strict=True)))
-
-    within = search(pool, 0)
-    of_tests = search(tests or (), sizes[0])
-    groups = _groups(len(pool), within)
-    left_out = groups < np.arange(len(pool))
-    left_out |= np.isin(groups, groups[of_tests.others])
-    return Repeats(within, of_tests, left_out)
+                progress(before + stop, total)
+        before = len(pool)
+    firsts = _firsts(groups, np.arange(len(pool)))
+    left_out = firsts < np.arange(len(pool))
+    left_out |= np.isin(firsts, firsts[leaked])
+    return Repeats(leaked, left_out)
 
 
 def _index(pool):
@@ -129,13 +132,24 @@ def _near(index, pool, rows, image, own, near):
     )
 
 
-def _groups(size, pairs):
-    """The lowest row that near-duplicates link to each row, int64 [size]."""
-    groups = np.arange(size)
-    while True:
-        before = groups.copy()
-        np.minimum.at(groups, pairs.rows, before[pairs.others])
-        np.minimum.at(groups, pairs.others, before[pairs.rows])
-        groups = groups[groups]
-        if (groups == before).all():
-            return groups
+def _link(groups, rows, others):
+    """Joins the groups of pairs, int64 [k] each, in place.
+
+    `groups`, int64 [n], maps a row to a row of its group that is lower, or to
+    itself if it is the first.
+    """
+    while len(rows):
+        rows, others = _firsts(groups, rows), _firsts(groups, others)
+        apart = rows != others
+        low, high = np.minimum(rows, others), np.maximum(rows, others)
+        rows, others = low[apart], high[apart]
+        np.minimum.at(groups, others, rows)
+
+
+def _firsts(groups, rows):
+    """Returns the first row of the group of each row, and shortens its path."""
+    firsts = groups[rows]
+    while (firsts != (above := groups[firsts])).any():
+        firsts = above
+    groups[rows] = firsts
+    return firsts

@@ -46,10 +46,12 @@ class Survey(NamedTuple):
         rows: int64 [n], rows of the pool in the sample, ascending.
         pool: float32 [n], similarities of these pairs.
         curated: float32 [m], of curated pairs that the reference has not seen.
+        counts: int64 [m], weights of the curated pairs, see `count_nearest`.
         mismatched: float32 [n], of images and other images' captions.
         matched: share of the pool's pairs that match.
         candidates: advised number of candidates.
         chosen: expected matched share of their most similar pairs.
+        cut: cosine that so many of the pool's pairs have or exceed.
         near: least cosine of near-duplicates.
         repeats: images of the pool, with the nearest others.
         leaks: images of the tests, with the nearest of the pool; None without
@@ -60,10 +62,12 @@ class Survey(NamedTuple):
     rows: np.ndarray
     pool: np.ndarray
     curated: np.ndarray
+    counts: np.ndarray
     mismatched: np.ndarray
     matched: estimates.Estimate
     candidates: int
     chosen: float
+    cut: float
     near: float
     repeats: Pairs
     leaks: Pairs | None
@@ -102,7 +106,8 @@ def survey(
         estimates.similarities(*pairs, image, text)
         for pairs in ((image, text), curated_pairs, (image, others))
     )
-    matched = estimates.matched_share(similar, alike)
+    counts = estimates.count_nearest(image, curated_pairs[0])
+    matched = estimates.matched_share(similar, alike, counts)
     candidates = estimates.count_candidates(matched.mean)
     some = random.permutation(len(rows))[:_COMPARED]
     queries, own = image[some], rows[some]
@@ -120,11 +125,17 @@ def survey(
         rows=rows,
         pool=similar,
         curated=alike,
+        counts=counts,
         mismatched=mismatched,
         matched=matched,
         candidates=candidates,
         chosen=estimates.chosen_share(
-            similar, alike, mismatched, matched.mean, candidates
+            similar, alike, counts, mismatched, matched.mean, candidates
+        ),
+        cut=float(
+            np.quantile(
+                np.einsum("nd,nd->n", image, text), 1.0 - 1.0 / candidates
+            )
         ),
         near=near,
         repeats=Pairs(rows[some], *repeats),
@@ -155,11 +166,17 @@ def read(sidecars, rows):
     )
 
 
-def blocks(sidecars: Sidecars) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields the rows so far, then rows and images as of `read`, by block."""
-    for start in range(0, len(sidecars), _BLOCK):
-        stop = min(start + _BLOCK, len(sidecars))
-        rows, image, _ = read(sidecars, np.arange(start, stop))
+def blocks(
+    sidecars: Sidecars, start: int = 0, end: int | None = None
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields the end of a block, then its rows and images as of `read`.
+
+    The blocks have the rows from `start` to `end`, None for the last.
+    """
+    end = len(sidecars) if end is None else end
+    for first in range(start, end, _BLOCK):
+        stop = min(first + _BLOCK, end)
+        rows, image, _ = read(sidecars, np.arange(first, stop))
         yield stop, rows, image
 
 

@@ -106,12 +106,6 @@ class Order:
             rows = self._weighted.rows(epochs, rows)
         return self.start + rows
 
-    def num_distinct(self, num_positions: int) -> int:
-        """Counts distinct rows of the first positions; the mean if weighted."""
-        if self._weighted is not None:
-            return self._weighted.num_distinct(num_positions)
-        return min(num_positions, self.num_records)
-
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
         """Returns random rows, int64 [k], to replace unreadable rows.
 
@@ -195,16 +189,6 @@ class Mixture:
         parts = self._parts[places]
         turns = periods * self._counts[parts] + self._turns[places]
         return self._by_part(parts, lambda order, here: order.rows(turns[here]))
-
-    def num_distinct(self, num_positions: int) -> int:
-        """Counts distinct rows of the first positions, as in `Order`."""
-        periods, rest = divmod(num_positions, PERIOD)
-        begun = np.bincount(self._parts[:rest], minlength=len(self._counts))
-        turns = periods * self._counts + begun
-        return sum(
-            order.num_distinct(int(turn))
-            for order, turn in zip(self._orders, turns, strict=True)
-        )
 
     def substitutes(self, positions: np.ndarray, attempt: int) -> np.ndarray:
         """Returns replacements from the same part, as in `Order`."""
@@ -300,24 +284,12 @@ class _Weighted:
         weights = weights[self.drawn]
         lengths = _largest_remainder(weights, len(weights) << _SLOT_BITS)
         self.ends = np.cumsum(lengths)  # [m]
-        self._lengths, self._numbers = np.unique(lengths, return_counts=True)
 
     def rows(self, epochs, slots):
         """Rows of int64 slots [k] of uint64 epochs [k]; int64 [k]."""
         shifts = uniform_hash(self._seed, epochs, _SHIFT_SALT)
         places = slots * 2**_SLOT_BITS + high_bits(shifts, _SLOT_BITS)
         return self.drawn[np.searchsorted(self.ends, places, side="right")]
-
-    def num_distinct(self, num_positions):
-        epochs, rest = divmod(num_positions, len(self.drawn))
-        whole, part = np.divmod(self._lengths, 1 << _SLOT_BITS)
-        part = part / (1 << _SLOT_BITS)
-        # A row has `whole` slots of an epoch, and one more with probability
-        # `part`; the positions of a partial epoch are a uniform draw of slots.
-        share = rest / len(self.drawn)
-        missed = np.where(whole > 0, 0.0, 1.0 - part) ** epochs
-        missed *= (1.0 - share) ** whole * (1.0 - part * share)
-        return round(float(((1.0 - missed) * self._numbers).sum()))
 
 
 def _check_weights(name, weights, count):

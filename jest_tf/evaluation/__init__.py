@@ -6,7 +6,7 @@ store and a learner. `runs/evaluations.py` decides when a run evaluates.
 
 from jest_tf.evaluation.embedding import Encoder
 from jest_tf.evaluation.retrieval import ranks, retrieval_measures
-from jest_tf.evaluation.slices import Estimate, Slice, measure_slices
+from jest_tf.evaluation.slices import Estimate, Slice
 from jest_tf.evaluation.stores import StoreEvaluation, open_stores
 from jest_tf.evaluation.zero_shot import class_embeddings, zero_shot_measures
 
@@ -16,7 +16,6 @@ __all__ = [
     "Slice",
     "StoreEvaluation",
     "class_embeddings",
-    "measure_slices",
     "open_stores",
     "ranks",
     "retrieval_measures",

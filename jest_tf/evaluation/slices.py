@@ -1,10 +1,11 @@
 """Measures of a store by slice: the records that share a value of a field."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from jest_tf.data.stores import Store
 from jest_tf.evaluation import retrieval, stores, zero_shot
 
 # Values of fewer records are one slice: their intervals would say nothing.
@@ -14,7 +15,7 @@ _Z = 1.96  # of a 95 % interval
 
 
 class Estimate(NamedTuple):
-    """A mean over `count` queries, with the ends of its 95 % interval."""
+    """A mean over `count` values, with the ends of its 95 % interval."""
 
     value: float
     low: float
@@ -38,10 +39,35 @@ class Slice(NamedTuple):
     measures: dict[str, Estimate]
 
 
+def read_columns(
+    opened: Sequence[Store], fields: Sequence[str]
+) -> list[dict[str, np.ndarray]]:
+    """Reads fields of the records of each store, as `Store.columns`.
+
+    Raises ValueError for fields that are no metadata or that no record has.
+    """
+    if unknown := sorted({*fields} & {"caption", "id", "image_key"}):
+        raise ValueError(
+            "Slices must be of fields of metadata, such as a brand. Received: "
+            f"{', '.join(unknown)}"
+        )
+    columns = [store.columns(fields) for store in opened]
+    if missing := sorted(
+        field
+        for field in {*fields}
+        if not any((each[field] != b"").any() for each in columns)
+    ):
+        raise ValueError(
+            "Slices must be of fields that some records have. Received: "
+            f"{', '.join(missing)}, empty in all stores"
+        )
+    return columns
+
+
 def measure_slices(
     evaluated: stores.StoreEvaluation,
     embedded: stores.StoreEmbeddings,
-    fields: Iterable[str],
+    columns: Mapping[str, np.ndarray],
 ) -> list[Slice]:
     """Measures every slice of a store, the largest of each field first.
 
@@ -51,30 +77,23 @@ def measure_slices(
     Args:
         evaluated: the store.
         embedded: its embeddings.
-        fields: fields of the records' metadata; one that no record has is left
-            out.
+        columns: the store's of `read_columns`; a field that no record has is
+            left out.
     """
-    fields = [*fields]
-    if unknown := sorted({*fields} & {"caption", "id", "image_key"}):
-        raise ValueError(
-            "Slices must be of fields of metadata, such as a brand. Received: "
-            f"{', '.join(unknown)}"
-        )
     values = query_values(evaluated, embedded)
-    columns = evaluated.store.columns(fields)
     found = []
-    for field in fields:
-        if not (columns[field] != b"").any():
+    for field, column in columns.items():
+        if not (column != b"").any():
             continue
-        names, members = _members(columns[field])
+        names, members = find_members(column)
         order = np.argsort(-np.bincount(members), kind="stable")
         for place in order.tolist():
             is_member = members == place
-            measures = {
-                name: _estimate(each[is_member[rows]])
-                for name, (rows, each) in values.items()
-                if is_member[rows].any()
-            }
+            measures = {}
+            for name, (rows, each) in values.items():
+                some = each[is_member[rows]]
+                if len(some):
+                    measures[name] = estimate(float(some.mean()), len(some))
             rows = np.flatnonzero(is_member)
             found.append(Slice(field, names[place], rows, measures))
     return found
@@ -110,8 +129,11 @@ def query_values(
     return found
 
 
-def _members(column):
-    """The names of a field's slices, and the slice of each record, int [N]."""
+def find_members(column: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Returns a field's slices by name, and the slice of each record, int [N].
+
+    `RARE` joins values that fewer than `LEAST_RECORDS` have.
+    """
     values, members, counts = np.unique(
         column, return_inverse=True, return_counts=True
     )
@@ -124,13 +146,12 @@ def _members(column):
     return [names[place] for place in kept], members
 
 
-def _estimate(values):
-    """The mean of values in [0, 1], with Wilson's interval.
+def estimate(mean: float, count: int) -> Estimate:
+    """Adds Wilson's interval to the mean of `count` values in [0, 1].
 
     The interval is that of shares. Values between 0 and 1 vary less than a
     share of the same mean, so it is wide enough for them, too.
     """
-    count, mean = len(values), float(values.mean())
     spread = _Z**2 / count
     centre = (mean + spread / 2) / (1 + spread)
     half = _Z * np.sqrt(mean * (1 - mean) / count + spread / (4 * count))

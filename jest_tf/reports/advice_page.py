@@ -67,6 +67,7 @@ def _copies(nearest, store, pool):
 
 
 def _chart(findings):
+    curated = np.repeat(findings.curated, findings.counts)
     low, high = np.percentile(
         np.concatenate([findings.pool, findings.curated]), [0.5, 99.5]
     ).tolist()
@@ -74,7 +75,7 @@ def _chart(findings):
         "Similarity of pairs, standardised",
         [
             ("pool", charts.KEPT, findings.pool),
-            ("curated", charts.UNIFORM, findings.curated),
+            ("curated", charts.UNIFORM, curated),
             ("mismatched", charts.DROPPED, findings.mismatched),
         ],
         np.linspace(low, high if high > low else low + 1.0, _BINS + 1),

@@ -4,6 +4,7 @@ The page is made from the run directory and the run's data, without a model; the
 run may still be training. Numbers over the steps are TensorBoard's.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -14,12 +15,14 @@ from jest_tf import config as config_lib
 from jest_tf import files
 from jest_tf.data import pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
+from jest_tf.evaluation import slices
 from jest_tf.reports import charts, rendering
 from jest_tf.runs import directory, draw_log, inputs
 from jest_tf.runs import evaluations as evaluations_lib
 
 _MOMENTS = 8  # logged draws that the page shows
 _OFFERED = 8  # rows into the first stage that the page shows
+_SLICES = 50
 _COSTS = ("flops/step", "flops/stored", "flops/renewals")
 _COLOURS = (
     *(charts.KEPT, charts.UNIFORM, charts.DROPPED),
@@ -27,10 +30,13 @@ _COLOURS = (
 )
 
 
-def write(workdir: str, path: str, *, trust: bool = False) -> None:
+def write(
+    workdir: str, path: str, *, by: Sequence[str] = (), trust: bool = False
+) -> None:
     """Writes the page of a run, with images of some logged draws.
 
-    `trust` is as in `jest_tf.load`.
+    `by` names fields of the records, whose values are slices. `trust` is as in
+    `jest_tf.load`.
     """
     config = directory.load_config(workdir, trust=trust)
     lines = read(workdir)
@@ -45,6 +51,7 @@ def write(workdir: str, path: str, *, trust: bool = False) -> None:
             loss=log[-1].get("train/loss") if log else None,
             evaluated=_evaluated(evaluations),
             charts=list(_charts(evaluations)),
+            slices=_slices(workdir, config, by) if by else None,
             moments=_moments(workdir, config, lines),
             funnel=draw_log.funnel(config, log),
             titles={
@@ -138,6 +145,58 @@ def _moments(workdir, config, lines):
     # `write` has checked the trust.
     add_images(workdir, moments, trust=True)
     return moments
+
+
+def _slices(workdir, config, fields):
+    """What selection does to each slice, those that it changes most first.
+
+    Counts rows of the logged steps in which a stage scores: those into the
+    first stage, and those of them that are trained on.
+    """
+    first = _sources(config)
+    store = first.store
+
+    @functools.cache
+    def order_at(step):
+        funnel = inputs.funnel_at(config, first, workdir, step)
+        return pipeline.order(store, config.seed, funnel.options)
+
+    counts = np.zeros([2, len(store)], np.int64)  # offered and kept
+    steps = 0
+    for row in directory.each_row(workdir, directory.DRAWS_FILE):
+        number = row["step"] - 1
+        segment = config_lib.segment_at(config.plan, number)
+        if not segment.scoring:
+            continue
+        size = segment.sizes[0]
+        positions = np.arange(number * size, (number + 1) * size)
+        rows = order_at(segment.reference or 0).rows(positions)
+        with directory.as_written(workdir, directory.DRAWS_FILE, ValueError):
+            trained = np.array(row["ids"], np.int64)
+        kept = np.isin(store.ids(rows), trained)
+        for each, some in zip(counts, (rows, rows[kept]), strict=True):
+            np.add.at(each, some, 1)
+        steps += 1
+    if not steps:
+        raise ValueError(
+            "Slices need the ids of the rows that were trained on: train with "
+            "`evaluation.log_ids=true`. Received: no scored step in "
+            f"{directory.path(workdir, directory.DRAWS_FILE)}"
+        )
+    (columns,) = slices.read_columns([store], fields)
+    totals, found = counts.sum(1).tolist(), []
+    for field, column in columns.items():
+        names, members = slices.find_members(column)
+        of_slices = (
+            np.bincount(members, each).astype(int).tolist() for each in counts
+        )
+        for name, offered, kept in zip(names, *of_slices, strict=True):
+            if offered:
+                share = offered / totals[0]
+                after = slices.estimate(kept / totals[1], totals[1])
+                found.append((f"{field}={name}", offered, share, kept, after))
+    found.sort(key=lambda row: -abs(row[-1].value - row[2]))
+    return {"rows": found[:_SLICES], "of": len(found), "steps": steps}
 
 
 def _evaluated(rows):

@@ -12,7 +12,6 @@ Renewal helps because a learner that was trained on the rows that a reference
 chose chooses better than that reference.
 """
 
-import contextlib
 import functools
 import time
 from collections.abc import Sequence
@@ -48,8 +47,6 @@ class Renewal(NamedTuple):
         recognised: share of the pairs that the learner recognises, see
             `recognition.recognised_share`.
         kept: whether the learner became the reference.
-        agreement: `recognition.agreement` with the last kept renewal before
-            it; None if there is none.
     """
 
     step: int
@@ -59,7 +56,6 @@ class Renewal(NamedTuple):
     seconds: float
     recognised: float
     kept: bool
-    agreement: float | None = None
 
 
 def renewals(config: config_lib.TrainConfig, workdir: str) -> list[Renewal]:
@@ -74,7 +70,9 @@ def renewals(config: config_lib.TrainConfig, workdir: str) -> list[Renewal]:
 
 def _read(folder):
     with directory.as_written(folder, directory.RENEWAL_FILE):
-        renewal = Renewal(**directory.read(folder, directory.RENEWAL_FILE))
+        content = directory.read(folder, directory.RENEWAL_FILE)
+        content.pop("agreement", None)  # of 0.3.0
+        renewal = Renewal(**content)
         sum(renewal[:6])  # raises unless they are numbers
         return renewal
 
@@ -145,23 +143,15 @@ def renew(
     )
     cost = embed_records(run, store, folder, rows)
     sidecars = sidecars_lib.Sidecars(store, folder)
-    recognised, least, agreement = _compared(
+    recognised, least = _compared(
         config, store, workdir, step, sidecars, first, rows
     )
-    renewal = Renewal(
-        step,
-        *cost,
-        recognised,
-        recognised >= least,
-        None if agreement is None else round(agreement, 4),
-    )
+    renewal = Renewal(step, *cost, recognised, recognised >= least)
     directory.write(folder, directory.RENEWAL_FILE, renewal._asdict())
     outcome = (
         "it is the reference now" if renewal.kept else "the reference stays"
     )
     compared = f", the reference before {least:.1%}" if least else ""
-    if agreement is not None:
-        compared += f", rank correlation {agreement:.2f}"
     progress.say(
         f"step {step:,}: the learner recognises {recognised:.1%} of the pairs"
         f"{compared}; {outcome}"
@@ -170,11 +160,7 @@ def renew(
 
 
 def _compared(config, store, workdir, step, sidecars, first, rows):
-    """Shares recognised by the learner and the reference, and their agreement.
-
-    The agreement is None if no earlier renewal was kept. Curated records do
-    not count.
-    """
+    """The shares that the learner and the reference recognise of the pool."""
     pool = np.ones(len(store), bool) if rows is None else rows.copy()
     pool[_num_pool(config, store) :] = False
 
@@ -184,15 +170,8 @@ def _compared(config, store, workdir, step, sidecars, first, rows):
 
     before = _last_kept(config, workdir, step - 1)
     if before is None:
-        return recognised(sidecars), recognised(first) if first else 0.0, None
-    agreement = None
-    # The sidecars of the earlier renewal may be lost.
-    with contextlib.suppress(ValueError):
-        earlier = sidecars_lib.Sidecars(store, _folder(workdir, before.step))
-        agreement = recognition.agreement(
-            earlier, sidecars, store, pool, config.seed
-        )
-    return recognised(sidecars), before.recognised, agreement
+        return recognised(sidecars), recognised(first) if first else 0.0
+    return recognised(sidecars), before.recognised
 
 
 class Cost(NamedTuple):

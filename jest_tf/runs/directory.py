@@ -118,9 +118,14 @@ def append(workdir: str, name: str, row: dict) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def each_row(workdir: str, name: str) -> Iterator[dict]:
+    """Yields the complete rows of a JSON-lines file; none without a file."""
+    return (row for row, _ in _rows(path(workdir, name)))
+
+
 def read_rows(workdir: str, name: str) -> list[dict]:
-    """Reads the complete rows of a JSON-lines file; [] if there is no file."""
-    return [row for row, _ in _rows(path(workdir, name))]
+    """Reads all rows of `each_row`."""
+    return [*each_row(workdir, name)]
 
 
 def load_config(workdir: str, *, trust: bool = False) -> config_lib.TrainConfig:

@@ -37,9 +37,9 @@ class Repeats:
         num_bytes = -(-order.num_records // 8)
         state = state or {}
         self._seen = state.get("seen", np.zeros(num_bytes, np.uint8))
-        # Examples trained on, and repeats, since the last row of the log;
-        # distinct records trained on in all.
-        self._counts = state.get("counts", np.zeros(3, np.int64))
+        # Examples trained on, and repeats, since the last row of the log; a
+        # checkpoint of 0.3.0 has a third number.
+        self._counts = state.get("counts", np.zeros(2, np.int64))[:2]
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns the arrays to continue from; the next step changes them."""
@@ -52,22 +52,13 @@ class Repeats:
         places, bits = records >> 3, np.uint8(1) << np.uint8(records & 7)
         before = (self._seen[places] & bits) > 0
         np.bitwise_or.at(self._seen, places, bits)
-        # A super-batch between two epochs may hold a record twice.
-        new = len(np.unique(records[~before]))
-        self._counts += (len(records), before.sum(), new)
+        self._counts += (len(records), before.sum())
 
     def rate(self) -> float:
         """Returns the share of repeats among examples since the last call."""
-        trained, before, _ = self._counts
-        self._counts[:2] = 0
-        return float(before) / trained if trained else np.nan
-
-    def effective_filter_ratio(self, num_super_batches: int) -> float:
-        """Returns 1 - distinct records trained / distinct records drawn."""
-        drawn = self._order.num_distinct(
-            num_super_batches * self._super_batch_size
-        )
-        return 1.0 - float(self._counts[2]) / drawn
+        trained, before = self._counts.tolist()
+        self._counts[:] = 0
+        return before / trained if trained else np.nan
 
 
 class Telemetry:
@@ -92,12 +83,6 @@ class Telemetry:
         self._workdir = workdir
         self._summaries = summaries or summary.Summaries()
         self._clean = clean
-        # Renewals may change the records that are drawn from.
-        self._draws_alike = (
-            bool(config.selection.live)
-            and min(config.bootstrap.shares) == 1.0
-            and not config.bootstrap.clean_start
-        )
         state = state or {}
         # Whether a row is still due. Saved, as some workers have no file.
         self._is_due = bool(state.get("is_due", False))
@@ -132,9 +117,6 @@ class Telemetry:
             self._repeats.add(step - 1, rows)
             if is_logged:
                 scalars["train/repeat_rate"] = self._repeats.rate()
-                if self._draws_alike:
-                    ratio = self._repeats.effective_filter_ratio(step)
-                    scalars["select/effective_filter_ratio"] = ratio
         self._is_due |= is_logged
         if self._is_due:
             summaries = stored | self._summarize_live(model, step, writer)

@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 
 from jest_tf import evaluation
+from jest_tf.evaluation import slices as slices_lib
 from jest_tf.runs import directory, progress, steps
 
 # Headline measures of a store, where it has them, and their titles.
@@ -38,20 +39,15 @@ def measure_slices(
 ) -> dict[str, list[evaluation.Slice]]:
     """Measures the slices of all stores by `fields`, by the store's name.
 
-    Raises ValueError if no store has a field.
+    Raises ValueError if no store has a field, before anything is embedded.
     """
+    opened = [store.store for store in stores.values()]
+    columns = slices_lib.read_columns(opened, fields)
     with encoder.fixed():
-        found = {
-            name: evaluation.measure_slices(store, store.embed(encoder), fields)
-            for name, store in stores.items()
+        return {
+            name: slices_lib.measure_slices(store, store.embed(encoder), each)
+            for (name, store), each in zip(stores.items(), columns, strict=True)
         }
-    known = {some.field for slices in found.values() for some in slices}
-    if missing := sorted({*fields} - known):
-        raise ValueError(
-            "Slices must be of fields that some records have. Received: "
-            f"{', '.join(missing)}, empty in all stores"
-        )
-    return found
 
 
 def weakest(

@@ -261,8 +261,6 @@ class Ledger(steps.StepCallback):
                 flops["flops/renewals"] = sum(renewal.flops for renewal in past)
             if past:
                 counts["bootstrap/recognised"] = past[-1].recognised
-                if past[-1].agreement is not None:
-                    counts["bootstrap/agreement"] = past[-1].agreement
         return counts | flops
 
     def _take_flops(self):

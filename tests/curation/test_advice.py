@@ -25,10 +25,12 @@ def surveyed(share, power=0.5, leaks=None):
         rows=none,
         pool=none,
         curated=none,
+        counts=none,
         mismatched=none,
         matched=estimates.Estimate(share, share - 0.02, share + 0.02),
         candidates=count,
         chosen=share + power * (perfect - share),
+        cut=0.456,
         near=0.99,
         repeats=nearest(0.98, 0.99, 1.0, 0.5),
         leaks=leaks,
@@ -55,7 +57,7 @@ class AdviceTest(tf.test.TestCase):
     def test_the_shares_are_named(self):
         said = " ".join(advice.advise(surveyed(0.3)))
         self.assertIn("30% of the pairs match (95 % interval 28% to 32%)", said)
-        self.assertIn("from 30% to 60%", said)
+        self.assertIn("from 30% to 60%, with a cut near a cosine of 0.46", said)
 
     def test_repeats_and_leaks_are_said(self):
         for leaks, expected in (

@@ -36,37 +36,45 @@ class RepeatsTest(test_survey.KnownTestCase):
     def test_pairs_are_those_of_all_cosines(self):
         # Exactly, among embeddings of a byte a number, and projected ones.
         for exact, width in ((repeats._EXACT, 64), (500, 64), (500, 32)):
+            report = mock.Mock()
             with (
                 mock.patch.object(repeats, "_EXACT", exact),
                 mock.patch.object(repeats, "_WIDTH", width),
                 mock.patch.object(survey, "_BLOCK", 700),
             ):
-                found = repeats.find(self.pool, NEAR, self.tests)
-            for pairs, images in (
-                (found.within, self.images[0]),
-                (found.of_tests, self.images[1]),
-            ):
+                found = repeats.find(self.pool, NEAR, self.tests, report=report)
+            blocks = [call.args for call in report.call_args_list]
+            of = [queries is self.pool for queries, _ in blocks]
+            self.assertEqual(of, [True] * 3 + [False])
+            for is_pool, images in zip((True, False), self.images, strict=True):
+                pairs = [
+                    pair
+                    for (_, (rows, others, cosines)), here in zip(
+                        blocks, of, strict=True
+                    )
+                    if here == is_pool
+                    for pair in zip(rows, others, cosines, strict=True)
+                ]
                 self.assertEqual(
-                    {
-                        *zip(
-                            pairs.rows.tolist(),
-                            pairs.others.tolist(),
-                            strict=True,
-                        )
-                    },
-                    self.expected(images, pairs is found.within),
+                    {(int(row), int(other)) for row, other, _ in pairs},
+                    self.expected(images, is_pool),
                 )
-                self.assertAllGreaterEqual(pairs.cosines, NEAR)
+                self.assertAllGreaterEqual([pair[2] for pair in pairs], NEAR)
             # The first of a group is kept, and no copy of a test.
             left_out = np.delete(np.arange(1_980, 2_000), 18)
             self.assertAllEqual(np.flatnonzero(found.left_out), left_out)
 
     def test_a_group_is_what_pairs_link(self):
-        pairs = survey.Pairs(
-            np.array([5, 7, 3, 8]), np.array([7, 9, 2, 8]), np.ones(4)
-        )
+        """Block by block; against a power of the graph."""
+        pairs = np.random.default_rng(0).integers(0, 60, [8, 5, 2])
+        groups, linked = np.arange(60), np.eye(60, dtype=int)
+        for rows, others in pairs.transpose(0, 2, 1):
+            repeats._link(groups, rows, others)
+            linked[rows, others] = linked[others, rows] = 1
+        for _ in range(6):  # paths of up to 64 pairs
+            linked = (linked @ linked > 0).astype(int)
         self.assertAllEqual(
-            repeats._groups(10, pairs), [0, 1, 2, 2, 4, 5, 6, 5, 8, 5]
+            repeats._firsts(groups, np.arange(60)), linked.argmax(1)
         )
 
     def test_a_choice_leaves_them_out_and_lists_them(self):

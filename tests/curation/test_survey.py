@@ -43,7 +43,7 @@ class KnownTestCase(tf.test.TestCase):
         tests = pool_pairs.pairs(100, 1.0, 3)[:2]
         image, text, cls.matches = pool_pairs.pairs(2_000, 0.32, 1)
         image[-20:-10], image[-10:] = image[:10], tests[0][:10]
-        cls.images = image, tests[0]
+        cls.images, cls.both = (image, tests[0]), (image, text)
         cls.pool = cls.write("pool", image, text)
         cls.curated = cls.write("curated", *pool_pairs.pairs(200, 1.0, 2)[:2])
         cls.tests = cls.write("tests", *tests)
@@ -87,6 +87,12 @@ class SurveyTest(KnownTestCase):
         best = np.argsort(-found.pool)[: 1_999 // 3]
         chosen = self.matches[found.rows[best]].mean()
         self.assertAllClose(found.chosen, chosen, 0, 0.06)
+        image, text = (
+            side[found.rows].astype(np.float16).astype(np.float64)
+            for side in self.both
+        )
+        cosines = np.sort((image * text).sum(1))
+        self.assertAllClose(found.cut, cosines[-1_999 // 3], 0, 1e-3)
 
     def test_copies_are_found_in_the_whole_pool(self):
         shown = mock.Mock()
@@ -243,7 +249,8 @@ class ShippedTest(tf.test.TestCase):
             best = np.argsort(-found.pool)
             best = found.rows[best[: len(best) // found.candidates]]
             chosen = (best < matched).mean()
-            self.assertAllClose(found.chosen, chosen, 0, 0.12)
+            # Captions of the wrong domain are more similar than others.
+            self.assertAllClose(found.chosen, chosen, 0, 0.13)
             print(
                 f"| {share:.2f} | {found.matched.mean:.2f} "
                 f"[{found.matched.low:.2f}, {found.matched.high:.2f}] "

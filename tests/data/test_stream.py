@@ -178,20 +178,6 @@ class MixtureTest(tf.test.TestCase):
             )[:-1]
             self.assertLess(np.abs(counts - size * weights).max(), 4)
 
-    def test_distinct_rows_are_counted_without_going_through_them(self):
-        # Two periods for the second part to have gone round.
-        mixture = stream.Mixture((100, 90_000, 37), (1, 2, 0.5), 3)
-        for order in (
-            mixture,
-            stream.Order(50, 1),
-            stream.Order(50, 1, block_size=3),
-        ):
-            for count in (0, 1, 49, 51, 700, self.PERIOD, 3 * self.PERIOD + 7):
-                rows = order.rows(np.arange(count))
-                self.assertEqual(
-                    order.num_distinct(count), len(np.unique(rows))
-                )
-
     def test_substitutes_are_of_the_same_part(self):
         mixture = stream.Mixture((10, 20), (1, 2), 3)
         positions = np.arange(10**6, 10**6 + 3000)

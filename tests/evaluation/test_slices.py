@@ -29,7 +29,8 @@ class SlicesTest(tf.test.TestCase):
 
     def measured(self, store, *fields):
         embedded = store.embed(self.encoder)
-        return slices.measure_slices(store, embedded, fields)
+        (columns,) = slices.read_columns([store.store], fields)
+        return slices.measure_slices(store, embedded, columns)
 
     def test_classes_by_hand(self):
         # (gray, label, brand, how often): a gray of the label's number is
@@ -85,8 +86,7 @@ class SlicesTest(tf.test.TestCase):
     def test_an_interval_ends_where_the_share_would_be_at_its_edge(self):
         # Wilson: |p - q| = z sqrt(q (1 - q) / n) at both ends q.
         for right in (0, 1, 7, 20):
-            values = np.arange(20) < right
-            p, low, high, count = slices._estimate(values)
+            p, low, high, count = slices.estimate(right / 20, 20)
             self.assertEqual((p, count), (right / 20, 20))
             for end in (low, high):
                 spread = 1.96 * np.sqrt(end * (1 - end) / 20)
@@ -104,6 +104,7 @@ class SlicesTest(tf.test.TestCase):
         found = evaluations.measure_slices(*given, ["brand"])
         self.assertEqual([len(found[name]) for name in stores], [1, 0])
         with self.assertRaisesRegex(ValueError, "of metadata.*: caption, id"):
-            evaluations.measure_slices(*given, ["id", "brand", "caption"])
+            evaluations.measure_slices(stores, None, ["id", "brand", "caption"])
         with self.assertRaisesRegex(ValueError, "Received: brnad, empty in"):
-            evaluations.measure_slices(*given, ["brand", "brnad"])
+            # Before anything is embedded.
+            evaluations.measure_slices(stores, None, ["brand", "brnad"])

@@ -1,11 +1,13 @@
 """The page of a run shows the run's own examples, escaped."""
 
 import base64
+import functools
 import json
 import os
 import pathlib
 import re
 import tempfile
+from unittest import mock
 
 import html_elements
 import markupsafe
@@ -16,11 +18,13 @@ import tiny
 
 from jest_tf import config
 from jest_tf.data import pipeline, stores, tokenizers
+from jest_tf.evaluation import slices
 from jest_tf.reports import run_page
 from jest_tf.runs import directory
 
 CAPTIONS = (["<b>a & b"], ["c", "d"], ["e\"f' <script>"], [" ", "عربى"])
 SIZE, ROWS, B = 16, 7, 4
+BRANDS = ("north", "north", "south", "south", "south", "north", "east")
 
 
 class PageTest(tf.test.TestCase):
@@ -36,6 +40,7 @@ class PageTest(tf.test.TestCase):
                     image=tf.io.encode_png(image).numpy(),
                     captions=CAPTIONS[row % len(CAPTIONS)],
                     id=100 + row,
+                    brand=BRANDS[row],
                 )
                 for row, image in enumerate(self.images)
             ],
@@ -47,7 +52,7 @@ class PageTest(tf.test.TestCase):
             model=config.ModelConfig(towers="own:towers"),
             reference=config.ReferenceConfig("somewhere"),
             selection=config.SelectionConfig(
-                2, stages=(config.Stage(2, num_chunks=1),)
+                2, stages=(config.Stage(2, num_chunks=1, last_step=3),)
             ),
         )
         config.save_config(self.config, f"{self.workdir}/config.json")
@@ -167,6 +172,56 @@ class PageTest(tf.test.TestCase):
             "Step 3, val: image to text MRR 0.500",
         ):
             self.assertIn(title, text)
+
+    def test_slices_are_counted_among_rows_offered_and_kept(self):
+        # Of each draw two rows are kept; another record, 999, was not offered.
+        # No stage scores in the last two of the six steps.
+        batches = self.batches(6)
+        kept = {1: [0, 1], 3: [1, 3], 4: [2, 3], 6: [0, 1]}
+        lines = [self.line(step, batches[step - 1]["id"]) for step in kept]
+        self.write(lines)
+        draws, offered, chosen = [], [], []
+        for step, rows in kept.items():
+            ids = batches[step - 1]["id"]
+            draws.append({"step": step, "ids": [*map(int, ids[rows]), 999]})
+            if step <= 4:
+                offered += [BRANDS[i - 100] for i in ids]
+                chosen += [BRANDS[i - 100] for i in ids[rows]]
+        path = f"{self.workdir}/page.html"
+        by = functools.partial(
+            run_page.write, self.workdir, path, trust=True, by=["brand"]
+        )
+        with self.assertRaisesRegex(ValueError, "train with `evaluation.log_"):
+            by()
+        text = "".join(json.dumps(row) + "\n" for row in draws)
+        pathlib.Path(self.workdir, directory.DRAWS_FILE).write_text(text)
+        with mock.patch.object(slices, "LEAST_RECORDS", 1):
+            by()
+        expected = []
+        for brand in {*BRANDS}:
+            before, after = offered.count(brand) / 12, chosen.count(brand) / 6
+            row = (
+                *(f"brand={brand}", f"{offered.count(brand)}"),
+                *(f"{before:.1%}", f"{chosen.count(brand)}", f"{after:.1%}"),
+            )
+            expected.append((abs(after - before), (*row, after / before)))
+        page = pathlib.Path(path).read_text("utf-8")
+        found = re.findall(
+            r"<td>(brand=\w+)</td><td>(\d+)</td><td>(.*?)</td>"
+            r"\s*<td>(\d+)</td><td>(.*?)</td>\s*<td>.* to .*</td>"
+            r"<td>(.*?)</td>",
+            page,
+        )
+        self.assertIn("in 3 logged steps", page)
+        self.assertEqual(
+            found,
+            [
+                (*row, f"{ratio:.2f}")
+                for _, (*row, ratio) in sorted(expected, reverse=True)
+            ],
+        )
+        with self.assertRaisesRegex(ValueError, "Received: brnad, empty in"):
+            run_page.write(self.workdir, path, trust=True, by=["brnad"])
 
     def test_other_data_is_refused(self):
         ids = self.batches(1)[0]["id"] + 1

@@ -160,8 +160,7 @@ def check_header(path: str, header: Header, expected: Header) -> None:
         ]
         raise ValueError(
             f"Sidecar {path} does not fit: expected the {what}{writers[0]}, "
-            f"{wanted!r}. Received: {value!r}{writers[1]}; rewrite it with "
-            "`jest-tf embed`"
+            f"{wanted!r}. Received: {value!r}{writers[1]}"
         )
 
 

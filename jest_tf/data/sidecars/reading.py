@@ -15,6 +15,7 @@ import shlex
 import numpy as np
 
 from jest_tf import files
+from jest_tf.config import imports
 from jest_tf.data import artefacts, stores
 from jest_tf.data.sidecars import file_format
 from jest_tf.files import retries
@@ -63,7 +64,13 @@ class Sidecars:
             wanted = make_header(
                 store, shard, expected or self.description, self.dtype
             )
-            file_format.check_header(path, header, wanted)
+            try:
+                file_format.check_header(path, header, wanted)
+            except ValueError as error:
+                command = _command(store, directory, expected)
+                raise ValueError(
+                    f"{error}; `{command} --overwrite` rewrites it"
+                ) from error
         about = self.description
         self.fingerprint, self.dim = about.fingerprint, about.dim
         self.scale, self.bias = about.scale, about.bias
@@ -351,7 +358,8 @@ def _other_sidecar(store, directory, shard, path):
 def _command(store, directory, expected):
     """Returns the command that writes the sidecars of a store."""
     model = expected.name if expected and expected.name else "REFERENCE"
-    words = ["jest-tf", "embed", "--model", model, "--data"]
+    words = ["jest-tf", "embed", "--model", model]
+    words += ["--trust"] * imports.needed_trust(model) + ["--data"]
     paths = sorted({*store.shards.paths})
     start = os.path.commonprefix(paths)
     if len(paths) == 1:

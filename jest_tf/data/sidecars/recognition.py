@@ -1,4 +1,4 @@
-"""Measures references on a pool's pairs, without labels.
+"""Measures a reference on a pool's pairs, without labels.
 
 An untrained reference finds pairs no more similar than mismatched pairs. The
 better it is, the more pairs it recognises, up to the matched share of the pool.
@@ -7,7 +7,6 @@ the pool's matched share.
 """
 
 import numpy as np
-from scipy import stats
 
 from jest_tf.data import reader, stores
 from jest_tf.data.sidecars import reading
@@ -36,7 +35,12 @@ def recognised_share(
         rows: bool [n], true for records to consider; None takes all.
         seed: of the sample of at most `NUM_PAIRS` pairs.
     """
-    random, sampled = _sample(store, rows, seed)
+    random = np.random.default_rng([seed, _SALT])
+    sampled = random.permutation(
+        len(store) if rows is None else np.flatnonzero(rows)
+    )
+    # Some may have no embeddings.
+    sampled = np.sort(sampled[: 2 * NUM_PAIRS])
     captions, image, text = sidecars.read_numbered(
         sampled, reader.caption_numbers(seed, sampled), store.ids(sampled)
     )
@@ -53,49 +57,3 @@ def recognised_share(
     limit = np.quantile(mismatched, 1.0 - FALSE_POSITIVES)
     standing_out = float(np.mean(matched > limit))
     return max(0.0, (standing_out - FALSE_POSITIVES) / (1.0 - FALSE_POSITIVES))
-
-
-def agreement(
-    before: reading.Sidecars,
-    after: reading.Sidecars,
-    store: stores.Store,
-    rows: np.ndarray | None = None,
-    seed: int = 0,
-) -> float | None:
-    """Measures how alike two references rank the pairs of a pool.
-
-    Samples at most twice `NUM_PAIRS` pairs; store, rows and seed are as in
-    `recognised_share`.
-
-    Returns:
-        Spearman's correlation, in [-1, 1], of the cosine similarities of the
-        pairs that both references have embedded; None for fewer than three
-        pairs, or if a reference finds all pairs equally similar.
-    """
-    _, sampled = _sample(store, rows, seed)
-    numbers, ids = reader.caption_numbers(seed, sampled), store.ids(sampled)
-    captions, similar = [], []
-    for sidecars in (before, after):
-        numbered, image, text = sidecars.read_numbered(sampled, numbers, ids)
-        captions.append(numbered)
-        similar.append(
-            np.einsum(
-                "nd,nd->n", image.astype(np.float32), text.astype(np.float32)
-            )
-        )
-    both = np.flatnonzero((captions[0] >= 0) & (captions[1] >= 0))
-    if len(both) < 3:
-        return None
-    ranks = [stats.rankdata(similarity[both]) for similarity in similar]
-    with np.errstate(invalid="ignore"):
-        value = float(np.corrcoef(ranks)[0, 1])
-    return value if np.isfinite(value) else None
-
-
-def _sample(store, rows, seed):
-    """Returns a generator, and up to twice `NUM_PAIRS` random rows, sorted."""
-    random = np.random.default_rng([seed, _SALT])
-    sampled = random.permutation(
-        len(store) if rows is None else np.flatnonzero(rows)
-    )
-    return random, np.sort(sampled[: 2 * NUM_PAIRS])

@@ -3,7 +3,6 @@
 from unittest import mock
 
 import numpy as np
-import oracles
 import sidecar_files
 import tensorflow as tf
 
@@ -62,40 +61,3 @@ class RecognisedShareTest(tf.test.TestCase):
         image, text = self.pairs(0)
         with self.assertRaisesRegex(ValueError, "at least two.*Received: 1"):
             self.share(image, text, rows=np.arange(NUM_PAIRS) < 1)
-
-
-class AgreementTest(tf.test.TestCase):
-    def agreement(self, before, after, valid=(), rows=None):
-        count = len(before[0])
-        both = [np.ones(count, bool), np.ones(count, bool)]
-        for is_valid, changes in zip(both, valid, strict=False):
-            is_valid[changes] = False
-        sidecars = [
-            sidecars_of(*pair, is_valid)
-            for pair, is_valid in zip((before, after), both, strict=True)
-        ]
-        return recognition.agreement(*sidecars, store_of(count), rows)
-
-    def pairs(self, seed):
-        return [sidecar_files.unit_rows(500, seed + n, DIM) for n in (0, 1)]
-
-    def test_it_is_spearmans_of_what_both_embed(self):
-        before, after = self.pairs(0), self.pairs(2)
-        left, right = ((a * b).sum(1) for a, b in (before, after))
-        rows = np.arange(500) % 2 == 0
-        both = rows.copy()
-        both[[0, 4, 9, 100]] = False
-        ranks = [
-            oracles.average_ranks(values[both]) for values in (left, right)
-        ]
-        found = self.agreement(
-            before, after, ([0, 9, 100], [4, 100]), rows=rows
-        )
-        self.assertAllClose(found, np.corrcoef(*ranks)[0, 1], 1e-5, 1e-5)
-        self.assertAllClose(self.agreement(before, before), 1.0)
-
-    def test_it_is_unknown_of_few_pairs_and_of_a_collapsed_reference(self):
-        pairs = self.pairs(0)
-        self.assertIsNone(self.agreement(pairs, pairs, rows=np.arange(500) < 2))
-        same = [np.ones([500, DIM], np.float32) / DIM**0.5] * 2
-        self.assertIsNone(self.agreement(pairs, same))
