@@ -6,6 +6,7 @@ import threading
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 import tiny
 
@@ -171,6 +172,7 @@ class SignalsTest(tf.test.TestCase):
 class FiniteCheckTest(tf.test.TestCase):
     """Losses that are not finite are in test_run.py."""
 
+    @pytest.mark.tensorflow  # by its custom gradient
     def test_a_gradient_that_is_not_finite_is_seen_in_its_own_step(self):
         @tf.custom_gradient
         def trap(values):

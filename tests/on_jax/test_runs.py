@@ -1,0 +1,131 @@
+"""Every command on Keras' JAX backend, beside the same on TensorFlow."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import commands
+import numpy as np
+import subprocesses
+import tensorflow as tf
+import tiny
+
+from jest_tf.data import sidecars, stores
+from jest_tf.data.stores import manifest
+from jest_tf.runs import directory
+
+BACKENDS = "jax", "tensorflow"
+
+
+class CommandsTest(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        processes = []
+        for backend in BACKENDS:
+            folder = os.path.join(cls.folder, backend)
+            os.mkdir(folder)
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, commands.__file__, folder],
+                    cwd=subprocesses.ROOT,
+                    env=subprocesses.environment(KERAS_BACKEND=backend),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        for process in processes:
+            said, _ = process.communicate()
+            assert process.returncode == 0, said[-4000:]
+
+    def module(self, command, *words, backend="jax"):
+        """Runs a command of `trainers`, in a process of a backend."""
+        subprocess.run(
+            [sys.executable, "-m", f"trainers.{command}", *words, "--trust"],
+            cwd=subprocesses.ROOT,
+            env=subprocesses.environment(KERAS_BACKEND=backend),
+            check=True,
+        )
+
+    def both(self, *path):
+        return [os.path.join(self.folder, name, *path) for name in BACKENDS]
+
+    def assert_rows_alike(self, ours, theirs, rtol):
+        """Rows of a log; texts and whole numbers are equal."""
+        self.assertLen(ours, len(theirs))
+        for one, other in zip(ours, theirs, strict=True):
+            names = {
+                name
+                for name in other
+                if not tiny.from_clock(name) and not name.startswith("memory/")
+            }
+            self.assertContainsSubset(names, one)
+            for name in names:
+                if isinstance(other[name], float):
+                    self.assertAllClose(one[name], other[name], rtol, rtol)
+                else:
+                    self.assertEqual(one[name], other[name], name)
+
+    def test_runs_are_equal_up_to_rounding(self):
+        for run in ("distilled", "bootstrap"):
+            for name in (directory.METRICS_FILE, directory.EVALUATION_FILE):
+                ours, theirs = (
+                    directory.read_rows(folder, name)
+                    for folder in self.both(run)
+                )
+                self.assertNotEmpty(theirs)
+                self.assert_rows_alike(ours, theirs, 2e-3)
+            ours, theirs = (
+                subprocesses.weight_arrays(f"{folder}/final.weights.h5")
+                for folder in self.both(run)
+            )
+            for name, value in theirs.items():
+                self.assertAllClose(ours[name], value, 1e-3, 1e-3)
+            flops = [
+                directory.read(folder, directory.FLOPS_FILE)
+                for folder in self.both(run)
+            ]
+            self.assertEqual(*flops)
+
+    def test_sidecars_and_choices_are_equal(self):
+        store = stores.open_store(commands.POOL)
+        ours, theirs = (
+            sidecars.Sidecars(store, folder).read_shard(0)
+            for folder in self.both("sidecars")
+        )
+        for part in ("image", "text"):
+            self.assertAllClose(ours[part], theirs[part], atol=1e-3)
+        ours, theirs = (
+            manifest.read(folder, store).weights
+            for folder in self.both("manifest")
+        )
+        self.assertLess(np.mean(ours != theirs), 1e-3)
+
+    def test_either_goes_on_with_a_run_of_the_other(self):
+        _, theirs = self.both("distilled")
+        found = {}
+        for name, backends in (
+            ("mixed", BACKENDS),
+            ("unbroken", ("tensorflow",) * 2),
+        ):
+            workdir = os.path.join(self.folder, name)
+            shutil.copytree(theirs, workdir)
+            for backend in backends:
+                self.module(
+                    *("train", "--workdir", workdir, "--extend", "2"),
+                    backend=backend,
+                )
+            found[name] = directory.read_rows(workdir, directory.METRICS_FILE)
+        self.assert_rows_alike(*found.values(), 2e-3)
+
+    def test_exports_are_made_by_tensorflow(self):
+        (workdir, _), output = self.both("distilled"), self.folder + "/export"
+        self.module(
+            *("export", "--model", workdir, "--output", output),
+            *("--format", "saved_model"),
+        )
+        self.assertIn("saved_model.pb", os.listdir(output))
