@@ -86,7 +86,7 @@ test-jax: $(JAX_INSTALLED) ## run the tests of what also runs on Keras' JAX back
 test-peers: $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and open_clip's
 	@$(BIN)/python -m pytest tests/evaluation/test_peers.py
 
-bench-peers: $(PEERS_INSTALLED) ## time a step beside open_clip's, on this machine
+bench-peers: $(PEERS_INSTALLED) $(JAX_INSTALLED) ## time a step beside open_clip's, on this machine
 	@echo "bench-peers: some minutes; close what else runs"
 	@$(BIN)/python -m benchmarks.bench_peers
 

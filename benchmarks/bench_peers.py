@@ -4,9 +4,10 @@
 
 Two towers of ViT-S/16 class (224 pixels, 64 tokens), sigmoid loss, AdamW,
 float32, random data, nothing selected. Each run is a process of its own; the
-two sides take turns. open_clip runs in `.venv-peers`, since PyTorch and
-TensorFlow need not share an environment; `make bench-peers` builds it first.
-The table goes into README.md.
+sides take turns. open_clip runs in `.venv-peers`, since PyTorch and TensorFlow
+need not share an environment, and JAX in `.venv-jax`; `make bench-peers` builds
+both first. JAX keeps compiled steps in a cache, as under `jest-tf`, which is
+empty in the first round. The table goes into README.md.
 
 Pooling differs: our image tower pools by attention with an MLP, open_clip's by
 its class token. The parameters of both stand in the table.
@@ -18,11 +19,15 @@ import json
 import math
 import pathlib
 import sys
+import tempfile
 import time
 
 _COMMAND = "python -m benchmarks.bench_peers"
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_PEERS = _ROOT / ".venv-peers" / "bin" / "python"
+_PYTHONS = {
+    "open_clip": _ROOT / ".venv-peers" / "bin" / "python",
+    "jest_tf on JAX": _ROOT / ".venv-jax" / "bin" / "python",
+}
 
 _IMAGE_SIZE = 224
 _PATCH_SIZE = 16
@@ -49,14 +54,21 @@ def main(argv: list[str] | None = None) -> None:
         run = _SIDES[options.side](options.steps, options.batch_size)
         print(json.dumps(run))
         return
-    if not _PEERS.exists():
-        parser.error(
-            f"expected an environment with open_clip at {_PEERS}; make it "
-            "with `make bench-peers`"
-        )
+    for python in _PYTHONS.values():
+        if not python.exists():
+            parser.error(
+                f"expected an environment at {python}; make it with `make "
+                "bench-peers`"
+            )
     from benchmarks import report  # the peer's environment lacks NumPy's kin
 
     runs = {side: [] for side in _SIDES}
+    cache = tempfile.TemporaryDirectory()
+    on_jax = {
+        "KERAS_BACKEND": "jax",
+        "JAX_COMPILATION_CACHE_DIR": cache.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     for number in range(options.rounds):
         for side in _SIDES:
             report.log(f"round {number + 1} of {options.rounds}: {side}")
@@ -64,7 +76,8 @@ def main(argv: list[str] | None = None) -> None:
                 *("benchmarks.bench_peers", "--side", side),
                 *("--steps", options.steps),
                 *("--batch-size", options.batch_size),
-                python=_PEERS if side == "open_clip" else sys.executable,
+                python=_PYTHONS.get(side, sys.executable),
+                environment=on_jax if side == "jest_tf on JAX" else {},
             )
             runs[side].append(json.loads(printed.splitlines()[-1]))
     out = options.out or _ROOT / "benchmarks"
@@ -87,16 +100,19 @@ def _text(runs, options, report):
                 ),
             ]
         )
-    ratios = [
-        report.spread(
-            [
-                ours[name] / theirs[name]
-                for ours, theirs in zip(*runs.values(), strict=True)
-            ]
-        )
-        for name in ("import", "first_step", "step", "step_cpu")
-    ]
-    rows.append(["jest_tf / open_clip", "", *ratios])
+    peer = runs["open_clip"]
+    for side in _SIDES:
+        ratios = [
+            report.spread(
+                [
+                    ours[name] / theirs[name]
+                    for ours, theirs in zip(runs[side], peer, strict=True)
+                ]
+            )
+            for name in ("import", "first_step", "step", "step_cpu")
+        ]
+        if runs[side] is not peer:
+            rows.append([f"{side} / open_clip", "", *ratios])
     versions = "; ".join(of_side[0]["versions"] for of_side in runs.values())
     header = [
         "package",
@@ -162,7 +178,7 @@ def _run_jest_tf(steps, batch_size):
         imported,
         Clock.ends,
         learner.count_params(),
-        ("tensorflow", "keras"),
+        ("keras", "jax" if keras.backend.backend() == "jax" else "tensorflow"),
     )
 
 
@@ -234,7 +250,11 @@ def _median_step(ends):
     return steps[len(steps) // 2]
 
 
-_SIDES = {"jest_tf": _run_jest_tf, "open_clip": _run_open_clip}
+_SIDES = {
+    "jest_tf": _run_jest_tf,
+    "jest_tf on JAX": _run_jest_tf,
+    "open_clip": _run_open_clip,
+}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -81,13 +82,16 @@ def write_block(path: pathlib.Path, name: str, text: str, command: str) -> None:
 
 
 def command(
-    module: str, *arguments: object, python: str = sys.executable
+    module: str,
+    *arguments: object,
+    python: str = sys.executable,
+    environment: Mapping[str, str] = types.MappingProxyType({}),
 ) -> str:
     """Returns the output of `python -m module`, in a new process."""
     return subprocess.run(
         [python, "-m", module, *map(str, arguments)],
         cwd=ROOT,
-        env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
+        env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, **environment},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

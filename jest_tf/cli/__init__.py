@@ -63,6 +63,7 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     cache = os.path.join(cache, "jest_tf", f"jax-{platform.node()}")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**32))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     # A page of `files/remote.py`, and the byte before it.
     os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**20 + 1))
     thresholds = gc.get_threshold()

@@ -48,8 +48,8 @@ class Trap(keras.layers.Layer):
     """Breaks at embeddings that are all alike, as those of white images."""
 
     def call(self, values, training=False):
-        same = tf.reduce_all(values == values[:1])
-        return tf.where(same, np.nan, values) if training else values
+        same = ops.all(values == values[:1])
+        return ops.where(same, np.nan, values) if training else values
 
 
 def poisoned(super_batches):
