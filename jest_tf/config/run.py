@@ -16,7 +16,7 @@ from jest_tf.config.groups import (
     ReferenceConfig,
 )
 from jest_tf.config.selection import Segment, SelectionConfig, View, plan
-from jest_tf.config.tables import PRESETS, STRATEGIES
+from jest_tf.config.tables import PRESETS
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,6 @@ class TrainConfig(Checked):
             not self.reference.projection,
             "`reference.projection` must be empty with `bootstrap.renew_at`: "
             "the reference becomes the learner, whose embeddings need none",
-        )
-        self._expect(
-            STRATEGIES[self.distribution.strategy].is_local,
-            "`bootstrap.renew_at` needs `distribution.strategy` 'default' or "
-            "'mirrored': one process embeds the records",
         )
 
     def _check_patches(self):

@@ -14,7 +14,7 @@ chose chooses better than that reference.
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -107,6 +107,9 @@ def renew(
     store: stores_lib.Store,
     step: int,
     first: sidecars_lib.Sidecars | None = None,
+    *,
+    writes: bool = True,
+    wait: Callable[[], None] = lambda: None,
 ) -> None:
     """Makes the learner after `step` steps the reference, if this is due.
 
@@ -114,14 +117,26 @@ def renew(
     sidecars that no checkpoint needs. After two rejected renewals in
     succession, embeds nothing more. `first` is the reference before all
     renewals, if any.
+
+    Several workers share the shards out, and one `writes` the rest. Each calls
+    `wait`, which returns once all have called it.
     """
     config = run.config
     if step not in config.bootstrap.renew_at:
         return
     folder = _folder(workdir, step)
-    if directory.has(folder, directory.RENEWAL_FILE):
+    if not directory.has(folder, directory.RENEWAL_FILE):
+        wait()  # all have looked
+        renewal = _make(run, workdir, store, step, first, wait)
+        if writes:
+            directory.write(folder, directory.RENEWAL_FILE, renewal._asdict())
+        wait()
+    if writes:
         _delete_old(config, workdir)  # a kill may have left some of them
-        return
+
+
+def _make(run, workdir, store, step, first, wait):
+    config, folder = run.config, _folder(workdir, step)
     last = [
         renewal for renewal in renewals(config, workdir) if renewal.step < step
     ]
@@ -131,23 +146,19 @@ def renew(
             f"step {step:,}: the last {_REJECTIONS} renewals were rejected; "
             "the reference stays and nothing is embedded"
         )
-        nothing = Renewal(step, 0, 0, 0, 0.0, last[-1].recognised, False)
-        directory.write(folder, directory.RENEWAL_FILE, nothing._asdict())
-        _delete_old(config, workdir)
-        return
+        return Renewal(step, 0, 0, 0, 0.0, last[-1].recognised, False)
     rows = embedded_rows(config, store, step)
     number = len(store) if rows is None else int(rows.sum())
     progress.say(
         f"step {step:,}: the learner embeds {number:,} of {len(store):,} "
         "records"
     )
-    cost = embed_records(run, store, folder, rows)
+    cost = embed_records(run, store, folder, rows, wait)
     sidecars = sidecars_lib.Sidecars(store, folder)
     recognised, least = _compared(
         config, store, workdir, step, sidecars, first, rows
     )
     renewal = Renewal(step, *cost, recognised, recognised >= least)
-    directory.write(folder, directory.RENEWAL_FILE, renewal._asdict())
     outcome = (
         "it is the reference now" if renewal.kept else "the reference stays"
     )
@@ -156,7 +167,7 @@ def renew(
         f"step {step:,}: the learner recognises {recognised:.1%} of the pairs"
         f"{compared}; {outcome}"
     )
-    _delete_old(config, workdir)
+    return renewal
 
 
 def _compared(config, store, workdir, step, sidecars, first, rows):
@@ -188,10 +199,12 @@ def embed_records(
     store: stores_lib.Store,
     folder: str,
     rows: np.ndarray | None = None,
+    wait: Callable[[], None] = lambda: None,
 ) -> Cost:
     """Writes the sidecars of a run's learner, or those that are missing.
 
-    `rows`, bool [n], marks the records to embed; None embeds all.
+    `rows`, bool [n], marks the records to embed; None embeds all. `wait` is as
+    in `renew`.
     """
     started = time.monotonic()
     files.make_folder(folder)
@@ -207,6 +220,7 @@ def embed_records(
         image_size=run.image_form,
         batch_size=_BATCH_SIZE,
     )
+    wait()
     seconds = round(time.monotonic() - started, 3)
     cost = embedding_cost(run, store, folder)._replace(seconds=seconds)
     wanted = len(store) if rows is None else int(rows.sum())

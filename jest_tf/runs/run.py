@@ -228,6 +228,10 @@ def _renew(run, model, restored):
             run.opened.sources.store,
             restored.step,
             run.opened.sources.sidecars,
+            writes=run.writes,
+            wait=functools.partial(
+                distribution.any_worker(run.opened.strategy), False
+            ),
         )
     if run.writes:
         directory.cut_back(run.workdir, restored.step)

@@ -158,6 +158,40 @@ class RunsTest(tf.test.TestCase):
         # That of a worker that writes nothing is in no file.
         self.assertNotIn(directory.FAULTS_FILE, said)
 
+    def test_two_workers_renew_the_reference_as_one_does(self):
+        settings = (
+            *("data.curated=" + self.folder + "/a.tfrecord", "steps=12"),
+            *("data.curated_rows=2", "bootstrap.renew_at=6"),
+            *("bootstrap.clean_start=true", "evaluation.every_steps=none"),
+            "selection.stages.0.embeddings=stored",
+            "selection.stages.0.criterion=easy_reference",
+            "selection.stages.0.candidates=2",
+        )
+        one, two = (self.workdir(name) for name in ("one", "two"))
+        code, said = Worker(self.recipe("alone", *settings), one).wait()
+        self.assertEqual(code, 0, said)
+        recipe = self.recipe(
+            "both",
+            *(*settings, "distribution.strategy=multi_worker_mirrored"),
+        )
+        with self.two_workers(recipe, two) as workers:
+            for worker in workers:
+                code, said = worker.wait()
+                self.assertEqual(code, 0, said)
+        ours, theirs = (
+            directory.read_rows(workdir, directory.METRICS_FILE)
+            for workdir in (two, one)
+        )
+        for part in ("step", "examples/trained", "bootstrap/recognised"):
+            self.assertEqual(
+                [row.get(part) for row in ours],
+                [row.get(part) for row in theirs],
+            )
+        self.assertAllClose(
+            *([row["train/loss"] for row in rows] for rows in (ours, theirs)),
+            rtol=1e-4,
+        )
+
     def test_a_run_goes_on_with_another_number_of_replicas(self):
         def run(name, replicas, *flags):
             settings = {1: ["distribution.strategy=default"]}
