@@ -361,12 +361,12 @@ class StartTest(tf.test.TestCase):
         words = ["train", "--config", recipe, "--workdir", "/nowhere/run"]
         done = self.python(
             f"import sys; from jest_tf import cli; sys.exit(cli.main({words}))",
-            KERAS_BACKEND="jax",
+            KERAS_BACKEND="torch",
         )
         self.assertEqual(done.returncode, 1)
         # Old versions of TensorFlow begin with words of their own.
         *before, last = done.stderr.splitlines()
-        self.assertRegex(last, "^error: .*`KERAS_BACKEND`.*Received: 'jax'")
+        self.assertRegex(last, "^error: `KERAS_BACKEND` .*Received: 'torch'")
         self.assertNotRegex("\n".join(before), "(?m)Traceback|^error")
 
 

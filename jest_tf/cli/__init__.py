@@ -6,7 +6,7 @@ A command is a module with `add_arguments(parser)` and `run(flags)`. Parsing and
 
 import argparse
 import gc
-import importlib
+import importlib.util
 import os
 import platform
 import re
@@ -73,6 +73,7 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     try:
         words = sys.argv[1:] if argv is None else argv
         flags = parser().parse_args([command, *words] if command else words)
+        _check_backend()
         # Before importing TensorFlow, as a run may have a module of that name.
         trust = getattr(flags, "trust", False)
         named = (getattr(flags, name, None) for name in _NAMING_RUNS)
@@ -100,6 +101,16 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
         gc.collect()
         _leave_workers(code)
     sys.exit(code)
+
+
+def _check_backend():
+    backend = os.environ["KERAS_BACKEND"]
+    checks.check("KERAS_BACKEND", backend, checks.among("tensorflow", "jax"))
+    if backend == "jax" and importlib.util.find_spec("jax") is None:
+        raise ValueError(
+            "`KERAS_BACKEND=jax` needs JAX: pip install '.[jax]' in a clone "
+            "(docs/jax.md). Received: an environment without it"
+        )
 
 
 def _leave_workers(code):
