@@ -5,7 +5,6 @@ from benchmarks.protocol import figures, measures, tables
 from benchmarks.protocol.benchmark import GIVEN, OWN
 
 BENCHMARK = cells.BENCHMARK
-FIGURE = "results.png"
 _LEVEL = 0.7  # of noise, where no other is named
 # Methods of a `tables.Group`. Of the own regime, whose references are made of
 # the pool and the curated set.
@@ -249,6 +248,8 @@ def _strengths(found):
     )
 
 
+# Functions of the groups and a path that draw a figure, by its file's name.
+FIGURES = {"results.png": lambda found, path: figures.draw(panels(found), path)}
 # Functions of the groups that return rows of text, by the table's name.
 TABLES = {
     "methods": lambda found: tables.ratios(found["own"]),

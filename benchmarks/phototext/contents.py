@@ -8,7 +8,6 @@ from benchmarks.protocol import figures, measures, tables
 from benchmarks.protocol.benchmark import GIVEN, TUNED
 
 BENCHMARK = cells.BENCHMARK
-FIGURE = "photos.png"
 # Shares of moved captions.
 _MOVED_LEVEL, _STEERED_LEVEL, _TUNED_LEVEL = 0.7, 0.0, 0.6
 _PARTS = {2: "half", 3: "third", 5: "fifth"}
@@ -137,6 +136,16 @@ _CURVES_STEERED = _CURVES | {
     "top_10_distilled": ("cut once, distillation", "tab:red", "-", "v"),
     "stored_10_distilled": ("stored stage, distillation", "black", "-", "o"),
 }
+_CURVES_TUNED = {
+    "plain": ("plain", "0.6", "-", "."),
+    "lit": ("LiT", "0.6", "--", "."),
+    "lora": ("LoRA", "0.6", ":", "."),
+    "checked": ("checked pairs alone", "tab:orange", "-", "D"),
+    "stored_3_by_start": ("stage by the start", "tab:blue", "-", "v"),
+    "top_3_by_copy": ("cut by a tuned copy", "tab:red", "-", "v"),
+    "stored_3_by_copy": ("stage by a tuned copy", "black", "-", "o"),
+}
+_MIX = 0.75  # of the table
 _SHOP = "test_fashion"
 _SHOWN = "aerial"  # the domain in the figure
 
@@ -258,26 +267,37 @@ def _shop_and_general(row):
 
 
 def _tuning(found):
-    """Gain and forgetting of each method, alone and mixed half and half."""
+    """Gain and forgetting of each method, alone and mixed with the start."""
     by_method, rows = tuning(found), []
     for what, method in _TUNED:
         if method in by_method:
-            alone, half = (by_method[method].get(mix) for mix in (1.0, 0.5))
-            shown = [alone.mean(0), () if half is None else half.mean(0)]
+            both = [by_method[method].get(mix) for mix in (1.0, _MIX)]
+            alone = both[0]
             line = found["tuned"].results.line(method, _TUNED_LEVEL)
             rows.append(
                 (
                     *(what, f"{line.steps:,}", str(len(alone))),
-                    *(f"{value:+.1f}" for some in shown for value in some),
+                    *(
+                        _by_seed(values)
+                        for change in both
+                        if change is not None
+                        for values in change.T
+                    ),
                 )
             )
     return tables.rows_under(
         (
             *("tuning", "steps", "seeds", "gain", "forgotten"),
-            *("gain, mixed with the start", "forgotten, mixed"),
+            *(f"gain, {_MIX:g} of it", f"forgotten, {_MIX:g} of it"),
         ),
         rows,
     )
+
+
+def _by_seed(values):
+    """The mean of changes, and each seed's if there are several."""
+    each = ", ".join(f"{value:+.1f}" for value in values)
+    return f"{np.mean(values):+.1f}" + f" ({each})" * (len(values) > 1)
 
 
 def _people(found):
@@ -300,6 +320,16 @@ def _people(found):
     )
 
 
+def _draw_tuning(found, path):
+    if by_method := tuning(found):
+        figures.draw_changes(by_method, _CURVES_TUNED, path)
+
+
+# Functions of the groups and a path that draw a figure, by its file's name.
+FIGURES = {
+    "photos.png": lambda found, path: figures.draw(panels(found), path),
+    "tuning.png": _draw_tuning,
+}
 # Functions of the groups that return rows of text, by the table's name.
 TABLES = {
     "moved": lambda found: tables.ratios(found["moved"]),

@@ -1,4 +1,4 @@
-"""The figure of a benchmark: scores against cost, in panels side by side."""
+"""Figures of a benchmark: scores against cost, and gain against forgetting."""
 
 from typing import NamedTuple
 
@@ -40,6 +40,34 @@ def draw(panels, path):
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axis, panel in zip(axes, panels, strict=True):
             _scores(axis, panel)
+        figure.savefig(path, dpi=130)
+
+
+def draw_changes(by_method, curves, path):
+    """Draws gain against forgetting, a line from the start for each method.
+
+    Args:
+        by_method: as `phototext.contents.tuning` returns.
+        curves: label, colour, style and mark of each method's line.
+        path: the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_RC):
+        figure = mpl_figure.Figure(figsize=(6.4, 4.2), layout="tight")
+        axis, ends = figure.subplots(), []
+        for method, (label, color, style, marker) in curves.items():
+            if method not in by_method:
+                continue
+            mixes = sorted(by_method[method].items())
+            means = [change.mean(0) for _, change in mixes]
+            gain, forgotten = np.transpose([(0.0, 0.0), *means])
+            options = {"color": color, "ls": style, "marker": marker}
+            axis.plot(forgotten, gain, **options, lw=2, ms=5)
+            ends.append((forgotten[-1], gain[-1], label, color))
+        axis.set(xlabel="lost on other photographs, mean reciprocal rank x 100")
+        axis.set(ylabel="gained on the shop's")
+        axis.set_xlim(0, 1.5 * axis.get_xlim()[1])
+        _label(axis, ends)
         figure.savefig(path, dpi=130)
 
 

@@ -20,7 +20,7 @@ import pathlib
 from benchmarks import report
 from benchmarks.icontext import contents as icons
 from benchmarks.phototext import contents as photos
-from benchmarks.protocol import figures, tables
+from benchmarks.protocol import tables
 
 CONTENTS = {module.BENCHMARK.name: module for module in (icons, photos)}
 
@@ -49,8 +49,8 @@ def main(arguments=None):
         folder = options.results and options.results / contents.BENCHMARK.data
         groups = contents.groups(folder)
         if options.figures:
-            path = options.figures / contents.FIGURE
-            figures.draw(contents.panels(groups), path)
+            for name, draw in contents.FIGURES.items():
+                draw(groups, options.figures / name)
         if options.summary:
             write_summary(options.summary, contents, groups)
         if options.figures or options.summary:

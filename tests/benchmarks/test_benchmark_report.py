@@ -130,11 +130,14 @@ class PagesTest(tf.test.TestCase):
 
     def test_every_figure_is_drawn(self):
         for name, contents in report.CONTENTS.items():
-            path = pathlib.Path(self.get_temp_dir()) / contents.FIGURE
+            widths = {"tuning.png": 832}
             panels = contents.panels(self.groups[name])
-            figures.draw(panels, path)
-            with Image.open(path) as image:
-                self.assertEqual(image.size, (650 * len(panels), 546))
+            for file, draw in contents.FIGURES.items():
+                path = pathlib.Path(self.get_temp_dir()) / file
+                draw(self.groups[name], path)
+                width = widths.get(file, 650 * len(panels))
+                with Image.open(path) as image:
+                    self.assertEqual(image.size, (width, 546))
 
 
 class IntervalsTest(tf.test.TestCase):
@@ -497,7 +500,10 @@ class PhotosTest(tf.test.TestCase):
         change = 3 * np.log2(500 / 125) - start
         self.assertEqual(
             self.row("tuning", "plain", "500", "3"),
-            [f"{change:+.1f}", f"{-change:+.1f}"],
+            [
+                f"{value:+.1f} ({', '.join([f'{value:+.1f}'] * 3)})"
+                for value in (change, -change)
+            ],
         )
 
     def test_the_figure_and_the_summary_have_both_arms(self):

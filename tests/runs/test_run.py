@@ -19,6 +19,7 @@ import shard_files
 import subprocesses
 import tensorflow as tf
 import tiny
+from keras import ops
 
 from jest_tf import losses, models, runs
 from jest_tf.data import pipeline, reader, stores
