@@ -311,7 +311,10 @@ class PagesTest(DocsTestCase):
     def test_siglip2_is_tuned_and_exported(self):
         self.preset()
         pathlib.Path("data").mkdir()
-        for name, count in (("curated", 16), ("pool", 24), ("held_out", 9)):
+        for name, count in (
+            *(("curated", 16), ("pool", 24)),
+            *(("held_out", 9), ("general", 9)),
+        ):
             tiny.write_shard(f"data/{name}-00000-of-00001.tfrecord", count)
         _, printed = self.run_page(
             "docs/tutorials/siglip2.md",
