@@ -36,9 +36,12 @@ export PYTHONUNBUFFERED := 1
 
 # The tests that `make test-oldest` runs; all without.
 OLDEST_TESTS ?=
-# The tests that `make test-jax` runs.
-JAX_TESTS ?= tests/on_jax tests/selection tests/losses tests/models \
-  tests/training/test_step.py
+# The tests that `make test-jax` runs. With JAX_MARK=slow: kills at random, full
+# disks, two writers, workers.
+JAX_TESTS ?= tests/on_jax tests/selection tests/losses tests/models tests/runs \
+  tests/evaluation tests/curation tests/inference/test_embedder.py \
+  tests/data/test_stored_stages.py tests/training/test_step.py
+JAX_MARK ?= not slow
 
 # Where the benchmarks on real data keep sources, data and runs: 10 GB each if
 # all of them are made.
@@ -47,7 +50,7 @@ PHOTOS ?= photos-work
 # How many runs at a time.
 JOBS ?=
 
-.PHONY: help quickstart docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers bench-rival trace tpu-compile icontext-data icontext-runs photos-data photos-runs photos-quick report clean
+.PHONY: help quickstart quickstart-jax docs dist test test-slow test-oldest test-newest test-jax test-peers bench-peers bench-rival trace tpu-compile icontext-data icontext-runs photos-data photos-runs photos-quick report clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
@@ -55,6 +58,9 @@ help: ## print this list
 quickstart: $(INSTALLED) ## train with and without JEST on the shipped images
 	@echo "quickstart: three runs and a report, some minutes on 2 cores"
 	@$(BIN)/python -m examples.quickstart
+
+quickstart-jax: $(JAX_INSTALLED) ## the same on Keras' JAX backend
+	@KERAS_BACKEND=jax $(JAX_BIN)/python -m examples.quickstart --runs runs/jax
 
 # Not --quiet, which would hide warnings from --strict, too.
 docs: $(EXTRAS_INSTALLED) ## build the site into site/; a broken link is an error
@@ -80,7 +86,7 @@ test-newest: $(NEWEST_INSTALLED) ## run the fast tests with TensorFlow 2.21, whi
 	@$(NEWEST_BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
 
 test-jax: $(JAX_INSTALLED) ## run the tests of what also runs on Keras' JAX backend
-	@KERAS_BACKEND=jax $(JAX_BIN)/python -m pytest -m "not slow" \
+	@KERAS_BACKEND=jax $(JAX_BIN)/python -m pytest -m "$(JAX_MARK)" \
 	  $(PYTEST_WORKERS) $(JAX_TESTS)
 
 test-peers: $(PEERS_INSTALLED) ## compare measures with CLIP_benchmark's and open_clip's

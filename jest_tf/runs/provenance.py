@@ -13,6 +13,7 @@ from jest_tf import config as config_lib
 from jest_tf import files
 from jest_tf.config import formats, recipes, tables
 from jest_tf.data import stores as stores_lib
+from jest_tf.embeddings import ON_TENSORFLOW
 from jest_tf.runs import directory, inputs, loading, progress
 
 _PACKAGES = (
@@ -22,6 +23,7 @@ _PACKAGES = (
     "tf-models-official",
     "numpy",
     "jest-tf",
+    *(() if ON_TENSORFLOW else ("jax",)),
 )
 # Settings that may differ on resuming: saving, file locations, devices, and
 # measurements. Devices change results in the last digits.
