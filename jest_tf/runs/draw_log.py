@@ -172,7 +172,7 @@ class Telemetry:
 
 def _scalars(details):
     """Returns the numbers of a stage's summary that go into the log."""
-    names = ("overlap_independent", "overlap_uniform", "clean_in", "clean_out")
+    names = ("clean_in", "clean_out")
     scalars = {name: details[name] for name in names if name in details}
     if "score" in details:  # a stored stage, which has no metrics in the step
         names = ("score", "uniform_score")

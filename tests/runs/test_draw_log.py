@@ -107,10 +107,7 @@ class FunnelTest(tf.test.TestCase):
                 )
                 told = line["stages"][number]
                 self.assertEqual(told, {"stage": number} | expected)
-                for name in (
-                    *("overlap_independent", "overlap_uniform"),
-                    *("clean_in", "clean_out"),
-                ):
+                for name in ("clean_in", "clean_out"):
                     self.assertEqual(row[f"stages/{number}/{name}"], told[name])
             # What the first stage kept comes into the second.
             first, second = report.scored(0), report.scored(1)
@@ -204,7 +201,7 @@ class LinesTest(FollowTestCase):
         found = self.follow(run, reports)
         self.assertEqual([line["step"] for line in self.lines()], [3, 5])
         self.assertEqual(found[2], {})
-        self.assertIn("stages/0/overlap_uniform", found[5])
+        self.assertEqual(found[5], {})
         # A run that starts again between the two knows what it owes.
         os.remove(os.path.join(self.workdir, directory.TELEMETRY_FILE))
         self.follow(run, reports[:2])
@@ -246,13 +243,11 @@ class LinesTest(FollowTestCase):
         for name, value in (
             *(("score", -1.5), ("uniform_score", -4.0)),
             *(("reference_loss_kept", 1.5), ("reference_loss_dropped", 6.5)),
-            *(("overlap_uniform", 0.25), ("clean_in", 0.25)),
-            ("clean_out", 0.75),
+            *(("clean_in", 0.25), ("clean_out", 0.75)),
         ):
             self.assertEqual(found[2][f"stages/0/{name}"], value)
         # What a live stage scores is among the metrics of the step.
         self.assertNotIn("stages/1/score", found[2])
-        self.assertIn("stages/1/overlap_uniform", found[2])
         # The summaries of the steps that are not logged are forgotten.
         self.assertEqual(summaries.take(0), {})
         self.assertNotEmpty(summaries.take(2))
