@@ -159,17 +159,12 @@ class StoredStages:
             "position": positions,
             "id": ids,
             "kept": drawn.kept,
-            "own_score": drawn.own_score,
             "reference_loss": drawn.reference_loss,
         }
         if self.clean is not None:
             rows["clean"] = self.clean(ids)
         details = summary.summarize_rows(
-            stage,
-            rows,
-            {"reference_loss": drawn.uniform_reference_loss},
-            drawn=drawn.indices,
-            seed=seed,
+            stage, rows, {"reference_loss": drawn.uniform_reference_loss}
         )
         details |= {
             "score": float(drawn.score),

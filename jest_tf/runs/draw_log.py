@@ -16,7 +16,6 @@ from jest_tf import config as config_lib
 from jest_tf.data import stream
 from jest_tf.runs import directory
 from jest_tf.selection import summary
-from jest_tf.training import step as step_lib
 
 
 class Repeats:
@@ -127,7 +126,6 @@ class Telemetry:
     def _summarize_live(self, model, step, writer):
         """Summarises the live stages of the last step, by stage number."""
         settings, summaries = model.selection, {}
-        num_replicas = model.num_replicas
         for number, stage in enumerate(settings.stages if settings else ()):
             rows = {} if stage.is_stored else model.rows.scored(number)
             if not rows:
@@ -135,18 +133,7 @@ class Telemetry:
             if self._clean is not None and "id" in rows:
                 rows["clean"] = self._clean(rows["id"])
             uniform = model.rows.uniform(number)
-            summaries[number] = summary.summarize_rows(
-                stage,
-                rows,
-                uniform,
-                drawn=np.flatnonzero(rows["kept"]),
-                seed=step_lib.stage_seed(
-                    settings, number, (self._config.seed, step - 1)
-                ),
-                num_quotas=config_lib.QUOTAS[settings.quota].parts(
-                    num_replicas
-                ),
-            )
+            summaries[number] = summary.summarize_rows(stage, rows, uniform)
             _write_histograms(number, rows, uniform, step, writer)
         return summaries
 

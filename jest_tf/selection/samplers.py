@@ -51,8 +51,7 @@ class Draw(NamedTuple):
         learner_loss: float32 `[B/R]`, losses of rows given the sub-batch; None
             without a learner.
         reference_loss: float32 `[B/R]`, likewise of the reference.
-        own_score: float32 `[B/R]`, the criterion of each row's own pair, by
-            which `independent_rows` draws.
+        own_score: float32 `[B/R]`, the criterion of each row's own pair.
         uniform_places: int32 `[u]`, the rows of the uniform draw that the next
             two fields cover, in the order drawn; the last may be repeated.
         uniform_learner_loss: float32 `[u]`, losses of rows of the uniform draw
@@ -205,33 +204,15 @@ def uniform_rows(
 ) -> Tensor:
     """Draws rows uniformly, without scores; int32 `[b]`.
 
-    Args: as `independent_rows`, of B = `super_batch_size` rows.
-    """
-    own_score = ops.zeros([super_batch_size], "float32")
-    return independent_rows(own_score, seed, batch_size, num_quotas=num_quotas)
-
-
-def independent_rows(
-    own_score: Tensor,
-    seed: Seed,
-    batch_size: int,
-    *,
-    gain: float = 1.0,
-    num_quotas: int = 1,
-) -> Tensor:
-    """Draws rows, each by the score of its own pair alone; int32 `[b]`.
-
     Args:
-        own_score: float32 `[B]`, `Draw.own_score` of all rows.
         seed: two integers, (run seed, step).
         batch_size: b.
-        gain: factor of every score.
+        super_batch_size: B.
         num_quotas: R for quota "per_replica", 1 for "global". Both draw without
             a collective.
     """
-    size = own_score.shape[0]
-    chunk_sizes(batch_size, 1, size, num_quotas=num_quotas)
-    keys = gain * own_score + noise.gumbel_noise(seed, 1, size)[0]
+    chunk_sizes(batch_size, 1, super_batch_size, num_quotas=num_quotas)
+    keys = noise.gumbel_noise(seed, 1, super_batch_size)[0]
     return scores.top_rows(keys, batch_size, num_quotas)
 
 

@@ -8,11 +8,9 @@ import threading
 from collections.abc import Mapping
 
 import numpy as np
-from keras import ops
 
-from jest_tf import config, embeddings
+from jest_tf import config
 from jest_tf.config import tables
-from jest_tf.selection import samplers
 
 # Quantiles of the distributions.
 LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
@@ -50,37 +48,22 @@ def summarize_rows(
     stage: config.Stage,
     rows: Mapping[str, np.ndarray],
     uniform: Mapping[str, np.ndarray],
-    *,
-    drawn: np.ndarray,
-    seed: np.ndarray,
-    num_quotas: int = 1,
 ) -> dict:
     """Summarises a draw, in values that JSON can hold.
 
     Args:
-        rows: arrays `[n]` of the rows into the stage: `own_score`, `kept`,
-            `learner_loss` and `reference_loss` as in `selection.Draw`, if
-            present there; `row` or `position`; `id` and `clean`, if known.
+        rows: arrays `[n]` of the rows into the stage: `kept`, `learner_loss`
+            and `reference_loss` as in `selection.Draw`, if present there; `row`
+            or `position`; `id` and `clean`, if known.
         uniform: losses of the uniform draw for comparison, by model.
-        drawn: integers `[m]`, indices of the `rows` that passed.
-        num_quotas: R with quota "per_replica", else 1.
 
     Returns:
-        `rows_in` and `rows_out`; `overlap_independent` and `overlap_uniform`,
-        the shares of the draw that other samplers also draw from the same noise
-        (m/n for unrelated draws); for each quantity the count, mean and
+        `rows_in` and `rows_out`; for each quantity the count, mean and
         quantiles of the kept, the dropped and the uniformly drawn rows;
         `highest` and `lowest`, the rows with the most extreme scores; where
         known, `clean_in` and `clean_out`, the clean shares of the rows into the
         stage and out of it.
     """
-    others = _other_rows(
-        ops.convert_to_tensor(rows["own_score"]),
-        ops.convert_to_tensor(seed, "int32"),
-        len(drawn),
-        stage.gain,
-        num_quotas,
-    )
     kept = rows["kept"]
     values, of_uniform = quantities(rows), quantities(uniform)
     scores = tables.criterion(stage.criterion).score(
@@ -93,11 +76,7 @@ def summarize_rows(
     return {
         "criterion": stage.criterion,
         "rows_in": len(kept),
-        "rows_out": len(drawn),
-        **{
-            f"overlap_{name}": len(np.intersect1d(drawn, other)) / len(drawn)
-            for name, other in others.items()
-        },
+        "rows_out": int(kept.sum()),
         **{
             name: {
                 "kept": _distribution(some[kept]),
@@ -118,19 +97,6 @@ def quantities(losses: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return values
     learnability = values["learner_loss"] - values["reference_loss"]
     return {"learnability": learnability} | values
-
-
-@embeddings.standalone  # many small operations
-def _other_rows(own_score, seed, size, gain, num_quotas):
-    """Returns the rows of an independent and a uniform draw, int32 `[size]`."""
-    return {
-        "independent": samplers.independent_rows(
-            own_score, seed, size, gain=gain, num_quotas=num_quotas
-        ),
-        "uniform": samplers.uniform_rows(
-            seed, size, own_score.shape[0], num_quotas=num_quotas
-        ),
-    }
 
 
 def _extremes(scores, rows):

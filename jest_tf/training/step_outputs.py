@@ -140,7 +140,6 @@ def list_scored(
             "id": rows.get("id"),
             # Workers can't gather booleans.
             "kept": ops.cast(draw.kept, "int32"),
-            "own_score": draw.own_score,
             "learner_loss": draw.learner_loss,
             "reference_loss": draw.reference_loss,
         },
@@ -192,7 +191,7 @@ class RowReport:
 
         They are sorted by `number`, the row's place among the rows into the
         stage; `row` is its place in the super-batch; `kept` is true if it
-        passed. `own_score`, `learner_loss` and `reference_loss` are as in
+        passed. `learner_loss` and `reference_loss` are as in
         `selection.Draw`, if present there. `id` is present if the batches have
         ids.
         """

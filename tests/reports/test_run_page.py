@@ -70,8 +70,6 @@ class PageTest(tf.test.TestCase):
             "criterion": "learnability",
             "rows_in": B,
             "rows_out": 2,
-            "overlap_independent": 0.5,
-            "overlap_uniform": 1.0,
             "learnability": {"kept": summary, "dropped": {"count": 0}},
             "highest": rows[:2],
             "lowest": rows[:1:-1],

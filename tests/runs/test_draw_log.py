@@ -6,7 +6,6 @@ import os
 import tempfile
 import types
 
-import hand_draws
 import keras
 import numpy as np
 import tensorflow as tf
@@ -98,8 +97,6 @@ class FunnelTest(tf.test.TestCase):
                     stage,
                     found | {"clean": is_even(found["id"])},
                     report.uniform(number),
-                    drawn=np.flatnonzero(found["kept"]),
-                    seed=hand_draws.later_seed(number, (SEED, step - 1)),
                 )
                 self.assertEqual(
                     (expected["rows_in"], expected["rows_out"]),
@@ -154,7 +151,7 @@ def scored_rows(count=12, kept=4, **more):
     """Rows of a stage by the learner alone, of which the first pass."""
     losses = np.linspace(3.0, 1.0, count, dtype=np.float32)
     rows = {"row": np.arange(count), "kept": np.arange(count) < kept}
-    return rows | {"own_score": losses, "learner_loss": losses} | more
+    return rows | {"learner_loss": losses} | more
 
 
 class FollowTestCase(tf.test.TestCase):
@@ -172,11 +169,7 @@ class FollowTestCase(tf.test.TestCase):
         for report in reports:
             first += 1
             is_logged = first % every == 0 or first == run.steps
-            model = types.SimpleNamespace(
-                selection=run.selection,
-                rows=report,
-                num_replicas=1,
-            )
+            model = types.SimpleNamespace(selection=run.selection, rows=report)
             numbers = self.telemetry.follow(
                 model, first, is_logged, self.writer
             )
@@ -220,8 +213,6 @@ class LinesTest(FollowTestCase):
             "criterion": "easy_reference",
             "score": -1.5,
             "uniform_score": -4.0,
-            "overlap_independent": 0.5,
-            "overlap_uniform": 0.25,
             "reference_loss": {
                 "kept": {"count": 12, "mean": 1.5},
                 "dropped": {"count": 12, "mean": 6.5},

@@ -149,8 +149,6 @@ class SamplerTest(tf.test.TestCase):
             )
         )
         self.assertAllEqual(one_chunk.indices, by_pair.indices)
-        rows = selection.independent_rows(by_pair.own_score, SEED, 16)
-        self.assertAllEqual(rows, by_pair.indices)
 
     def test_equal_models_and_zero_gain_draw_uniformly(self):
         learner, other = random_embeddings.models(40)

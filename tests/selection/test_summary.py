@@ -5,10 +5,8 @@ import json
 import numpy as np
 import tensorflow as tf
 
-from jest_tf import config, selection
+from jest_tf import config
 from jest_tf.selection import summary
-
-SEED = np.array([5, 9])
 
 
 def between(low, high):
@@ -18,7 +16,6 @@ def between(low, high):
 
 class SummaryTest(tf.test.TestCase):
     ROWS = {
-        "own_score": np.float32([50, 40, 0, 30]),
         "kept": np.array([True, False, False, True]),
         "learner_loss": np.float32([3, 1, 4, 2.5]),
         "reference_loss": np.float32([1, 2, 0.5, 2.5]),
@@ -27,23 +24,13 @@ class SummaryTest(tf.test.TestCase):
         "clean": np.array([True, False, False, True]),
     }
 
-    def summarize_rows(self, num_quotas=1, **settings):
+    def test_a_draw_of_two_among_four_by_hand(self):
         uniform = {
             "learner_loss": np.float32([2.0]),
             "reference_loss": np.float32([0.5]),
         }
-        found = summary.summarize_rows(
-            config.Stage(2, **settings),
-            self.ROWS,
-            uniform,
-            drawn=np.array([3, 0]),
-            seed=SEED,
-            num_quotas=num_quotas,
-        )
-        return json.loads(json.dumps(found))
-
-    def test_a_draw_of_two_among_four_by_hand(self):
-        found = self.summarize_rows()
+        found = summary.summarize_rows(config.Stage(2), self.ROWS, uniform)
+        found = json.loads(json.dumps(found))
         self.assertEqual((found["rows_in"], found["rows_out"]), (4, 2))
         self.assertEqual(found["criterion"], "learnability")
         for name, kept, dropped, uniform in (
@@ -71,41 +58,19 @@ class SummaryTest(tf.test.TestCase):
         self.assertEqual(found["lowest"], lines[::-1])
         self.assertEqual((found["clean_in"], found["clean_out"]), (0.5, 1.0))
 
-    def test_overlaps_are_with_other_draws_of_the_same_noise(self):
-        # No noise lifts a row above another of so different a score: rows 0
-        # and 1 of all, rows 0 and 3 of the halves.
-        noise = np.asarray(selection.gumbel_noise(SEED, 1, 4)[0])
-        self.assertLess(np.ptp(noise), 10.0)
-        halves = [np.argmax(noise[:2]), 2 + np.argmax(noise[2:])]
-        by_noise = np.argsort(-noise)[:2]
-        for num_quotas, independent, uniform in (
-            (1, 0.5, by_noise),
-            (2, 1.0, halves),
-        ):
-            found = self.summarize_rows(num_quotas)
-            self.assertEqual(found["overlap_independent"], independent)
-            overlap = np.isin(uniform, [0, 3]).mean()
-            self.assertEqual(found["overlap_uniform"], overlap)
-        found = self.summarize_rows(gain=0.0)
-        self.assertEqual(found["overlap_independent"], found["overlap_uniform"])
-
     def test_a_stage_with_one_model_has_its_loss_alone(self):
         losses = np.float32([0.1234567, *range(1, 20)])
         found = summary.summarize_rows(
             config.Stage(1, criterion="easy_reference"),
             {
-                "own_score": -losses,
                 "kept": np.ones(20, bool),
                 "reference_loss": losses,
                 "position": np.arange(100, 120),
             },
             {"reference_loss": losses[:4]},
-            drawn=np.arange(20),
-            seed=SEED,
         )
         others = ["learnability", "learner_loss", "clean_in", "clean_out"]
         self.assertNoCommonElements(found, others)
-        self.assertEqual(found["overlap_uniform"], 1.0)
         self.assertEqual(found["reference_loss"]["dropped"], {"count": 0})
         # The easiest first, six digits of each, and eight lines at most.
         self.assertEqual(
