@@ -1,4 +1,4 @@
-"""Batches of all records, for evaluation.
+"""Batches of the images of all records, for evaluation.
 
 An unreadable record is an error here and is not replaced.
 """
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from jest_tf.config import checks
 from jest_tf.data import images as images_lib
-from jest_tf.data import loading, reader, stores
+from jest_tf.data import loading, stores
 
 
 def examples(
@@ -20,57 +20,42 @@ def examples(
     *,
     batch_size: int,
     image_size: int | images_lib.Form,
-    tokenizer: loading.Tokenizer | None = None,
 ) -> tf.data.Dataset:
-    """Yields every record once, in the store's order.
+    """Yields the image of every record once, in the store's order.
 
     Args:
         batch_size: k; the last batch may be smaller.
         image_size: side S of `image`, or a form of images.
-        tokenizer: makes `text`; None yields no texts, and needs no captions.
 
     Returns:
-        A finite dataset of dicts of `image`, `id` and, with a tokenizer,
-        `text`, `caption_id` and `caption_replaced` of the first nonblank
-        caption, as in `super_batches`; k rows each.
+        A finite dataset of dicts of `image` and `id`, as in `super_batches`; k
+        rows each.
 
     Raises:
         tf.errors.InvalidArgumentError: while iterating, if a record has no
-            caption or no decodable image; see `loading.plain_errors`.
+            decodable image; see `loading.plain_errors`.
     """
     checks.check("batch_size", batch_size, checks.at_least(1))
     form = images_lib.make_form(image_size)
     specs = {
         "image": tf.TensorSpec([None, *form.shape], form.dtype),
         "id": tf.TensorSpec([None], tf.int64),
-        "caption": tf.TensorSpec([None], tf.string),
     }
 
     def fetch(start):
         rows = np.arange(start, min(start + batch_size, len(store)))
         records, images = read(store, rows, form)
-        captions = [b""] * len(rows)
-        for i, record in enumerate(records):
-            if tokenizer and isinstance(record, stores.Record):
-                choices = reader.candidates(record.captions)
-                if choices:
-                    captions[i] = record.captions[choices[0]]
-                else:
-                    records[i] = reader.NO_CAPTION
-            if isinstance(records[i], stores.Fault):
+        for row, record in zip(rows, records, strict=True):
+            if isinstance(record, stores.Fault):
                 raise ValueError(
-                    "Every record must have an image and a caption here. "
-                    f"Received: {store.describe(rows[i])}, {records[i].reason}"
+                    "Every record to evaluate on must have an image. Received: "
+                    f"{store.describe(row)}, {record.reason}"
                 )
-        return images, store.ids(rows), np.array(captions, object)
+        return images, store.ids(rows)
 
     def load(start):
         batch = loading.call_numpy(fetch, [start], specs.values())
-        batch = dict(zip(specs, batch, strict=True))
-        captions = batch.pop("caption")
-        if tokenizer:
-            batch |= loading.tokenize_captions(captions, {"text": tokenizer})
-        return batch
+        return dict(zip(specs, batch, strict=True))
 
     starts = tf.data.Dataset.range(0, len(store), batch_size)
     return loading.finish(loading.map_in_order(starts, load))

@@ -316,17 +316,11 @@ class CommandTest(tf.test.TestCase):
         self.assertRegex(printed, f"next: jest-tf train .* --set {settings}")
         self.assertRegex(shown, "embedding: 90 of 90 records")
         run, sidecars = self.run_of_reference, self.open("a")
-        batch = next(
-            iter(
-                batches.examples(
-                    stores.open_store(f"{self.directory}/1.tfrecord"),
-                    batch_size=30,
-                    tokenizer=run.tokenizer,
-                    image_size=32,
-                )
-            )
-        )
-        expected = run.learner(batch)
+        store = stores.open_store(f"{self.directory}/1.tfrecord")
+        (batch,) = batches.examples(store, batch_size=30, image_size=32)
+        first = [record.captions[0] for record in store.read(range(30))]
+        tokens = run.tokenizer(tf.constant(first))
+        expected = run.learner(batch | {"text": tokens})
         rows = np.arange(30, 60)
         image, text = sidecars.read(rows, 0 * rows, batch["id"].numpy())
         self.assertAllClose(image, expected.image)
