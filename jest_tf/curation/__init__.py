@@ -6,5 +6,3 @@ settings, sidecars and shards; the same call continues an interrupted call.
 """
 
 from jest_tf.curation.choice import STAGE, Choice, curate
-
-__all__ = ["STAGE", "Choice", "curate"]

@@ -9,15 +9,3 @@ from jest_tf.evaluation.retrieval import ranks, retrieval_measures
 from jest_tf.evaluation.slices import Estimate, Slice
 from jest_tf.evaluation.stores import StoreEvaluation, open_stores
 from jest_tf.evaluation.zero_shot import class_embeddings, zero_shot_measures
-
-__all__ = [
-    "Encoder",
-    "Estimate",
-    "Slice",
-    "StoreEvaluation",
-    "class_embeddings",
-    "open_stores",
-    "ranks",
-    "retrieval_measures",
-    "zero_shot_measures",
-]

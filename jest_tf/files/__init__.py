@@ -21,15 +21,15 @@ from collections.abc import Iterator
 from jest_tf.files import disks
 from jest_tf.files.paths import (
     PARTIAL,
+    VIEWS,
+    absolute,
     check_links,
     checked,
+    inside,
     is_remote,
+    local_path,
     local_tree,
 )
-from jest_tf.files.paths import VIEWS as VIEWS
-from jest_tf.files.paths import absolute as absolute
-from jest_tf.files.paths import inside as inside
-from jest_tf.files.paths import local_path as local_path
 
 
 def open_file(path: str, mode: str = "rb"):

@@ -5,5 +5,3 @@ for programs without `jest_tf`.
 """
 
 from jest_tf.inference.embedder import Embedder, load
-
-__all__ = ["Embedder", "load"]

@@ -20,17 +20,3 @@ from jest_tf.losses.training import (
     softmax,
     softmax_loss,
 )
-
-__all__ = [
-    "PairLoss",
-    "SigmoidRows",
-    "SoftmaxRows",
-    "chance",
-    "feature_distillation",
-    "pair_loss",
-    "sigmoid",
-    "sigmoid_loss",
-    "similarity_distillation",
-    "softmax",
-    "softmax_loss",
-]

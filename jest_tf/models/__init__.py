@@ -10,15 +10,3 @@ from jest_tf.models.building import (
     to_json,
 )
 from jest_tf.models.two_tower import TwoTower, unit_norm
-
-__all__ = [
-    "PRESETS",
-    "TwoTower",
-    "adapted",
-    "build_learner",
-    "build_two_tower",
-    "from_json",
-    "start_from",
-    "to_json",
-    "unit_norm",
-]

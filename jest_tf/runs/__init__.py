@@ -6,5 +6,3 @@ other modules write to a run directory only through these two.
 """
 
 from jest_tf.runs.run import extend, train
-
-__all__ = ["extend", "train"]

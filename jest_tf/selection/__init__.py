@@ -16,17 +16,3 @@ from jest_tf.selection.samplers import (
     uniform_rows,
 )
 from jest_tf.selection.scores import check_criterion
-
-__all__ = [
-    "Draw",
-    "Placed",
-    "check_criterion",
-    "chunk_sizes",
-    "draw",
-    "draw_flops",
-    "gumbel_noise",
-    "salted",
-    "select_jointly",
-    "summarize",
-    "uniform_rows",
-]

@@ -8,17 +8,3 @@ from jest_tf.data.stores.opening import (
 )
 from jest_tf.data.stores.shards import Fault, NoFiles, Record
 from jest_tf.data.stores.store import Manifest, Store, join, parsed
-
-__all__ = [
-    "Fault",
-    "Manifest",
-    "NoFiles",
-    "Record",
-    "Store",
-    "check_captions",
-    "indexes_in_memory",
-    "join",
-    "open_store",
-    "open_stores",
-    "parsed",
-]
