@@ -108,16 +108,14 @@ class FaultLog:
         if self._error:
             raise ValueError(self._error)
 
-    def close(self, stop_step: int | None = None) -> None:
+    def close(self, stop_step: int) -> None:
         """Sorts the lines by step and position.
 
-        With `stop_step`, drops the faults from this step on, whose records were
-        only read ahead, from the log and from the counts.
+        Drops the faults from `stop_step` on, whose records were only read
+        ahead, from the log and from the counts.
         """
         with self._lock:
-            if stop_step is None:
-                self._sort(None)
-            elif self._path:
+            if self._path:
                 self._cut(stop_step)
 
     def _describe(self):
@@ -181,7 +179,7 @@ class FaultLog:
                     line = json.loads(text)
                 except ValueError:
                     break  # cut off when the run was killed
-                if stop_step is None or line["step"] < stop_step:
+                if line["step"] < stop_step:
                     place = line["step"], line["setting"], line["position"]
                     fault = place, hash(line["place"])
                     starts.setdefault(fault, start)

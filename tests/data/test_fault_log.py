@@ -39,7 +39,7 @@ class FaultLogTest(tf.test.TestCase):
         self.assertEqual(self.lines(), [self.line(p) for p in order])
         # Of a fault that is met again the first line stays.
         log.add(self.line(31, "another reason"))
-        log.close()
+        log.close(4)
         self.assertEqual(self.lines(), [self.line(p) for p in (2, 5, 17, 31)])
 
     def test_lines_are_sorted_by_step_then_setting_then_position(self):
@@ -49,7 +49,7 @@ class FaultLogTest(tf.test.TestCase):
         again = [self.line(7) | {"place": place} for place in "cab"]
         for line in [self.line(9), self.line(11), *curated, *again]:
             log.add(line)
-        log.close()
+        log.close(4)
         self.assertEqual(
             self.lines(),
             [curated[1], *again, self.line(9), curated[0], self.line(11)],
@@ -104,7 +104,7 @@ class FaultLogTest(tf.test.TestCase):
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
         log.start(1, 1000)
-        log.close()
+        log.close(1)
         _, peak = tracemalloc.get_traced_memory()
         self.assertLen(self.lines(), 1000)
         self.assertEqual(log.num_replaced, 1000)
@@ -114,7 +114,7 @@ class FaultLogTest(tf.test.TestCase):
         log = reader.FaultLog(self.path, 0.01)
         log.start(0, 0)
         log.count(5000, 0)
-        log.close()
+        log.close(1)
         self.assertFalse(os.path.exists(self.path))
 
     def test_the_limit_is_a_share_of_what_was_drawn(self):
@@ -167,6 +167,6 @@ class FaultLogTest(tf.test.TestCase):
 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             list(pool.map(work, range(0, 1600, 200)))
-        log.close()
-        self.assertEqual(self.lines(), [self.line(p) for p in range(1600)])
         self.assertEqual((log.num_drawn, log.num_replaced), (3200, 1600))
+        log.close(160)
+        self.assertEqual(self.lines(), [self.line(p) for p in range(1600)])
