@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
-from tensorboard.plugins.histogram import summary as histogram_summary
 
 from jest_tf import config as config_lib
 from jest_tf.data import stream
@@ -96,13 +94,7 @@ class Telemetry:
         repeats = self._repeats.state() if self._repeats else {}
         return {"is_due": np.array(self._is_due), **repeats}
 
-    def follow(
-        self,
-        model,
-        step: int,
-        is_logged: bool,
-        writer: tf.summary.SummaryWriter,
-    ) -> dict[str, float]:
+    def follow(self, model, step: int, is_logged: bool) -> dict[str, float]:
         """Follows the last of `step` steps; returns numbers for its log row.
 
         If a logged step scores nothing, `telemetry.jsonl` gets the next step
@@ -118,12 +110,12 @@ class Telemetry:
                 scalars["train/repeat_rate"] = self._repeats.rate()
         self._is_due |= is_logged
         if self._is_due:
-            summaries = stored | self._summarize_live(model, step, writer)
+            summaries = stored | self._summarize_live(model)
             scalars |= self._write(step, dict(sorted(summaries.items())))
             self._is_due = not summaries
         return scalars if is_logged else {}
 
-    def _summarize_live(self, model, step, writer):
+    def _summarize_live(self, model):
         """Summarises the live stages of the last step, by stage number."""
         settings, summaries = model.selection, {}
         for number, stage in enumerate(settings.stages if settings else ()):
@@ -134,7 +126,6 @@ class Telemetry:
                 rows["clean"] = self._clean(rows["id"])
             uniform = model.rows.uniform(number)
             summaries[number] = summary.summarize_rows(stage, rows, uniform)
-            _write_histograms(number, rows, uniform, step, writer)
         return summaries
 
     def _write(self, step, summaries):
@@ -220,22 +211,3 @@ def funnel(
         around = sizes[number : number + 2]
         rows.append(StageRow(number, stage, *around, last.get("step"), *values))
     return rows
-
-
-def _write_histograms(number, rows, uniform, step, writer):
-    """Writes the distributions of a stage's rows to TensorBoard."""
-    values, others = summary.quantities(rows), summary.quantities(uniform)
-    kept = rows["kept"]
-    with writer.as_default(step=step):
-        for name, some in values.items():
-            groups = some[kept], some[~kept], others[name]
-            for group, members in zip(summary.GROUPS, groups, strict=True):
-                if not len(members):
-                    continue
-                # Ten times as fast as `tf.summary.histogram`.
-                histogram = histogram_summary.histogram_pb(
-                    f"stages/{number}/{name}/{group}", members
-                )
-                tf.summary.experimental.write_raw_pb(
-                    histogram.SerializeToString()
-                )

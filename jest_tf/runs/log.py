@@ -213,9 +213,7 @@ class Ledger(steps.StepCallback):
         )
         followed = {}
         if self._telemetry is not None:
-            followed = self._telemetry.follow(
-                self.model, self.step, is_due, self._writer
-            )
+            followed = self._telemetry.follow(self.model, self.step, is_due)
         if is_due:
             self._write(self.step, followed)
         loss = float((logs or {}).get("loss", np.nan))

@@ -15,7 +15,6 @@ from jest_tf.config import tables
 # Quantiles of the distributions.
 LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 QUANTITIES = ("learnability", "learner_loss", "reference_loss")
-GROUPS = ("kept", "dropped", "uniform")
 
 # Steps whose summaries are kept for the log: streams run ahead of training.
 _STEPS = 1024
@@ -65,7 +64,7 @@ def summarize_rows(
         stage and out of it.
     """
     kept = rows["kept"]
-    values, of_uniform = quantities(rows), quantities(uniform)
+    values, of_uniform = _quantities(rows), _quantities(uniform)
     scores = tables.criterion(stage.criterion).score(
         {
             name.removesuffix("_loss"): loss
@@ -90,7 +89,7 @@ def summarize_rows(
     }
 
 
-def quantities(losses: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _quantities(losses: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the available `QUANTITIES` of rows, from their losses."""
     values = {name: losses[name] for name in QUANTITIES if name in losses}
     if len(values) < 2:

@@ -158,7 +158,6 @@ class FollowTestCase(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.workdir = self.enterContext(tempfile.TemporaryDirectory())
-        self.writer = tf.summary.create_noop_writer()
 
     def follow(self, run, reports, first=0, **options):
         """The numbers of each logged step; `self.telemetry` made them."""
@@ -170,9 +169,7 @@ class FollowTestCase(tf.test.TestCase):
             first += 1
             is_logged = first % every == 0 or first == run.steps
             model = types.SimpleNamespace(selection=run.selection, rows=report)
-            numbers = self.telemetry.follow(
-                model, first, is_logged, self.writer
-            )
+            numbers = self.telemetry.follow(model, first, is_logged)
             if is_logged:
                 found[first] = numbers
         return found
