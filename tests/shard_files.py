@@ -149,7 +149,14 @@ def write_manifest(store, directory, weights, scores=None, made_by=MADE_BY):
     """The manifest of a store with given weights, row for row."""
     if scores is None:
         scores = np.linspace(-1.0, 1.0, len(store))
-    return manifest.write(store, directory, made_by, weights, scores)
+    ids = store.ids(np.arange(len(store)))
+    ends = np.cumsum(store.shards.lengths)[:-1]
+    columns = (np.split(column, ends) for column in (ids, weights, scores))
+    for shard, part in enumerate(zip(*columns, strict=True)):
+        path = manifest.part_path(store, shard, directory)
+        header = manifest.describe(store, shard, made_by)
+        manifest.write_part(path, header, manifest.Part(*part))
+    return manifest.finish(store, directory, made_by)
 
 
 def mutate(data, rng):

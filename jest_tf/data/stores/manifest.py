@@ -148,23 +148,6 @@ def is_there(path: str, header: dict) -> bool:
     return True
 
 
-def write(
-    store: Store,
-    directory: str,
-    made_by: Mapping,
-    weights: np.ndarray,
-    scores: np.ndarray,
-) -> Manifest:
-    """Writes a whole manifest, from weights and scores of all rows, [n]."""
-    ids = store.ids(np.arange(len(store)))
-    ends = np.cumsum(store.shards.lengths)[:-1]
-    columns = (np.split(column, ends) for column in (ids, weights, scores))
-    for shard, part in enumerate(zip(*columns, strict=True)):
-        path = part_path(store, shard, directory)
-        write_part(path, describe(store, shard, made_by), Part(*part))
-    return finish(store, directory, made_by)
-
-
 def finish(store: Store, directory: str, made_by: Mapping) -> Manifest:
     """Writes `manifest.json`, once the files of all shards are there."""
     listed = []
