@@ -1,7 +1,5 @@
 """Settings of the data, model, reference, optimizer, logs and devices."""
 
-import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -108,16 +106,6 @@ class DataConfig(Checked, path="data"):
             "`data.curated_rows` needs `data.curated`, the shards that these "
             "rows come from",
         )
-
-    def reading(self, patterns: Sequence[str], **changes) -> "DataConfig":
-        """Returns these settings for reading other shards.
-
-        Weights, curated rows and the manifest belong to `train`, so they are
-        dropped, unless `changes` has them.
-        """
-        alone = {"weights": (), "curated": (), "curated_rows": 0}
-        alone |= {"manifest": "", "train": tuple(patterns)}
-        return dataclasses.replace(self, **alone | changes)
 
 
 @dataclass(frozen=True)

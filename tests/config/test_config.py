@@ -255,19 +255,6 @@ class RefusalsTest(tf.test.TestCase):
             checkpoint=config.CheckpointConfig(every_steps=4),
         )
 
-    def test_other_shards_are_read_without_what_is_of_the_training_ones(self):
-        whole = config.DataConfig(
-            train=("a", "b"),
-            weights=(1.0, 2.0),
-            curated=("c",),
-            curated_rows=4,
-            image_size=64,
-        )
-        self.assertEqual(
-            whole.reading(["d"], flip=False),
-            config.DataConfig(train=("d",), image_size=64, flip=False),
-        )
-
     def test_settings_that_contradict_each_other_are_refused(self):
         path = os.path.join(self.get_temp_dir(), "config.json")
         with open(path, "w", encoding="utf-8") as file:
