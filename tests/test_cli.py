@@ -25,7 +25,6 @@ import jest_tf
 from examples import quickstart, quickstart_report
 from jest_tf import cli
 from jest_tf.data import stores
-from jest_tf.models import reference
 from jest_tf.runs import bootstrap, directory, loading, log
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -150,20 +149,6 @@ class TrainersTest(tf.test.TestCase):
         self.assertAllClose(found[0], expected)
         self.assertEqual(found[1], found[0])
         self.assertNotEqual(found[2], found[0])
-
-    def test_a_checkpoint_is_loaded_with_the_settings_of_its_run(self):
-        final, last, earlier = (
-            jest_tf.load(self.learner, step=step, trust=True)
-            for step in (None, 5, 3)
-        )
-        config_of_run = directory.load_config(self.learner, trust=True)
-        self.assertEqual(earlier.config, config_of_run)
-        of_final, of_last, of_earlier = (
-            reference.fingerprint(embedder.learner)
-            for embedder in (final, last, earlier)
-        )
-        self.assertEqual(of_last, of_final)
-        self.assertNotEqual(of_earlier, of_final)
 
     def evaluate(self, *words):
         """The measures that `jest-tf evaluate --json` prints."""

@@ -444,19 +444,6 @@ class PhotosTest(tf.test.TestCase):
                 self.assertEqual(mean, f"{(6 + 4 * 3) * end / 5:.1f}")
                 self.assertStartsWith(examples, f"{ratio:.1f}x (")
 
-    def test_rates_stand_beside_the_kept_rate(self):
-        names = [f"uniform, rate {rate}" for rate in ("5e-4", "2e-3", "8e-3")]
-        names += [
-            f"{what}, rate {rate}"
-            for what in (
-                *("the reference's clean pairs alone", "JEST, f = 0.8"),
-                "stored stage, 3 candidates, distillation",
-                "the pool cut once to a third, distillation",
-            )
-            for rate in ("2e-3", "8e-3")
-        ]
-        self.assertEqual([row[0] for row in self.tables["tried"][1:]], names)
-
     def test_sources_and_noise(self):
         found = self.row("sources", "uniform, no caption moved", "4,000")
         self.assertEqual(found, ["5.0"] * 6)
@@ -506,15 +493,6 @@ class PhotosTest(tf.test.TestCase):
                 for value in (change, -change)
             ],
         )
-
-    def test_the_figure_and_the_summary_have_both_arms(self):
-        path = pathlib.Path(self.get_temp_dir()) / "photos.png"
-        figures.draw(self.contents.panels(self.groups), path)
-        self.assertTrue(path.exists())
-        found = report.summary(self.contents, self.groups)
-        arms = {(row["arm"], row["domain"], row["noise"]) for row in found}
-        expected = {("steering", domain, 0.0) for domain in self.domains}
-        self.assertEqual(arms, expected | {("moved", None, 0.7)})
 
 
 class CellsTest(tf.test.TestCase):

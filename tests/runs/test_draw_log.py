@@ -111,28 +111,6 @@ class FunnelTest(tf.test.TestCase):
             self.assertCountEqual(second["row"], first["row"][first["kept"]])
             self.assertCountEqual(report.drawn, second["row"][second["kept"]])
 
-    def test_the_log_has_means_of_the_scores_since_the_row_before(self):
-        for row in self.rows:
-            for stage in (0, 1):
-                scores = []
-                for report in self.reports[row["step"] - 2 : row["step"]]:
-                    rows, others = report.scored(stage), report.uniform(stage)
-                    for some, kept in ((rows, rows["kept"]), (others, ...)):
-                        score = some["learner_loss"][kept].mean()
-                        if stage == 0:
-                            score -= some["reference_loss"][kept].mean()
-                        scores.append(score)
-                for name, some in (
-                    ("score", scores[::2]),
-                    ("uniform_score", scores[1::2]),
-                ):
-                    self.assertAllClose(
-                        row[f"stages/{stage}/{name}"],
-                        np.mean(some),
-                        rtol=1e-4,
-                        atol=1e-5,
-                    )
-
 
 class Rows:
     """A report of a known draw; `scored` are the rows of stages."""

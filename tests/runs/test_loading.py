@@ -217,37 +217,6 @@ class ReferenceByNameTest(tf.test.TestCase):
         )
         self.assertEqual(code, 0, printed)
 
-    @pytest.mark.slow
-    def test_a_killed_run_goes_on_to_the_same_bits_without_the_original(self):
-        preset = presets.save(self.path("gone"), "siglip2")
-        settings = (
-            *(f"model.init_from=keras_hub:{preset}", "selection.stages=none"),
-            *(f"data.image_size={presets.SIZE}", "checkpoint.every_steps=1"),
-            *(f"data.text_length={presets.LENGTH}", "steps=2"),
-            *("model.dtype_policy=mixed_bfloat16", "model.lora_rank=2"),
-        )
-        code, printed = self.train("whole", *settings)
-        self.assertEqual(code, 0, printed)
-        shutil.copytree(self.path("whole"), self.path("killed"))
-        shutil.rmtree(self.path("killed/checkpoints/step-000000002"))
-        os.remove(self.path("killed/final.weights.h5"))
-        shutil.rmtree(preset)
-        code, printed = self.train("killed", *settings)
-        self.assertEqual(code, 0, printed)
-        whole, killed = (
-            loading.load(self.path(name)) for name in ("whole", "killed")
-        )
-        for variable, same in zip(
-            whole.learner.variables, killed.learner.variables, strict=True
-        ):
-            self.assertAllEqual(variable, same)
-        tower = whole.learner.image_tower
-        self.assertEqual(tower.layers[-1].compute_dtype, "bfloat16")
-        self.assertEqual(
-            reference.describe(whole)._replace(name=""),
-            reference.describe(killed)._replace(name=""),
-        )
-
 
 class MixTest(tf.test.TestCase):
     """Weights between those of a run and those that it started from."""
@@ -390,20 +359,25 @@ class AdaptersTest(tf.test.TestCase):
         ):
             self.assertNotAllEqual(before, after, before.path)
 
-    def test_a_stopped_run_goes_on_to_the_same_bits(self):
+    def test_a_stopped_run_goes_on_to_the_same_bits_without_the_start(self):
+        options = {"lora_rank": 2, "dtype_policy": "mixed_bfloat16"}
         whole, stopped = (
-            self.train(name, 3, lora_rank=2) for name in ("whole", "stopped")
+            self.train(name, 3, **options) for name in ("whole", "stopped")
         )
         shutil.rmtree(f"{stopped}/checkpoints/step-000000003")
         os.remove(f"{stopped}/final.weights.h5")
         os.remove(f"{stopped}/final.json")
-        self.train("stopped", 3, lora_rank=2)
-        for one, other in zip(
-            loading.load(whole).learner.variables,
-            loading.load(stopped).learner.variables,
-            strict=True,
+        os.remove(f"{self.folder}/start.keras")
+        self.train("stopped", 3, **options)
+        one, other = (loading.load(name) for name in (whole, stopped))
+        for variable, same in zip(
+            one.learner.variables, other.learner.variables, strict=True
         ):
-            self.assertAllEqual(one, other)
+            self.assertAllEqual(variable, same)
+        self.assertEqual(
+            reference.describe(one)._replace(name=""),
+            reference.describe(other)._replace(name=""),
+        )
 
 
 class CaptionsTest(tf.test.TestCase):
