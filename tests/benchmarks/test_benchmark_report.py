@@ -411,26 +411,6 @@ class PhotosTest(tf.test.TestCase):
             # Steering has uniform training as well.
             self.assertLen({*names}, len(methods) + bool(domain))
 
-    def test_ratios_by_hand(self):
-        # Uniform training ends at 0.05 after 4,000 steps, which JEST reaches
-        # after 125 * 2^(5/3) steps.
-        needed = 125 * 2 ** (5 / 3)
-        spent = 20 * needed + 1000
-        ratios = [4000 / needed] + [
-            40_000 / (spent + share * 40 * 2000) for share in (0, 1 / 4, 1)
-        ]
-        score = f"{3 * np.log2(800 / 125):.1f}"
-        found = self.row("moved", "JEST, f = 0.8")
-        self.assertEqual(found[:2], ["800", "3"])
-        self.assertStartsWith(found[2], f"{score} [")
-        self.assertEqual(
-            found[3:], [f"{r:.1f}x ({r:.1f}, {r:.1f}, {r:.1f})" for r in ratios]
-        )
-        # A target of 2,000 steps is at 0.04.
-        shorter, longer, *_ = self.row("two_targets", "JEST, f = 0.8")
-        self.assertStartsWith(shorter, f"{2000 / (125 * 2 ** (4 / 3)):.1f}x (")
-        self.assertEqual(longer, found[3])
-
     def test_a_steered_run_is_compared_on_the_tests_of_its_domain(self):
         for domain in self.domains:
             end = np.log2(800 / 125)
@@ -451,35 +431,6 @@ class PhotosTest(tf.test.TestCase):
         ratio = 3 * np.log2(800 / 125) / np.log2(bill / 125)
         for cell in self.row("noise", "JEST, f = 0.8", "800"):
             self.assertStartsWith(cell, f"{ratio:.1f} [")
-
-    def test_people_are_in_a_table_if_they_were_asked(self):
-        self.assertEqual(self.tables["people"], [])
-        rows = [
-            ("a-0", "", "similarity", judges, measure, value)
-            for judges, value in (("experts", 0.25), ("crowd", 0.125))
-            for measure in ("tau_c", "spearman")
-        ]
-        columns = ["run", "reference", "criterion", "judges", "measure"]
-        table = pd.DataFrame(rows, columns=[*columns, "value"])
-        table["low"], table["high"] = (
-            table["value"] - 0.01,
-            table["value"] + 0.01,
-        )
-        path = self.groups["moved"].results.folder / "judgements.csv"
-        table.to_csv(path, index=False)
-        self.addCleanup(path.unlink)
-        self.assertEqual(
-            self.contents.TABLES["people"](self.groups)[1:],
-            [
-                [
-                    "similarity",
-                    "a-0",
-                    "",
-                    "25.0 [24.0, 26.0]",
-                    "12.5 [11.5, 13.5]",
-                ]
-            ],
-        )
 
     def test_gain_and_forgetting_by_hand(self):
         # The start has 3 log2(3000 / 125) on every test; plain tuning 3 log2(4)
