@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks.icontext import cells
 from benchmarks.phototext import cells as photos
-from benchmarks.protocol import figures, measures, report, tables
+from benchmarks.protocol import measures, report, tables
 from benchmarks.protocol.benchmark import GIVEN
 
 ROOT = pathlib.Path(__file__).parents[2]
