@@ -85,7 +85,7 @@ class StrategyTest(tf.test.TestCase):
         # Looking for TPUs starts TensorFlow anew: in a process of its own.
         code = (
             "from jest_tf import config, distribution\n"
-            "settings = config.DistributionConfig('tpu', 'local')\n"
+            "settings = config.DistributionConfig('tpu')\n"
             "distribution.build_strategy(settings)\n"
         )
         done = subprocess.run(
@@ -96,13 +96,8 @@ class StrategyTest(tf.test.TestCase):
         )
         self.assertRegex(
             done.stderr,
-            "ValueError: `distribution.strategy='tpu'` can't be built at 'lo",
+            "ValueError: `distribution.strategy='tpu'` can't be built: ",
         )
-
-    def test_a_tpu_of_an_unknown_name_is_refused(self):
-        settings = config.DistributionConfig("tpu", "nowhere")
-        with self.assertRaisesRegex(ValueError, "can't be built at 'nowhere'"):
-            distribution.build_strategy(settings)
 
     def test_shares_must_be_whole(self):
         self.assertEqual(placement.share(12, 4, "`b`"), 3)
