@@ -130,7 +130,7 @@ _MOVED = (
     _learner("reference_data", _LONG, pool="apart"),
     _learner("mixed_2", (500, 1000, 2000), f"{_APART}128", rate="2e-3"),
     _by(REFERENCE, "jest", _LENGTHS, _live(5)),
-    _by(REFERENCE, "jest_distilled", _LENGTHS, _live(5), _DISTILLED),
+    _by(REFERENCE, "jest_distilled", _LONG, _live(5), _DISTILLED),
     _by(REFERENCE, "distilled", _LONG, _DISTILLED),
     *(
         cell
