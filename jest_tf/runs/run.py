@@ -401,7 +401,8 @@ def _fit(run, model, part, callbacks):
         raise
     except distribution.LOST_WORKER as error:
         part.faults.check()
-        if not distribution.has_workers(run.opened.strategy):
+        is_full = "RESOURCE_EXHAUSTED" in str(error)  # memory
+        if is_full or not distribution.has_workers(run.opened.strategy):
             raise
         raise ValueError(
             "All workers must run together, but another has ended or cannot "
