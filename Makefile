@@ -215,7 +215,7 @@ $(S3_INSTALLED): $(INSTALLED)
 $(JAX_INSTALLED): $(INSTALLED)
 	@echo "install: JAX into .venv-jax, once"
 	$(call venv_beside,$(JAX_BIN))
-	@$(JAX_BIN)/python $(PIP) 'jax>=0.10,<0.11'
+	@$(JAX_BIN)/python $(PIP) 'jax>=0.10,<0.11' filelock
 	@touch $@
 	@echo "install: done"
 

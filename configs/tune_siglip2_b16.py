@@ -2,7 +2,8 @@
 
     jest-tf train --config configs/tune_siglip2_b16.py \
         --workdir runs/tune_copy --set 'data.train=data/curated-*.tfrecord' \
-        selection.stages=none steps=500
+        selection.stages=none steps=500 optimizer.warmup_steps=50 \
+        optimizer.ema=none
     jest-tf embed --model runs/tune_copy --data 'data/pool-*.tfrecord' \
         --output sidecars
     jest-tf train --config configs/tune_siglip2_b16.py \

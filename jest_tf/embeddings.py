@@ -4,6 +4,7 @@ Tensors are those of Keras' backend. Code that is faster on TensorFlow than
 Keras' ops is here, in `noise.random_bits` and in `models/layers.py`.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,6 +19,11 @@ if ON_TENSORFLOW:
     import tensorflow as tf
 elif keras.backend.backend() == "jax":
     import jax
+    import tensorflow as tf
+
+    # It only reads data, and would take the memory of the GPUs.
+    with contextlib.suppress(RuntimeError):  # it runs already
+        tf.config.set_visible_devices([], "GPU")
 else:
     raise ValueError(
         "The environment's `KERAS_BACKEND` must be 'tensorflow' or 'jax'. "
@@ -119,7 +125,13 @@ def standalone(function: Callable, model: Any = None, **options) -> Callable:
             None if place in arrays else leaf
             for place, leaf in enumerate(leaves)
         )
-        values = [_local(variable.value) for variable in variables]
+        is_spread = any(
+            len(array.sharding.device_set) > 1 for array in arrays.values()
+        )
+        values = [
+            variable.value if is_spread else _local(variable.value)
+            for variable in variables
+        ]
         return run(values, arrays, others, structure)
 
     return call
@@ -144,8 +156,8 @@ def on_host() -> AbstractContextManager:
 
 
 def _local(value):
-    """Returns an array of this process; variables are equal in all."""
-    if getattr(value, "is_fully_addressable", True):
+    """Returns a variable's value on one device; it is equal on all."""
+    if len(value.sharding.device_set) == 1:
         return value
     return value.addressable_data(0)
 

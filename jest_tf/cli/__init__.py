@@ -45,7 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-@disks.temporary()
 def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
     """Runs a command as `main` does, but exits unless it succeeds.
 
@@ -55,6 +54,16 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
         SystemExit: with "error: ..." for a ValueError, with 1 for any other
             error, whose traceback is printed, or with an exit code.
     """
+    try:
+        _execute(argv, command)
+    except SystemExit as stopped:
+        if stopped.code:
+            _leave_workers(stopped.code)
+        raise
+
+
+@disks.temporary()
+def _execute(argv, command):
     # TensorFlow and Keras read these when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -99,7 +108,6 @@ def execute(argv: Sequence[str] | None = None, command: str = "") -> None:
         # An error's frames hold tf.data iterators, whose threads keep the
         # process from ending. They can be freed once the handler has been left.
         gc.collect()
-        _leave_workers(code)
     sys.exit(code)
 
 
@@ -121,14 +129,14 @@ def _leave_workers(code):
     jax = sys.modules.get("jax")
     if jax is None or not jax.distributed.is_initialized():
         return
+    if code == _AGAIN:  # then all stop together
+        return
     if isinstance(code, str):
         print(code, file=sys.stderr)
         code = 1
-    if code != _AGAIN:  # then all stop together
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def parser() -> argparse.ArgumentParser:

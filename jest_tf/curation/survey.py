@@ -51,7 +51,7 @@ class Survey(NamedTuple):
         matched: share of the pool's pairs that match.
         candidates: advised number of candidates.
         chosen: expected matched share of their most similar pairs.
-        cut: cosine that so many of the pool's pairs have or exceed.
+        cut: cosine that 1 / candidates of the pool's pairs have or exceed.
         near: least cosine of near-duplicates.
         repeats: images of the pool, with the nearest others.
         leaks: images of the tests, with the nearest of the pool; None without

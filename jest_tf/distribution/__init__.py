@@ -25,6 +25,7 @@ if ON_TENSORFLOW:
         distribute,
         one_device,
         peak_memory,
+        share,
         spread,
         writes,
     )
@@ -44,6 +45,7 @@ else:
         is_tpu,
         one_device,
         peak_memory,
+        share,
         spread,
         writes,
     )
@@ -63,6 +65,7 @@ __all__ = [
     "one_device",
     "peak_memory",
     "replica_id",
+    "share",
     "spread",
     "writes",
 ]

@@ -6,13 +6,18 @@ import tensorflow as tf
 
 
 def workers() -> tuple[list[str], int]:
-    """Returns the addresses in TF_CONFIG, and the number of this process."""
+    """Returns the addresses in TF_CONFIG, and the number of this process.
+
+    A "chief", if there is one, is the first.
+    """
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     try:
-        resolver.cluster_spec().task_address(
+        address = resolver.cluster_spec().task_address(
             resolver.task_type, resolver.task_id
         )
-        return resolver.cluster_spec().as_dict()["worker"], resolver.task_id
+        jobs = resolver.cluster_spec().as_dict()
+        addresses = [*jobs.get("chief", ()), *jobs.get("worker", ())]
+        return addresses, addresses.index(address)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             "`distribution.strategy='multi_worker_mirrored'` needs TF_CONFIG, "

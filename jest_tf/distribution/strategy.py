@@ -51,6 +51,14 @@ def peak_memory() -> list[int]:
     return peaks
 
 
+def share(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """Returns this worker's number, and how many there are."""
+    if not collectives.has_workers(strategy):
+        return 0, 1
+    addresses, number = cluster.workers()
+    return number, len(addresses)
+
+
 def writes(strategy: tf.distribute.Strategy) -> bool:
     """Returns whether this process writes the run directory."""
     return strategy.extended.should_checkpoint

@@ -52,9 +52,11 @@ def build_strategy(settings: config_lib.DistributionConfig) -> Devices:
     """
     if settings.virtual_devices:
         _split_cpu(settings.virtual_devices)
-    if not config_lib.STRATEGIES[settings.strategy].is_local:
+    if config_lib.STRATEGIES[settings.strategy].is_local:
+        devices = jax.local_devices()
+    else:
         _join_processes(settings)
-    devices = jax.devices()
+        devices = jax.devices()
     if settings.strategy == "default":
         devices = devices[:1]
     if len(devices) == 1:
@@ -136,6 +138,13 @@ def peak_memory() -> list[int]:
     return [stats[key] for stats in found if key in stats]
 
 
+def share(strategy: Devices) -> tuple[int, int]:
+    """Returns this process's number, and how many there are."""
+    if not has_workers(strategy):
+        return 0, 1
+    return jax.process_index(), jax.process_count()
+
+
 def writes(strategy: Devices) -> bool:
     """Returns whether this process writes the run directory."""
     return not has_workers(strategy) or jax.process_index() == 0
@@ -146,10 +155,9 @@ def _names(devices):
 
 
 def _join_processes(settings):
-    if jax.distributed.is_initialized():
-        return
     options = {"heartbeat_timeout_seconds": _HEARTBEAT}
-    if settings.strategy == "multi_worker_mirrored":
+    is_tpu = settings.strategy == "tpu"
+    if not is_tpu:
         workers, number = cluster.workers()
         options |= {
             "coordinator_address": workers[0],
@@ -160,13 +168,16 @@ def _join_processes(settings):
     # It warns of proxies, which are bypassed.
     logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)
     try:
-        jax.distributed.initialize(**options)
+        if not jax.distributed.is_initialized():
+            jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"`distribution.strategy={settings.strategy!r}` can't be built: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
-    if settings.strategy == "tpu" and jax.default_backend() != "tpu":
+        # A TPU of one host may belong to no cluster that JAX knows.
+        if not (is_tpu and isinstance(error, ValueError)):
+            raise ValueError(
+                f"`distribution.strategy={settings.strategy!r}` can't be "
+                f"built: {str(error).strip().splitlines()[0]}"
+            ) from error
+    if is_tpu and jax.default_backend() != "tpu":
         raise ValueError(
             "`distribution.strategy='tpu'` needs a TPU on this machine; "
             "docs/tpu.md has what it takes. Received: "

@@ -117,7 +117,7 @@ class Embedder:
         read = functools.partial(self._read, images)
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             for pixels in batches.in_order(pool, read, starts, workers):
-                parts.append(np.asarray(self._encode_image(pixels)))
+                parts.append(self._padded(self._encode_image, pixels))
         return np.concatenate(parts)
 
     def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
@@ -135,9 +135,16 @@ class Embedder:
                 tf.constant(texts[start : start + self.batch_size], tf.string)
             )
             with two_tower.plain_id_errors():
-                part = self._encode_text(np.asarray(self.tokenizer(clean)))
-            parts.append(np.asarray(part))
+                tokens = np.asarray(self.tokenizer(clean))
+                parts.append(self._padded(self._encode_text, tokens))
         return np.concatenate(parts)
+
+    def _padded(self, encode, rows):
+        count = size = len(rows)
+        if not embeddings_lib.ON_TENSORFLOW:  # JAX compiles for each size
+            size = min(self.batch_size, 1 << (count - 1).bit_length())
+        places = np.minimum(np.arange(size), count - 1)
+        return np.asarray(encode(rows[places]))[:count]
 
     def _read(self, images, start):
         """Reads and resizes a batch of images, [m, *image_form.shape]."""

@@ -23,7 +23,7 @@ def by_tensorflow() -> Iterator[None]:
     """Context manager in which Keras' initializers draw TensorFlow's numbers.
 
     On JAX, Keras would draw others from the same seed, and a run would begin
-    elsewhere. Initializers without a seed of their own are unchanged.
+    elsewhere. Initializers with a `SeedGenerator` are unchanged.
     """
     if ON_TENSORFLOW:
         yield

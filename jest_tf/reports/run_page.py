@@ -4,6 +4,7 @@ The page is made from the run directory and the run's data, without a model; the
 run may still be training. Numbers over the steps are TensorBoard's.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from jest_tf.data import pipeline, stores
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.evaluation import slices
 from jest_tf.reports import charts, rendering
-from jest_tf.runs import directory, draw_log, inputs
+from jest_tf.runs import bootstrap, directory, draw_log, inputs
 from jest_tf.runs import evaluations as evaluations_lib
 
 _MOMENTS = 8  # logged draws that the page shows
@@ -135,7 +136,15 @@ def _moments(workdir, config, lines):
 
     The newest line also gets some of the rows offered to its first stage.
     """
+    # Sidecars of earlier renewals are deleted.
+    lines = [
+        line
+        for line in lines
+        if bootstrap.has_sidecars(config, workdir, line["super_batch"])
+    ]
     moments = [lines[-1 - i] for i in charts.evenly(len(lines), _MOMENTS)]
+    if not moments:
+        return []
     size = config.selection.hyper_batch_size(config.data.curated_rows)
     start = moments[0]["super_batch"] * size
     moments[0]["offered"] = [
@@ -155,11 +164,14 @@ def _slices(workdir, config, fields):
     """
     first = _sources(config)
     store = first.store
+    (columns,) = slices.read_columns([store], fields)
+    options = inputs.funnel_at(config, first, workdir, 0).options
 
     @functools.cache
     def order_at(step):
-        funnel = inputs.funnel_at(config, first, workdir, step)
-        return pipeline.order(store, config.seed, funnel.options)
+        rows = bootstrap.rows_at(config, store, workdir, step)
+        of_step = dataclasses.replace(options, rows=rows)
+        return pipeline.order(store, config.seed, of_step)
 
     counts = np.zeros([2, len(store)], np.int64)  # offered and kept
     steps = 0
@@ -177,13 +189,12 @@ def _slices(workdir, config, fields):
         for each, some in zip(counts, (rows, rows[kept]), strict=True):
             np.add.at(each, some, 1)
         steps += 1
-    if not steps:
+    if not counts[1].any():
         raise ValueError(
             "Slices need the ids of the rows that were trained on: train with "
             "`evaluation.log_ids=true`. Received: no scored step in "
             f"{directory.path(workdir, directory.DRAWS_FILE)}"
         )
-    (columns,) = slices.read_columns([store], fields)
     totals, found = counts.sum(1).tolist(), []
     for field, column in columns.items():
         names, members = slices.find_members(column)

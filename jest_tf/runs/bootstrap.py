@@ -32,6 +32,7 @@ from jest_tf.training import flops
 
 _ROWS_SALT = 0x72656E6577
 _BATCH_SIZE = 256
+_BUSY = 0.5  # seconds until a shard that another process writes is looked for
 # Rejected renewals in succession after which no more are made.
 _REJECTIONS = 2
 
@@ -109,7 +110,8 @@ def renew(
     first: sidecars_lib.Sidecars | None = None,
     *,
     writes: bool = True,
-    wait: Callable[[], None] = lambda: None,
+    meet: Callable[[bool], bool] = bool,
+    share: tuple[int, int] = (0, 1),
 ) -> None:
     """Makes the learner after `step` steps the reference, if this is due.
 
@@ -118,24 +120,25 @@ def renew(
     succession, embeds nothing more. `first` is the reference before all
     renewals, if any.
 
-    Several workers share the shards out, and one `writes` the rest. Each calls
-    `wait`, which returns once all have called it.
+    Several workers share the shards out, and one `writes` the rest. `meet`
+    returns whether any worker passes true, once all have called it; `share` is
+    the worker's number, and how many there are.
     """
     config = run.config
     if step not in config.bootstrap.renew_at:
         return
     folder = _folder(workdir, step)
     if not directory.has(folder, directory.RENEWAL_FILE):
-        wait()  # all have looked
-        renewal = _make(run, workdir, store, step, first, wait)
+        meet(False)  # all have looked
+        renewal = _make(run, workdir, store, step, first, meet, share)
         if writes:
             directory.write(folder, directory.RENEWAL_FILE, renewal._asdict())
-        wait()
+        meet(False)
     if writes:
         _delete_old(config, workdir)  # a kill may have left some of them
 
 
-def _make(run, workdir, store, step, first, wait):
+def _make(run, workdir, store, step, first, meet, share):
     config, folder = run.config, _folder(workdir, step)
     last = [
         renewal for renewal in renewals(config, workdir) if renewal.step < step
@@ -153,7 +156,7 @@ def _make(run, workdir, store, step, first, wait):
         f"step {step:,}: the learner embeds {number:,} of {len(store):,} "
         "records"
     )
-    cost = embed_records(run, store, folder, rows, wait)
+    cost = embed_records(run, store, folder, rows, meet, share)
     sidecars = sidecars_lib.Sidecars(store, folder)
     recognised, least = _compared(
         config, store, workdir, step, sidecars, first, rows
@@ -199,40 +202,53 @@ def embed_records(
     store: stores_lib.Store,
     folder: str,
     rows: np.ndarray | None = None,
-    wait: Callable[[], None] = lambda: None,
+    meet: Callable[[bool], bool] = bool,
+    share: tuple[int, int] = (0, 1),
 ) -> Cost:
     """Writes the sidecars of a run's learner, or those that are missing.
 
-    `rows`, bool [n], marks the records to embed; None embeds all. `wait` is as
-    in `renew`.
+    `rows`, bool [n], marks the records to embed; None embeds all. `meet` and
+    `share` are as in `renew`.
     """
     started = time.monotonic()
     files.make_folder(folder)
-    summary = embed.write(
-        store,
-        reference.encoder(run, _BATCH_SIZE),
-        reference.describe(run),
-        embed.Output(
-            folder,
-            rows=rows,
-            progress=progress.Progress("embedding", "records"),
-        ),
-        image_size=run.image_form,
-        batch_size=_BATCH_SIZE,
+    # Each worker begins elsewhere, and leaves out what others have written.
+    shards = np.arange(len(store.shards.paths))
+    number, count = share
+    output = embed.Output(
+        folder,
+        rows=rows,
+        shards=np.roll(shards, -(number * len(shards) // count)).tolist(),
+        progress=progress.Progress("embedding", "records"),
     )
-    wait()
+    encode, reasons = reference.encoder(run, _BATCH_SIZE), {}
+    while True:
+        summary = embed.write(
+            store,
+            encode,
+            reference.describe(run),
+            output,
+            image_size=run.image_form,
+            batch_size=_BATCH_SIZE,
+        )
+        reasons |= summary.reasons
+        # Another process may be writing a shard, also one of a dead run.
+        if not meet(bool(summary.busy)):
+            break
+        time.sleep(_BUSY)
     seconds = round(time.monotonic() - started, 3)
     cost = embedding_cost(run, store, folder)._replace(seconds=seconds)
     wanted = len(store) if rows is None else int(rows.sum())
     limit = reader.MAX_FAULT_RATE
     if wanted - cost.images > limit * max(wanted, reader.MIN_DRAWN):
         # If they were kept, their faults would stop every later step.
+        meet(False)  # all have counted
         _delete_sidecars(folder)
         raise ValueError(
             f"At most {limit:.2%} of the records that are embedded may be "
             "unreadable. Received: "
             f"{wanted - cost.images:,} of {wanted:,} without an embedding "
-            f"({dict(summary.reasons)}). Nothing was kept: the same command "
+            f"({reasons}). Nothing was kept: the same command "
             "embeds them again"
         )
     return cost
@@ -276,6 +292,31 @@ def sidecars_at(
         return None
     sidecars = sidecars_lib.Sidecars(store, _folder(workdir, last.step))
     return sidecars, embedded_rows(config, store, last.step)
+
+
+def rows_at(
+    config: config_lib.TrainConfig,
+    store: stores_lib.Store,
+    workdir: str,
+    step: int,
+) -> np.ndarray | None:
+    """Returns the rows of `sidecars_at`, also of sidecars deleted since."""
+    last = _last_kept(config, workdir, step)
+    return last and embedded_rows(config, store, last.step)
+
+
+def has_sidecars(
+    config: config_lib.TrainConfig, workdir: str, step: int
+) -> bool:
+    """Returns whether the reference of the step after `step` steps is there.
+
+    The first reference is left out of account.
+    """
+    last = _last_kept(config, workdir, step)
+    return last is None or any(
+        name.endswith(sidecars_lib.SUFFIX)
+        for name in files.list_folder(_folder(workdir, last.step))
+    )
 
 
 def embedded_rows(

@@ -78,9 +78,24 @@ class Signals(keras.callbacks.Callback):
         Each worker calls `any_worker` after each step; given whether this
         worker got a signal, it returns whether any worker did.
         """
-        self._any_worker = any_worker
+        self._any_worker, self._at_once = any_worker, False
         # TensorFlow's service for workers has taken SIGTERM and ignores it.
         self._take()
+
+    def meet(self, wish: bool = False) -> bool:
+        """Returns whether any worker wishes, once all have called it.
+
+        Stops all of them if any got a signal. Call it between two `fit`s.
+        """
+        if self._any_worker is None:
+            return wish
+        self._stop_if_any()
+        return self._any_worker(wish)
+
+    def release(self) -> None:
+        """Raises at once from here on, as no worker waits for another."""
+        self._at_once = True
+        self._raise_if_received()
 
     def on_train_begin(self, logs=None):
         """Resets the state for a new `fit`."""
@@ -98,14 +113,18 @@ class Signals(keras.callbacks.Callback):
         if self._any_worker is None:
             self._raise_if_received()
             self._at_once = True
-        elif self._any_worker(self.received is not None):
-            self.received = self.received or "a signal to another worker"
-            raise Preempted(EXIT_CODE)
+        else:
+            self._stop_if_any()
 
     def on_train_end(self, logs=None):
-        """Raises at once again, as no worker waits after the last step."""
-        self._at_once = True
-        self._raise_if_received()
+        """Raises at once again, unless other workers may wait."""
+        if self._any_worker is None:
+            self.release()
+
+    def _stop_if_any(self):
+        if self._any_worker(self.received is not None):
+            self.received = self.received or "a signal to another worker"
+            raise Preempted(EXIT_CODE)
 
     def _take(self):
         for number in self._before:

@@ -156,6 +156,7 @@ def _train(config, workdir, signals, overwrite):
             stack.callback(callbacks.log.close)
             stop = _fit(run, model, part, callbacks)
             if stop == config.steps:
+                signals.release()
                 return _close(run, model, part, callbacks)
             log = callbacks.log
 
@@ -221,7 +222,10 @@ def _renew(run, model, restored):
         f"the learner after {restored.step} steps",
         run.opened.start.image_form,
     )
-    with model.averaged():
+    with (
+        _together(run, lambda: f"the renewal after step {restored.step}"),
+        model.averaged(),
+    ):
         bootstrap.renew(
             learner,
             run.workdir,
@@ -229,9 +233,8 @@ def _renew(run, model, restored):
             restored.step,
             run.opened.sources.sidecars,
             writes=run.writes,
-            wait=functools.partial(
-                distribution.any_worker(run.opened.strategy), False
-            ),
+            meet=run.signals.meet,
+            share=distribution.share(run.opened.strategy),
         )
     if run.writes:
         directory.cut_back(run.workdir, restored.step)
@@ -370,7 +373,8 @@ def _fit(run, model, part, callbacks):
         progress.say("compiling the step, once")
     check = interruptions.FiniteCheck(start_step)
     try:
-        with loading_lib.plain_errors():
+        place = lambda: f"the step after {check.step}"  # noqa: E731
+        with _together(run, place, part.faults), loading_lib.plain_errors():
             model.fit(
                 part.dataset,
                 steps_per_epoch=stop - start_step,
@@ -399,17 +403,26 @@ def _fit(run, model, part, callbacks):
         if callbacks.checkpoints.step > start_step:
             callbacks.checkpoints.save()
         raise
+    return stop
+
+
+@contextlib.contextmanager
+def _together(run, place, faults=None):
+    """Explains errors of workers that have lost another, in `place()`."""
+    try:
+        yield
     except distribution.LOST_WORKER as error:
-        part.faults.check()
+        if faults is not None:
+            faults.check()  # too many of them may have ended the step
         is_full = "RESOURCE_EXHAUSTED" in str(error)  # memory
         if is_full or not distribution.has_workers(run.opened.strategy):
             raise
+        (first, *_) = str(error).strip().splitlines() or [""]
         raise ValueError(
             "All workers must run together, but another has ended or cannot "
             "be reached; its last output tells why. Received: "
-            f"{type(error).__name__} in the step after {check.step}"
+            f"{type(error).__name__} in {place()}: {first[:200]}"
         ) from error
-    return stop
 
 
 def _close(run, model, part, callbacks):

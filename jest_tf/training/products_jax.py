@@ -40,7 +40,7 @@ def _multiplications(jaxpr):
             outputs = equation.params["dimension_numbers"].rhs_spec[0]
             filters = math.prod(shape) // shape[outputs]
             total += filters * math.prod(equation.outvars[0].aval.shape)
-        elif name in _REFUSED:
+        elif name in _REFUSED or "attention" in name:
             raise ValueError(
                 "FLOPs are counted in functions without branches, of matrix "
                 f"products and convolutions. Received: {name}"
@@ -68,5 +68,5 @@ def _inner(params):
 
 _REFUSED = {
     *("cond", "fft", "cholesky", "qr", "svd", "eigh", "lu"),
-    *("triangular_solve", "ragged_dot"),
+    *("triangular_solve", "ragged_dot", "pallas_call"),
 }

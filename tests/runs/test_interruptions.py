@@ -130,24 +130,39 @@ class SignalsTest(tf.test.TestCase):
             self.assertEqual(asked, expected)
             self.assertEqual(signals.received, received)
 
-    def test_nobody_is_asked_after_the_last_step(self):
+    def test_between_two_fits_workers_stop_where_they_meet(self):
+        for others, received in (
+            (False, "SIGTERM"),
+            (True, "a signal to another worker"),
+        ):
+            with interruptions.Signals() as signals:
+                asked = self.together(signals, others)
+                signals.on_train_end()
+                if not others:
+                    self.assertFalse(signals.meet())
+                    self.assertTrue(signals.meet(True))
+                    self.send()  # waits
+                with self.assertRaises(interruptions.Preempted):
+                    signals.meet()
+            self.assertEqual(signals.received, received)
+            expected = [False] if others else [*[False] * 3, True, True]
+            self.assertEqual(asked, expected)
+
+    def test_nobody_is_asked_after_the_last_fit(self):
         with interruptions.Signals() as signals:
             asked = self.together(signals)
-            signals.on_train_begin()
-            signals.on_train_batch_begin(0)
-            signals.on_train_batch_end(0)
-            signals.on_train_end()
+            signals.release()
             with self.assertRaises(interruptions.Preempted):
                 self.send()
-        self.assertEqual(asked, [False])
+        self.assertEqual(asked, [])
 
     def test_a_handler_that_was_set_since_is_replaced(self):
         # As the service does that TensorFlow starts for several workers.
         with interruptions.Signals() as signals:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self.together(signals)
-            with self.assertRaises(interruptions.Preempted):
-                self.send()
+            self.send()
+        self.assertEqual(signals.received, "SIGTERM")
 
     def test_an_exception_that_got_lost_is_raised_again(self):
         # As in a finalizer, where Python drops them.
