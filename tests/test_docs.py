@@ -312,7 +312,7 @@ class PagesTest(DocsTestCase):
         self.preset()
         pathlib.Path("data").mkdir()
         for name, count in (
-            *(("curated", 16), ("pool", 24)),
+            *(("curated", 16), ("pool", 48)),
             *(("held_out", 9), ("general", 9)),
         ):
             tiny.write_shard(f"data/{name}-00000-of-00001.tfrecord", count)
