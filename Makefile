@@ -73,7 +73,7 @@ test: $(INSTALLED) ## check the format, lint and run the tests
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_WORKERS)
 
-test-slow: $(EXTRAS_INSTALLED) $(S3_INSTALLED) $(PEERS_INSTALLED) docs ## run the tests that take long: whole runs, kills, fuzzing, peers, Hugging Face, S3; build the site
+test-slow: $(EXTRAS_INSTALLED) $(S3_INSTALLED) $(PEERS_INSTALLED) docs ## run the tests that take long: whole runs, kills, fuzzing, peers, S3; build the site
 	@$(BIN)/python -m pytest -m slow --maxfail=3 $(PYTEST_WORKERS) \
 	  --no-loadscope-reorder
 	@$(S3_BIN)/python -m pytest tests/files/test_s3.py
@@ -181,8 +181,8 @@ $(INSTALLED): setup.cfg pyproject.toml
 
 # What only slow tests and the site need.
 $(EXTRAS_INSTALLED): $(INSTALLED)
-	@echo "install: PyTorch, transformers and MkDocs into .venv, once"
-	@$(BIN)/python $(PIP) --editable '.[test,keras-hub,notebook,transformers,docs]'
+	@echo "install: KerasHub and MkDocs into .venv, once"
+	@$(BIN)/python $(PIP) --editable '.[test,keras-hub,notebook,docs]'
 	@touch $@
 	@echo "install: done"
 

@@ -137,17 +137,6 @@ def standalone(function: Callable, model: Any = None, **options) -> Callable:
     return call
 
 
-def call_numpy(function: Callable, values: Tensor, shape: tuple) -> Tensor:
-    """Calls a function of arrays within a program; its result is float32."""
-    if ON_TENSORFLOW:
-        result = tf.numpy_function(function, [values], tf.float32, False)
-        return tf.ensure_shape(result, shape)
-    result = jax.ShapeDtypeStruct(shape, np.float32)
-    return jax.pure_callback(
-        lambda values: function(np.asarray(values)), result, values
-    )
-
-
 def on_host() -> AbstractContextManager:
     """Context manager that runs operations on the host's CPU."""
     if ON_TENSORFLOW:

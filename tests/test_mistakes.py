@@ -94,14 +94,9 @@ SETTINGS = (
 )
 MODEL = "reference.model"
 MODELS = (
-    (f"JEST {MODEL}=google/siglip-base", "mean 'hf:google/siglip-base'?"),
     (
         f"JEST {MODEL}=kerashub:clip",
         f"`{MODEL}` must be a run directory, .*'kerashub:clip'",
-    ),
-    (
-        f"JEST {MODEL}=hf:gs://bucket/model data.train=/missing",
-        f"`{MODEL}` must .* a local folder: .*Received: 'hf:gs://bu",
     ),
     (
         f"JEST {MODEL}=$/rnu",

@@ -34,7 +34,7 @@ def report(config: config_lib.TrainConfig, workdir: str) -> str:
 
 def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     yield from config_lib.describe_plan(config.plan)
-    strategy = distribution.one_device()
+    strategy = distribution.default()
     if config_lib.STRATEGIES[config.distribution.strategy].is_local:
         strategy = distribution.build_strategy(config.distribution)
     opened = inputs.open_inputs(config, workdir, strategy)

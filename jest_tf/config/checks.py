@@ -73,13 +73,10 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     return f". Did you mean {name!r}?" if name else ""
 
 
-# The sources of pretrained models, before the colon of a name.
-MODEL_SOURCES = ("keras_hub", "hf")
 MODEL: Rule = (
-    "a run directory, a .keras file or a name after one of "
-    f"{', '.join(f'{source}:' for source in MODEL_SOURCES)}",
+    "a run directory, a .keras file or a name after keras_hub:",
     lambda name: (
-        name.startswith(tuple(f"{source}:" for source in MODEL_SOURCES))
+        name.startswith("keras_hub:")
         or not re.match(r"[a-z_]{2,}:(?!//)", name)
     ),
 )

@@ -106,20 +106,25 @@ def schedule(name: str) -> Schedule:
 class Strategy(NamedTuple):
     """A way to run steps on devices.
 
-    If it `is_local`, one process trains on this machine's CPU or GPUs; if it
-    `fetches_ahead`, other threads fetch batches. `distribution.build_strategy`
-    builds it.
+    `build` names a function of DistributionConfig that returns the strategy, of
+    either backend. If it `is_local`, one process trains on this machine's CPU
+    or GPUs; if it `fetches_ahead`, other threads fetch batches.
     """
 
+    build: str
     is_local: bool
     fetches_ahead: bool = True
 
 
 STRATEGIES = {
-    "default": Strategy(True, fetches_ahead=False),
-    "mirrored": Strategy(True),
-    "multi_worker_mirrored": Strategy(False),
-    "tpu": Strategy(False),
+    "default": Strategy(
+        "jest_tf.distribution:default", True, fetches_ahead=False
+    ),
+    "mirrored": Strategy("jest_tf.distribution:mirrored", True),
+    "multi_worker_mirrored": Strategy(
+        "jest_tf.distribution:multi_worker_mirrored", False
+    ),
+    "tpu": Strategy("jest_tf.distribution:tpu", False),
 }
 
 # The models that a criterion may need.

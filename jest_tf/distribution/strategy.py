@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf.config import imports
 from jest_tf.distribution import cluster, collectives, placement
 from jest_tf.distribution.halves import in_halves
 
@@ -31,11 +32,15 @@ def build_strategy(
 
 @functools.cache
 def _built(settings):
-    return _BUILD[settings.strategy](settings)
+    build = config_lib.STRATEGIES[settings.strategy].build
+    return imports.load_function("distribution.strategy", build)(settings)
 
 
-def one_device() -> tf.distribute.Strategy:
+def default(
+    settings: config_lib.DistributionConfig | None = None,
+) -> tf.distribute.Strategy:
     """Returns the strategy of the device that TensorFlow picks."""
+    del settings
     return tf.distribute.get_strategy()
 
 
@@ -64,9 +69,7 @@ def writes(strategy: tf.distribute.Strategy) -> bool:
     return strategy.extended.should_checkpoint
 
 
-def _mirrored(
-    settings: config_lib.DistributionConfig,
-) -> tf.distribute.Strategy:
+def mirrored(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
     """Returns a strategy over the virtual devices, the GPUs or the CPU."""
     if settings.virtual_devices:
         return tf.distribute.MirroredStrategy(
@@ -76,7 +79,7 @@ def _mirrored(
         return _make_by_model_garden(settings)
 
 
-def _multi_worker_mirrored(
+def multi_worker_mirrored(
     settings: config_lib.DistributionConfig,
 ) -> tf.distribute.Strategy:
     """Returns a strategy over the GPUs of the machines in TF_CONFIG."""
@@ -86,7 +89,7 @@ def _multi_worker_mirrored(
         return _make_by_model_garden(settings)
 
 
-def _tpu(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
+def tpu(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
     """Returns a strategy over the cores of this machine's TPU."""
     with _explained(settings, "; docs/tpu.md has what a TPU needs"):
         return _make_by_model_garden(settings)
@@ -236,11 +239,3 @@ def _split_cpu(parts):
             f"runs anything. Received: {parts}, after it had started with "
             f"{len(configured or [None])}"
         ) from error
-
-
-_BUILD = {
-    "default": lambda settings: one_device(),
-    "mirrored": _mirrored,
-    "multi_worker_mirrored": _multi_worker_mirrored,
-    "tpu": _tpu,
-}

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jest_tf import config as config_lib
 from jest_tf import embeddings
+from jest_tf.config import imports
 from jest_tf.distribution import cluster, collectives_jax
 
 # Seconds without a sign of life after which JAX ends the other processes.
@@ -39,36 +40,56 @@ class Devices(NamedTuple):
         return contextlib.nullcontext()
 
 
-def one_device() -> Devices:
-    """Returns the strategy of the device that JAX picks."""
-    return Devices()
-
-
 def build_strategy(settings: config_lib.DistributionConfig) -> Devices:
-    """Sets the devices of `settings`, before JAX runs anything.
-
-    "default" is the first device of this process, "mirrored" takes all of this
-    process, and the others those of all processes.
-    """
+    """Sets the devices of `settings`, before JAX runs anything."""
     if settings.virtual_devices:
         _split_cpu(settings.virtual_devices)
-    if config_lib.STRATEGIES[settings.strategy].is_local:
-        devices = jax.local_devices()
-    else:
-        _join_processes(settings)
-        devices = jax.devices()
-    if settings.strategy == "default":
-        devices = devices[:1]
-    if len(devices) == 1:
-        keras.distribution.set_distribution(None)
-        return Devices()
-    mesh = keras.distribution.DeviceMesh(
-        (len(devices),), ["batch"], _names(devices)
-    )
-    keras.distribution.set_distribution(
-        keras.distribution.DataParallel(mesh, auto_shard_dataset=False)
-    )
-    return Devices(len(devices))
+    build = config_lib.STRATEGIES[settings.strategy].build
+    return imports.load_function("distribution.strategy", build)(settings)
+
+
+def default(
+    settings: config_lib.DistributionConfig | None = None,
+) -> Devices:
+    """Takes the first device of this process; sets it only with `settings`."""
+    return Devices() if settings is None else _over(jax.local_devices()[:1])
+
+
+def mirrored(settings: config_lib.DistributionConfig) -> Devices:
+    """Takes all devices of this process."""
+    del settings
+    return _over(jax.local_devices())
+
+
+def multi_worker_mirrored(settings: config_lib.DistributionConfig) -> Devices:
+    """Takes all devices of the processes in TF_CONFIG."""
+    workers, number = cluster.workers()
+    try:
+        _join(
+            coordinator_address=workers[0],
+            num_processes=len(workers),
+            process_id=number,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"`distribution.strategy={settings.strategy!r}` can't be built: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    return _over(jax.devices())
+
+
+def tpu(settings: config_lib.DistributionConfig) -> Devices:
+    """Takes all chips of a slice; JAX finds its hosts."""
+    # A slice of one host may belong to no cluster that JAX knows.
+    with contextlib.suppress(ValueError):
+        _join()
+    if jax.default_backend() != "tpu":
+        raise ValueError(
+            f"`distribution.strategy={settings.strategy!r}` needs a TPU on "
+            "this machine; docs/tpu.md has what it takes. Received: "
+            f"{jax.default_backend()!r}"
+        )
+    return _over(jax.devices())
 
 
 def distribute(
@@ -150,38 +171,26 @@ def writes(strategy: Devices) -> bool:
     return not has_workers(strategy) or jax.process_index() == 0
 
 
-def _names(devices):
-    return [f"{device.platform}:{device.id}" for device in devices]
+def _over(devices):
+    distribution = None
+    if len(devices) > 1:
+        names = [f"{device.platform}:{device.id}" for device in devices]
+        mesh = keras.distribution.DeviceMesh((len(names),), ["batch"], names)
+        distribution = keras.distribution.DataParallel(
+            mesh, auto_shard_dataset=False
+        )
+    keras.distribution.set_distribution(distribution)
+    return Devices(len(devices))
 
 
-def _join_processes(settings):
-    options = {"heartbeat_timeout_seconds": _HEARTBEAT}
-    is_tpu = settings.strategy == "tpu"
-    if not is_tpu:
-        workers, number = cluster.workers()
-        options |= {
-            "coordinator_address": workers[0],
-            "num_processes": len(workers),
-            "process_id": number,
-        }
+def _join(**options):
+    """Joins the processes of `jax.distributed`, unless they are joined."""
     cluster.bypass_proxy()
     # It warns of proxies, which are bypassed.
     logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)
-    try:
-        if not jax.distributed.is_initialized():
-            jax.distributed.initialize(**options)
-    except (RuntimeError, ValueError) as error:
-        # A TPU of one host may belong to no cluster that JAX knows.
-        if not (is_tpu and isinstance(error, ValueError)):
-            raise ValueError(
-                f"`distribution.strategy={settings.strategy!r}` can't be "
-                f"built: {str(error).strip().splitlines()[0]}"
-            ) from error
-    if is_tpu and jax.default_backend() != "tpu":
-        raise ValueError(
-            "`distribution.strategy='tpu'` needs a TPU on this machine; "
-            "docs/tpu.md has what it takes. Received: "
-            f"{jax.default_backend()!r}"
+    if not jax.distributed.is_initialized():
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=_HEARTBEAT, **options
         )
 
 

@@ -34,7 +34,7 @@ class Encoder:
         batch_size: int = 256,
         strategy: Any = None,
     ):
-        strategy = strategy or distribution.one_device()
+        strategy = strategy or distribution.default()
         self._learner = learner
         self._tokenizer = tokenizer
         self._image_form = images_lib.make_form(image_form)

@@ -42,7 +42,7 @@ def saved_model(embedder: embedder_lib.Embedder, path: str) -> tuple[str, ...]:
         The names of the functions. `embed_texts` is missing if there is no
         tokenizer, or if it runs in Python, as KerasHub's for CLIP does.
     """
-    _check_keras(embedder)
+    embeddings.check_backend("An export")
     module = _Module(embedder)
     signatures = {
         name: getattr(module, name)
@@ -72,7 +72,7 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
         raise ValueError(
             "ONNX needs tf2onnx: pip install '.[onnx]' in a clone"
         ) from error
-    _check_keras(embedder)
+    embeddings.check_backend("An export")
     # Eager tables, such as that of CLIP's tokenizer, leave Nones there, about
     # which TensorFlow would warn.
     tf.compat.v1.get_default_graph().clear_collection("table_initializer")
@@ -161,16 +161,6 @@ def _specs(embedder):
         tf.TensorSpec([None, *image_form.shape], image_form.dtype, "pixels"),
         tf.TensorSpec([None, length], tf.int32, "tokens"),
     )
-
-
-def _check_keras(embedder):
-    embeddings.check_backend("An export")
-    if not isinstance(embedder.learner, keras.Model):
-        raise ValueError(
-            "An export needs a Keras model, but `hf:` models run in PyTorch: "
-            "take the same weights from KerasHub, `keras_hub:NAME`. "
-            f"Received: a {type(embedder.learner).__name__}"
-        )
 
 
 def _erfc(graph, node, name, arguments):

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 from collections.abc import Iterator
-from unittest import mock
 
 import keras
 import tensorflow as tf
@@ -28,11 +27,15 @@ def by_tensorflow() -> Iterator[None]:
     if ON_TENSORFLOW:
         yield
         return
-    with contextlib.ExitStack() as stack:
+    theirs = {name: getattr(backend.random, name) for name in _DRAWS}
+    try:
         for name, draw in _DRAWS.items():
-            ours = functools.partial(_draw, getattr(backend.random, name), draw)
-            stack.enter_context(mock.patch.object(backend.random, name, ours))
+            ours = functools.partial(_draw, theirs[name], draw)
+            setattr(backend.random, name, ours)
         yield
+    finally:
+        for name, draw in theirs.items():
+            setattr(backend.random, name, draw)
 
 
 def _draw(theirs, draw, shape, *args, seed=None, dtype=None, **kwargs):

@@ -5,9 +5,6 @@ or MetaCLIP 2. NAME is a built-in preset, a folder that `save_to_preset` wrote,
 or a handle such as `hf://keras/siglip2_base_patch16_224`. The preset's own
 preprocessor makes tokens and pixels.
 
-`hf:OWNER/NAME` is a model of Hugging Face in PyTorch, for embedding only
-(`models/hugging_face.py`).
-
 `NAME.keras` is a file of a `TwoTower` or a `JESTModel`, with the files of its
 tokenizer beside it, as in a run directory.
 """
@@ -24,16 +21,15 @@ import tensorflow as tf
 from jest_tf import files
 from jest_tf.config import checks, imports
 from jest_tf.data import images, tokenizers
-from jest_tf.models import hugging_face, reference, two_tower
+from jest_tf.models import reference, two_tower
 
 KERAS_HUB = "keras_hub:"
 KERAS = ".keras"
 
 
 def is_name(name: str) -> bool:
-    """Returns whether `name` is a `.keras` file or has a source's prefix."""
-    prefixes = (KERAS_HUB, hugging_face.PREFIX)
-    return name.startswith(prefixes) or name.endswith(KERAS)
+    """Returns whether `name` is a `.keras` file or a preset of KerasHub."""
+    return name.startswith(KERAS_HUB) or name.endswith(KERAS)
 
 
 def check(name: str, setting: str = "model") -> None:
@@ -42,8 +38,6 @@ def check(name: str, setting: str = "model") -> None:
         if not files.is_file(name):
             raise ValueError(f"`{setting}`: no file at {name!r}")
         return
-    if name.startswith(hugging_face.PREFIX):
-        return hugging_face.check(name, setting)
     preset = name.removeprefix(KERAS_HUB)
     scheme, separator, _ = preset.partition("://")
     if separator and scheme not in _schemes():
@@ -71,8 +65,6 @@ def check(name: str, setting: str = "model") -> None:
 
 def similar(name: str) -> str:
     """Returns the likely full name if `name` lacks its prefix, or ""."""
-    if re.fullmatch(r"(google|openai|facebook|laion|timm)/[\w.-]+", name):
-        return hugging_face.PREFIX + name
     if re.search("clip|siglip", name) and "/" not in name:
         with contextlib.suppress(ValueError):
             known = _presets(tokenizers.import_keras_hub(name))
@@ -91,14 +83,8 @@ def in_folder(path: str) -> str:
         return ""
     if not isinstance(content, dict):
         return ""
-    # The config.json of a run has neither key.
-    for key, prefix in (
-        ("registered_name", KERAS_HUB),
-        ("model_type", hugging_face.PREFIX),
-    ):
-        if key in content:
-            return prefix + path
-    return ""
+    # The config.json of a run has no such key.
+    return KERAS_HUB + path if "registered_name" in content else ""
 
 
 def load(name: str) -> reference.Pretrained:
@@ -114,8 +100,6 @@ def load(name: str) -> reference.Pretrained:
     check(name)
     if name.endswith(KERAS):
         return _read_keras_file(name)
-    if name.startswith(hugging_face.PREFIX):
-        return hugging_face.load(name)
     hub = tokenizers.import_keras_hub(name)
     backbone = _load_part(hub, name, hub.models.Backbone)
     reference.check_towers(name, backbone, "get_vision_embeddings")

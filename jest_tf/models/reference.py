@@ -59,8 +59,7 @@ class Pretrained(NamedTuple):
 
     Attributes:
         name: the name by which the model was loaded.
-        learner: a `TwoTower`, or an object with its `encode_image`,
-            `encode_text`, `log_temperature`, `bias` and `weights`.
+        learner: its towers.
         tokenizer: maps valid UTF-8, string [k], to int32 [k, L]; None if
             unknown.
         image_form: the form of the model's images.

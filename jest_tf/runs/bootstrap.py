@@ -291,7 +291,7 @@ def sidecars_at(
     if last is None:
         return None
     sidecars = sidecars_lib.Sidecars(store, _folder(workdir, last.step))
-    return sidecars, embedded_rows(config, store, last.step)
+    return sidecars, rows_at(config, store, workdir, step)
 
 
 def rows_at(

@@ -356,11 +356,6 @@ def _read_learner(workdir, config, *, has_adapters=True):
 
 def _check_fits(initial, config):
     name, data = config.model.init_from, config.data
-    if not isinstance(initial.learner, models.TwoTower):
-        raise ValueError(
-            "`model.init_from` must be a Keras model; others can only embed. "
-            f"Received: {name!r}"
-        )
     if config.model.init_tower == "image_tower":
         return
     if initial.tokenizer is None:

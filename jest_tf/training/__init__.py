@@ -10,12 +10,3 @@ from jest_tf.training.build import build_model, check_parts
 from jest_tf.training.funnel import Funnel, check_criteria
 from jest_tf.training.model import JESTModel
 from jest_tf.training.sub_batch import check_shares
-
-__all__ = [
-    "Funnel",
-    "JESTModel",
-    "build_model",
-    "check_criteria",
-    "check_parts",
-    "check_shares",
-]

@@ -21,7 +21,6 @@ import jest_tf
 from jest_tf import cli, config, losses, models, training
 from jest_tf.cli import export
 from jest_tf.config import checks, imports, overrides
-from jest_tf.distribution import strategy
 
 INFINITE, NAN = float("inf"), float("nan")
 VALUES = (
@@ -112,7 +111,9 @@ USES = {
     "PRESETS": build_towers,
     "QUOTAS": lambda name: select(quota=name),
     "SCHEDULES": lambda name: build(schedule=name),
-    "STRATEGIES": lambda name: strategy._BUILD[name],
+    "STRATEGIES": lambda name: imports.load_function(
+        "distribution.strategy", config.STRATEGIES[name].build
+    ),
 }
 
 
