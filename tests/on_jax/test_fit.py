@@ -241,7 +241,8 @@ class DevicesTest(tf.test.TestCase):
         found = collectives(model, next(iter(fits.dataset())))
         width, chunk = model.learner.embedding_dim, fits.SIZE // 2
         pixels = 3 * tiny_towers.IMAGE_SIZE**2
-        self.assertLen(found["all-to-all"], 3)  # images, texts, ids
+        # Images, texts, ids, and ids of captions.
+        self.assertLen(found["all-to-all"], 4)
         # All replicas send two rows each to every replica: b rows in all.
         self.assertEqual(max(map(sum, found["all-to-all"])), fits.SIZE * pixels)
         # Keys and rows of a chunk, and the embeddings of the sub-batch.
