@@ -181,7 +181,7 @@ def count(function: Callable, *specs) -> tuple[int, int]:
         specs: its arguments, nests of `tf.TensorSpec` of static shape.
 
     Example:
-        >>> count(ops.matmul, tf.TensorSpec([4, 5]), tf.TensorSpec([5, 6]))
+        >>> count(tf.matmul, tf.TensorSpec([4, 5]), tf.TensorSpec([5, 6]))
         (240, 6)
     """
     multiplications, dim = products.count(function, specs)
