@@ -17,7 +17,7 @@ from jest_tf.data.sidecars import Sidecars
 # Pools of at most so many images are searched exactly.
 _EXACT = 2**17
 _NEIGHBOURS = 16
-_LISTS_SEARCHED = 32
+_LISTS_SEARCHED = 8
 _WIDTH = 128  # of projected embeddings, a byte a number
 # Projected embeddings may be so much less similar than they are.
 _SLACK = 0.1
