@@ -97,15 +97,16 @@ def _index(pool):
     if size <= _EXACT:
         index = faiss.IndexFlatIP(dim)
     else:
-        lists = 2 ** int(np.log2(4 * size**0.5))
-        kind = f"IVF{lists},SQ8"
+        kind = f"IVF{2 ** int(np.log2(4 * size**0.5))},SQ8"
         if dim > _WIDTH:  # at random, then to unit length
             kind = f"RR{_WIDTH},L2norm,{kind}"
         index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
         random = np.random.default_rng(_SEED)
         some = random.choice(len(pool), min(len(pool), _EXACT), replace=False)
+        lists = faiss.extract_index_ivf(index)
+        lists.cp.min_points_per_centroid = 1  # no warning of large pools
+        lists.nprobe = _LISTS_SEARCHED
         index.train(survey.read(pool, np.sort(some))[1])
-        faiss.extract_index_ivf(index).nprobe = _LISTS_SEARCHED
     for _, _, image in survey.blocks(pool):
         index.add(image)
     return index, np.concatenate(usable)
