@@ -119,7 +119,8 @@ def _left_out(flags, model, sidecars):
             flags.distinct,
             tests,
             report=write,
-            progress=progress.Progress("comparing", "images"),
+            indexing=progress.Progress("indexing", "images"),
+            comparing=progress.Progress("comparing", "images"),
         )
     print(
         f"{found.left_out.sum():,} of {len(store):,} records are left out: "

@@ -43,7 +43,8 @@ def find(
     tests: Sidecars | None = None,
     *,
     report: Callable[[Sidecars, survey.Pairs], None],
-    progress: Callable[[int, int], None] | None = None,
+    indexing: Callable[[int, int], None] | None = None,
+    comparing: Callable[[int, int], None] | None = None,
 ) -> Repeats:
     """Finds near-duplicates in a pool, and between it and tests.
 
@@ -56,9 +57,10 @@ def find(
         tests: its embeddings of the tests.
         report: called with the pool or the tests, and pairs of their images
             and images of the pool, block by block.
-        progress: called with the images searched for so far and in all.
+        indexing: called with the images of the pool indexed so far and in all.
+        comparing: likewise with the images of pool and tests compared with it.
     """
-    index = _index(pool)
+    index = _index(pool, indexing)
     groups, leaked = np.arange(len(pool)), np.zeros(len(pool), bool)
     before, total = 0, len(pool) + (0 if tests is None else len(tests))
     for queries in (pool, tests) if tests is not None else (pool,):
@@ -70,8 +72,8 @@ def find(
                 _link(groups, pairs.rows, pairs.others)
             else:
                 leaked[pairs.others] = True
-            if progress is not None:
-                progress(before + stop, total)
+            if comparing is not None:
+                comparing(before + stop, total)
         before = len(pool)
     firsts = _firsts(groups, np.arange(len(pool)))
     left_out = firsts < np.arange(len(pool))
@@ -79,7 +81,7 @@ def find(
     return Repeats(leaked, left_out)
 
 
-def _index(pool):
+def _index(pool, progress):
     """FAISS' index of the pool's images, and the row of each, int64 [m]."""
     try:
         import faiss
@@ -107,8 +109,10 @@ def _index(pool):
         lists.cp.min_points_per_centroid = 1  # no warning of large pools
         lists.nprobe = _LISTS_SEARCHED
         index.train(survey.read(pool, np.sort(some))[1])
-    for _, _, image in survey.blocks(pool):
+    for stop, _, image in survey.blocks(pool):
         index.add(image)
+        if progress is not None:
+            progress(stop, len(pool))
     return index, np.concatenate(usable)
 
 
