@@ -19,8 +19,10 @@ _EXACT = 2**17
 _NEIGHBOURS = 16
 _LISTS_SEARCHED = 8
 _WIDTH = 128  # of projected embeddings, a byte a number
-# Projected embeddings may be so much less similar than they are.
-_SLACK = 0.1
+# A projected cosine c has a standard deviation of (1 - c^2) / sqrt(128), a byte
+# a number adds less than this.
+_DEVIATIONS = 5.0
+_BYTE_ERROR = 1e-2
 _SEED = 0x6E656172
 
 
@@ -105,9 +107,10 @@ def _index(pool, progress):
         index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
         random = np.random.default_rng(_SEED)
         some = random.choice(len(pool), min(len(pool), _EXACT), replace=False)
-        lists = faiss.extract_index_ivf(index)
+        lists = faiss.downcast_index(faiss.extract_index_ivf(index))
         lists.cp.min_points_per_centroid = 1  # no warning of large pools
         lists.nprobe = _LISTS_SEARCHED
+        lists.sq.rangestat_arg = 0.5  # half of the sample's range on each side
         index.train(survey.read(pool, np.sort(some))[1])
     for stop, _, image in survey.blocks(pool):
         index.add(image)
@@ -119,9 +122,11 @@ def _index(pool, progress):
 def _near(index, pool, rows, image, own, near):
     """The pairs of some images, whose rows in the pool are `own`, if any."""
     index, places = index
-    slack = 0.0 if index.ntotal <= _EXACT else _SLACK
+    slack = _BYTE_ERROR
+    if index.ntotal > _EXACT and pool.dim > _WIDTH:
+        slack += _DEVIATIONS * (1.0 - near**2) / _WIDTH**0.5
     cosines, found = index.search(image, min(_NEIGHBOURS, index.ntotal))
-    queries, ranks = np.nonzero((cosines >= near - slack - 1e-3) & (found >= 0))
+    queries, ranks = np.nonzero((cosines >= near - slack) & (found >= 0))
     others = places[found[queries, ranks]]
     if own is not None:
         is_other = others != own[queries]
