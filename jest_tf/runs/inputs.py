@@ -257,7 +257,7 @@ def funnel_at(
         reference=teacher,
         loss=config.model.loss,
         sidecars=sidecars,
-        distils=config.reference.distils,
+        loss_needs_reference=config.loss_needs_reference,
         options=pipeline.Options(
             weights=config.data.weights,
             shuffle_block_size=config.data.shuffle_block_size,
