@@ -22,7 +22,7 @@ from keras import ops
 from jest_tf import config as config_lib
 from jest_tf import embeddings as embeddings_lib
 from jest_tf import losses, selection
-from jest_tf.config import checks
+from jest_tf.config import checks, tables
 from jest_tf.embeddings import ON_TENSORFLOW, Embeddings, Tensor, convert_output
 from jest_tf.models import two_tower
 from jest_tf.training import step_outputs, sub_batch
@@ -75,7 +75,7 @@ class StepOptions:
 
     def __post_init__(self):
         for name, rule in (
-            ("false_negatives", checks.among(*config_lib.FALSE_NEGATIVES)),
+            ("false_negatives", checks.among(*tables.FALSE_NEGATIVES)),
             ("false_negative_margin", checks.within("[0, 2]")),
             ("distillation_weight", checks.within("[0, inf)")),
             ("similarity_weight", checks.within("[0, inf)")),
@@ -83,9 +83,9 @@ class StepOptions:
             checks.check(name, getattr(self, name), rule)
 
     @property
-    def omitted(self) -> config_lib.FalseNegatives:
+    def omitted(self) -> tables.FalseNegatives:
         """The rule by which the loss leaves out pairs."""
-        return config_lib.FALSE_NEGATIVES[self.false_negatives]
+        return tables.FALSE_NEGATIVES[self.false_negatives]
 
     @property
     def need_reference(self) -> bool:

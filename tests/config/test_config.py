@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import re
@@ -51,6 +52,11 @@ REFUSED = [
         {"distillation_steps": 3},
         "needs `reference.distillation_weight`.*steps=3, .*weight=0.0",
     ),
+    (
+        "model",
+        {"false_negative_margin": 0.1, "false_negatives": "equal_captions"},
+        "needs `model.false_negatives=reference`.*=0.1, .*='equal_captions'",
+    ),
 ]
 
 
@@ -76,7 +82,7 @@ class DefaultsTest(tf.test.TestCase):
         self.assertEqual(
             (JEST.method, JEST.criterion), ("joint", "learnability")
         )
-        self.assertEqual(settings.model.equal_captions, "negative")
+        self.assertEqual(settings.model.false_negatives, "keep")
         # Without stages every row is trained on, and none is scored.
         self.assertEqual(settings.selection, config.SelectionConfig(256))
 
@@ -274,7 +280,11 @@ class RefusalsTest(tf.test.TestCase):
             (f"{stage}.method=uniform {renewed}=4", "renew_at` needs a use"),
             (
                 f"{renewed}=4 reference.distillation_weight=1",
-                "`reference.similarity_weight` need a reference from the",
+                "`reference.similarity_weight` and .* need a reference from",
+            ),
+            (
+                f"{renewed}=4 model.false_negatives=reference",
+                "and `model.false_negatives=reference` need a reference from",
             ),
             (f"{renewed}=4 bootstrap.clean_start=true", "`bootstrap.clean_st"),
             ("optimizer.warmup_steps=8", "`optimizer.warmup_steps` must be le"),
@@ -514,6 +524,20 @@ class FilesTest(tf.test.TestCase):
             json.dump(values, file)
         self.assertEqual(config.load_config(self.json), recipe)
         self.assertEqual(formats.read("", values).restarts, [400])
+
+    def test_equal_captions_have_another_name_now(self):
+        for format_, (old, now) in itertools.product(
+            ({}, {"format": 3}),
+            (("negative", "keep"), ("ignore", "equal_captions")),
+        ):
+            values = format_ | {"model": {"equal_captions": old}}
+            found = formats.read("", values).settings
+            self.assertEqual(found, {"model": {"false_negatives": now}})
+        values = {"model": {"equal_captions": "positive"}}
+        with self.assertRaisesRegex(
+            ValueError, "`model.equal_captions` of run must be .*: 'positive'"
+        ):
+            formats.read("run", values)
 
     def test_a_users_module_is_imported_where_it_is_used(self):
         """The module of each "module:function" here fails when imported."""

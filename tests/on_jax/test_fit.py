@@ -213,7 +213,8 @@ class DevicesTest(tf.test.TestCase):
                 config.Stage(2, method="uniform"),
                 config.Stage(2, num_chunks=2),
             ),
-            "equal_captions": "positive",
+            "false_negatives": "reference",
+            "false_negative_margin": 0.1,
             "augment": augmentation.Augmentation(flip=True, min_area=0.5),
         }
         alone = fits.trained(fits.jest(**options))
