@@ -181,8 +181,8 @@ class ModelConfig(Checked, path="model"):
         self._expect(
             FALSE_NEGATIVES[self.false_negatives].needs_reference
             or not self.false_negative_margin,
-            "`model.false_negative_margin` needs "
-            "`model.false_negatives=reference`",
+            "`model.false_negative_margin` needs `model.false_negatives` to be "
+            "'reference'",
         )
         self._expect(
             not self.towers or not self.init_from,

@@ -104,8 +104,8 @@ class TrainConfig(Checked):
         self._expect(
             self.has_first_reference or not self.loss_needs_reference,
             "`reference.distillation_weight`, `reference.similarity_weight` "
-            "and `model.false_negatives=reference` need a reference from the "
-            "first step on: set `reference.model`",
+            "and 'reference' as `model.false_negatives` need a reference from "
+            "the first step on: set `reference.model`",
         )
         self._expect(
             not self.reference.projection,

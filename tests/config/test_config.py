@@ -21,6 +21,7 @@ LISTS = config.SelectionConfig(256, (EASY, JEST))
 
 GROUPS = {
     "data": config.DataConfig,
+    "model": config.ModelConfig,
     "reference": config.ReferenceConfig,
     "bootstrap": config.BootstrapConfig,
     "selection": functools.partial(config.SelectionConfig, batch_size=16),
@@ -55,7 +56,7 @@ REFUSED = [
     (
         "model",
         {"false_negative_margin": 0.1, "false_negatives": "equal_captions"},
-        "needs `model.false_negatives=reference`.*=0.1, .*='equal_captions'",
+        "needs `model.false_negatives` .*=0.1, .*='equal_captions'",
     ),
 ]
 
@@ -284,7 +285,7 @@ class RefusalsTest(tf.test.TestCase):
             ),
             (
                 f"{renewed}=4 model.false_negatives=reference",
-                "and `model.false_negatives=reference` need a reference from",
+                "as `model.false_negatives` need a reference from the first",
             ),
             (f"{renewed}=4 bootstrap.clean_start=true", "`bootstrap.clean_st"),
             ("optimizer.warmup_steps=8", "`optimizer.warmup_steps` must be le"),
