@@ -99,9 +99,9 @@ def read(path: str, values: dict) -> Content:
         if not now:
             raise ValueError(
                 f"`{name}` of {path} must be one of "
-                f"{[*_EQUAL_CAPTIONS.values()]}. Received: {value!r}; pairs of "
-                "equal captions are positive no more. Use the run with jest-tf "
-                "0.3.0, or change the setting to go on without them"
+                f"{[*_EQUAL_CAPTIONS.values()]}: no version since 0.3.0 takes "
+                f"pairs of equal captions for matches. Received: {value!r}; "
+                "use the run with jest-tf 0.3.0, or change the setting"
             )
         values["model"]["false_negatives"] = now[0]
     restarts = values.pop("restarts", [])

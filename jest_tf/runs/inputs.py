@@ -169,8 +169,9 @@ def _open_sidecars(config, store, teacher):
         if teacher is not None or not str(error).startswith("No sidecar"):
             raise
         raise ValueError(
-            f"{error}. To run a reference instead, in live stages, set "
-            "`reference.model`"
+            f"{error}. To run a reference instead, in live stages or for the "
+            "loss (`reference.distillation_weight`, `model.false_negatives`), "
+            "set `reference.model`"
         ) from None
 
 
