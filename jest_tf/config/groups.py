@@ -137,7 +137,7 @@ class ModelConfig(Checked, path="model"):
             "keep" leaves out none (the paper), "equal_captions" those with the
             same caption. "reference" leaves out these, and those that the
             reference finds at least as similar as both rows' own pairs
-            (docs/method.md).
+            (docs/fine_tuning.md).
         false_negative_margin: cosine by which the reference may find such a
             pair less similar.
         loss_block_size: rows of logits computed at a time. None computes all at
