@@ -264,6 +264,7 @@ def fit(left, right):
     )
 
 
+@embeddings.in_float32
 def _pair_masks(num_rows, ids, reference, margin, replicas=None):
     """Returns `(side, start, size) -> own, keep`, bool `[size, b]`.
 
@@ -292,18 +293,19 @@ def _pair_masks(num_rows, ids, reference, margin, replicas=None):
             of_rows = embeddings.rows_from(part, start, size)
             equal &= of_rows[:, None] == part
         if parts:
-            keep &= ~equal
+            keep = own | ~equal
         if reference is not None:
             part = embeddings.rows_from(reference[side], start, size)
-            keep &= ~is_false_negative(
+            is_false = is_false_negative(
                 embeddings.products(part, reference[1 - side]),
                 embeddings.rows_from(cosines_of_own, start, size),
                 cosines_of_own,
                 margin,
             )
-        return own, own | keep
+            keep &= own | ~is_false
+        return own, keep
 
-    return masks
+    return embeddings.in_float32(masks)
 
 
 def blockwise(by_blocks, learner, block_size, replicas):

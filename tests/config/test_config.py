@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import re
@@ -488,6 +487,10 @@ class FilesTest(tf.test.TestCase):
                 '{"optimizer": {"name": "sgd"}}',
                 "config.json: `optimizer.name` must .*as in 0.3.0",
             ),
+            (
+                '{"model": {"equal_captions": "positive"}}',
+                "model.equal_captions` of .* .'negative', 'ignore.*: 'positive",
+            ),
             ('{"data": 3}', "`data` is a group of settings.*Received: 3"),
             ('{"model": {"size": 3}}', "No setting `model.size`. Fields of M"),
             ('{"steps": "3"}', "`steps` must be of type int. Received: '3'"),
@@ -504,7 +507,7 @@ class FilesTest(tf.test.TestCase):
             "data": """"format": "auto", "max_fault_rate": 0.01,
                 "max_image_pixels": 67108864""",
             "model": """"patch_size": null, "views": [], "temperature": 10.0,
-                "bias": -10.0""",
+                "bias": -10.0, "equal_captions": "ignore" """,
             "optimizer": """"restarts": [400], "beta_1": 0.9, "beta_2": 0.95,
                 "clip_norm": 1.0, "rate_factors": []""",
             "evaluation": """"suite": "", "batch_size": 256,
@@ -515,9 +518,11 @@ class FilesTest(tf.test.TestCase):
                 "jit_compile": false""",
         }
         recipe = config.TrainConfig(
-            selection=config.SelectionConfig(64, (EASY,))
+            model=config.ModelConfig(false_negatives="equal_captions"),
+            selection=config.SelectionConfig(64, (EASY,)),
         )
         values = dataclasses.asdict(recipe)
+        del values["model"]["false_negatives"]
         values["selection"]["stages"][0]["uniform_share"] = 0.0
         for group, text in gone.items():
             values[group] |= json.loads(f"{{{text}}}")
@@ -525,20 +530,6 @@ class FilesTest(tf.test.TestCase):
             json.dump(values, file)
         self.assertEqual(config.load_config(self.json), recipe)
         self.assertEqual(formats.read("", values).restarts, [400])
-
-    def test_equal_captions_have_another_name_now(self):
-        for format_, (old, now) in itertools.product(
-            ({}, {"format": 3}),
-            (("negative", "keep"), ("ignore", "equal_captions")),
-        ):
-            values = format_ | {"model": {"equal_captions": old}}
-            found = formats.read("", values).settings
-            self.assertEqual(found, {"model": {"false_negatives": now}})
-        values = {"model": {"equal_captions": "positive"}}
-        with self.assertRaisesRegex(
-            ValueError, "`model.equal_captions` of run must be .*: 'positive'"
-        ):
-            formats.read("run", values)
 
     def test_a_users_module_is_imported_where_it_is_used(self):
         """The module of each "module:function" here fails when imported."""

@@ -14,7 +14,6 @@ import re
 import typing
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tiny
 
@@ -93,19 +92,6 @@ def build_towers(preset):
         return models.build_learner(recipe, 10)
 
 
-def omit(name):
-    """The loss of an evaluation."""
-    (batch,) = tiny.super_batches()
-    batch["caption_id"] = np.arange(12) // 2
-    selection = config.SelectionConfig(4, (config.Stage(3, num_chunks=2),))
-    options = jest_tf.StepOptions(false_negatives=name)
-    model = training.JESTModel(
-        tiny.learner(), tiny.learner(5), selection, options=options
-    )
-    model.compile("sgd")
-    return model.evaluate(tiny.dataset([batch]), verbose=0)
-
-
 def build(**settings):
     return jest_tf.build_optimizer(config.OptimizerConfig(**settings), 9)
 
@@ -116,7 +102,7 @@ USES = {
         {"learner": 2.0, "reference": 1.5}
     ),
     "DTYPE_POLICIES": lambda name: keras.DTypePolicy(name).compute_dtype,
-    "FALSE_NEGATIVES": omit,
+    "FALSE_NEGATIVES": lambda name: jest_tf.StepOptions(name).omitted,
     "LOSSES": losses.pair_loss,
     "METHODS": lambda name: select(method=name),
     "OPTIMIZERS": lambda name: build(name=name),

@@ -13,7 +13,6 @@ from keras import ops
 
 from jest_tf import losses
 from jest_tf.embeddings import Embeddings
-from jest_tf.losses import training
 
 LOSSES = {
     "sigmoid": (losses.sigmoid_loss, oracles.sigmoid_loss),
@@ -80,33 +79,14 @@ class LossValueTest(tf.test.TestCase):
                     expected = slow(parts, **omitted)
                     self.assertAllClose(value, expected, rtol=1e-6)
 
-    def test_a_pair_is_false_if_it_is_as_similar_as_both_rows_own(self):
-        # cosines[i, j] of image i and text j by the reference
-        cosines = np.float32([[0.6, 0.6, 0.2], [0.5, 0.4, 0.5], [0.1, 0.3, 0]])
-        for margin, expected in (
-            (0.0, [(0, 1), (1, 2)]),
-            (0.1, [(0, 1), (1, 0), (1, 2), (2, 1)]),
-        ):
-            own = np.diag(cosines)
-            found = training.is_false_negative(cosines, own, own, margin)
-            false = np.argwhere(np.asarray(found) & ~np.eye(3, dtype=bool))
-            self.assertAllEqual(false, expected)
-
     def test_a_batch_of_duplicates_has_the_loss_of_one_pair(self):
         """What a reference tells of them is not left to rounding."""
-        (row,) = random_embeddings.unrelated(1, 64)[0]
-        for fast, _ in LOSSES.values():
-            one, many = (
-                tensors((*[np.tile(row, (size, 1))] * 2, 9.0, -3.0))
-                for size in (1, 50)
-            )
-            teacher = random_embeddings.related(1, 301, 2)
-            teacher = tensors(
-                (*(np.tile(side, (50, 1)) for side in teacher[:2]), 1.0, 0.0)
-            )
-            for block in (None, 7):
-                found = fast(many, reference=teacher, block_size=block)
-                self.assertAllClose(found, fast(one), 1e-4, 1e-6)
+        one = random_embeddings.related(1, 301, 2)
+        image, text = (np.tile(side, (50, 1)) for side in one[:2])
+        many = one._replace(image=image, text=text)
+        for (fast, _), block in itertools.product(LOSSES.values(), (None, 7)):
+            found = fast(many, reference=many, block_size=block)
+            self.assertAllClose(found, fast(one), 1e-4, 1e-6)
 
     def test_ids_in_parts_are_equal_where_all_parts_are(self):
         parts = random_embeddings.unrelated(6, 4, scale=9.0, bias=-2.0)

@@ -491,12 +491,10 @@ class WholeStepTest(tf.test.TestCase):
             (*_, rows) = self.by_hand(settings, num_replicas)
             distils = {"distillation_weight": 1.0}
             masks = {"false_negatives": "reference"}
-            masks["false_negative_margin"] = 0.1
             trained = np.concatenate([rows, range(48, 52)])
             omitted = {
                 "ids": self.caption_ids[trained],
                 "reference": hand_draws.take(self.models[1], trained),
-                "margin": 0.1,
             }
             for batch, teacher, options, num_embedded in (
                 (live, None, {}, 48),
@@ -505,7 +503,6 @@ class WholeStepTest(tf.test.TestCase):
                 (live, None, masks, 48 + 12),
                 (stored, self.cached, distils, 0),
                 (stored, self.cached, masks | distils, 0),
-                (stored, self.cached, masks, 0),
             ):
                 outputs = self.run_step(
                     *(settings, num_replicas, batch, teacher), **options
@@ -515,13 +512,6 @@ class WholeStepTest(tf.test.TestCase):
                     *(outputs, rows, range(48, 52)),
                     **(omitted if "false_negatives" in options else {}),
                 )
-            # Some are told by captions, and more by the reference.
-            told = [
-                oracles.kept_pairs(12, **some).sum()
-                for some in ({}, {"ids": omitted["ids"]}, omitted)
-            ]
-            self.assertGreater(told[0], told[1])
-            self.assertGreater(told[1], told[2])
 
     def test_curated_rows_follow_the_others_where_none_are_chosen(self):
         batch = self.batch | {"curated": self.curated}
