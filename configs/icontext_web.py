@@ -28,7 +28,7 @@ def config() -> config_lib.TrainConfig:
         model=config_lib.ModelConfig(
             towers="benchmarks.icontext.towers:build_small",
             loss="softmax",
-            equal_captions="ignore",
+            false_negatives="equal_captions",
         ),
         # A constant rate makes runs of all lengths comparable; averaged weights
         # take the place of a decay.

@@ -28,7 +28,7 @@ def config() -> config_lib.TrainConfig:
         model=config_lib.ModelConfig(
             towers="benchmarks.icontext.towers:build_narrow",
             loss="softmax",
-            equal_captions="ignore",
+            false_negatives="equal_captions",
         ),
         # The best of 5e-4, 1e-3, 2e-3 and 4e-3 on validation, seed 0.
         optimizer=config_lib.OptimizerConfig(

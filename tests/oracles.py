@@ -4,6 +4,8 @@ They hold whole matrices and loop where the package does not, and share no code
 with it.
 """
 
+import itertools
+
 import numpy as np
 
 
@@ -23,32 +25,36 @@ def logits(embeddings):
     return scale * image @ text.T + bias
 
 
-def pair_matrices(ids, equal_ids, size):
-    """bool [b, b] twice: positive pairs, and pairs that count at all."""
-    same = np.eye(size, dtype=bool)
-    if equal_ids == "negative":
-        return same, np.ones_like(same)
-    equal = np.equal.outer(ids, ids)
-    if equal_ids == "positive":
-        return equal, np.ones_like(same)
-    return same, same | ~equal
+def kept_pairs(size, ids=None, reference=None, margin=0.0):
+    """bool [b, b]: the pairs of the data, and those that are negatives."""
+    kept = np.ones([size, size], bool)
+    for i, j in itertools.permutations(range(size), 2):
+        if ids is not None:
+            kept[i, j] = ids[i] != ids[j]
+        if reference is not None:
+            image, text = np.float64(reference[0]), np.float64(reference[1])
+            own = max(image[i] @ text[i], image[j] @ text[j])
+            kept[i, j] &= image[i] @ text[j] < own - margin - 1e-4
+    return kept
 
 
-def sigmoid_loss(embeddings, ids=None, equal_ids="negative"):
+def sigmoid_loss(embeddings, **omitted):
     values = logits(embeddings)
-    positive, counts = pair_matrices(ids, equal_ids, len(values))
-    signs = np.where(positive, 1.0, -1.0)
-    return (softplus(-signs * values) * counts).sum() / len(values)
+    kept = kept_pairs(len(values), **omitted)
+    signs = 2.0 * np.eye(len(values)) - 1.0
+    return (softplus(-signs * values) * kept).sum() / len(values)
 
 
-def softmax_loss(embeddings, ids=None, equal_ids="negative"):
+def softmax_loss(embeddings, **omitted):
     values = logits(embeddings)
-    positive, counts = pair_matrices(ids, equal_ids, len(values))
-    total = 0.0
+    kept, total = kept_pairs(len(values), **omitted), 0.0
     for row in range(len(values)):
-        for line in (values[row], values[:, row]):  # its texts, its images
-            normaliser = log_sum_exp(line[counts[row]], 0)
-            total += 0.5 * (normaliser - line[positive[row]].mean())
+        # Its texts, its images.
+        for line, counts in (
+            (values[row], kept[row]),
+            (values[:, row], kept[:, row]),
+        ):
+            total += 0.5 * (log_sum_exp(line[counts], 0) - line[row])
     return total / len(values)
 
 

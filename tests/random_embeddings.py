@@ -28,6 +28,24 @@ def related(size, dim, seed, scale=10.0, bias=-10.0, similarity=0.5):
     )
 
 
+def omitted(size, seed=0):
+    """Every way to tell false negatives; some rows are another's duplicates."""
+    random = np.random.default_rng(seed)
+    ids = random.integers(0, size // 2 + 1, size)
+    reference = related(size, 5, seed + 7, similarity=0.4)
+    same = random.integers(0, size, size)
+    image, text = reference.image.copy(), reference.text.copy()
+    image[::4], text[::4] = image[same[::4]], text[same[::4]]
+    text[1::4] = text[same[1::4]]
+    reference = reference._replace(image=image, text=text)
+    return {
+        "none": {},
+        "ids": {"ids": ids},
+        "reference": {"reference": reference},
+        "both": {"ids": ids, "reference": reference, "margin": 0.2},
+    }
+
+
 def models(size, seed=0):
     """A learner and a reference of other width, scale and bias."""
     return (

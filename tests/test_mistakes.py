@@ -143,7 +143,7 @@ MODELS = (
         "No sidecar of .*pool-00000.tfrecord.*`jest-tf embed --model .*/run "
         "--trust --data .*` writes missing ones",
     ),
-    (f"JEST {MODEL}=none", f"in live stages, set `{MODEL}`"),
+    (f"JEST {MODEL}=none", f"in live stages or .*, set `{MODEL}`"),
     (f"JEST {MODEL}=/nowhere --dry-run", f"`{MODEL}` must be"),
     (
         "evaluate --workdir $/unfinished --trust --data $/pool-*",

@@ -148,6 +148,27 @@ _MOVED = (
     # Longer than the cut lasts.
     _by(REFERENCE, "stored_3_distilled", (3200,), _stored(3), _DISTILLED),
     _by(REFERENCE, "top_3_distilled", (3200,), _DISTILLED, cut=3),
+    # Without the false negatives that the reference tells.
+    *(
+        _by(
+            *(REFERENCE, f"{method}_masked", (steps,)),
+            *(*settings, "model.false_negatives=reference"),
+            **{"pool": pool, "rate": rate},
+        )
+        for pool, method, steps, rate, settings in (
+            ("part00", "uniform", 2000, "2e-3", ()),
+            ("part70", "uniform", 2000, "1e-3", ()),
+            ("part00", "distilled", 800, "4e-3", (_DISTILLED,)),
+            ("part70", "jest", 800, "4e-3", (_live(5),)),
+            (
+                "part70",
+                "stored_3_distilled",
+                1600,
+                "4e-3",
+                (_stored(3), _DISTILLED),
+            ),
+        )
+    ),
     # The reference's clean pairs as well, half of every batch.
     _by(
         *(REFERENCE, "stored_3_distilled_mixed", _LONG),

@@ -60,7 +60,9 @@ class Cell(NamedTuple):
     @property
     def reads_sidecars(self):
         """Whether a stage or distillation reads the reference's embeddings."""
-        return any(x in self.settings for x in ("stages", "_weight="))
+        return any(
+            x in self.settings for x in ("stages", "_weight=", "=reference")
+        )
 
     @property
     def noise(self):

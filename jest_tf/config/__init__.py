@@ -30,7 +30,7 @@ from jest_tf.config.selection import (
 from jest_tf.config.tables import (
     CRITERIA,
     DTYPE_POLICIES,
-    EQUAL_CAPTIONS,
+    FALSE_NEGATIVES,
     LOSSES,
     METHODS,
     OPTIMIZERS,

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 FORMAT = 3  # this version's
+# The values of `model.equal_captions`, by that of `model.false_negatives`,
+# which it is called since.
+_EQUAL_CAPTIONS = {"keep": "negative", "equal_captions": "ignore"}
 
 
 class Format(NamedTuple):
@@ -91,6 +94,16 @@ def read(path: str, values: dict) -> Content:
             "run with the version of jest-tf that wrote it"
         )
     version, gone = FORMATS[number]
+    for name, value in _pop(values, "model.equal_captions"):
+        now = [new for new, old in _EQUAL_CAPTIONS.items() if old == value]
+        if not now:
+            raise ValueError(
+                f"`{name}` of {path} must be one of "
+                f"{[*_EQUAL_CAPTIONS.values()]}: no version since 0.3.0 takes "
+                f"pairs of equal captions for matches. Received: {value!r}; "
+                "use the run with jest-tf 0.3.0, or change the setting"
+            )
+        values["model"]["false_negatives"] = now[0]
     restarts = values.pop("restarts", [])
     if number == 2:
         for _, steps in _pop(values, "optimizer.restarts"):

@@ -19,7 +19,7 @@ from jest_tf.config.checks import (
 )
 from jest_tf.config.tables import (
     DTYPE_POLICIES,
-    EQUAL_CAPTIONS,
+    FALSE_NEGATIVES,
     OPTIMIZERS,
     PRESETS,
     SCHEDULES,
@@ -133,8 +133,13 @@ class ModelConfig(Checked, path="model"):
             "mixed_bfloat16". Embeddings, losses and scores stay float32.
         loss: "sigmoid" (SigLIP), "softmax" (CLIP), or the "module:function"
             that returns a `losses.PairLoss` (docs/towers.md).
-        equal_captions: how the loss treats rows with the same caption:
-            "negative" (the paper), "positive" or "ignore".
+        false_negatives: pairs of different rows that the loss leaves out:
+            "keep" leaves out none (the paper), "equal_captions" those with the
+            same caption. "reference" leaves out these, and those that the
+            reference finds at least as similar as both rows' own pairs
+            (docs/fine_tuning.md).
+        false_negative_margin: cosine by which the reference may find such a
+            pair less similar.
         loss_block_size: rows of logits computed at a time. None computes all at
             once.
         micro_batch_size: examples embedded at a time on a replica in training,
@@ -155,7 +160,8 @@ class ModelConfig(Checked, path="model"):
     train_views: bool = False
     dtype_policy: Annotated[str, among(*DTYPE_POLICIES)] = "float32"
     loss: Loss = "sigmoid"
-    equal_captions: Annotated[str, among(*EQUAL_CAPTIONS)] = "negative"
+    false_negatives: Annotated[str, among(*FALSE_NEGATIVES)] = "keep"
+    false_negative_margin: Annotated[float, within("[0, 2]")] = 0.0
     loss_block_size: Count | None = None
     micro_batch_size: Count | None = None
     frozen: tuple[str, ...] = ()
@@ -171,6 +177,12 @@ class ModelConfig(Checked, path="model"):
             not (self.lora_rank and self.init_tower),
             "`model.lora_rank` can't be combined with `model.init_tower`, "
             "whose other tower is new and must be trained whole",
+        )
+        self._expect(
+            FALSE_NEGATIVES[self.false_negatives].needs_reference
+            or not self.false_negative_margin,
+            "`model.false_negative_margin` needs `model.false_negatives` to be "
+            "'reference'",
         )
         self._expect(
             not self.towers or not self.init_from,

@@ -102,9 +102,10 @@ class TrainConfig(Checked):
             "to `selection.stages` that scores by it",
         )
         self._expect(
-            self.has_first_reference or not self.reference.distils,
-            "`reference.distillation_weight` and `reference.similarity_weight` "
-            "need a reference from the first step on: set `reference.model`",
+            self.has_first_reference or not self.loss_needs_reference,
+            "`reference.distillation_weight`, `reference.similarity_weight` "
+            "and 'reference' as `model.false_negatives` need a reference from "
+            "the first step on: set `reference.model`",
         )
         self._expect(
             not self.reference.projection,
@@ -182,16 +183,22 @@ class TrainConfig(Checked):
         return is_named or not self.bootstrap.renew_at
 
     @property
+    def loss_needs_reference(self) -> bool:
+        """True if the loss uses the reference's embeddings of trained rows."""
+        rule = tables.FALSE_NEGATIVES[self.model.false_negatives]
+        return self.reference.distils or rule.needs_reference
+
+    @property
     def steps_need_reference(self) -> bool:
-        """True if the step uses the reference, to score or to distil."""
+        """True if the step uses the reference, to score or in the loss."""
         return bool(
             any("reference" in stage.needs for stage in self.selection.live)
-            or self.reference.distils
+            or self.loss_needs_reference
         )
 
     @property
     def uses_reference(self) -> bool:
-        """True if any stage, or distillation, uses the reference."""
+        """True if any stage, or the loss, uses the reference."""
         return self.steps_need_reference or self.selection.needs("reference")
 
     @property

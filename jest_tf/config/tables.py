@@ -34,23 +34,21 @@ PRESETS = {
 }
 
 
-class EqualCaptions(NamedTuple):
-    """A treatment of rows with the same caption in the loss.
+class FalseNegatives(NamedTuple):
+    """A rule by which the loss leaves out pairs of different rows.
 
-    `masks` maps three bool tensors over images x texts, the pairs of the data,
-    those with the same caption and all, to two: the positive pairs, and the
-    pairs that the loss keeps. `needs_ids` if it uses the second.
+    It leaves out pairs with the same caption if it `needs_ids`, and pairs that
+    the reference finds to match if it `needs_reference`.
     """
 
     needs_ids: bool
-    masks: Callable[[Any, Any, Any], tuple[Any, Any]]
+    needs_reference: bool
 
 
-EQUAL_CAPTIONS = {
-    # The paper's.
-    "negative": EqualCaptions(False, lambda own, same, all_: (own, all_)),
-    "positive": EqualCaptions(True, lambda own, same, all_: (same, all_)),
-    "ignore": EqualCaptions(True, lambda own, same, all_: (own, own | ~same)),
+FALSE_NEGATIVES = {
+    "keep": FalseNegatives(False, False),  # the paper's
+    "equal_captions": FalseNegatives(True, False),
+    "reference": FalseNegatives(True, True),
 }
 
 

@@ -121,9 +121,7 @@ class _ByBlocks:
             (reference.text, everyone[0]),
         )
 
-    def __call__(self, fold, sides, pairs, replicas):
-        del pairs
-
+    def __call__(self, fold, sides, replicas):
         def everyones(sums):
             if replicas is None:
                 return sums

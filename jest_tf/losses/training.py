@@ -5,6 +5,9 @@ Both take unit-norm embeddings of `b` image-text pairs, form the logits
 `block_size`, logits are formed in blocks of rows and formed again for the
 closed-form gradient, so no `b x b` matrix is held. The results are the same.
 
+The pair of the data, image i with text i, is positive. Every other pair of the
+batch is negative, or left out as a false negative.
+
 With `replicas`, the collectives, each replica forms the logits of its b/R rows
 with all b rows, so negatives come from all replicas.
 
@@ -21,11 +24,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from jest_tf import config, embeddings
+from jest_tf import embeddings
 from jest_tf.config import checks, imports, tables
 from jest_tf.embeddings import Embeddings, Tensor
 from jest_tf.losses.running import SigmoidRows, SoftmaxRows
 
+# The cosine of a duplicate is that of the pair itself, but for rounding.
+_ROUNDING = 1e-4
 _PARTS_OF_ROWS = (
     *("start", "add", "conditional", "row_losses", "sample_losses", "model"),
 )
@@ -90,7 +95,7 @@ def chance(name: str, batch_size: int) -> float | None:
 
     Its logits are all equal: to any number for the softmax loss, log(b), and to
     the best, -log(b - 1), for the sigmoid loss, log(b) + (b - 1) log(b / (b -
-    1)). Equal captions are taken for negatives. None for other losses.
+    1)). No pair is left out. None for other losses.
     """
     b = batch_size
     if b < 2 or name not in tables.LOSSES:
@@ -105,25 +110,29 @@ def sigmoid_loss(
     learner: Embeddings,
     *,
     ids: Tensor | None = None,
-    equal_ids: str = "negative",
+    reference: Embeddings | None = None,
+    margin: float = 0.0,
     block_size: int | None = None,
     replicas=None,
 ) -> Tensor:
     """Computes SigLIP's pairwise sigmoid loss.
 
-    With z_ij = +1 for a positive pair and -1 for a negative one:
+    With z_ij = +1 for the pairs of the data, i = j, and -1 for the others:
 
         loss = 1/b sum_i sum_j softplus(-z_ij (scale <image_i, text_j> + bias))
 
-    that is, the mean over rows of the sum over columns.
+    that is, the mean over rows of the sum over columns. False negatives have no
+    term: those that `ids` or `reference` tell. By default there are none, as in
+    the paper.
 
     Args:
         learner: embeddings of the batch, `[b, dim]`, of any float dtype; the
             loss is computed in float32.
-        ids: int `[b]`; rows with equal ids are duplicates, e.g. of a caption.
-            Or int `[b, parts]`; ids are equal if all their parts are.
-        equal_ids: the meaning of a pair of different rows with equal ids:
-            "negative" (the paper), "positive", or "ignore" (no term).
+        ids: int `[b]`, or int `[b, parts]`, equal if all parts are. Pairs of
+            different rows with equal ids, e.g. of a caption, are left out.
+        reference: a model's embeddings of the same rows, of any width, without
+            a gradient. Pairs that it finds `is_false_negative` are left out.
+        margin: cosine by which such a pair may be less similar.
         block_size: rows of logits formed at a time; None forms all local rows
             at once.
         replicas: the collectives of `distribution.current()`, where each of R
@@ -137,14 +146,16 @@ def sigmoid_loss(
 
     Reference: arXiv 2303.15343, equation 2 and algorithm 1.
     """
-    return _loss(_SIGMOID, learner, ids, equal_ids, block_size, replicas)
+    pairs = ids, reference, margin
+    return _loss(_SIGMOID, learner, pairs, block_size, replicas)
 
 
 def softmax_loss(
     learner: Embeddings,
     *,
     ids: Tensor | None = None,
-    equal_ids: str = "negative",
+    reference: Embeddings | None = None,
+    margin: float = 0.0,
     block_size: int | None = None,
     replicas=None,
 ) -> Tensor:
@@ -154,9 +165,7 @@ def softmax_loss(
                                  + 1/2 log sum_j exp(l_ji) ],
         l_ij = scale <image_i, text_j>
 
-    With `equal_ids="positive"` the target of row i is uniform over the rows
-    with its id, so `-l_ii` becomes the mean of `-1/2 (l_ij + l_ji)` over them.
-    With "ignore" the other rows with its id are left out of its normalisers.
+    The normalisers leave false negatives out.
 
     Args, Returns: as `sigmoid_loss`. The value does not depend on the
     bias, whose gradient is zero.
@@ -166,10 +175,27 @@ def softmax_loss(
     """
     # The bias cancels out. Weight 0 makes its gradient 0 instead of None.
     learner = learner._replace(bias=0.0 * learner.bias)
-    return _loss(_SOFTMAX, learner, ids, equal_ids, block_size, replicas)
+    pairs = ids, reference, margin
+    return _loss(_SOFTMAX, learner, pairs, block_size, replicas)
 
 
-def _loss(form, learner, ids, equal_ids, block_size, replicas):
+def is_false_negative(
+    cosines: Tensor, own: Tensor, other: Tensor, margin: float
+) -> Tensor:
+    """Returns whether image i and text j match, by a reference's cosines.
+
+    They do if they are at least as similar as both pairs of the data that they
+    belong to, i with i and j with j, less `margin`. The larger of the two
+    counts, because a wrong pair is less similar than many others.
+
+    Args:
+        cosines: float `[m, n]`, of m rows with n others.
+        own, other: float `[m]` and `[n]`, of the pairs of the data.
+    """
+    return cosines >= ops.maximum(own[:, None], other) - margin - _ROUNDING
+
+
+def _loss(form, learner, pairs, block_size, replicas):
     """Checks the arguments, then computes the loss at once or by blocks."""
     dense, by_blocks = form
     learner = Embeddings(*(ops.cast(part, "float32") for part in learner))
@@ -180,11 +206,12 @@ def _loss(form, learner, ids, equal_ids, block_size, replicas):
             f"Received: {learner.image.shape} and {learner.text.shape}"
         )
     num_rows = shape[0]
-    ids = _checked_ids(num_rows, ids, equal_ids)
+    ids, reference, margin = pairs
+    pairs = _checked_ids(num_rows, ids), _sides(num_rows, reference), margin
     if replicas is None and block_size is None:
         size = ops.shape(learner.image)[0]
         logits = learner.scale * embeddings.products(*learner[:2])
-        masks = _pair_masks(size, ids, equal_ids)(0, size)
+        masks = _pair_masks(size, *pairs)(0, 0, size)
         return dense(logits + learner.bias, *masks)
     block_size = num_rows if block_size is None else block_size
     if num_rows is None or block_size < 1:
@@ -193,24 +220,12 @@ def _loss(form, learner, ids, equal_ids, block_size, replicas):
             f"batch size. Received: block_size={block_size}, "
             f"batch {learner.image.shape}"
         )
-    return blockwise(
-        by_blocks,
-        learner,
-        block_size,
-        replicas,
-        ids=ids,
-        equal_ids=equal_ids,
-    )
+    masks = _pair_masks(num_rows, *pairs, replicas)
+    by_blocks = functools.partial(by_blocks, masks)
+    return blockwise(by_blocks, learner, block_size, replicas)
 
 
-def _checked_ids(num_rows, ids, equal_ids):
-    checks.check("equal_ids", equal_ids, checks.among(*config.EQUAL_CAPTIONS))
-    needs_ids = config.EQUAL_CAPTIONS[equal_ids].needs_ids
-    if needs_ids and ids is None:
-        raise ValueError(
-            f"`equal_ids={equal_ids!r}` needs `ids`, an integer for each row. "
-            "Received: ids=None"
-        )
+def _checked_ids(num_rows, ids):
     if ids is None:
         return None
     ids = ops.convert_to_tensor(ids)
@@ -221,7 +236,24 @@ def _checked_ids(num_rows, ids, equal_ids):
             f"`ids` must be integers of shape [{num_rows}] or [{num_rows}, "
             f"parts]. Received: {dtype} of shape {shape}"
         )
-    return ids if needs_ids else None
+    return ids
+
+
+def _sides(num_rows, reference):
+    """Returns the reference's images and texts in float32, as constants."""
+    if reference is None:
+        return None
+    image, text = (
+        ops.stop_gradient(ops.cast(part, "float32")) for part in reference[:2]
+    )
+    if not fit(image.shape, text.shape) or not fit(
+        image.shape, [num_rows, image.shape[-1]]
+    ):
+        raise ValueError(
+            f"`reference` must embed the {num_rows} rows of the batch, "
+            f"[b, dim]. Received: {image.shape} and {text.shape}"
+        )
+    return image, text
 
 
 def fit(left, right):
@@ -232,37 +264,51 @@ def fit(left, right):
     )
 
 
-def _pair_masks(num_rows, ids, equal_ids, first_row=0):
-    """Returns `(start, size) -> positive, keep`, bool `[size, b]`.
+@embeddings.in_float32
+def _pair_masks(num_rows, ids, reference, margin, replicas=None):
+    """Returns `(side, start, size) -> own, keep`, bool `[size, b]`.
 
-    `start` counts from row `first_row` of the batch.
+    Side 0 has images x texts, side 1 texts x images. `start` counts the local
+    rows. `own` are the pairs of the data, `keep` those and the negatives.
     """
+    first_row = 0
+    if replicas is not None:
+        first_row = replicas.replica_id * num_rows
+        num_rows *= replicas.num_replicas
+        ids = None if ids is None else replicas.all_gather(ids)
+        if reference is not None:
+            reference = [replicas.all_gather(part) for part in reference]
     parts = []
     if ids is not None:
         parts = [ids] if len(ids.shape) == 1 else ops.unstack(ids, axis=1)
+    if reference is not None:
+        cosines_of_own = ops.einsum("nd,nd->n", *reference)
 
-    def masks(start, size):
+    def masks(side, start, size):
         start = first_row + start
         rows = start + ops.arange(size, dtype="int32")
         own = rows[:, None] == ops.arange(num_rows, dtype="int32")
-        equal = everything = ops.ones_like(own)
+        keep, equal = ops.ones_like(own), ops.ones_like(own)
         for part in parts:
             of_rows = embeddings.rows_from(part, start, size)
             equal &= of_rows[:, None] == part
-        return config.EQUAL_CAPTIONS[equal_ids].masks(own, equal, everything)
+        if parts:
+            keep = own | ~equal
+        if reference is not None:
+            part = embeddings.rows_from(reference[side], start, size)
+            is_false = is_false_negative(
+                embeddings.products(part, reference[1 - side]),
+                embeddings.rows_from(cosines_of_own, start, size),
+                cosines_of_own,
+                margin,
+            )
+            keep &= own | ~is_false
+        return own, keep
 
-    return masks
+    return embeddings.in_float32(masks)
 
 
-def blockwise(
-    by_blocks,
-    learner,
-    block_size,
-    replicas,
-    *,
-    ids=None,
-    equal_ids="negative",
-):
+def blockwise(by_blocks, learner, block_size, replicas):
     """Computes the loss over blocks of logits, with a closed-form gradient.
 
     The gradient forms every block once more. On several replicas, local images
@@ -270,15 +316,12 @@ def blockwise(
     logit is formed twice, but no `[b, dim]` gradient is all-reduced.
     """
     num_rows, dim = learner.image.shape
-    everyone, batch_size, first_row = learner[:2], num_rows, 0
+    everyone, batch_size = learner[:2], num_rows
     if replicas is not None:
         everyone = [
             replicas.all_gather(ops.stop_gradient(part)) for part in everyone
         ]
-        ids = None if ids is None else replicas.all_gather(ids)
         batch_size *= replicas.num_replicas
-        first_row = replicas.replica_id * num_rows
-    pairs = _pair_masks(batch_size, ids, equal_ids, first_row)
 
     @ops.custom_gradient
     def loss(image, text, scale, bias):
@@ -308,7 +351,7 @@ def blockwise(
             return fold(rows, columns, body, state, ((dim,), ()))
 
         sides = (image, texts), (text, images)
-        total, slopes = by_blocks(fold, sides, pairs, replicas)
+        total, slopes = by_blocks(fold, sides, replicas)
         if replicas is not None:
             total = replicas.all_reduce(total)
 
@@ -333,86 +376,90 @@ def blockwise(
     return loss(*learner)
 
 
-# Each loss has a dense form, `(logits, positive, keep) -> value`, and a form by
-# blocks, `(fold, sides, pairs, replicas) -> total, slopes`. `total` is the part
+# Each loss has a dense form, `(logits, own, keep) -> value`, and a form by
+# blocks, `(masks, fold, sides, replicas) -> total, slopes`. `total` is the part
 # of local rows in b * value. `slopes` has `(logits, start, size) -> d(total) /
 # d(logits)` for (local images, all texts) and for (local texts, all images).
 
 
-def _sigmoid_terms(logits, positive, keep):
-    terms = ops.softplus(ops.where(positive, -logits, logits))
+def _sigmoid_terms(logits, own, keep):
+    terms = ops.softplus(ops.where(own, -logits, logits))
     return ops.sum(ops.where(keep, terms, 0.0), 1)
 
 
-def _sigmoid_dense(logits, positive, keep):
-    return ops.mean(_sigmoid_terms(logits, positive, keep))
+def _sigmoid_dense(logits, own, keep):
+    return ops.mean(_sigmoid_terms(logits, own, keep))
 
 
-def _sigmoid_by_blocks(fold, sides, pairs, replicas):
+def _sigmoid_by_blocks(masks, fold, sides, replicas):
     del replicas  # row losses are independent of each other
 
     def body(state, part, logits, start, size):
-        return state, (_sigmoid_terms(logits, *pairs(start, size)),)
+        return state, (_sigmoid_terms(logits, *masks(0, start, size)),)
 
-    def slope(logits, start, size):
-        positive, keep = pairs(start, size)
-        # d softplus(-l) = -sigmoid(-l); d softplus(l) = sigmoid(l)
-        slopes = ops.where(positive, -ops.sigmoid(-logits), ops.sigmoid(logits))
-        return ops.where(keep, slopes, 0.0)
+    def make_slope(side):
+        def slope(logits, start, size):
+            own, keep = masks(side, start, size)
+            # d softplus(-l) = -sigmoid(-l); d softplus(l) = sigmoid(l)
+            slopes = ops.where(own, -ops.sigmoid(-logits), ops.sigmoid(logits))
+            return ops.where(keep, slopes, 0.0)
+
+        return slope
 
     _, (terms,) = fold(*sides[0], body, (), ((),))
-    # The masks of positive and ignored pairs are symmetric.
-    return ops.sum(terms), (slope, slope)
+    return ops.sum(terms), (make_slope(0), make_slope(1))
 
 
-def _softmax_terms(logits, positive, keep):
-    """Returns each row's mean positive logit, and logits, -inf if not kept."""
-    total = ops.sum(ops.where(positive, logits, 0.0), 1)
-    target = total / ops.sum(ops.cast(positive, "float32"), 1)
+def _softmax_terms(logits, own, keep):
+    """Returns each row's own logit, and logits, -inf if not kept."""
+    target = ops.sum(ops.where(own, logits, 0.0), 1)
     return target, ops.where(keep, logits, -np.inf)
 
 
-def _softmax_dense(logits, positive, keep):
-    target, logits = _softmax_terms(logits, positive, keep)
+def _softmax_dense(logits, own, keep):
+    target, logits = _softmax_terms(logits, own, keep)
     rows, columns = (ops.logsumexp(logits, axis) for axis in (1, 0))
     return ops.mean(0.5 * (rows + columns) - target)
 
 
-def _softmax_by_blocks(fold, sides, pairs, replicas):
-    def body(state, part, logits, start, size):
-        target, logits = _softmax_terms(logits, *pairs(start, size))
-        if state:
-            columns = ops.logsumexp(logits, 0)
-            state = (embeddings.logaddexp(state[0], columns),)
-        return state, (ops.logsumexp(logits, 1), target)
+def _softmax_by_blocks(masks, fold, sides, replicas):
+    def body_of(side):
+        def body(state, part, logits, start, size):
+            masked = masks(side, start, size)
+            target, logits = _softmax_terms(logits, *masked)
+            if state:
+                columns = ops.logsumexp(logits, 0)
+                state = (embeddings.logaddexp(state[0], columns),)
+            return state, (ops.logsumexp(logits, 1), target)
 
-    row_shapes = ((), ())
+        return body
+
+    shapes = ((), ())
     if replicas is None:
         state = (ops.full([sides[0][1].shape[0]], -np.inf, "float32"),)
-        state, (over_texts, target) = fold(*sides[0], body, state, row_shapes)
+        state, (over_texts, target) = fold(*sides[0], body_of(0), state, shapes)
         (over_images,) = state
         everyone = over_texts, over_images
     else:
-        _, (over_texts, target) = fold(*sides[0], body, (), row_shapes)
-        _, (over_images, _) = fold(*sides[1], body, (), row_shapes)
+        _, (over_texts, target) = fold(*sides[0], body_of(0), (), shapes)
+        _, (over_images, _) = fold(*sides[1], body_of(1), (), shapes)
         sums = ops.stack([over_texts, over_images], 1)
         everyone = ops.unstack(replicas.all_gather(sums), axis=1)
 
-    def make_slope(row_sums, column_sums):
+    def make_slope(side, row_sums, column_sums):
         def slope(logits, start, size):
-            positive, keep = pairs(start, size)
+            own, keep = masks(side, start, size)
             rows = embeddings.rows_from(row_sums, start, size)
             of_row = ops.exp(logits - rows[:, None])
             of_column = ops.exp(logits - column_sums)
-            target = ops.cast(positive, "float32")
-            target /= ops.sum(target, 1, keepdims=True)
-            return ops.where(keep, 0.5 * (of_row + of_column), 0.0) - target
+            slopes = ops.where(keep, 0.5 * (of_row + of_column), 0.0)
+            return slopes - ops.cast(own, "float32")
 
         return slope
 
     return ops.sum(0.5 * (over_texts + over_images) - target), (
-        make_slope(over_texts, everyone[1]),
-        make_slope(over_images, everyone[0]),
+        make_slope(0, over_texts, everyone[1]),
+        make_slope(1, over_images, everyone[0]),
     )
 
 

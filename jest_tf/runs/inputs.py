@@ -169,8 +169,9 @@ def _open_sidecars(config, store, teacher):
         if teacher is not None or not str(error).startswith("No sidecar"):
             raise
         raise ValueError(
-            f"{error}. To run a reference instead, in live stages, set "
-            "`reference.model`"
+            f"{error}. To run a reference instead, in live stages or for the "
+            "loss (`reference.distillation_weight`, `model.false_negatives`), "
+            "set `reference.model`"
         ) from None
 
 
@@ -257,7 +258,7 @@ def funnel_at(
         reference=teacher,
         loss=config.model.loss,
         sidecars=sidecars,
-        distils=config.reference.distils,
+        loss_needs_reference=config.loss_needs_reference,
         options=pipeline.Options(
             weights=config.data.weights,
             shuffle_block_size=config.data.shuffle_block_size,

@@ -245,6 +245,8 @@ def _check_reference(config, workdir):
         for weight in ("distillation_weight", "similarity_weight"):
             if getattr(config.reference, weight):
                 unused += f" reference.{weight}=0"
+        if config.model.false_negatives == "reference":
+            unused += " model.false_negatives=equal_captions"
         raise ValueError(
             "`reference.model` must be another run than that of `--workdir`. "
             f"To train the reference itself, add `--set {unused}`. Received: "

@@ -55,10 +55,11 @@ def is_at_chance(
     """Returns whether a run's last losses are those of chance, and do not fall.
 
     `losses` has the step and `train/loss` of each row of the log. None if that
-    is not known: too early, with distillation, or with a loss of the user's.
+    is not known: too early, if the loss uses the reference, or with a loss of
+    the user's.
     """
     level = losses_lib.chance(config.model.loss, config.selection.batch_size)
-    if level is None or config.reference.distils:
+    if level is None or config.loss_needs_reference:
         return None
     every = config.evaluation.log_every_steps
     count = max(_ROWS_AT_CHANCE, -(-_STEPS_AT_CHANCE // every))

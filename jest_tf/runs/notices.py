@@ -91,8 +91,8 @@ def check_sample(
 class Notices(steps.StepCallback):
     """Warns in the first hundred steps of a process; a callback of `fit`.
 
-    It warns of equal captions in a batch, unless `model.equal_captions` treats
-    them, and of images of evaluations that were trained on.
+    It warns of equal captions in a batch, unless `model.false_negatives` leaves
+    them out, and of images of evaluations that were trained on.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class Notices(steps.StepCallback):
     ):
         super().__init__(start_step)
         self._start, self._sources = start_step, sources
-        setting = config_lib.EQUAL_CAPTIONS[config.model.equal_captions]
-        self._compares = not setting.needs_ids
+        rule = config_lib.FALSE_NEGATIVES[config.model.false_negatives]
+        self._compares = not rule.needs_ids
 
     def on_train_batch_end(self, batch, logs=None):
         """Compares the captions of an early step."""
@@ -131,8 +131,7 @@ class Notices(steps.StepCallback):
                 f"warning: step {self.step:,}: {equal:,} of the {len(ids):,} "
                 "rows in the batch have the caption of another row, which "
                 "counts as a mismatch of the other's image: "
-                "`model.equal_captions=positive` counts it as a match, "
-                "`ignore` leaves it out"
+                "`model.false_negatives=equal_captions` leaves such pairs out"
             )
 
     def _end_search(self):

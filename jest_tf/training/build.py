@@ -42,7 +42,8 @@ def build_model(
         learner,
         selection=funnel,
         options=step_lib.StepOptions(
-            equal_captions=config.model.equal_captions,
+            false_negatives=config.model.false_negatives,
+            false_negative_margin=config.model.false_negative_margin,
             loss_block_size=config.model.loss_block_size,
             views=config.training_views,
             micro_batch_size=config.model.micro_batch_size,

@@ -6,13 +6,15 @@ everything else follows by rule:
 
     score      the learner's forward pass over the rows into live stages
     reference  the live reference's, over the rows into the first stage that
-               needs it, or over the distilled rows
+               needs it, or over the trained rows
     select     rows into a stage x rows that pass it, in both directions
     forward    the learner's forward pass over the sub-batch
-    loss       the logits of the sub-batch, distillation's projections, and
-               the logits of both models whose similarities are distilled
+    loss       the logits of the sub-batch, the reference's if it tells false
+               negatives, distillation's projections, and the logits of both
+               models whose similarities are distilled
     backward   2 x `forward` without frozen towers; `forward` again with
-               micro-batches; 2 or 3 x the logits, 2 x the projections
+               micro-batches; 2 or 3 x the logits, 0 or 1 x the reference's,
+               2 x the projections
 
 The products of augmentation and the optimizer are negligible and left out.
 """
@@ -99,7 +101,7 @@ def count_step(
             )
             reused = flops * same // size
     size, views = step.options.micro_batch_size, step.options.views
-    if step.distilled and "reference_image" not in rows:
+    if step.options.need_reference and "reference_image" not in rows:
         if curated is not None or not counts["reference"]:
             counts["reference"] += passes(step.reference, trained, size)[0]
     counts["forward"], width = passes(step.learner, trained, size, views)
@@ -111,12 +113,17 @@ def count_step(
         of_a_row = 2 * 2 * width * step.options.projection_dim  # image and text
         loss += num_replicas * trained * of_a_row
         gradient += 2 * num_replicas * trained * of_a_row
-    if "similarities" in step.distilled:
+    theirs = 0
+    if step.options.need_reference:
         if "reference_image" in rows:
             dim = rows["reference_image"].shape[-1]
         else:
             _, dim = passes(step.reference, trained, size)
         theirs = 2 * (num_replicas * trained) ** 2 * dim
+    if step.options.omitted.needs_reference:
+        loss += theirs
+        gradient += 0 if is_whole else theirs
+    if "similarities" in step.distilled:
         # Once a direction, the reference's twice.
         loss += 2 * logits + 4 * theirs
         gradient += 3 * logits + 2 * theirs

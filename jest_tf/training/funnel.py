@@ -26,8 +26,8 @@ class Funnel:
     """The stages of a selection, with pair loss, reference and sidecars.
 
     Stored stages read the reference's embeddings from its sidecars; with
-    sidecars, live stages and distillation read them from the super-batches,
-    too, and the reference itself does not run.
+    sidecars, live stages and the loss read them from the super-batches, too,
+    and the reference itself does not run.
 
     Args:
         selection: a `config.SelectionConfig`; None trains on every row.
@@ -42,7 +42,8 @@ class Funnel:
             wrote, or a `sidecars.Sidecars`. "" looks beside each shard; so
             does None if a stored stage needs them.
         curated_rows: c of the b rows of a step come from the curated set.
-        distils: whether the model distils the reference.
+        loss_needs_reference: whether the model's loss uses the reference on
+            the rows that it trains on, for distillation or false negatives.
         options: other options of the stream, see `pipeline.Options`.
         plan: the segments of a run up to the next renewal, see `config.plan`.
             None derives them from `selection` and `curated_rows`.
@@ -70,7 +71,7 @@ class Funnel:
         loss: str = "sigmoid",
         sidecars: sidecars_lib.Sidecars | str | None = None,
         curated_rows: int = 0,
-        distils: bool = False,
+        loss_needs_reference: bool = False,
         options: pipeline.Options | None = None,
         plan: Sequence[config_lib.Segment] | None = None,
     ):
@@ -85,7 +86,7 @@ class Funnel:
             if selection is not None:
                 plan = config_lib.plan(selection, curated_rows=curated_rows)
         self.selection, self.plan = selection, tuple(plan)
-        self.store, self.distils = store, distils
+        self.store, self.loss_needs_reference = store, loss_needs_reference
         self.options = options or pipeline.Options()
         if (self.options.host, self.options.num_hosts) != (0, 1):
             raise ValueError(
@@ -161,8 +162,8 @@ class Funnel:
 
     @property
     def steps_need_reference(self) -> bool:
-        """True if a live stage scores by it, or the model distils it."""
-        return self.distils or any(
+        """True if a live stage scores by it, or the loss uses it."""
+        return self.loss_needs_reference or any(
             "reference" in stage.needs
             for segment in self.plan
             for number, stage in segment.live
@@ -171,8 +172,8 @@ class Funnel:
 
     @property
     def uses_reference(self) -> bool:
-        """True if a stage scores by the reference, or the model distils it."""
-        return self.distils or (
+        """True if a stage scores by the reference, or the loss uses it."""
+        return self.loss_needs_reference or (
             self.selection is not None and self.selection.needs("reference")
         )
 

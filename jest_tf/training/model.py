@@ -23,7 +23,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
 
     A step takes a super-batch, a dict of tensors with B rows: `image`, `text`,
     and optionally `id` (for the digest of the draw) and `caption_id` (for
-    `equal_captions`). Other entries with B rows are passed through, except
+    `false_negatives`). Other entries with B rows are passed through, except
     reference-only keys. Under `curated` a batch may have a dict of c further
     rows, which all enter the sub-batch. Calling the model returns the learner's
     embeddings.
@@ -97,8 +97,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
                 "Embeddings, such as TwoTower(image_tower, text_tower). "
                 f"Received: {learner!r}"
             )
-        distils = options.distillation_weight + options.similarity_weight > 0.0
-        funnel = _funnel(reference, selection, loss, distils)
+        funnel = _funnel(reference, selection, loss, options.need_reference)
         self.learner = learner
         self.projection = None
         if options.projection_dim is not None:
@@ -138,11 +137,13 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
                 "A model is bound to funnels of its own selection and loss, "
                 f"{ours}. Received: {theirs}"
             )
-        if step.distilled and not funnel.distils and not funnel.is_detached:
+        has_reference = funnel.loss_needs_reference or funnel.is_detached
+        if step.options.need_reference and not has_reference:
             raise ValueError(
-                "A model that distils needs the reference in its "
-                "super-batches or steps: make the Funnel with `distils=True`. "
-                "Received: distils=False"
+                "A model that distils, or whose false negatives the reference "
+                "tells, needs the reference in its super-batches or steps: "
+                "make the Funnel with `loss_needs_reference=True`. Received: "
+                "loss_needs_reference=False"
             )
         self.funnel, self.stepper.plan = funnel, funnel.plan
         model = funnel.step_reference()
@@ -158,7 +159,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         if funnel.reference is not None and not funnel.uses_reference:
             warnings.warn(
                 "`reference` is not used: no stage scores with it, and "
-                "nothing is distilled. To select, set selection="
+                "the loss does without. To select, set selection="
                 "SelectionConfig(..., stages=(Stage(candidates=5),))",
                 stacklevel=3,
             )
@@ -338,13 +339,13 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         return cls(**config)
 
 
-def _funnel(reference, selection, loss, distils):
+def _funnel(reference, selection, loss, loss_needs_reference):
     if not isinstance(selection, funnel_lib.Funnel):
         return funnel_lib.Funnel(
             selection,
             reference=reference,
             loss=loss or "sigmoid",
-            distils=distils,
+            loss_needs_reference=loss_needs_reference,
         )
     received = {"reference": reference, "loss": loss}
     given = [name for name, value in received.items() if value is not None]

@@ -22,7 +22,7 @@ from keras import ops
 from jest_tf import config as config_lib
 from jest_tf import embeddings as embeddings_lib
 from jest_tf import losses, selection
-from jest_tf.config import checks
+from jest_tf.config import checks, tables
 from jest_tf.embeddings import ON_TENSORFLOW, Embeddings, Tensor, convert_output
 from jest_tf.models import two_tower
 from jest_tf.training import step_outputs, sub_batch
@@ -42,13 +42,14 @@ class StepOptions:
     """Options of a training step beyond models, selection and loss.
 
     Attributes:
-        equal_captions: treatment of rows with the same caption. This option,
-            `loss_block_size`, `views` and `micro_batch_size` are as in
-            `config.ModelConfig`. Views need a learner whose `call` takes a
-            `view`.
-        distillation_weight: as in `config.ReferenceConfig`. Distillation costs
-            a pass of the reference, unless a stage scores with it or the batch
-            has its embeddings. The reference's input is not augmented.
+        false_negatives: pairs that the loss leaves out. This option,
+            `false_negative_margin`, `loss_block_size`, `views` and
+            `micro_batch_size` are as in `config.ModelConfig`. Views need a
+            learner whose `call` takes a `view`.
+        distillation_weight: as in `config.ReferenceConfig`. Distillation, as
+            false negatives by the reference, costs a pass of the reference,
+            unless a stage scores with it or the batch has its embeddings. The
+            reference's input is not augmented.
         similarity_weight: likewise.
         distillation_steps: steps until the weights are 0, as in
             `config.ReferenceConfig`.
@@ -60,7 +61,8 @@ class StepOptions:
         seed: seed of the draws and of the augmentation.
     """
 
-    equal_captions: str = "negative"
+    false_negatives: str = "keep"
+    false_negative_margin: float = 0.0
     loss_block_size: int | None = None
     views: tuple[config_lib.View, ...] = ()
     micro_batch_size: int | None = None
@@ -73,11 +75,23 @@ class StepOptions:
 
     def __post_init__(self):
         for name, rule in (
-            ("equal_captions", checks.among(*config_lib.EQUAL_CAPTIONS)),
+            ("false_negatives", checks.among(*tables.FALSE_NEGATIVES)),
+            ("false_negative_margin", checks.within("[0, 2]")),
             ("distillation_weight", checks.within("[0, inf)")),
             ("similarity_weight", checks.within("[0, inf)")),
         ):
             checks.check(name, getattr(self, name), rule)
+
+    @property
+    def omitted(self) -> tables.FalseNegatives:
+        """The rule by which the loss leaves out pairs."""
+        return tables.FALSE_NEGATIVES[self.false_negatives]
+
+    @property
+    def need_reference(self) -> bool:
+        """True if the loss uses the reference's embeddings of trained rows."""
+        distils = self.distillation_weight + self.similarity_weight > 0.0
+        return distils or self.omitted.needs_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +101,7 @@ class Step:
     Attributes:
         learner: maps a batch to `Embeddings`; its weights are updated.
         reference: likewise, a frozen callable; may be None if neither scores
-            nor distillation need it.
+            nor the loss need it.
         optimizer: built for the trained `variables`.
         projection: a built `two_tower.Projection` of the learner's embeddings
             to the reference's width, for distillation; None for equal widths.
@@ -156,6 +170,8 @@ class Step:
             for name in ("distillation_weight", "similarity_weight")
             if getattr(self.options, name)
         ]
+        if self.options.omitted.needs_reference:
+            needing.append("false_negatives='reference'")
         for number, stage in self.stages:
             if "reference" in self.scoring_models(number):
                 needing.append(f"criterion={stage.criterion!r}")
@@ -238,14 +254,15 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
         rows = sub_batch.needed(step, rows, curated, True)
         rows, places = sub_batch.gather(step, rows, None, views)
     batch, places = sub_batch.add_curated(step, rows, places, curated)
-    batch, targets = distillation_targets(step, batch, reference)  # [b/R, Dr]
+    # [b/R, Dr], or None if the loss needs none.
+    batch, reference = reference_embeddings(step, batch, reference)
     batch = sub_batch.augment(step, batch, places)
 
     # Gradient: of a single loss over all b rows, in micro-batches.
     gradient = backend.gradients(
         step.learner,
         batch,
-        lambda embeddings: objective(step, embeddings, batch, targets),
+        lambda embeddings: objective(step, embeddings, batch, reference),
         micro_batch_size=step.options.micro_batch_size,
         scale_loss=step.optimizer.scale_loss,
         num_replicas=step.num_replicas,
@@ -368,7 +385,7 @@ def stage_seed(
     return selection.salted(seed, salt)
 
 
-def distillation_targets(
+def reference_embeddings(
     step: Step, batch: dict[str, Tensor], known: Embeddings | None = None
 ) -> tuple[dict[str, Tensor], Embeddings | None]:
     """Separates the reference's embeddings from the batch, or computes them.
@@ -377,18 +394,18 @@ def distillation_targets(
 
     Returns:
         The batch without the reference's keys, and the embeddings `[b/R, Dr]`;
-        None without distillation.
+        None if the loss needs none.
     """
-    if not step.distilled:
+    if not step.options.need_reference:
         return batch, None
     if sub_batch.is_embedded(batch):
         image, text = (batch[name] for name in sub_batch.FROM_REFERENCE)
         scale = 0.0  # features have none
         if "similarities" in step.distilled:
             scale = (known or step.reference(batch)).scale
-        targets = Embeddings(image, text, scale, 0.0)
+        reference = Embeddings(image, text, scale, 0.0)
     else:
-        targets = backend.embed(
+        reference = backend.embed(
             step.reference, batch, step.options.micro_batch_size
         )
     rest = {
@@ -396,23 +413,21 @@ def distillation_targets(
         for name, value in batch.items()
         if name not in sub_batch.FOR_REFERENCE + sub_batch.FROM_REFERENCE
     }
-    return rest, targets
+    return rest, reference
 
 
 def objective(
     step: Step,
     embeddings: Embeddings,
     batch: Mapping[str, Tensor],
-    targets: Embeddings | None,
+    reference: Embeddings | None,
 ) -> dict[str, Tensor]:
     """Computes the minimised `loss` and its terms, scalars by name.
 
-    `embeddings` are the learner's, `[b/R, D]`; `targets` come from
-    `distillation_targets`.
+    `embeddings` are the learner's, `[b/R, D]`; those of the `reference` come
+    from `reference_embeddings`.
     """
-    loss = contrastive_loss(step, embeddings, batch)
-    if targets is None:
-        return {"loss": loss}
+    loss = contrastive_loss(step, embeddings, batch, reference)
     fade = 1.0
     if step.options.distillation_steps:
         done = ops.cast(step.seed[1], "float32")
@@ -424,12 +439,12 @@ def objective(
         if step.projection is not None:
             projected = step.projection.project(embeddings)
         terms["distillation"] = losses.feature_distillation(
-            projected, targets, replicas=step.replicas
+            projected, reference, replicas=step.replicas
         )
     if "similarities" in step.distilled:
         terms["similarities"] = losses.similarity_distillation(
             embeddings,
-            targets,
+            reference,
             block_size=step.options.loss_block_size,
             replicas=step.replicas,
         )
@@ -439,21 +454,23 @@ def objective(
 
 
 def contrastive_loss(
-    step: Step, embeddings: Embeddings, batch: Mapping[str, Tensor]
+    step: Step,
+    embeddings: Embeddings,
+    batch: Mapping[str, Tensor],
+    reference: Embeddings | None,
 ) -> Tensor:
     """Computes the contrastive loss over all b rows, a scalar."""
-    ids = None
-    if config_lib.EQUAL_CAPTIONS[step.options.equal_captions].needs_ids:
-        if "caption_id" not in batch:
-            raise ValueError(
-                f"`equal_captions={step.options.equal_captions!r}` needs "
-                f"`caption_id` in the batch. Received: {sorted(batch)}"
-            )
-        ids = batch["caption_id"]
+    omitted = step.options.omitted
+    if omitted.needs_ids and "caption_id" not in batch:
+        raise ValueError(
+            f"`false_negatives={step.options.false_negatives!r}` needs "
+            f"`caption_id` in the batch. Received: {sorted(batch)}"
+        )
     return losses.pair_loss(step.loss).train(
         embeddings,
-        ids=ids,
-        equal_ids=step.options.equal_captions,
+        ids=batch["caption_id"] if omitted.needs_ids else None,
+        reference=reference if omitted.needs_reference else None,
+        margin=step.options.false_negative_margin,
         block_size=step.options.loss_block_size,
         replicas=step.replicas,
     )

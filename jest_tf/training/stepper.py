@@ -197,7 +197,11 @@ class Stepper:
         embeddings = embeddings_lib.convert_output(
             "learner", step.learner(batch, training=False)
         )
-        loss = step_lib.contrastive_loss(step, embeddings, batch)
+        reference = None
+        if step.options.omitted.needs_reference:
+            step.check_reference()
+            batch, reference = step_lib.reference_embeddings(step, batch)
+        loss = step_lib.contrastive_loss(step, embeddings, batch, reference)
         self.metrics.update({"loss": loss}, step.replicas)
         return {"loss": self.metrics.result("loss")}
 

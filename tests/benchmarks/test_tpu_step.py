@@ -43,7 +43,7 @@ class TPUStepTest(tf.test.TestCase):
                 loss,
                 options=jest_tf.StepOptions(
                     augment=augmentation.Augmentation(flip=True, min_area=0.5),
-                    equal_captions="ignore",
+                    false_negatives="reference",
                 ),
             )
             model.compile(

@@ -20,6 +20,7 @@ LISTS = config.SelectionConfig(256, (EASY, JEST))
 
 GROUPS = {
     "data": config.DataConfig,
+    "model": config.ModelConfig,
     "reference": config.ReferenceConfig,
     "bootstrap": config.BootstrapConfig,
     "selection": functools.partial(config.SelectionConfig, batch_size=16),
@@ -51,6 +52,11 @@ REFUSED = [
         {"distillation_steps": 3},
         "needs `reference.distillation_weight`.*steps=3, .*weight=0.0",
     ),
+    (
+        "model",
+        {"false_negative_margin": 0.1, "false_negatives": "equal_captions"},
+        "needs `model.false_negatives` .*=0.1, .*='equal_captions'",
+    ),
 ]
 
 
@@ -76,7 +82,7 @@ class DefaultsTest(tf.test.TestCase):
         self.assertEqual(
             (JEST.method, JEST.criterion), ("joint", "learnability")
         )
-        self.assertEqual(settings.model.equal_captions, "negative")
+        self.assertEqual(settings.model.false_negatives, "keep")
         # Without stages every row is trained on, and none is scored.
         self.assertEqual(settings.selection, config.SelectionConfig(256))
 
@@ -274,7 +280,11 @@ class RefusalsTest(tf.test.TestCase):
             (f"{stage}.method=uniform {renewed}=4", "renew_at` needs a use"),
             (
                 f"{renewed}=4 reference.distillation_weight=1",
-                "`reference.similarity_weight` need a reference from the",
+                "`reference.similarity_weight` and .* need a reference from",
+            ),
+            (
+                f"{renewed}=4 model.false_negatives=reference",
+                "as `model.false_negatives` need a reference from the first",
             ),
             (f"{renewed}=4 bootstrap.clean_start=true", "`bootstrap.clean_st"),
             ("optimizer.warmup_steps=8", "`optimizer.warmup_steps` must be le"),
@@ -477,6 +487,10 @@ class FilesTest(tf.test.TestCase):
                 '{"optimizer": {"name": "sgd"}}',
                 "config.json: `optimizer.name` must .*as in 0.3.0",
             ),
+            (
+                '{"model": {"equal_captions": "positive"}}',
+                "model.equal_captions` of .* .'negative', 'ignore.*: 'positive",
+            ),
             ('{"data": 3}', "`data` is a group of settings.*Received: 3"),
             ('{"model": {"size": 3}}', "No setting `model.size`. Fields of M"),
             ('{"steps": "3"}', "`steps` must be of type int. Received: '3'"),
@@ -493,7 +507,7 @@ class FilesTest(tf.test.TestCase):
             "data": """"format": "auto", "max_fault_rate": 0.01,
                 "max_image_pixels": 67108864""",
             "model": """"patch_size": null, "views": [], "temperature": 10.0,
-                "bias": -10.0""",
+                "bias": -10.0, "equal_captions": "ignore" """,
             "optimizer": """"restarts": [400], "beta_1": 0.9, "beta_2": 0.95,
                 "clip_norm": 1.0, "rate_factors": []""",
             "evaluation": """"suite": "", "batch_size": 256,
@@ -504,9 +518,11 @@ class FilesTest(tf.test.TestCase):
                 "jit_compile": false""",
         }
         recipe = config.TrainConfig(
-            selection=config.SelectionConfig(64, (EASY,))
+            model=config.ModelConfig(false_negatives="equal_captions"),
+            selection=config.SelectionConfig(64, (EASY,)),
         )
         values = dataclasses.asdict(recipe)
+        del values["model"]["false_negatives"]
         values["selection"]["stages"][0]["uniform_share"] = 0.0
         for group, text in gone.items():
             values[group] |= json.loads(f"{{{text}}}")

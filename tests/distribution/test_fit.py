@@ -287,7 +287,11 @@ class TrainingTest(tf.test.TestCase):
 
     def test_joint_draws_by_the_sigmoid_loss(self):
         history = self.assert_replicas_train_as_one(
-            {2: 4, 4: 1}, JOINT, equal_captions="ignore", loss_block_size=3
+            {2: 4, 4: 1},
+            JOINT,
+            false_negatives="reference",
+            false_negative_margin=0.1,
+            loss_block_size=3,
         )
         self.assertEqual(history["data/captions_replaced"], [20.0])
         # 0 + 1 + ... + 15, then all 16 of the last four steps.

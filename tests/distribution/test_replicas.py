@@ -55,22 +55,21 @@ def draw_on_replicas(models, num_replicas, *options, **more):
 
 
 class SharedLossTest(tf.test.TestCase):
-    def check(self, parts, ids, num_replicas, loss, mode, block_size=None):
+    def check(self, parts, num_replicas, loss, omitted, block_size=None):
         """Value and gradients of all replicas against one's dense loss."""
         expected, gradients = graphs.value_and_gradients(
-            LOSSES[loss], parts, ids=ids, equal_ids=mode
+            LOSSES[loss], parts, **omitted
         )
         results, _ = on_replicas(
             num_replicas,
             lambda own, replicas: graphs.value_and_gradients(
                 LOSSES[loss],
                 own[0],
-                ids=own[1],
-                equal_ids=mode,
                 block_size=block_size,
                 replicas=replicas,
+                **own[1],
             ),
-            (parts, ids),
+            (parts, omitted),
         )
         for value, _ in results:
             self.assertAllClose(value, expected, 1e-6, 0.0)
@@ -82,22 +81,22 @@ class SharedLossTest(tf.test.TestCase):
         # Positive and negative pairs nearly cancel in the bias: relative to
         # what they are by themselves.
         slopes = 1.0 / (1.0 + np.exp(-oracles.logits(parts)))
-        slopes -= oracles.pair_matrices(ids, mode, len(ids))[0]
-        bound = 1e-6 * np.abs(slopes).sum() / len(ids)
+        slopes -= np.eye(len(slopes))
+        bound = 1e-6 * np.abs(slopes).sum() / len(slopes)
         self.assertAllClose(sum(bias), gradients[3], 0.0, bound)
 
     def test_value_and_gradients_equal_one_replicas_dense_loss(self):
         parts = random_embeddings.unrelated(24, 7, scale=12.0, bias=-8.0)
-        ids = np.random.default_rng(1).integers(0, 6, 24)
-        for options in pairwise.cases(
+        omitted = random_embeddings.omitted(24)
+        for count, loss, name, block in pairwise.cases(
             (1, 2, 4, 8),
             LOSSES,
-            config.EQUAL_CAPTIONS,
+            omitted,
             # None; a row at a time; an uneven last block for 24, 12, 6, 3 rows.
             (None, 1, 5, 2),
         ):
-            with self.subTest(options):
-                self.check(parts, ids, *options)
+            with self.subTest(count=count, loss=loss, omit=name, block=block):
+                self.check(parts, count, loss, omitted[name], block)
 
     def test_similarities_are_distilled_as_on_one_replica(self):
         models = [
@@ -133,9 +132,9 @@ class SharedLossTest(tf.test.TestCase):
 
     def test_a_pair_a_replica_has_the_others_as_negatives(self):
         parts = random_embeddings.unrelated(4, 5, scale=6.0, bias=-2.0)
-        ids = np.array([3, 5, 3, 9])
-        for loss, mode in itertools.product(LOSSES, config.EQUAL_CAPTIONS):
-            self.check(parts, ids, 4, loss, mode)
+        for loss in LOSSES:
+            for omitted in random_embeddings.omitted(4).values():
+                self.check(parts, 4, loss, omitted)
 
     def test_bfloat16_embeddings_meet_in_float32(self):
         rounded = [

@@ -11,7 +11,7 @@ import random_embeddings
 import tensorflow as tf
 from keras import ops
 
-from jest_tf import config, losses
+from jest_tf import losses
 from jest_tf.embeddings import Embeddings
 
 LOSSES = {
@@ -66,28 +66,36 @@ class LossValueTest(tf.test.TestCase):
         expected = (image_to_text + text_to_image) / 2 / 2
         self.assertAllClose(losses.softmax_loss(PAIRS), expected, rtol=1e-6)
 
-    def test_values_equal_the_oracle_for_every_use_of_ids(self):
-        for size, mode, (fast, slow) in itertools.product(
-            (1, 2, 13, 40), config.EQUAL_CAPTIONS, LOSSES.values()
+    def test_values_equal_the_oracle_whichever_pairs_are_left_out(self):
+        for size, (fast, slow) in itertools.product(
+            (1, 2, 13, 40), LOSSES.values()
         ):
             parts = random_embeddings.unrelated(
                 size, 9, seed=size, scale=14.0, bias=-6.0
             )
-            ids = np.random.default_rng(size).integers(0, size // 2 + 1, size)
-            with self.subTest(size=size, mode=mode, loss=fast):
-                value = fast(parts, ids=ids, equal_ids=mode)
-                self.assertAllClose(value, slow(parts, ids, mode), rtol=1e-6)
+            for name, omitted in random_embeddings.omitted(size, size).items():
+                with self.subTest(size=size, omitted=name, loss=fast):
+                    value = fast(parts, **omitted)
+                    expected = slow(parts, **omitted)
+                    self.assertAllClose(value, expected, rtol=1e-6)
+
+    def test_a_batch_of_duplicates_has_the_loss_of_one_pair(self):
+        """What a reference tells of them is not left to rounding."""
+        one = random_embeddings.related(1, 301, 2)
+        image, text = (np.tile(side, (50, 1)) for side in one[:2])
+        many = one._replace(image=image, text=text)
+        for (fast, _), block in itertools.product(LOSSES.values(), (None, 7)):
+            found = fast(many, reference=many, block_size=block)
+            self.assertAllClose(found, fast(one), 1e-4, 1e-6)
 
     def test_ids_in_parts_are_equal_where_all_parts_are(self):
         parts = random_embeddings.unrelated(6, 4, scale=9.0, bias=-2.0)
         # Equal halves of 32 bits, low and high, of numbers that differ.
         ids = np.int64([1, 1 + 2**32, 2 + 2**32, 1, 2**33, 0])
         halves = ids.view(np.int32).reshape(6, 2)
-        for (fast, slow), mode, size in itertools.product(
-            LOSSES.values(), ("positive", "ignore"), (None, 4)
-        ):
-            value = fast(parts, ids=halves, equal_ids=mode, block_size=size)
-            self.assertAllClose(value, slow(parts, ids, mode), rtol=1e-6)
+        for (fast, slow), size in itertools.product(LOSSES.values(), (None, 4)):
+            value = fast(parts, ids=halves, block_size=size)
+            self.assertAllClose(value, slow(parts, ids=ids), rtol=1e-6)
 
     def test_extreme_logits_stay_finite_and_exact(self):
         for scale, bias in ((500.0, 0.0), (1e-3, -300.0), (800.0, -400.0)):
@@ -122,15 +130,13 @@ class ChanceTest(tf.test.TestCase):
 class BlockwiseTest(tf.test.TestCase):
     def test_blocks_give_the_dense_value_and_gradients(self):
         parts = random_embeddings.unrelated(23, 7, scale=12.0, bias=-8.0)
-        ids = np.random.default_rng(1).integers(0, 6, 23)
-        for (name, (loss, _)), mode in itertools.product(
-            LOSSES.items(), config.EQUAL_CAPTIONS
+        for (name, (loss, _)), (mode, options) in itertools.product(
+            LOSSES.items(), random_embeddings.omitted(23).items()
         ):
-            options = {"ids": ids, "equal_ids": mode}
             dense = graphs.value_and_gradients(loss, parts, **options)
             cases = [(size, None) for size in (1, 5, 23, 100)]
-            if mode != "positive":  # eagerly, in a graph, and under XLA
-                cases.append((5, mode == "ignore"))
+            if mode in ("none", "both"):  # eagerly, in a graph, under XLA
+                cases.append((5, mode == "both"))
             for size, jit in cases:
                 value, found = graphs.value_and_gradients(
                     loss, parts, jit, block_size=size, **options
@@ -142,23 +148,24 @@ class BlockwiseTest(tf.test.TestCase):
 
     def test_gradients_equal_finite_differences_of_the_oracle(self):
         parts = random_embeddings.unrelated(6, 3, scale=4.0)
-        ids = np.array([0, 1, 1, 2, 2, 2])
-        for (fast, slow), mode in itertools.product(
-            LOSSES.values(), config.EQUAL_CAPTIONS
+        for (fast, slow), omitted in itertools.product(
+            LOSSES.values(), random_embeddings.omitted(6, 1).values()
         ):
-            options = {"ids": ids, "equal_ids": mode, "block_size": 4}
-            _, found = graphs.value_and_gradients(fast, parts, **options)
-            oracle = functools.partial(slow, ids=ids, equal_ids=mode)
+            _, found = graphs.value_and_gradients(
+                fast, parts, block_size=4, **omitted
+            )
+            oracle = functools.partial(slow, **omitted)
             expected = slopes(oracle, parts)
             for gradient, slope in zip(found, expected, strict=True):
                 self.assertAllClose(gradient, slope, atol=2e-5)
 
     def test_no_logits_of_the_whole_batch_are_formed(self):
         size, block = 64, 8
+        omitted = random_embeddings.omitted(size)["both"]
 
         def gradients(parts):
             return graphs.value_and_gradients(
-                losses.sigmoid_loss, parts, block_size=block
+                losses.sigmoid_loss, parts, block_size=block, **omitted
             )[1]
 
         parts = tensors(random_embeddings.unrelated(size, 4))
@@ -285,13 +292,12 @@ class LossErrorTest(tf.test.TestCase):
         parts = random_embeddings.unrelated(4, 3)
         short = parts._replace(text=parts.text[:3])
         flat = parts._replace(image=np.zeros(4), text=np.zeros(4))
-        ignore = {"equal_ids": "ignore"}
+        other = {"reference": random_embeddings.unrelated(5, 3)}
         for given, options, message in (
-            (parts, {"equal_ids": "merge"}, "`equal_ids` must be one of"),
-            (parts, ignore, "needs `ids`"),
-            (parts, {"ids": [1, 2], **ignore}, r"shape \[4\]"),
-            (parts, {"ids": [1.0] * 4, **ignore}, "integers"),
-            (parts, {"ids": [[[1]]] * 4, **ignore}, r"shape \(4, 1, 1\)"),
+            (parts, {"ids": [1, 2]}, r"shape \[4\]"),
+            (parts, {"ids": [1.0] * 4}, "integers"),
+            (parts, {"ids": [[[1]]] * 4}, r"shape \(4, 1, 1\)"),
+            (parts, other, r"`reference` .* 4 rows .*\(5, 3\) and \(5, 3\)"),
             (parts, {"block_size": 0}, "`block_size` must be at least 1"),
             (short, {}, r"\(4, 3\) and \(3, 3\)"),
             (flat, {}, r"must both be \[b, dim\]"),

@@ -14,7 +14,7 @@ POOL, TESTS = f"{DATA}/pool-*.tfrecord", f"{DATA}/test-*.tfrecord"
 
 
 def recipe(name, sidecars):
-    """A recipe of few steps; the one that distils has two stages."""
+    """A recipe of few steps; the one that distils has all there is."""
     whole = config.load_config(f"configs/quickstart_{name}.py")
     changed = {}
     if name == "distilled":
@@ -26,6 +26,9 @@ def recipe(name, sidecars):
             "selection": config.SelectionConfig(128, stages),
             "reference": dataclasses.replace(
                 whole.reference, sidecar_dir=sidecars
+            ),
+            "model": dataclasses.replace(
+                whole.model, false_negatives="reference"
             ),
         }
     else:

@@ -45,7 +45,7 @@ CASES = {
         ),
         "of_towers": {"dropout": 0.1},
         "projection_dim": 7,
-        "equal_captions": "ignore",
+        "false_negatives": "reference",
         "views": (config.View(), COARSE),
         "distillation_weight": 0.3,
         "distillation_steps": 8,

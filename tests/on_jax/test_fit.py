@@ -67,7 +67,7 @@ class BackendTest(tf.test.TestCase):
                 self.assertGreaterEqual(sets.mean(), 0.99)
                 self.assertGreaterEqual(orders.mean(), 0.97)
 
-    def test_a_draw_multiplies_at_the_highest_precision(self):
+    def test_choices_multiply_at_the_highest_precision(self):
         """TPUs multiply in bfloat16 by default."""
         models = random_embeddings.models(16)
         for loss in config.LOSSES:
@@ -86,6 +86,14 @@ class BackendTest(tf.test.TestCase):
                 traced.count("precision=(Precision.HIGHEST"),
             )
             self.assertIn("dot_general[", traced)
+
+        def loss(learner, reference):
+            return jest_tf.sigmoid_loss(learner, reference=reference)
+
+        # Cosines of own pairs and of all pairs; the logits are not.
+        traced = str(jax.make_jaxpr(loss)(*models))
+        self.assertEqual(traced.count("precision=(Precision.HIGHEST"), 2)
+        self.assertEqual(traced.count("dot_general["), 3)
 
     def test_saved_models_load_on_either_backend(self):
         for path, name in ((self.theirs, "saved"), (self.ours, "loaded")):
@@ -213,7 +221,8 @@ class DevicesTest(tf.test.TestCase):
                 config.Stage(2, method="uniform"),
                 config.Stage(2, num_chunks=2),
             ),
-            "equal_captions": "positive",
+            "false_negatives": "reference",
+            "false_negative_margin": 0.1,
             "augment": augmentation.Augmentation(flip=True, min_area=0.5),
         }
         alone = fits.trained(fits.jest(**options))

@@ -463,6 +463,7 @@ class DoubtTest(LedgerTestCase):
         self.assertTrue(lost(lambda step: level, 150))
         for changes in (
             {"model": config.ModelConfig(loss="own_parts:squares")},
+            {"model": config.ModelConfig(false_negatives="reference")},
             {"reference": config.ReferenceConfig("a", distillation_weight=1.0)},
         ):
             other = dataclasses.replace(recipe, **changes)

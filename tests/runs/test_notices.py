@@ -162,10 +162,12 @@ class NoticesTest(shard_files.FolderTestCase):
         self.assertRegex(
             line,
             "^warning: step 9: 3 of the 20 rows in the batch have .*"
-            "`model.equal_captions=positive` .* `ignore` ",
+            "`model.false_negatives=equal_captions` leaves ",
         )
         self.assertEmpty(self.follow(sources, 5, few))
-        model = dataclasses.replace(self.recipe.model, equal_captions="ignore")
+        model = dataclasses.replace(
+            self.recipe.model, false_negatives="equal_captions"
+        )
         self.recipe = dataclasses.replace(self.recipe, model=model)
         self.assertEmpty(self.follow(sources, 5, many))
 

@@ -466,6 +466,7 @@ class InputsTest(RunsTestCase):
         for settings, expected in (
             ([self.BY_REFERENCE], True),
             ([self.UNIFORM, "reference.distillation_weight=1"], True),
+            ([self.UNIFORM, "model.false_negatives=reference"], True),
             ([self.UNIFORM], False),
             ([], False),  # chosen by the learner alone
         ):
@@ -482,6 +483,10 @@ class InputsTest(RunsTestCase):
                 (
                     [self.UNIFORM, distils],
                     "selection.stages=none reference.distillation_weight=0`",
+                ),
+                (
+                    [self.UNIFORM, "model.false_negatives=reference"],
+                    "selection.stages=none model.false_negatives=equal_cap",
                 ),
             ):
                 with self.assertRaisesRegex(

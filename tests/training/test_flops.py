@@ -327,6 +327,17 @@ class TowersTest(tf.test.TestCase):
             backward=2 * self.forward() + (2 + 3 + 2) * logits,
         )
 
+    def test_false_negatives_take_the_logits_of_the_reference(self):
+        logits = 2 * self.ROWS**2 * self.WIDTH  # of either model
+        for block, again in ((None, 0), (2, 1)):
+            self.check(
+                false_negatives="reference",
+                loss_block_size=block,
+                reference=self.forward(),
+                loss=2 * logits,
+                backward=2 * self.forward() + (2 + 2 * again) * logits,
+            )
+
 
 class ColumnsTest(tf.test.TestCase):
     def test_rows_scored_in_a_view_that_is_trained_in_are_reused(self):

@@ -1,5 +1,7 @@
 """A funnel joins a selection to what it chooses by, for stream and model."""
 
+import itertools
+
 import pytest
 import stored_cases
 import tensorflow as tf
@@ -115,18 +117,21 @@ class FunnelTest(stored_cases.StoredTestCase):
         scalars = float(embeddings.scale), float(embeddings.bias)
         self.assertEqual(scalars, (20.0, -8.0))
 
-    def test_super_batches_have_what_the_model_distils(self):
-        options = step_lib.StepOptions(distillation_weight=1.0)
-        for distils in (False, True):
-            funnel = self.funnel(STORED, distils=distils)
+    def test_super_batches_have_what_the_loss_needs(self):
+        learner = tiny.learner(dim=6)
+        for needs, settings in itertools.product(
+            (False, True),
+            ({"distillation_weight": 1.0}, {"false_negatives": "reference"}),
+        ):
+            options = step_lib.StepOptions(**settings)
+            funnel = self.funnel(STORED, loss_needs_reference=needs)
             batches = funnel.super_batches(stored_cases.TOKENIZER, SIZE)
             has_them = "reference_image" in batches.element_spec
-            self.assertEqual(has_them, distils)
-            learner = tiny.learner(dim=6)
-            if distils:
+            self.assertEqual(has_them, needs)
+            if needs:
                 training.JESTModel(learner, selection=funnel, options=options)
                 continue
-            with self.assertRaisesRegex(ValueError, "`distils=True`"):
+            with self.assertRaisesRegex(ValueError, "`loss_needs_ref.*=True`"):
                 training.JESTModel(learner, selection=funnel, options=options)
 
     def test_hosts_are_told_to_the_stream_alone(self):

@@ -222,9 +222,9 @@ class StepTest(TrainingTestCase):
         batch["caption_id"][rows[3]] = rows[0]
         chosen = rows_of(batch, rows)
         expected = oracles.sigmoid_loss(
-            embed(learner, chosen), chosen["caption_id"], "ignore"
+            embed(learner, chosen), ids=chosen["caption_id"]
         )
-        model = build(learner, reference, equal_captions="ignore")
+        model = build(learner, reference, false_negatives="equal_captions")
         loss = fit(model, [batch]).history["loss"]
         self.assertAllClose(loss, [expected], **TOLERANCE)
 
@@ -658,7 +658,9 @@ class SavingTest(TrainingTestCase):
         with self.assertRaisesRegex(ValueError, "its own selection and loss"):
             again.bind(other)
         again.bind(
-            training.Funnel(again.selection, reference=reference, distils=True)
+            training.Funnel(
+                again.selection, reference=reference, loss_needs_reference=True
+            )
         )
         self.assertEqual(again.optimizer.iterations, 2)
         histories = [fit(each, batches[2:]).history for each in (model, again)]
@@ -680,7 +682,8 @@ class SavingTest(TrainingTestCase):
                 4, (stored, live), "own_parts:squares", "per_replica"
             ),
             loss="softmax",
-            equal_captions="ignore",
+            false_negatives="reference",
+            false_negative_margin=0.1,
             loss_block_size=3,
             views=(FINE, COARSE),
             micro_batch_size=2,
@@ -709,7 +712,7 @@ class RefusalsTest(TrainingTestCase):
         learner = tiny.learner()
         for error, message, settings in (
             (ValueError, "`loss` must be .*'clip'", {"loss": "clip"}),
-            (ValueError, "`equal_capt.*'may", {"equal_captions": "maybe"}),
+            (ValueError, "`false_neg.*'may", {"false_negatives": "maybe"}),
             (TypeError, "`reference` must be a Keras", {"reference": "runs"}),
             (TypeError, "be a SelectionConfig.*: 'j'", {"selection": "j"}),
         ):
@@ -733,7 +736,12 @@ class RefusalsTest(TrainingTestCase):
             ({"selection": uneven}, batch, "divide .* 5, 12 rows, R=1"),
             ({"reference": None}, batch, "needs a reference: pass"),
             (
-                {"equal_captions": "ignore"},
+                {"false_negatives": "reference", "selection": None},
+                batch,
+                "`false_negatives='reference'` needs a reference: pass",
+            ),
+            (
+                {"false_negatives": "equal_captions"},
                 {"image": image, "text": text},
                 r"needs `caption_id` in the batch. Received: \['image', 'text",
             ),
@@ -755,7 +763,8 @@ class RefusalsTest(TrainingTestCase):
 
 class RecipeTest(TrainingTestCase):
     def test_build_model_is_the_run_that_a_config_describes(self):
-        of_step = {"equal_captions": "positive", "loss_block_size": 2}
+        of_step = {"false_negatives": "reference", "loss_block_size": 2}
+        of_step["false_negative_margin"] = 0.2
         of_step["micro_batch_size"] = 2
         settings = config.TrainConfig(
             seed=3,

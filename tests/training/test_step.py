@@ -357,6 +357,7 @@ class WholeStepTest(tf.test.TestCase):
             for model in (cls.learner, cls.teacher.model)
         ]
         cls.ids = np.asarray(ops.convert_to_tensor(both["id"]))
+        cls.caption_ids = both["caption_id"]
         image, text, scale, bias = cls.models[1]
         cls.cached = staticmethod(funnel_lib.Cached(scale, bias))
         cls.stored = [
@@ -394,7 +395,7 @@ class WholeStepTest(tf.test.TestCase):
             num_replicas if settings.quota == "per_replica" else 1,
         )
 
-    def assert_trains_on(self, outputs, drawn, curated=()):
+    def assert_trains_on(self, outputs, drawn, curated=(), **omitted):
         """Checks rows, ids and loss of a step on rows and the curated rows."""
         rows = np.concatenate([drawn, curated]).astype(int)
         parts = [hand_draws.take(model, rows) for model in self.models]
@@ -406,7 +407,7 @@ class WholeStepTest(tf.test.TestCase):
                 distance = oracles.feature_distillation(*parts)
                 found = output.metrics["distillation"]
                 self.assertAllClose(found, distance, 1e-5)
-            loss = oracles.sigmoid_loss(parts[0]) + distance
+            loss = oracles.sigmoid_loss(parts[0], **omitted) + distance
             self.assertAllClose(output.metrics["loss"], loss, 1e-5)
             found = output.rows["trained"]
             places, ids = np.asarray(found["place"]), np.asarray(found["id"])
@@ -488,18 +489,29 @@ class WholeStepTest(tf.test.TestCase):
         for quota, num_replicas in itertools.product(config.QUOTAS, (1, 2)):
             settings = funnel(12, *self.TWO, quota=quota)
             (*_, rows) = self.by_hand(settings, num_replicas)
-            for batch, teacher, weight, num_embedded in (
-                (live, None, 0.0, 48),
-                # A live reference embeds the trained rows together to distil.
-                (live, None, 1.0, 48 + 12),
-                (stored, self.cached, 1.0, 0),
+            distils = {"distillation_weight": 1.0}
+            masks = {"false_negatives": "reference"}
+            trained = np.concatenate([rows, range(48, 52)])
+            omitted = {
+                "ids": self.caption_ids[trained],
+                "reference": hand_draws.take(self.models[1], trained),
+            }
+            for batch, teacher, options, num_embedded in (
+                (live, None, {}, 48),
+                # A live reference embeds the trained rows together for a loss.
+                (live, None, distils, 48 + 12),
+                (live, None, masks, 48 + 12),
+                (stored, self.cached, distils, 0),
+                (stored, self.cached, masks | distils, 0),
             ):
                 outputs = self.run_step(
-                    *(settings, num_replicas, batch, teacher),
-                    distillation_weight=weight,
+                    *(settings, num_replicas, batch, teacher), **options
                 )
                 self.assertEqual(sum(self.teacher.calls), num_embedded)
-                self.assert_trains_on(outputs, rows, range(48, 52))
+                self.assert_trains_on(
+                    *(outputs, rows, range(48, 52)),
+                    **(omitted if "false_negatives" in options else {}),
+                )
 
     def test_curated_rows_follow_the_others_where_none_are_chosen(self):
         batch = self.batch | {"curated": self.curated}
