@@ -80,12 +80,12 @@ class RunsTest(tf.test.TestCase):
         return os.path.join(self.folder, name)
 
     @contextlib.contextmanager
-    def two_workers(self, config_file, workdir, flags=((), ())):
-        """Two that run together; killed in the end."""
-        ports = subprocesses.free_ports(2)
+    def workers(self, config_file, workdir, flags=((), ())):
+        """Two, or as many as have flags, that run together; killed at last."""
+        ports = subprocesses.free_ports(len(flags))
         cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
         workers = []
-        for index in range(2):
+        for index in range(len(flags)):
             task = {"type": "worker", "index": index}
             told = json.dumps({"cluster": cluster, "task": task})
             workers.append(
@@ -111,7 +111,7 @@ class RunsTest(tf.test.TestCase):
         recipe, workdir = self.endless_recipe(), self.workdir("two")
         saved = [0]
         for stopped in (1, 0):
-            with self.two_workers(recipe, workdir) as workers:
+            with self.workers(recipe, workdir) as workers:
                 # Not before a step that they make together.
                 deadline = time.monotonic() + 300
                 while last_logged(workdir) <= saved[-1]:
@@ -142,7 +142,7 @@ class RunsTest(tf.test.TestCase):
 
     def test_too_many_damaged_records_of_one_worker_end_both(self):
         recipe = self.endless_recipe()
-        with self.two_workers(
+        with self.workers(
             recipe, self.workdir("damaged"), ((), ("--damaged",))
         ) as workers:
             (healthy, its), (damaged, said) = (
@@ -158,39 +158,46 @@ class RunsTest(tf.test.TestCase):
         # That of a worker that writes nothing is in no file.
         self.assertNotIn(directory.FAULTS_FILE, said)
 
-    def test_two_workers_renew_the_reference_as_one_does(self):
+    def test_replicas_renew_the_reference_as_one_does(self):
         settings = (
             *("data.curated=" + self.folder + "/a.tfrecord", "steps=12"),
-            *("data.curated_rows=2", "bootstrap.renew_at=6"),
+            *("data.curated_rows=4", "bootstrap.renew_at=6"),
             *("bootstrap.clean_start=true", "evaluation.every_steps=none"),
+            *("selection.batch_size=8", "bootstrap.shares=1"),
             "selection.stages.0.embeddings=stored",
             "selection.stages.0.criterion=easy_reference",
             "selection.stages.0.candidates=2",
         )
-        one, two = (self.workdir(name) for name in ("one", "two"))
-        code, said = Worker(self.recipe("alone", *settings), one).wait()
-        self.assertEqual(code, 0, said)
-        recipe = self.recipe(
-            "both",
-            *(*settings, "distribution.strategy=multi_worker_mirrored"),
-        )
-        with self.two_workers(recipe, two) as workers:
-            for worker in workers:
-                code, said = worker.wait()
-                self.assertEqual(code, 0, said)
-        ours, theirs = (
-            directory.read_rows(workdir, directory.METRICS_FILE)
-            for workdir in (two, one)
-        )
-        for part in ("step", "examples/trained", "bootstrap/recognised"):
-            self.assertEqual(
-                [row.get(part) for row in ours],
-                [row.get(part) for row in theirs],
+        workers = "distribution.strategy=multi_worker_mirrored"
+        logs = []
+        for name, count, *more in (
+            ("alone", 1),
+            ("two", 2, workers),
+            ("four", 4, workers),
+            (
+                *("devices", 1, "distribution.strategy=mirrored"),
+                "distribution.virtual_devices=4",
+            ),
+        ):
+            recipe = self.recipe(name, *settings, *more)
+            workdir = self.workdir(f"{name}_run")
+            with self.workers(recipe, workdir, [()] * count) as workers_:
+                for worker in workers_:
+                    code, said = worker.wait()
+                    self.assertEqual(code, 0, said)
+            logs.append(directory.read_rows(workdir, directory.METRICS_FILE))
+        theirs, *others = logs
+        for ours in others:
+            for part in ("step", "examples/trained", "bootstrap/recognised"):
+                self.assertEqual(
+                    [row.get(part) for row in ours],
+                    [row.get(part) for row in theirs],
+                )
+            self.assertAllClose(
+                [row["train/loss"] for row in ours],
+                [row["train/loss"] for row in theirs],
+                rtol=1e-4,
             )
-        self.assertAllClose(
-            *([row["train/loss"] for row in rows] for rows in (ours, theirs)),
-            rtol=1e-4,
-        )
 
     def test_a_run_goes_on_with_another_number_of_replicas(self):
         def run(name, replicas, *flags):
