@@ -61,6 +61,11 @@ def last_logged(workdir):
     return rows[-1]["step"] if rows else 0
 
 
+def last_saved(workdir):
+    """The step of the last checkpoint; 0 without any."""
+    return max(checkpoints.saved_steps(workdir), default=0)
+
+
 @pytest.mark.slow
 class RunsTest(tf.test.TestCase):
     def setUp(self):
@@ -97,7 +102,7 @@ class RunsTest(tf.test.TestCase):
             for worker in workers:
                 worker.send(signal.SIGKILL)
 
-    def endless_recipe(self):
+    def endless_recipe(self, *overrides):
         return self.recipe(
             "endless",
             "distribution.strategy=multi_worker_mirrored",
@@ -105,7 +110,17 @@ class RunsTest(tf.test.TestCase):
             "evaluation.every_steps=none",
             "evaluation.log_every_steps=1",
             f"checkpoint.every_steps={ENDLESS}",
+            *overrides,
         )
+
+    def wait_for_a_step(self, workers, workdir, step, read=last_logged):
+        """Waits for a step after `step`, or for a worker's end."""
+        deadline = time.monotonic() + 300
+        while read(workdir) <= step:
+            if not all(worker.is_running() for worker in workers):
+                break
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.1)
 
     def test_a_signal_to_one_worker_stops_both_with_the_state_saved(self):
         recipe, workdir = self.endless_recipe(), self.workdir("two")
@@ -113,12 +128,7 @@ class RunsTest(tf.test.TestCase):
         for stopped in (1, 0):
             with self.workers(recipe, workdir) as workers:
                 # Not before a step that they make together.
-                deadline = time.monotonic() + 300
-                while last_logged(workdir) <= saved[-1]:
-                    if not all(worker.is_running() for worker in workers):
-                        break
-                    self.assertLess(time.monotonic(), deadline)
-                    time.sleep(0.1)
+                self.wait_for_a_step(workers, workdir, saved[-1])
                 workers[stopped].send(signal.SIGTERM)
                 for index, worker in enumerate(workers):
                     code, said = worker.wait()
@@ -139,6 +149,23 @@ class RunsTest(tf.test.TestCase):
             self.assertEqual(
                 [row["step"] for row in logged], list(range(1, steps[-1] + 1))
             )
+
+    def test_a_killed_worker_ends_the_other_and_the_same_commands_go_on(self):
+        recipe = self.endless_recipe("checkpoint.every_steps=4")
+        workdir, step = self.workdir("killed"), 0
+        for killed in (1, 0, 1):
+            with self.workers(recipe, workdir) as workers:
+                self.wait_for_a_step(workers, workdir, step, last_saved)
+                workers[killed].send(signal.SIGKILL)
+                started = time.monotonic()
+                code, said = workers[1 - killed].wait()
+                self.assertLess(time.monotonic() - started, 60.0)
+                workers[killed].wait()
+            self.assertNotEqual(code, 0, said)
+            # JAX's own words, if its first process is the one that died.
+            self.assertRegex(said, "but another has ended|another task died")
+            self.assertIn(f"steps {step:,} to {ENDLESS:,}", said)
+            step = last_saved(workdir)
 
     def test_too_many_damaged_records_of_one_worker_end_both(self):
         recipe = self.endless_recipe()
