@@ -74,12 +74,6 @@ FEW = (
     # The reference runs in the step, as nothing is embedded.
     *("selection.batch_size=64", "reference.sidecar_dir="),
 )
-# Of a reference that the header of configs/icontext_web_flexi.py describes.
-EMBED_SMALL = (
-    "jest-tf embed --model examples/icontext_mini/reference --trust --data "
-    "'icontext-work/web/pool70/pool-*.tfrecord' "
-    "--output icontext-work/sidecars/web-curated"
-)
 # Examples of the shipped images that pages run on.
 FEW_PAIRS = {"curated": 800, "pool": 1000, "val": 200, "test": 400}
 
@@ -447,39 +441,34 @@ class PagesTest(DocsTestCase):
         import presets
 
         self.preset()
-        recipes = {
-            path: config_lib.load_config(path)
-            for path in sorted(ROOT.glob("configs/*.py"))
-        }
+        paths = sorted(ROOT.glob("configs/*.py"))
+        recipes = {path: config_lib.load_config(path) for path in paths}
         names = {"data/curated-*.tfrecord"}
         for recipe in recipes.values():
             names |= {*recipe.data.train, *recipe.data.curated}
             names |= {*recipe.evaluation.data, recipe.data.vocabulary} - {""}
-        for path in [self.folder / name.replace("*", "0") for name in names]:
+        pieces = {"unk_id": 0, "eos_id": 1, "bos_id": -1}
+        for name in names:
+            path = self.folder / name.replace("*", "0")
             path.parent.mkdir(parents=True, exist_ok=True)
+            if name.startswith("examples"):
+                continue
             if path.suffix == ".model":
-                pieces = {"unk_id": 0, "eos_id": 1, "bos_id": -1}
                 path.write_bytes(presets.sentence_piece("unigram", **pieces))
-            elif path.suffix == ".txt" and not path.exists():
+            elif path.suffix == ".txt":
                 path.write_text("\n".join(tiny.VOCABULARY))
-            elif path.suffix == ".tfrecord" and not [*path.parent.glob("*.md")]:
+            else:
                 tiny.write_shard(str(path), 400)
         for path, recipe in recipes.items():
             settings = ["steps=2", "optimizer.warmup_steps=1"]
-            settings.append("selection.batch_size=64")
+            settings += ["selection.batch_size=64"]
+            settings += ["distribution.strategy=default"]
             if recipe.bootstrap.renew_at:
                 settings += ["bootstrap.renew_at=1", "bootstrap.shares=1"]
-            if recipe.distribution.strategy == "tpu":
-                settings.append("distribution.strategy=default")
             if recipe.reference.projection == 1152:  # the preset's is 16
-                settings.append("reference.projection=16")
-            lines = header_commands(path)
-            if path.stem == "icontext_web_flexi":  # as it says in words
-                lines.insert(0, shlex.split(EMBED_SMALL))
-            for line in lines:
-                # What later commands read is trained.
-                if "train" in line and "runs/tune_copy" not in line:
-                    line.append("--dry-run")
+                settings += ["reference.projection=16"]
+            *before, last = header_commands(path)
+            for line in (*before, [*last, "--dry-run"]):
                 self.run_command(line, settings)
 
     def test_the_python_blocks_of_every_other_page_run(self):
