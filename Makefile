@@ -37,10 +37,11 @@ export PYTHONUNBUFFERED := 1
 # The tests that `make test-oldest` runs; all without.
 OLDEST_TESTS ?=
 # The tests that `make test-jax` runs. With JAX_MARK=slow: kills at random, full
-# disks, two writers, workers.
+# disks, two writers, workers, every recipe.
 JAX_TESTS ?= tests/on_jax tests/selection tests/losses tests/models tests/runs \
   tests/evaluation tests/curation tests/inference/test_embedder.py \
-  tests/data/test_stored_stages.py tests/training/test_step.py
+  tests/data/test_stored_stages.py tests/training/test_step.py \
+  tests/test_docs.py::PagesTest::test_every_recipe_is_traced_after_the_commands_of_its_header
 JAX_MARK ?= not slow
 
 # Where the benchmarks on real data keep sources, data and runs: 10 GB each if

@@ -1,12 +1,16 @@
 """IconText's web-like benchmark: JEST with scores from small images.
 
+    jest-tf train --config configs/icontext_web.py \
+        --workdir icontext-work/runs/web-curated \
+        --set 'data.train=icontext-work/web/curated-*.tfrecord' steps=1000
+    jest-tf embed --model icontext-work/runs/web-curated --trust \
+        --data 'icontext-work/web/pool70/pool-*.tfrecord' \
+        --output icontext-work/sidecars/web-curated
     jest-tf train --config configs/icontext_web_flexi.py \
         --workdir icontext-work/runs/web-flexi \
         --set reference.sidecar_dir=icontext-work/sidecars/web-curated
 
-First build the data and train a reference on the curated set with
-configs/icontext_web.py, `--set data.train=icontext-work/web/curated-*.tfrecord
-steps=1000`, and write its sidecars of the pool with `jest-tf embed`.
+First build the data, see configs/icontext_web.py.
 """
 
 import dataclasses

@@ -24,6 +24,8 @@ elif keras.backend.backend() == "jax":
     # It only reads data, and would take the memory of the GPUs.
     with contextlib.suppress(RuntimeError):  # it runs already
         tf.config.set_visible_devices([], "GPU")
+    # On TPUs, Keras 3.15's is causal, and does not scale.
+    keras.config.disable_flash_attention()
 else:
     raise ValueError(
         "The environment's `KERAS_BACKEND` must be 'tensorflow' or 'jax'. "

@@ -121,7 +121,7 @@ def header_commands(path):
     program = r"(?:jest-tf|python) "
     lines = re.findall(rf"(?m)^    ({program}(?:.*\\\n)*.*)", header)
     inline = re.findall(rf"`({program}[^`]+ --[^`]+)`", header)
-    return commands("\n".join(lines)) + [*map(shlex.split, inline)]
+    return [*map(shlex.split, inline)] + commands("\n".join(lines))
 
 
 class Parsed(BaseException):
@@ -436,6 +436,40 @@ class PagesTest(DocsTestCase):
     def test_an_interruption_is_rehearsed(self):
         _, printed = self.run_page("docs/buckets.md", FEW)
         self.assertIn("already finished", printed)
+
+    def test_every_recipe_is_traced_after_the_commands_of_its_header(self):
+        import presets
+
+        self.preset()
+        paths = sorted(ROOT.glob("configs/*.py"))
+        recipes = {path: config_lib.load_config(path) for path in paths}
+        names = {"data/curated-*.tfrecord"}
+        for recipe in recipes.values():
+            names |= {*recipe.data.train, *recipe.data.curated}
+            names |= {*recipe.evaluation.data, recipe.data.vocabulary} - {""}
+        pieces = {"unk_id": 0, "eos_id": 1, "bos_id": -1}
+        for name in names:
+            path = self.folder / name.replace("*", "0")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if name.startswith("examples"):
+                continue
+            if path.suffix == ".model":
+                path.write_bytes(presets.sentence_piece("unigram", **pieces))
+            elif path.suffix == ".txt":
+                path.write_text("\n".join(tiny.VOCABULARY))
+            else:
+                tiny.write_shard(str(path), 400)
+        for path, recipe in recipes.items():
+            settings = ["steps=2", "optimizer.warmup_steps=1"]
+            settings += ["selection.batch_size=64"]
+            settings += ["distribution.strategy=default"]
+            if recipe.bootstrap.renew_at:
+                settings += ["bootstrap.renew_at=1", "bootstrap.shares=1"]
+            if recipe.reference.projection == 1152:  # the preset's is 16
+                settings += ["reference.projection=16"]
+            *before, last = header_commands(path)
+            for line in (*before, [*last, "--dry-run"]):
+                self.run_command(line, settings)
 
     def test_the_python_blocks_of_every_other_page_run(self):
         for page in PAGES:

@@ -437,20 +437,17 @@ class CommandsTest(tf.test.TestCase):
             self.assertEqual(column, [*found])
 
     def test_memory_that_does_not_suffice(self):
-        full = tf.errors.ResourceExhaustedError(
-            None, None, "{{node a}} OOM when allocating tensor with shape[9,9]"
+        texts = "OOM when allocating a tensor", "Out of memory allocating 9 B"
+        errors = (
+            tf.errors.ResourceExhaustedError(
+                None, None, "{{node}} " + texts[0]
+            ),
+            RuntimeError(f"RESOURCE_EXHAUSTED: {texts[1]}"),  # as JAX's
         )
-        with mock.patch.object(runs, "train", side_effect=full):
-            self.check(
-                [
-                    (
-                        "JEST reference.model=$/run",
-                        r"`scoring_batch_size` of the live .*\(4, 2\), .*"
-                        r"\(OOM when allocating tensor with shape\[9,9\]\)",
-                    )
-                ],
-                1,
-            )
+        for error, text in zip(errors, texts, strict=True):
+            message = r"`scoring_batch_size` of the live .*\(4, 2\), .*\(.*"
+            with mock.patch.object(runs, "train", side_effect=error):
+                self.check([("JEST reference.model=$/run", message + text)], 1)
 
 
 class PythonTest(tf.test.TestCase):

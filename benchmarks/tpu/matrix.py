@@ -75,7 +75,7 @@ def run(
             for line in compile_case(case, backend, left, minutes):
                 report.log(f"{place}, {table.describe(line)}")
                 append(results, line)
-                done[case.digest, backend, line["topology"]] = line
+    done = read(results)
     for path, of_cases, write in (
         ("docs/tpu.md", [c for c in cases if c.is_full_size], table.full_size),
         (
@@ -92,13 +92,17 @@ def run(
 
 
 def read(path: pathlib.Path) -> dict[tuple[str, str, str], dict]:
-    """The last line of each (settings, backend, topology)."""
+    """The last line of each (settings, backend, topology).
+
+    A process that died, which has no versions, said nothing of its program.
+    """
     if not path.exists():
         return {}
     lines = map(json.loads, path.read_text("utf-8").splitlines())
     return {
         (line["config"], line["backend"], line["topology"]): line
         for line in lines
+        if "versions" in line
     }
 
 

@@ -26,6 +26,7 @@ _SHARE = 16
 _FULL_SIZE = ("jest_b16", "flexi_jest_b16")
 CHIPS = 256
 MICRO_BATCHES = {"b16": 32, "l16": 16}  # rows
+_FITTING = {"b16": 32, "l16": 8}  # rows, for the least memory
 # Of SigLIP's vocabulary, which these recipes name.
 _VOCABULARY_SIZE = 32_000
 # Settings of the data that a step sees.
@@ -61,8 +62,8 @@ class Case(NamedTuple):
             config.steps,
             [(name, getattr(config.data, name)) for name in _SEEN],
             models.PRESETS[config.model.preset],
-            *(config.model, config.reference, config.selection),
-            *(config.optimizer, config.distribution),
+            *map(_changed, (config.model, config.reference, config.selection)),
+            *map(_changed, (config.optimizer, config.distribution)),
         )
         return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
 
@@ -106,7 +107,7 @@ def twin(
 
 
 def full_size(
-    recipe: config_lib.TrainConfig, preset: str, num_replicas: int
+    recipe: config_lib.TrainConfig, preset: str, num_replicas: int, rows: int
 ) -> config_lib.TrainConfig:
     """A recipe on the batches of that many of its slice's chips.
 
@@ -117,6 +118,7 @@ def full_size(
         recipe: a recipe with a SentencePiece vocabulary.
         preset: of both towers.
         num_replicas: R, of the `CHIPS` that the recipe is written for.
+        rows: of a micro-batch.
     """
     config = _seen(
         dataclasses.replace(
@@ -127,7 +129,6 @@ def full_size(
         ),
         recipe.selection.batch_size * num_replicas // CHIPS,
     )
-    rows = MICRO_BATCHES[preset]
     stages = tuple(
         dataclasses.replace(stage, scoring_batch_size=rows)
         for stage in config.selection.stages
@@ -194,13 +195,55 @@ def cases(num_replicas: int) -> list[Case]:
         *(
             Case(
                 name.replace("b16", preset),
-                full_size(recipes[name], preset, num_replicas),
+                full_size(recipes[name], preset, num_replicas, rows),
                 True,
             )
-            for preset in MICRO_BATCHES
+            for preset, rows in MICRO_BATCHES.items()
             for name in _FULL_SIZE
         ),
+        *(
+            Case(
+                f"flexi_jest_{preset} in two stages, distilled, in {rows}s",
+                full_size(
+                    _distilled(recipes["flexi_jest_b16"]),
+                    preset,
+                    num_replicas,
+                    rows,
+                ),
+                True,
+            )
+            for preset, rows in _FITTING.items()
+        ),
     ]
+
+
+def _distilled(flexi):
+    """Flexi-JEST, then a stage of fine patches, and both distillations.
+
+    The reference's embeddings come with the batch, as those of a reference that
+    a run has renewed.
+    """
+    stages = (*flexi.selection.stages, config_lib.Stage(candidates=2))
+    return dataclasses.replace(
+        flexi,
+        reference=config_lib.ReferenceConfig(
+            distillation_weight=1.0, similarity_weight=1.0
+        ),
+        selection=dataclasses.replace(flexi.selection, stages=stages),
+    )
+
+
+def _changed(settings):
+    """Settings without those at their defaults: a new one changes no digest."""
+    if isinstance(settings, tuple):
+        return [_changed(value) for value in settings]
+    if not dataclasses.is_dataclass(settings):
+        return settings
+    return {
+        field.name: _changed(getattr(settings, field.name))
+        for field in dataclasses.fields(settings)
+        if getattr(settings, field.name) != field.default
+    }
 
 
 def _small_view(recipe, view):
@@ -216,5 +259,6 @@ def _reference(config):
     return config_lib.ReferenceConfig(
         model="" if config.reads_sidecars else "live",
         distillation_weight=1.0 * bool(config.reference.distillation_weight),
+        similarity_weight=1.0 * bool(config.reference.similarity_weight),
         projection=config.reference.projection,
     )

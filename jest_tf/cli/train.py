@@ -133,9 +133,10 @@ def run(flags: argparse.Namespace) -> None:
         else:
             runs.train(recipe, flags.workdir, overwrite=flags.overwrite)
     except Exception as error:
-        # TensorFlow's error, which may come from any device and step.
-        is_tensorflow = type(error).__name__ == "ResourceExhaustedError"
-        if not is_tensorflow and not isinstance(error, MemoryError):
+        # TensorFlow's or JAX's error may come from any device and step.
+        is_full = type(error).__name__ == "ResourceExhaustedError"
+        is_full |= str(error).startswith("RESOURCE_EXHAUSTED")
+        if not is_full and not isinstance(error, MemoryError):
             raise
         raise ValueError(_out_of_memory(recipe, str(error))) from error
 

@@ -19,11 +19,11 @@ if ON_TENSORFLOW:
         replica_id,
     )
     from jest_tf.distribution.strategy import (
-        LOST_WORKER,
         build_strategy,
         default,
         describe,
         distribute,
+        has_lost_worker,
         mirrored,
         multi_worker_mirrored,
         peak_memory,
@@ -39,12 +39,12 @@ else:
         replica_id,
     )
     from jest_tf.distribution.strategy_jax import (
-        LOST_WORKER,
         any_worker,
         build_strategy,
         default,
         describe,
         distribute,
+        has_lost_worker,
         has_workers,
         is_tpu,
         mirrored,

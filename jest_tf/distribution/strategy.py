@@ -12,9 +12,6 @@ from jest_tf.config import imports
 from jest_tf.distribution import cluster, collectives, placement
 from jest_tf.distribution.halves import in_halves
 
-# Raised where another worker has ended or cannot be reached.
-LOST_WORKER = (tf.errors.UnavailableError, tf.errors.AbortedError)
-
 
 def build_strategy(
     settings: config_lib.DistributionConfig,
@@ -54,6 +51,13 @@ def peak_memory() -> list[int]:
         with contextlib.suppress(ValueError, tf.errors.OpError):
             peaks.append(tf.config.experimental.get_memory_info(name)["peak"])
     return peaks
+
+
+def has_lost_worker(error: Exception) -> bool:
+    """Returns whether it says that another worker cannot be reached."""
+    return isinstance(
+        error, (tf.errors.UnavailableError, tf.errors.AbortedError)
+    )
 
 
 def share(strategy: tf.distribute.Strategy) -> tuple[int, int]:

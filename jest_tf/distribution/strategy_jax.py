@@ -6,6 +6,7 @@ command; JAX joins them.
 
 import contextlib
 import logging
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,8 +24,6 @@ from jest_tf.distribution import cluster, collectives_jax
 
 # Seconds without a sign of life after which JAX ends the other processes.
 _HEARTBEAT = 30
-# Raised where another process cannot be reached.
-LOST_WORKER = (jax.errors.JaxRuntimeError,)
 
 
 class Devices(NamedTuple):
@@ -157,6 +156,15 @@ def peak_memory() -> list[int]:
     found = [device.memory_stats() or {} for device in jax.local_devices()]
     key = "peak_bytes_in_use"
     return [stats[key] for stats in found if key in stats]
+
+
+def has_lost_worker(error: Exception) -> bool:
+    """Returns whether it may say that another process cannot be reached."""
+    # A collective that fails at once raises a ValueError, with a status.
+    has_status = re.match("[A-Z_]+: ", str(error)) is not None
+    return isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and has_status
+    )
 
 
 def share(strategy: Devices) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from jest_tf import config as config_lib
-from jest_tf import embeddings, evaluation, files, models, training
+from jest_tf import evaluation, files, models, training
 from jest_tf.config import imports
 from jest_tf.data import known_images, pipeline, reader, stored_stages
 from jest_tf.data import sidecars as sidecars_lib
@@ -68,8 +68,6 @@ def open_inputs(
     strategy: Any,
 ) -> Inputs:
     """Opens and checks all that a run reads, and writes missing indexes."""
-    if config.model.dtype_policy == "mixed_float16":
-        embeddings.check_backend("`model.dtype_policy='mixed_float16'`")
     if config_lib.STRATEGIES[config.distribution.strategy].is_local:
         _check_memory(config)
     for segment in config.plan:

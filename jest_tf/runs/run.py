@@ -411,10 +411,12 @@ def _together(run, place, faults=None):
     """Explains errors of workers that have lost another, in `place()`."""
     try:
         yield
-    except distribution.LOST_WORKER as error:
+    except Exception as error:
+        is_full = "RESOURCE_EXHAUSTED" in str(error)  # memory
+        if not distribution.has_lost_worker(error):
+            raise
         if faults is not None:
             faults.check()  # too many of them may have ended the step
-        is_full = "RESOURCE_EXHAUSTED" in str(error)  # memory
         if is_full or not distribution.has_workers(run.opened.strategy):
             raise
         (first, *_) = str(error).strip().splitlines() or [""]

@@ -1,5 +1,6 @@
 """`fit` on Keras' JAX backend; tests/conftest.py asks for four CPU devices."""
 
+import functools
 import math
 import os
 import pathlib
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import fits
 import hand_draws
@@ -19,6 +21,7 @@ import subprocesses
 import tensorflow as tf
 import tiny_towers
 from keras import tree
+from keras.src.backend.jax import nn
 
 import jest_tf
 from jest_tf import config, distribution, models, selection, training
@@ -189,6 +192,20 @@ class FitTest(tf.test.TestCase):
         exact = fits.trained(fits.jest(), fits.dataset().take(1)).losses
         found = fits.trained(model, fits.dataset().take(1)).losses
         self.assertAllClose(found, exact, rtol=0.05)
+
+    def test_attention_of_keras_is_the_same_on_tpus(self):
+        # Of an image of 16 x 16 patches; a multiple of 128 fits TPUs' kernel.
+        values = np.random.default_rng(0).normal(size=[1, 256, 72])
+        layer = keras.layers.MultiHeadAttention(1, 72)
+        expected = layer(values, values)
+        kernel = nn.splash_attention_kernel
+        interpreted = functools.partial(kernel.make_splash_mha, interpret=True)
+        tpus = [mock.Mock(platform="tpu")]
+        with (
+            mock.patch.object(kernel, "make_splash_mha", interpreted),
+            mock.patch.object(jax, "devices", return_value=tpus),
+        ):
+            self.assertAllClose(layer(values, values), expected)
 
     def test_scored_embeddings_that_are_not_finite_end_the_fit(self):
         model = fits.jest()

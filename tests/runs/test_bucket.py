@@ -118,6 +118,9 @@ class BucketTest(tf.test.TestCase):
             *self.commands(self.bucket),
             ("page", "--workdir", workdir),
             ("evaluate", "--workdir", workdir),
+        )
+        # In a process of its own, as TensorFlow makes it for JAX, too.
+        self.run_commands(
             (
                 *("export", "--model", workdir, "--format", "saved_model"),
                 *("--output", f"{self.bucket}/model"),

@@ -80,12 +80,12 @@ class RunsTest(tf.test.TestCase):
         return os.path.join(self.folder, name)
 
     @contextlib.contextmanager
-    def two_workers(self, config_file, workdir, flags=((), ())):
-        """Two that run together; killed in the end."""
-        ports = subprocesses.free_ports(2)
+    def workers(self, config_file, workdir, flags=((), ())):
+        """Two, or as many as have flags, that run together; killed at last."""
+        ports = subprocesses.free_ports(len(flags))
         cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
         workers = []
-        for index in range(2):
+        for index in range(len(flags)):
             task = {"type": "worker", "index": index}
             told = json.dumps({"cluster": cluster, "task": task})
             workers.append(
@@ -97,7 +97,7 @@ class RunsTest(tf.test.TestCase):
             for worker in workers:
                 worker.send(signal.SIGKILL)
 
-    def endless_recipe(self):
+    def endless_recipe(self, *overrides):
         return self.recipe(
             "endless",
             "distribution.strategy=multi_worker_mirrored",
@@ -105,20 +105,25 @@ class RunsTest(tf.test.TestCase):
             "evaluation.every_steps=none",
             "evaluation.log_every_steps=1",
             f"checkpoint.every_steps={ENDLESS}",
+            *overrides,
         )
+
+    def wait_for_a_step(self, workers, workdir, step):
+        """Waits for a step after `step`, or for a worker's end."""
+        deadline = time.monotonic() + 300
+        while last_logged(workdir) <= step:
+            if not all(worker.is_running() for worker in workers):
+                break
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.1)
 
     def test_a_signal_to_one_worker_stops_both_with_the_state_saved(self):
         recipe, workdir = self.endless_recipe(), self.workdir("two")
         saved = [0]
         for stopped in (1, 0):
-            with self.two_workers(recipe, workdir) as workers:
+            with self.workers(recipe, workdir) as workers:
                 # Not before a step that they make together.
-                deadline = time.monotonic() + 300
-                while last_logged(workdir) <= saved[-1]:
-                    if not all(worker.is_running() for worker in workers):
-                        break
-                    self.assertLess(time.monotonic(), deadline)
-                    time.sleep(0.1)
+                self.wait_for_a_step(workers, workdir, saved[-1])
                 workers[stopped].send(signal.SIGTERM)
                 for index, worker in enumerate(workers):
                     code, said = worker.wait()
@@ -140,9 +145,26 @@ class RunsTest(tf.test.TestCase):
                 [row["step"] for row in logged], list(range(1, steps[-1] + 1))
             )
 
+    def test_a_killed_worker_ends_the_other_and_the_same_commands_go_on(self):
+        recipe = self.endless_recipe("checkpoint.every_steps=4")
+        workdir, step = self.workdir("killed"), 0
+        for killed in (1, 0, 1):
+            with self.workers(recipe, workdir) as workers:
+                self.wait_for_a_step(workers, workdir, step + 4)
+                workers[killed].send(signal.SIGKILL)
+                started = time.monotonic()
+                code, said = workers[1 - killed].wait()
+                self.assertLess(time.monotonic() - started, 60.0)
+                workers[killed].wait()
+            self.assertNotEqual(code, 0, said)
+            # JAX's own words, if its first process is the one that died.
+            self.assertRegex(said, "but another has ended|another task died")
+            self.assertIn(f"steps {step:,} to {ENDLESS:,}", said)
+            step = checkpoints.saved_steps(workdir)[-1]
+
     def test_too_many_damaged_records_of_one_worker_end_both(self):
         recipe = self.endless_recipe()
-        with self.two_workers(
+        with self.workers(
             recipe, self.workdir("damaged"), ((), ("--damaged",))
         ) as workers:
             (healthy, its), (damaged, said) = (
@@ -158,39 +180,44 @@ class RunsTest(tf.test.TestCase):
         # That of a worker that writes nothing is in no file.
         self.assertNotIn(directory.FAULTS_FILE, said)
 
-    def test_two_workers_renew_the_reference_as_one_does(self):
+    def test_replicas_renew_the_reference_as_one_does(self):
         settings = (
             *("data.curated=" + self.folder + "/a.tfrecord", "steps=12"),
-            *("data.curated_rows=2", "bootstrap.renew_at=6"),
+            *("data.curated_rows=4", "bootstrap.renew_at=6"),
             *("bootstrap.clean_start=true", "evaluation.every_steps=none"),
+            *("selection.batch_size=8", "bootstrap.shares=1"),
             "selection.stages.0.embeddings=stored",
             "selection.stages.0.criterion=easy_reference",
             "selection.stages.0.candidates=2",
         )
-        one, two = (self.workdir(name) for name in ("one", "two"))
-        code, said = Worker(self.recipe("alone", *settings), one).wait()
-        self.assertEqual(code, 0, said)
-        recipe = self.recipe(
-            "both",
-            *(*settings, "distribution.strategy=multi_worker_mirrored"),
-        )
-        with self.two_workers(recipe, two) as workers:
-            for worker in workers:
-                code, said = worker.wait()
-                self.assertEqual(code, 0, said)
-        ours, theirs = (
-            directory.read_rows(workdir, directory.METRICS_FILE)
-            for workdir in (two, one)
-        )
-        for part in ("step", "examples/trained", "bootstrap/recognised"):
-            self.assertEqual(
-                [row.get(part) for row in ours],
-                [row.get(part) for row in theirs],
-            )
-        self.assertAllClose(
-            *([row["train/loss"] for row in rows] for rows in (ours, theirs)),
-            rtol=1e-4,
-        )
+        strategy = "distribution.strategy="
+        for name, count, *more in (
+            ("one", 1),
+            ("two", 2, f"{strategy}multi_worker_mirrored"),
+            ("four", 4, f"{strategy}multi_worker_mirrored"),
+            (
+                "split",
+                1,
+                f"{strategy}mirrored",
+                "distribution.virtual_devices=4",
+            ),
+        ):
+            recipe = self.recipe(name, *settings, *more)
+            workdir = self.workdir(f"{name}-run")
+            with self.workers(recipe, workdir, [()] * count) as workers:
+                for worker in workers:
+                    code, said = worker.wait()
+                    self.assertEqual(code, 0, said)
+            rows = directory.read_rows(workdir, directory.METRICS_FILE)
+            losses = [row["train/loss"] for row in rows]
+            found = [
+                [row.get(part) for row in rows]
+                for part in ("step", "examples/trained", "bootstrap/recognised")
+            ]
+            if name == "one":
+                expected = found, losses
+            self.assertEqual(found, expected[0])
+            self.assertAllClose(losses, expected[1], rtol=1e-4)
 
     def test_a_run_goes_on_with_another_number_of_replicas(self):
         def run(name, replicas, *flags):
