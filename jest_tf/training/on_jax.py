@@ -53,7 +53,13 @@ class Trainer(keras_fit.Averages):
         """Trains as `keras.Model.fit`; 64-bit ids become int32 `[n, 2]`."""
         if validation_data is not None:
             kwargs["validation_data"] = _in_halves(validation_data)
-        return super().fit(_in_halves(x), *args, **kwargs)
+        try:
+            return super().fit(_in_halves(x), *args, **kwargs)
+        except TypeError as error:
+            # After any error Keras 3.15 averages weights, which may be gone.
+            if error.__context__ is None or "NoneType" not in str(error):
+                raise
+            raise error.__context__ from None
 
     def evaluate(self, x=None, *args, **kwargs):
         """Evaluates as `keras.Model.evaluate`, with ids as in `fit`."""

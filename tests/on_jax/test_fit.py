@@ -220,6 +220,14 @@ class FitTest(tf.test.TestCase):
             model.compile(keras.optimizers.LossScaleOptimizer(inner))
         with self.assertRaisesRegex(ValueError, "`x`.*Received: generator"):
             model.evaluate(batch for batch in fits.dataset())
+        model.compile(keras.optimizers.SGD(use_ema=True))
+        with (
+            mock.patch.object(
+                model.stepper, "run", side_effect=ValueError("!")
+            ),
+            self.assertRaisesRegex(ValueError, "!"),
+        ):
+            model.fit(fits.dataset(), verbose=0)
         strategy = tf.distribute.OneDeviceStrategy("CPU:0")
         with strategy.scope(), self.assertRaisesRegex(ValueError, "Strategy"):
             model_lib.JESTModel(fits.towers(0))

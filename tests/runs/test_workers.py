@@ -170,12 +170,13 @@ class RunsTest(tf.test.TestCase):
             (healthy, its), (damaged, said) = (
                 worker.wait() for worker in workers
             )
-        self.assertEqual((healthy, damaged), (1, 1), its + said)
+        self.assertNotEqual(healthy, 0, its)
+        self.assertEqual(damaged, 1, said)
         self.assertRegex(said, "error: Too many records cannot be read: ")
         self.assertRegex(
             its,
             "error: All workers must run together, but another has .*"
-            r"Received: \w+Error in the step after \d+",
+            r"Received: \w+Error in the step after \d+|another task died",
         )
         # That of a worker that writes nothing is in no file.
         self.assertNotIn(directory.FAULTS_FILE, said)
