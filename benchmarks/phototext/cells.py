@@ -148,7 +148,7 @@ _MOVED = (
     # Longer than the cut lasts.
     _by(REFERENCE, "stored_3_distilled", (3200,), _stored(3), _DISTILLED),
     _by(REFERENCE, "top_3_distilled", (3200,), _DISTILLED, cut=3),
-    # Without the false negatives that the reference tells.
+    # Without the false negatives that the reference marks.
     *(
         _by(
             *(REFERENCE, f"{method}_masked", (steps,)),

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 FORMAT = 3  # this version's
-# The values of `model.equal_captions`, by that of `model.false_negatives`,
-# which it is called since.
-_EQUAL_CAPTIONS = {"keep": "negative", "equal_captions": "ignore"}
+# Values of `equal_captions`, named `false_negatives` since 0.4.0.
+_EQUAL_CAPTIONS = {"negative": "keep", "ignore": "equal_captions"}
 
 
 class Format(NamedTuple):
@@ -94,16 +93,7 @@ def read(path: str, values: dict) -> Content:
             "run with the version of jest-tf that wrote it"
         )
     version, gone = FORMATS[number]
-    for name, value in _pop(values, "model.equal_captions"):
-        now = [new for new, old in _EQUAL_CAPTIONS.items() if old == value]
-        if not now:
-            raise ValueError(
-                f"`{name}` of {path} must be one of "
-                f"{[*_EQUAL_CAPTIONS.values()]}: no version since 0.3.0 takes "
-                f"pairs of equal captions for matches. Received: {value!r}; "
-                "use the run with jest-tf 0.3.0, or change the setting"
-            )
-        values["model"]["false_negatives"] = now[0]
+    rename(values, "model.equal_captions", path)
     restarts = values.pop("restarts", [])
     if number == 2:
         for _, steps in _pop(values, "optimizer.restarts"):
@@ -119,6 +109,26 @@ def read(path: str, values: dict) -> Content:
                     "without it"
                 )
     return Content(values, restarts, version if number < FORMAT else "")
+
+
+def rename(values: dict, setting: str, path: str) -> None:
+    """Gives `equal_captions`, a setting of `values`, its name since 0.4.0.
+
+    Raises:
+        ValueError: for the value that is gone; it names `path`.
+    """
+    for name, value in _pop(values, setting):
+        if value not in _EQUAL_CAPTIONS:
+            raise ValueError(
+                f"`{name}` of {path} must be one of {[*_EQUAL_CAPTIONS]}: no "
+                "version after 0.3.0 takes pairs of equal captions for "
+                f"matches. Received: {value!r}; use it with jest-tf 0.3.0, or "
+                "set 'ignore' to go on without"
+            )
+        group = values
+        for part in setting.split(".")[:-1]:
+            group = group[part]
+        group["false_negatives"] = _EQUAL_CAPTIONS[value]
 
 
 def _pop(values: Any, setting: str) -> Iterator[tuple[str, Any]]:

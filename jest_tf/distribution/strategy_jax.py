@@ -24,6 +24,10 @@ from jest_tf.distribution import cluster, collectives_jax
 
 # Seconds without a sign of life after which JAX ends the other processes.
 _HEARTBEAT = 30
+_LOST = (
+    "(CANCELLED|UNKNOWN|DEADLINE_EXCEEDED|FAILED_PRECONDITION|ABORTED|INTERNAL|"
+    "UNAVAILABLE): "
+)
 
 
 class Devices(NamedTuple):
@@ -161,9 +165,9 @@ def peak_memory() -> list[int]:
 def has_lost_worker(error: Exception) -> bool:
     """Returns whether it may say that another process cannot be reached."""
     # A collective that fails at once raises a ValueError, with a status.
-    has_status = re.match("[A-Z_]+: ", str(error)) is not None
     return isinstance(error, jax.errors.JaxRuntimeError) or (
-        isinstance(error, ValueError) and has_status
+        isinstance(error, ValueError)
+        and re.match(_LOST, str(error)) is not None
     )
 
 

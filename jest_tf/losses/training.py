@@ -121,9 +121,9 @@ def sigmoid_loss(
 
         loss = 1/b sum_i sum_j softplus(-z_ij (scale <image_i, text_j> + bias))
 
-    that is, the mean over rows of the sum over columns. False negatives have no
-    term: those that `ids` or `reference` tell. By default there are none, as in
-    the paper.
+    that is, the mean over rows of the sum over columns. Pairs that
+    `ids` or `reference` mark as false negatives have no term. By default there
+    are none, as in the paper.
 
     Args:
         learner: embeddings of the batch, `[b, dim]`, of any float dtype; the
@@ -131,8 +131,9 @@ def sigmoid_loss(
         ids: int `[b]`, or int `[b, parts]`, equal if all parts are. Pairs of
             different rows with equal ids, e.g. of a caption, are left out.
         reference: a model's embeddings of the same rows, of any width, without
-            a gradient. Pairs that it finds `is_false_negative` are left out.
-        margin: cosine by which such a pair may be less similar.
+            a gradient. Pairs that `is_false_negative` marks are left out.
+        margin: cosine by which such a pair may be less similar; without
+            `reference` it has no effect.
         block_size: rows of logits formed at a time; None forms all local rows
             at once.
         replicas: the collectives of `distribution.current()`, where each of R

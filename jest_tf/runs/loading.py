@@ -247,6 +247,8 @@ def _check_reference(config, workdir):
                 unused += f" reference.{weight}=0"
         if config.model.false_negatives == "reference":
             unused += " model.false_negatives=equal_captions"
+            if config.model.false_negative_margin:
+                unused += " model.false_negative_margin=0"
         raise ValueError(
             "`reference.model` must be another run than that of `--workdir`. "
             f"To train the reference itself, add `--set {unused}`. Received: "

@@ -9,7 +9,7 @@ everything else follows by rule:
                needs it, or over the trained rows
     select     rows into a stage x rows that pass it, in both directions
     forward    the learner's forward pass over the sub-batch
-    loss       the logits of the sub-batch, the reference's if it tells false
+    loss       the logits of the sub-batch, the reference's if it marks false
                negatives, distillation's projections, and the logits of both
                models whose similarities are distilled
     backward   2 x `forward` without frozen towers; `forward` again with
@@ -113,14 +113,14 @@ def count_step(
         of_a_row = 2 * 2 * width * step.options.projection_dim  # image and text
         loss += num_replicas * trained * of_a_row
         gradient += 2 * num_replicas * trained * of_a_row
-    theirs = 0
-    if step.options.need_reference:
+    theirs, omitted = 0, step.options.omitted
+    if omitted.needs_reference or "similarities" in step.distilled:
         if "reference_image" in rows:
             dim = rows["reference_image"].shape[-1]
         else:
             _, dim = passes(step.reference, trained, size)
         theirs = 2 * (num_replicas * trained) ** 2 * dim
-    if step.options.omitted.needs_reference:
+    if omitted.needs_reference:
         loss += theirs
         gradient += 0 if is_whole else theirs
     if "similarities" in step.distilled:

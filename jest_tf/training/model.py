@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras.src.saving import serialization_lib
 
 from jest_tf import config as config_lib
-from jest_tf.config import imports, overrides
+from jest_tf.config import formats, imports, overrides
 from jest_tf.embeddings import ON_TENSORFLOW, Tensor
 from jest_tf.models import reference, towers, two_tower
 from jest_tf.training import funnel as funnel_lib
@@ -141,7 +141,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         if step.options.need_reference and not has_reference:
             raise ValueError(
                 "A model that distils, or whose false negatives the reference "
-                "tells, needs the reference in its super-batches or steps: "
+                "marks, needs the reference in its super-batches or steps: "
                 "make the Funnel with `loss_needs_reference=True`. Received: "
                 "loss_needs_reference=False"
             )
@@ -155,11 +155,12 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
                 self.check_placed("reference", model)
                 model = reference.frozen(model)
             self.stepper.change_step(reference=model)
-            self.train_function = None  # traced with the old reference
+            # Traced with the old reference.
+            self.train_function = self.test_function = None
         if funnel.reference is not None and not funnel.uses_reference:
             warnings.warn(
                 "`reference` is not used: no stage scores with it, and "
-                "the loss does without. To select, set selection="
+                "the loss does not use it. To select, set selection="
                 "SelectionConfig(..., stages=(Stage(candidates=5),))",
                 stacklevel=3,
             )
@@ -335,6 +336,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         options["views"] = tuple(
             config_lib.View(**view) for view in options["views"]
         )
+        formats.rename(options, "equal_captions", "a `.keras` file")
         config["options"] = step_lib.StepOptions(**options)
         return cls(**config)
 

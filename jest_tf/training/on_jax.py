@@ -9,6 +9,7 @@ written to it.
 """
 
 import functools
+import traceback
 import zlib
 
 import jax
@@ -57,9 +58,11 @@ class Trainer(keras_fit.Averages):
             return super().fit(_in_halves(x), *args, **kwargs)
         except TypeError as error:
             # After any error Keras 3.15 averages weights, which may be gone.
-            if error.__context__ is None or "NoneType" not in str(error):
-                raise
-            raise error.__context__ from None
+            frames = traceback.extract_tb(error.__traceback__)
+            names = {frame.name for frame in frames}
+            if error.__context__ and "finalize_variable_values" in names:
+                raise error.__context__ from None
+            raise
 
     def evaluate(self, x=None, *args, **kwargs):
         """Evaluates as `keras.Model.evaluate`, with ids as in `fit`."""

@@ -46,10 +46,10 @@ class StepOptions:
             `false_negative_margin`, `loss_block_size`, `views` and
             `micro_batch_size` are as in `config.ModelConfig`. Views need a
             learner whose `call` takes a `view`.
-        distillation_weight: as in `config.ReferenceConfig`. Distillation, as
-            false negatives by the reference, costs a pass of the reference,
-            unless a stage scores with it or the batch has its embeddings. The
-            reference's input is not augmented.
+        distillation_weight: as in `config.ReferenceConfig`. Like false
+            negatives by the reference, distillation costs a pass of the
+            reference, unless a stage scores with it or the batch has its
+            embeddings. The reference's input is not augmented.
         similarity_weight: likewise.
         distillation_steps: steps until the weights are 0, as in
             `config.ReferenceConfig`.
@@ -81,6 +81,11 @@ class StepOptions:
             ("similarity_weight", checks.within("[0, inf)")),
         ):
             checks.check(name, getattr(self, name), rule)
+        if self.false_negative_margin and not self.omitted.needs_reference:
+            raise ValueError(
+                "`false_negative_margin` needs `false_negatives` to be "
+                f"'reference'. Received: {self.false_negatives!r}"
+            )
 
     @property
     def omitted(self) -> tables.FalseNegatives:
@@ -466,11 +471,15 @@ def contrastive_loss(
             f"`false_negatives={step.options.false_negatives!r}` needs "
             f"`caption_id` in the batch. Received: {sorted(batch)}"
         )
+    marking = {}  # only what is set: a user's own loss may not take it
+    if omitted.needs_ids:
+        marking["ids"] = batch["caption_id"]
+    if omitted.needs_reference:
+        marking["reference"] = reference
+        marking["margin"] = step.options.false_negative_margin
     return losses.pair_loss(step.loss).train(
         embeddings,
-        ids=batch["caption_id"] if omitted.needs_ids else None,
-        reference=reference if omitted.needs_reference else None,
-        margin=step.options.false_negative_margin,
+        **marking,
         block_size=step.options.loss_block_size,
         replicas=step.replicas,
     )

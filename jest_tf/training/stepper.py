@@ -193,7 +193,13 @@ class Stepper:
         """Computes the contrastive loss of a batch, in evaluation mode."""
         may_vary = num_replicas == 1
         batch = sub_batch.extract_super_batch(data, num_replicas, may_vary)
-        step = dataclasses.replace(self.step, replicas=distribution.current())
+        step = dataclasses.replace(
+            self.step,
+            replicas=distribution.current(),
+            options=dataclasses.replace(
+                self.step.options, micro_batch_size=None
+            ),
+        )
         embeddings = embeddings_lib.convert_output(
             "learner", step.learner(batch, training=False)
         )

@@ -207,6 +207,18 @@ class FitTest(tf.test.TestCase):
         ):
             self.assertAllClose(layer(values, values), expected)
 
+    def test_an_error_of_a_callback_ends_the_fit_as_it_is(self):
+        class Failing(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                try:
+                    raise KeyError
+                except KeyError:
+                    _ = None + 1
+
+        model = fits.jest(ema=0.5)
+        with self.assertRaisesRegex(TypeError, "unsupported operand"):
+            model.fit(fits.dataset(), verbose=0, callbacks=[Failing()])
+
     def test_scored_embeddings_that_are_not_finite_end_the_fit(self):
         model = fits.jest()
         model.learner.bias.assign(np.nan)

@@ -1,5 +1,6 @@
 """`JESTModel` under `fit`: steps by hand, and what Keras makes of it."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -619,6 +620,30 @@ class FitTest(TrainingTestCase):
         expected = oracles.sigmoid_loss(embed(learner, held_out))
         self.assertAllClose(history["val_loss"], [expected], **TOLERANCE)
 
+    def test_evaluation_leaves_out_what_the_bound_reference_finds_to_match(
+        self,
+    ):
+        # In batches that the micro-batches of training don't divide.
+        (batch,) = tiny.super_batches(1, rows=5, seed=9)
+        batch["caption_id"] = np.arange(5)
+        references = [tiny.learner(seed) for seed in (5, 6)]
+        settings = {"false_negatives": "reference", "micro_batch_size": 2}
+        model = build(reference=references[0], run_eagerly=False, **settings)
+        learner, values = embed(model.learner, batch), []
+        for reference in references:
+            model.bind(
+                jest_tf.Funnel(
+                    JOINT, reference=reference, loss_needs_reference=True
+                )
+            )
+            expected = losses.sigmoid_loss(
+                learner, reference=embed(reference, batch)
+            )
+            data = tiny.dataset([batch])
+            values.append(model.evaluate(data, verbose=0))
+            self.assertAllClose(values[-1], expected, **TOLERANCE)
+        self.assertNotAllClose(*values)
+
     def test_calling_and_predicting_give_the_learners_embeddings(self):
         batches = tiny.super_batches(2)
         model = build()
@@ -706,6 +731,20 @@ class SavingTest(TrainingTestCase):
         self.assertEqual(augment, {"flip": True, "min_area": 0.5})
         self.assertEqual(ours, {name: theirs[name] for name in ours})
 
+    def test_a_file_of_0_3_0_has_the_names_of_today(self):
+        model = build(false_negatives="equal_captions")
+        file = model.get_config()
+        del file["options"]["false_negatives"]
+        del file["options"]["false_negative_margin"]
+        file["options"]["equal_captions"] = "ignore"
+        again = training.JESTModel.from_config(copy.deepcopy(file))
+        self.assertEqual(again.step.options, model.step.options)
+        file["options"]["equal_captions"] = "positive"
+        with self.assertRaisesRegex(
+            ValueError, "a `.keras` file must be one of .*: 'positive'; use it"
+        ):
+            training.JESTModel.from_config(file)
+
 
 class RefusalsTest(TrainingTestCase):
     def test_settings_that_do_not_fit_are_refused_when_built(self):
@@ -713,6 +752,7 @@ class RefusalsTest(TrainingTestCase):
         for error, message, settings in (
             (ValueError, "`loss` must be .*'clip'", {"loss": "clip"}),
             (ValueError, "`false_neg.*'may", {"false_negatives": "maybe"}),
+            (ValueError, "to be 'ref.*'keep'", {"false_negative_margin": 0.1}),
             (TypeError, "`reference` must be a Keras", {"reference": "runs"}),
             (TypeError, "be a SelectionConfig.*: 'j'", {"selection": "j"}),
         ):
