@@ -1,7 +1,5 @@
 """Draws against the paper's matrix form, and their properties."""
 
-import itertools
-
 import graphs
 import hand_draws
 import numpy as np
