@@ -1,13 +1,11 @@
 """The commands, end to end through `main(argv)` on the shipped images."""
 
 import contextlib
-import csv
 import io
 import json
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +14,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import sentencepiece_files
 import shard_files
 import tensorflow as tf
 import tiny
@@ -25,7 +22,7 @@ import jest_tf
 from examples import quickstart, quickstart_report
 from jest_tf import cli
 from jest_tf.data import stores
-from jest_tf.runs import bootstrap, directory, loading, log
+from jest_tf.runs import bootstrap, directory, log
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FOLDER = tempfile.TemporaryDirectory()
@@ -193,68 +190,12 @@ class TrainersTest(tf.test.TestCase):
         found = self.evaluate(*words, *ICONS)
         self.assertLen(found, 8 + 3)
         self.assertIn("eval/icons/text_to_image/mrr", found)
-
-    def test_a_keras_file_is_measured(self):
-        folder = os.path.join(self.folder.name, "keras_file")
-        os.makedirs(folder)
-        loading.load(self.teacher, trust=True).learner.save(f"{folder}/a.keras")
-        shutil.copy(f"{self.teacher}/vocab.txt", folder)
-        found = self.evaluate("--model", f"{folder}/a.keras", "--set", *ICONS)
-        row = lines(self.teacher, "evaluation.jsonl")[-1]
-        self.assertNotEmpty(found)
-        self.assertAllClose(
-            found, {name: row[name] for name in found}, atol=2e-3
-        )
-
-    def test_evaluate_takes_data_of_another_format_and_other_fields(self):
-        shipped = stores.open_store(f"{DATA}/val-*.tfrecord")
-        folder = os.path.join(self.folder.name, "table")
-        os.makedirs(folder)
-        numbers = shipped.columns(["id"])["id"]
-        with open(f"{folder}/val.csv", "w", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["id", "photo", "words"])
-            for row, record in enumerate(shipped.read(range(len(shipped)))):
-                path = pathlib.Path(folder) / f"{row}.png"
-                path.write_bytes(record.image)
-                words = record.captions[0].decode()
-                table.writerow([numbers[row], path.name, words])
-        expected = lines(self.learner, "evaluation.jsonl")[-1]
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            cli.main(
-                [
-                    *("evaluate", "--workdir", self.learner),
-                    *("--data", f"{folder}/val.csv", "--trust"),
-                    *("--set", "data.image_field=photo"),
-                    "data.caption_fields=words",
-                    f"data.index_dir={folder}/indexes",
-                ]
-            )
-        # A measure a line.
-        found = re.findall(
-            r"^ +([\d.]+)  (eval/val/\S+)$", printed.getvalue(), re.M
-        )
-        self.assertNotEmpty(found)
-        for value, name in found:
-            self.assertAllClose(float(value), expected[name], atol=1e-4)
-        self.assertLen(os.listdir(f"{folder}/indexes"), 1)
-
-    def test_a_run_is_exported(self):
-        path = os.path.join(self.folder.name, "exported")
-        command = ["export", "--model", self.learner, "--output", path]
-        command += ["--format", "saved_model", "--trust"]
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            code = cli.main(command)
-        self.assertEqual(code, 0)
-        self.assertIn("embeddings of width 64", printed.getvalue())
-        served = tf.saved_model.load(path)
-        self.assertAllClose(
-            served.embed_texts(["a"])["embeddings"],
-            jest_tf.load(self.learner, trust=True).embed_texts(["a"]),
-        )
+        # By other fields than the run's.
+        words = ["--data", f"{DATA}/val-*.tfrecord", "--trust", "--set"]
+        words = ["evaluate", "--workdir", self.learner, *words]
         with quiet() as shown:
-            self.assertEqual(cli.main(command), 1)
-        self.assertIn("must not exist yet", shown.getvalue())
+            self.assertEqual(cli.main([*words, "data.image_field=photo"]), 1)
+        self.assertIn("photo", shown.getvalue())
 
     def test_a_dry_run_describes_the_run_and_writes_only_missing_indexes(self):
         workdir = os.path.join(self.folder.name, "planned")
@@ -353,32 +294,6 @@ class StartTest(tf.test.TestCase):
         *before, last = done.stderr.splitlines()
         self.assertRegex(last, "^error: `KERAS_BACKEND` .*Received: 'torch'")
         self.assertNotRegex("\n".join(before), "(?m)Traceback|^error")
-
-
-class TowersTest(shard_files.FolderTestCase):
-    def test_other_towers_train_with_a_sentencepiece_vocabulary(self):
-        shard, vocabulary = self.path("shard"), self.path("vocabulary.model")
-        tiny.write_shard(shard)
-        with open(vocabulary, "wb") as file:
-            file.write(sentencepiece_files.model())
-        with tiny.eagerly(), quiet() as shown:
-            code = cli.main(
-                [
-                    *("train", "--workdir", self.path("run"), "--config"),
-                    *(f"{ROOT}/configs/quickstart_uniform.py", "--set"),
-                    *(f"data.train={shard}", f"evaluation.data={shard}"),
-                    *("steps=1", "optimizer.warmup_steps=0"),
-                    *(
-                        "selection.batch_size=4",
-                        "distribution.strategy=mirrored",
-                    ),
-                    "model.towers=examples.custom_towers:build",
-                    f"data.vocabulary={vocabulary}",
-                ]
-            )
-        self.assertEqual(code, 0, shown.getvalue())
-        self.assertIn("found no GPU: the run uses one CPU", shown.getvalue())
-        self.assertLen(lines(self.path("run"), "evaluation.jsonl"), 1)
 
 
 class ErrorsTest(tf.test.TestCase):

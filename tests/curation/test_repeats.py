@@ -7,6 +7,7 @@ import os
 from unittest import mock
 
 import numpy as np
+import pool_pairs
 import test_survey
 
 from jest_tf import cli
@@ -36,13 +37,20 @@ class RepeatsTest(test_survey.KnownTestCase):
     def test_pairs_are_those_of_all_cosines(self):
         # Exactly, among embeddings of a byte a number, and projected ones.
         for exact, width in ((repeats._EXACT, 64), (500, 64), (500, 32)):
-            report = mock.Mock()
+            report, indexing, comparing = (mock.Mock() for _ in range(3))
             with (
                 mock.patch.object(repeats, "_EXACT", exact),
                 mock.patch.object(repeats, "_WIDTH", width),
                 mock.patch.object(survey, "_BLOCK", 700),
             ):
-                found = repeats.find(self.pool, NEAR, self.tests, report=report)
+                found = repeats.find(
+                    *(self.pool, NEAR, self.tests),
+                    report=report,
+                    indexing=indexing,
+                    comparing=comparing,
+                )
+            self.assertEqual(indexing.call_args, mock.call(2_000, 2_000))
+            self.assertEqual(comparing.call_args, mock.call(2_100, 2_100))
             blocks = [call.args for call in report.call_args_list]
             of = [queries is self.pool for queries, _ in blocks]
             self.assertEqual(of, [True] * 3 + [False])
@@ -63,6 +71,25 @@ class RepeatsTest(test_survey.KnownTestCase):
             # The first of a group is kept, and no copy of a test.
             left_out = np.delete(np.arange(1_980, 2_000), 18)
             self.assertAllEqual(np.flatnonzero(found.left_out), left_out)
+
+    def test_few_embeddings_are_read_beside_those_of_pairs(self):
+        image, text, _ = pool_pairs.pairs(1_000, 1.0, 5)
+        # Copies of the first half: cosines of 0.9995, and of 0.95.
+        noise = pool_pairs.pairs(500, 1.0, 6)[0]
+        noise *= np.repeat([[0.03], [0.33]], 250, 0)
+        image[500:] = pool_pairs.unit(image[:500] + noise)
+        pool, report = self.write("close", image, text), mock.Mock()
+        with (
+            mock.patch.object(repeats, "_EXACT", 500),
+            mock.patch.object(repeats, "_WIDTH", 32),
+            mock.patch.object(survey, "read", wraps=survey.read) as read,
+        ):
+            repeats.find(pool, NEAR, report=report)
+        _, (rows, others, _) = report.call_args.args
+        of = np.argsort(rows)
+        self.assertAllEqual(rows[of], [*range(250), *range(500, 750)])
+        self.assertAllEqual(others[of], [*range(500, 750), *range(250)])
+        self.assertBetween(len(read.call_args.args[1]), 500, 550)
 
     def test_a_group_is_what_pairs_link(self):
         """Block by block; against a power of the graph."""

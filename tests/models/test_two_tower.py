@@ -373,22 +373,14 @@ class BuildTwoTowerTest(tf.test.TestCase):
         )
 
     def test_a_recipe_may_name_custom_towers_with_its_seed(self):
-        learner, same, other = (
+        first, same, other = (
             models.build_learner(
                 self.recipe("examples.custom_towers:build", seed), 9
-            )
+            ).get_weights()
             for seed in (1, 1, 2)
         )
-        for weight, again in zip(learner.weights, same.weights, strict=True):
-            self.assertAllEqual(weight, again)
-        self.assertNotAllClose(learner.weights[2], other.weights[2])
-        images, texts = tf.ones([2, 32, 32, 3]), tf.ones([2, 4], tf.int32)
-        embeddings = learner({"image": images, "text": texts})
-        expected = models.unit_norm(learner.image_tower(images))
-        self.assertAllClose(embeddings.image, expected)
-        self.assertEqual(learner.image_tower.layers[1].filters, 32)
-        self.assertAllClose(embeddings.scale, 10.0)  # SigLIP, algorithm 1
-        self.assertAllClose(embeddings.bias, -10.0)
+        self.assertAllEqual(first[2], same[2])
+        self.assertNotAllClose(first[2], other[2])
 
     def test_custom_towers_compute_in_the_dtype_of_the_settings(self):
         before = keras.config.dtype_policy()
@@ -410,6 +402,8 @@ class BuildTwoTowerTest(tf.test.TestCase):
             embeddings = model({"image": images, "text": texts})
             for value in (*model.weights, *embeddings[:2]):
                 self.assertEqual(tf.as_dtype(value.dtype), tf.float32)
+            self.assertAllClose(embeddings.scale, 10.0)  # SigLIP, algorithm 1
+            self.assertAllClose(embeddings.bias, -10.0)
         with self.assertRaises(ValueError):
             build("mixed_bfloat16", "test_two_tower:one_tower")
         self.assertEqual(keras.config.dtype_policy(), before)

@@ -13,7 +13,7 @@ import shard_files
 import tensorflow as tf
 import tiny
 
-from jest_tf import evaluation, models, runs
+from jest_tf import config, evaluation, models, runs
 from jest_tf.data import known_images
 from jest_tf.runs import inputs, notices
 
@@ -181,11 +181,22 @@ class NoticesTest(shard_files.FolderTestCase):
             tiny.eagerly(),
             contextlib.redirect_stderr(io.StringIO()) as said,
         ):
-            recipe = dataclasses.replace(self.recipe, steps=5)
+            recipe = dataclasses.replace(
+                self.recipe,
+                steps=5,
+                distribution=config.DistributionConfig("mirrored"),
+            )
             runs.train(recipe, self.path("run"))
         lines = [
             line for line in said.getvalue().splitlines() if "warn" in line
         ]
-        self.assertRegex(lines[0], "step 1: 20 of the 20 rows in the batch")
-        self.assertRegex(lines[1], "data: 5 in the records that 5 steps")
-        self.assertLen(lines, 2)
+        for line, text in zip(
+            lines,
+            (
+                "found no GPU: the run uses one CPU",
+                "step 1: 20 of the 20 rows in the batch",
+                "data: 5 in the records that 5 steps",
+            ),
+            strict=True,
+        ):
+            self.assertIn(text, line)

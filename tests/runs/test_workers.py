@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 
+import keras
 import numpy as np
 import pytest
 import run_server
@@ -117,6 +118,18 @@ class RunsTest(tf.test.TestCase):
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.1)
 
+    def assert_lost_another(self, code, said, place=""):
+        """JAX itself ends the others if its first process has died."""
+        if keras.backend.backend() == "jax" and "another task died" in said:
+            self.assertNotEqual(code, 0, said)
+            return
+        self.assertEqual(code, 1, said)
+        self.assertRegex(
+            said,
+            "error: All workers must run together, but another has .*"
+            rf"Received: \w+Error in {place}",
+        )
+
     def test_a_signal_to_one_worker_stops_both_with_the_state_saved(self):
         recipe, workdir = self.endless_recipe(), self.workdir("two")
         saved = [0]
@@ -156,9 +169,7 @@ class RunsTest(tf.test.TestCase):
                 code, said = workers[1 - killed].wait()
                 self.assertLess(time.monotonic() - started, 60.0)
                 workers[killed].wait()
-            self.assertNotEqual(code, 0, said)
-            # JAX's own words, if its first process is the one that died.
-            self.assertRegex(said, "but another has ended|another task died")
+            self.assert_lost_another(code, said)
             self.assertIn(f"steps {step:,} to {ENDLESS:,}", said)
             step = checkpoints.saved_steps(workdir)[-1]
 
@@ -170,14 +181,9 @@ class RunsTest(tf.test.TestCase):
             (healthy, its), (damaged, said) = (
                 worker.wait() for worker in workers
             )
-        self.assertNotEqual(healthy, 0, its)
+        self.assert_lost_another(healthy, its, r"the step after \d+")
         self.assertEqual(damaged, 1, said)
         self.assertRegex(said, "error: Too many records cannot be read: ")
-        self.assertRegex(
-            its,
-            "error: All workers must run together, but another has .*"
-            r"Received: \w+Error in the step after \d+|another task died",
-        )
         # That of a worker that writes nothing is in no file.
         self.assertNotIn(directory.FAULTS_FILE, said)
 

@@ -139,18 +139,23 @@ class TowersTest(tf.test.TestCase):
     SIZE, PATCH = tiny_towers.IMAGE_SIZE, tiny_towers.PATCH_SIZE
     WIDTH, DEPTH = tiny_towers.SIZES["width"], tiny_towers.SIZES["depth"]
     LENGTH, ROWS = tiny_towers.LENGTH, 6
+    DIM = WIDTH + 4  # of the reference's embeddings
     COARSE = config_lib.View(patch_size=4)
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.learner = models.TwoTower(
-            tiny_towers.image_tower(cls.WIDTH, patch_sizes=(4,)),
-            tiny_towers.text_tower(cls.WIDTH),
-        )
         shape = (None, cls.SIZE, cls.SIZE, 3)
-        cls.learner.build({"image": shape, "text": (None, cls.LENGTH)})
-        cls.teacher = staticmethod(reference.frozen(cls.learner))
+        cls.learner, teacher = (
+            models.TwoTower(
+                tiny_towers.image_tower(dim, patch_sizes=(4,)),
+                tiny_towers.text_tower(dim),
+            )
+            for dim in (cls.WIDTH, cls.DIM)
+        )
+        for model in (cls.learner, teacher):
+            model.build({"image": shape, "text": (None, cls.LENGTH)})
+        cls.teacher = staticmethod(reference.frozen(teacher))
 
     def specs(self, rows=ROWS):
         return {
@@ -158,11 +163,13 @@ class TowersTest(tf.test.TestCase):
             "text": tf.TensorSpec([rows, self.LENGTH], tf.int32),
         }
 
-    def forward(self, rows=ROWS, patch=PATCH):
-        """The closed form of the forward pass."""
+    def forward(self, rows=ROWS, patch=PATCH, dim=WIDTH):
+        """The closed form of the forward pass, by default the learner's."""
         tokens = (self.SIZE // patch) ** 2
         image, once = image_products(tokens, patch, self.WIDTH, self.DEPTH)
-        text = text_products(self.LENGTH, self.WIDTH, self.DEPTH, self.WIDTH)
+        if dim != self.WIDTH:
+            image += 2 * self.WIDTH * dim
+        text = text_products(self.LENGTH, self.WIDTH, self.DEPTH, dim)
         return rows * (image + text) + once
 
     def resizing(self, patch):
@@ -255,9 +262,9 @@ class TowersTest(tf.test.TestCase):
                 stage,
                 replicas=replicas,
                 score=2 * self.forward(3),
-                reference=2 * self.forward(3),
+                reference=2 * self.forward(3, dim=self.DIM),
                 # Two models score six rows, of which two pass.
-                select=selection.draw_flops(6, 2, 2 * self.WIDTH),
+                select=selection.draw_flops(6, 2, self.WIDTH + self.DIM),
                 forward=replicas * self.forward(2 // replicas),
                 loss=2 * 2**2 * self.WIDTH,
                 # Two of the six rows scored are trained on.
@@ -272,18 +279,21 @@ class TowersTest(tf.test.TestCase):
         hard = dataclasses.replace(last, criterion="hard_learner")
         unscored = dataclasses.replace(first, method="uniform")
         of_coarse = self.forward(12, patch=4) + self.resizing(4)
-        of_first = selection.draw_flops(12, 6, 2 * self.WIDTH)
-        of_last = selection.draw_flops(6, 2, self.WIDTH)
+        both = self.WIDTH + self.DIM
+        of_first = selection.draw_flops(12, 6, both)
         for stages, score, embedded, select in (
             # The reference embeds a row once.
-            ((stored, first, hard), of_coarse, 12, of_first + of_last),
-            ((unscored, last), 0, 6, 2 * of_last),
+            (
+                *((stored, first, hard), of_coarse, 12),
+                of_first + selection.draw_flops(6, 2, self.WIDTH),
+            ),
+            ((unscored, last), 0, 6, selection.draw_flops(6, 2, both)),
         ):
             self.check(
                 *stages,
                 rows=12,
                 score=score + self.forward(6),
-                reference=self.forward(embedded),
+                reference=self.forward(embedded, dim=self.DIM),
                 select=select,
                 forward=self.forward(2),
                 # Only the last stage sees the view that is trained in.
@@ -293,49 +303,56 @@ class TowersTest(tf.test.TestCase):
     def test_distillation_runs_the_reference_unless_it_has_been(self):
         stage = config_lib.Stage(3, num_chunks=2)
         hard = dataclasses.replace(stage, criterion="hard_learner")
-        for stages, curated, expected in (
-            ((), 0, self.forward()),
-            ((hard,), 0, self.forward(2)),
+        for stages, curated, embedded in (
+            ((), 0, [self.ROWS]),
+            ((hard,), 0, [2]),
             # Chosen and curated rows are embedded together.
-            ((stage,), 4, self.forward() + self.forward(6)),
+            ((stage,), 4, [self.ROWS, 6]),
         ):
             trained = 2 + curated if stages else self.ROWS
             self.check(
                 *stages,
                 curated=curated,
                 distillation_weight=1.0,
-                reference=expected,
+                projection_dim=self.DIM,
+                reference=sum(
+                    self.forward(rows, dim=self.DIM) for rows in embedded
+                ),
                 forward=self.forward(trained),
             )
 
     def test_distillation_projects_both_embeddings_of_every_row(self):
         logits = 2 * self.ROWS**2 * self.WIDTH
-        projected = 2 * (self.ROWS * self.WIDTH * 5 * 2)
+        projected = 2 * (self.ROWS * self.WIDTH * self.DIM * 2)
         self.check(
-            **{"distillation_weight": 1.0, "projection_dim": 5},
+            **{"distillation_weight": 1.0, "projection_dim": self.DIM},
             forward=self.forward(),
             loss=logits + projected,
             backward=2 * (self.forward() + logits + projected),
         )
 
     def test_similarities_need_the_logits_of_both_models(self):
-        logits = 2 * self.ROWS**2 * self.WIDTH  # of either model
+        logits = 2 * self.ROWS**2 * self.WIDTH
+        theirs = 2 * self.ROWS**2 * self.DIM
         self.check(
             similarity_weight=1.0,
-            reference=self.forward(),
-            loss=(1 + 2 + 4) * logits,
-            backward=2 * self.forward() + (2 + 3 + 2) * logits,
+            reference=self.forward(dim=self.DIM),
+            loss=(1 + 2) * logits + 4 * theirs,
+            backward=2 * self.forward() + (2 + 3) * logits + 2 * theirs,
         )
 
     def test_false_negatives_take_the_logits_of_the_reference(self):
-        logits = 2 * self.ROWS**2 * self.WIDTH  # of either model
+        logits = 2 * self.ROWS**2 * self.WIDTH
+        theirs = 2 * self.ROWS**2 * self.DIM
         for block, again in ((None, 0), (2, 1)):
             self.check(
                 false_negatives="reference",
                 loss_block_size=block,
-                reference=self.forward(),
-                loss=2 * logits,
-                backward=2 * self.forward() + (2 + 2 * again) * logits,
+                reference=self.forward(dim=self.DIM),
+                loss=logits + theirs,
+                backward=2 * self.forward()
+                + (2 + again) * logits
+                + again * theirs,
             )
 
 

@@ -214,21 +214,6 @@ class StepTest(TrainingTestCase):
         # Of a uniform draw of its own, which the joint draw should beat.
         self.assertLess(uniform[0], expected["stages/0/score"])
 
-    def test_the_ids_of_equal_captions_follow_the_draw(self):
-        (batch,) = tiny.super_batches()
-        learner, reference = tiny.learner(0), tiny.learner(5)
-        rows = drawn_by_hand(learner, reference, batch)
-        # Two of the rows that will be drawn share a caption.
-        batch["caption_id"] = np.arange(12)
-        batch["caption_id"][rows[3]] = rows[0]
-        chosen = rows_of(batch, rows)
-        expected = oracles.sigmoid_loss(
-            embed(learner, chosen), ids=chosen["caption_id"]
-        )
-        model = build(learner, reference, false_negatives="equal_captions")
-        loss = fit(model, [batch]).history["loss"]
-        self.assertAllClose(loss, [expected], **TOLERANCE)
-
 
 class ScoringTest(TrainingTestCase):
     def test_scoring_is_in_evaluation_mode(self):
