@@ -93,7 +93,8 @@ def read(path: str, values: dict) -> Content:
             "run with the version of jest-tf that wrote it"
         )
     version, gone = FORMATS[number]
-    rename(values, "model.equal_captions", path)
+    if isinstance(model := values.get("model"), dict):
+        rename_equal_captions(model, f"`model.equal_captions` of {path}")
     restarts = values.pop("restarts", [])
     if number == 2:
         for _, steps in _pop(values, "optimizer.restarts"):
@@ -111,24 +112,22 @@ def read(path: str, values: dict) -> Content:
     return Content(values, restarts, version if number < FORMAT else "")
 
 
-def rename(values: dict, setting: str, path: str) -> None:
-    """Gives `equal_captions`, a setting of `values`, its name since 0.4.0.
+def rename_equal_captions(group: dict, name: str) -> None:
+    """Gives `equal_captions`, which `group` may hold, its name since 0.4.0.
 
-    Raises:
-        ValueError: for the value that is gone; it names `path`.
+    `name` is what an error calls it: the value "positive" is gone.
     """
-    for name, value in _pop(values, setting):
-        if value not in _EQUAL_CAPTIONS:
-            raise ValueError(
-                f"`{name}` of {path} must be one of {[*_EQUAL_CAPTIONS]}: no "
-                "version after 0.3.0 takes pairs of equal captions for "
-                f"matches. Received: {value!r}; use it with jest-tf 0.3.0, or "
-                "set 'ignore' to go on without"
-            )
-        group = values
-        for part in setting.split(".")[:-1]:
-            group = group[part]
-        group["false_negatives"] = _EQUAL_CAPTIONS[value]
+    if "equal_captions" not in group:
+        return
+    value = group.pop("equal_captions")
+    if value not in _EQUAL_CAPTIONS:
+        raise ValueError(
+            f"{name} must be one of {[*_EQUAL_CAPTIONS]}: no version after "
+            "0.3.0 takes pairs of equal captions for matches. Received: "
+            f"{value!r}; use it with jest-tf 0.3.0, or set 'ignore' to go on "
+            "without"
+        )
+    group["false_negatives"] = _EQUAL_CAPTIONS[value]
 
 
 def _pop(values: Any, setting: str) -> Iterator[tuple[str, Any]]:

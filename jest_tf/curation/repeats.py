@@ -19,10 +19,8 @@ _EXACT = 2**17
 _NEIGHBOURS = 16
 _LISTS_SEARCHED = 8
 _WIDTH = 128  # of projected embeddings, a byte a number
-# A projected cosine c has a standard deviation of (1 - c^2) / sqrt(128), a byte
-# a number adds less than this.
-_DEVIATIONS = 5.0
-_BYTE_ERROR = 1e-2
+_DEVIATIONS = 5.0  # of a projected cosine c, (1 - c^2) / sqrt(128) each
+_BYTE_ERROR = 1e-2  # of a cosine, the greatest
 _SEED = 0x6E656172
 
 

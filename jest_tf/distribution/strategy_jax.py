@@ -24,6 +24,7 @@ from jest_tf.distribution import cluster, collectives_jax
 
 # Seconds without a sign of life after which JAX ends the other processes.
 _HEARTBEAT = 30
+# Statuses of errors that may follow; RESOURCE_EXHAUSTED is not among them.
 _LOST = (
     "(CANCELLED|UNKNOWN|DEADLINE_EXCEEDED|FAILED_PRECONDITION|ABORTED|INTERNAL|"
     "UNAVAILABLE): "
@@ -164,11 +165,9 @@ def peak_memory() -> list[int]:
 
 def has_lost_worker(error: Exception) -> bool:
     """Returns whether it may say that another process cannot be reached."""
-    # A collective that fails at once raises a ValueError, with a status.
-    return isinstance(error, jax.errors.JaxRuntimeError) or (
-        isinstance(error, ValueError)
-        and re.match(_LOST, str(error)) is not None
-    )
+    # A collective that fails at once raises a ValueError.
+    kinds = jax.errors.JaxRuntimeError, ValueError
+    return isinstance(error, kinds) and bool(re.match(_LOST, str(error)))
 
 
 def share(strategy: Devices) -> tuple[int, int]:

@@ -414,10 +414,9 @@ def _together(run, place, faults=None):
     except Exception as error:
         if not distribution.has_lost_worker(error):
             raise
-        is_full = "RESOURCE_EXHAUSTED" in str(error)  # memory
         if faults is not None:
             faults.check()  # too many of them may have ended the step
-        if is_full or not distribution.has_workers(run.opened.strategy):
+        if not distribution.has_workers(run.opened.strategy):
             raise
         (first, *_) = str(error).strip().splitlines() or [""]
         raise ValueError(

@@ -101,7 +101,7 @@ def count_step(
             )
             reused = flops * same // size
     size, views = step.options.micro_batch_size, step.options.views
-    if step.options.need_reference and "reference_image" not in rows:
+    if step.options.loss_needs_reference and "reference_image" not in rows:
         if curated is not None or not counts["reference"]:
             counts["reference"] += passes(step.reference, trained, size)[0]
     counts["forward"], width = passes(step.learner, trained, size, views)

@@ -97,7 +97,9 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
                 "Embeddings, such as TwoTower(image_tower, text_tower). "
                 f"Received: {learner!r}"
             )
-        funnel = _funnel(reference, selection, loss, options.need_reference)
+        funnel = _funnel(
+            reference, selection, loss, options.loss_needs_reference
+        )
         self.learner = learner
         self.projection = None
         if options.projection_dim is not None:
@@ -138,7 +140,7 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
                 f"{ours}. Received: {theirs}"
             )
         has_reference = funnel.loss_needs_reference or funnel.is_detached
-        if step.options.need_reference and not has_reference:
+        if step.options.loss_needs_reference and not has_reference:
             raise ValueError(
                 "A model that distils, or whose false negatives the reference "
                 "marks, needs the reference in its super-batches or steps: "
@@ -159,8 +161,8 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
             self.train_function = self.test_function = None
         if funnel.reference is not None and not funnel.uses_reference:
             warnings.warn(
-                "`reference` is not used: no stage scores with it, and "
-                "the loss does not use it. To select, set selection="
+                "`reference` is not used, neither by a stage nor by the loss. "
+                "To select, set selection="
                 "SelectionConfig(..., stages=(Stage(candidates=5),))",
                 stacklevel=3,
             )
@@ -336,7 +338,9 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         options["views"] = tuple(
             config_lib.View(**view) for view in options["views"]
         )
-        formats.rename(options, "equal_captions", "a `.keras` file")
+        formats.rename_equal_captions(
+            options, "`equal_captions` of a `.keras` file"
+        )
         config["options"] = step_lib.StepOptions(**options)
         return cls(**config)
 

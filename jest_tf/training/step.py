@@ -93,7 +93,7 @@ class StepOptions:
         return tables.FALSE_NEGATIVES[self.false_negatives]
 
     @property
-    def need_reference(self) -> bool:
+    def loss_needs_reference(self) -> bool:
         """True if the loss uses the reference's embeddings of trained rows."""
         distils = self.distillation_weight + self.similarity_weight > 0.0
         return distils or self.omitted.needs_reference
@@ -105,8 +105,7 @@ class Step:
 
     Attributes:
         learner: maps a batch to `Embeddings`; its weights are updated.
-        reference: likewise, a frozen callable; may be None if neither scores
-            nor the loss need it.
+        reference: likewise, frozen; None if neither scores nor loss need it.
         optimizer: built for the trained `variables`.
         projection: a built `two_tower.Projection` of the learner's embeddings
             to the reference's width, for distillation; None for equal widths.
@@ -259,8 +258,7 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
         rows = sub_batch.needed(step, rows, curated, True)
         rows, places = sub_batch.gather(step, rows, None, views)
     batch, places = sub_batch.add_curated(step, rows, places, curated)
-    # [b/R, Dr], or None if the loss needs none.
-    batch, reference = reference_embeddings(step, batch, reference)
+    batch, reference = reference_embeddings(step, batch, reference)  # or None
     batch = sub_batch.augment(step, batch, places)
 
     # Gradient: of a single loss over all b rows, in micro-batches.
@@ -401,7 +399,7 @@ def reference_embeddings(
         The batch without the reference's keys, and the embeddings `[b/R, Dr]`;
         None if the loss needs none.
     """
-    if not step.options.need_reference:
+    if not step.options.loss_needs_reference:
         return batch, None
     if sub_batch.is_embedded(batch):
         image, text = (batch[name] for name in sub_batch.FROM_REFERENCE)
@@ -465,16 +463,15 @@ def contrastive_loss(
     reference: Embeddings | None,
 ) -> Tensor:
     """Computes the contrastive loss over all b rows, a scalar."""
-    omitted = step.options.omitted
-    if omitted.needs_ids and "caption_id" not in batch:
-        raise ValueError(
-            f"`false_negatives={step.options.false_negatives!r}` needs "
-            f"`caption_id` in the batch. Received: {sorted(batch)}"
-        )
     marking = {}  # only what is set: a user's own loss may not take it
-    if omitted.needs_ids:
+    if step.options.omitted.needs_ids:
+        if "caption_id" not in batch:
+            raise ValueError(
+                f"`false_negatives={step.options.false_negatives!r}` needs "
+                f"`caption_id` in the batch. Received: {sorted(batch)}"
+            )
         marking["ids"] = batch["caption_id"]
-    if omitted.needs_reference:
+    if step.options.omitted.needs_reference:
         marking["reference"] = reference
         marking["margin"] = step.options.false_negative_margin
     return losses.pair_loss(step.loss).train(

@@ -178,7 +178,7 @@ def needed(
 ) -> dict[str, Tensor]:
     """Drops the keys that neither a later stage nor training uses."""
     unused = set(_COUNTED)
-    if is_last and not step.options.need_reference:
+    if is_last and not step.options.loss_needs_reference:
         unused.update(FOR_REFERENCE + FROM_REFERENCE)
     elif is_last and curated is not None and not is_embedded(curated):
         unused.update(FROM_REFERENCE)  # all rows are embedded together
