@@ -86,7 +86,8 @@ def curate(
         left_out = np.zeros(len(store), bool)
     if left_out.any():
         packed = np.packbits(left_out).tobytes()
-        made_by["left_out"] = hashlib.blake2b(packed, digest_size=8).hexdigest()
+        digest = hashlib.blake2b(packed, digest_size=8).hexdigest()
+        made_by["left_out"] = f"{left_out.sum():,} records ({digest})"
     with contextlib.ExitStack() as stack:
         try:
             lock = os.path.join(directory, ".lock")

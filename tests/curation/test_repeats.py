@@ -121,7 +121,9 @@ class RepeatsTest(test_survey.KnownTestCase):
             f"the tests ({output}/near.csv)",
             said.getvalue(),
         )
-        weights = manifest.read(output, self.pool.store).weights
+        made = manifest.read(output, self.pool.store)
+        self.assertStartsWith(made.made_by["left_out"], "19 records (")
+        weights = made.weights
         self.assertEqual(weights[1_980:].sum(), 0.0)
         # Of the others, but for the one without an embedding, a half.
         self.assertAllClose(weights.sum(), 1_980 / 2, atol=1.0)

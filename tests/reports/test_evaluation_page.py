@@ -47,3 +47,4 @@ class PageTest(tf.test.TestCase):
         # Two mistakes of classification. Image 1 has two captions alike, and
         # image 2 none, so both are found late, as is image 2's caption.
         self.assertLen(html_elements.parse(text).images, 2 + 2 + 1)
+        self.assertNotRegex(text, r"<b>\d+\.0")  # of a rank
