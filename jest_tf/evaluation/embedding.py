@@ -35,7 +35,6 @@ class Encoder:
         strategy: Any = None,
     ):
         strategy = strategy or distribution.default()
-        self._learner = learner
         self._tokenizer = tokenizer
         self._image_form = images_lib.make_form(image_form)
         self._num_replicas = strategy.num_replicas_in_sync

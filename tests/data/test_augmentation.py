@@ -57,6 +57,12 @@ class AugmentTest(tf.test.TestCase):
         )
         return (bits.numpy() >> 8) / 2.0**24
 
+    def test_whole_images_without_flip_are_the_images(self):
+        images = random_images(3, 6, 5, 3)
+        self.assertAllEqual(
+            self.augment(images, flip=False, min_area=1), images
+        )
+
     def test_whole_images_are_flipped_exactly_or_kept(self):
         images = random_images(64, 7, 6, 3)
         views = self.augment(images, min_area=1)

@@ -110,6 +110,13 @@ class FaultLogTest(tf.test.TestCase):
         self.assertEqual(log.num_replaced, 1000)
         self.assertLess(peak, os.path.getsize(self.path) / 4)
 
+    def test_no_faults_make_no_file(self):
+        log = reader.FaultLog(self.path, 0.01)
+        log.start(0, 0)
+        log.count(5000, 0)
+        log.close(1)
+        self.assertFalse(os.path.exists(self.path))
+
     def test_the_limit_is_a_share_of_what_was_drawn(self):
         log = reader.FaultLog(None, 0.01)
         # 1 % of 1,024 positions, however few were drawn.

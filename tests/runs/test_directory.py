@@ -67,6 +67,7 @@ class DirectoryTest(tf.test.TestCase):
                     with open(path, encoding="utf-8") as file:
                         self.assertEqual(file.read(), whole)
         self.assertLen(os.listdir(self.workdir), 3)  # nothing beside them
+        self.assertTrue(directory.has_begun(self.workdir))
 
     def test_a_line_that_lacks_its_end_alone_is_completed(self):
         path = self.write(directory.METRICS_FILE, '{"step": 4}')
