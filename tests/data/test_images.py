@@ -211,3 +211,11 @@ class DecodeImageTest(tf.test.TestCase):
                 images.resize_image(image, 8),
                 tf.saturate_cast(tf.round(resized), tf.uint8),
             )
+
+    def test_shape_is_static_in_a_graph(self):
+        dataset = tf.data.Dataset.from_tensors("").map(
+            lambda encoded: images.resize_image(
+                tf.io.decode_image(encoded, 3, expand_animations=False), 8
+            )
+        )
+        self.assertEqual(dataset.element_spec.shape, [8, 8, 3])
