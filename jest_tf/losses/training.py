@@ -67,9 +67,14 @@ def softmax() -> PairLoss:
 def pair_loss(name: str, setting: str = "loss") -> PairLoss:
     """Returns the loss of a name or of a "module:function"."""
     if name in tables.LOSSES:
-        return _called("loss", tables.LOSSES[name])
+        return _built_in(name)
     checks.check(setting, name, checks.name_or_function(*tables.LOSSES))
     return _called(setting, name)
+
+
+@functools.cache
+def _built_in(name):
+    return _called("loss", tables.LOSSES[name])
 
 
 def _called(setting, name):
