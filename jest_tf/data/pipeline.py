@@ -113,21 +113,20 @@ class _Stream:
         """Returns the dataset of the rows that each step chooses from."""
         loader = self.loader
         places = order(loader.store, self.seed, loader.options)
-        stages = make_stored_stages(
-            plan,
-            loss,
-            loader.store,
-            places,
-            self.seed,
-            loader.options,
-            loader.reference,
-        )
         size = plan[0].super_batch_size
         own = self._share(size, "the rows into the first live stage")
-        if stages is not None:
-            positions = stages.positions(self.start_step, own)
-        else:
-            positions = self._consecutive(size, own)
+        positions = self._consecutive(size, own)
+        if plan[0].stored:
+            positions = stored_stages.StoredStages(
+                plan,
+                loss,
+                loader.reference.sidecars,
+                loader.store,
+                places,
+                self.seed,
+                loader.options.clean,
+                loader.options.summaries,
+            ).positions(self.start_step, own)
         return loader.load(
             places,
             positions,
@@ -174,30 +173,6 @@ class _Stream:
         return tf.data.Dataset.counter(self.start_step).map(
             lambda step: step * size + rows
         )
-
-
-def make_stored_stages(
-    plan: Sequence[config_lib.Segment],
-    loss: str,
-    store: stores.Store,
-    order: stream.AnyOrder,
-    seed: int,
-    options: Options,
-    reference: ReferenceInputs,
-) -> stored_stages.StoredStages | None:
-    """Returns the stored stages of a stream, None if it has none."""
-    if not plan[0].stored:
-        return None
-    return stored_stages.StoredStages(
-        plan,
-        loss,
-        reference.sidecars,
-        store,
-        order,
-        seed,
-        options.clean,
-        options.summaries,
-    )
 
 
 def order(

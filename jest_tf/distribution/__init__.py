@@ -10,48 +10,28 @@ from jest_tf.distribution.halves import in_halves, join_halves
 from jest_tf.embeddings import ON_TENSORFLOW
 
 if ON_TENSORFLOW:
-    from jest_tf.distribution.collectives import (
-        Replicas,
-        any_worker,
-        current,
-        has_workers,
-        is_tpu,
-        replica_id,
-    )
-    from jest_tf.distribution.strategy import (
-        build_strategy,
-        default,
-        describe,
-        distribute,
-        has_lost_worker,
-        mirrored,
-        multi_worker_mirrored,
-        peak_memory,
-        share,
-        spread,
-        tpu,
-        writes,
-    )
+    from jest_tf.distribution import collectives as _collectives
+    from jest_tf.distribution import strategy as _strategy
 else:
-    from jest_tf.distribution.collectives_jax import (
-        Replicas,
-        current,
-        replica_id,
-    )
-    from jest_tf.distribution.strategy_jax import (
-        any_worker,
-        build_strategy,
-        default,
-        describe,
-        distribute,
-        has_lost_worker,
-        has_workers,
-        is_tpu,
-        mirrored,
-        multi_worker_mirrored,
-        peak_memory,
-        share,
-        spread,
-        tpu,
-        writes,
-    )
+    from jest_tf.distribution import collectives_jax as _collectives
+    from jest_tf.distribution import strategy_jax as _strategy
+
+Replicas = _collectives.Replicas
+any_worker = _collectives.any_worker
+current = _collectives.current
+has_workers = _collectives.has_workers
+is_tpu = _collectives.is_tpu
+replica_id = _collectives.replica_id
+
+build_strategy = _strategy.build_strategy
+default = _strategy.default
+describe = _strategy.describe
+distribute = _strategy.distribute
+has_lost_worker = _strategy.has_lost_worker
+mirrored = _strategy.mirrored
+multi_worker_mirrored = _strategy.multi_worker_mirrored
+peak_memory = _strategy.peak_memory
+share = _strategy.share
+spread = _strategy.spread
+tpu = _strategy.tpu
+writes = _strategy.writes

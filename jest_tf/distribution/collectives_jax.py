@@ -5,10 +5,12 @@ its named axis takes the place of TensorFlow's replica context.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import keras
+import numpy as np
+from jax.experimental import multihost_utils
 from keras import tree
 
 _running = []  # the collectives of the step being traced, if any
@@ -98,3 +100,25 @@ def running(devices: jax.sharding.Mesh | None) -> Iterator[Replicas | None]:
         yield _running[-1]
     finally:
         _running.pop()
+
+
+def has_workers(strategy) -> bool:
+    """Returns whether several processes train together."""
+    return strategy.num_replicas_in_sync > 1 and jax.process_count() > 1
+
+
+def any_worker(strategy) -> Callable[[bool], bool]:
+    """Returns a function that tells whether any process passes true."""
+    del strategy
+
+    def any_wish(wish):
+        wishes = multihost_utils.process_allgather(np.int32(wish))
+        return bool(np.any(wishes))
+
+    return any_wish
+
+
+def is_tpu(strategy) -> bool:
+    """Returns whether the devices are TPUs."""
+    del strategy
+    return jax.default_backend() == "tpu"

@@ -14,7 +14,6 @@ import jax
 import keras
 import numpy as np
 import tensorflow as tf
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jest_tf import config as config_lib
@@ -111,7 +110,7 @@ def spread(strategy: Devices, function: Callable, model) -> Callable:
     """
     run = embeddings.standalone(function, model)
     mesh = collectives_jax.mesh() if strategy.num_replicas_in_sync > 1 else None
-    if mesh is None or has_workers(strategy):
+    if mesh is None or collectives_jax.has_workers(strategy):
         return run
     shares = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
     return lambda rows: run(jax.device_put(np.asarray(rows), shares))
@@ -134,28 +133,6 @@ def describe(strategy: Devices) -> str:
     return text
 
 
-def has_workers(strategy: Devices) -> bool:
-    """Returns whether several processes train together."""
-    return strategy.num_replicas_in_sync > 1 and jax.process_count() > 1
-
-
-def any_worker(strategy: Devices) -> Callable[[bool], bool]:
-    """Returns a function that tells whether any process passes true."""
-    del strategy
-
-    def any_wish(wish):
-        wishes = multihost_utils.process_allgather(np.int32(wish))
-        return bool(np.any(wishes))
-
-    return any_wish
-
-
-def is_tpu(strategy: Devices) -> bool:
-    """Returns whether the devices are TPUs."""
-    del strategy
-    return jax.default_backend() == "tpu"
-
-
 def peak_memory() -> list[int]:
     """Returns peak bytes in use of the devices that report them."""
     found = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -172,14 +149,14 @@ def has_lost_worker(error: Exception) -> bool:
 
 def share(strategy: Devices) -> tuple[int, int]:
     """Returns this process's number, and how many there are."""
-    if not has_workers(strategy):
+    if not collectives_jax.has_workers(strategy):
         return 0, 1
     return jax.process_index(), jax.process_count()
 
 
 def writes(strategy: Devices) -> bool:
     """Returns whether this process writes the run directory."""
-    return not has_workers(strategy) or jax.process_index() == 0
+    return not collectives_jax.has_workers(strategy) or jax.process_index() == 0
 
 
 def _over(devices):

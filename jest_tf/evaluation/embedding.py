@@ -35,7 +35,6 @@ class Encoder:
         strategy: Any = None,
     ):
         strategy = strategy or distribution.default()
-        self._learner = learner
         self._tokenizer = tokenizer
         self._image_form = images_lib.make_form(image_form)
         self._num_replicas = strategy.num_replicas_in_sync
@@ -51,7 +50,9 @@ class Encoder:
             learner,
         )
         self._memory: dict | None = None
-        self._examples = functools.lru_cache(None)(self._examples_from)
+        self._examples = functools.cache(
+            functools.partial(batches.examples, image_size=self._image_form)
+        )
 
     @contextlib.contextmanager
     def fixed(self) -> Iterator[None]:
@@ -87,13 +88,8 @@ class Encoder:
     def _image_parts(self, store):
         size = self._size(len(store))
         with loading.plain_errors():
-            for batch in self._examples(store, size):
+            for batch in self._examples(store, batch_size=size):
                 yield self._padded(self._encode_image, batch["image"], size)
-
-    def _examples_from(self, store, size):
-        return batches.examples(
-            store, batch_size=size, image_size=self._image_form
-        )
 
     def _text_parts(self, texts):
         size = self._size(len(texts))

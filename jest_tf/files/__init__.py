@@ -114,12 +114,6 @@ def find(pattern: str) -> list[str]:
     return sorted(glob.glob(pattern))
 
 
-def make_folder(path: str) -> None:
-    """Creates a local folder; object stores need none."""
-    if not is_remote(path):
-        os.makedirs(path or ".", exist_ok=True)
-
-
 def remove(path: str) -> None:
     """Deletes a file, if it is there."""
     if is_remote(path):

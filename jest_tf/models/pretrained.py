@@ -102,7 +102,11 @@ def load(name: str) -> reference.Pretrained:
         return _read_keras_file(name)
     hub = tokenizers.import_keras_hub(name)
     backbone = _load_part(hub, name, hub.models.Backbone)
-    reference.check_towers(name, backbone, "get_vision_embeddings")
+    if not hasattr(backbone, "get_vision_embeddings"):
+        raise ValueError(
+            "A pretrained model must have two towers, like SigLIP and CLIP. "
+            f"Received: {name!r}, a {type(backbone).__name__}"
+        )
     preprocessor = _load_part(hub, name, hub.models.CausalLMPreprocessor)
     tokenizer = tokenizers.KerasHubTokenizer.of(
         preprocessor,
@@ -111,9 +115,13 @@ def load(name: str) -> reference.Pretrained:
             backbone.text_encoder.max_sequence_length,
         ),
     )
-    reference.check_tokenizer(
-        name, tokenizer, backbone.text_encoder.vocabulary_size
-    )
+    rows = backbone.text_encoder.vocabulary_size
+    if tokenizer.vocabulary_size > rows:
+        raise ValueError(
+            f"The tokenizer of {name!r} does not belong to its towers: "
+            f"expected token ids below {rows:,}. Received: "
+            f"{tokenizer.vocabulary_size:,} tokens"
+        )
     learner, loss = _two_tower(
         backbone, preprocessor.image_converter, tokenizer.length
     )
@@ -132,8 +140,18 @@ def _load_part(hub, name, kind):
     try:
         return kind.from_preset(preset)
     except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
-        source = _presets(hub).get(preset, {}).get("kaggle_handle", preset)
-        raise reference.load_error(name, "KerasHub", source, error) from error
+        way_out = ""
+        if not os.path.isdir(preset):
+            source = _presets(hub).get(preset, {}).get("kaggle_handle", preset)
+            way_out = (
+                f"It comes from {source}: without a network, download it "
+                "elsewhere, copy its folder here, and name it by "
+                f"'{KERAS_HUB}/path/to/folder' (docs/models.md). "
+            )
+        raise ValueError(
+            f"{name!r} cannot be loaded by KerasHub. {way_out}Received: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _read_keras_file(path):

@@ -75,44 +75,6 @@ class Pretrained(NamedTuple):
     settings: tuple = ()
 
 
-def load_error(
-    name: str, library: str, source: str, error: Exception
-) -> ValueError:
-    """Explains why a library cannot load a public model.
-
-    The library downloads it from `source`, unless it is a local folder.
-    """
-    prefix, _, path = name.partition(":")
-    text = f"{name!r} cannot be loaded by {library}. "
-    if not os.path.isdir(path):
-        text += (
-            f"It comes from {source}: without a network, download it "
-            "elsewhere, copy its folder here, and name it by "
-            f"'{prefix}:/path/to/folder' (docs/models.md). "
-        )
-    received = " ".join(str(error).split())
-    return ValueError(f"{text}Received: {type(error).__name__}: {received}")
-
-
-def check_towers(name: str, model: object, method: str) -> None:
-    """Raises ValueError if a public model lacks a two-tower `method`."""
-    if not hasattr(model, method):
-        raise ValueError(
-            "A pretrained model must have two towers, like SigLIP and CLIP. "
-            f"Received: {name!r}, a {type(model).__name__}"
-        )
-
-
-def check_tokenizer(name: str, tokenizer: Callable, rows: int) -> None:
-    """Raises ValueError if a tokenizer has more ids than the table has rows."""
-    if tokenizer.vocabulary_size > rows:
-        raise ValueError(
-            f"The tokenizer of {name!r} does not belong to its towers: "
-            f"expected token ids below {rows:,}. Received: "
-            f"{tokenizer.vocabulary_size:,} tokens"
-        )
-
-
 def frozen(model: Callable) -> Callable[[dict], Embeddings]:
     """Makes a reference from a Keras model or any callable.
 

@@ -31,7 +31,6 @@ from jest_tf.runs import checkpoints, directory, progress
 from jest_tf.training import flops
 
 _ROWS_SALT = 0x72656E6577
-_BATCH_SIZE = 256
 _BUSY = 0.5  # seconds until a shard that another process writes is looked for
 # Rejected renewals in succession after which no more are made.
 _REJECTIONS = 2
@@ -211,7 +210,6 @@ def embed_records(
     `share` are as in `renew`.
     """
     started = time.monotonic()
-    files.make_folder(folder)
     # Each worker begins elsewhere, and leaves out what others have written.
     shards = np.arange(len(store.shards.paths))
     number, count = share
@@ -221,7 +219,7 @@ def embed_records(
         shards=np.roll(shards, -(number * len(shards) // count)).tolist(),
         progress=progress.Progress("embedding", "records"),
     )
-    encode, reasons = reference.encoder(run, _BATCH_SIZE), {}
+    encode, reasons = reference.encoder(run), {}
     while True:
         summary = embed.write(
             store,
@@ -229,7 +227,6 @@ def embed_records(
             reference.describe(run),
             output,
             image_size=run.image_form,
-            batch_size=_BATCH_SIZE,
         )
         reasons |= summary.reasons
         # Another process may be writing a shard, also one of a dead run.

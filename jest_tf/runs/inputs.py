@@ -295,14 +295,17 @@ def make_stored_stages(
     config: config_lib.TrainConfig, funnel: training.Funnel
 ) -> stored_stages.StoredStages | None:
     """Returns the stored stages of a run; None if it has none."""
-    return pipeline.make_stored_stages(
+    if not funnel.plan[0].stored:
+        return None
+    return stored_stages.StoredStages(
         funnel.plan,
         funnel.scoring_loss,
+        funnel.sidecars,
         funnel.store,
         pipeline.order(funnel.store, config.seed, funnel.options),
         config.seed,
-        funnel.options,
-        funnel.inputs,
+        funnel.options.clean,
+        funnel.options.summaries,
     )
 
 

@@ -54,13 +54,6 @@ class EvaluateStoreTest(tf.test.TestCase):
                 },
             )
 
-    def test_without_labels_there_is_no_zero_shot(self):
-        write_shard(self.path, [(*row[:3], "") for row in ROWS])
-        self.store = stores_lib.open_store(self.path)
-        found = self.evaluate(Oracle())
-        self.assertLen(found, 8)
-        self.assertAllClose(found["image_to_text/recall@1"], 4 / 5)
-
     def test_a_short_last_batch_is_not_traced_again(self):
         learner = Oracle()
         self.evaluate(learner)

@@ -1,6 +1,5 @@
 """Files are written whole or not at all, wherever they are."""
 
-import concurrent.futures
 import errno
 import json
 import os
@@ -300,15 +299,6 @@ class LocalTest(FilesTestCase):
         files.delete_partial(self.path)
         self.assertEqual(os.listdir(os.path.dirname(self.path)), ["file"])
 
-    def test_the_temporary_name_is_hidden_and_has_the_suffix(self):
-        with files.written_whole(self.path, ".h5") as partial:
-            name = os.path.basename(partial)
-            self.assertStartsWith(name, ".file.")
-            self.assertEndsWith(name, ".partial.h5")
-            with open(partial, "wb") as file:
-                file.write(b"new")
-        self.assertEqual(files.read_whole(self.path), b"new")
-
     def test_two_processes_cannot_hold_a_lock_until_one_is_killed(self):
         process = self.start(HOLDER)
         with self.assertRaises(BlockingIOError), files.locked(self.path):
@@ -432,12 +422,6 @@ class PagesTest(remote_files.Ram, tf.test.TestCase):
         self.read((10, 11))
         self.assertEqual(self.fetched, [(10, 20)])
 
-    def test_a_failed_fetch_is_tried_anew(self):
-        with mock.patch.object(remote, "open_file", side_effect=OSError("no")):
-            with self.assertRaisesRegex(OSError, "no"):
-                self.read((3, 4))
-        self.read((3, 4))
-
     def test_a_file_in_the_place_of_another_is_noticed(self):
         self.read((3, 4))
         self.content = bytes(94)
@@ -446,17 +430,6 @@ class PagesTest(remote_files.Ram, tf.test.TestCase):
             self.read((13, 14))
         self.file = files.open_pages(self.path)
         self.read((3, 4))
-
-    def test_threads_share_a_fetch(self):
-        ready = threading.Barrier(4)
-
-        def ask(place):
-            ready.wait(10)
-            self.read((place, place + 1))
-
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            list(pool.map(ask, range(4)))
-        self.assertEqual(self.fetched, [(0, 10)])
 
 
 class FaultTest(remote_files.Gcs, tf.test.TestCase):

@@ -67,6 +67,7 @@ class DirectoryTest(tf.test.TestCase):
                     with open(path, encoding="utf-8") as file:
                         self.assertEqual(file.read(), whole)
         self.assertLen(os.listdir(self.workdir), 3)  # nothing beside them
+        self.assertTrue(directory.has_begun(self.workdir))
 
     def test_a_line_that_lacks_its_end_alone_is_completed(self):
         path = self.write(directory.METRICS_FILE, '{"step": 4}')
@@ -101,16 +102,3 @@ class RemoteDirectoryTest(remote_files.Gcs, tf.test.TestCase):
     def test_two_runs(self):
         with directory.locked(self.folder):
             self.assert_refused(self.folder, "Another process is training")
-
-    def test_rows_are_appended_cut_back_and_read(self):
-        with directory.locked(self.folder):
-            for step in range(4):
-                directory.append(self.folder, LOGS[0], {"step": step})
-            directory.sync_logs(self.folder)
-            directory.cut_back(self.folder, 2)
-            directory.append(self.folder, LOGS[0], {"step": 3, "again": True})
-        self.assertEqual(
-            directory.read_rows(self.folder, LOGS[0]),
-            [{"step": 0}, {"step": 1}, {"step": 2}, {"step": 3, "again": True}],
-        )
-        self.assertTrue(directory.has_begun(self.folder))

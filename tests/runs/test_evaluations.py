@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import tempfile
 import types
 from unittest import mock
@@ -143,26 +142,3 @@ class EvaluationTest(tf.test.TestCase):
         for row in (callback.run(3), again.run(3), self.logged[3]):
             self.assertNotIn("flops/step", row)
             self.assertLen(row, 11)
-
-
-class OpenDataTest(tf.test.TestCase):
-    def test_names_are_of_the_data_and_of_the_stores(self):
-        folder = self.get_temp_dir()
-        path = f"{folder}/some.tfrecord"
-        write_shard(path, ROWS[:3])
-        indexes = f"{folder}/indexes"
-
-        def opened(name):
-            store = config.EvaluationStore(name, (path,), label_field="concept")
-            return evaluation.open_stores(
-                config.EvaluationConfig((path,), (store,)).named,
-                config.DataConfig(index_dir=indexes),
-            )
-
-        found = opened("other")
-        self.assertEqual([*found], ["some", "other"])
-        for store in found.values():
-            self.assertEqual(store.tasks, ("retrieval", "zero_shot"))
-        self.assertLen(os.listdir(indexes), 1)
-        with self.assertRaisesRegex(ValueError, "different .*'some' twice"):
-            opened("some")

@@ -22,7 +22,7 @@ _SALT = 0x7265636F67
 def recognised_share(
     sidecars: reading.Sidecars,
     store: stores.Store,
-    rows: np.ndarray | None = None,
+    rows: np.ndarray,
     seed: int = 0,
 ) -> float:
     """Estimates the share of pairs that a reference tells from mismatches.
@@ -32,13 +32,11 @@ def recognised_share(
     recognised.
 
     Args:
-        rows: bool [n], true for records to consider; None takes all.
+        rows: bool [n], true for records to consider.
         seed: of the sample of at most `NUM_PAIRS` pairs.
     """
     random = np.random.default_rng([seed, _SALT])
-    sampled = random.permutation(
-        len(store) if rows is None else np.flatnonzero(rows)
-    )
+    sampled = random.permutation(np.flatnonzero(rows))
     # Some may have no embeddings.
     sampled = np.sort(sampled[: 2 * NUM_PAIRS])
     captions, image, text = sidecars.read_numbered(

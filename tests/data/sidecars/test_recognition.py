@@ -19,18 +19,14 @@ def sidecars_of(image, text, valid):
     return mock.Mock(read_numbered=read_numbered)
 
 
-def store_of(count):
-    store = mock.MagicMock(ids=lambda rows: rows + 7)
-    store.__len__.return_value = count
-    return store
-
-
 class RecognisedShareTest(tf.test.TestCase):
     def share(self, image, text, valid=None, rows=None):
         count = len(image)
         valid = np.ones(count, bool) if valid is None else valid
+        rows = np.ones(count, bool) if rows is None else rows
         sidecars = sidecars_of(image, text, valid)
-        return recognition.recognised_share(sidecars, store_of(count), rows)
+        store = mock.Mock(ids=lambda rows: rows + 7)
+        return recognition.recognised_share(sidecars, store, rows)
 
     def pairs(self, matched):
         """Pairs of which the first so many have equal embeddings."""

@@ -421,13 +421,3 @@ class RemoteTest(IndexTestCase):
         indexes = self.path("indexes")
         self.assertEqual(self.number_of_scans(remote, index_dir=indexes), 1)
         self.assertEqual(self.number_of_scans(remote, index_dir=indexes), 0)
-
-
-class ProgressTest(IndexTestCase):
-    def test_the_first_shard_at_fault_is_named(self):
-        paths = [self.shard, self.path("b.tfrecord"), self.path("c.tfrecord")]
-        for path in paths[1:]:
-            with open(path, "wb") as file:
-                file.write(b"x" * 100)
-        with self.assertRaisesRegex(ValueError, "b.tfrecord is not"):
-            self.open(paths)

@@ -57,12 +57,6 @@ class StoreTest(shard_files.FolderTestCase):
         self.assertEqual(self.store.read(nothing), [])
         self.assertAllEqual(self.store.ids(nothing), nothing)
 
-    def test_a_row_out_of_range_is_an_index_error(self):
-        for row in (-1, 22, 2**40):
-            for method in (self.store.read, self.store.ids):
-                with self.assertRaisesRegex(IndexError, rf"\[0, 22\).*{row}"):
-                    method(np.array([3, row]))
-
     def test_captions_and_columns_are_in_order_without_faults(self):
         shard_files.write_shard(
             self.path("d"),
@@ -191,11 +185,6 @@ class OpenTest(shard_files.FolderTestCase):
         with open(self.path("a.png"), "w") as file:
             file.write("image")
         return self.path("b.csv")
-
-    def test_a_file_of_an_unknown_name_is_a_tfrecord(self):
-        os.rename(self.path("a.tfrecord"), self.path("part-0"))
-        store = stores.open_store(self.path("part-0"))
-        self.assertLen(store, 3)
 
     def test_a_store_of_only_faults_is_refused(self):
         path = shard_files.write_shard(

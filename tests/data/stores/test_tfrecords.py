@@ -1,7 +1,6 @@
 """Tests of TFRecord shards: frames, schemas and damage."""
 
 import os
-import struct
 
 import numpy as np
 import oracles
@@ -172,11 +171,3 @@ class ChecksumTest(tf.test.TestCase):
             self.assertEqual(
                 tfrecords.masked_crc32c(data), oracles.masked_crc32c(data)
             )
-
-    def test_the_size_of_a_frame_needs_its_checksum(self):
-        size = struct.pack("<Q", 300)
-        masked = oracles.masked_crc32c(size)
-        header = size + struct.pack("<I", masked)
-        self.assertEqual(tfrecords.frame_size(header), 300)
-        self.assertIsNone(tfrecords.frame_size(header[:11]))
-        self.assertIsNone(tfrecords.frame_size(b"\1" + header[1:]))
