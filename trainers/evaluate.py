@@ -1,6 +1,8 @@
 """The command `jest-tf evaluate` as a module.
 
-python -m trainers.evaluate --workdir runs/jest
+    python -m trainers.evaluate --workdir runs/jest
+
+`--help` explains the flags; `jest_tf.cli.evaluate` runs the command.
 """
 
 import functools

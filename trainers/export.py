@@ -2,6 +2,8 @@
 
     python -m trainers.export --model runs/jest --format saved_model \
         --output exported/jest
+
+`--help` explains the flags; `jest_tf.cli.export` runs the command.
 """
 
 import functools

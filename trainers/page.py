@@ -1,6 +1,8 @@
 """The command `jest-tf page` as a module.
 
-python -m trainers.page --workdir runs/jest
+    python -m trainers.page --workdir runs/jest
+
+`--help` explains the flags; `jest_tf.cli.page` runs the command.
 """
 
 import functools

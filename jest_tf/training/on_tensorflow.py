@@ -59,6 +59,15 @@ class Trainer(keras_fit.TrainerHooks):
                 autograph=False,
             ).get_concrete_function(spec)
 
+    def train_step(self, data):
+        """Runs one step on a super-batch; returns the metrics' running means.
+
+        The stages that score are those of the segment in which the step is
+        traced.
+        """
+        segment = self.stepper.segment_at(self.steps_done)
+        return self._step(segment, data)[0]["logs"]
+
     def test_step(self, data):
         """Computes the contrastive loss of a batch, in evaluation mode."""
         return self.stepper.test(data, self.num_replicas)

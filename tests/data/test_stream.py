@@ -97,6 +97,17 @@ class BlockOrderTest(tf.test.TestCase):
                     self.assertEqual(rows.dtype, np.int64)
                     self.assertAllEqual(np.sort(rows), np.arange(n))
 
+    def test_a_row_does_not_depend_on_its_neighbours(self):
+        order = stream.Order(1003, seed=1, block_size=4)
+        rng = np.random.default_rng(0)
+        positions = rng.integers(0, 10**6, 500)
+        rows = order.rows(positions)
+        for i in range(0, 500, 50):
+            self.assertAllEqual(
+                order.rows(positions[i : i + 1]), rows[i : i + 1]
+            )
+        self.assertEmpty(order.rows(positions[:0]))
+
     def test_windows_hold_whole_blocks(self):
         # 64 blocks of 8 are a window of 512; the last window takes the rest,
         # and with it up to 127 blocks.

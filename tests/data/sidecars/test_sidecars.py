@@ -278,6 +278,21 @@ class RamSidecarsTest(SidecarsTest):
     def sidecar_folder(self):
         return f"ram://{self.id()}"
 
+    def test_a_sidecar_replaced_while_it_is_read_is_noticed(self):
+        self.assert_reads([3])
+        self.text = np.concatenate([self.text] * 2)
+        self.write(
+            DESCRIPTION._replace(fingerprint="other"),
+            overwrite=True,
+            arrays={"captions": 2 * self.counts},
+        )
+        self.assert_reads([3])  # of the pages that are kept
+        with (
+            mock.patch.object(remote, "PAGES", remote.Pages()),
+            self.assertRaisesRegex(ValueError, "was replaced by another"),
+        ):
+            self.sidecars.read([3], [0], [1021])
+
 
 @pytest.mark.slow
 class GcsSidecarsTest(SidecarsTest):
