@@ -62,10 +62,10 @@ class Trainer(keras_fit.TrainerHooks):
     def train_step(self, data):
         """Runs one step on a super-batch; returns the metrics' running means.
 
-        The stages that score are those of the segment in which the step is
-        traced.
+        For custom training loops: `fit` runs `make_train_function`'s programs.
+        The stages that score are those of the step at which this is traced.
         """
-        segment = self.stepper.segment_at(self.steps_done)
+        segment = self.stepper.segment_at(self.steps_done())
         return self._step(segment, data)[0]["logs"]
 
     def test_step(self, data):

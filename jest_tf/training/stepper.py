@@ -118,14 +118,15 @@ class Stepper:
         """Replaces fields of `step`."""
         self.step = dataclasses.replace(self.step, **changes)
 
-    def _segment_at(self, step):
+    def segment_at(self, step: int) -> config_lib.Segment | None:
+        """Returns the segment of the plan that has a step; None without plan."""
         return config_lib.segment_at(self.plan, step) if self.plan else None
 
     def begin_fit(self, steps_done: Callable[[], int]) -> None:
         """Forgets the last `fit`; checks that there is a needed reference."""
         self._next_step, self._last_logs = None, {}
         if self.step.optimizer is not None:
-            segment = self._segment_at(steps_done())
+            segment = self.segment_at(steps_done())
             dataclasses.replace(self.step, segment=segment).check_reference()
 
     def begin_execution(
@@ -138,7 +139,7 @@ class Stepper:
             self._next_step = steps_done()
         first = self._next_step
         self._next_step += num_steps
-        return self._segment_at(first)
+        return self.segment_at(first)
 
     def run(
         self,

@@ -187,6 +187,19 @@ class StepTest(TrainingTestCase):
                 step_by_hand(twin, rows_of(batch, rows), LOSSES[loss])
             self.assert_same_weights(learner, twin, **TOLERANCE)
 
+    def test_a_loop_of_ones_own_equals_fit(self):
+        batches = tiny.super_batches(2)
+        fitted, eager, traced = build(), build(), build()
+        history = fit(fitted, batches).history
+        for model, step in (
+            (eager, eager.train_step),
+            (traced, tf.function(traced.train_step)),
+        ):
+            for batch in batches:
+                logs = step(tf.nest.map_structure(tf.constant, batch))
+            self.assert_same_weights(model.learner, fitted.learner, **TOLERANCE)
+            self.assertAllClose(logs["loss"], history["loss"][-1])
+
     def test_the_metrics_are_those_of_the_draw_and_the_batch(self):
         (batch,) = tiny.super_batches()
         learner, reference = tiny.learner(0), tiny.learner(5)
