@@ -41,7 +41,7 @@ OLDEST_TESTS ?=
 JAX_TESTS ?= tests/on_jax tests/selection tests/losses tests/models tests/runs \
   tests/evaluation tests/curation tests/inference/test_embedder.py \
   tests/data/test_stored_stages.py tests/training/test_step.py \
-  tests/test_docs.py::PagesTest::test_every_recipe_is_traced_after_the_commands_of_its_header
+  tests/test_docs.py::PagesTest::test_every_recipe_runs_after_the_commands_of_its_header
 JAX_MARK ?= not slow
 
 # Where the benchmarks on real data keep sources, data and runs: 10 GB each if

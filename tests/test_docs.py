@@ -437,7 +437,7 @@ class PagesTest(DocsTestCase):
         _, printed = self.run_page("docs/buckets.md", FEW)
         self.assertIn("already finished", printed)
 
-    def test_every_recipe_is_traced_after_the_commands_of_its_header(self):
+    def test_every_recipe_runs_after_the_commands_of_its_header(self):
         import presets
 
         self.preset()
@@ -471,9 +471,12 @@ class PagesTest(DocsTestCase):
                     settings += ["data.image_size=32"]
             if recipe.reference.projection == 1152:  # the preset's is 16
                 settings += ["reference.projection=16"]
-            *before, last = header_commands(path)
-            for line in (*before, [*last, "--dry-run"]):
+            *_, last = lines = header_commands(path)
+            for line in lines:
                 self.run_command(line, settings)
+            run = last[last.index("--workdir") + 1]
+            rows = directory.read_rows(run, "metrics.jsonl")
+            self.assertEqual(rows[-1]["step"], 2, path)
 
     def test_the_python_blocks_of_every_other_page_run(self):
         for page in PAGES:

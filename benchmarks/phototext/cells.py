@@ -29,6 +29,7 @@ _DISTILLED = f"{_FEATURES} {_SIMILAR}"
 _SAME_WIDTH = "reference.distillation_weight=4 reference.similarity_weight=1"
 _CUT = {"cut": 3}
 _APART = "data.curated={data}/apart-*.tfrecord data.curated_rows="
+_GENERAL = "data.curated={data}/apart_general-*.tfrecord data.curated_rows=64"
 
 
 def _rate(rate):
@@ -229,12 +230,13 @@ _STEERED = tuple(
 START = "apart_general_general_3000"
 COPY = "tuned_copy_300"
 _TUNED_LENGTHS = (125, 250, 500)
+_AS_DEAR = (830,)  # as many FLOPs as a stage's 500 steps and the copy's 300
 MIXES = 0.25, 0.5, 0.75
 
 
 def _tuned(method, *settings, lengths=_TUNED_LENGTHS, **changes):
     rate = _rate("5e-4"), "optimizer.warmup_steps=50"
-    words = " ".join((*settings, *rate))
+    words = " ".join((*rate, *settings))
     cell = Cell(method, lengths, words, _OTHERS, "part_shop60")
     return cell._replace(recipe="photos", start=START, mixes=MIXES)._replace(
         **changes
@@ -244,8 +246,8 @@ def _tuned(method, *settings, lengths=_TUNED_LENGTHS, **changes):
 _TUNED = (
     Cell("general", (3000,), pool="apart_general", recipe="photos"),
     _tuned("copy", lengths=(300,), pool="apart_checked", seeds=(0,)),
-    _tuned("checked", lengths=(150, 300), pool="apart_checked"),
-    _tuned("plain"),
+    _tuned("checked", lengths=(150, 300, *_AS_DEAR), pool="apart_checked"),
+    _tuned("plain", lengths=(*_TUNED_LENGTHS, *_AS_DEAR)),
     _tuned("lit", "model.frozen=image_tower"),
     _tuned("lora", "model.lora_rank=16"),
     _tuned("plain_distilled", _SAME_WIDTH, reference=START),
@@ -260,6 +262,28 @@ _TUNED = (
     ),
     _tuned(
         "stored_3_distilled_by_copy", _stored(3), _SAME_WIDTH, reference=COPY
+    ),
+    # A quarter of every batch is of the general model's own training data.
+    _tuned("plain_replayed", _GENERAL),
+    _tuned(
+        *("checked_replayed", _GENERAL),
+        lengths=(150, 300),
+        pool="apart_checked",
+    ),
+    _tuned("top_3_by_copy_replayed", _GENERAL, reference=COPY, cut=3),
+    _tuned("stored_3_by_copy_replayed", _stored(3), _GENERAL, reference=COPY),
+    _tuned("jest_by_copy_replayed", _live(5), _GENERAL, reference=COPY),
+    _tuned("lora_at_2e-3", "model.lora_rank=16", _rate("2e-3")),
+    _tuned("lora_at_8e-3", "model.lora_rank=16", _rate("8e-3")),
+    _tuned("plain_at_2e-3", _rate("2e-3")),
+    _tuned(
+        "stored_3_by_copy_at_2e-3", _stored(3), _rate("2e-3"), reference=COPY
+    ),
+    _tuned(
+        "both_by_copy",
+        _stored(3),
+        "selection.stages.1.candidates=5",
+        reference=COPY,
     ),
 )
 
