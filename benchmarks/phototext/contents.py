@@ -273,10 +273,15 @@ def _tuning(found):
         if method in by_method:
             both = [by_method[method].get(mix) for mix in (1.0, _MIX)]
             alone = both[0]
-            line = found["tuned"].results.line(method, _TUNED_LEVEL)
+            results = found["tuned"].results
+            line = results.line(method, _TUNED_LEVEL)
+            # The start is given; a copy is tuned for this.
+            by_copy = results.runs.loc[line.cell, "reference"].eq(cells.COPY)
+            spent = results.flops(line, "all" if by_copy.all() else "paper")
             rows.append(
                 (
-                    *(what, f"{line.steps:,}", str(len(alone))),
+                    *(what, f"{line.steps:,}", f"{spent / 1e12:.1f}"),
+                    str(len(alone)),
                     *(
                         _by_seed(values)
                         for change in both
@@ -287,7 +292,7 @@ def _tuning(found):
             )
     return tables.rows_under(
         (
-            *("tuning", "steps", "seeds", "gain", "forgotten"),
+            *("tuning", "steps", "TFLOPs", "seeds", "gain", "forgotten"),
             *(f"gain, {_MIX:g} of it", f"forgotten, {_MIX:g} of it"),
         ),
         rows,

@@ -484,12 +484,12 @@ class Results:
         counts = ["flops_step", "flops_stored"]
         counts += ["flops_renewals", "flops_embedded"]
         own = self.runs.loc[cell, seed].fillna(0)[counts].sum()
-        references = sum(
+        share = {"paper": 0, "shared": 1 / _SHARED, "all": 1}[cost]
+        names = self._references(cell) if share else ()
+        return own + share * sum(
             self._flops(name, self.runs.loc[name].index[0], "paper")
-            for name in self._references(cell)
+            for name in names
         )
-        shares = {"paper": 0, "shared": 1 / _SHARED, "all": 1}
-        return own + shares[cost] * references
 
     def _references(self, cell):
         """The cells of all models that chose for a run, or for those models."""
