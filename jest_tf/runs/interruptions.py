@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 
 from jest_tf import distribution
+from jest_tf.embeddings import ON_TENSORFLOW
 from jest_tf.runs import directory, steps
 from jest_tf.training import stepper
 
@@ -31,8 +32,9 @@ class Signals(keras.callbacks.Callback):
     It is a context manager, which restores the handlers at its end, and a
     callback of `fit`, to be placed after the callbacks that log and save a step
     and before slow ones. Outside of steps, and in the first step, which changes
-    nothing worth saving, `Preempted` is raised at once. A second SIGINT kills.
-    Ignored signals stay ignored, and only the main thread handles signals.
+    nothing worth saving, `Preempted` is raised at once; not in the first step
+    on JAX, which may crash. A second SIGINT kills. Ignored signals stay
+    ignored, and only the main thread handles signals.
 
     Attributes:
         received: the name of the signal; None before any.
@@ -104,7 +106,7 @@ class Signals(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         """Defers signals, as the state changes from here on."""
         if self._any_worker is None:
-            self._at_once = not self._has_stepped
+            self._at_once = ON_TENSORFLOW and not self._has_stepped
             self._raise_if_received()
 
     def on_train_batch_end(self, batch, logs=None):

@@ -58,9 +58,8 @@ class Trainer(keras_fit.Averages):
             return super().fit(_in_halves(x), *args, **kwargs)
         except TypeError as error:
             # After any error Keras 3.15 averages weights, which may be gone.
-            frames = traceback.extract_tb(error.__traceback__)
-            names = {frame.name for frame in frames}
-            if error.__context__ and "finalize_variable_values" in names:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            if error.__context__ and last.name == "value":
                 raise error.__context__ from None
             raise
 

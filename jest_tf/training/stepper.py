@@ -119,7 +119,7 @@ class Stepper:
         self.step = dataclasses.replace(self.step, **changes)
 
     def segment_at(self, step: int) -> config_lib.Segment | None:
-        """Returns the segment of the plan that has a step; None without plan."""
+        """Returns the segment of a step, None without a plan."""
         return config_lib.segment_at(self.plan, step) if self.plan else None
 
     def begin_fit(self, steps_done: Callable[[], int]) -> None:

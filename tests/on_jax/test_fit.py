@@ -187,6 +187,19 @@ class FitTest(tf.test.TestCase):
         self.assertAllClose(record.losses, expected)
         self.assertAllEqual(fits.weights_of(model), record.seen[-1])
 
+    def test_an_error_of_a_step_is_raised_as_it_is(self):
+        # The state went into the step, and did not come back to be averaged.
+        model = fits.jest(ema=0.5)
+        for error in (ValueError("no"), SystemExit(75)):
+            with (
+                mock.patch.object(
+                    model.stepper, "end_execution", side_effect=error
+                ),
+                self.assertRaises(type(error)) as found,
+            ):
+                model.fit(fits.dataset(), verbose=0)
+            self.assertIs(found.exception, error)
+
     def test_bfloat16_trains(self):
         model = fits.jest(of_towers={"dtype": "mixed_bfloat16"})
         exact = fits.trained(fits.jest(), fits.dataset().take(1)).losses
