@@ -86,7 +86,17 @@ def _mix_with_start(run, share):
     """
     config, learner = run.config, run.learner
     check_model(config.model.init_from, "model.init_from")
-    start = models.adapted(load(config.model.init_from).learner, config)
+    start = load(config.model.init_from).learner
+    about = directory.read(run.name, directory.LEARNER_FILE)
+    now = reference.fingerprint(start)
+    if about.get("start", now) != now:
+        raise ValueError(
+            "`mix` needs the model that the run started from: expected "
+            f"`model.init_from` {config.model.init_from!r} with the weights "
+            f"that {run.name!r} began with. Received: other weights; put the "
+            "old back, or leave out `mix`"
+        )
+    start = models.adapted(start, config)
     taken = config.model.init_tower
     own, first = (
         getattr(model, taken) if taken else model for model in (learner, start)
@@ -182,12 +192,14 @@ class Start(NamedTuple):
     """The start of a run's learner, built from the size of its vocabulary.
 
     `tokenizer` is that of `model.init_from` or `data.vocabulary`; None without
-    both, or if the run directory has a tokenizer.
+    both, or if the run directory has a tokenizer. `fingerprint` is that of
+    `model.init_from`, if the run begins there.
     """
 
     build: Callable[[int], models.TwoTower]
     image_form: images.Form
     tokenizer: Callable | None
+    fingerprint: str = ""
 
 
 def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
@@ -233,6 +245,7 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
         functools.partial(models.start_from, initial.learner, config),
         image_form,
         tokenizer if taken == "image_tower" else initial.tokenizer,
+        reference.fingerprint(initial.learner),
     )
 
 
@@ -328,10 +341,13 @@ def warn_of_cut_captions(store: stores_lib.Store, tokenizer: Callable) -> None:
 
 
 def write_learner(
-    workdir: str, learner: models.TwoTower, image_form: images.Form
+    workdir: str, learner: models.TwoTower, image_form: images.Form, start: str
 ) -> None:
-    """Writes the architecture of a learner that began as `model.init_from`."""
-    content = json.loads(models.to_json(learner))
+    """Writes the architecture of a learner that began as `model.init_from`.
+
+    `start` is the fingerprint of that model's weights.
+    """
+    content = json.loads(models.to_json(learner)) | {"start": start}
     content["image_form"] = dataclasses.asdict(image_form)
     directory.write(workdir, directory.LEARNER_FILE, content)
 
@@ -340,6 +356,7 @@ def _read_learner(workdir, config, *, has_adapters=True):
     """Builds a run's learner; its final weights have adapters merged."""
     with directory.as_written(workdir, directory.LEARNER_FILE, Exception):
         content = directory.read(workdir, directory.LEARNER_FILE)
+        content.pop("start", None)  # `_mix_with_start` reads it
         form = content.pop("picture", None)  # until 0.3.0
         image_form = images.Resizing(**(form or content.pop("image_form")))
     text = json.dumps(content)

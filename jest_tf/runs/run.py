@@ -200,9 +200,12 @@ def _build(run):
     config = run.config
     size = run.tokenizer.vocabulary_size
     model = inputs.build_model(config, run.opened, run.workdir, size)
-    image_form = run.opened.start.image_form
-    if config.model.init_from:
-        loading.write_learner(run.output, model.learner, image_form)
+    start = run.opened.start
+    image_form = start.image_form
+    if start.fingerprint:
+        loading.write_learner(
+            run.output, model.learner, image_form, start.fingerprint
+        )
     encoder = evaluation.Encoder(
         model.learner,
         run.tokenizer,

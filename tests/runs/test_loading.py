@@ -234,7 +234,8 @@ class MixTest(tf.test.TestCase):
         self.start.save(f"{self.folder}/start.keras")
         directory.save_learner(self.workdir, self.end)
         form = images_lib.Resizing(tiny.IMAGE_SIZE)
-        loading.write_learner(self.workdir, self.end, form)
+        self.digest = reference.fingerprint(self.start)
+        loading.write_learner(self.workdir, self.end, form, self.digest)
 
     def write(self, **model):
         settings = config.TrainConfig(
@@ -254,6 +255,16 @@ class MixTest(tf.test.TestCase):
             ):
                 expected = share * last.numpy() + (1 - share) * first.numpy()
                 self.assertAllClose(one, expected, msg=one.path)
+
+    def test_another_start_is_refused_if_its_weights_are_recorded(self):
+        self.write(init_from=f"{self.folder}/start.keras")
+        tiny.learner(seed=2).save(f"{self.folder}/start.keras")
+        with self.assertRaisesRegex(ValueError, "`mix` .*: other weights"):
+            loading.load(self.workdir, mix=0.5)
+        about = directory.read(self.workdir, directory.LEARNER_FILE)
+        self.assertEqual(about.pop("start"), self.digest)
+        directory.write(self.workdir, directory.LEARNER_FILE, about)
+        loading.load(self.workdir, mix=0.5)
 
     def test_only_a_taken_tower_has_a_start(self):
         self.write(
@@ -374,6 +385,11 @@ class AdaptersTest(tf.test.TestCase):
             one.learner.variables, other.learner.variables, strict=True
         ):
             self.assertAllEqual(variable, same)
+        digests = [
+            directory.read(name, directory.LEARNER_FILE)["start"]
+            for name in (whole, stopped)
+        ]
+        self.assertEqual(digests, 2 * [reference.fingerprint(self.start)])
         self.assertEqual(
             reference.describe(one)._replace(name=""),
             reference.describe(other)._replace(name=""),

@@ -64,7 +64,7 @@ def write_run(workdir, **model):
     tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3).save(workdir)
     learner = tiny.learner()
     image_form = images.Resizing(tiny.IMAGE_SIZE)
-    loading.write_learner(workdir, learner, image_form)
+    loading.write_learner(workdir, learner, image_form, "")
     directory.save_learner(workdir, learner)
 
 
@@ -168,7 +168,8 @@ class FunctionsTest(StrangersTestCase):
         module = importlib.import_module("own_layers")
         learner = tiny.learner(extra=[module.Doubled()])
         write_run(self.workdir)
-        loading.write_learner("run", learner, images.Resizing(tiny.IMAGE_SIZE))
+        image_form = images.Resizing(tiny.IMAGE_SIZE)
+        loading.write_learner("run", learner, image_form, "")
         directory.save_learner("run", learner)
         learner.save("model.keras")
         self.assertIn("--trust", directory.command("page", "run"))
