@@ -185,9 +185,14 @@ def _slices(workdir, config, fields):
         rows = order_at(segment.reference or 0).rows(positions)
         with directory.as_written(workdir, directory.DRAWS_FILE, ValueError):
             trained = np.array(row["ids"], np.int64)
-        kept = np.isin(store.ids(rows), trained)
-        for each, some in zip(counts, (rows, rows[kept]), strict=True):
-            np.add.at(each, some, 1)
+        # A small pool offers an id several times, and not all need pass.
+        ids, places, times = np.unique(
+            store.ids(rows), return_index=True, return_counts=True
+        )
+        others, kept = np.unique(trained, return_counts=True)
+        _, here, there = np.intersect1d(ids, others, True, True)
+        np.add.at(counts[0], rows, 1)
+        counts[1, rows[places[here]]] += np.minimum(times[here], kept[there])
         steps += 1
     if not counts[1].any():
         raise ValueError(
