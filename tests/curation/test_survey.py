@@ -53,11 +53,13 @@ class KnownTestCase(tf.test.TestCase):
         return os.path.join(cls.folder, f"{name}.tfrecord")
 
     @classmethod
-    def write(cls, name, image, text, **changes):
+    def write(cls, name, image, text, *, invalid=-2, **changes):
         """Writes a shard and its sidecar; returns the sidecars.
 
         The record before the last has no embeddings, and is left out.
         """
+        valid = np.ones(len(image), bool)
+        valid[invalid] = False
         payloads = [
             shard_files.serialize(id=row, image=IMAGE, caption=f"{name} {row}")
             for row in range(len(image))
@@ -69,7 +71,7 @@ class KnownTestCase(tf.test.TestCase):
             image,
             text,
             DESCRIPTION._replace(**changes),
-            valid=np.arange(len(image)) != len(image) - 2,
+            valid=valid,
         )
         return sidecars.Sidecars(store)
 
@@ -128,11 +130,16 @@ class SurveyTest(KnownTestCase):
 
     def test_a_few_pairs_are_too_few(self):
         few = self.write("few", *pool_pairs.pairs(64, 1.0, 2)[:2])
-        for sets, name in (
-            ((few, self.curated), "pool"),
-            ((self.pool, few), "curated set"),
+        none = pool_pairs.pairs(2, 1.0, 2)[:2]
+        none = self.write("none", *none, invalid=slice(None))
+        for sets, message in (
+            ((few, self.curated), "64 records of the pool .*Received: 63"),
+            ((self.pool, few), "64 records of the curated set .*Received: 63"),
+            (
+                (self.pool, self.curated, none),
+                "1 record of the tests .*Received: none of 2",
+            ),
         ):
-            message = f"64 records of the {name} .*Received: 63"
             with self.assertRaisesRegex(ValueError, message):
                 survey.survey(*sets)
 
