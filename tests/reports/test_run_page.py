@@ -1,6 +1,7 @@
 """The page of a run shows the run's own examples, escaped."""
 
 import base64
+import dataclasses
 import functools
 import json
 import os
@@ -19,7 +20,7 @@ import tiny
 from jest_tf import config
 from jest_tf.data import pipeline, stores, tokenizers
 from jest_tf.evaluation import slices
-from jest_tf.reports import run_page
+from jest_tf.reports import charts, run_page
 from jest_tf.runs import directory
 
 CAPTIONS = (["<b>a & b"], ["c", "d"], ["e\"f' <script>"], [" ", "عربى"])
@@ -170,6 +171,31 @@ class PageTest(tf.test.TestCase):
             "Step 3, val: image to text MRR 0.500",
         ):
             self.assertIn(title, text)
+
+    def test_a_run_without_a_stage_has_its_scores_since_the_start(self):
+        tuned = dataclasses.replace(
+            self.config,
+            model=config.ModelConfig(init_from="runs/start"),
+            reference=config.ReferenceConfig(),
+            selection=config.SelectionConfig(2),
+        )
+        config.save_config(tuned, f"{self.workdir}/config.json")
+        name = "eval/val/image_to_text/mrr"
+        rows = [{"step": 0, name: 0.5}]
+        rows += [{"step": 6, name: 0.25, "flops/step": 10**12}]
+        for row in rows:
+            directory.append(self.workdir, directory.EVALUATION_FILE, row)
+        path = f"{self.workdir}/page.html"
+        with mock.patch.object(charts, "draw", wraps=charts.draw) as draw:
+            run_page.write(self.workdir, path)
+        title, lines, _ = draw.call_args.args
+        self.assertEqual(title, "Score on val")
+        drawn = [(line.x, line.y) for line in lines if line.x]
+        self.assertEqual(drawn, [([0.0, 1.0], [0.5, 0.25])])
+        page = pathlib.Path(path).read_text("utf-8")
+        for text in (f"start to the end {name} 0.500 to 0.250", "runs/start"):
+            self.assertIn(text, page)
+        self.assertNotIn("funnel", page)
 
     def test_slices_are_counted_among_rows_offered_and_kept(self):
         # Of each draw two rows are kept; another record, 999, was not offered.
