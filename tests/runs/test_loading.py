@@ -217,6 +217,40 @@ class ReferenceByNameTest(tf.test.TestCase):
         )
         self.assertEqual(code, 0, printed)
 
+    @pytest.mark.slow
+    def test_adapters_of_a_public_model_go_on_and_are_exported_merged(self):
+        settings = (
+            *(f"model.init_from={self.names['siglip']}", "model.lora_rank=2"),
+            *("selection.stages=none", f"data.image_size={presets.SIZE}"),
+            *(f"data.text_length={presets.LENGTH}", "checkpoint.every_steps=1"),
+        )
+        for name in ("whole", "stopped"):
+            code, printed = self.train(name, *settings)
+            self.assertEqual(code, 0, printed)
+        stopped = self.path("stopped")
+        with_adapters = loading.load(stopped, step=2)
+        shutil.rmtree(f"{stopped}/checkpoints/step-000000002")
+        os.remove(f"{stopped}/final.weights.h5")
+        os.remove(f"{stopped}/final.json")
+        self.assertEqual(self.train("stopped", *settings)[0], 0)
+        whole, merged = map(loading.load, (self.path("whole"), stopped))
+        for one, other in zip(
+            whole.learner.variables, merged.learner.variables, strict=True
+        ):
+            self.assertAllEqual(one, other)
+        code, printed = self.command(
+            *("export", "--model", stopped, "--format", "saved_model"),
+            *("--output", self.path("exported")),
+        )
+        self.assertEqual(code, 0, printed)
+        tokens = merged.tokenizer(tf.constant(presets.TEXTS))
+        exported = tf.saved_model.load(self.path("exported"))
+        found = exported.embed_tokens(tokens)["embeddings"]
+        trained = with_adapters.learner.encode_text(tokens)
+        start = pretrained.load(self.names["siglip"]).learner
+        self.assertAllClose(found, trained, 1e-5, 1e-5)
+        self.assertNotAllClose(found, start.encode_text(tokens), 1e-5, 1e-5)
+
 
 class MixTest(tf.test.TestCase):
     """Weights between those of a run and those that it started from."""

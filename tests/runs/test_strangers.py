@@ -155,22 +155,41 @@ class FunctionsTest(StrangersTestCase):
         self.assertIn("--trust", directory.command("page", "run"))
         jest_tf.load("run", trust=True)
 
-    def test_classes_of_a_learner_are_imported_on_trust_alone(self):
-        # As in a run that began from a run of one's own towers.
-        layer = (
-            "import keras, pathlib\n"
+    def command(self, line):
+        with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                code = cli.main([*line.split(), "--trust"])
+        self.assertEqual(code, 0, said.getvalue())
+
+    @tiny.eagerly()
+    def test_a_run_begun_from_own_towers_is_used_on_trust_alone(self):
+        self.write(
+            "own_layers.py",
+            "import keras, pathlib, tiny\n"
             f"pathlib.Path({self.mark!r}).touch()\n"
             "@keras.saving.register_keras_serializable('mine')\n"
             "class Doubled(keras.layers.Layer):\n"
             "    def call(self, values):\n        return 2 * values\n"
+            "def build(*_):\n    learner = tiny.learner(extra=[Doubled()])\n"
+            "    return learner.image_tower, learner.text_tower\n",
         )
-        self.write("own_layers.py", layer)
-        module = importlib.import_module("own_layers")
-        learner = tiny.learner(extra=[module.Doubled()])
-        write_run(self.workdir)
-        image_form = images.Resizing(tiny.IMAGE_SIZE)
-        loading.write_learner("run", learner, image_form, "")
-        directory.save_learner("run", learner)
+        tiny.write_shard("pool.tfrecord")
+        tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3).save(".")
+        recipe = "from jest_tf.config import *\nconfig = "
+        self.write("recipe.py", recipe + repr(SETTINGS))
+        train = "train --config recipe.py --workdir {} --set steps=1 {}"
+        own = "model.init_from= data.vocabulary=vocab.txt model.towers="
+        self.command(train.format("start", own + "own_layers:build"))
+        self.command(train.format("run", "model.init_from=start"))
+        for line in (
+            "evaluate --workdir run --data pool.tfrecord --mix 0.5",
+            "embed --model run --data pool.tfrecord --output sidecars",
+            "export --model run --format onnx --output exported",
+            train.format("again", "model.init_from=run"),
+        ):
+            self.command(line)
+        self.assertNotEmpty(os.listdir("exported"))
+        learner = jest_tf.load("run", trust=True).learner
         learner.save("model.keras")
         self.assertIn("--trust", directory.command("page", "run"))
         for name in ("run", "model.keras"):
