@@ -77,9 +77,8 @@ def curate(
         directory: the manifest's folder.
         chosen_by: the settings.
         overwrite: whether to write all files anew.
-        left_out: a context of a bool [n], records that are not chosen, such
-            as repeats. It is entered once the folder is locked, and fails with
-            the call, so what it writes can wait for the manifest.
+        left_out: a context of records that are not chosen, bool [n], such as
+            repeats; entered under the folder's lock, left with the manifest.
         progress: called with the records scored so far and in all.
     """
     store = sidecars.store

@@ -116,8 +116,7 @@ def survey(
         if not len(test_rows):
             raise ValueError(
                 "At least 1 record of the tests must have embeddings. "
-                f"Received: none of {len(tests):,}; leave out `--tests`, or "
-                "name others"
+                f"Received: none of {len(tests):,}"
             )
         queries = np.concatenate([queries, test_image])
         own = np.concatenate([own, np.full(len(test_rows), -1)])

@@ -85,16 +85,16 @@ def _mix_with_start(run, share):
     Reference: Wortsman et al. 2022, arXiv 2109.01903 (WiSE-FT).
     """
     config, learner = run.config, run.learner
-    check_model(config.model.init_from, "model.init_from")
-    start = load(config.model.init_from).learner
-    about = directory.read(run.name, directory.LEARNER_FILE)
+    name = config.model.init_from
+    check_model(name, "model.init_from")
+    start = load(name).learner
     now = reference.fingerprint(start)
+    about = directory.read(run.name, directory.LEARNER_FILE)
     if about.get("start", now) != now:
         raise ValueError(
-            "`mix` needs the model that the run started from: expected "
-            f"`model.init_from` {config.model.init_from!r} with the weights "
-            f"that {run.name!r} began with. Received: other weights; put the "
-            "old back, or leave out `mix`"
+            f"`mix` needs the weights that {run.name!r} started from. "
+            f"Received: other weights in `model.init_from` {name!r}; put the "
+            "first back, or leave out `mix`"
         )
     start = models.adapted(start, config)
     taken = config.model.init_tower
@@ -193,7 +193,7 @@ class Start(NamedTuple):
 
     `tokenizer` is that of `model.init_from` or `data.vocabulary`; None without
     both, or if the run directory has a tokenizer. `fingerprint` is that of
-    `model.init_from`, if the run begins there.
+    `model.init_from`, unless the run has begun.
     """
 
     build: Callable[[int], models.TwoTower]
@@ -340,15 +340,11 @@ def warn_of_cut_captions(store: stores_lib.Store, tokenizer: Callable) -> None:
         )
 
 
-def write_learner(
-    workdir: str, learner: models.TwoTower, image_form: images.Form, start: str
-) -> None:
-    """Writes the architecture of a learner that began as `model.init_from`.
-
-    `start` is the fingerprint of that model's weights.
-    """
-    content = json.loads(models.to_json(learner)) | {"start": start}
-    content["image_form"] = dataclasses.asdict(image_form)
+def write_learner(workdir: str, learner: models.TwoTower, start: Start) -> None:
+    """Writes the architecture of a learner that began as `model.init_from`."""
+    content = json.loads(models.to_json(learner))
+    content["image_form"] = dataclasses.asdict(start.image_form)
+    content["start"] = start.fingerprint
     directory.write(workdir, directory.LEARNER_FILE, content)
 
 

@@ -201,15 +201,12 @@ def _build(run):
     size = run.tokenizer.vocabulary_size
     model = inputs.build_model(config, run.opened, run.workdir, size)
     start = run.opened.start
-    image_form = start.image_form
     if start.fingerprint:
-        loading.write_learner(
-            run.output, model.learner, image_form, start.fingerprint
-        )
+        loading.write_learner(run.output, model.learner, start)
     encoder = evaluation.Encoder(
         model.learner,
         run.tokenizer,
-        image_form,
+        start.image_form,
         strategy=run.opened.strategy,
     )
     return model, encoder
