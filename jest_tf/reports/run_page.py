@@ -215,7 +215,8 @@ def _evaluated(rows):
         f"Step {last['step']:,}, {evaluations_lib.describe(store, last)}"
         for store in _stores(rows)
     ]
-    return [*lines, *filter(None, [evaluations_lib.summarize(rows, {})])]
+    change = evaluations_lib.summarize(rows, {})
+    return [*lines, f"{change[0].upper()}{change[1:]}"] if change else lines
 
 
 def _stores(rows):

@@ -94,7 +94,7 @@ def _mix_with_start(run, share):
         raise ValueError(
             f"`mix` needs the weights that {run.name!r} started from. "
             f"Received: other weights in `model.init_from` {name!r}; put the "
-            "first back, or leave out `mix`"
+            "first ones back, or leave out `mix`"
         )
     start = models.adapted(start, config)
     taken = config.model.init_tower

@@ -190,7 +190,7 @@ class PageTest(tf.test.TestCase):
         drawn = [(line.x, line.y) for line in draw.call_args.args[1] if line.x]
         self.assertEqual(drawn, [([0.0, 1.0], [0.5, 0.25])])
         page = pathlib.Path(path).read_text("utf-8")
-        self.assertIn(f"from the start to the end {name} 0.500 to 0.250", page)
+        self.assertIn(f"From the start to the end {name} 0.500 to 0.250", page)
         self.assertNotIn("funnel", page)
 
     def test_slices_are_counted_among_rows_offered_and_kept(self):

@@ -212,6 +212,7 @@ class ReferenceByNameTest(tf.test.TestCase):
                 self.assertAllClose(old, new)
 
     @pytest.mark.slow
+    @pytest.mark.tensorflow
     def test_adapters_of_a_public_model_go_on_and_are_exported_merged(self):
         settings = (
             *(f"model.init_from={self.names['siglip']}", "model.lora_rank=2"),

@@ -20,7 +20,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from jest_tf import cli, config, files, runs
+from jest_tf import cli, config, embeddings, files, runs
 from jest_tf.config import imports
 from jest_tf.data import images, tokenizers
 from jest_tf.files import remote
@@ -174,7 +174,8 @@ class FunctionsTest(StrangersTestCase):
             train.format("run", "model.init_from=start"),
             "evaluate --workdir run --data pool.tfrecord --mix 0.5",
             "embed --model run --data pool.tfrecord --output sidecars",
-            "export --model run --format onnx --output exported",
+            *["export --model run --format onnx --output exported"]
+            * embeddings.ON_TENSORFLOW,
             train.format("again", "model.init_from=run"),
         ):
             with (
