@@ -154,7 +154,7 @@ def draw_images(run: str, path: pathlib.Path) -> None:
 
     Captions of noise are red.
     """
-    lines = run_page.read(run)
+    lines = directory.read_rows(run, directory.TELEMETRY_FILE)
     line = lines[len(lines) // 2]
     (stage,) = line["stages"]
     size = stage["rows_in"]

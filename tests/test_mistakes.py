@@ -154,10 +154,6 @@ MODELS = (
         "one of the checkpoints of '.*/run', .1.. Received: 7",
     ),
     ("page --workdir $/folder", "`workdir` must be a run directory"),
-    (
-        "page --workdir $/run --trust",
-        "There is no selection to show: .*/run' without",
-    ),
     ("evaluate --model a.keras", "nothing to evaluate on: expected `--data`"),
     (
         "export --model nothing --output $/x --format onnx",

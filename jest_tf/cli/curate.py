@@ -11,6 +11,7 @@ format flags must equal `data` in the training recipe. With `--distinct`,
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 
@@ -48,6 +49,13 @@ def run(flags: argparse.Namespace) -> None:
     from jest_tf.reports import manifest_page
     from jest_tf.runs import progress
 
+    if flags.distinct is not None:
+        checks.check("--distinct", flags.distinct, checks.within("(0, 1]"))
+    elif flags.tests:
+        raise ValueError(
+            "`--tests` needs `--distinct`, the least cosine of "
+            "near-duplicates. Received: --tests alone"
+        )
     model = flags_lib.load_reference(flags.workdir, "--workdir")
     values = {"stage": dataclasses.asdict(curation.STAGE)}
     if model is not None:
@@ -76,27 +84,31 @@ def run(flags: argparse.Namespace) -> None:
     print(path)
 
 
+@contextlib.contextmanager
 def _left_out(flags, model, sidecars):
-    """The records to leave out, bool [n]; None without `--distinct`."""
+    """Yields the records to leave out, bool [n]; writes `near.csv` after.
+
+    As a context of `curation.curate`, it runs under the lock of the folder, and
+    a refused choice leaves `near.csv` as it was.
+    """
+    import numpy as np
+
     from jest_tf import files
     from jest_tf.curation import repeats
     from jest_tf.runs import progress
 
+    path = os.path.join(flags.output, "near.csv")
     if flags.distinct is None:
-        if flags.tests:
-            raise ValueError(
-                "`--tests` needs `--distinct`, the least cosine of "
-                "near-duplicates. Received: --tests alone"
-            )
-        return None
-    checks.check("--distinct", flags.distinct, checks.within("(0, 1]"))
+        yield np.zeros(len(sidecars), bool)
+        files.remove(path)  # of a choice that this one has replaced
+        return
     store, tests = sidecars.store, None
     if flags.tests:
         test_store = flags_lib.open_store(flags, "tests")
         tests = flags_lib.open_sidecars(
             test_store, model, flags.sidecar_dir, like=sidecars
         )
-    path = os.path.join(flags.output, "near.csv")
+    files.delete_partial(path)
     with (
         files.written_whole(path) as partial,
         open(partial, "w", encoding="utf-8") as file,
@@ -122,8 +134,8 @@ def _left_out(flags, model, sidecars):
             indexing=progress.Progress("indexing", "images"),
             comparing=progress.Progress("comparing", "images"),
         )
+        yield found.left_out
     print(
         f"{found.left_out.sum():,} of {len(store):,} records are left out: "
         f"near-duplicates, {found.leaked.sum():,} of them of the tests ({path})"
     )
-    return found.left_out

@@ -1,10 +1,11 @@
-"""Write a page that shows what a run selects.
+"""Write a page that shows what a run selects, and its scores.
 
 The page is an HTML file that needs no server and no network. It shows the
 funnel, the examples with the highest and the lowest scores over time, and the
-scores of evaluations against their cost. It is made from the run directory and
-the run's data, also while the run is training. With `--by`, it also shows what
-selection does to the share of the records with each value of a field.
+scores of evaluations against their cost; of a run without a stage, these alone.
+It is made from the run directory and the run's data, also while the run is
+training. With `--by`, it also shows what selection does to the share of the
+records with each value of a field.
 """
 
 import argparse

@@ -39,9 +39,8 @@ def _on_selection(findings):
         return
     yield (
         f'Add `Stage(candidates={count}, embeddings="stored", '
-        'criterion="easy_reference")`, about one candidate per matched pair. '
-        f"It raises the matched share from {share:.0%} to "
-        f"{findings.chosen:.0%}, with a cut near a cosine of "
+        'criterion="easy_reference")`, which raises the matched share from '
+        f"{share:.0%} to {findings.chosen:.0%}, with a cut near a cosine of "
         f"{findings.cut:.2f}."
     )
     if share >= MOST:

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -66,7 +67,7 @@ def curate(
     chosen_by: Choice,
     *,
     overwrite: bool = False,
-    left_out: np.ndarray | None = None,
+    left_out: AbstractContextManager[np.ndarray] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> stores.Manifest:
     """Writes the manifest of a store, continuing an interrupted call.
@@ -76,18 +77,16 @@ def curate(
         directory: the manifest's folder.
         chosen_by: the settings.
         overwrite: whether to write all files anew.
-        left_out: bool [n], records that are not chosen, such as repeats.
+        left_out: a context of records that are not chosen, bool [n], such as
+            repeats; entered under the folder's lock, left with the manifest.
         progress: called with the records scored so far and in all.
     """
     store = sidecars.store
     manifest.check_distinct(store)
-    made_by = _describe(chosen_by, sidecars)
-    if left_out is None:
-        left_out = np.zeros(len(store), bool)
-    if left_out.any():
-        packed = np.packbits(left_out).tobytes()
-        digest = hashlib.blake2b(packed, digest_size=8).hexdigest()
-        made_by["left_out"] = f"{left_out.sum():,} records ({digest})"
+    made_by, omitted = (
+        _describe(chosen_by, sidecars),
+        np.zeros(len(store), bool),
+    )
     with contextlib.ExitStack() as stack:
         try:
             lock = os.path.join(directory, ".lock")
@@ -97,11 +96,17 @@ def curate(
                 f"Another process is writing the manifest {directory!r}; "
                 "expected a folder that nobody else writes to"
             ) from None
+        if left_out is not None:
+            omitted = stack.enter_context(left_out)
+        if omitted.any():
+            packed = np.packbits(omitted).tobytes()
+            digest = hashlib.blake2b(packed, digest_size=8).hexdigest()
+            made_by["left_out"] = f"{omitted.sum():,} records ({digest})"
         for shard, done in enumerate(np.cumsum(store.shards.lengths).tolist()):
             path = manifest.part_path(store, shard, directory)
             header = manifest.describe(store, shard, made_by)
             if overwrite or not manifest.is_there(path, header):
-                part = _choose(sidecars, shard, chosen_by, left_out)
+                part = _choose(sidecars, shard, chosen_by, omitted)
                 manifest.write_part(path, header, part)
             if progress is not None:
                 progress(done, len(store))

@@ -113,6 +113,11 @@ def survey(
     queries, own = image[some], rows[some]
     if tests is not None:
         test_rows, test_image, _ = _sample(tests, _COMPARED, random)
+        if not len(test_rows):
+            raise ValueError(
+                "At least 1 record of the tests must have embeddings. "
+                f"Received: none of {len(tests):,}"
+            )
         queries = np.concatenate([queries, test_image])
         own = np.concatenate([own, np.full(len(test_rows), -1)])
     neighbours = _find_nearest(queries, own, pool, progress)

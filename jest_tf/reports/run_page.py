@@ -1,7 +1,8 @@
 """The page of a run: its funnel, rows kept and dropped, score against cost.
 
 The page is made from the run directory and the run's data, without a model; the
-run may still be training. Numbers over the steps are TensorBoard's.
+run may still be training. A run without a stage has scores alone. Numbers over
+the steps are TensorBoard's.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ def write(
     `jest_tf.load`.
     """
     config = directory.load_config(workdir, trust=trust)
-    lines = read(workdir)
+    lines = directory.read_rows(workdir, directory.TELEMETRY_FILE)
     log = directory.read_rows(workdir, directory.METRICS_FILE)
     evaluations = directory.read_rows(workdir, directory.EVALUATION_FILE)
     with directory.as_written(workdir, "*.jsonl", jinja2.TemplateError):
@@ -63,23 +64,10 @@ def write(
     files.write_whole(path, page)
 
 
-def read(workdir: str) -> list[dict]:
-    """Returns the lines of a run's `telemetry.jsonl`, at least one."""
-    directory.load_config(workdir, trust=True)  # only checked
-    lines = directory.read_rows(workdir, directory.TELEMETRY_FILE)
-    if not lines:
-        raise ValueError(
-            "There is no selection to show: expected a run with a stage that "
-            f"scores. Received: {workdir!r} without a line of "
-            f"{directory.TELEMETRY_FILE}"
-        )
-    return lines
-
-
 def add_images(
     workdir: str, lines: Sequence[dict], *, trust: bool = False
 ) -> None:
-    """Adds `image`, `caption` and `id` to the rows of lines from `read`.
+    """Adds `image`, `caption` and `id` to the rows of lines of telemetry.
 
     The rows are those under `highest` and `lowest` of every stage, and under
     `offered` of the line, if any.
@@ -185,14 +173,19 @@ def _slices(workdir, config, fields):
         rows = order_at(segment.reference or 0).rows(positions)
         with directory.as_written(workdir, directory.DRAWS_FILE, ValueError):
             trained = np.array(row["ids"], np.int64)
-        kept = np.isin(store.ids(rows), trained)
-        for each, some in zip(counts, (rows, rows[kept]), strict=True):
-            np.add.at(each, some, 1)
+        # A small pool offers an id several times, and not all need pass.
+        ids, places, times = np.unique(
+            store.ids(rows), return_index=True, return_counts=True
+        )
+        others, kept = np.unique(trained, return_counts=True)
+        _, here, there = np.intersect1d(ids, others, True, True)
+        np.add.at(counts[0], rows, 1)
+        counts[1, rows[places[here]]] += np.minimum(times[here], kept[there])
         steps += 1
     if not counts[1].any():
         raise ValueError(
-            "Slices need the ids of the rows that were trained on: train with "
-            "`evaluation.log_ids=true`. Received: no scored step in "
+            "Slices need a stage and the ids of the rows that were trained on: "
+            "train with `evaluation.log_ids=true`. Received: no scored step in "
             f"{directory.path(workdir, directory.DRAWS_FILE)}"
         )
     totals, found = counts.sum(1).tolist(), []
@@ -211,14 +204,19 @@ def _slices(workdir, config, fields):
 
 
 def _evaluated(rows):
-    """The headline measures of the last evaluation, a line per store."""
+    """The headline measures of the last evaluation, a line per store.
+
+    A run that evaluated its start also has a line on the changes since.
+    """
     if not rows:
         return []
     last = rows[-1]
-    return [
+    lines = [
         f"Step {last['step']:,}, {evaluations_lib.describe(store, last)}"
         for store in _stores(rows)
     ]
+    change = evaluations_lib.summarize(rows, {})
+    return [*lines, f"{change[0].upper()}{change[1:]}"] if change else lines
 
 
 def _stores(rows):
@@ -236,7 +234,10 @@ def _positions(config, funnel, number):
 
 def _charts(evaluations) -> Iterator[charts.Chart]:
     """Headline measures against the FLOPs that they cost, by store."""
-    rows = [row for row in evaluations if "flops/step" in row]
+    # Nothing is spent before the first step.
+    rows = [
+        row for row in evaluations if "flops/step" in row or not row["step"]
+    ]
     for store in _stores(rows) if len(rows) > 1 else ():
         shown = []
         for (measure, title), colour in zip(

@@ -85,8 +85,18 @@ def _mix_with_start(run, share):
     Reference: Wortsman et al. 2022, arXiv 2109.01903 (WiSE-FT).
     """
     config, learner = run.config, run.learner
-    check_model(config.model.init_from, "model.init_from")
-    start = models.adapted(load(config.model.init_from).learner, config)
+    name = config.model.init_from
+    check_model(name, "model.init_from")
+    start = load(name).learner
+    now = reference.fingerprint(start)
+    about = directory.read(run.name, directory.LEARNER_FILE)
+    if about.get("start", now) != now:
+        raise ValueError(
+            f"`mix` needs the weights that {run.name!r} started from. "
+            f"Received: other weights in `model.init_from` {name!r}; put the "
+            "first ones back, or leave out `mix`"
+        )
+    start = models.adapted(start, config)
     taken = config.model.init_tower
     own, first = (
         getattr(model, taken) if taken else model for model in (learner, start)
@@ -182,12 +192,14 @@ class Start(NamedTuple):
     """The start of a run's learner, built from the size of its vocabulary.
 
     `tokenizer` is that of `model.init_from` or `data.vocabulary`; None without
-    both, or if the run directory has a tokenizer.
+    both, or if the run directory has a tokenizer. `fingerprint` is that of
+    `model.init_from`, unless the run has begun.
     """
 
     build: Callable[[int], models.TwoTower]
     image_form: images.Form
     tokenizer: Callable | None
+    fingerprint: str = ""
 
 
 def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
@@ -233,6 +245,7 @@ def open_start(config: config_lib.TrainConfig, workdir: str) -> Start:
         functools.partial(models.start_from, initial.learner, config),
         image_form,
         tokenizer if taken == "image_tower" else initial.tokenizer,
+        reference.fingerprint(initial.learner),
     )
 
 
@@ -327,12 +340,11 @@ def warn_of_cut_captions(store: stores_lib.Store, tokenizer: Callable) -> None:
         )
 
 
-def write_learner(
-    workdir: str, learner: models.TwoTower, image_form: images.Form
-) -> None:
+def write_learner(workdir: str, learner: models.TwoTower, start: Start) -> None:
     """Writes the architecture of a learner that began as `model.init_from`."""
     content = json.loads(models.to_json(learner))
-    content["image_form"] = dataclasses.asdict(image_form)
+    content["image_form"] = dataclasses.asdict(start.image_form)
+    content["start"] = start.fingerprint
     directory.write(workdir, directory.LEARNER_FILE, content)
 
 
@@ -340,6 +352,7 @@ def _read_learner(workdir, config, *, has_adapters=True):
     """Builds a run's learner; its final weights have adapters merged."""
     with directory.as_written(workdir, directory.LEARNER_FILE, Exception):
         content = directory.read(workdir, directory.LEARNER_FILE)
+        content.pop("start", None)  # `_mix_with_start` reads it
         form = content.pop("picture", None)  # until 0.3.0
         image_form = images.Resizing(**(form or content.pop("image_form")))
     text = json.dumps(content)

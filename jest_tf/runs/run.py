@@ -200,13 +200,13 @@ def _build(run):
     config = run.config
     size = run.tokenizer.vocabulary_size
     model = inputs.build_model(config, run.opened, run.workdir, size)
-    image_form = run.opened.start.image_form
-    if config.model.init_from:
-        loading.write_learner(run.output, model.learner, image_form)
+    start = run.opened.start
+    if start.fingerprint:
+        loading.write_learner(run.output, model.learner, start)
     encoder = evaluation.Encoder(
         model.learner,
         run.tokenizer,
-        image_form,
+        start.image_form,
         strategy=run.opened.strategy,
     )
     return model, encoder

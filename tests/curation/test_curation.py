@@ -20,7 +20,7 @@ import stored_cases
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, curation, files
+from jest_tf import config, curation
 from jest_tf.curation import choice
 from jest_tf.data import reader, sidecars, stores, stream
 from jest_tf.data.stores import manifest
@@ -201,12 +201,6 @@ class ResumeTest(ScoresTestCase):
         )
         self.assertEqual(found.made_by["candidates"], 2)
         self.assertEqual(self.read(folder), self.read(whole))
-
-    def test_two_processes_do_not_write_one_manifest(self):
-        folder = self.output()
-        with files.locked(os.path.join(folder, ".lock")):
-            with self.assertRaisesRegex(ValueError, "Another process is writ"):
-                self.curate(folder)
 
     def test_a_remote_manifest_equals_a_local_one(self):
         remote = self.curate("ram://curation/a")

@@ -10,7 +10,7 @@ import numpy as np
 import pool_pairs
 import test_survey
 
-from jest_tf import cli
+from jest_tf import cli, files
 from jest_tf.curation import repeats, survey
 from jest_tf.data.stores import manifest
 
@@ -134,8 +134,20 @@ class RepeatsTest(test_survey.KnownTestCase):
             {(int(row["row"]), int(row["pool_id"])) for row in of_tests},
             self.expected(self.images[1], False),
         )
+        before = files.read_whole(f"{output}/near.csv")
+        other = [*words, "--distinct", "0.9"]
         with contextlib.redirect_stderr(io.StringIO()) as said:
+            self.assertEqual(cli.main(other), 1)
+            with files.locked(f"{output}/.lock"):
+                self.assertEqual(cli.main([*other, "--overwrite"]), 1)
+            self.assertEqual(files.read_whole(f"{output}/near.csv"), before)
             self.assertEqual(cli.main([*words, "--tests", "x"]), 1)
             self.assertEqual(cli.main([*words, "--distinct", "2"]), 1)
-        self.assertIn("`--tests` needs `--distinct`", said.getvalue())
-        self.assertIn("`--distinct` must be in (0, 1]", said.getvalue())
+        for message in (
+            *("was made with other settings", "Another process is writing"),
+            *("`--tests` needs `--distinct`", "`--distinct` must be in (0, 1]"),
+        ):
+            self.assertIn(message, said.getvalue())
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.assertEqual(cli.main([*words, "--overwrite"]), 0)
+        self.assertFalse(files.is_file(f"{output}/near.csv"))

@@ -53,11 +53,13 @@ class KnownTestCase(tf.test.TestCase):
         return os.path.join(cls.folder, f"{name}.tfrecord")
 
     @classmethod
-    def write(cls, name, image, text, **changes):
+    def write(cls, name, image, text, *, invalid=-2, **changes):
         """Writes a shard and its sidecar; returns the sidecars.
 
         The record before the last has no embeddings, and is left out.
         """
+        valid = np.ones(len(image), bool)
+        valid[invalid] = False
         payloads = [
             shard_files.serialize(id=row, image=IMAGE, caption=f"{name} {row}")
             for row in range(len(image))
@@ -69,7 +71,7 @@ class KnownTestCase(tf.test.TestCase):
             image,
             text,
             DESCRIPTION._replace(**changes),
-            valid=np.arange(len(image)) != len(image) - 2,
+            valid=valid,
         )
         return sidecars.Sidecars(store)
 
@@ -80,8 +82,6 @@ class SurveyTest(KnownTestCase):
         self.assertEqual((found.reference, found.leaks), ("runs/r", None))
         self.assertAllEqual(found.rows, np.delete(np.arange(2_000), 1_998))
         self.assertLen(found.curated, 199)
-        self.assertBetween(0.32, found.matched.low, found.matched.high)
-        self.assertAllClose(found.matched.mean, 0.32, 0, 0.05)
         self.assertAllClose(found.mismatched.mean(), 0.0, 0, 0.1)
         self.assertEqual(found.candidates, 3)
         best = np.argsort(-found.pool)[: 1_999 // 3]
@@ -93,6 +93,14 @@ class SurveyTest(KnownTestCase):
         )
         cosines = np.sort((image * text).sum(1))
         self.assertAllClose(found.cut, cosines[-1_999 // 3], 0, 1e-3)
+
+        for share in (1.0, 0.7, 0.4, 0.32):
+            pairs = pool_pairs.pairs(2_000, share, 4)[:2]
+            pool = self.write(f"pool {share}", *pairs)
+            mean, low, high = survey.survey(pool, self.curated).matched
+            self.assertBetween(share, low, high)
+            # By the sizes of the samples.
+            self.assertLess(high - low, 1_999**-0.5 + 199**-0.5)
 
     def test_copies_are_found_in_the_whole_pool(self):
         shown = mock.Mock()
@@ -128,11 +136,13 @@ class SurveyTest(KnownTestCase):
 
     def test_a_few_pairs_are_too_few(self):
         few = self.write("few", *pool_pairs.pairs(64, 1.0, 2)[:2])
-        for sets, name in (
-            ((few, self.curated), "pool"),
-            ((self.pool, few), "curated set"),
+        pairs = pool_pairs.pairs(2, 1.0, 2)[:2]
+        none = self.write("none", *pairs, invalid=[0, 1])
+        for sets, message in (
+            ((few, self.curated), "64 records of the pool .*Received: 63"),
+            ((self.pool, few), "64 records of the curated set .*Received: 63"),
+            ((self.pool, self.curated, none), "1 .* tests .*: none of 2"),
         ):
-            message = f"64 records of the {name} .*Received: 63"
             with self.assertRaisesRegex(ValueError, message):
                 survey.survey(*sets)
 

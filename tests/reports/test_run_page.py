@@ -19,7 +19,7 @@ import tiny
 from jest_tf import config
 from jest_tf.data import pipeline, stores, tokenizers
 from jest_tf.evaluation import slices
-from jest_tf.reports import run_page
+from jest_tf.reports import charts, run_page
 from jest_tf.runs import directory
 
 CAPTIONS = (["<b>a & b"], ["c", "d"], ["e\"f' <script>"], [" ", "عربى"])
@@ -46,7 +46,7 @@ class PageTest(tf.test.TestCase):
             ],
         )
         self.config = config.TrainConfig(
-            seed=9,
+            seed=11,
             steps=6,
             data=config.DataConfig(train=(self.shard,), image_size=SIZE),
             model=config.ModelConfig(towers="own:towers"),
@@ -105,7 +105,7 @@ class PageTest(tf.test.TestCase):
                 store or stores.open_stores(self.config.data),
                 plan=self.config.plan,
                 loss="sigmoid",
-                seed=9,
+                seed=11,
                 tokenizer=tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3),
                 image_size=SIZE,
                 options=pipeline.Options(faults=pipeline.FaultLog(None, 1.0)),
@@ -126,7 +126,7 @@ class PageTest(tf.test.TestCase):
         self.assertGreater(np.sum(replaced), 1)
         positions = np.random.default_rng(0).permutation(6 * B)
         images, captions, ids = pipeline.at_positions(
-            store, positions, seed=9, image_size=SIZE
+            store, positions, seed=11, image_size=SIZE
         )
         for place, position in enumerate(positions):
             batch, row = batches[position // B], position % B
@@ -171,8 +171,31 @@ class PageTest(tf.test.TestCase):
         ):
             self.assertIn(title, text)
 
+    def test_a_run_without_a_stage_has_its_scores_since_the_start(self):
+        tuned = config.TrainConfig(
+            data=self.config.data,
+            model=config.ModelConfig(init_from="runs/start"),
+            selection=config.SelectionConfig(2),
+        )
+        config.save_config(tuned, f"{self.workdir}/config.json")
+        name = "eval/val/image_to_text/mrr"
+        for row in (
+            {"step": 0, name: 0.5},
+            {"step": 6, name: 0.25, "flops/step": 10**12},
+        ):
+            directory.append(self.workdir, directory.EVALUATION_FILE, row)
+        path = f"{self.workdir}/page.html"
+        with mock.patch.object(charts, "draw", wraps=charts.draw) as draw:
+            run_page.write(self.workdir, path)
+        drawn = [(line.x, line.y) for line in draw.call_args.args[1] if line.x]
+        self.assertEqual(drawn, [([0.0, 1.0], [0.5, 0.25])])
+        page = pathlib.Path(path).read_text("utf-8")
+        self.assertIn(f"From the start to the end {name} 0.500 to 0.250", page)
+        self.assertNotIn("funnel", page)
+
     def test_slices_are_counted_among_rows_offered_and_kept(self):
         # Of each draw two rows are kept; another record, 999, was not offered.
+        # Step 4 is offered a record twice, and keeps one of these rows.
         # No stage scores in the last two of the six steps.
         batches = self.batches(6)
         kept = {1: [0, 1], 3: [1, 3], 4: [2, 3], 6: [0, 1]}

@@ -210,12 +210,32 @@ class ReferenceByNameTest(tf.test.TestCase):
         ):
             if old.shape == new.shape and "position" not in new.path:
                 self.assertAllClose(old, new)
-        code, printed = self.command(
-            *("embed", "--model", self.path("tuned")),
-            *("--data", self.path("pool.tfrecord")),
-            *("--output", self.path("of_tuned")),
+
+    @pytest.mark.slow
+    @pytest.mark.tensorflow
+    def test_adapters_of_a_public_model_go_on_and_are_exported_merged(self):
+        settings = (
+            *(f"model.init_from={self.names['siglip']}", "model.lora_rank=2"),
+            *("selection.stages=none", f"data.image_size={presets.SIZE}"),
+            *(f"data.text_length={presets.LENGTH}", "checkpoint.every_steps=1"),
         )
-        self.assertEqual(code, 0, printed)
+        run, output = self.path("adapted"), self.path("exported")
+        self.assertEqual(self.train("adapted", *settings)[0], 0)
+        trained = loading.load(run, step=2)  # adapters beside the weights
+        shutil.rmtree(f"{run}/checkpoints/step-000000002")
+        os.remove(f"{run}/final.weights.h5")
+        self.assertEqual(self.train("adapted", *settings)[0], 0)
+        words = ["export", "--model", run, "--format", "saved_model"]
+        self.assertEqual(self.command(*words, "--output", output)[0], 0)
+        tokens = trained.tokenizer(tf.constant(presets.TEXTS))
+        exported = tf.saved_model.load(output)
+        embedded = exported.embed_tokens(tokens)["embeddings"]
+        start, trained = (
+            model.learner.encode_text(tokens)
+            for model in (pretrained.load(self.names["siglip"]), trained)
+        )
+        self.assertAllClose(embedded, trained)
+        self.assertNotAllClose(start, trained)
 
 
 class MixTest(tf.test.TestCase):
@@ -234,7 +254,9 @@ class MixTest(tf.test.TestCase):
         self.start.save(f"{self.folder}/start.keras")
         directory.save_learner(self.workdir, self.end)
         form = images_lib.Resizing(tiny.IMAGE_SIZE)
-        loading.write_learner(self.workdir, self.end, form)
+        self.digest = reference.fingerprint(self.start)
+        start = loading.Start(None, form, None, self.digest)
+        loading.write_learner(self.workdir, self.end, start)
 
     def write(self, **model):
         settings = config.TrainConfig(
@@ -254,6 +276,16 @@ class MixTest(tf.test.TestCase):
             ):
                 expected = share * last.numpy() + (1 - share) * first.numpy()
                 self.assertAllClose(one, expected, msg=one.path)
+
+    def test_another_start_is_refused_if_its_weights_are_recorded(self):
+        self.write(init_from=f"{self.folder}/start.keras")
+        tiny.learner(seed=2).save(f"{self.folder}/start.keras")
+        with self.assertRaisesRegex(ValueError, "`mix` .*: other weights"):
+            loading.load(self.workdir, mix=0.5)
+        about = directory.read(self.workdir, directory.LEARNER_FILE)
+        self.assertEqual(about.pop("start"), self.digest)
+        directory.write(self.workdir, directory.LEARNER_FILE, about)
+        loading.load(self.workdir, mix=0.5)
 
     def test_only_a_taken_tower_has_a_start(self):
         self.write(
@@ -374,6 +406,8 @@ class AdaptersTest(tf.test.TestCase):
             one.learner.variables, other.learner.variables, strict=True
         ):
             self.assertAllEqual(variable, same)
+        about = directory.read(stopped, directory.LEARNER_FILE)
+        self.assertEqual(about["start"], reference.fingerprint(self.start))
         self.assertEqual(
             reference.describe(one)._replace(name=""),
             reference.describe(other)._replace(name=""),

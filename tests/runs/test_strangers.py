@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import importlib
 import io
 import os
 import shutil
@@ -21,7 +20,7 @@ import tensorflow as tf
 import tiny
 
 import jest_tf
-from jest_tf import cli, config, files, runs
+from jest_tf import cli, config, embeddings, files, runs
 from jest_tf.config import imports
 from jest_tf.data import images, tokenizers
 from jest_tf.files import remote
@@ -63,8 +62,8 @@ def write_run(workdir, **model):
     config.save_config(settings, f"{workdir}/config.json")
     tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3).save(workdir)
     learner = tiny.learner()
-    image_form = images.Resizing(tiny.IMAGE_SIZE)
-    loading.write_learner(workdir, learner, image_form)
+    start = loading.Start(None, images.Resizing(tiny.IMAGE_SIZE), None)
+    loading.write_learner(workdir, learner, start)
     directory.save_learner(workdir, learner)
 
 
@@ -92,12 +91,12 @@ class FunctionsTest(StrangersTestCase):
         self.write("evil.py", CODE.format(mark=self.mark))
         self.enterContext(contextlib.chdir(self.folder))
         self.enterContext(mock.patch.object(sys, "path", ["", *sys.path]))
-
-    def test_every_command_and_function_refuses_them(self):
-        write_run(self.workdir, towers="evil:build", init_from="")
         tiny.write_shard("pool.tfrecord")
         recipe = "from jest_tf.config import *\nconfig = "
         self.write("recipe.py", recipe + repr(SETTINGS))
+
+    def test_every_command_and_function_refuses_them(self):
+        write_run(self.workdir, towers="evil:build", init_from="")
         checkpoint = f"{self.workdir}/checkpoints/step-000000002"
         os.makedirs(checkpoint)
         outputs = "--output out"
@@ -155,21 +154,37 @@ class FunctionsTest(StrangersTestCase):
         self.assertIn("--trust", directory.command("page", "run"))
         jest_tf.load("run", trust=True)
 
-    def test_classes_of_a_learner_are_imported_on_trust_alone(self):
-        # As in a run that began from a run of one's own towers.
-        layer = (
-            "import keras, pathlib\n"
+    @tiny.eagerly()
+    def test_a_run_begun_from_own_towers_is_used_on_trust_alone(self):
+        self.write(
+            "own_layers.py",
+            "import keras, pathlib, tiny\n"
             f"pathlib.Path({self.mark!r}).touch()\n"
             "@keras.saving.register_keras_serializable('mine')\n"
             "class Doubled(keras.layers.Layer):\n"
             "    def call(self, values):\n        return 2 * values\n"
+            "def build(*_):\n    learner = tiny.learner(extra=[Doubled()])\n"
+            "    return learner.image_tower, learner.text_tower\n",
         )
-        self.write("own_layers.py", layer)
-        module = importlib.import_module("own_layers")
-        learner = tiny.learner(extra=[module.Doubled()])
-        write_run(self.workdir)
-        loading.write_learner("run", learner, images.Resizing(tiny.IMAGE_SIZE))
-        directory.save_learner("run", learner)
+        tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 3).save(".")
+        train = "train --config recipe.py --workdir {} --set steps=1 {}"
+        own = "model.init_from= data.vocabulary=vocab.txt model.towers="
+        for line in (
+            train.format("start", own + "own_layers:build"),
+            train.format("run", "model.init_from=start"),
+            "evaluate --workdir run --data pool.tfrecord --mix 0.5",
+            "embed --model run --data pool.tfrecord --output sidecars",
+            *["export --model run --format onnx --output exported"]
+            * embeddings.ON_TENSORFLOW,
+            train.format("again", "model.init_from=run"),
+        ):
+            with (
+                contextlib.redirect_stdout(io.StringIO()) as said,
+                contextlib.redirect_stderr(said),
+            ):
+                code = cli.main([*line.split(), "--trust"])
+            self.assertEqual(code, 0, said.getvalue())
+        learner = jest_tf.load("run", trust=True).learner
         learner.save("model.keras")
         self.assertIn("--trust", directory.command("page", "run"))
         for name in ("run", "model.keras"):
