@@ -83,10 +83,8 @@ def curate(
     """
     store = sidecars.store
     manifest.check_distinct(store)
-    made_by, omitted = (
-        _describe(chosen_by, sidecars),
-        np.zeros(len(store), bool),
-    )
+    made_by = _describe(chosen_by, sidecars)
+    omitted = np.zeros(len(store), bool)
     with contextlib.ExitStack() as stack:
         try:
             lock = os.path.join(directory, ".lock")
