@@ -101,15 +101,17 @@ _BY_SOURCE = (
         in ("uniform", "jest", "stored_3_distilled", "top_3_distilled")
     ),
 )
-# Tuning a general model on shop photographs: what, and the method.
+# Tuning a general model on shop photographs: what, the method and its steps.
 _TUNED = (
-    ("plain", "plain"),
-    ("the image tower frozen (LiT)", "lit"),
-    ("LoRA, rank 16", "lora"),
-    ("distilled from the start", "plain_distilled"),
-    ("the checked pairs alone", "checked"),
+    ("plain", "plain", 500),
+    ("plain, for longer", "plain", 830),
+    ("the image tower frozen (LiT)", "lit", 500),
+    ("LoRA, rank 16", "lora", 500),
+    ("distilled from the start", "plain_distilled", 500),
+    ("the checked pairs alone", "checked", 300),
+    ("the checked pairs alone, for longer", "checked", 830),
     *(
-        (f"{what} by {by}", f"{method}_by_{name}")
+        (f"{what} by {by}", f"{method}_by_{name}", 500)
         for name, by in (("start", "the start"), ("copy", "a tuned copy"))
         for what, method in (
             ("JEST, f = 0.8,", "jest"),
@@ -119,7 +121,7 @@ _TUNED = (
     ),
     (
         "stored stage, 3 candidates, distillation, by a tuned copy",
-        "stored_3_distilled_by_copy",
+        *("stored_3_distilled_by_copy", 500),
     ),
 )
 _CURVES = {
@@ -137,13 +139,13 @@ _CURVES_STEERED = _CURVES | {
     "stored_10_distilled": ("stored stage, distillation", "black", "-", "o"),
 }
 _CURVES_TUNED = {
-    "plain": ("plain", "0.6", "-", "."),
-    "lit": ("LiT", "0.6", "--", "."),
-    "lora": ("LoRA", "0.6", ":", "."),
-    "checked": ("checked pairs alone", "tab:orange", "-", "D"),
-    "stored_3_by_start": ("stage by the start", "tab:blue", "-", "v"),
-    "top_3_by_copy": ("cut by a tuned copy", "tab:red", "-", "v"),
-    "stored_3_by_copy": ("stage by a tuned copy", "black", "-", "o"),
+    ("plain", 500): ("plain", "0.6", "-", "."),
+    ("lit", 500): ("LiT", "0.6", "--", "."),
+    ("lora", 500): ("LoRA", "0.6", ":", "."),
+    ("checked", 300): ("checked pairs alone", "tab:orange", "-", "D"),
+    ("stored_3_by_start", 500): ("stage by the start", "tab:blue", "-", "v"),
+    ("top_3_by_copy", 500): ("cut by a tuned copy", "tab:red", "-", "v"),
+    ("stored_3_by_copy", 500): ("stage by a tuned copy", "black", "-", "o"),
 }
 _MIX = 0.75  # of the table
 _SHOP = "test_fashion"
@@ -240,23 +242,23 @@ def tuning(found):
     """Gain on shop photographs and forgetting elsewhere, by method and mix.
 
     Returns:
-        `{method: {mix: (gain, forgotten) of each seed, [seeds, 2]}}`, in MRR x
-        100, at each method's longest length; empty without the start.
+        `{(method, steps): {mix: (gain, forgotten) of each seed, [seeds, 2]}}`,
+        in MRR x 100; empty without the start.
     """
     starts = found["moved"].results.runs
     results, by_method = found["tuned"].results, {}
     if cells.START not in starts.index:
         return {}
     before = _shop_and_general(starts.loc[cells.START, 0])
-    for _, method in _TUNED:
+    for _, method, steps in _TUNED:
         for mix in (1.0, *cells.MIXES[::-1]):
             name = method + f"_mixed_{mix:g}" * (mix < 1)
-            line = results.line(name, _TUNED_LEVEL)
+            line = results.line(name, _TUNED_LEVEL, steps)
             if line:
                 rows = [results.runs.loc[line.cell, n] for n in line.seeds]
                 after = np.array([_shop_and_general(row) for row in rows])
                 change = 100 * (after - before) * (1, -1)
-                by_method.setdefault(method, {})[mix] = change
+                by_method.setdefault((method, steps), {})[mix] = change
     return by_method
 
 
@@ -269,12 +271,12 @@ def _shop_and_general(row):
 def _tuning(found):
     """Gain and forgetting of each method, alone and mixed with the start."""
     by_method, rows = tuning(found), []
-    for what, method in _TUNED:
-        if method in by_method:
-            both = [by_method[method].get(mix) for mix in (1.0, _MIX)]
+    for what, *way in _TUNED:
+        if tuple(way) in by_method:
+            both = [by_method[*way].get(mix) for mix in (1.0, _MIX)]
             alone = both[0]
             results = found["tuned"].results
-            line = results.line(method, _TUNED_LEVEL)
+            line = results.line(way[0], _TUNED_LEVEL, way[1])
             # The start is given; a copy is tuned for this.
             by_copy = results.runs.loc[line.cell, "reference"].eq(cells.COPY)
             spent = results.flops(line, "all" if by_copy.all() else "paper")
