@@ -189,8 +189,8 @@ class FitTest(tf.test.TestCase):
 
     def test_an_error_of_a_step_is_raised_as_it_is(self):
         # The state went into the step, and did not come back to be averaged.
-        model = fits.jest(ema=0.5)
         for error in (ValueError("no"), SystemExit(75)):
+            model = fits.jest(ema=0.5)
             with (
                 mock.patch.object(
                     model.stepper, "end_execution", side_effect=error

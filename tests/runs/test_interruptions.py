@@ -53,8 +53,6 @@ class SignalsTest(tf.test.TestCase):
         done = []
         with interruptions.Signals() as signals:
             signals.on_train_begin()
-            # As the first step's checkpoint is written.
-            signals.on_train_batch_begin(0)
             with self.assertRaises(interruptions.Preempted):
                 with signals.deferred():
                     self.send()
