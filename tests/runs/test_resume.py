@@ -316,6 +316,7 @@ class FunnelResumeTest(ResumeTestCase):
         cls.pool = tiny.write_shard(f"{cls.folder}/pool", 40, noisy=noisy)
         tiny.write_sidecars(cls.pool, noisy)
         cls.curated = tiny.write_shard(f"{cls.folder}/c", 6, seed=4, noisy=[1])
+        tiny.write_sidecars(cls.curated, [1])
 
     def check(self, name, *settings, kills):
         """Kills a run at writes; returns the unbroken run's directory."""
@@ -358,6 +359,8 @@ class FunnelResumeTest(ResumeTestCase):
             *(f"data.curated={self.curated}", "data.curated_rows=1"),
             *("bootstrap.renew_at=3,5", "bootstrap.shares=0.9"),
             "bootstrap.clean_start=true",
+            f"reference.sidecar_dir={self.folder}",
+            *("reference.distillation_weight=0.3", "reference.similarity_weight=0.5"),
         )
         unbroken = self.check("renewed", *settings, kills=[8, 15])
         # Three steps of four curated rows; then 12 offered, 6 drawn.
