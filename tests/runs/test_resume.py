@@ -318,16 +318,24 @@ class FunnelResumeTest(ResumeTestCase):
         cls.curated = tiny.write_shard(f"{cls.folder}/c", 6, seed=4, noisy=[1])
         tiny.write_sidecars(cls.curated, [1])
 
-    def check(self, name, *settings, kills):
-        """Kills a run at writes; returns the unbroken run's directory."""
+    def check(self, name, *settings, kills, at_random=0):
+        """Kills a run at writes, and at random moments.
+
+        Returns the unbroken run's directory.
+        """
         settings = (*FUNNEL, f"data.train={self.pool}", *settings)
         workdir, unbroken = self.workdir(f"{name} killed"), self.workdir(name)
+        started = time.monotonic()
         self.assertEqual(
             self.server.run(unbroken, *settings), 0, self.said_in(unbroken)
         )
+        self.seconds, moments = time.monotonic() - started, random.Random(SEED)
         for place in kills:
             code = self.server.run(workdir, *settings, at=place)
             self.assertEqual(code, -signal.SIGKILL, self.said_in(workdir))
+        for _ in range(at_random):
+            code = self.kill(self.server.start(workdir, *settings), moments)
+            self.assertIn(code, (-signal.SIGKILL, 0), self.said_in(workdir))
         self.assert_ends_alike(workdir, *settings, unbroken=unbroken)
         return unbroken
 
@@ -352,7 +360,7 @@ class FunnelResumeTest(ResumeTestCase):
             [12 * step for step in (2, 4, 5, 5)],
         )
 
-    def test_a_clean_start_and_renewals(self):
+    def test_a_clean_start_renewals_and_distillation(self):
         settings = (
             *stage(0, candidates=2, embeddings="stored"),
             *stage(1, candidates=2, criterion="learnability", num_chunks=1),
@@ -360,9 +368,12 @@ class FunnelResumeTest(ResumeTestCase):
             *("bootstrap.renew_at=3,5", "bootstrap.shares=0.9"),
             "bootstrap.clean_start=true",
             f"reference.sidecar_dir={self.folder}",
-            *("reference.distillation_weight=0.3", "reference.similarity_weight=0.5"),
+            *(
+                "reference.distillation_weight=0.3",
+                "reference.similarity_weight=0.5",
+            ),
         )
-        unbroken = self.check("renewed", *settings, kills=[8, 15])
+        unbroken = self.check("renewed", *settings, kills=[8, 15], at_random=2)
         # Three steps of four curated rows; then 12 offered, 6 drawn.
         last = self.lines(unbroken, directory.METRICS_FILE)[-1]
         for name, count in (

@@ -198,7 +198,10 @@ class RunsTest(tf.test.TestCase):
             *("bootstrap.clean_start=true", "evaluation.every_steps=none"),
             *("selection.batch_size=8", "bootstrap.shares=1"),
             f"reference.sidecar_dir={self.folder}",
-            *("reference.distillation_weight=0.5", "reference.similarity_weight=0.5"),
+            *(
+                "reference.distillation_weight=0.5",
+                "reference.similarity_weight=0.5",
+            ),
             "selection.stages.0.embeddings=stored",
             "selection.stages.0.criterion=easy_reference",
             "selection.stages.0.candidates=2",
