@@ -6,15 +6,48 @@ import sys
 import tempfile
 
 import fits
+import jax
 import keras
 import numpy as np
 import process
 import subprocesses
 import tensorflow as tf
 
+from jest_tf import distribution
+
 # Seconds until processes that wait for each other are ended.
 LIMIT = 1200
 PAGE = os.path.join(subprocesses.ROOT, "docs", "jax.md")
+
+
+class LostTest(tf.test.TestCase):
+    def test_an_own_failure_is_not_called_that_of_another(self):
+        def fail(_):
+            raise OSError("Connection reset by peer")
+
+        own = jax.ShapeDtypeStruct((), "float32")
+        with self.assertRaises(jax.errors.JaxRuntimeError) as failed:
+            jax.jit(lambda x: jax.pure_callback(fail, own, x))(1.0)
+        self.assertStartsWith(str(failed.exception), "INTERNAL: ")
+        peer = "[127.0.0.1]:1: Connection reset by peer"
+        for text, is_lost in (
+            (str(failed.exception), False),
+            ("INTERNAL: Failed to compile: ptxas exited with code 255", False),
+            ("UNKNOWN: CUDNN_STATUS_EXECUTION_FAILED", False),
+            ("FAILED_PRECONDITION: DNN library is not found", False),
+            ("RESOURCE_EXHAUSTED: Out of memory", False),
+            # Of workers that were killed.
+            (f"UNKNOWN: Gloo AllGather failed: Read error {peer}", True),
+            ("UNAVAILABLE: failed to connect to all addresses", True),
+            # Of NCCL, whose source this text is from.
+            (
+                "INTERNAL: NCCL operation ncclGroupEnd() failed: remote process "
+                "exited or there was a network error.",
+                True,
+            ),
+        ):
+            for kind in (jax.errors.JaxRuntimeError, ValueError):
+                self.assertIs(distribution.has_lost_worker(kind(text)), is_lost)
 
 
 class ProcessesTest(tf.test.TestCase):

@@ -205,7 +205,10 @@ class RunsTest(tf.test.TestCase):
             "selection.stages.0.embeddings=stored",
             "selection.stages.0.criterion=easy_reference",
             "selection.stages.0.candidates=2",
-            "selection.stages.1.candidates=2",
+            *(
+                "selection.stages.1.candidates=2",
+                "selection.stages.1.num_chunks=2",
+            ),
             "selection.stages.1.criterion=learnability",
         )
         strategy = "distribution.strategy="
