@@ -23,12 +23,13 @@ from jest_tf.distribution import cluster, collectives_jax
 
 # Seconds without a sign of life after which JAX ends the other processes.
 _HEARTBEAT = 30
-# The first line of an error that may follow. These statuses suffice; others may
-# also be of an own failure, unless Gloo, NCCL or JAX's coordination names a peer.
+# The beginning of an error that may follow. Failures of this process have the
+# last three statuses, too, but name no collectives and no other tasks.
 _LOST = (
     "(CANCELLED|DEADLINE_EXCEEDED|ABORTED|UNAVAILABLE): |"
-    "(UNKNOWN|FAILED_PRECONDITION|INTERNAL): .*(Gloo .*failed|by peer|heartbeat|"
-    "coordination service|NCCL .*(remote process exited|system error))"
+    "(UNKNOWN|FAILED_PRECONDITION|INTERNAL): .*(Gloo .*failed|by peer|"
+    "heartbeat|coordination service|"
+    "NCCL .*(remote process exited|system error))"
 )
 
 

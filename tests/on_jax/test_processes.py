@@ -41,8 +41,8 @@ class LostTest(tf.test.TestCase):
             ("UNAVAILABLE: failed to connect to all addresses", True),
             # Of NCCL, whose source this text is from.
             (
-                "INTERNAL: NCCL operation ncclGroupEnd() failed: remote process "
-                "exited or there was a network error.",
+                "INTERNAL: NCCL operation ncclGroupEnd() failed: remote "
+                "process exited or there was a network error.",
                 True,
             ),
         ):

@@ -19,7 +19,7 @@ import tiny
 
 from jest_tf import files
 from jest_tf.data import sidecars
-from jest_tf.data.sidecars import file_format
+from jest_tf.data.sidecars import embed, file_format
 from jest_tf.files import remote
 from jest_tf.runs import bootstrap, checkpoints, directory, interruptions
 
@@ -316,7 +316,6 @@ class FunnelResumeTest(ResumeTestCase):
         cls.pool = tiny.write_shard(f"{cls.folder}/pool", 40, noisy=noisy)
         tiny.write_sidecars(cls.pool, noisy)
         cls.curated = tiny.write_shard(f"{cls.folder}/c", 6, seed=4, noisy=[1])
-        tiny.write_sidecars(cls.curated, [1])
 
     def check(self, name, *settings, kills, at_random=0):
         """Kills a run at writes, and at random moments.
@@ -361,13 +360,17 @@ class FunnelResumeTest(ResumeTestCase):
         )
 
     def test_a_clean_start_renewals_and_distillation(self):
+        stored = f"{self.folder}/stored"
+        for path in (self.pool, self.curated):
+            # Of a reference that is worse than any learner.
+            tiny.write_sidecars(path, range(40), embed.Output(stored))
         settings = (
             *stage(0, candidates=2, embeddings="stored"),
             *stage(1, candidates=2, criterion="learnability", num_chunks=1),
             *(f"data.curated={self.curated}", "data.curated_rows=1"),
             *("bootstrap.renew_at=3,5", "bootstrap.shares=0.9"),
             "bootstrap.clean_start=true",
-            f"reference.sidecar_dir={self.folder}",
+            f"reference.sidecar_dir={stored}",
             *(
                 "reference.distillation_weight=0.3",
                 "reference.similarity_weight=0.5",
@@ -385,9 +388,12 @@ class FunnelResumeTest(ResumeTestCase):
             self.assertEqual(last[f"examples/{name}"], count)
         drawn = self.lines(unbroken, directory.DRAWS_FILE)
         self.assertContainsSubset(drawn[0]["ids"], range(100, 106))
+        said = self.said_in(unbroken)
+        self.assertEqual(said.count("it is the reference now"), 2)
+        self.assertGreater(last["train/distillation"], 0)
+        self.assertGreater(last["train/similarities"], 0)
         # For curated rows alone, and for both parts that choose.
-        compiled = self.said_in(unbroken).count("compiling the step")
-        self.assertEqual(compiled, 2)
+        self.assertEqual(said.count("compiling the step"), 2)
 
 
 @pytest.mark.slow
