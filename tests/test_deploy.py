@@ -83,15 +83,11 @@ class JobsTest(DeployTestCase):
                     # The image and the bucket have no other files.
                     self.assertStartsWith(settings.data.vocabulary, "gs://")
                     # Else every start on JAX compiles the step again.
-                    self.assertEqual(
-                        container["env"],
-                        [
-                            {
-                                "name": "JAX_COMPILATION_CACHE_DIR",
-                                "value": "gs://BUCKET/runs/jax-cache",
-                            }
-                        ],
-                    )
+                    cache = {
+                        "name": "JAX_COMPILATION_CACHE_DIR",
+                        "value": "gs://BUCKET/runs/jax-cache",
+                    }
+                    self.assertEqual(container["env"], [cache])
                     # As many rows a chip as the paper's, on 8 chips.
                     sizes = settings.selection.sizes()
                     self.assertEqual(sizes, (8 * 640, 8 * 128))

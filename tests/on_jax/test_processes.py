@@ -25,29 +25,17 @@ class LostTest(tf.test.TestCase):
         def fail(_):
             raise OSError("Connection reset by peer")
 
-        own = jax.ShapeDtypeStruct((), "float32")
-        with self.assertRaises(jax.errors.JaxRuntimeError) as failed:
-            jax.jit(lambda x: jax.pure_callback(fail, own, x))(1.0)
-        self.assertStartsWith(str(failed.exception), "INTERNAL: ")
-        peer = "[127.0.0.1]:1: Connection reset by peer"
+        result = jax.ShapeDtypeStruct((), "float32")
+        with self.assertRaises(jax.errors.JaxRuntimeError) as own:
+            jax.jit(lambda x: jax.pure_callback(fail, result, x))(1.0)
+        self.assertStartsWith(str(own.exception), "INTERNAL: ")
         for text, is_lost in (
-            (str(failed.exception), False),
-            ("INTERNAL: Failed to compile: ptxas exited with code 255", False),
+            (str(own.exception), False),
             ("UNKNOWN: CUDNN_STATUS_EXECUTION_FAILED", False),
-            ("FAILED_PRECONDITION: DNN library is not found", False),
-            ("RESOURCE_EXHAUSTED: Out of memory", False),
-            # Of workers that were killed.
-            (f"UNKNOWN: Gloo AllGather failed: Read error {peer}", True),
-            ("UNAVAILABLE: failed to connect to all addresses", True),
-            # Of NCCL, whose source this text is from.
-            (
-                "INTERNAL: NCCL operation ncclGroupEnd() failed: remote "
-                "process exited or there was a network error.",
-                True,
-            ),
+            ("UNKNOWN: Gloo AllGather failed: Connection closed", True),
         ):
-            for kind in (jax.errors.JaxRuntimeError, ValueError):
-                self.assertIs(distribution.has_lost_worker(kind(text)), is_lost)
+            error = ValueError(text)
+            self.assertIs(distribution.has_lost_worker(error), is_lost)
 
 
 class ProcessesTest(tf.test.TestCase):
