@@ -7,7 +7,8 @@
 #         --config configs/jest_b16.py --set distribution.strategy=tpu ...
 #
 # Runs where `gcloud` is, not on the TPU. What follows the run directory are
-# arguments of `jest-tf train`.
+# arguments of `jest-tf train`. The next machine takes compiled steps from
+# jax-cache beside the run directory.
 set -euo pipefail
 name=$1 workdir=$2
 shift 2
@@ -19,7 +20,8 @@ startup=$(mktemp)
 trap 'rm -f "$startup"' EXIT
 cat >"$startup" <<SCRIPT
 #!/bin/bash
-docker run --rm --privileged --net=host --name=train $IMAGE \
+docker run --rm --privileged --net=host --name=train \
+  --env=$(printf '%q' "JAX_COMPILATION_CACHE_DIR=${workdir%/*}/jax-cache") $IMAGE \
   train --workdir $(printf '%q' "$workdir")$(printf ' %q' "$@")
 SCRIPT
 

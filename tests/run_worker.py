@@ -1,16 +1,21 @@
 """`python -m trainers.train` on replicas, in a process, for test_workers.py.
 
-    python tests/run_worker.py CONFIG WORKDIR [--stop-after N] [--damaged]
+    python tests/run_worker.py CONFIG WORKDIR
+        [--stop-after N] [--damaged] [--embedding N]
 
 runs a recipe with a learner that is the same on any number of replicas. With
 `--stop-after` it gets SIGTERM once it has saved N checkpoints; with `--damaged`
-about half of the images that it reads are cut.
+about half of the images that it reads are cut. With `--embedding`, N processes
+must embed at once.
 """
 
 import argparse
+import glob
 import itertools
 import os
+import pathlib
 import signal
+import time
 import zlib
 from unittest import mock
 
@@ -18,6 +23,7 @@ import tiny
 
 from jest_tf import models
 from jest_tf.data import images
+from jest_tf.models import reference
 from jest_tf.runs import checkpoints, notices
 from trainers import train
 
@@ -50,6 +56,24 @@ def cut_half_of_them():
     return prepare_cut
 
 
+def embed_together(workdir, count):
+    """Embeds as ever, but waits until so many processes embed records."""
+    make = reference.encoder
+
+    def encoder(run):
+        encode = make(run)
+
+        def encode_together(*arguments):
+            pathlib.Path(f"{workdir}-{os.getpid()}.embeds").touch()
+            while len(glob.glob(f"{workdir}-*.embeds")) < count:
+                time.sleep(0.02)
+            return encode(*arguments)
+
+        return encode_together
+
+    return encoder
+
+
 def main():
     """Parses the flags and runs."""
     parser = argparse.ArgumentParser()
@@ -57,13 +81,16 @@ def main():
     parser.add_argument("workdir")
     parser.add_argument("--stop-after", type=int, default=0)
     parser.add_argument("--damaged", action="store_true")
+    parser.add_argument("--embedding", type=int, default=0)
     flags = parser.parse_args()
+    encoder = embed_together(flags.workdir, flags.embedding)
     saves = stop_after(flags.stop_after)
     prepare = cut_half_of_them() if flags.damaged else images.prepare
     with (
         mock.patch.object(models, "build_learner", build_learner),
         mock.patch.object(checkpoints, "save", saves),
         mock.patch.object(images, "prepare", prepare),
+        mock.patch.object(reference, "encoder", encoder),
         # The steps find what is damaged.
         mock.patch.object(notices, "_SAMPLED", 1),
     ):

@@ -21,7 +21,10 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": f"{ROOT}:{TESTS}"} | environment,
+            # On JAX, bits are those of programs as users compile them.
+            env=os.environ
+            | {"PYTHONPATH": f"{ROOT}:{TESTS}", "XLA_FLAGS": ""}
+            | environment,
         )
 
     def start(self, workdir, *overrides, **options):

@@ -253,6 +253,16 @@ class StartTest(tf.test.TestCase):
             )
             self.assertEqual(done.returncode, 0, done.stderr)
 
+    def test_compiled_steps_are_kept_on_a_disk_or_a_bucket(self):
+        code = (
+            "import os; from jest_tf import cli; cli.main(['--help']); "
+            "print(os.environ.get('JAX_COMPILATION_CACHE_MAX_SIZE'))"
+        )
+        # JAX cannot take the lock that a limit needs on a bucket.
+        for folder, limit in (("/nowhere", 2**32), ("gs://bucket/x", None)):
+            done = self.python(code, JAX_COMPILATION_CACHE_DIR=folder)
+            self.assertEqual(done.stdout.splitlines()[-1], str(limit))
+
     def test_a_signal_is_answered_in_any_state(self):
         taken = "signal.signal(15, lambda *_: None); "
         for state, end, said in (

@@ -82,6 +82,12 @@ class JobsTest(DeployTestCase):
                     self.assertNotEqual(strategy, "default")
                     # The image and the bucket have no other files.
                     self.assertStartsWith(settings.data.vocabulary, "gs://")
+                    # Else every start on JAX compiles the step again.
+                    cache = {
+                        "name": "JAX_COMPILATION_CACHE_DIR",
+                        "value": "gs://BUCKET/runs/jax-cache",
+                    }
+                    self.assertEqual(container["env"], [cache])
                     # As many rows a chip as the paper's, on 8 chips.
                     sizes = settings.selection.sizes()
                     self.assertEqual(sizes, (8 * 640, 8 * 128))
@@ -192,8 +198,9 @@ class QueueTest(DeployTestCase):
             check=True,
         ).stdout.splitlines()
         self.assertEqual(
-            said[-6:],
+            said[-7:],
             [
+                "--env=JAX_COMPILATION_CACHE_DIR=gs://bucket/jax-cache",
                 *("image:tpu", "train", "--workdir", "gs://bucket/run"),
                 *("--config", "my recipe.py"),
             ],

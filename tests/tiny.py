@@ -138,10 +138,8 @@ def write_sidecars(path, noisy=(), output=embed.Output()):  # noqa: B008
     No model has made them, so a run has them without a reference.
     """
     store = stores.open_store(path)
-    image, other = (
-        sidecar_files.unit_rows(len(store), seed, DIM) for seed in (1, 2)
-    )
-    text = np.where(np.isin(range(len(store)), noisy)[:, None], other, image)
+    image = sidecar_files.unit_rows(len(store), 1, DIM)
+    text = np.where(np.isin(range(len(store)), noisy)[:, None], -image, image)
     description = sidecar_files.DESCRIPTION._replace(dim=DIM)
     embed.write_arrays(store, image, text, description, output)
 

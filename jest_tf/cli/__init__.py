@@ -70,9 +70,12 @@ def _execute(argv, command):
     # JAX compiles a step for minutes; a second run takes it from this cache.
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache = os.path.join(cache, "jest_tf", f"jax-{platform.node()}")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**32))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    if "://" not in cache:
+        # A limit needs a lock, which JAX cannot take on a bucket; there, small
+        # programs are compiled sooner than they are read.
+        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**32))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     # A page of `files/remote.py`, and the byte before it.
     os.environ.setdefault("GCS_READAHEAD_BUFFER_SIZE_BYTES", str(2**20 + 1))
     thresholds = gc.get_threshold()

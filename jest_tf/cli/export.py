@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Writes the export and prints where."""
-    # JAX makes neither format. A run's files are the same on both backends.
+    if os.environ["KERAS_BACKEND"] != "tensorflow":
+        # A run's files are the same on both backends.
+        print("TensorFlow makes the export: JAX writes neither format")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     from jest_tf import inference
     from jest_tf.runs import loading

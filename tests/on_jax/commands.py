@@ -3,6 +3,7 @@
 KERAS_BACKEND=... python commands.py FOLDER
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -67,10 +68,11 @@ def main(folder):
         *("curate", "--data", POOL, "--output", at("manifest")),
         *("--workdir", reference, *stored),
     )
-    run(
-        *("advise", "--pool", POOL, "--curated", TESTS),
-        *("--output", at("advice"), "--reference", reference, *stored),
-    )
+    with open(at("advice.txt"), "w") as said, contextlib.redirect_stdout(said):
+        run(
+            *("advise", "--pool", POOL, "--curated", TESTS),
+            *("--output", at("advice"), "--reference", reference, *stored),
+        )
     for name in ("distilled", "bootstrap"):
         path = at(f"{name}.json")
         config.save_config(recipe(name, at("sidecars")), path)

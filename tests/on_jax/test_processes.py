@@ -6,15 +6,36 @@ import sys
 import tempfile
 
 import fits
+import jax
 import keras
 import numpy as np
 import process
 import subprocesses
 import tensorflow as tf
 
+from jest_tf import distribution
+
 # Seconds until processes that wait for each other are ended.
 LIMIT = 1200
 PAGE = os.path.join(subprocesses.ROOT, "docs", "jax.md")
+
+
+class LostTest(tf.test.TestCase):
+    def test_an_own_failure_is_not_called_that_of_another(self):
+        def fail(_):
+            raise OSError("Connection reset by peer")
+
+        result = jax.ShapeDtypeStruct((), "float32")
+        with self.assertRaises(jax.errors.JaxRuntimeError) as own:
+            jax.jit(lambda x: jax.pure_callback(fail, result, x))(1.0)
+        self.assertStartsWith(str(own.exception), "INTERNAL: ")
+        for text, is_lost in (
+            (str(own.exception), False),
+            ("UNKNOWN: CUDNN_STATUS_EXECUTION_FAILED", False),
+            ("UNKNOWN: Gloo AllGather failed: Connection closed", True),
+        ):
+            error = ValueError(text)
+            self.assertIs(distribution.has_lost_worker(error), is_lost)
 
 
 class ProcessesTest(tf.test.TestCase):

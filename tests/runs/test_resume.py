@@ -19,7 +19,7 @@ import tiny
 
 from jest_tf import files
 from jest_tf.data import sidecars
-from jest_tf.data.sidecars import file_format
+from jest_tf.data.sidecars import embed, file_format
 from jest_tf.files import remote
 from jest_tf.runs import bootstrap, checkpoints, directory, interruptions
 
@@ -317,26 +317,26 @@ class FunnelResumeTest(ResumeTestCase):
         tiny.write_sidecars(cls.pool, noisy)
         cls.curated = tiny.write_shard(f"{cls.folder}/c", 6, seed=4, noisy=[1])
 
-    def check(self, name, *settings, kills):
-        """Kills a run at writes; returns the unbroken run's directory."""
+    def check(self, name, *settings, kills, at_random=0):
+        """Kills a run at writes, and at random moments.
+
+        Returns the unbroken run's directory.
+        """
         settings = (*FUNNEL, f"data.train={self.pool}", *settings)
         workdir, unbroken = self.workdir(f"{name} killed"), self.workdir(name)
+        started = time.monotonic()
         self.assertEqual(
             self.server.run(unbroken, *settings), 0, self.said_in(unbroken)
         )
+        self.seconds, moments = time.monotonic() - started, random.Random(SEED)
         for place in kills:
             code = self.server.run(workdir, *settings, at=place)
             self.assertEqual(code, -signal.SIGKILL, self.said_in(workdir))
+        for _ in range(at_random):
+            code = self.kill(self.server.start(workdir, *settings), moments)
+            self.assertIn(code, (-signal.SIGKILL, 0), self.said_in(workdir))
         self.assert_ends_alike(workdir, *settings, unbroken=unbroken)
         return unbroken
-
-    def test_a_stored_stage_alone(self):
-        stored = stage(0, candidates=3, embeddings="stored")
-        unbroken = self.check("stored", *stored, kills=[11])
-        for row in self.lines(unbroken, directory.METRICS_FILE):
-            self.assertEqual(row["examples/offered"], 12 * row["step"])
-            self.assertEqual(row["examples/scored"], 0)
-            self.assertGreater(row["flops/stored"], 0)
 
     def test_a_live_stage_alone_that_ends(self):
         live = stage(0, candidates=3, criterion="learnability", last_step=4)
@@ -351,15 +351,24 @@ class FunnelResumeTest(ResumeTestCase):
             [12 * step for step in (2, 4, 5, 5)],
         )
 
-    def test_a_clean_start_and_renewals(self):
+    def test_a_clean_start_renewals_and_distillation(self):
+        stored = f"{self.folder}/stored"
+        for path in (self.pool, self.curated):
+            # Of a reference that is worse than any learner.
+            tiny.write_sidecars(path, range(40), embed.Output(stored))
         settings = (
             *stage(0, candidates=2, embeddings="stored"),
             *stage(1, candidates=2, criterion="learnability", num_chunks=1),
             *(f"data.curated={self.curated}", "data.curated_rows=1"),
             *("bootstrap.renew_at=3,5", "bootstrap.shares=0.9"),
             "bootstrap.clean_start=true",
+            f"reference.sidecar_dir={stored}",
+            *(
+                "reference.distillation_weight=0.3",
+                "reference.similarity_weight=0.5",
+            ),
         )
-        unbroken = self.check("renewed", *settings, kills=[8, 15])
+        unbroken = self.check("renewed", *settings, kills=[8, 15], at_random=2)
         # Three steps of four curated rows; then 12 offered, 6 drawn.
         last = self.lines(unbroken, directory.METRICS_FILE)[-1]
         for name, count in (
@@ -371,9 +380,16 @@ class FunnelResumeTest(ResumeTestCase):
             self.assertEqual(last[f"examples/{name}"], count)
         drawn = self.lines(unbroken, directory.DRAWS_FILE)
         self.assertContainsSubset(drawn[0]["ids"], range(100, 106))
-        # For curated rows alone, and for both parts that choose.
-        compiled = self.said_in(unbroken).count("compiling the step")
-        self.assertEqual(compiled, 2)
+        said = self.said_in(unbroken)
+        self.assertEqual(said.count("it is the reference now"), 2)
+        for name in (
+            "flops/stored",
+            "train/distillation",
+            "train/similarities",
+        ):
+            self.assertGreater(last[name], 0)
+        # With a reference from the start, one model serves all parts.
+        self.assertEqual(said.count("compiling the step"), 1)
 
 
 @pytest.mark.slow

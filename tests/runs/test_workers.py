@@ -1,6 +1,7 @@
 """Workers and replicas of whole runs, each in processes of its own."""
 
 import contextlib
+import glob
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import config
+from jest_tf.data.sidecars import embed
 from jest_tf.runs import checkpoints, directory, interruptions
 
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -67,7 +69,9 @@ class RunsTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = self.enterContext(tempfile.TemporaryDirectory())
-        tiny.write_shard(os.path.join(self.folder, "a.tfrecord"))
+        for seed, name in enumerate(("a", "b", "c", "curated-a", "curated-b")):
+            path = os.path.join(self.folder, f"{name}.tfrecord")
+            tiny.write_shard(path, seed=seed)
 
     def recipe(self, name, *overrides):
         """The path of a recipe's file."""
@@ -188,14 +192,30 @@ class RunsTest(tf.test.TestCase):
         self.assertNotIn(directory.FAULTS_FILE, said)
 
     def test_replicas_renew_the_reference_as_one_does(self):
+        """With stored and live stages and distillation; each process embeds."""
+        stored = f"{self.folder}/stored"
+        for path in glob.glob(f"{self.folder}/*.tfrecord"):
+            # Of a reference that is worse than any learner.
+            tiny.write_sidecars(path, range(20), embed.Output(stored))
         settings = (
-            *("data.curated=" + self.folder + "/a.tfrecord", "steps=12"),
-            *("data.curated_rows=4", "bootstrap.renew_at=6"),
+            f"data.train={self.folder}/?.tfrecord",
+            f"data.curated={self.folder}/curated-?.tfrecord",
+            *("data.curated_rows=4", "bootstrap.renew_at=6", "steps=12"),
             *("bootstrap.clean_start=true", "evaluation.every_steps=none"),
             *("selection.batch_size=8", "bootstrap.shares=1"),
+            f"reference.sidecar_dir={stored}",
+            *(
+                "reference.distillation_weight=0.5",
+                "reference.similarity_weight=0.5",
+            ),
             "selection.stages.0.embeddings=stored",
             "selection.stages.0.criterion=easy_reference",
             "selection.stages.0.candidates=2",
+            *(
+                "selection.stages.1.candidates=2",
+                "selection.stages.1.num_chunks=2",
+            ),
+            "selection.stages.1.criterion=learnability",
         )
         strategy = "distribution.strategy="
         for name, count, *more in (
@@ -211,15 +231,20 @@ class RunsTest(tf.test.TestCase):
         ):
             recipe = self.recipe(name, *settings, *more)
             workdir = self.workdir(f"{name}-run")
-            with self.workers(recipe, workdir, [()] * count) as workers:
+            flags = [("--embedding", str(count))] * count
+            with self.workers(recipe, workdir, flags) as workers:
                 for worker in workers:
                     code, said = worker.wait()
                     self.assertEqual(code, 0, said)
+                    self.assertIn("it is the reference now", said)
             rows = directory.read_rows(workdir, directory.METRICS_FILE)
             losses = [row["train/loss"] for row in rows]
             found = [
                 [row.get(part) for row in rows]
-                for part in ("step", "examples/trained", "bootstrap/recognised")
+                for part in (
+                    *("step", "select/digest", "examples/trained"),
+                    "bootstrap/recognised",
+                )
             ]
             if name == "one":
                 expected = found, losses
