@@ -104,12 +104,12 @@ _BY_SOURCE = (
 # Tuning a general model on shop photographs: what, the method and its steps.
 _TUNED = (
     ("plain", "plain", 500),
-    ("plain, for longer", "plain", 830),
+    ("plain, for longer", "plain", 875),
     ("the image tower frozen (LiT)", "lit", 500),
     ("LoRA, rank 16", "lora", 500),
     ("distilled from the start", "plain_distilled", 500),
     ("the checked pairs alone", "checked", 300),
-    ("the checked pairs alone, for longer", "checked", 830),
+    ("the checked pairs alone, for longer", "checked", 900),
     *(
         (f"{what} by {by}", f"{method}_by_{name}", 500)
         for name, by in (("start", "the start"), ("copy", "a tuned copy"))

@@ -438,7 +438,7 @@ class PhotosTest(tf.test.TestCase):
         start = 3 * np.log2(3000 / 125)
         by_copy = "stored stage, 3 candidates, by a tuned copy"
         for what, steps, spent in (
-            ("plain, for longer", 830, 20 * 830),
+            ("plain, for longer", 875, 20 * 875),
             (by_copy, 500, 20 * 500 + 1000 + 20 * 300),
         ):
             change = 3 * np.log2(steps / 125) - start
