@@ -226,7 +226,7 @@ _STEERED = tuple(
 )
 
 # A general model is tuned on shop photographs. The copy is tuned on the checked
-# pairs, and chooses. Its 300 steps and a stage's 500 cost as much as 830 others.
+# pairs, and chooses. Its steps and a stage's 500 cost as much as 830 others.
 START = "apart_general_general_3000"
 COPY = "tuned_copy_300"
 _TUNED_LENGTHS = (125, 250, 500)

@@ -176,22 +176,22 @@ class Runner:
         if run.cell.start:
             needs.append(self._trained(run.cell.start, 0))
         if run.cell.reference:
-            needs.append(self._embedded(run.cell.reference, run.cell.pool))
+            needs.append(self._embedded(run.cell))
         if run.cell.cut:
             needs.append(self._cut(run.cell))
         return self._once((name, seed), needs, self._train, run)
 
-    def _embedded(self, name, pool):
-        """Sidecars of a pool by seed 0 of a run."""
+    def _embedded(self, cell):
+        """Sidecars of what a cell reads, by seed 0 of its reference."""
+        name, shards = cell.reference, self._referred(cell)
         needs = [self._trained(name, 0)]
         return self._once(
-            ("embed", name, pool),
+            ("embed", name, *shards),
             needs,
             self._command,
-            f"embed-{name}-{pool}",
-            *("embed", "--model", self._workdir(name, 0)),
-            *("--data", self._shards(pool), "--output"),
-            self._sidecars(name, pool),
+            f"embed-{name}-{cell.pool}",
+            *("embed", "--model", self._workdir(name, 0), "--data", *shards),
+            *("--output", self._sidecars(name, cell.pool)),
         )
 
     def _cut(self, cell):
@@ -199,7 +199,7 @@ class Runner:
         name, pool, output = cell.reference, cell.pool, self._manifest(cell)
         return self._once(
             output.name,
-            [self._embedded(name, pool)],
+            [self._embedded(cell)],
             self._command,
             output.name,
             *("curate", "--workdir", self._workdir(name, 0)),
@@ -225,7 +225,7 @@ class Runner:
             if run.cell.reference:
                 embedded = collect.embedding_flops(
                     self._workdir(run.cell.reference, 0),
-                    self._shards(run.cell.pool),
+                    self._referred(run.cell),
                     self._sidecars(run.cell.reference, run.cell.pool),
                 )
             lines = [(run._replace(steps=n), 1.0) for n in run.shorter]
@@ -293,6 +293,19 @@ class Runner:
         if pool in self._benchmark.clean_sets:
             return f"{self._data}/{pool}-*.tfrecord"
         return f"{self._data}/{pool}/pool-*.tfrecord"
+
+    def _referred(self, cell):
+        """The shards whose embeddings a cell needs: curated ones in a run."""
+        words = cell.settings.format(data=self._data).split()
+        curated = "data.curated="
+        return [
+            self._shards(cell.pool),
+            *(
+                word.removeprefix(curated)
+                for word in words * cell.reads_sidecars
+                if word.startswith(curated)
+            ),
+        ]
 
     def _command(self, log, *words):
         """Runs `jest-tf`; returns its processor seconds."""
