@@ -312,14 +312,14 @@ class PagesTest(DocsTestCase):
         self.preset()
         pathlib.Path("data").mkdir()
         for name, count in (
-            *(("curated", 16), ("pool", 48)),
+            *(("checked", 80), ("pool", 48), ("replay", 64)),
             *(("held_out", 9), ("general", 9)),
         ):
             tiny.write_shard(f"data/{name}-00000-of-00001.tfrecord", count)
         _, printed = self.run_page(
             "docs/tutorials/siglip2.md",
             ("steps=2", "optimizer.warmup_steps=1", "data.image_size=32")
-            + ("selection.batch_size=16", "evaluation.log_every_steps=1"),
+            + ("selection.batch_size=80", "evaluation.log_every_steps=1"),
         )
         # The start, and what it became.
         measure = "eval/held_out/image_to_text/recall@1\n"
@@ -443,7 +443,7 @@ class PagesTest(DocsTestCase):
         self.preset()
         paths = sorted(ROOT.glob("configs/*.py"))
         recipes = {path: config_lib.load_config(path) for path in paths}
-        names = {"data/curated-*.tfrecord"}
+        names = {"data/checked-*.tfrecord"}
         for recipe in recipes.values():
             names |= {*recipe.data.train, *recipe.data.curated}
             names |= {*recipe.evaluation.data, recipe.data.vocabulary} - {""}
@@ -461,7 +461,8 @@ class PagesTest(DocsTestCase):
                 tiny.write_shard(str(path), 400)
         for path, recipe in recipes.items():
             settings = ["steps=2", "optimizer.warmup_steps=1"]
-            settings += ["selection.batch_size=64"]
+            size = 64 + recipe.data.curated_rows
+            settings += [f"selection.batch_size={size}"]
             settings += ["distribution.strategy=default"]
             if recipe.bootstrap.renew_at:
                 settings += ["bootstrap.renew_at=1", "bootstrap.shares=1"]

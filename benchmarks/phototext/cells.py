@@ -271,19 +271,7 @@ _TUNED = (
     ),
     _tuned("top_3_by_copy_replayed", _GENERAL, reference=COPY, cut=3),
     _tuned("stored_3_by_copy_replayed", _stored(3), _GENERAL, reference=COPY),
-    _tuned("jest_by_copy_replayed", _live(5), _GENERAL, reference=COPY),
-    _tuned("lora_at_2e-3", "model.lora_rank=16", _rate("2e-3")),
-    _tuned("lora_at_8e-3", "model.lora_rank=16", _rate("8e-3")),
-    _tuned("plain_at_2e-3", _rate("2e-3")),
-    _tuned(
-        "stored_3_by_copy_at_2e-3", _stored(3), _rate("2e-3"), reference=COPY
-    ),
-    _tuned(
-        "both_by_copy",
-        _stored(3),
-        "selection.stages.1.candidates=5",
-        reference=COPY,
-    ),
+    _tuned("lora_at_2e-3", "model.lora_rank=16", _rate("2e-3"), seeds=(1,)),
 )
 
 BENCHMARK = Benchmark(

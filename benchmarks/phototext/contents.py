@@ -123,6 +123,16 @@ _TUNED = (
         "stored stage, 3 candidates, distillation, by a tuned copy",
         *("stored_3_distilled_by_copy", 500),
     ),
+    ("plain, with replay", "plain_replayed", 500),
+    ("the checked pairs alone, with replay", "checked_replayed", 300),
+    (
+        "the pool cut once to a third by a tuned copy, with replay",
+        *("top_3_by_copy_replayed", 500),
+    ),
+    (
+        "stored stage, 3 candidates, by a tuned copy, with replay",
+        *("stored_3_by_copy_replayed", 500),
+    ),
 )
 _CURVES = {
     "uniform": ("uniform", "0.6", "-", "."),
@@ -146,6 +156,10 @@ _CURVES_TUNED = {
     ("stored_3_by_start", 500): ("stage by the start", "tab:blue", "-", "v"),
     ("top_3_by_copy", 500): ("cut by a tuned copy", "tab:red", "-", "v"),
     ("stored_3_by_copy", 500): ("stage by a tuned copy", "black", "-", "o"),
+    ("plain_replayed", 500): ("plain, with replay", "0.6", "-", "s"),
+    ("stored_3_by_copy_replayed", 500): (
+        *("stage by a tuned copy, with replay", "black", "-", "s"),
+    ),
 }
 _MIX = 0.75  # of the table
 _SHOP = "test_fashion"

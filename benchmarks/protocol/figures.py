@@ -66,7 +66,7 @@ def draw_changes(by_method, curves, path):
             ends.append((forgotten[-1], gain[-1], label, color))
         axis.set(xlabel="lost on other photographs, mean reciprocal rank x 100")
         axis.set(ylabel="gained on the shop's")
-        axis.set_xlim(0, 1.5 * axis.get_xlim()[1])
+        axis.set_xlim(right=1.5 * axis.get_xlim()[1])
         _label(axis, ends)
         figure.savefig(path, dpi=130)
 
