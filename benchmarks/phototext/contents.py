@@ -158,7 +158,7 @@ _CURVES_TUNED = {
     ("stored_3_by_copy", 500): ("stage by a tuned copy", "black", "-", "o"),
     ("plain_replayed", 500): ("plain, with replay", "0.6", "-", "s"),
     ("stored_3_by_copy_replayed", 500): (
-        *("stage by a tuned copy, with replay", "black", "-", "s"),
+        *("the stage, with replay", "black", "-", "s"),
     ),
 }
 _MIX = 0.75  # of the table
