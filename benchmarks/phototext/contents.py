@@ -107,6 +107,7 @@ _TUNED = (
     ("plain, for longer", "plain", 875),
     ("the image tower frozen (LiT)", "lit", 500),
     ("LoRA, rank 16", "lora", 500),
+    ("LoRA, rank 16, at 4 times the rate", "lora_at_2e-3", 500),
     ("distilled from the start", "plain_distilled", 500),
     ("the checked pairs alone", "checked", 300),
     ("the checked pairs alone, for longer", "checked", 900),
@@ -151,7 +152,7 @@ _CURVES_STEERED = _CURVES | {
 _CURVES_TUNED = {
     ("plain", 500): ("plain", "0.6", "-", "."),
     ("lit", 500): ("LiT", "0.6", "--", "."),
-    ("lora", 500): ("LoRA", "0.6", ":", "."),
+    ("lora_at_2e-3", 500): ("LoRA", "0.6", ":", "."),
     ("checked", 300): ("checked pairs alone", "tab:orange", "-", "D"),
     ("stored_3_by_start", 500): ("stage by the start", "tab:blue", "-", "v"),
     ("top_3_by_copy", 500): ("cut by a tuned copy", "tab:red", "-", "v"),
