@@ -271,7 +271,20 @@ _TUNED = (
     ),
     _tuned("top_3_by_copy_replayed", _GENERAL, reference=COPY, cut=3),
     _tuned("stored_3_by_copy_replayed", _stored(3), _GENERAL, reference=COPY),
-    _tuned("lora_at_2e-3", "model.lora_rank=16", _rate("2e-3"), seeds=(1,)),
+    # Learning rates, a seed each.
+    *(
+        _tuned(
+            *(f"{name}_at_{rate}", *settings, _rate(rate)),
+            seeds=(1,),
+            reference=reference,
+        )
+        for name, settings, reference in (
+            ("plain", (), ""),
+            ("lora", ("model.lora_rank=16",), ""),
+            ("stored_3_by_copy", (_stored(3),), COPY),
+        )
+        for rate in ("2e-3", "8e-3")
+    ),
 )
 
 BENCHMARK = Benchmark(
