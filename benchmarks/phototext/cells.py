@@ -269,7 +269,6 @@ _TUNED = (
         lengths=(150, 300),
         pool="apart_checked",
     ),
-    _tuned("top_3_by_copy_replayed", _GENERAL, reference=COPY, cut=3),
     _tuned("stored_3_by_copy_replayed", _stored(3), _GENERAL, reference=COPY),
     # Learning rates, a seed each.
     *(

@@ -127,10 +127,6 @@ _TUNED = (
     ("plain, with replay", "plain_replayed", 500),
     ("the checked pairs alone, with replay", "checked_replayed", 300),
     (
-        "the pool cut once to a third by a tuned copy, with replay",
-        *("top_3_by_copy_replayed", 500),
-    ),
-    (
         "stored stage, 3 candidates, by a tuned copy, with replay",
         *("stored_3_by_copy_replayed", 500),
     ),
