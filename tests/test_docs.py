@@ -443,7 +443,10 @@ class PagesTest(DocsTestCase):
         self.preset()
         paths = sorted(ROOT.glob("configs/*.py"))
         recipes = {path: config_lib.load_config(path) for path in paths}
-        names = {"data/checked-*.tfrecord"}
+        names = {
+            f"data/{name}-*.tfrecord"
+            for name in ("checked", "held_out", "general")
+        }
         for recipe in recipes.values():
             names |= {*recipe.data.train, *recipe.data.curated}
             names |= {*recipe.evaluation.data, recipe.data.vocabulary} - {""}

@@ -6,6 +6,7 @@ KERAS_BACKEND=... python commands.py FOLDER
 import contextlib
 import dataclasses
 import os
+import shutil
 import sys
 
 from jest_tf import cli, config
@@ -77,6 +78,7 @@ def main(folder):
         path = at(f"{name}.json")
         config.save_config(recipe(name, at("sidecars")), path)
         run("train", "--config", path, "--workdir", at(name))
+    shutil.copytree(at("distilled"), at("begun"))
     run("train", "--workdir", at("distilled"), "--extend", "2")
     run("evaluate", "--workdir", at("distilled"), "--output", at("evaluated"))
     run("page", "--workdir", at("distilled"))
