@@ -105,6 +105,7 @@ _BY_SOURCE = (
 _TUNED = (
     ("plain", "plain", 500),
     ("plain, for longer", "plain", 875),
+    ("plain, at 4 times the rate", "plain_at_2e-3", 500),
     ("the image tower frozen (LiT)", "lit", 500),
     ("LoRA, rank 16", "lora", 500),
     ("LoRA, rank 16, at 4 times the rate", "lora_at_2e-3", 500),
@@ -119,6 +120,10 @@ _TUNED = (
             ("stored stage, 3 candidates,", "stored_3"),
             ("the pool cut once to a third", "top_3"),
         )
+    ),
+    (
+        "stored stage, 3 candidates, by a tuned copy, at 4 times the rate",
+        *("stored_3_by_copy_at_2e-3", 500),
     ),
     (
         "stored stage, 3 candidates, distillation, by a tuned copy",

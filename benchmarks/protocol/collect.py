@@ -43,7 +43,7 @@ def collect(benchmark, run, workdir, data, mix=1.0):
 
     Returns:
         A dict for runs.csv, and a string of the scores of the tests' pairs;
-        empty before the last step.
+        empty before the last step, and of tuned runs, which need no interval.
     """
     workdir = str(workdir)
     config = directory.load_config(workdir, trust=True)
@@ -59,9 +59,10 @@ def collect(benchmark, run, workdir, data, mix=1.0):
             [],
             {},
         )
+        kept = () if run.cell.start else benchmark.tests
         for split in splits:
             scores[split], found = _score(model, f"{data}/{split}-*.tfrecord")
-            pairs += found if split in benchmark.tests else []
+            pairs += found if split in kept else []
         words = " ".join(
             str(round(measures.PAIR_SCALE * pair)) for pair in pairs
         )
