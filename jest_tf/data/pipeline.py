@@ -115,8 +115,9 @@ class _Stream:
         places = order(loader.store, self.seed, loader.options)
         size = plan[0].super_batch_size
         own = self._share(size, "the rows into the first live stage")
-        positions = self._consecutive(size, own)
-        if plan[0].stored:
+        if not plan[0].stored:
+            positions = self._consecutive(size, own)
+        else:
             positions = stored_stages.StoredStages(
                 plan,
                 loss,
