@@ -393,27 +393,6 @@ class CuratedTest(PipelineTestCase):
 
 
 class BadEvaluationRecordTest(PipelineTestCase):
-    def refuse(self, message, **features):
-        """A third shard, "c", is at fault; its record 1 is to be named."""
-        good = self.write("good", [0], id=True)
-        bad = self.write("bad", [1], **features)
-        payloads = list(
-            tf.data.TFRecordDataset([good, bad]).as_numpy_iterator()
-        )
-        os.remove(good)
-        os.remove(bad)
-        path = os.path.join(self.directory, "c")
-        shard_files.write_shard(path, payloads)
-        dataset = batches_lib.examples(
-            stores_lib.open_store(path),
-            batch_size=2,
-            image_size=SIZE,
-        )
-        with self.assertRaisesRegex(
-            tf.errors.InvalidArgumentError, f"record 1 of .*/c, .*{message}"
-        ):
-            list(dataset)
-
     def test_a_record_without_an_image_is_named(self):
         png = tf.io.encode_png(self.images[0]).numpy()
         for image, reason in (
@@ -422,7 +401,21 @@ class BadEvaluationRecordTest(PipelineTestCase):
             (b"", "empty image"),
             (png[:-30], "Invalid PNG data"),
         ):
-            self.refuse(reason, image=image)
+            bad = {"image": image} if image is not None else {}
+            path = shard_files.write_shard(
+                os.path.join(self.directory, "c"),
+                [
+                    shard_files.serialize(caption="good", image=png),
+                    shard_files.serialize(caption="bad", **bad),
+                ],
+            )
+            dataset = batches_lib.examples(
+                stores_lib.open_store(path), batch_size=2, image_size=SIZE
+            )
+            with self.assertRaisesRegex(
+                tf.errors.InvalidArgumentError, f"record 1 of .*/c, .*{reason}"
+            ):
+                list(dataset)
 
 
 class EvaluationTest(PipelineTestCase):

@@ -199,33 +199,6 @@ class SidecarsTest(EmbeddingsTestCase):
             ):
                 sidecars.verify(**most)
 
-    def test_the_best_caption_is_the_most_similar_one(self):
-        starts = self.ends - self.counts
-        twice = np.flatnonzero(self.counts == 3)[0]
-        image = self.image[twice]
-        self.text[starts[twice]] = 0.0  # blank
-        self.text[starts[twice] + 1 : starts[twice] + 3] = image
-        folder = os.path.join(self.folder, "best")
-        self.write(directory=folder)
-        sidecars = sidecars_lib.Sidecars(self.store, folder)
-        rows = np.random.default_rng(3).permutation(sum(LENGTHS))
-        for some in (rows, np.sort(rows), rows[:0]):
-            ids = 1000 + 7 * some
-            found, image, text = sidecars.read_numbered(some, None, ids)
-            for place, row in enumerate(some):
-                own = self.text[starts[row] : self.ends[row]]
-                expected = -1
-                if self.valid[row] and own.any():
-                    blank = ~own.any(1)
-                    similarity = np.where(blank, -9, own @ self.image[row])
-                    expected = np.argmax(similarity)
-                self.assertEqual(found[place], expected)
-                if expected >= 0:
-                    self.assertAllEqual(image[place], self.image[row])
-                    self.assertAllEqual(text[place], own[expected])
-        ids = [1000 + 7 * twice]
-        self.assertEqual(sidecars.read_numbered([twice], None, ids)[0], 1)
-
     def test_captions_are_chosen_of_those_not_blank(self):
         # Of some rows the first is blank, of some two are, of some all; and
         # zeros ahead of other numbers are no blank caption.
@@ -240,24 +213,28 @@ class SidecarsTest(EmbeddingsTestCase):
         random = np.random.default_rng(0)
         rows = random.permutation(np.repeat(np.arange(15), 7))
         numbers = random.integers(0, 2**62, len(rows))
-        expected = []
-        for row, number in zip(rows, numbers, strict=True):
-            own = self.text[starts[row] : self.ends[row]]
-            whole = np.flatnonzero(own.any(1))
-            chosen = -1
-            if self.valid[row] and len(whole):
-                chosen = whole[number % len(whole)]
-            expected.append(chosen)
-        captions, image, text = sidecars.read_numbered(
-            rows, numbers, 1000 + 7 * rows
-        )
-        self.assertAllEqual(captions, expected)
-        self.assertContainsSubset([-1, 0, 1, 2], expected)
-        good = captions >= 0
-        self.assertAllEqual(image[good], self.image[rows[good]])
-        self.assertAllEqual(
-            text[good], self.text[starts[rows[good]] + captions[good]]
-        )
+        for some in (numbers, None):  # drawn, or the most like its image
+            expected = []
+            for row, number in zip(rows, numbers, strict=True):
+                own = self.text[starts[row] : self.ends[row]]
+                whole = np.flatnonzero(own.any(1))
+                chosen = -1
+                if self.valid[row] and len(whole):
+                    chosen = whole[number % len(whole)]
+                    if some is None:
+                        best = np.argmax(own[whole] @ self.image[row])
+                        chosen = whole[best]
+                expected.append(chosen)
+            captions, image, text = sidecars.read_numbered(
+                rows, some, 1000 + 7 * rows
+            )
+            self.assertAllEqual(captions, expected)
+            self.assertContainsSubset([-1, 0, 1, 2], expected)
+            good = captions >= 0
+            self.assertAllEqual(image[good], self.image[rows[good]])
+            self.assertAllEqual(
+                text[good], self.text[starts[rows[good]] + captions[good]]
+            )
         with self.assertRaisesRegex(IndexError, "Received: 15"):
             sidecars.read_numbered([15], [0], [1105])
         with self.assertRaisesRegex(ValueError, "the record's id, 1022"):

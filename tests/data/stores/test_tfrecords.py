@@ -36,18 +36,6 @@ class FramesTest(shard_files.FolderTestCase):
         self.assertEqual(self.whole, list(map(tfrecords.parse, payloads)))
         self.assertEqual(self.whole[2].image, b"third")
 
-    def test_every_truncation_keeps_the_records_before_it(self):
-        for size in range(3 * self.size - 1, self.size + 11, -1):
-            os.truncate(self.shard, size)
-            number, rest = divmod(size, self.size)
-            found = self.read()
-            self.assertEqual(found[:number], self.whole[:number])
-            if rest:
-                self.assertEqual(
-                    [fault.reason for fault in found[number:]],
-                    [f"damaged: {rest} bytes that are not a record"],
-                )
-
     def test_a_damaged_length_ends_the_shard(self):
         with open(self.shard, "rb") as file:
             data = file.read()
