@@ -4,7 +4,6 @@ import concurrent.futures
 import os
 import re
 import subprocess
-import tempfile
 from unittest import mock
 
 import fake_gcs
@@ -13,7 +12,6 @@ import pytest
 import remote_files
 import shard_files
 import sidecar_files
-import tensorflow as tf
 
 from jest_tf import files
 from jest_tf.data import artefacts, stores
@@ -26,12 +24,11 @@ DIM = sidecar_files.DIM
 DESCRIPTION = sidecar_files.DESCRIPTION
 
 
-class EmbeddingsTestCase(tf.test.TestCase):
+class EmbeddingsTestCase(shard_files.FolderTestCase):
     """Three shards of 5, 1 and 9 records with no, one or several captions."""
 
     def setUp(self):
         super().setUp()
-        self.directory = self.enterContext(tempfile.TemporaryDirectory())
         random = np.random.default_rng(2)
         self.counts = random.integers(0, 4, sum(LENGTHS))
         self.counts[3] = 2
@@ -48,11 +45,11 @@ class EmbeddingsTestCase(tf.test.TestCase):
         self.folder = self.sidecar_folder()
 
     def sidecar_folder(self):
-        return os.path.join(self.directory, "sidecars")
+        return self.path("sidecars")
 
     def write_shard(self, shard, rows):
         shard_files.write_shard(
-            os.path.join(self.directory, f"{shard}.tfrecord"),
+            self.path(f"{shard}.tfrecord"),
             [
                 shard_files.serialize(
                     image=b"an image",
@@ -64,9 +61,7 @@ class EmbeddingsTestCase(tf.test.TestCase):
         )
 
     def open(self):
-        return stores.open_store(
-            os.path.join(self.directory, "*.tfrecord"), caption_fields=()
-        )
+        return stores.open_store(self.path("*.tfrecord"), caption_fields=())
 
     def write(self, description=DESCRIPTION, *, arrays=(), **output):
         output = {"directory": self.folder, "dtype": "float32"} | output
@@ -344,9 +339,7 @@ class RefusalTest(EmbeddingsTestCase):
             ((DESCRIPTION, "float16"), "dtype"),
         ):
             os.remove(sidecars_lib.sidecar_path(self.store, 2, self.folder))
-            store = stores.open_store(
-                os.path.join(self.directory, "2.tfrecord")
-            )
+            store = stores.open_store(self.path("2.tfrecord"))
             first = self.ends[5]
             embed.write_arrays(
                 store,
@@ -415,7 +408,7 @@ class RefusalTest(EmbeddingsTestCase):
             for name in ("0", "1"):
                 os.rename(
                     sidecars_lib.sidecar_path(self.store, int(name), directory),
-                    os.path.join(self.directory, name),
+                    self.path(name),
                 )
             with self.assertRaises(ValueError) as raised:
                 sidecars_lib.Sidecars(
