@@ -31,20 +31,23 @@ def number_of(captions):
     return tf.strings.to_number(words[:, -1:].to_tensor(), tf.int32)
 
 
+def serialize(gray, **features):
+    """A record of a gray image."""
+    image = tf.io.encode_png(tf.fill([2, 2, 3], tf.cast(gray, tf.uint8)))
+    return shard_files.serialize(image=image.numpy(), **features)
+
+
+def present(**features):
+    """The features that are not empty texts."""
+    return {name: value for name, value in features.items() if value != ""}
+
+
 def write_shard(path, rows):
     """Rows of (gray, captions, concept, label)."""
-    payloads = []
-    for number, (gray, captions, concept, label) in enumerate(rows):
-        image = tf.fill([2, 2, 3], tf.cast(gray, tf.uint8))
-        named = {"concept": concept, "label": label}
-        payloads.append(
-            shard_files.serialize(
-                image=tf.io.encode_png(image).numpy(),
-                caption=captions,
-                id=100 + number,
-                **{name: text for name, text in named.items() if text},
-            )
-        )
+    payloads = [
+        serialize(gray, **present(caption=text, concept=concept, label=label))
+        for gray, text, concept, label in rows
+    ]
     shard_files.write_shard(path, payloads)
 
 

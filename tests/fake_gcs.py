@@ -3,12 +3,8 @@
 TensorFlow's libcurl goes through the proxy that `https_proxy` names. This proxy
 answers CONNECT itself, with certificates of its own authority, and plays
 Google's hosts. It runs in a process of its own, because some of TensorFlow's
-calls hold Python's lock while they wait for an answer:
-
-    with fake_gcs.Server() as server:
-        subprocess.run(..., env=os.environ | server.environment)
-
-or, in a test, `fake_gcs.start()`, which sets the environment of this process.
+calls hold Python's lock while they wait for an answer. `fake_gcs.start()` also
+sets the environment of the test's process.
 """
 
 import base64
@@ -31,7 +27,7 @@ HOSTS = ("www.googleapis.com", "storage.googleapis.com")
 
 
 class Server:
-    """The storage in a process of its own, which ends with the block.
+    """The storage in a process of its own, which ends with this one.
 
     Attributes:
         environment: variables that make TensorFlow use it.
@@ -52,16 +48,6 @@ class Server:
             "https_proxy": f"http://127.0.0.1:{self.port}",
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
         }
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def close(self):
-        self._process.communicate()
-        self._folder.cleanup()
 
     def fail(self, match, **fault):
         """Fails requests; `match` is searched in "CLIENT: METHOD host/path".

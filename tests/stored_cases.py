@@ -76,8 +76,8 @@ class StoredTestCase(streams.StreamTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        folder = cls.enterClassContext(tempfile.TemporaryDirectory())
-        cls.store, cls.image, cls.text, cls.starts = write_store(folder)
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        cls.store, cls.image, cls.text, cls.starts = write_store(cls.folder)
         cls.sidecars = sidecars.Sidecars(cls.store)
 
     def batches(self, count, **settings):

@@ -307,45 +307,6 @@ class StartTest(tf.test.TestCase):
         self.assertNotRegex("\n".join(before), "(?m)Traceback|^error")
 
 
-class ErrorsTest(tf.test.TestCase):
-    @pytest.mark.slow
-    def test_a_run_stopped_by_damaged_records_ends_its_process(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        shard = os.path.join(folder.name, "half-00000.tfrecord")
-        shipped = stores.open_store(f"{DATA}/val-*.tfrecord")
-        shard_files.write_shard(
-            shard,
-            [
-                shard_files.serialize(
-                    # Every second image is cut in the middle.
-                    image=record.image[: len(record.image) // (1 + row % 2)],
-                    caption=record.captions[0],
-                )
-                for row, record in enumerate(shipped.read(np.arange(200)))
-            ],
-        )
-        # TensorFlow's threads once held such a process up for ever.
-        ended = subprocess.run(
-            [
-                *(sys.executable, "-m", "trainers.train", "--config"),
-                f"{ROOT}/configs/quickstart_uniform.py",
-                *("--workdir", f"{folder.name}/run", "--set", *SHRUNK),
-                *(f"data.train={shard}", "evaluation.data="),
-            ],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-        )
-        self.assertEqual(ended.returncode, 1)
-        self.assertRegex(
-            ended.stderr,
-            r"error: Too many records cannot be read: \d+ of \d+ drawn.* "
-            "Expected at most 1.00%.*damaged image",
-        )
-
-
 @pytest.mark.slow
 class QuickstartTest(tf.test.TestCase):
     def test_the_quickstart_embeds_trains_compares_and_reports(self):

@@ -5,8 +5,8 @@ import os
 import pathlib
 import signal
 import subprocess
-import tempfile
 
+import remote_files
 import tensorflow as tf
 import yaml
 
@@ -46,11 +46,7 @@ def containers(job):
     ]
 
 
-class DeployTestCase(tf.test.TestCase):
-    def setUp(self):
-        super().setUp()
-        self.folder = self.enterContext(tempfile.TemporaryDirectory())
-
+class DeployTestCase(remote_files.Local, tf.test.TestCase):
     def script(self, name, text):
         path = os.path.join(self.folder, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)

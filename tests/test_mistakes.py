@@ -85,6 +85,18 @@ SETTINGS = (
         "train --workdir a --config quickstart_jest",
         "Did you mean 'configs/quickstart_jest.py'?",
     ),
+    *(
+        (f"train --workdir a --config $/{name}", f"No recipe at .*{name}': exp")
+        for name in ("missing.py", "folder", "vocab.txt")
+    ),
+    (
+        "train --workdir a --config $/other.py",
+        r"other.py' must have a function `config\(\)`.*NoneType",
+    ),
+    (
+        "train --workdir a --config $/dict.py",
+        "dict.py' must .* returns a TrainConfig. Received: dict",
+    ),
     ("train --workdir a --config $/syntax.py", "syntax.py, line 1.$"),
     (
         "train --workdir a --config $/field.py",
@@ -546,6 +558,8 @@ def _write_files(folder):
     for name, content in {
         "vocab.txt": "\n".join(tiny.VOCABULARY) + "\n",
         "vocab.json": "{}",
+        "other.py": "def other():\n    return 1\n",
+        "dict.py": "def config():\n    return {'steps': 3}\n",
         "syntax.py": "def config(:\n",
         "field.py": f"{recipe}    return c.DataConfig(batch_size=5)\n",
         "a.png": image,

@@ -170,14 +170,6 @@ def read_lines(workdir, name):
         return [json.loads(line) for line in file]
 
 
-def read_unmeasured(workdir, name):
-    """`read_lines` without what the clock and the machine decide."""
-    return [
-        {key: value for key, value in line.items() if not from_clock(key)}
-        for line in read_lines(workdir, name)
-    ]
-
-
 def read_stages(workdir):
     """The stages of `telemetry.jsonl`, a dict for each stage of each line."""
     return [

@@ -8,8 +8,8 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
+import picture_files
 import tensorflow as tf
-from PIL import Image
 
 import jest_tf
 from benchmarks.icontext import cells, towers
@@ -191,13 +191,12 @@ class RunnerTest(tf.test.TestCase):
 def a_record(number, noise=""):
     """An icon with random pixels."""
     pixels = np.random.default_rng(number).integers(0, 200, [32, 32, 3])
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+    image = picture_files.encode(pixels.astype(np.uint8), "PNG")
     row = records.Row(
         *("mono icon", "set", "some@1.0", "MIT", f"name {number}"),
         captions=(f"word{number}", f"other{number}"),
     )
-    return records.Record(row, number, buffer.getvalue(), noise)
+    return records.Record(row, number, image, noise)
 
 
 class CollectTest(tf.test.TestCase):

@@ -13,9 +13,9 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
+import picture_files
 import pyarrow
 import tensorflow as tf
-from PIL import Image
 from pyarrow import parquet
 
 import jest_tf
@@ -50,9 +50,7 @@ JUDGED = {
 def photo(seed, size=(80, 60)):
     """Bytes of a JPEG of some noise."""
     pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
+    return picture_files.encode(pixels, "JPEG")
 
 
 def rows_of(fields, rows):

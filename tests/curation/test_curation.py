@@ -28,22 +28,10 @@ from jest_tf.embeddings import Embeddings
 from jest_tf.reports import manifest_page
 from trainers import curate as command
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 BAD = stored_cases.BAD
 
 
-class ScoresTestCase(tf.test.TestCase):
-    """The store and the sidecars of the stored stages' tests."""
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
-        cls.store, cls.image, cls.text, cls.starts = stored_cases.write_store(
-            cls.folder
-        )
-        cls.sidecars = sidecars.Sidecars(cls.store)
-
+class ScoresTestCase(stored_cases.StoredTestCase):
     def output(self):
         return self.enterContext(tempfile.TemporaryDirectory())
 

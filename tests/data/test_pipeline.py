@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from unittest import mock
 
 import numpy as np
@@ -34,21 +32,20 @@ CAPTIONS = [
 ]
 
 
-class PipelineTestCase(streams.StreamTestCase):
+class PipelineTestCase(shard_files.FolderTestCase, streams.StreamTestCase):
     def setUp(self):
         super().setUp()
-        self.directory = self.enterContext(tempfile.TemporaryDirectory())
         rng = np.random.default_rng(0)
         self.images = rng.integers(0, 256, (7, SIZE, SIZE, 3), np.uint8)
         self.tokenizer = tokenizers.WordPieceTokenizer(VOCABULARY, 4)
         # Two shards of 3 and 4; the rows of the second have no id.
         self.write("a", range(3), id=True)
         self.write("b", range(3, 7))
-        self.store = stores_lib.open_store(os.path.join(self.directory, "[ab]"))
+        self.store = stores_lib.open_store(self.path("[ab]"))
         self.ids = self.store.columns(["id"])["id"]
 
     def write(self, name, rows, id=False, **features):
-        path = os.path.join(self.directory, name)
+        path = self.path(name)
         payloads = []
         for row in rows:
             values = {
@@ -122,11 +119,11 @@ class SuperBatchesTest(PipelineTestCase):
         self.assertAllEqual(expected[:, None] == expected, got[:, None] == got)
 
     def test_an_unreadable_record_is_replaced_like_a_damaged_one(self):
-        path = os.path.join(self.directory, "b")
+        path = self.path("b")
         store = stores_lib.open_store(path)
         offset, size = store.indexes[0].spans([2])[0, :2].tolist()
         sector = shard_files.BadSector(offset + size // 2, offset + size)
-        log = os.path.join(self.directory, "log")
+        log = self.path("log")
         found, lines = {}, {}
         for how in ("sector", "damage"):
             if how == "damage":
@@ -278,8 +275,7 @@ class CuratedTest(PipelineTestCase):
     def setUp(self):
         super().setUp()
         self.parts = [
-            stores_lib.open_store(os.path.join(self.directory, name))
-            for name in ("a", "b")
+            stores_lib.open_store(self.path(name)) for name in ("a", "b")
         ]
         self.store = stores_lib.join(self.parts)
         self.ids = self.store.columns(["id"])["id"]
@@ -354,7 +350,7 @@ class CuratedTest(PipelineTestCase):
         for store in self.parts:
             place, size = store.indexes[0].spans([1])[0, :2].tolist()
             shard_files.flip(store.shards.paths[0], place + size // 2)
-        log = os.path.join(self.directory, "log")
+        log = self.path("log")
 
         def lines(count, start_step):
             faults = reader.FaultLog(log, 1.0)
@@ -387,33 +383,12 @@ class CuratedTest(PipelineTestCase):
         self.assertLen({setting for _, setting, _ in expected}, 2)
         for line in found:
             path = "a" if line["setting"] == "data.train" else "b"
-            path = os.path.join(self.directory, path)
+            path = self.path(path)
             self.assertEqual(line["place"], f"record 1 of {path}")
         self.assertEqual(lines(5, 3), found)
 
 
 class BadEvaluationRecordTest(PipelineTestCase):
-    def refuse(self, message, **features):
-        """A third shard, "c", is at fault; its record 1 is to be named."""
-        good = self.write("good", [0], id=True)
-        bad = self.write("bad", [1], **features)
-        payloads = list(
-            tf.data.TFRecordDataset([good, bad]).as_numpy_iterator()
-        )
-        os.remove(good)
-        os.remove(bad)
-        path = os.path.join(self.directory, "c")
-        shard_files.write_shard(path, payloads)
-        dataset = batches_lib.examples(
-            stores_lib.open_store(path),
-            batch_size=2,
-            image_size=SIZE,
-        )
-        with self.assertRaisesRegex(
-            tf.errors.InvalidArgumentError, f"record 1 of .*/c, .*{message}"
-        ):
-            list(dataset)
-
     def test_a_record_without_an_image_is_named(self):
         png = tf.io.encode_png(self.images[0]).numpy()
         for image, reason in (
@@ -422,7 +397,21 @@ class BadEvaluationRecordTest(PipelineTestCase):
             (b"", "empty image"),
             (png[:-30], "Invalid PNG data"),
         ):
-            self.refuse(reason, image=image)
+            bad = {"image": image} if image is not None else {}
+            path = shard_files.write_shard(
+                self.path("c"),
+                [
+                    shard_files.serialize(caption="good", image=png),
+                    shard_files.serialize(caption="bad", **bad),
+                ],
+            )
+            dataset = batches_lib.examples(
+                stores_lib.open_store(path), batch_size=2, image_size=SIZE
+            )
+            with self.assertRaisesRegex(
+                tf.errors.InvalidArgumentError, f"record 1 of .*/c, .*{reason}"
+            ):
+                list(dataset)
 
 
 class EvaluationTest(PipelineTestCase):
@@ -442,7 +431,7 @@ class EvaluationTest(PipelineTestCase):
 
     def test_images_alone_need_no_captions(self):
         self.write("b", range(3, 7), caption=None)
-        store = stores_lib.open_store(os.path.join(self.directory, "b"))
+        store = stores_lib.open_store(self.path("b"))
         for size in (1, 3, 4, 100):
             dataset = batches_lib.examples(
                 store, batch_size=size, image_size=SIZE

@@ -252,14 +252,6 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
             ],
         )
 
-    def test_a_saved_tokenizer_loads(self):
-        model = sentencepiece_files.model()
-        with tempfile.TemporaryDirectory() as directory:
-            tokenizers.SentencePieceTokenizer(model, 4).save(directory)
-            loaded = tokenizers.load_tokenizer(directory, 3)
-        self.assertEqual(loaded.model, model)
-        self.assertAllEqual(loaded(tf.constant(["red"])), [[3, 1, 1]])
-
     def test_bad_arguments_are_refused(self):
         with self.assertRaisesRegex(ValueError, "`model`.*7 bytes"):
             tokenizers.SentencePieceTokenizer(b"garbage", 4)
@@ -268,13 +260,15 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
                 sentencepiece_files.model(end=b"<other>"), 4
             )
 
-    def test_a_directory_with_no_or_two_tokenizers_is_refused(self):
+    def test_a_directory_with_a_tokenizer_is_loaded_with_none_or_two_not(self):
+        model = sentencepiece_files.model()
         with tempfile.TemporaryDirectory() as directory:
             with self.assertRaisesRegex(ValueError, "one of vocab.txt, .*none"):
                 tokenizers.load_tokenizer(directory, 4)
-            tokenizers.SentencePieceTokenizer(
-                sentencepiece_files.model(), 4
-            ).save(directory)
+            tokenizers.SentencePieceTokenizer(model, 4).save(directory)
+            loaded = tokenizers.load_tokenizer(directory, 3)
+            self.assertEqual(loaded.model, model)
+            self.assertAllEqual(loaded(tf.constant(["red"])), [[3, 1, 1]])
             tokenizers.WordPieceTokenizer(["[UNK]", "[EOS]", "a"], 4).save(
                 directory
             )

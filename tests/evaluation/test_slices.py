@@ -5,24 +5,20 @@ import tempfile
 import numpy as np
 import shard_files
 import tensorflow as tf
-from evaluation_cases import Oracle, number_of
+from evaluation_cases import Oracle, number_of, present, serialize
 
 from jest_tf import config, evaluation
 from jest_tf.evaluation import slices
 from jest_tf.runs import evaluations
 
 
-def record(gray, **features):
-    image = tf.io.encode_png(tf.fill([2, 2, 3], tf.cast(gray, tf.uint8)))
-    features = {name: value for name, value in features.items() if value}
-    return shard_files.serialize(image=image.numpy(), **features)
-
-
 class SlicesTest(tf.test.TestCase):
     def opened(self, records):
         folder = self.enterContext(tempfile.TemporaryDirectory())
         path = f"{folder}/some.tfrecord"
-        shard_files.write_shard(path, [record(**each) for each in records])
+        shard_files.write_shard(
+            path, [serialize(**present(**each)) for each in records]
+        )
         settings = config.EvaluationConfig((path,))
         self.encoder = evaluation.Encoder(Oracle(), number_of, 2, 64)
         return evaluation.open_stores(settings.named)["some"]

@@ -7,7 +7,7 @@ import tempfile
 
 import shard_files
 import tensorflow as tf
-from evaluation_cases import ROWS, Oracle, number_of, write_shard
+from evaluation_cases import ROWS, Oracle, number_of, serialize, write_shard
 
 from jest_tf import config, evaluation
 from jest_tf.data import stores as stores_lib
@@ -58,11 +58,6 @@ class EvaluateStoreTest(tf.test.TestCase):
         learner = Oracle()
         self.evaluate(learner)
         self.assertEqual(learner.traces, 1)
-
-
-def serialize(gray, **features):
-    image = tf.io.encode_png(tf.fill([2, 2, 3], tf.cast(gray, tf.uint8)))
-    return shard_files.serialize(image=image.numpy(), **features)
 
 
 class SettingsTest(tf.test.TestCase):

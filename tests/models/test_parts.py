@@ -11,8 +11,6 @@ from jest_tf import config, models, training
 from jest_tf.models import parts
 from jest_tf.training import step as step_lib
 
-BLOCKS = 3  # of a tower of the preset "tiny"
-
 
 def preset(**settings):
     return config.TrainConfig(

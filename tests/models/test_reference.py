@@ -12,7 +12,6 @@ from jest_tf.data import tokenizers
 from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference
 from jest_tf.runs import directory, loading
-from jest_tf.training import funnel as funnel_lib
 
 
 class FrozenTest(tf.test.TestCase):
@@ -26,20 +25,6 @@ class FrozenTest(tf.test.TestCase):
             self.assertIsInstance(found, Embeddings)
             self.assertEqual(found[0], {"image": image, "text": 4, "id": 3})
         self.assertLen(batch, 4)  # the caller's batch is as it was
-
-
-class CachedTest(tf.test.TestCase):
-    def test_embeddings_come_from_the_batch_in_float32(self):
-        random = np.random.default_rng(0)
-        image, text = random.standard_normal((2, 5, 3)).astype(np.float16)
-        batch = {"image": 1, "reference_image": image, "reference_text": text}
-        cached = reference.frozen(funnel_lib.Cached(7.25, -1.5))
-        embeddings = cached({**batch, "text": 2})
-        self.assertEqual([part.dtype for part in embeddings], [tf.float32] * 4)
-        self.assertAllEqual(embeddings.image, np.float32(image))
-        self.assertAllEqual(embeddings.text, np.float32(text))
-        self.assertEqual(float(embeddings.scale), 7.25)
-        self.assertEqual(float(embeddings.bias), -1.5)
 
 
 class LoadRunTest(tf.test.TestCase):

@@ -31,9 +31,6 @@ SETTINGS = (
     *("bootstrap.clean_start=true", f"data.curated_rows={CURATED}"),
     *("optimizer.ema=none", "evaluation.log_every_steps=1"),
 )
-STORED = config.SelectionConfig(
-    64, stages=(config.Stage(4, "stored", criterion="easy_reference"),)
-)
 
 
 @pytest.mark.slow

@@ -111,7 +111,8 @@ class BucketTest(tf.test.TestCase):
         )
 
     def test_a_reference_its_sidecars_and_a_run(self):
-        for command in self.commands(self.local):
+        """That a run on a bucket equals a local one is in test_resume.py."""
+        for command in self.commands(self.local)[:2]:
             self.assertEqual(cli.main(command), 0)
         workdir = f"{self.bucket}/jest"
         said = self.run_commands(
@@ -136,21 +137,3 @@ class BucketTest(tf.test.TestCase):
         )
         for name, values in local.items():
             np.testing.assert_array_equal(np.asarray(remote[name]), values)
-        for name in (directory.METRICS_FILE, directory.EVALUATION_FILE):
-            self.assertEqual(
-                *(
-                    [
-                        {k: v for k, v in row.items() if not tiny.from_clock(k)}
-                        for row in directory.read_rows(f"{folder}/jest", name)
-                    ]
-                    for folder in (self.local, self.bucket)
-                )
-            )
-        with files.staged(f"{workdir}/{directory.WEIGHTS_FILE}") as weights:
-            found = subprocesses.weight_arrays(weights)
-        expected = subprocesses.weight_arrays(
-            f"{self.local}/jest/{directory.WEIGHTS_FILE}"
-        )
-        self.assertEqual(set(found), set(expected))
-        for name, values in expected.items():
-            np.testing.assert_array_equal(found[name], values, name)

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import run_server
 import shard_files
-import subprocesses
 import tensorflow as tf
 import tiny
 from keras import ops
@@ -294,47 +293,6 @@ class DirectoryTest(RunsTestCase):
         first, same, other = drawn
         self.assertAllEqual(first, same)
         self.assertNotAllClose(first, other)
-
-    def test_a_stored_and_a_live_stage_interrupted_end_as_unbroken(self):
-        """Runs that are killed are in test_resume.py."""
-        tiny.write_sidecars(self.shard)
-        settings = [
-            *("steps=6", "selection.batch_size=2", "checkpoint.every_steps=2"),
-            "selection.stages.0.criterion=learnability",
-            "selection.stages=none",
-        ]
-        for number, embeddings in enumerate(("stored", "live")):
-            values = {"candidates": 3, "num_chunks": 2}
-            values["embeddings"] = embeddings
-            values["criterion"] = ("easy_reference", "learnability")[number]
-            settings += [
-                f"selection.stages.{number}.{name}={value}"
-                for name, value in values.items()
-            ]
-        folders = self.workdir("unbroken"), self.workdir("broken")
-        self.train("unbroken", *settings)
-        # As a run leaves it that is killed after step 6 and before its save.
-        shutil.copytree(*folders)
-        shutil.rmtree(f"{folders[1]}/checkpoints/step-000000006")
-        os.remove(f"{folders[1]}/{directory.WEIGHTS_FILE}")
-        said = self.train("broken", *settings)
-        self.assertIn("steps 4 to 6", said)
-        for name in (
-            *(directory.METRICS_FILE, directory.TELEMETRY_FILE),
-            *(directory.DRAWS_FILE, directory.EVALUATION_FILE),
-        ):
-            unbroken, other = (
-                tiny.read_unmeasured(folder, name) for folder in folders
-            )
-            self.assertNotEmpty(unbroken)
-            self.assertEqual(unbroken, other)
-        unbroken, other = (
-            subprocesses.weight_arrays(f"{folder}/{directory.WEIGHTS_FILE}")
-            for folder in folders
-        )
-        self.assertEqual({*unbroken}, {*other})
-        for name, value in unbroken.items():
-            self.assertAllEqual(value, other[name])
 
     @pytest.mark.slow
     def test_a_run_without_a_whole_checkpoint_begins_again_if_told_to(self):

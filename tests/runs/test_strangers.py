@@ -381,7 +381,3 @@ class BucketTest(remote_files.Gcs, tf.test.TestCase):
         with self.assertRaisesRegex(ValueError, "Received: '..'"):
             checkpoints.read(self.folder, 1)
         self.assertEqual(files.tree(above), [])
-
-
-if __name__ == "__main__":
-    tf.test.main()

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import pathlib
 import tempfile
 import threading
 from unittest import mock
@@ -22,7 +21,6 @@ from jest_tf.models import reference
 from jest_tf.runs import loading
 from trainers import embed as command
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 SIZE, DIM = 6, 5
 DESCRIPTION = file_format.Description("f", "t", "p", DIM, 4.0, -2.0)
 
@@ -50,13 +48,12 @@ def encode(images, captions):
     )
 
 
-class StoreTestCase(tf.test.TestCase):
+class StoreTestCase(shard_files.FolderTestCase):
     """Two shards with records of every kind, good and bad."""
 
     def setUp(self):
         super().setUp()
-        self.directory = self.enterContext(tempfile.TemporaryDirectory())
-        self.folder = os.path.join(self.directory, "sidecars")
+        self.folder = self.path("sidecars")
         png = [tf.io.encode_png(draw_image(i)).numpy() for i in range(9)]
         damaged = png[4][:-30] + b"x" * 30
         jpeg = tf.io.encode_jpeg(draw_image(8, 40)).numpy()
@@ -75,7 +72,7 @@ class StoreTestCase(tf.test.TestCase):
         images |= {4: damaged, 6: b"", 7: jpeg}
         for name, rows in (("0", range(5)), ("1", range(5, 9))):
             shard_files.write_shard(
-                os.path.join(self.directory, f"{name}.tfrecord"),
+                self.path(f"{name}.tfrecord"),
                 [
                     shard_files.serialize(
                         image=images[row], caption=self.captions[row], id=row
@@ -131,7 +128,7 @@ class StoreTestCase(tf.test.TestCase):
 class WriteTest(StoreTestCase):
     def test_every_image_and_caption_is_embedded(self):
         for batch_size in (1, 2, 3, 100):
-            self.folder = os.path.join(self.directory, str(batch_size))
+            self.folder = self.path(str(batch_size))
             summary = self.write(batch_size=batch_size)
             self.assert_right()
             self.assertEqual(summary[:5], (2, 0, (), 9, 2))

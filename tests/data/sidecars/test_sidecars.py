@@ -4,7 +4,6 @@ import concurrent.futures
 import os
 import re
 import subprocess
-import tempfile
 from unittest import mock
 
 import fake_gcs
@@ -13,7 +12,6 @@ import pytest
 import remote_files
 import shard_files
 import sidecar_files
-import tensorflow as tf
 
 from jest_tf import files
 from jest_tf.data import artefacts, stores
@@ -26,12 +24,11 @@ DIM = sidecar_files.DIM
 DESCRIPTION = sidecar_files.DESCRIPTION
 
 
-class EmbeddingsTestCase(tf.test.TestCase):
+class EmbeddingsTestCase(shard_files.FolderTestCase):
     """Three shards of 5, 1 and 9 records with no, one or several captions."""
 
     def setUp(self):
         super().setUp()
-        self.directory = self.enterContext(tempfile.TemporaryDirectory())
         random = np.random.default_rng(2)
         self.counts = random.integers(0, 4, sum(LENGTHS))
         self.counts[3] = 2
@@ -48,11 +45,11 @@ class EmbeddingsTestCase(tf.test.TestCase):
         self.folder = self.sidecar_folder()
 
     def sidecar_folder(self):
-        return os.path.join(self.directory, "sidecars")
+        return self.path("sidecars")
 
     def write_shard(self, shard, rows):
         shard_files.write_shard(
-            os.path.join(self.directory, f"{shard}.tfrecord"),
+            self.path(f"{shard}.tfrecord"),
             [
                 shard_files.serialize(
                     image=b"an image",
@@ -64,9 +61,7 @@ class EmbeddingsTestCase(tf.test.TestCase):
         )
 
     def open(self):
-        return stores.open_store(
-            os.path.join(self.directory, "*.tfrecord"), caption_fields=()
-        )
+        return stores.open_store(self.path("*.tfrecord"), caption_fields=())
 
     def write(self, description=DESCRIPTION, *, arrays=(), **output):
         output = {"directory": self.folder, "dtype": "float32"} | output
@@ -199,33 +194,6 @@ class SidecarsTest(EmbeddingsTestCase):
             ):
                 sidecars.verify(**most)
 
-    def test_the_best_caption_is_the_most_similar_one(self):
-        starts = self.ends - self.counts
-        twice = np.flatnonzero(self.counts == 3)[0]
-        image = self.image[twice]
-        self.text[starts[twice]] = 0.0  # blank
-        self.text[starts[twice] + 1 : starts[twice] + 3] = image
-        folder = os.path.join(self.folder, "best")
-        self.write(directory=folder)
-        sidecars = sidecars_lib.Sidecars(self.store, folder)
-        rows = np.random.default_rng(3).permutation(sum(LENGTHS))
-        for some in (rows, np.sort(rows), rows[:0]):
-            ids = 1000 + 7 * some
-            found, image, text = sidecars.read_numbered(some, None, ids)
-            for place, row in enumerate(some):
-                own = self.text[starts[row] : self.ends[row]]
-                expected = -1
-                if self.valid[row] and own.any():
-                    blank = ~own.any(1)
-                    similarity = np.where(blank, -9, own @ self.image[row])
-                    expected = np.argmax(similarity)
-                self.assertEqual(found[place], expected)
-                if expected >= 0:
-                    self.assertAllEqual(image[place], self.image[row])
-                    self.assertAllEqual(text[place], own[expected])
-        ids = [1000 + 7 * twice]
-        self.assertEqual(sidecars.read_numbered([twice], None, ids)[0], 1)
-
     def test_captions_are_chosen_of_those_not_blank(self):
         # Of some rows the first is blank, of some two are, of some all; and
         # zeros ahead of other numbers are no blank caption.
@@ -240,24 +208,28 @@ class SidecarsTest(EmbeddingsTestCase):
         random = np.random.default_rng(0)
         rows = random.permutation(np.repeat(np.arange(15), 7))
         numbers = random.integers(0, 2**62, len(rows))
-        expected = []
-        for row, number in zip(rows, numbers, strict=True):
-            own = self.text[starts[row] : self.ends[row]]
-            whole = np.flatnonzero(own.any(1))
-            chosen = -1
-            if self.valid[row] and len(whole):
-                chosen = whole[number % len(whole)]
-            expected.append(chosen)
-        captions, image, text = sidecars.read_numbered(
-            rows, numbers, 1000 + 7 * rows
-        )
-        self.assertAllEqual(captions, expected)
-        self.assertContainsSubset([-1, 0, 1, 2], expected)
-        good = captions >= 0
-        self.assertAllEqual(image[good], self.image[rows[good]])
-        self.assertAllEqual(
-            text[good], self.text[starts[rows[good]] + captions[good]]
-        )
+        for some in (numbers, None):  # drawn, or the most like its image
+            expected = []
+            for row, number in zip(rows, numbers, strict=True):
+                own = self.text[starts[row] : self.ends[row]]
+                whole = np.flatnonzero(own.any(1))
+                chosen = -1
+                if self.valid[row] and len(whole):
+                    chosen = whole[number % len(whole)]
+                    if some is None:
+                        best = np.argmax(own[whole] @ self.image[row])
+                        chosen = whole[best]
+                expected.append(chosen)
+            captions, image, text = sidecars.read_numbered(
+                rows, some, 1000 + 7 * rows
+            )
+            self.assertAllEqual(captions, expected)
+            self.assertContainsSubset([-1, 0, 1, 2], expected)
+            good = captions >= 0
+            self.assertAllEqual(image[good], self.image[rows[good]])
+            self.assertAllEqual(
+                text[good], self.text[starts[rows[good]] + captions[good]]
+            )
         with self.assertRaisesRegex(IndexError, "Received: 15"):
             sidecars.read_numbered([15], [0], [1105])
         with self.assertRaisesRegex(ValueError, "the record's id, 1022"):
@@ -367,9 +339,7 @@ class RefusalTest(EmbeddingsTestCase):
             ((DESCRIPTION, "float16"), "dtype"),
         ):
             os.remove(sidecars_lib.sidecar_path(self.store, 2, self.folder))
-            store = stores.open_store(
-                os.path.join(self.directory, "2.tfrecord")
-            )
+            store = stores.open_store(self.path("2.tfrecord"))
             first = self.ends[5]
             embed.write_arrays(
                 store,
@@ -438,7 +408,7 @@ class RefusalTest(EmbeddingsTestCase):
             for name in ("0", "1"):
                 os.rename(
                     sidecars_lib.sidecar_path(self.store, int(name), directory),
-                    os.path.join(self.directory, name),
+                    self.path(name),
                 )
             with self.assertRaises(ValueError) as raised:
                 sidecars_lib.Sidecars(
