@@ -63,9 +63,7 @@ class Inputs(NamedTuple):
 
 
 def open_inputs(
-    config: config_lib.TrainConfig,
-    workdir: str,
-    strategy: Any,
+    config: config_lib.TrainConfig, workdir: str, strategy: Any
 ) -> Inputs:
     """Opens and checks all that a run reads, and writes missing indexes."""
     if config_lib.STRATEGIES[config.distribution.strategy].is_local:

@@ -229,10 +229,7 @@ class Ledger(steps.StepCallback):
 
     def costs_at(self, step: int) -> dict[str, int | float]:
         """Returns examples, FLOPs and seconds of the first `step` steps."""
-        return {
-            **self._counts_at(step),
-            "seconds": round(self._seconds(), 3),
-        }
+        return {**self._counts_at(step), "seconds": round(self._seconds(), 3)}
 
     def log_scalars(self, step: int, values: dict) -> None:
         """Writes the numbers among `values` to TensorBoard."""

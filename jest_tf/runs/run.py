@@ -271,14 +271,7 @@ def _renew(run, model, restored):
         input_wait = step_timing.InputWait()
         dataset = input_wait.watch(dataset)
     return _Part(
-        restored,
-        began,
-        funnel,
-        stream,
-        summaries,
-        faults,
-        dataset,
-        input_wait,
+        restored, began, funnel, stream, summaries, faults, dataset, input_wait
     )
 
 
