@@ -453,9 +453,8 @@ def _grid(shape, patch_size):
     _, height, width, _ = shape
     if None in (height, width) or height % patch_size or width % patch_size:
         raise ValueError(
-            f"`patch_size` must divide the image's height and width. "
-            f"Received: patch_size={patch_size}, images of shape "
-            f"{tuple(shape)}"
+            "`patch_size` must divide the image's height and width. Received: "
+            f"patch_size={patch_size}, images of shape {tuple(shape)}"
         )
     return height // patch_size, width // patch_size
 

@@ -333,8 +333,7 @@ def plain_id_errors() -> Iterator[None]:
         raise ValueError(
             f"`text` must hold token ids in [0, {rows}), the rows of the text "
             "tower's table: build the tower for the tokenizer's "
-            "`vocabulary_size`. "
-            f"Received: {number}"
+            f"`vocabulary_size`. Received: {number}"
         ) from None
 
 
