@@ -23,19 +23,9 @@ from jest_tf.models import layers
 
 
 class _Tower(layers.Configured):
-    def __init__(
-        self,
-        *,
-        width: int,
-        depth: int,
-        num_heads: int,
-        embedding_dim: int,
-        mlp_ratio: int = 4,
-        dropout: float = 0.0,
-        seed: int | None = None,
-        **kwargs,
+    def _set_sizes(
+        self, width, depth, num_heads, embedding_dim, mlp_ratio, dropout, seed
     ):
-        super().__init__(**kwargs)
         layers.check_positive(embedding_dim=embedding_dim)
         self.width = width
         self.depth = depth
@@ -135,15 +125,9 @@ class ImageTower(_Tower):
         seed: int | None = None,
         **kwargs,
     ):
-        super().__init__(
-            width=width,
-            depth=depth,
-            num_heads=num_heads,
-            embedding_dim=embedding_dim,
-            mlp_ratio=mlp_ratio,
-            dropout=dropout,
-            seed=seed,
-            **kwargs,
+        super().__init__(**kwargs)
+        self._set_sizes(
+            width, depth, num_heads, embedding_dim, mlp_ratio, dropout, seed
         )
         layers.check_positive(image_size=image_size)
         _check_divides("patch_size", patch_size, image_size)
@@ -237,15 +221,9 @@ class TextTower(_Tower):
         seed: int | None = None,
         **kwargs,
     ):
-        super().__init__(
-            width=width,
-            depth=depth,
-            num_heads=num_heads,
-            embedding_dim=embedding_dim,
-            mlp_ratio=mlp_ratio,
-            dropout=dropout,
-            seed=seed,
-            **kwargs,
+        super().__init__(**kwargs)
+        self._set_sizes(
+            width, depth, num_heads, embedding_dim, mlp_ratio, dropout, seed
         )
         layers.check_positive(length=length)
         self.vocabulary_size = vocabulary_size
