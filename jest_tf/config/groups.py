@@ -433,7 +433,3 @@ class BootstrapConfig(checks.Checked, path="bootstrap"):
     def num_renewals(self, step: int) -> int:
         """Returns the number of renewals before the step after `step` steps."""
         return sum(renewal <= step for renewal in self.renew_at)
-
-    def renewed_at(self, step: int) -> int:
-        """Returns the last entry of `renew_at` up to `step`; 0 if none."""
-        return (0, *self.renew_at)[self.num_renewals(step)]

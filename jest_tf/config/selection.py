@@ -411,10 +411,10 @@ def plan(
     starts = sorted(start for start in starts if steps is None or start < steps)
     segments = []
     for first, end in itertools.pairwise([*starts, steps]):
-        reference = bootstrap.renewed_at(first)
-        if not reference and not has_reference:
-            reference = None
-        is_clean = bootstrap.clean_start and not bootstrap.num_renewals(first)
+        renewals = bootstrap.num_renewals(first)
+        none_yet = 0 if has_reference else None
+        reference = (none_yet, *bootstrap.renew_at)[renewals]
+        is_clean = bootstrap.clean_start and not renewals
         scoring = () if is_clean else _scoring(selection, first, reference)
         segments.append(
             Segment(
