@@ -6,9 +6,6 @@ last token, an end-of-text id. The image tower takes several views with one set
 of weights (FlexiViT, Beyer et al., 2023); see `config.View`.
 """
 
-# Classes document build, call and get_config.
-# ruff: noqa: D102
-
 import functools
 import inspect
 from collections.abc import Sequence

@@ -4,9 +4,6 @@
 with a scale and a bias, as in SigLIP (Zhai et al., 2023).
 """
 
-# Classes document build, call and get_config.
-# ruff: noqa: D102
-
 import contextlib
 import itertools
 import math
