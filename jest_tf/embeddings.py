@@ -277,9 +277,7 @@ def logaddexp(left: Tensor, right: Tensor) -> Tensor:
     return ops.where(low > -np.inf, total, high)
 
 
-def cleaned(
-    embeddings: Embeddings | None,
-) -> tuple[Embeddings | None, Tensor]:
+def cleaned(embeddings: Embeddings | None) -> tuple[Embeddings | None, Tensor]:
     """Replaces NaN and infinity by 0; also returns whether all were finite.
 
     The step goes on, with NaN in `stages/...`: XLA and TPUs raise no errors.

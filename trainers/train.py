@@ -6,11 +6,7 @@
 `--help` explains the flags; `jest_tf.cli.train` runs the command.
 """
 
-import functools
-
 from jest_tf import cli
 
-main = functools.partial(cli.execute, command="train")
-
 if __name__ == "__main__":
-    main()
+    cli.execute(command="train")

@@ -28,12 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(docs/models.md), or a .keras file",
     )
     add("--format", required=True, choices=FORMATS, help="what is written")
-    add(
-        "--output",
-        required=True,
-        metavar="PATH",
-        help="the folder to make",
-    )
+    add("--output", required=True, metavar="PATH", help="the folder to make")
     flags_lib.add_mix(parser)
     flags_lib.add_trust(parser)
 

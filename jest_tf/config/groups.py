@@ -3,33 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from jest_tf.config.checks import (
-    FUNCTION,
-    MODEL,
-    SHARES,
-    Checked,
-    Count,
-    ImageSize,
-    above,
-    among,
-    at_least,
-    check,
-    name_or_function,
-    within,
-)
-from jest_tf.config.tables import (
-    DTYPE_POLICIES,
-    FALSE_NEGATIVES,
-    OPTIMIZERS,
-    PRESETS,
-    SCHEDULES,
-    STRATEGIES,
-    Loss,
-)
+from jest_tf.config import checks, tables
 
 
 @dataclass(frozen=True)
-class DataConfig(Checked, path="data"):
+class DataConfig(checks.Checked, path="data"):
     """The training examples and their preprocessing.
 
     Attributes:
@@ -71,22 +49,22 @@ class DataConfig(Checked, path="data"):
     train: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     curated: tuple[str, ...] = ()
-    curated_rows: Annotated[int, at_least(0)] = 0
+    curated_rows: Annotated[int, checks.at_least(0)] = 0
     manifest: str = ""
     image_field: str = ""
     caption_fields: tuple[str, ...] = ()
     noise_field: str = ""
     index_dir: str = ""
-    shuffle_block_size: Count | None = None
-    image_size: ImageSize = 32
+    shuffle_block_size: checks.Count | None = None
+    image_size: checks.ImageSize = 32
     # At least one token and the end mark; 16 in SigLIP's ablations (arXiv
     # 2303.15343, section 4).
-    text_length: Annotated[int, within("[2, 65536]")] = 16
+    text_length: Annotated[int, checks.within("[2, 65536]")] = 16
     vocabulary: str = ""
-    vocabulary_size: Annotated[int, within("[2, 1048576]")] = 8192
+    vocabulary_size: Annotated[int, checks.within("[2, 1048576]")] = 8192
     flip: bool = True
-    min_crop_area: Annotated[float, within("(0, 1]")] = 1.0
-    augment: Annotated[str, FUNCTION] = ""
+    min_crop_area: Annotated[float, checks.within("(0, 1]")] = 1.0
+    augment: Annotated[str, checks.FUNCTION] = ""
 
     def __post_init__(self):
         super().__post_init__()
@@ -109,7 +87,7 @@ class DataConfig(Checked, path="data"):
 
 
 @dataclass(frozen=True)
-class ModelConfig(Checked, path="model"):
+class ModelConfig(checks.Checked, path="model"):
     """The learner and its loss.
 
     Attributes:
@@ -154,18 +132,24 @@ class ModelConfig(Checked, path="model"):
     """
 
     preset: str = "b16"
-    towers: Annotated[str, FUNCTION] = ""
-    init_from: Annotated[str, MODEL] = ""
-    init_tower: Annotated[str, among("", "image_tower", "text_tower")] = ""
+    towers: Annotated[str, checks.FUNCTION] = ""
+    init_from: Annotated[str, checks.MODEL] = ""
+    init_tower: Annotated[
+        str, checks.among("", "image_tower", "text_tower")
+    ] = ""
     train_views: bool = False
-    dtype_policy: Annotated[str, among(*DTYPE_POLICIES)] = "float32"
-    loss: Loss = "sigmoid"
-    false_negatives: Annotated[str, among(*FALSE_NEGATIVES)] = "keep"
-    false_negative_margin: Annotated[float, within("[0, 2]")] = 0.0
-    loss_block_size: Count | None = None
-    micro_batch_size: Count | None = None
+    dtype_policy: Annotated[str, checks.among(*tables.DTYPE_POLICIES)] = (
+        "float32"
+    )
+    loss: tables.Loss = "sigmoid"
+    false_negatives: Annotated[str, checks.among(*tables.FALSE_NEGATIVES)] = (
+        "keep"
+    )
+    false_negative_margin: Annotated[float, checks.within("[0, 2]")] = 0.0
+    loss_block_size: checks.Count | None = None
+    micro_batch_size: checks.Count | None = None
     frozen: tuple[str, ...] = ()
-    lora_rank: Count | None = None
+    lora_rank: checks.Count | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -179,7 +163,7 @@ class ModelConfig(Checked, path="model"):
             "whose other tower is new and must be trained whole",
         )
         self._expect(
-            FALSE_NEGATIVES[self.false_negatives].needs_reference
+            tables.FALSE_NEGATIVES[self.false_negatives].needs_reference
             or not self.false_negative_margin,
             "`model.false_negative_margin` needs `model.false_negatives` to be "
             "'reference'",
@@ -194,11 +178,13 @@ class ModelConfig(Checked, path="model"):
             "`model.init_tower` needs `model.init_from`",
         )
         if not self.towers:
-            check("model.preset", self.preset, among(*PRESETS))
+            checks.check(
+                "model.preset", self.preset, checks.among(*tables.PRESETS)
+            )
 
 
 @dataclass(frozen=True)
-class ReferenceConfig(Checked, path="reference"):
+class ReferenceConfig(checks.Checked, path="reference"):
     """The frozen reference model of the learnability score.
 
     Stages and distillation read its embeddings from sidecars, as written by
@@ -227,12 +213,12 @@ class ReferenceConfig(Checked, path="reference"):
             for a learner that should surpass its reference. None keeps them.
     """
 
-    model: Annotated[str, MODEL] = ""
+    model: Annotated[str, checks.MODEL] = ""
     sidecar_dir: str = ""
-    distillation_weight: Annotated[float, at_least(0)] = 0.0
-    similarity_weight: Annotated[float, at_least(0)] = 0.0
-    distillation_steps: Count | None = None
-    projection: Annotated[int, within("[1, 65536]")] | None = None
+    distillation_weight: Annotated[float, checks.at_least(0)] = 0.0
+    similarity_weight: Annotated[float, checks.at_least(0)] = 0.0
+    distillation_steps: checks.Count | None = None
+    projection: Annotated[int, checks.within("[1, 65536]")] | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -253,7 +239,7 @@ class ReferenceConfig(Checked, path="reference"):
 
 
 @dataclass(frozen=True)
-class OptimizerConfig(Checked, path="optimizer"):
+class OptimizerConfig(checks.Checked, path="optimizer"):
     """The optimizer and its learning rate; AdamW under a cosine by default.
 
     Attributes:
@@ -277,18 +263,20 @@ class OptimizerConfig(Checked, path="optimizer"):
             keeps no average.
     """
 
-    name: Annotated[str, name_or_function(*OPTIMIZERS)] = "adamw"
-    schedule: Annotated[str, name_or_function(*SCHEDULES)] = "cosine"
+    name: Annotated[str, checks.name_or_function(*tables.OPTIMIZERS)] = "adamw"
+    schedule: Annotated[str, checks.name_or_function(*tables.SCHEDULES)] = (
+        "cosine"
+    )
     # arXiv 2502.14786, section 2.1
-    learning_rate: Annotated[float, above(0)] = 1e-3
-    warmup_steps: Annotated[int, at_least(0)] = 0
-    weight_decay: Annotated[float, at_least(0)] = 0.1
-    layer_decay: Annotated[float, within("(0, 1]")] | None = None
-    ema: Annotated[float, within("[0, 1)")] | None = None
+    learning_rate: Annotated[float, checks.above(0)] = 1e-3
+    warmup_steps: Annotated[int, checks.at_least(0)] = 0
+    weight_decay: Annotated[float, checks.at_least(0)] = 0.1
+    layer_decay: Annotated[float, checks.within("(0, 1]")] | None = None
+    ema: Annotated[float, checks.within("[0, 1)")] | None = None
 
 
 @dataclass(frozen=True)
-class EvaluationStore(Checked, path="evaluation.stores"):
+class EvaluationStore(checks.Checked, path="evaluation.stores"):
     """A named store to evaluate on, and how (docs/evaluation.md).
 
     It is measured by retrieval if its records have captions, and by zero-shot
@@ -311,14 +299,14 @@ class EvaluationStore(Checked, path="evaluation.stores"):
 
     name: str = ""
     data: tuple[str, ...] = ()
-    captions: Annotated[str, among("first", "all")] = "first"
+    captions: Annotated[str, checks.among("first", "all")] = "first"
     label_field: str = "label"
     classes: str = ""
     templates: str = ""
 
 
 @dataclass(frozen=True)
-class EvaluationConfig(Checked, path="evaluation"):
+class EvaluationConfig(checks.Checked, path="evaluation"):
     """Evaluation during training, and logging.
 
     Attributes:
@@ -333,14 +321,16 @@ class EvaluationConfig(Checked, path="evaluation"):
 
     data: tuple[str, ...] = ()
     stores: tuple[EvaluationStore, ...] = ()
-    every_steps: Count | None = None
-    log_every_steps: Count = 10
+    every_steps: checks.Count | None = None
+    log_every_steps: checks.Count = 10
     log_ids: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         for setting, store in self.named:
-            check(setting, store.data, ("one or more paths or globs", bool))
+            checks.check(
+                setting, store.data, ("one or more paths or globs", bool)
+            )
 
     @property
     def named(self) -> list[tuple[str, EvaluationStore]]:
@@ -358,18 +348,18 @@ class EvaluationConfig(Checked, path="evaluation"):
 
 
 @dataclass(frozen=True)
-class CheckpointConfig(Checked, path="checkpoint"):
+class CheckpointConfig(checks.Checked, path="checkpoint"):
     """Checkpoints of a run.
 
     Attributes:
         every_steps: steps between checkpoints. The last step is always saved.
     """
 
-    every_steps: Count = 1000
+    every_steps: checks.Count = 1000
 
 
 @dataclass(frozen=True)
-class DistributionConfig(Checked, path="distribution"):
+class DistributionConfig(checks.Checked, path="distribution"):
     """The devices of a run.
 
     Attributes:
@@ -381,20 +371,21 @@ class DistributionConfig(Checked, path="distribution"):
             split it.
     """
 
-    strategy: Annotated[str, among(*STRATEGIES)] = "default"
-    virtual_devices: Annotated[int, within("[1, 256]")] | None = None
+    strategy: Annotated[str, checks.among(*tables.STRATEGIES)] = "default"
+    virtual_devices: Annotated[int, checks.within("[1, 256]")] | None = None
 
     def __post_init__(self):
         super().__post_init__()
         self._expect(
-            not self.virtual_devices or STRATEGIES[self.strategy].is_local,
+            not self.virtual_devices
+            or tables.STRATEGIES[self.strategy].is_local,
             "`distribution.virtual_devices` splits the CPU for "
             "`distribution.strategy` 'default' or 'mirrored'",
         )
 
 
 @dataclass(frozen=True)
-class BootstrapConfig(Checked, path="bootstrap"):
+class BootstrapConfig(checks.Checked, path="bootstrap"):
     """Renewal of the reference: the learner's own embeddings replace it.
 
     Attributes:
@@ -413,7 +404,7 @@ class BootstrapConfig(Checked, path="bootstrap"):
     """
 
     renew_at: tuple[int, ...] = ()
-    shares: Annotated[tuple[float, ...], SHARES] = (1.0,)
+    shares: Annotated[tuple[float, ...], checks.SHARES] = (1.0,)
     clean_start: bool = False
 
     def __post_init__(self):
@@ -442,7 +433,3 @@ class BootstrapConfig(Checked, path="bootstrap"):
     def num_renewals(self, step: int) -> int:
         """Returns the number of renewals before the step after `step` steps."""
         return sum(renewal <= step for renewal in self.renew_at)
-
-    def renewed_at(self, step: int) -> int:
-        """Returns the last entry of `renew_at` up to `step`; 0 if none."""
-        return (0, *self.renew_at)[self.num_renewals(step)]

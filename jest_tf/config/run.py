@@ -4,7 +4,6 @@ import functools
 from dataclasses import dataclass, field
 
 from jest_tf.config import checks, tables
-from jest_tf.config.checks import Checked, Count, Seed
 from jest_tf.config.groups import (
     BootstrapConfig,
     CheckpointConfig,
@@ -16,11 +15,10 @@ from jest_tf.config.groups import (
     ReferenceConfig,
 )
 from jest_tf.config.selection import Segment, SelectionConfig, View, plan
-from jest_tf.config.tables import PRESETS
 
 
 @dataclass(frozen=True)
-class TrainConfig(Checked):
+class TrainConfig(checks.Checked):
     """All settings of a run.
 
     Attributes:
@@ -32,8 +30,8 @@ class TrainConfig(Checked):
             takes the settings and the run directory.
     """
 
-    seed: Seed = 0
-    steps: Count = 1000
+    seed: checks.Seed = 0
+    steps: checks.Count = 1000
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
@@ -120,7 +118,7 @@ class TrainConfig(Checked):
         is_new = not model.init_from or model.init_tower == "text_tower"
         is_own = not model.towers and is_new
         if is_own:
-            patch_size = PRESETS[model.preset].patch_size
+            patch_size = tables.PRESETS[model.preset].patch_size
         sizes = [
             (
                 "selection.stages.view",

@@ -11,21 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
-from jest_tf.config import groups, tables
-from jest_tf.config.checks import (
-    Checked,
-    Count,
-    ImageSize,
-    among,
-    at_least,
-    name_or_function,
-    within,
-)
-from jest_tf.config.tables import QUOTAS, Loss
+from jest_tf.config import checks, groups, tables
 
 
 @dataclass(frozen=True)
-class View(Checked, path="view"):
+class View(checks.Checked, path="view"):
     """An approximation of images; by default, the images themselves.
 
     Scores may be computed on a coarse view, as in Flexi-JEST (Evans et al.,
@@ -41,12 +31,12 @@ class View(Checked, path="view"):
         >>> coarse = View(patch_size=32)
     """
 
-    patch_size: Count | None = None
-    image_size: ImageSize | None = None
+    patch_size: checks.Count | None = None
+    image_size: checks.ImageSize | None = None
 
 
 @dataclass(frozen=True)
-class Stage(Checked, path="selection.stages"):
+class Stage(checks.Checked, path="selection.stages"):
     """A stage of the funnel: it passes one of every `candidates` rows.
 
     Attributes:
@@ -81,19 +71,19 @@ class Stage(Checked, path="selection.stages"):
         >>> flexi_jest = Stage(candidates=5, view=View(patch_size=32))
     """
 
-    candidates: Count
-    embeddings: Annotated[str, among("live", "stored")] = "live"
-    method: Annotated[str, among(*tables.METHODS)] = "joint"
-    criterion: Annotated[str, name_or_function(*tables.CRITERIA)] = (
+    candidates: checks.Count
+    embeddings: Annotated[str, checks.among("live", "stored")] = "live"
+    method: Annotated[str, checks.among(*tables.METHODS)] = "joint"
+    criterion: Annotated[str, checks.name_or_function(*tables.CRITERIA)] = (
         "learnability"
     )
-    num_chunks: Count = 16  # arXiv 2406.17711, algorithm 1
+    num_chunks: checks.Count = 16  # arXiv 2406.17711, algorithm 1
     gain: float = 1.0
     view: View = field(default_factory=View)
-    scoring_batch_size: Count | None = None
-    captions: Annotated[str, among("best", "drawn")] = "best"
-    first_step: Annotated[int, at_least(0)] = 0
-    last_step: Annotated[int, within("[0, 2147483647]")] | None = None
+    scoring_batch_size: checks.Count | None = None
+    captions: Annotated[str, checks.among("best", "drawn")] = "best"
+    first_step: Annotated[int, checks.at_least(0)] = 0
+    last_step: Annotated[int, checks.within("[0, 2147483647]")] | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -166,7 +156,7 @@ class Stage(Checked, path="selection.stages"):
 
 
 @dataclass(frozen=True)
-class SelectionConfig(Checked, path="selection"):
+class SelectionConfig(checks.Checked, path="selection"):
     """The funnel: the stages that rows pass, and the rows trained on.
 
     Sizes follow from b and the stages. Without curated rows, the last stage
@@ -196,10 +186,10 @@ class SelectionConfig(Checked, path="selection"):
         (3840, 1280, 256)
     """
 
-    batch_size: Count
+    batch_size: checks.Count
     stages: tuple[Stage, ...] = ()
-    loss: Loss | None = None
-    quota: Annotated[str, among(*QUOTAS)] = "global"
+    loss: tables.Loss | None = None
+    quota: Annotated[str, checks.among(*tables.QUOTAS)] = "global"
 
     def __post_init__(self):
         super().__post_init__()
@@ -421,10 +411,10 @@ def plan(
     starts = sorted(start for start in starts if steps is None or start < steps)
     segments = []
     for first, end in itertools.pairwise([*starts, steps]):
-        reference = bootstrap.renewed_at(first)
-        if not reference and not has_reference:
-            reference = None
-        is_clean = bootstrap.clean_start and not bootstrap.num_renewals(first)
+        renewals = bootstrap.num_renewals(first)
+        none_yet = 0 if has_reference else None
+        reference = (none_yet, *bootstrap.renew_at)[renewals]
+        is_clean = bootstrap.clean_start and not renewals
         scoring = () if is_clean else _scoring(selection, first, reference)
         segments.append(
             Segment(

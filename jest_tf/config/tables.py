@@ -73,9 +73,7 @@ QUOTAS = {
 
 # Each names a function of (OptimizerConfig, schedule) that returns a Keras
 # optimizer, as a user's own does.
-OPTIMIZERS = {
-    "adamw": "jest_tf.training.optimizer:adamw",
-}
+OPTIMIZERS = {"adamw": "jest_tf.training.optimizer:adamw"}
 
 
 class Schedule(NamedTuple):

@@ -27,12 +27,7 @@ KINDS = {
 }
 # 1, of 0.3.0, has no checksums of records, and images that were not turned.
 _VERSION = "2"
-_DTYPES = {
-    "I64": "int64",
-    "U32": "uint32",
-    "F32": "float32",
-    "F16": "float16",
-}
+_DTYPES = {"I64": "int64", "U32": "uint32", "F32": "float32", "F16": "float16"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LENGTH = struct.Struct("<Q")  # size of the head that follows
 _ALIGNMENT = 64  # a cache line

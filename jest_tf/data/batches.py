@@ -16,10 +16,7 @@ from jest_tf.data import loading, stores
 
 
 def examples(
-    store: stores.Store,
-    *,
-    batch_size: int,
-    image_size: int | images_lib.Form,
+    store: stores.Store, *, batch_size: int, image_size: int | images_lib.Form
 ) -> tf.data.Dataset:
     """Yields the image of every record once, in the store's order.
 

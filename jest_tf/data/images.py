@@ -166,8 +166,7 @@ def decode_all(encoded: tf.Tensor, form: Form) -> tf.Tensor:
 
     This is for exported graphs. JPEG, PNG and, if this TensorFlow reads it,
     still, opaque WebP without EXIF give the same pixels as `prepare` and
-    `decode_batch`.
-    Other images, which `prepare` converts or refuses, raise
+    `decode_batch`. Other images, which `prepare` converts or refuses, raise
     `tf.errors.InvalidArgumentError`.
     """
 

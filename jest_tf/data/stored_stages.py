@@ -225,12 +225,7 @@ def drawer(stage: config_lib.Stage, loss: str, passed: int) -> Callable:
     def draw(seed, *parts):
         reference = Embeddings(*parts)
         drawn = selection.draw(
-            None,
-            reference,
-            stage,
-            size=passed,
-            loss=loss,
-            seed=seed,
+            None, reference, stage, size=passed, loss=loss, seed=seed
         )
         # A graph cannot return None.
         return drawn._replace(learner_loss=(), uniform_learner_loss=())

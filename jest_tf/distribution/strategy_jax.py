@@ -54,9 +54,7 @@ def build_strategy(settings: config_lib.DistributionConfig) -> Devices:
     return imports.load_function("distribution.strategy", build)(settings)
 
 
-def default(
-    settings: config_lib.DistributionConfig | None = None,
-) -> Devices:
+def default(settings: config_lib.DistributionConfig | None = None) -> Devices:
     """Takes the first device of this process; sets it only with `settings`."""
     return Devices() if settings is None else _over(jax.local_devices()[:1])
 

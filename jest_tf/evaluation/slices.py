@@ -100,8 +100,7 @@ def measure_slices(
 
 
 def query_values(
-    evaluated: stores.StoreEvaluation,
-    embedded: stores.StoreEmbeddings,
+    evaluated: stores.StoreEvaluation, embedded: stores.StoreEmbeddings
 ) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
     """Returns each query's record and what it adds to a measure, by name."""
     found = {}

@@ -2,8 +2,7 @@
 
 A `PairLoss` has both: the training loss (`training.py`) and the losses of rows
 given those chosen so far (`running.py`). `distillation.py` has losses by a
-reference. Your own loss is a "module:function"
-that returns a `PairLoss`.
+reference. Your own loss is a "module:function" that returns a `PairLoss`.
 """
 
 from jest_tf.losses.distillation import (

@@ -214,8 +214,7 @@ def _with_new_tower(learner, config, vocabulary_size):
     )
     both[taken] = getattr(learner, taken)
     model = two_tower.TwoTower(
-        **both,
-        pixels=learner.pixels if taken == "image_tower" else None,
+        **both, pixels=learner.pixels if taken == "image_tower" else None
     )
     _build(model, config.data.image_size, config.data.text_length)
     return model

@@ -6,9 +6,6 @@ pooling over image tokens with a learned probe. Every layer takes a `dtype`
 policy and a `seed` of its initial weights and dropout, an integer or None.
 """
 
-# Classes document build, call and get_config.
-# ruff: noqa: D102
-
 import functools
 import inspect
 import zlib

@@ -6,9 +6,6 @@ last token, an end-of-text id. The image tower takes several views with one set
 of weights (FlexiViT, Beyer et al., 2023); see `config.View`.
 """
 
-# Classes document build, call and get_config.
-# ruff: noqa: D102
-
 import functools
 import inspect
 from collections.abc import Sequence
@@ -23,19 +20,9 @@ from jest_tf.models import layers
 
 
 class _Tower(layers.Configured):
-    def __init__(
-        self,
-        *,
-        width: int,
-        depth: int,
-        num_heads: int,
-        embedding_dim: int,
-        mlp_ratio: int = 4,
-        dropout: float = 0.0,
-        seed: int | None = None,
-        **kwargs,
+    def _set_sizes(
+        self, width, depth, num_heads, embedding_dim, mlp_ratio, dropout, seed
     ):
-        super().__init__(**kwargs)
         layers.check_positive(embedding_dim=embedding_dim)
         self.width = width
         self.depth = depth
@@ -135,15 +122,9 @@ class ImageTower(_Tower):
         seed: int | None = None,
         **kwargs,
     ):
-        super().__init__(
-            width=width,
-            depth=depth,
-            num_heads=num_heads,
-            embedding_dim=embedding_dim,
-            mlp_ratio=mlp_ratio,
-            dropout=dropout,
-            seed=seed,
-            **kwargs,
+        super().__init__(**kwargs)
+        self._set_sizes(
+            width, depth, num_heads, embedding_dim, mlp_ratio, dropout, seed
         )
         layers.check_positive(image_size=image_size)
         _check_divides("patch_size", patch_size, image_size)
@@ -237,15 +218,9 @@ class TextTower(_Tower):
         seed: int | None = None,
         **kwargs,
     ):
-        super().__init__(
-            width=width,
-            depth=depth,
-            num_heads=num_heads,
-            embedding_dim=embedding_dim,
-            mlp_ratio=mlp_ratio,
-            dropout=dropout,
-            seed=seed,
-            **kwargs,
+        super().__init__(**kwargs)
+        self._set_sizes(
+            width, depth, num_heads, embedding_dim, mlp_ratio, dropout, seed
         )
         layers.check_positive(length=length)
         self.vocabulary_size = vocabulary_size
@@ -453,9 +428,8 @@ def _grid(shape, patch_size):
     _, height, width, _ = shape
     if None in (height, width) or height % patch_size or width % patch_size:
         raise ValueError(
-            f"`patch_size` must divide the image's height and width. "
-            f"Received: patch_size={patch_size}, images of shape "
-            f"{tuple(shape)}"
+            "`patch_size` must divide the image's height and width. Received: "
+            f"patch_size={patch_size}, images of shape {tuple(shape)}"
         )
     return height // patch_size, width // patch_size
 

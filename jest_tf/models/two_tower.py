@@ -4,9 +4,6 @@
 with a scale and a bias, as in SigLIP (Zhai et al., 2023).
 """
 
-# Classes document build, call and get_config.
-# ruff: noqa: D102
-
 import contextlib
 import itertools
 import math
@@ -333,8 +330,7 @@ def plain_id_errors() -> Iterator[None]:
         raise ValueError(
             f"`text` must hold token ids in [0, {rows}), the rows of the text "
             "tower's table: build the tower for the tokenizer's "
-            "`vocabulary_size`. "
-            f"Received: {number}"
+            f"`vocabulary_size`. Received: {number}"
         ) from None
 
 

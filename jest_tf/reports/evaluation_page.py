@@ -68,11 +68,7 @@ def _slices(store, embedded, slices):
     return {
         "measure": measure,
         "rows": [
-            (
-                f"{some.field}={some.value}",
-                len(some.rows),
-                estimate,
-            )
+            (f"{some.field}={some.value}", len(some.rows), estimate)
             for some, estimate in weakest
         ],
         "cards": mistakes,

@@ -243,10 +243,9 @@ def embed_records(
         _delete_sidecars(folder)
         raise ValueError(
             f"At most {limit:.2%} of the records that are embedded may be "
-            "unreadable. Received: "
-            f"{wanted - cost.images:,} of {wanted:,} without an embedding "
-            f"({reasons}). Nothing was kept: the same command "
-            "embeds them again"
+            f"unreadable. Received: {wanted - cost.images:,} of {wanted:,} "
+            f"without an embedding ({reasons}). Nothing was kept: the same "
+            "command embeds them again"
         )
     return cost
 

@@ -1,5 +1,6 @@
 """The inputs of a run: its examples, its reference, and its stream."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data import stores as stores_lib
 from jest_tf.data.stores import shards
 from jest_tf.models import first_weights, reference
-from jest_tf.runs import bootstrap, directory, loading, progress, resources
+from jest_tf.runs import bootstrap, directory, loading, progress
 from jest_tf.selection import summary
 
 # Bytes of sidecars whose checksums a run compares when it starts; this takes
@@ -63,9 +64,7 @@ class Inputs(NamedTuple):
 
 
 def open_inputs(
-    config: config_lib.TrainConfig,
-    workdir: str,
-    strategy: Any,
+    config: config_lib.TrainConfig, workdir: str, strategy: Any
 ) -> Inputs:
     """Opens and checks all that a run reads, and writes missing indexes."""
     if config_lib.STRATEGIES[config.distribution.strategy].is_local:
@@ -108,7 +107,7 @@ def _check_memory(config):
     rows = config.selection.super_batch_size(c) + c
     needed = rows * (image + text)
     needed += 8 * config.selection.hyper_batch_size(c)  # positions
-    memory = resources.host_memory()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
         raise ValueError(
             "A super-batch must fit the memory of this machine, "

@@ -209,7 +209,6 @@ def not_finite_error(
     )
     return ValueError(
         f"Step {step} (super-batch {step - 1}): expected finite numbers. "
-        "Received: "
-        f"{stepper.shorten(error.names)} not finite; {shown}{place}; begin "
-        "another run with a lower `optimizer.learning_rate`"
+        f"Received: {stepper.shorten(error.names)} not finite; {shown}{place}; "
+        "begin another run with a lower `optimizer.learning_rate`"
     )

@@ -29,11 +29,7 @@ _LOOKED_AT = 64
 
 
 def load(
-    name: str,
-    step: int | None = None,
-    *,
-    trust: bool = False,
-    mix: float = 1.0,
+    name: str, step: int | None = None, *, trust: bool = False, mix: float = 1.0
 ) -> reference.Run | reference.Pretrained:
     """Loads a model by name: the learner of a run, or a pretrained model.
 

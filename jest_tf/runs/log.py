@@ -6,6 +6,8 @@ function of the settings and the step, even in a run that was killed.
 
 import collections
 import hashlib
+import resource
+import sys
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
-from jest_tf import files
+from jest_tf import distribution, files
 from jest_tf import losses as losses_lib
 from jest_tf.config import tables
 from jest_tf.runs import (
@@ -24,7 +26,6 @@ from jest_tf.runs import (
     directory,
     draw_log,
     progress,
-    resources,
     step_timing,
     steps,
 )
@@ -109,6 +110,21 @@ def digest(ids: np.ndarray) -> str:
     """Hashes a set of integer ids, of any shape, to 16 hexadecimal digits."""
     ordered = np.sort(np.asarray(ids, "<i8"), axis=None)
     return hashlib.blake2b(ordered.tobytes(), digest_size=8).hexdigest()
+
+
+def peak_memory() -> dict[str, int]:
+    """Returns peak bytes in use since the process started.
+
+    `memory/host_peak_rss_bytes` is of this process; `memory/device_peak_bytes`,
+    if devices report it, is of the fullest device.
+    """
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In KiB, but in bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    memory = {"memory/host_peak_rss_bytes": largest * unit}
+    if peaks := distribution.peak_memory():
+        memory["memory/device_peak_bytes"] = max(peaks)
+    return memory
 
 
 class Ledger(steps.StepCallback):
@@ -229,10 +245,7 @@ class Ledger(steps.StepCallback):
 
     def costs_at(self, step: int) -> dict[str, int | float]:
         """Returns examples, FLOPs and seconds of the first `step` steps."""
-        return {
-            **self._counts_at(step),
-            "seconds": round(self._seconds(), 3),
-        }
+        return {**self._counts_at(step), "seconds": round(self._seconds(), 3)}
 
     def log_scalars(self, step: int, values: dict) -> None:
         """Writes the numbers among `values` to TensorBoard."""
@@ -315,7 +328,7 @@ class Ledger(steps.StepCallback):
             row["time/renewal_seconds"] = sum(
                 renewal.seconds for renewal in self._renewals
             )
-        row |= resources.peak_memory()
+        row |= peak_memory()
         row["seconds"] = round(self._seconds(), 3)
         directory.append(self._workdir, directory.METRICS_FILE, row)
         if ids is not None and self._config.evaluation.log_ids:

@@ -271,14 +271,7 @@ def _renew(run, model, restored):
         input_wait = step_timing.InputWait()
         dataset = input_wait.watch(dataset)
     return _Part(
-        restored,
-        began,
-        funnel,
-        stream,
-        summaries,
-        faults,
-        dataset,
-        input_wait,
+        restored, began, funnel, stream, summaries, faults, dataset, input_wait
     )
 
 
@@ -436,10 +429,9 @@ def _close(run, model, part, callbacks):
     faults.close(config.steps)
     if faults.num_replaced:
         progress.say(
-            f"{faults.num_replaced:,} of {faults.num_drawn:,} records "
-            "drawn could not be read and were replaced: "
-            f"{directory.FAULTS_FILE} has a line for each unreadable record, "
-            f"{faults.num_lines:,} in all"
+            f"{faults.num_replaced:,} of {faults.num_drawn:,} records drawn "
+            f"could not be read and were replaced: {directory.FAULTS_FILE} has "
+            f"a line for each unreadable record, {faults.num_lines:,} in all"
         )
     if is_finished and (fault := _fault_of_weights(workdir)):
         progress.say(f"{fault}; they are written again from the checkpoint")

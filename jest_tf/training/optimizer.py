@@ -201,8 +201,7 @@ def build_optimizer(
     elif rate_factors is not None:
         raise ValueError(
             "`optimizer.layer_decay` needs an optimizer that takes factors: "
-            "let its class inherit from "
-            "`optimizer.RecipeOptimizer`, too. "
+            "let its class inherit from `optimizer.RecipeOptimizer`, too. "
             f"Received: {type(optimizer).__name__}, of {name}"
         )
     return optimizer

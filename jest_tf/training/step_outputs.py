@@ -191,9 +191,8 @@ class RowReport:
 
         They are sorted by `number`, the row's place among the rows into the
         stage; `row` is its place in the super-batch; `kept` is true if it
-        passed. `learner_loss` and `reference_loss` are as in
-        `selection.Draw`, if present there. `id` is present if the batches have
-        ids.
+        passed. `learner_loss` and `reference_loss` are as in `selection.Draw`,
+        if present there. `id` is present if the batches have ids.
         """
         rows = self._gathered(f"stages/{stage}", "number")
         return rows and rows | {"kept": rows["kept"] > 0}

@@ -173,10 +173,7 @@ class Stepper:
         return equal, rows
 
     def end_execution(
-        self,
-        equal: dict,
-        rows: dict,
-        gather: Callable[[Tensor], Tensor] | None,
+        self, equal: dict, rows: dict, gather: Callable[[Tensor], Tensor] | None
     ) -> None:
         """Keeps the outputs of an execution's last step."""
         self.rows = step_outputs.RowReport(

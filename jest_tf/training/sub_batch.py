@@ -89,9 +89,7 @@ def _extract_batch(data):
 
 
 def check_sizes(
-    step,
-    rows: Mapping[str, Tensor],
-    curated: Mapping[str, Tensor] | None,
+    step, rows: Mapping[str, Tensor], curated: Mapping[str, Tensor] | None
 ) -> tuple[int, ...]:
     """Counts all replicas' rows into each live stage, and out of the last."""
     count, num_curated = rows["image"].shape[0] * step.num_replicas, 0

@@ -1,4 +1,4 @@
-"""The log of a run: rows, means, digests, counts, seconds and progress."""
+"""The log of a run: rows, means, digests, counts, seconds, progress, memory."""
 
 import contextlib
 import dataclasses
@@ -13,6 +13,7 @@ import types
 from unittest import mock
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tiny
 from tensorflow.core.util import event_pb2
@@ -526,3 +527,42 @@ class DigestTest(tf.test.TestCase):
             self.assertEqual(
                 log_lib.digest(ids), log_lib.digest(np.array([3, 7]))
             )
+
+
+class MemoryTest(tf.test.TestCase):
+    def test_the_peak_of_the_host_rises_by_what_is_held(self):
+        name = "memory/host_peak_rss_bytes"
+        before = log_lib.peak_memory()[name]
+        # More than was ever free again.
+        held = np.ones(before // 8 + 2**22)
+        after = log_lib.peak_memory()[name]
+        self.assertGreater(after, held.nbytes)
+        del held
+        self.assertGreaterEqual(log_lib.peak_memory()[name], after)
+
+    @pytest.mark.tensorflow
+    def test_of_devices_that_tell_the_fullest_is_told(self):
+        peaks = {"GPU:0": 5, "GPU:1": 7}
+        real = tf.config.experimental.get_memory_info
+
+        def info(device):
+            return {"peak": peaks[device]} if device in peaks else real(device)
+
+        for names, expected in (
+            ([*peaks], 7),
+            (["CPU:0"], None),
+            (["TPU:0"], None),
+        ):
+            devices = [
+                types.SimpleNamespace(name=f"/device:{n}") for n in names
+            ]
+            with (
+                mock.patch.object(
+                    tf.config, "list_logical_devices", lambda of=devices: of
+                ),
+                mock.patch.object(
+                    tf.config.experimental, "get_memory_info", info
+                ),
+            ):
+                found = log_lib.peak_memory()
+            self.assertEqual(found.get("memory/device_peak_bytes"), expected)

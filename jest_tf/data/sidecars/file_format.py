@@ -172,6 +172,5 @@ def _check_lengths(name, embeddings, may_be_zero):
         length = math.sqrt(squares[np.argmin(good)])
         raise ValueError(
             f"`{name}` must be of unit length, so that scale and bias turn "
-            "cosines into logits. Received: a row of length "
-            f"{length:.6g}"
+            f"cosines into logits. Received: a row of length {length:.6g}"
         )

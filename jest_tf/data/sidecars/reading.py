@@ -110,7 +110,6 @@ class Sidecars:
             The embeddings of the images and of the captions, each [k, D] in
             the sidecars' dtype.
         """
-
         numbers, image, text = self._read(
             rows,
             ids,

@@ -92,8 +92,7 @@ class TFRecords:
 
 
 def parse(
-    payload: bytes,
-    fields: shards.Fields = shards.USUAL,
+    payload: bytes, fields: shards.Fields = shards.USUAL
 ) -> shards.Record | shards.Fault:
     """Converts a serialized `tf.train.Example`.
 
