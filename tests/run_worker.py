@@ -21,10 +21,11 @@ from unittest import mock
 
 import tiny
 
-from jest_tf import cli, models
+from jest_tf import models
 from jest_tf.data import images
 from jest_tf.models import reference
 from jest_tf.runs import checkpoints, notices
+from trainers import train
 
 
 def build_learner(config, vocabulary_size):
@@ -93,9 +94,8 @@ def main():
         # The steps find what is damaged.
         mock.patch.object(notices, "_SAMPLED", 1),
     ):
-        cli.execute(
-            ["--config", flags.config, "--workdir", flags.workdir, "--trust"],
-            "train",
+        train.main(
+            ["--config", flags.config, "--workdir", flags.workdir, "--trust"]
         )
 
 

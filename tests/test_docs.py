@@ -11,7 +11,6 @@ import ast
 import contextlib
 import dataclasses
 import doctest
-import functools
 import importlib
 import importlib.util
 import inspect
@@ -136,12 +135,7 @@ def parse(module, arguments):
     def parse_args(parser, *given):
         raise Parsed(whole(parser, *given))
 
-    program = importlib.import_module(module)
-    room, _, command = module.partition(".")
-    if room == "trainers":
-        main = functools.partial(cli.execute, command=command)
-    else:
-        main = program.main
+    main = importlib.import_module(module).main
     with (
         mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args),
         contextlib.redirect_stderr(io.StringIO()) as shown,

@@ -8,7 +8,11 @@
 `--help` explains the flags; `jest_tf.cli.advise` runs the command.
 """
 
+import functools
+
 from jest_tf import cli
 
+main = functools.partial(cli.execute, command="advise")
+
 if __name__ == "__main__":
-    cli.execute(command="advise")
+    main()

@@ -7,7 +7,11 @@
 `--help` explains the flags; `jest_tf.cli.curate` runs the command.
 """
 
+import functools
+
 from jest_tf import cli
 
+main = functools.partial(cli.execute, command="curate")
+
 if __name__ == "__main__":
-    cli.execute(command="curate")
+    main()

@@ -6,7 +6,11 @@
 `--help` explains the flags; `jest_tf.cli.embed` runs the command.
 """
 
+import functools
+
 from jest_tf import cli
 
+main = functools.partial(cli.execute, command="embed")
+
 if __name__ == "__main__":
-    cli.execute(command="embed")
+    main()

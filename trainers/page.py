@@ -5,7 +5,11 @@
 `--help` explains the flags; `jest_tf.cli.page` runs the command.
 """
 
+import functools
+
 from jest_tf import cli
 
+main = functools.partial(cli.execute, command="page")
+
 if __name__ == "__main__":
-    cli.execute(command="page")
+    main()

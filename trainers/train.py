@@ -6,7 +6,11 @@
 `--help` explains the flags; `jest_tf.cli.train` runs the command.
 """
 
+import functools
+
 from jest_tf import cli
 
+main = functools.partial(cli.execute, command="train")
+
 if __name__ == "__main__":
-    cli.execute(command="train")
+    main()
