@@ -5,7 +5,7 @@
         data.curated= data.curated_rows=0 selection.stages=none \
         steps=500 optimizer.warmup_steps=50 optimizer.ema=none
     jest-tf embed --model runs/tune_copy --output sidecars \
-        --data 'data/pool-*.tfrecord' 'data/replay-*.tfrecord'
+        --data 'data/pool-*.tfrecord'
     jest-tf train --config configs/tune_siglip2_b16.py \
         --workdir runs/tuned --set 'data.train=data/pool-*.tfrecord' \
         'evaluation.data=data/held_out-*.tfrecord,data/general-*.tfrecord'

@@ -65,6 +65,14 @@ class Cell(NamedTuple):
         )
 
     @property
+    def step_reads_sidecars(self):
+        """Whether the step does, too, and so needs those of curated rows."""
+        is_stored = "embeddings=stored" in self.settings
+        return self.reads_sidecars and (
+            not is_stored or "_weight=" in self.settings
+        )
+
+    @property
     def noise(self):
         """Share of the pool; None without a pool."""
         digits = self.pool[-2:]

@@ -295,14 +295,14 @@ class Runner:
         return f"{self._data}/{pool}/pool-*.tfrecord"
 
     def _referred(self, cell):
-        """The shards whose embeddings a cell needs: curated ones in a run."""
+        """The shards whose embeddings a cell needs."""
         words = cell.settings.format(data=self._data).split()
         curated = "data.curated="
         return [
             self._shards(cell.pool),
             *(
                 word.removeprefix(curated)
-                for word in words * cell.reads_sidecars
+                for word in words * cell.step_reads_sidecars
                 if word.startswith(curated)
             ),
         ]

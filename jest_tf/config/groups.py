@@ -19,8 +19,8 @@ class DataConfig(checks.Checked, path="data"):
         curated_rows: c of the b rows trained on in a step come from `curated`,
             in an order of their own; the others are chosen from `train`.
         manifest: folder of a manifest of `train`, written by `jest-tf curate`.
-            Only its records are drawn, in proportion to their weights. Empty
-            draws all records equally.
+            Of `train`, only its records are drawn, in proportion to their
+            weights. Empty draws all records equally.
         image_field: feature, extension or column of the image. Empty takes the
             format's default.
         caption_fields: features, extensions, `json` fields or columns of the
@@ -73,11 +73,6 @@ class DataConfig(checks.Checked, path="data"):
             not weights or len(weights) == len(self.train) and min(weights) > 0,
             "`data.weights` must hold a positive number for each store of "
             "`data.train`",
-        )
-        self._expect(
-            not self.curated or not self.manifest,
-            "`data.curated` can't be combined with `data.manifest`, which "
-            "covers `data.train` alone",
         )
         self._expect(
             not self.curated_rows or bool(self.curated),

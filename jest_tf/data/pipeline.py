@@ -139,8 +139,14 @@ class _Stream:
     def curated(self, size):
         """Returns the dataset of each step's curated rows."""
         own = self._share(size, "`data.curated_rows` (c)")
-        options = self.loader.options
-        pool, curated = _parts(self.loader.store, options)
+        loader = self.loader
+        if not loader.reference.embeddings:
+            # Stored stages alone read the sidecars, of the pool.
+            loader = dataclasses.replace(
+                loader, reference=loading.ReferenceInputs()
+            )
+        options = loader.options
+        pool, curated = _parts(loader.store, options)
         seed = stream.uniform_hash(self.seed, np.zeros(1, int), _CURATED_SALT)
         seed = int(seed[0]) >> 1
         places = stream.Order(
@@ -149,7 +155,7 @@ class _Stream:
             block_size=options.shuffle_block_size,
             start=sum(pool),
         )
-        return self.loader.load(
+        return loader.load(
             places,
             self._consecutive(size, own),
             seed=seed,
@@ -189,7 +195,7 @@ def order(
         row_weights = store.manifest.weights
         parts = np.split(row_weights, ends[:-1])
         if options.rows is not None:
-            row_weights = np.where(options.rows, row_weights, 0.0)
+            row_weights = np.where(options.rows[: ends[-1]], row_weights, 0.0)
     if row_weights is not None:
         settings["row_weights"] = row_weights[: ends[-1]]
     if not weights:

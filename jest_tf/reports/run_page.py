@@ -16,7 +16,6 @@ import numpy as np
 from jest_tf import config as config_lib
 from jest_tf import files
 from jest_tf.data import pipeline, stores
-from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.evaluation import slices
 from jest_tf.reports import charts, rendering
 from jest_tf.runs import bootstrap, directory, draw_log, inputs
@@ -115,7 +114,7 @@ def _sources(config):
     with stores.indexes_in_memory():
         store, sidecars = stores.open_stores(config.data), None
     if config.has_first_reference and config.reads_sidecars:
-        sidecars = sidecars_lib.Sidecars(store, config.reference.sidecar_dir)
+        sidecars = inputs.open_sidecars(config, store)
     return inputs.Sources(store, None, sidecars)
 
 

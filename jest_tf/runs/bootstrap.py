@@ -323,8 +323,11 @@ def embedded_rows(
     None means all rows.
     """
     settings = config.bootstrap
-    drawn = store.manifest and store.manifest.weights > 0
-    share = settings.share(step)
+    num_pool, share = _num_pool(config, store), settings.share(step)
+    drawn = None
+    if store.manifest:
+        drawn = np.ones(len(store), bool)
+        drawn[:num_pool] = store.manifest.weights > 0
     if share == 1.0:
         return drawn
     salt = _ROWS_SALT + settings.renew_at.index(step)
@@ -332,7 +335,7 @@ def embedded_rows(
     rows = values < np.uint64(share * 2.0**64)
     if config.data.curated:
         # The embeddings of curated records may be read, too.
-        rows[_num_pool(config, store) :] = True
+        rows[num_pool:] = True
     return rows if drawn is None else rows & drawn
 
 

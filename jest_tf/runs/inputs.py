@@ -144,7 +144,7 @@ def open_sources(config: config_lib.TrainConfig, strategy: Any) -> Sources:
             _warn_of_losses(config, teacher.loss)
             _warn_of_seen_records(config, teacher)
         if config.reads_sidecars:
-            sidecars = _open_sidecars(config, store, teacher)
+            sidecars = open_sidecars(config, store, teacher)
     sources = Sources(store, teacher, sidecars, _read_clean(config, store))
     funnel = funnel_at(config, sources, "", 0)
     _warn_of_repeats(config, funnel)
@@ -153,8 +153,15 @@ def open_sources(config: config_lib.TrainConfig, strategy: Any) -> Sources:
     return sources
 
 
-def _open_sidecars(config, store, teacher):
+def open_sidecars(
+    config: config_lib.TrainConfig,
+    store: stores_lib.Store,
+    teacher: reference.Run | reference.Pretrained | None = None,
+) -> sidecars_lib.Sidecars:
+    """Opens the sidecars of a run; of the pool, if only stored stages read."""
     expected = reference.describe(teacher) if teacher else None
+    if not config.steps_need_reference:
+        store = store.first(len(config.data.train))
     try:
         sidecars = sidecars_lib.Sidecars(
             store, config.reference.sidecar_dir, expected

@@ -151,8 +151,12 @@ class Funnel:
                 "stored embeddings can be told from others', or left out. "
                 f"Received: {type(self.reference).__name__}, with sidecars"
             )
+        store = self.store
+        if not self.steps_need_reference:
+            # Stored stages alone read them, of the pool.
+            store = store.first(len(store.parts) - self.options.num_curated)
         try:
-            return sidecars_lib.Sidecars(self.store, sidecars or "", expected)
+            return sidecars_lib.Sidecars(store, sidecars or "", expected)
         except ValueError as error:
             if not needed:
                 raise

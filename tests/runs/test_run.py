@@ -21,10 +21,11 @@ import tiny
 from keras import ops
 
 from jest_tf import losses, models, runs
-from jest_tf.data import pipeline, reader, stores
+from jest_tf.data import pipeline, reader, stores, tokenizers
 from jest_tf.data.sidecars import embed
 from jest_tf.models import reference
 from jest_tf.runs import (
+    bootstrap,
     checkpoints,
     directory,
     inputs,
@@ -525,6 +526,53 @@ class InputsTest(RunsTestCase):
                 continue
             with self.assertRaisesRegex(ValueError, message):
                 provenance.check_data(workdir, sources)
+
+    def test_curated_rows_need_neither_weights_nor_embeddings(self):
+        """A manifest and a stored stage draw from the pool alone."""
+        curated = tiny.write_shard(self.workdir("checked.tfrecord"), 6, seed=1)
+        store, manifest = stores.open_store(self.shard), self.workdir("odd")
+        shard_files.write_manifest(store, manifest, np.arange(20) % 2)
+        output = embed.Output(self.workdir("of_pool"), "float32")
+        tiny.write_sidecars(self.shard, output=output)
+        settings = (
+            *("selection.stages=none", "selection.stages.0.candidates=2"),
+            "selection.stages.0.embeddings=stored",
+            "selection.stages.0.criterion=easy_reference",
+            "selection.stages.0.num_chunks=1",
+            f"data.manifest={manifest}",
+            f"reference.sidecar_dir={output.directory}",
+        )
+        tokenizer = tokenizers.WordPieceTokenizer(tiny.VOCABULARY, 4)
+        found = []
+        for more in (
+            ["selection.batch_size=4"],
+            [
+                *("selection.batch_size=6", "data.curated_rows=2"),
+                f"data.curated={curated}",
+            ],
+        ):
+            sources, _ = self.open(*settings, *more)
+            recipe = self.recipe(*settings, *more)
+            funnel = inputs.funnel_at(recipe, sources, "", 0)
+            batches = funnel.super_batches(tokenizer, tiny.IMAGE_SIZE)
+            found.append([*batches.take(5).as_numpy_iterator()])
+        alone, beside = found
+        rows = np.concatenate([batch["id"] for batch in alone])
+        self.assertAllEqual(rows % 2, np.ones(20))
+        own = stores.open_store(curated).columns(["id"])["id"]
+        for batch, other in zip(alone, beside, strict=True):
+            self.assertAllEqual(batch["id"], other["id"])
+            self.assertContainsSubset(other["curated"]["id"], own)
+        # The loss uses the embeddings of all rows trained on.
+        with self.assertRaisesRegex(ValueError, "No sidecar of .*checked.tf"):
+            self.open(*settings, *more, "reference.similarity_weight=1")
+        renewed = "bootstrap.renew_at=2", "bootstrap.shares=0.5"
+        embedded = bootstrap.embedded_rows(
+            self.recipe(*settings, *more, *renewed), sources.store, 2
+        )
+        self.assertAllEqual(embedded[:20:2], np.zeros(10))
+        self.assertBetween(embedded[:20].sum(), 1, 9)
+        self.assertAllEqual(embedded[20:], np.ones(6))
 
     def test_shards_of_a_run_of_0_3_0_are_compared_by_name(self):
         workdir = self.workdir("old")

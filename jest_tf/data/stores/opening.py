@@ -90,7 +90,8 @@ def open_stores(
     ]
     store = _open(named, config, progress)
     if config.manifest:
-        store.manifest = manifest.read(config.manifest, store)
+        pool = store.first(len(config.train))
+        store.manifest = manifest.read(config.manifest, pool)
     return store
 
 

@@ -53,19 +53,21 @@ class Store:
 
     Args:
         opened: path, format and index of each shard.
-        parts: number of records of each joined store; None is a single part.
+        joined: the stores whose shards these are; none is a single part.
 
     Attributes:
         shards: the files and their numbers of records.
         indexes: the index of each shard.
         fields: the fields that hold records, a `shards.Fields`.
-        manifest: weights of the rows in a stream; None draws all alike.
+        parts: number of records of each joined store.
+        manifest: weights of the first rows in a stream, those of the pool; None
+            draws all alike.
     """
 
     def __init__(
         self,
         opened: Sequence[tuple[str, object, index.Index]],
-        parts: Sequence[int] | None = None,
+        joined: Sequence["Store"] = (),
     ):
         paths, formats, self.indexes = zip(*opened, strict=True)
         self.fields = formats[0].fields
@@ -73,9 +75,9 @@ class Store:
             [shard.num_records for shard in self.indexes], np.int64
         )
         self.shards = Shards(paths, lengths)
-        self.parts = tuple(parts or (int(lengths.sum()),))
+        self.parts = tuple(map(len, joined)) or (int(lengths.sum()),)
         self.manifest: Manifest | None = None
-        self._opened = tuple(opened)
+        self._opened, self._joined = tuple(opened), tuple(joined)
         self._ends = np.cumsum(lengths)  # [shards]
 
     def __len__(self) -> int:
@@ -120,6 +122,12 @@ class Store:
     def is_remote(self) -> bool:
         """True if any shard is on a bucket."""
         return any(map(files.is_remote, self.shards.paths))
+
+    def first(self, num_parts: int) -> "Store":
+        """Returns a store of the first parts; its rows have equal numbers."""
+        if num_parts == len(self.parts):
+            return self
+        return join(self._joined[:num_parts])
 
     def read(self, rows: np.ndarray) -> list[Record | Fault]:
         """Reads records at rows, int64 [k], in any order, repeats allowed.
@@ -260,7 +268,4 @@ def parsed(
 
 def join(stores: Sequence[Store]) -> Store:
     """Joins stores into a single store with `parts`."""
-    return Store(
-        [shard for store in stores for shard in store._opened],
-        [len(store) for store in stores],
-    )
+    return Store([shard for store in stores for shard in store._opened], stores)
