@@ -226,15 +226,16 @@ _STEERED = tuple(
 )
 
 # A general model is tuned on shop photographs. The copy is tuned on the checked
-# pairs, and chooses. Its steps and a stage's 500 cost as much as 830 others.
+# pairs, and chooses. With embedding, a stage's 500 steps cost as much as 875.
 START = "apart_general_general_3000"
 COPY = "tuned_copy_300"
 _TUNED_LENGTHS = (125, 250, 500)
+RATES = ("5e-4", "2e-3", "4e-3", "8e-3")
 MIXES = 0.25, 0.5, 0.75
 
 
 def _tuned(method, *settings, lengths=_TUNED_LENGTHS, **changes):
-    rate = _rate("5e-4"), "optimizer.warmup_steps=50"
+    rate = _rate("4e-3"), "optimizer.warmup_steps=50"
     words = " ".join((*rate, *settings))
     cell = Cell(method, lengths, words, _OTHERS, "part_shop60")
     return cell._replace(recipe="photos", start=START, mixes=MIXES)._replace(
@@ -242,13 +243,17 @@ def _tuned(method, *settings, lengths=_TUNED_LENGTHS, **changes):
     )
 
 
+_CHECKED = {"pool": "apart_checked", "lengths": (150, 300)}
+_LORA = "model.lora_rank=16"
 _TUNED = (
     Cell("general", (3000,), pool="apart_general", recipe="photos"),
     _tuned("copy", lengths=(300,), pool="apart_checked", seeds=(0,)),
-    _tuned("checked", lengths=(150, 300, 900), pool="apart_checked"),
-    _tuned("plain", lengths=(*_TUNED_LENGTHS, 875)),
+    _tuned("checked", **_CHECKED),
+    _tuned("checked", **_CHECKED | {"lengths": (900,)}),
+    _tuned("plain"),
+    _tuned("plain", lengths=(875,)),
     _tuned("lit", "model.frozen=image_tower"),
-    _tuned("lora", "model.lora_rank=16"),
+    _tuned("lora", _LORA),
     _tuned("plain_distilled", _SAME_WIDTH, reference=START),
     *(
         cell
@@ -264,25 +269,23 @@ _TUNED = (
     ),
     # A quarter of every batch is of the general model's own training data.
     _tuned("plain_replayed", _GENERAL),
-    _tuned(
-        *("checked_replayed", _GENERAL),
-        lengths=(150, 300),
-        pool="apart_checked",
-    ),
+    _tuned("checked_replayed", _GENERAL, **_CHECKED),
     _tuned("stored_3_by_copy_replayed", _stored(3), _GENERAL, reference=COPY),
+    _tuned("top_3_by_copy_replayed", _GENERAL, reference=COPY, cut=3),
     # Learning rates, a seed each.
     *(
         _tuned(
             *(f"{name}_at_{rate}", *settings, _rate(rate)),
-            seeds=(1,),
-            reference=reference,
+            **{"seeds": (1,)} | changes,
         )
-        for name, settings, reference in (
-            ("plain", (), ""),
-            ("lora", ("model.lora_rank=16",), ""),
-            ("stored_3_by_copy", (_stored(3),), COPY),
+        for name, settings, changes in (
+            ("plain", (), {}),
+            ("lora", (_LORA,), {}),
+            ("checked", (), _CHECKED),
+            ("stored_3_by_copy", (_stored(3),), {"reference": COPY}),
         )
-        for rate in ("2e-3", "8e-3")
+        for rate in RATES
+        if rate != "4e-3"
     ),
 )
 

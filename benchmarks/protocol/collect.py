@@ -10,6 +10,9 @@ A score is the mean reciprocal rank of retrieval in both directions. The tests
 choose nothing: validation does.
 """
 
+import fcntl
+import os
+
 import numpy as np
 import pandas as pd
 
@@ -100,6 +103,15 @@ def collect(benchmark, run, workdir, data, mix=1.0):
 def add(folder, row, pairs):
     """Adds a run to the tables in a folder, runs.csv last."""
     folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another runner may add, too
+        _add(folder, row, pairs)
+    finally:
+        os.close(lock)
+
+
+def _add(folder, row, pairs):
     line = {name: row[name] for name in _KEY} | {"scores": pairs}
     for name, new in (("pairs.csv", line), ("runs.csv", row)):
         path, new = folder / name, pd.DataFrame([new])
