@@ -230,12 +230,13 @@ _STEERED = tuple(
 START = "apart_general_general_3000"
 COPY = "tuned_copy_300"
 _TUNED_LENGTHS = (125, 250, 500)
-RATES = ("5e-4", "2e-3", "4e-3", "8e-3")
+RATE, *_OTHER_RATES = "4e-3", "5e-4", "2e-3", "8e-3"
+RATES = sorted((RATE, *_OTHER_RATES), key=float)
 MIXES = 0.25, 0.5, 0.75
 
 
 def _tuned(method, *settings, lengths=_TUNED_LENGTHS, **changes):
-    rate = _rate("4e-3"), "optimizer.warmup_steps=50"
+    rate = _rate(RATE), "optimizer.warmup_steps=50"
     words = " ".join((*rate, *settings))
     cell = Cell(method, lengths, words, _OTHERS, "part_shop60")
     return cell._replace(recipe="photos", start=START, mixes=MIXES)._replace(
@@ -284,8 +285,7 @@ _TUNED = (
             ("checked", (), _CHECKED),
             ("stored_3_by_copy", (_stored(3),), {"reference": COPY}),
         )
-        for rate in RATES
-        if rate != "4e-3"
+        for rate in _OTHER_RATES
     ),
 )
 

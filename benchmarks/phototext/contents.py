@@ -105,10 +105,8 @@ _BY_SOURCE = (
 _TUNED = (
     ("plain", "plain", 500),
     ("plain, for longer", "plain", 875),
-    ("plain, at 4 times the rate", "plain_at_2e-3", 500),
     ("the image tower frozen (LiT)", "lit", 500),
     ("LoRA, rank 16", "lora", 500),
-    ("LoRA, rank 16, at 4 times the rate", "lora_at_2e-3", 500),
     ("distilled from the start", "plain_distilled", 500),
     ("the checked pairs alone", "checked", 300),
     ("the checked pairs alone, for longer", "checked", 900),
@@ -122,10 +120,6 @@ _TUNED = (
         )
     ),
     (
-        "stored stage, 3 candidates, by a tuned copy, at 4 times the rate",
-        *("stored_3_by_copy_at_2e-3", 500),
-    ),
-    (
         "stored stage, 3 candidates, distillation, by a tuned copy",
         *("stored_3_distilled_by_copy", 500),
     ),
@@ -135,7 +129,13 @@ _TUNED = (
         "stored stage, 3 candidates, by a tuned copy, with replay",
         *("stored_3_by_copy_replayed", 500),
     ),
+    (
+        "the pool cut once to a third by a tuned copy, with replay",
+        *("top_3_by_copy_replayed", 500),
+    ),
 )
+# Of these, what was tuned at several learning rates.
+_RATED = ("plain", "lora", "checked", "stored_3_by_copy")
 _CURVES = {
     "uniform": ("uniform", "0.6", "-", "."),
     "jest": ("JEST", "tab:blue", "-", "o"),
@@ -153,12 +153,15 @@ _CURVES_STEERED = _CURVES | {
 _CURVES_TUNED = {
     ("plain", 500): ("plain", "0.6", "-", "."),
     ("lit", 500): ("LiT", "0.6", "--", "."),
-    ("lora_at_2e-3", 500): ("LoRA", "0.6", ":", "."),
+    ("lora", 500): ("LoRA", "0.6", ":", "."),
     ("checked", 300): ("checked pairs alone", "tab:orange", "-", "D"),
     ("stored_3_by_start", 500): ("stage by the start", "tab:blue", "-", "v"),
     ("top_3_by_copy", 500): ("cut by a tuned copy", "tab:red", "-", "v"),
     ("stored_3_by_copy", 500): ("stage by a tuned copy", "black", "-", "o"),
     ("plain_replayed", 500): ("plain, with replay", "0.6", "-", "s"),
+    ("checked_replayed", 300): (
+        *("checked, with replay", "tab:orange", "-", "s"),
+    ),
     ("stored_3_by_copy_replayed", 500): (
         *("the stage, with replay", "black", "-", "s"),
     ),
@@ -261,21 +264,31 @@ def tuning(found):
         `{(method, steps): {mix: (gain, forgotten) of each seed, [seeds, 2]}}`,
         in MRR x 100; empty without the start.
     """
-    starts = found["moved"].results.runs
-    results, by_method = found["tuned"].results, {}
-    if cells.START not in starts.index:
-        return {}
-    before = _shop_and_general(starts.loc[cells.START, 0])
+    by_method = {}
     for _, method, steps in _TUNED:
-        for mix in (1.0, *cells.MIXES[::-1]):
-            name = method + f"_mixed_{mix:g}" * (mix < 1)
-            line = results.line(name, _TUNED_LEVEL, steps)
-            if line:
-                rows = [results.runs.loc[line.cell, n] for n in line.seeds]
-                after = np.array([_shop_and_general(row) for row in rows])
-                change = 100 * (after - before) * (1, -1)
-                by_method.setdefault((method, steps), {})[mix] = change
+        changes = {
+            mix: _changes(found, method + f"_mixed_{mix:g}" * (mix < 1), steps)
+            for mix in (1.0, *cells.MIXES[::-1])
+        }
+        if changes[1.0] is not None:
+            by_method[method, steps] = {
+                mix: change
+                for mix, change in changes.items()
+                if change is not None
+            }
     return by_method
+
+
+def _changes(found, method, steps):
+    """Gain and forgetting of each seed, [seeds, 2]; None without a run."""
+    starts, results = found["moved"].results.runs, found["tuned"].results
+    line = results.line(method, _TUNED_LEVEL, steps)
+    if cells.START not in starts.index or not line:
+        return None
+    before = _shop_and_general(starts.loc[cells.START, 0])
+    rows = [results.runs.loc[line.cell, seed] for seed in line.seeds]
+    after = np.array([_shop_and_general(row) for row in rows])
+    return 100 * (after - before) * (1, -1)
 
 
 def _shop_and_general(row):
@@ -315,6 +328,24 @@ def _tuning(found):
         ),
         rows,
     )
+
+
+def _rates(found):
+    """Gain, and what is forgotten, by learning rate; of the first seed."""
+    rows = []
+    for what, method, steps in _TUNED:
+        names = [
+            method + f"_at_{rate}" * (rate != cells.RATE)
+            for rate in cells.RATES
+        ]
+        changes = [_changes(found, name, steps) for name in names]
+        if method in _RATED and all(change is not None for change in changes):
+            shown = (
+                " / ".join(f"{value:+.1f}" for value in change[0])
+                for change in changes
+            )
+            rows.append((what, f"{steps}", *shown))
+    return tables.rows_under(("tuning", "steps", *cells.RATES), rows)
 
 
 def _by_seed(values):
@@ -375,5 +406,6 @@ TABLES = {
     "tried": lambda found: tables.tried(found["moved"]),
     "sources": _by_source,
     "tuning": _tuning,
+    "rates": _rates,
     "people": _people,
 }
