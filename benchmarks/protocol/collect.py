@@ -69,8 +69,6 @@ def collect(benchmark, run, workdir, data, mix=1.0):
         words = " ".join(
             str(round(measures.PAIR_SCALE * pair)) for pair in pairs
         )
-    metrics = directory.read_rows(workdir, directory.METRICS_FILE)
-    logged = [row for row in metrics if row["step"] <= run.steps]
     chosen = clean_share(workdir, config)
     chosen = chosen[chosen.index <= run.steps]
     count = max(1, len(chosen) // 5)
@@ -91,7 +89,6 @@ def collect(benchmark, run, workdir, data, mix=1.0):
             f"flops_{what}": last.get(f"flops/{what}")
             for what in ("step", "stored", "forward", "renewals")
         },
-        "repeat_rate": logged[-1].get("train/repeat_rate"),
         "clean_first": chosen[:count].mean(),
         "clean_last": chosen[-count:].mean(),
         "machine": report.processor(),

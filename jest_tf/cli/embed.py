@@ -97,12 +97,12 @@ def run(flags: argparse.Namespace) -> None:
         image_size=teacher.image_form,
         batch_size=flags.batch_size,
     )
-    _report(summary, flags, store.count_repeats())
+    _report(summary, flags)
     if summary.busy:
         raise SystemExit(interruptions.EXIT_CODE)
 
 
-def _report(summary, flags, num_repeats):
+def _report(summary, flags):
     print(
         f"{summary.written} sidecar{'s' * (summary.written != 1)} written, "
         f"{summary.rows:,} records; {summary.skipped} were there"
@@ -113,8 +113,6 @@ def _report(summary, flags, num_repeats):
         print(f"{summary.invalid:,} of the records could not be read:")
     for reason, count in summary.reasons.items():
         print(f"{count:8,}  {reason}")
-    if num_repeats:
-        print(f"{num_repeats:,} of all records repeat others byte for byte")
     if not summary.busy:
         settings = f"reference.model={flags.model}"
         if flags.output:

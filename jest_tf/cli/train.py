@@ -50,11 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "unless constant, the learning rate begins anew",
     )
     flags_lib.add_trust(parser)
-    add(
-        "--overwrite",
-        action="store_true",
-        help="begin again from step 0 if all checkpoints are damaged",
-    )
     parser.set_defaults(settings=config.TrainConfig)
     parser.epilog = (
         f"{parser.epilog}\nsettings and their defaults:\n"
@@ -131,7 +126,7 @@ def run(flags: argparse.Namespace) -> None:
         if flags.dry_run:
             print(dry_run.report(recipe, flags.workdir))
         else:
-            runs.train(recipe, flags.workdir, overwrite=flags.overwrite)
+            runs.train(recipe, flags.workdir)
     except Exception as error:
         # TensorFlow's or JAX's error may come from any device and step.
         is_full = type(error).__name__ == "ResourceExhaustedError"
@@ -168,7 +163,7 @@ def _settings(flags):
 
 def _extend(flags):
     checks.check("--extend", flags.extend, checks.at_least(1))
-    others = ("config", "set", "dry_run", "overwrite")
+    others = ("config", "set", "dry_run")
     given = [
         f"--{field.replace('_', '-')}"
         for field in others

@@ -21,7 +21,6 @@ any_worker = _collectives.any_worker
 current = _collectives.current
 has_workers = _collectives.has_workers
 is_tpu = _collectives.is_tpu
-replica_id = _collectives.replica_id
 
 build_strategy = _strategy.build_strategy
 default = _strategy.default

@@ -107,13 +107,6 @@ def current() -> Replicas | None:
     return None if context.num_replicas_in_sync == 1 else Replicas(context)
 
 
-def replica_id() -> tf.Tensor:
-    """Returns the running replica's number, int32 in [0, R)."""
-    context = tf.distribute.get_replica_context()
-    number = 0 if context is None else context.replica_id_in_sync_group
-    return tf.cast(number, tf.int32)
-
-
 def placed(context: tf.distribute.ReplicaContext, tensors):
     """Places tensors on the replica's device, if it has a single device.
 

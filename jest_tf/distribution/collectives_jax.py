@@ -56,11 +56,6 @@ def current() -> Replicas | None:
     return _running[-1] if _running else None
 
 
-def replica_id() -> jax.Array | int:
-    """Returns the running replica's number, int32 in [0, R)."""
-    return _running[-1].replica_id if _running else 0
-
-
 def mesh() -> jax.sharding.Mesh | None:
     """Returns the mesh of `keras.distribution`; None if there is one device."""
     distribution = keras.distribution.distribution()

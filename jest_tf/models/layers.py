@@ -3,27 +3,21 @@
 The architecture is SigLIP's (Zhai et al., 2023, section 4), after the ViT of
 Dosovitskiy et al. (2021): learned positions, pre-norm blocks, and attention
 pooling over image tokens with a learned probe. Every layer takes a `dtype`
-policy and a `seed` of its initial weights and dropout, an integer or None.
+policy and a `seed` of its initial weights, an integer or None.
 """
 
 import functools
 import inspect
 import zlib
-from collections.abc import Callable
 
 import keras
 from keras import ops
 
-from jest_tf import distribution, embeddings
+from jest_tf import embeddings
 from jest_tf.config import checks
-from jest_tf.selection import noise
 
 if embeddings.ON_TENSORFLOW:
     import tensorflow as tf
-
-# Odd, so that no two replicas or masks get the same seed.
-_REPLICA_SALT = 0x3C6EF373
-_MASK_SALT = 0x1B873593
 
 _NORM_EPSILON = 1e-6  # Flax's default, used by SigLIP.
 
@@ -80,18 +74,14 @@ class _Transformer(Configured):
         num_heads: int,
         *,
         mlp_ratio: int = 4,
-        dropout: float = 0.0,
         seed: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         check_positive(num_heads=num_heads, mlp_ratio=mlp_ratio)
-        checks.check("dropout", dropout, checks.within("[0, 1)"))
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
-        self.dropout = dropout
         self.seed = seed
-        self.drop = Dropout(dropout, **self.part("drop"))
         self.parameters = {}
 
     def build(self, input_shape):
@@ -207,8 +197,7 @@ class Encoder(_Transformer):
     One block is traced. A loop runs it with weights stacked over depth, such as
     `attention_qkv_kernel` [depth, width, 3 width], so tracing and compiling
     take the time of one block at any depth. A factor per block, such as one of
-    the learning rate, multiplies a weight's update as [depth, 1, ...]. Dropout
-    acts after attention, inside the MLP and after it.
+    the learning rate, multiplies a weight's update as [depth, 1, ...].
     """
 
     def __init__(self, depth: int, num_heads: int, **kwargs):
@@ -227,18 +216,13 @@ class Encoder(_Transformer):
         )
         self.norm.build(input_shape)
 
-    def call(self, tokens, training=None):
-        drop = self.drop.draw(training)
-
-        def block(index, weights, tokens):
+    def call(self, tokens):
+        def block(weights, tokens):
             hidden = _normalise(tokens, weights, "attention_norm")
             qkv = _dense(hidden, weights, "attention_qkv")
             mixed = attend(*self._split_heads(qkv, 3))
-            tokens += drop(_dense(mixed, weights, "attention_out"), 3 * index)
-            update = _mlp(
-                tokens, weights, lambda hidden: drop(hidden, 3 * index + 1)
-            )
-            return tokens + drop(update, 3 * index + 2)
+            tokens += _dense(mixed, weights, "attention_out")
+            return tokens + _mlp(tokens, weights)
 
         return self.norm(_over_blocks(block, _tensors(self.parameters), tokens))
 
@@ -248,8 +232,7 @@ class AttentionPooling(_Transformer):
     """Pools tokens by attention from one learned probe (SigLIP's MAP head).
 
     x = attention(probe, tokens), then x + mlp(norm(x)). Maps tokens
-    [B, T, width] to [B, width]. Arguments are as for `Encoder`, but dropout
-    only acts on the hidden units of the MLP.
+    [B, T, width] to [B, width]. Arguments are as for `Encoder`.
 
     Reference: Zhai et al., Scaling Vision Transformers, 2022, section 3.1.
     """
@@ -263,7 +246,7 @@ class AttentionPooling(_Transformer):
         self._add_dense("key_value", width, 2 * width)
         self._add_dense("out", width, width)
 
-    def call(self, tokens, training=None):
+    def call(self, tokens):
         weights = _tensors(self.parameters)
         # The probe is the same for every image: [1, heads, 1, D] broadcasts.
         query = _dense(weights["probe"], weights, "query")
@@ -271,48 +254,7 @@ class AttentionPooling(_Transformer):
         key_value = _dense(tokens, weights, "key_value")
         key, value = self._split_heads(key_value, 2)
         pooled = _dense(attend(query, key, value)[:, 0], weights, "out")
-        return pooled + _mlp(pooled, weights, self.drop.draw(training))
-
-
-@keras.saving.register_keras_serializable(package="jest_tf")
-class Dropout(keras.layers.Dropout):
-    """Keras' dropout with a mask per replica and a saved seed.
-
-    Keras 3.15 draws the same mask on every replica and does not save the next
-    seed. Here, masks are the same eagerly, in a graph and under XLA. Arguments
-    are those of `keras.layers.Dropout` except `noise_shape`.
-    """
-
-    def call(self, inputs, training=False):
-        return self.draw(training)(inputs)
-
-    def draw(self, training: bool) -> Callable:
-        """Takes the next seed, and returns a function that drops with it.
-
-        The function takes values and a number, which distinguishes masks of the
-        same seed. It may be called in a loop.
-        """
-        if not training or not self.rate:
-            return lambda inputs, number=0: inputs
-        seed = ops.cast(self.seed_generator.next(), "int32")
-        seed += _REPLICA_SALT * ops.stack([distribution.replica_id(), 0])
-
-        def drop(inputs, number=0):
-            salted = seed + _MASK_SALT * ops.stack([number, 0])
-            uniform = noise.uniform(ops.shape(inputs), salted)
-            kept = inputs * ops.cast(1 / (1 - self.rate), inputs.dtype)
-            return ops.where(uniform < self.rate, ops.zeros_like(inputs), kept)
-
-        return drop
-
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        if self.rate:
-            store["seed"] = self.seed_generator.state.numpy()
-
-    def load_own_variables(self, store):
-        if self.rate:
-            self.seed_generator.state.assign(store["seed"])
+        return pooled + _mlp(pooled, weights)
 
 
 def check_positive(**values: int) -> None:
@@ -328,15 +270,14 @@ def _tensors(variables):
 
 
 def _over_blocks(block, stacks, tokens):
-    """Applies `(index, weights, tokens) -> tokens` for each stacked block."""
+    """Applies `(weights, tokens) -> tokens` for each stacked block."""
     depth = next(iter(stacks.values())).shape[0]
     if not embeddings.ON_TENSORFLOW:
 
-        def step(tokens, numbered):
-            return block(*numbered, tokens), None
+        def step(tokens, weights):
+            return block(weights, tokens), None
 
-        numbers = ops.arange(depth, dtype="int32")
-        return ops.scan(step, tokens, (numbers, stacks))[0]
+        return ops.scan(step, tokens, stacks)[0]
     # TensorArrays: the gradient of a read writes one element. The gradient of a
     # slice would also add zeros for all other blocks.
     arrays = {
@@ -351,7 +292,7 @@ def _over_blocks(block, stacks, tokens):
 
     def step(index, tokens):
         weights = {name: array.read(index) for name, array in arrays.items()}
-        return index + 1, block(index, weights, tokens)
+        return index + 1, block(weights, tokens)
 
     # XLA and the count of FLOPs need the number of iterations.
     return tf.while_loop(
@@ -383,11 +324,11 @@ def _normalise(values, weights, name):
     return ops.cast(exact, values.dtype)
 
 
-def _mlp(tokens, weights, drop):
+def _mlp(tokens, weights):
     hidden = _normalise(tokens, weights, "mlp_norm")
     # The tanh form is Flax's default, hence SigLIP's.
     hidden = ops.gelu(_dense(hidden, weights, "mlp_expand"), approximate=True)
-    return _dense(drop(hidden), weights, "mlp_contract")
+    return _dense(hidden, weights, "mlp_contract")
 
 
 def attend(query, key, value):

@@ -21,7 +21,7 @@ from jest_tf.models import layers
 
 class _Tower(layers.Configured):
     def _set_sizes(
-        self, width, depth, num_heads, embedding_dim, mlp_ratio, dropout, seed
+        self, width, depth, num_heads, embedding_dim, mlp_ratio, seed
     ):
         layers.check_positive(embedding_dim=embedding_dim)
         self.width = width
@@ -29,15 +29,20 @@ class _Tower(layers.Configured):
         self.num_heads = num_heads
         self.embedding_dim = embedding_dim
         self.mlp_ratio = mlp_ratio
-        self.dropout = dropout
         self.seed = seed
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds the tower; earlier versions saved a `dropout`, mostly 0."""
+        if config.pop("dropout", 0.0):
+            raise ValueError("`dropout` is gone. Received: a tower with it")
+        return cls(**config)
 
     def _transformer(self, kind, role, *arguments):
         return kind(
             *arguments,
             self.num_heads,
             mlp_ratio=self.mlp_ratio,
-            dropout=self.dropout,
             **self.part(role),
         )
 
@@ -77,7 +82,6 @@ class ImageTower(_Tower):
         num_heads: number of attention heads; must divide `width`.
         embedding_dim: size of an embedding.
         mlp_ratio: hidden width of the MLPs over `width`.
-        dropout: share of units dropped in training, in [0, 1).
         seed: integer seed of the initial weights, or None.
 
     Call arguments:
@@ -118,14 +122,11 @@ class ImageTower(_Tower):
         num_heads: int,
         embedding_dim: int,
         mlp_ratio: int = 4,
-        dropout: float = 0.0,
         seed: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self._set_sizes(
-            width, depth, num_heads, embedding_dim, mlp_ratio, dropout, seed
-        )
+        self._set_sizes(width, depth, num_heads, embedding_dim, mlp_ratio, seed)
         layers.check_positive(image_size=image_size)
         _check_divides("patch_size", patch_size, image_size)
         for size in patch_sizes:
@@ -164,8 +165,8 @@ class ImageTower(_Tower):
         if view.image_size not in (None, self.image_size):
             images = resize_images(images, view.image_size)
         tokens = self.patches(images, patch_size=view.patch_size)
-        tokens = self.encoder(tokens, training=training)
-        embeddings = self.pooling(tokens, training=training)
+        tokens = self.encoder(tokens)
+        embeddings = self.pooling(tokens)
         return embeddings if self.head is None else self.head(embeddings)
 
     def check_view(self, view: config.View) -> None:
@@ -194,7 +195,7 @@ class TextTower(_Tower):
     Args:
         vocabulary_size: number of token ids.
         length: number of tokens in a text.
-        width, depth, num_heads, embedding_dim, mlp_ratio, dropout, seed: as
+        width, depth, num_heads, embedding_dim, mlp_ratio, seed: as
             for `ImageTower`.
 
     Call arguments:
@@ -214,14 +215,11 @@ class TextTower(_Tower):
         num_heads: int,
         embedding_dim: int,
         mlp_ratio: int = 4,
-        dropout: float = 0.0,
         seed: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self._set_sizes(
-            width, depth, num_heads, embedding_dim, mlp_ratio, dropout, seed
-        )
+        self._set_sizes(width, depth, num_heads, embedding_dim, mlp_ratio, seed)
         layers.check_positive(length=length)
         self.vocabulary_size = vocabulary_size
         self.length = length
@@ -245,7 +243,7 @@ class TextTower(_Tower):
                 f"`tokens` must be integers. Received: "
                 f"dtype={keras.backend.standardize_dtype(tokens.dtype)}"
             )
-        encoded = self.encoder(self.tokens(tokens), training=training)
+        encoded = self.encoder(self.tokens(tokens))
         return self.head(encoded[:, -1])
 
 

@@ -174,25 +174,9 @@ def restore(model: keras.Model, workdir: str) -> Restored:
         raise ValueError(
             f"All checkpoints of {workdir!r} are damaged; expected one that is "
             f"whole. Received: damaged checkpoints of steps {damaged}; put a "
-            "checkpoint back from a backup, or add `--overwrite` to begin "
-            "again from step 0"
+            "checkpoint back from a backup, or train in another directory"
         )
     return Restored(0, {})
-
-
-def begin_anew(workdir: str) -> None:
-    """Resets a run whose checkpoints have all been found damaged.
-
-    Any other run stays as it is, so that repeating a command with `--overwrite`
-    continues it. The caller must hold the lock.
-    """
-    damaged = saved_steps(workdir, _DAMAGED)
-    if saved_steps(workdir) or not damaged:
-        return
-    files.remove(directory.path(workdir, directory.WEIGHTS_FILE))
-    files.remove_folder(directory.path(workdir, directory.REFERENCES_FOLDER))
-    for step in damaged:
-        files.remove_folder(_folder(workdir, step) + _DAMAGED)
 
 
 def load(model: keras.Model, workdir: str, step: int) -> Restored:

@@ -1,4 +1,4 @@
-"""Telemetry of the selection: what it keeps, drops and repeats, by step.
+"""Telemetry of the selection: what it keeps and drops, by step.
 
 Computed on the host from a step's outputs (`training/step_outputs.py`), at
 logged steps only, so the step's graph is the same without it. All values are
@@ -11,88 +11,35 @@ from typing import NamedTuple
 import numpy as np
 
 from jest_tf import config as config_lib
-from jest_tf.data import stream
 from jest_tf.runs import directory
 from jest_tf.selection import summary
-
-
-class Repeats:
-    """Counts repeats among the records trained on, with one bit per record.
-
-    A replacement counts as the unreadable record that it replaces. `state`
-    comes from an earlier process.
-    """
-
-    def __init__(
-        self,
-        order: stream.AnyOrder,
-        super_batch_size: int,
-        state: dict[str, np.ndarray] | None = None,
-    ):
-        self._order = order
-        self._super_batch_size = super_batch_size
-        num_bytes = -(-order.num_records // 8)
-        state = state or {}
-        self._seen = state.get("seen", np.zeros(num_bytes, np.uint8))
-        # Examples trained on, and repeats, since the last row of the log; a
-        # checkpoint of 0.3.0 has a third number.
-        self._counts = state.get("counts", np.zeros(2, np.int64))[:2]
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Returns the arrays to continue from; the next step changes them."""
-        return {"seen": self._seen, "counts": self._counts}
-
-    def add(self, number: int, rows: np.ndarray) -> None:
-        """Counts the rows `[b]` of super-batch `number` as trained on."""
-        positions = number * self._super_batch_size + np.asarray(rows, np.int64)
-        records = self._order.rows(positions)
-        places, bits = records >> 3, np.uint8(1) << np.uint8(records & 7)
-        before = (self._seen[places] & bits) > 0
-        np.bitwise_or.at(self._seen, places, bits)
-        self._counts += (len(records), before.sum())
-
-    def rate(self) -> float:
-        """Returns the share of repeats among examples since the last call."""
-        trained, before = self._counts.tolist()
-        self._counts[:] = 0
-        return before / trained if trained else np.nan
 
 
 class Telemetry:
     """Follows the choices of a run; the ledger calls it.
 
-    `summaries` gets the choices of stored stages. Without the `order` of the
-    stream, nothing is counted by record. `clean` is as in `inputs.Sources`.
+    `summaries` gets the choices of stored stages. `clean` is as in
+    `inputs.Sources`.
     """
 
     def __init__(
         self,
-        config: config_lib.TrainConfig,
         workdir: str,
         *,
-        start_step: int = 0,
-        order: stream.AnyOrder | None = None,
         summaries: summary.Summaries | None = None,
         clean: Callable[[np.ndarray], np.ndarray] | None = None,
         state: dict[str, np.ndarray] | None = None,
     ):
-        self._config = config
         self._workdir = workdir
         self._summaries = summaries or summary.Summaries()
         self._clean = clean
         state = state or {}
         # Whether a row is still due. Saved, as some workers have no file.
         self._is_due = bool(state.get("is_due", False))
-        self._repeats = None
-        self._size = config.selection.super_batch_size(config.data.curated_rows)
-        # A run begun without telemetry cannot know what it trained on.
-        if order is not None and (not start_step or "seen" in state):
-            self._repeats = Repeats(order, self._size, state)
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns the arrays that a checkpoint stores."""
-        repeats = self._repeats.state() if self._repeats else {}
-        return {"is_due": np.array(self._is_due), **repeats}
+        return {"is_due": np.array(self._is_due)}
 
     def follow(self, model, step: int, is_logged: bool) -> dict[str, float]:
         """Follows the last of `step` steps; returns numbers for its log row.
@@ -101,13 +48,6 @@ class Telemetry:
         that scores.
         """
         stored, scalars = self._summaries.take(step - 1), {}
-        if self._repeats is not None:
-            rows = model.rows.drawn
-            if rows is None:  # nothing is drawn
-                rows = np.arange(self._size)
-            self._repeats.add(step - 1, rows)
-            if is_logged:
-                scalars["train/repeat_rate"] = self._repeats.rate()
         self._is_due |= is_logged
         if self._is_due:
             summaries = stored | self._summarize_live(model)

@@ -45,14 +45,12 @@ def train(
     config: config_lib.TrainConfig,
     workdir: str,
     *,
-    overwrite: bool = False,
     trust: bool = False,
 ) -> dict[str, float]:
     """Runs `config` in `workdir`, from its newest checkpoint if any.
 
-    Returns the measures of the final evaluation. With `overwrite`, a run whose
-    checkpoints are all damaged begins again. `trust` calls the functions that
-    the reference and `model.init_from` name, if they are runs; those of
+    Returns the measures of the final evaluation. `trust` calls the functions
+    that the reference and `model.init_from` name, if they are runs; those of
     `config` are always called.
 
     Raises:
@@ -66,7 +64,7 @@ def train(
                 disks.room_for(tempfile.gettempdir(), *local),
                 imports.trusting(trust),
             ):
-                return _train(config, workdir, signals, overwrite)
+                return _train(config, workdir, signals)
         except (interruptions.Preempted, Exception) as error:
             if not signals.received:
                 raise
@@ -142,10 +140,10 @@ class _Callbacks(NamedTuple):
     own: list[keras.callbacks.Callback]
 
 
-def _train(config, workdir, signals, overwrite):
+def _train(config, workdir, signals):
     """Opens a run, trains it from renewal to renewal, and closes it."""
     with contextlib.ExitStack() as stack:
-        run = _open(config, workdir, signals, overwrite, stack)
+        run = _open(config, workdir, signals, stack)
         model, encoder = _build(run)
         log = None
         while True:
@@ -161,7 +159,7 @@ def _train(config, workdir, signals, overwrite):
             log = callbacks.log
 
 
-def _open(config, workdir, signals, overwrite, stack):
+def _open(config, workdir, signals, stack):
     """Opens and checks what the whole run reads, and claims its directory."""
     # For towers that draw weights with `tf.random`. Done first: it clears
     # TensorFlow's kernels, and with them existing SentencePiece tokenizers.
@@ -183,8 +181,6 @@ def _open(config, workdir, signals, overwrite, stack):
     progress.say(f"{workdir}: strategy {kind} on {devices}")
     if distribution.writes(strategy):
         output = stack.enter_context(provenance.claimed(workdir, config))
-        if overwrite:
-            checkpoints_lib.begin_anew(output)
         provenance.record_data(output, opened.sources)
     else:  # writing reduces some values over all workers
         output = stack.enter_context(tempfile.TemporaryDirectory())
@@ -279,7 +275,12 @@ def _follow(run, model, encoder, part, before):
     """Makes the callbacks of a `fit`; `before` is the last one's ledger."""
     config, first = run.config, run.opened.sources.sidecars
     is_renewed = part.step in config.bootstrap.renew_at
-    telemetry = _telemetry(run, part)
+    telemetry = draw_log.Telemetry(
+        run.output,
+        summaries=part.summaries,
+        clean=run.opened.sources.clean,
+        state=part.restored.parts.get("telemetry"),
+    )
     renewals = bootstrap.renewals(config, run.workdir)
     log = log_lib.Ledger(
         config,
@@ -335,22 +336,6 @@ def _follow(run, model, encoder, part, before):
         from_start=bool(config.model.init_from),
     )
     return _Callbacks(log, checkpoints, evaluate, own)
-
-
-def _telemetry(run, part):
-    order, funnel = None, part.funnel
-    here = funnel.plan[0]
-    if here.chooses and not here.stored:  # rows give positions of the stream
-        order = pipeline.order(funnel.store, run.config.seed, funnel.options)
-    return draw_log.Telemetry(
-        run.config,
-        run.output,
-        start_step=part.step,
-        order=order,
-        summaries=part.summaries,
-        clean=run.opened.sources.clean,
-        state=part.restored.parts.get("telemetry"),
-    )
 
 
 def _fit(run, model, part, callbacks):
@@ -476,8 +461,6 @@ def _closing_line(config, workdir, scores, seconds, store):
         state += f"; {scores}"
     if store.num_lost:
         state += f"; lost in damaged shards: about {store.num_lost:,} records"
-    if repeats := store.count_repeats():
-        state += f"; {repeats:,} records repeat others byte for byte"
     name = "page" if config.selection.stages else "evaluate"
     return f"{workdir}: {state}; next: {directory.command(name, workdir)}"
 

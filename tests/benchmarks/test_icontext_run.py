@@ -239,10 +239,6 @@ class CollectTest(tf.test.TestCase):
         )
         first, last = [900, 901, 902, 904], [900, 904, 908, 901]
         logs = {
-            "metrics": [
-                {"step": step, "train/repeat_rate": step / 40}
-                for step in (10, 20)
-            ],
             # With the costs so far, also between two rows of the log.
             "evaluation": [
                 {name: step * value for name, value in of_a_step.items()}
@@ -298,9 +294,6 @@ class CollectTest(tf.test.TestCase):
         )
         self.assertEqual((of_early["steps"], of_early["flops_step"]), (12, 120))
         self.assertEqual(of_early["clean_last"], 0.75)
-        self.assertEqual(
-            (of_early["repeat_rate"], row["repeat_rate"]), (0.25, 0.5)
-        )
         families = collect.families(cells.BENCHMARK, self.data)
         self.assertEqual(
             families.to_numpy().tolist(), [["test_sets", "set"]] * 5

@@ -17,7 +17,6 @@ import worker
 import jest_tf
 from jest_tf import config, distribution, training
 from jest_tf.data import augmentation
-from jest_tf.models import layers
 
 pytestmark = pytest.mark.slow
 
@@ -77,23 +76,6 @@ class KerasTest(tf.test.TestCase):
                 model.compile(optimizer)
             model.fit(line_data().take(1), shuffle=False, verbose=0)
             self.assertAllClose(model.line.kernel, [[0.25]], 1e-5, 1e-5)
-
-    def test_dropout_that_differs_by_replica(self):
-        masks = {}
-        for kind in (keras.layers.Dropout, layers.Dropout):
-            with STRATEGIES[4].scope():
-                layer = kind(0.5, seed=3)
-            masks[kind] = on_replicas(
-                4, lambda layer=layer: layer(tf.ones([400]), training=True)
-            )
-        stock, ours = masks.values()
-        for mask in stock[1:]:
-            self.assertAllEqual(mask, stock[0], msg=self.gone("dropout"))
-        # Means of 400 throws of a coin, five deviations of 0.025 wide.
-        for index, mask in enumerate(ours):
-            self.assertNear(np.mean(mask) / 2, 0.5, 0.125)
-            for other in ours[:index]:
-                self.assertNear(np.mean(mask == other), 0.5, 0.125)
 
     def test_the_average_of_the_weights_is_exchanged_to_the_bit(self):
         class Exchanging(keras.callbacks.Callback):

@@ -43,7 +43,6 @@ CASES = {
             config.Stage(2, method="independent", criterion="easy_reference"),
             config.Stage(2, num_chunks=2, view=COARSE, first_step=2),
         ),
-        "of_towers": {"dropout": 0.1},
         "projection_dim": 7,
         "false_negatives": "reference",
         "views": (config.View(), COARSE),
@@ -203,7 +202,7 @@ def embedded(path):
 
 
 def save(path):
-    model = jest(of_towers={"dropout": 0.1})
+    model = jest()
     model.optimizer.build(model.trainable_variables)
     model.save(path)
 

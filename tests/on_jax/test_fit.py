@@ -114,11 +114,10 @@ class FitTest(tf.test.TestCase):
         super().tearDown()
 
     def test_a_resumed_run_has_the_bits_of_an_unbroken_one(self):
-        of_towers = {"dropout": 0.2}
-        whole = fits.jest(of_towers=of_towers)
+        whole = fits.jest()
         fits.trained(whole)
         path = os.path.join(self.get_temp_dir(), "model.keras")
-        model = fits.jest(of_towers=of_towers)
+        model = fits.jest()
         fits.trained(model, fits.dataset().take(4))
         model.save(path)
         model = keras.saving.load_model(path)

@@ -78,7 +78,7 @@ class ProcessesTest(tf.test.TestCase):
                 self.assertAllEqual(ours[key], theirs[key])
 
     def test_every_process_saves_and_loads_the_model(self):
-        expected = fits.weights_of(fits.towers(0, dropout=0.1))
+        expected = fits.weights_of(fits.towers(0))
         for number in range(2):
             path = os.path.join(self.folder, f"{number}.keras")
             saved = fits.weights_of(keras.saving.load_model(path))

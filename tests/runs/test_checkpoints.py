@@ -258,30 +258,16 @@ class DamagedTest(CheckpointTestCase):
         return checkpoints.saved_steps(self.workdir)
 
     def test_if_all_are_damaged_nothing_starts_again_in_silence(self):
-        self.damage(1, lambda content: content[:-1])
-        whole = files.tree(self.workdir)
-        checkpoints.begin_anew(self.workdir)
-        self.assertEqual(files.tree(self.workdir), whole)
-        self.damage(2, lambda content: content[:-1])
+        for step in (1, 2):
+            self.damage(step, lambda content: content[:-1])
         for _ in range(2):
             with (
                 contextlib.redirect_stderr(io.StringIO()),
                 self.assertRaisesRegex(
-                    ValueError, r"All check.*\[1, 2\].*--ov"
+                    ValueError, r"All check.*\[1, 2\].*another directory"
                 ),
             ):
                 checkpoints.restore(self.model(), self.workdir)
-        weights = os.path.join(self.workdir, "final.weights.h5")
-        for name in (weights, f"{self.workdir}/references/step-000000001/a"):
-            files.write_whole(name, b"")
-        checkpoints.begin_anew(self.workdir)
-        self.assertEqual(
-            checkpoints.restore(self.model(), self.workdir).step, 0
-        )
-        self.assertEqual(files.tree(self.workdir), [])
-        files.write_whole(weights, b"")  # of a run without checkpoints
-        checkpoints.begin_anew(self.workdir)
-        self.assertTrue(files.is_file(weights))
 
     def test_a_whole_one_of_another_model_is_no_damage(self):
         other = training.JESTModel(tiny.learner(0, dim=7))

@@ -1,4 +1,4 @@
-"""The log of each stage: values by group, repeats, clean shares."""
+"""The log of each stage: values by group, clean shares."""
 
 import contextlib
 import io
@@ -13,7 +13,6 @@ import tiny
 
 import jest_tf
 from jest_tf import config, training
-from jest_tf.data import stream
 from jest_tf.runs import directory, draw_log
 from jest_tf.runs import log as log_lib
 from jest_tf.selection import summary
@@ -70,7 +69,7 @@ class FunnelTest(tf.test.TestCase):
             options=jest_tf.StepOptions(seed=SEED),
         )
         model.compile(keras.optimizers.SGD(0.5), jit_compile=False)
-        telemetry = draw_log.Telemetry(run, cls.workdir, clean=is_even)
+        telemetry = draw_log.Telemetry(cls.workdir, clean=is_even)
         log, spy = log_lib.Ledger(run, cls.workdir, telemetry=telemetry), Spy()
         with contextlib.redirect_stderr(io.StringIO()):
             model.fit(
@@ -139,9 +138,7 @@ class FollowTestCase(tf.test.TestCase):
 
     def follow(self, run, reports, first=0, **options):
         """The numbers of each logged step; `self.telemetry` made them."""
-        self.telemetry = draw_log.Telemetry(
-            run, self.workdir, start_step=first, **options
-        )
+        self.telemetry = draw_log.Telemetry(self.workdir, **options)
         found, every = {}, run.evaluation.log_every_steps
         for report in reports:
             first += 1
@@ -217,74 +214,3 @@ class LinesTest(FollowTestCase):
         # The summaries of the steps that are not logged are forgotten.
         self.assertEqual(summaries.take(0), {})
         self.assertNotEmpty(summaries.take(2))
-
-
-class RepeatsTest(FollowTestCase):
-    NUM_RECORDS = 30
-
-    def setUp(self):
-        super().setUp()
-        random = np.random.default_rng(0)
-        self.draws = [random.permutation(12)[:4] for _ in range(6)]
-        self.reports = list(map(Rows, self.draws))
-
-    def order(self):
-        return stream.Order(self.NUM_RECORDS, SEED)
-
-    def by_hand(self, draws):
-        """Of each step, how many of its records an earlier step trained on."""
-        seen, repeats = set(), []
-        for number, rows in enumerate(draws):
-            positions = number * 12 + np.asarray(rows)
-            here = self.order().rows(positions).tolist()
-            repeats.append(sum(record in seen for record in here))
-            seen |= set(here)
-        return repeats
-
-    def test_repeats_are_counted_since_the_row_before(self):
-        run = settings(*ONE, steps=6)
-        found = self.follow(run, self.reports, order=self.order())
-        repeats = self.by_hand(self.draws)
-        self.assertGreater(sum(repeats), 0)  # 72 positions of 30 records
-        for step, numbers in found.items():
-            rate = sum(repeats[step - 2 : step]) / 8
-            self.assertEqual(numbers["train/repeat_rate"], rate)
-        # They go on from a checkpoint, also between two rows.
-        seen = self.telemetry.state()["seen"]
-        self.follow(run, self.reports[:3], order=self.order())
-        state = {n: array.copy() for n, array in self.telemetry.state().items()}
-        again = self.follow(
-            run, self.reports[3:], first=3, order=self.order(), state=state
-        )
-        self.assertEqual(again, {step: found[step] for step in (4, 6)})
-        self.assertAllEqual(self.telemetry.state()["seen"], seen)
-
-    def test_a_run_without_stages_repeats_its_records_by_epochs(self):
-        run = settings(steps=5, batch_size=12)
-        found = self.follow(run, [Rows()] * 5, order=self.order())
-        repeats = self.by_hand([np.arange(12)] * 5)
-        self.assertEqual(repeats[:2], [0, 0])  # the first 24 of 30 records
-        self.assertEqual(repeats[3:], [12, 12])  # all have been there
-        self.assertEqual(
-            found,
-            {
-                step: {"train/repeat_rate": rate}
-                for step, rate in (
-                    (2, 0.0),
-                    (4, (repeats[2] + 12) / 24),
-                    (5, 1),
-                )
-            },
-        )
-
-    def test_a_run_that_began_without_does_not_guess(self):
-        found = self.follow(
-            settings(*ONE), self.reports[2:4], first=2, order=self.order()
-        )
-        self.assertEqual(found, {4: {}})
-
-    def test_a_bit_a_record_is_all_that_is_kept(self):
-        state = draw_log.Repeats(stream.Order(1_000_001, 0), 8).state()
-        self.assertEqual(
-            sum(value.nbytes for value in state.values()), 125_001 + 16
-        )

@@ -296,22 +296,6 @@ class DirectoryTest(RunsTestCase):
         self.assertNotAllClose(first, other)
 
     @pytest.mark.slow
-    def test_a_run_without_a_whole_checkpoint_begins_again_if_told_to(self):
-        self.copy("damaged")
-        workdir = self.workdir("damaged")
-        for step in checkpoints.saved_steps(workdir):
-            os.truncate(f"{checkpoints._folder(workdir, step)}/state.index", 9)
-        for _ in range(2):
-            with self.assertRaisesRegex(ValueError, "All checkpoints.*--overw"):
-                self.train("damaged")
-        self.assertIn("steps 0 to 4", self.train("damaged", overwrite=True))
-        arrays = checkpoints.read(workdir, 4)
-        for name, value in checkpoints.read(self.workdir("done"), 4).items():
-            self.assertAllEqual(arrays[name], value, name)
-        said = self.train("damaged", overwrite=True)
-        self.assertIn("already", said)
-
-    @pytest.mark.slow
     def test_an_extended_run_equals_a_longer_one(self):
         """With a schedule that begins anew; a constant rate continues."""
         for name, anew in (

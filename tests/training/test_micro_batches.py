@@ -6,7 +6,6 @@ import tensorflow as tf
 import tiny
 
 from jest_tf import losses
-from jest_tf.models import layers
 from jest_tf.training.step import backend
 
 ROWS = 12
@@ -84,7 +83,7 @@ class MicrobatchTest(tf.test.TestCase):
 
     def test_both_passes_drop_the_same_units(self):
         learner, twin = (
-            tiny.learner(0, extra=[layers.Dropout(0.5, seed=3)])
+            tiny.learner(0, extra=[keras.layers.Dropout(0.5, seed=3)])
             for _ in range(2)
         )
         for _ in range(2):  # the second time from another state

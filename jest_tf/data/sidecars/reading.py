@@ -6,7 +6,6 @@ embeddings, with the scale and bias of its logits, instead of its scores.
 """
 
 import functools
-import glob
 import hashlib
 import math
 import os
@@ -24,8 +23,6 @@ SUFFIX = ".sidecar"
 
 # Each mapped file uses a file descriptor; processes often may have only 1,024.
 _MAX_MAPPED = 256
-# Other sidecars read to explain that one is missing.
-_SEARCHED = 1000
 # Limit on bytes fetched from buckets to compare checksums; this takes seconds.
 _FETCHED = 2**28
 
@@ -316,42 +313,9 @@ def _find(store, directory, expected, shard):
             tuple((key, artefact.metadata[key]) for key in known),
         )
     raise ValueError(
-        f"No sidecar of {store.shards.paths[shard]}: expected {path}"
-        f"{_other_sidecar(store, directory, shard, path)}. "
+        f"No sidecar of {store.shards.paths[shard]}: expected {path}. "
         f"`{_command(store, directory, expected)}` writes missing ones"
     )
-
-
-def _other_sidecar(store, directory, shard, path):
-    """Describes a sidecar that may be of this shard under another name."""
-    folder, name = os.path.split(store.shards.paths[shard])
-    found = ""
-    place = os.path.join(glob.escape(directory or folder), f"*{SUFFIX}")
-    for other in files.find(place)[:_SEARCHED]:
-        known = os.path.basename(other).removesuffix(SUFFIX)
-        known = known[: -len("-01234567")] if directory else known
-        try:
-            header, _ = file_format.read(other)
-        except ValueError as error:
-            found = f". {error}" if known == name else found
-            continue
-        if header.stamp == store.stamp(shard):
-            return (
-                f". Received: {other}, of {known}, which has the same records: "
-                f"`{shlex.join(['cp', other, path])}`"
-            )
-        if known == name:
-            found = (
-                f". Received: {other}, which is of another version of the "
-                "shard, or of other fields of it"
-            )
-        elif not found and header.rows == store.shards.lengths[shard]:
-            if not files.is_file(os.path.join(folder, known)):
-                found = (
-                    f". Received: {other}, of as many records; if {known} was "
-                    "renamed, rename it back, as ids derive from the name"
-                )
-    return found
 
 
 def _command(store, directory, expected):

@@ -15,8 +15,6 @@ from jest_tf.data.stores import index
 from jest_tf.data.stores.shards import Fault, Record
 from jest_tf.files import retries
 
-# The most records that are compared with each other.
-_MAX_COMPARED = 2**22
 # Records per read in a sequential pass.
 _BATCH = 256
 
@@ -93,30 +91,6 @@ class Store:
         """`num_lost` as a share of all records, including those lost."""
         there = len(self) - sum(len(shard.damage) for shard in self.indexes)
         return self.num_lost / (self.num_lost + there)
-
-    def count_repeats(self) -> int:
-        """Counts the records that repeat an earlier one, byte for byte.
-
-        By sizes and checksums; 0 if as many may coincide by chance, in stores
-        of more than 2**22 records, and in Parquet, without sizes.
-        """
-        if len(self) > _MAX_COMPARED:
-            return 0
-        spans = {
-            path: shard.spans(slice(None))[:, 1:]
-            for path, form, shard in self._opened
-            if hasattr(form, "damage")
-        }
-        sizes, checksums = np.concatenate(
-            [np.empty([0, 2], np.int64), *spans.values()]
-        ).T
-        keys = (sizes << 32 | checksums)[(sizes >= 0) & (checksums > 0)]
-        keys.sort()
-        repeats = int((np.diff(keys) == 0).sum())
-        ends = np.flatnonzero(np.diff(keys >> 32, append=-1))
-        alike = np.diff(ends, prepend=-1)  # numbers of records of equal size
-        by_chance = (alike.astype(float) ** 2).sum() / 2**33
-        return repeats if repeats > 10 * by_chance else 0
 
     @property
     def is_remote(self) -> bool:

@@ -105,21 +105,6 @@ class IdsTest(shard_files.FolderTestCase):
         ids = stores.open_store(self.path("*/0")).ids(np.arange(100))
         self.assertLen(set(ids.tolist()), 100)
 
-    def test_records_that_repeat_others_byte_for_byte_are_counted(self):
-        names = {"a": "xyx", "b": "xz"}
-        for shard, images in names.items():
-            shard_files.write_shard(
-                self.path(shard),
-                [shard_files.serialize(image=i) for i in images],
-            )
-        tar = shard_files.write_tar(
-            self.path("t.tar"), shard_files.tar_sample("x", caption="c")
-        )
-        store = stores.open_store([self.path("a"), self.path("b"), tar])
-        self.assertEqual(store.count_repeats(), 2)
-        self.assertEqual(stores.join([store, store]).count_repeats(), 2)
-        self.assertEqual(stores.open_store(tar).count_repeats(), 0)
-
     def test_a_stamp_changes_with_the_shard_and_the_fields_only(self):
         path = shard_files.write_shard(
             self.path("a"), [shard_files.serialize(image="x", caption="c")]
