@@ -8,7 +8,6 @@ import contextlib
 import functools
 import os
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -16,6 +15,7 @@ from jest_tf import embeddings, files
 from jest_tf.data import images as images_lib
 from jest_tf.data import tokenizers
 from jest_tf.inference import embedder as embedder_lib
+from jest_tf.models import building
 
 _FUNCTIONS = ("embed_images", "embed_pixels", "embed_texts", "embed_tokens")
 _OPSET = 18  # the newest that tf2onnx writes
@@ -76,7 +76,7 @@ def onnx(embedder: embedder_lib.Embedder, path: str) -> None:
     # Eager tables, such as that of CLIP's tokenizer, leave Nones there, about
     # which TensorFlow would warn.
     tf.compat.v1.get_default_graph().clear_collection("table_initializer")
-    learner = _in_float32(embedder.learner)
+    learner = building.in_float32(embedder.learner)
     about = {"scale": str(embedder.scale), "bias": str(embedder.bias)}
     pixels, tokens = _specs(embedder)
     towers = {
@@ -180,29 +180,6 @@ def _erfc(graph, node, name, arguments):
         name=name,
         **form,
     )
-
-
-def _in_float32(learner):
-    """The learner if its dtype policies are float32, else a float32 copy."""
-    config = keras.saving.serialize_keras_object(learner)
-    replaced = _with_float32(config)
-    if replaced == config:
-        return learner
-    twin = keras.saving.deserialize_keras_object(replaced)
-    twin.build(learner.input_shapes)
-    twin.set_weights(learner.get_weights())
-    return twin
-
-
-def _with_float32(config):
-    """A configuration whose dtype policies are all float32."""
-    if isinstance(config, dict):
-        if config.get("class_name") == "DTypePolicy":
-            return {**config, "config": {"name": "float32"}}
-        return {name: _with_float32(value) for name, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return type(config)(_with_float32(value) for value in config)
-    return config
 
 
 @contextlib.contextmanager

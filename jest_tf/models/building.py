@@ -240,6 +240,18 @@ def from_json(text: str) -> two_tower.TwoTower:
     return learner
 
 
+def in_float32(learner: two_tower.TwoTower) -> two_tower.TwoTower:
+    """Returns a learner, or a float32 copy if its dtype policy is another."""
+    text = to_json(learner)
+    settings = json.loads(text)
+    _set_dtype(settings, "float32")
+    if settings == json.loads(text):
+        return learner
+    twin = from_json(json.dumps(settings))
+    twin.set_weights(learner.get_weights())
+    return twin
+
+
 def _drop_adapters(settings):
     """Drops the ranks of Keras' adapters, in place."""
     if isinstance(settings, dict):
@@ -259,8 +271,7 @@ def _set_dtype(settings, policy):
             _set_dtype(value, policy)
     if isinstance(settings, dict):
         if settings.get("class_name") == "DTypePolicy":
-            if settings["config"]["name"] in config_lib.DTYPE_POLICIES:
-                settings["config"]["name"] = policy
+            settings["config"]["name"] = policy
         for value in settings.values():
             _set_dtype(value, policy)
 
