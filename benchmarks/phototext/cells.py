@@ -271,6 +271,7 @@ _TUNED = (
     # A quarter of every batch is of the general model's own training data.
     _tuned("plain_replayed", _GENERAL),
     _tuned("checked_replayed", _GENERAL, **_CHECKED),
+    _tuned("checked_replayed", _GENERAL, **_CHECKED | {"lengths": (900,)}),
     _tuned("stored_3_by_copy_replayed", _stored(3), _GENERAL, reference=COPY),
     _tuned("top_3_by_copy_replayed", _GENERAL, reference=COPY, cut=3),
     # Learning rates, a seed each.

@@ -126,6 +126,10 @@ _TUNED = (
     ("plain, with replay", "plain_replayed", 500),
     ("the checked pairs alone, with replay", "checked_replayed", 300),
     (
+        "the checked pairs alone, with replay, for longer",
+        *("checked_replayed", 900),
+    ),
+    (
         "stored stage, 3 candidates, by a tuned copy, with replay",
         *("stored_3_by_copy_replayed", 500),
     ),
