@@ -31,7 +31,7 @@ TABLES = {
         "photos",
         ["moved", "two_targets", "sources", "tried", "people"],
     ),
-    "docs/fine_tuning.md": ("photos", ["tuning"]),
+    "docs/fine_tuning.md": ("photos", ["tuning", "rates"]),
     "benchmarks/icontext/results/report.md": (
         "icons",
         ["half_width", "methods", "noise", "half_width_more", "two_targets"]
