@@ -160,7 +160,7 @@ class ResumeTest(ResumeTestCase):
             "moving_mean",
             "seed_generator_state",
             "log/loss/",
-            "telemetry/seen",
+            "telemetry/is_due",
         ):
             with self.subTest(name):
                 self.assertTrue(any(name in key for key in last), list(last))
