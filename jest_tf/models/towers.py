@@ -33,9 +33,13 @@ class _Tower(layers.Configured):
 
     @classmethod
     def from_config(cls, config):
-        """Rebuilds the tower; earlier versions saved a `dropout`, mostly 0."""
-        if config.pop("dropout", 0.0):
-            raise ValueError("`dropout` is gone. Received: a tower with it")
+        """Rebuilds the tower; 0.3.0 saved a `dropout`, by default 0."""
+        dropout = config.pop("dropout", 0.0)
+        if dropout:
+            raise ValueError(
+                "`dropout` must be 0: towers have none any longer. "
+                f"Received: {dropout}"
+            )
         return cls(**config)
 
     def _transformer(self, kind, role, *arguments):

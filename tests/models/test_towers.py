@@ -43,6 +43,14 @@ class TowersTest(tf.test.TestCase):
             with self.assertRaisesRegex(ValueError, message):
                 tiny_towers.image_tower(**settings)
 
+    def test_towers_that_were_saved_with_dropout_are_refused(self):
+        for tower in (tiny_towers.image_tower(), tiny_towers.text_tower()):
+            saved = tower.get_config() | {"dropout": 0.0}  # as by 0.3.0
+            again = type(tower).from_config(dict(saved))
+            self.assertEqual(again.get_config(), tower.get_config())
+            with self.assertRaisesRegex(ValueError, "`dropout` .*0.1"):
+                type(tower).from_config(saved | {"dropout": 0.1})
+
     def test_invalid_inputs_are_refused(self):
         image, text = tiny_towers.image_tower, tiny_towers.text_tower
         of_image = r"`images` must be \[B, 4, 4, 3\]"
