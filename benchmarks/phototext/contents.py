@@ -345,7 +345,7 @@ def _rates(found):
         changes = [_changes(found, name, steps) for name in names]
         if method in _RATED and all(change is not None for change in changes):
             shown = (
-                " / ".join(f"{value:+.1f}" for value in change[0])
+                "/".join(f"{value:+.1f}" for value in change[0])
                 for change in changes
             )
             rows.append((what, f"{steps}", *shown))
