@@ -230,8 +230,7 @@ _STEERED = tuple(
 START = "apart_general_general_3000"
 COPY = "tuned_copy_300"
 _TUNED_LENGTHS = (125, 250, 500)
-RATE, *_OTHER_RATES = "4e-3", "5e-4", "2e-3", "8e-3"
-RATES = sorted((RATE, *_OTHER_RATES), key=float)
+RATE, RATES = "4e-3", ("5e-4", "2e-3", "4e-3", "8e-3")
 MIXES = 0.25, 0.5, 0.75
 
 
@@ -286,7 +285,8 @@ _TUNED = (
             ("checked", (), _CHECKED),
             ("stored_3_by_copy", (_stored(3),), {"reference": COPY}),
         )
-        for rate in _OTHER_RATES
+        for rate in RATES
+        if rate != RATE
     ),
 )
 

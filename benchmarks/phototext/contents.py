@@ -138,8 +138,6 @@ _TUNED = (
         *("top_3_by_copy_replayed", 500),
     ),
 )
-# Of these, what was tuned at several learning rates.
-_RATED = ("plain", "lora", "checked", "stored_3_by_copy")
 _CURVES = {
     "uniform": ("uniform", "0.6", "-", "."),
     "jest": ("JEST", "tab:blue", "-", "o"),
@@ -343,7 +341,7 @@ def _rates(found):
             for rate in cells.RATES
         ]
         changes = [_changes(found, name, steps) for name in names]
-        if method in _RATED and all(change is not None for change in changes):
+        if all(change is not None for change in changes):
             shown = (
                 "/".join(f"{value:+.1f}" for value in change[0])
                 for change in changes

@@ -34,13 +34,14 @@ class _Tower(layers.Configured):
     @classmethod
     def from_config(cls, config):
         """Rebuilds the tower; 0.3.0 saved a `dropout`, by default 0."""
+        config = dict(config)
         dropout = config.pop("dropout", 0.0)
         if dropout:
             raise ValueError(
                 "`dropout` must be 0: towers have none any longer. "
                 f"Received: {dropout}"
             )
-        return cls(**config)
+        return super().from_config(config)
 
     def _transformer(self, kind, role, *arguments):
         return kind(
