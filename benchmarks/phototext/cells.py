@@ -245,6 +245,7 @@ def _tuned(method, *settings, lengths=_TUNED_LENGTHS, **changes):
 
 _CHECKED = {"pool": "apart_checked", "lengths": (150, 300)}
 _LORA = "model.lora_rank=16"
+_RENEWED = "bootstrap.renew_at=125,250,500,1000"
 _TUNED = (
     Cell("general", (3000,), pool="apart_general", recipe="photos"),
     _tuned("copy", lengths=(300,), pool="apart_checked", seeds=(0,)),
@@ -266,6 +267,18 @@ _TUNED = (
     ),
     _tuned(
         "stored_3_distilled_by_copy", _stored(3), _SAME_WIDTH, reference=COPY
+    ),
+    # Longer than the cut lasts, and by the learner itself from step 125 on.
+    *(
+        _tuned(*(name, *settings), lengths=lengths, reference=COPY, **changes)
+        for name, settings, lengths, changes in (
+            ("stored_3_by_copy", (_stored(3),), (1000, 1500), {}),
+            (
+                *("stored_3_by_copy_renewed", (_stored(3), _RENEWED)),
+                *((500, 1000, 1500), {}),
+            ),
+            ("top_3_by_copy", (), (1000, 1500), _CUT),
+        )
     ),
     # A quarter of every batch is of the general model's own training data.
     _tuned("plain_replayed", _GENERAL),
