@@ -231,7 +231,7 @@ START = "apart_general_general_3000"
 COPY = "tuned_copy_300"
 _TUNED_LENGTHS = (125, 250, 500)
 RATE, RATES = "4e-3", ("5e-4", "2e-3", "4e-3", "8e-3")
-MIXES = 0.25, 0.5, 0.75
+MIXES = 0.0, 0.25, 0.5, 0.75
 
 
 def _tuned(method, *settings, lengths=_TUNED_LENGTHS, **changes):

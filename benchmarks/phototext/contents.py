@@ -269,8 +269,8 @@ def tuning(found):
     by_method = {}
     for _, method, steps in _TUNED:
         changes = {
-            mix: _changes(found, method + f"_mixed_{mix:g}" * (mix < 1), steps)
-            for mix in (1.0, *cells.MIXES[::-1])
+            mix: _changes(found, method, steps, mix)
+            for mix in (1.0, *cells.MIXES[:0:-1])
         }
         if changes[1.0] is not None:
             by_method[method, steps] = {
@@ -281,16 +281,25 @@ def tuning(found):
     return by_method
 
 
-def _changes(found, method, steps):
-    """Gain and forgetting of each seed, [seeds, 2]; None without a run."""
+def _changes(found, method, steps, mix=1.0):
+    """Gain and forgetting of each seed, [seeds, 2]; None without a run.
+
+    The start is measured beside a run, as none of its weights; elsewhere once.
+    """
     starts, results = found["moved"].results.runs, found["tuned"].results
-    line = results.line(method, _TUNED_LEVEL, steps)
+    mixed = f"_mixed_{mix:g}" * (mix < 1)
+    line = results.line(method + mixed, _TUNED_LEVEL, steps)
     if cells.START not in starts.index or not line:
         return None
-    before = _shop_and_general(starts.loc[cells.START, 0])
-    rows = [results.runs.loc[line.cell, seed] for seed in line.seeds]
-    after = np.array([_shop_and_general(row) for row in rows])
-    return 100 * (after - before) * (1, -1)
+    start = line.cell.removesuffix(mixed) + "_mixed_0"
+    changes = []
+    for seed in line.seeds:
+        before = starts.loc[cells.START, 0]
+        if (start, seed) in results.runs.index:
+            before = results.runs.loc[start, seed]
+        after = results.runs.loc[line.cell, seed]
+        changes.append(_shop_and_general(after) - _shop_and_general(before))
+    return 100 * np.array(changes) * (1, -1)
 
 
 def _shop_and_general(row):
