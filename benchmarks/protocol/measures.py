@@ -202,7 +202,8 @@ class Results:
         if domain:
             is_own = names.str.startswith(f"part_{domain}_")
             is_wanted &= rows["reference"].isna()
-            is_wanted &= ~rows["method"].isin(rows["method"][is_own])
+            steered = {cell.method for cell in benchmark.cells if cell.domain}
+            is_wanted &= ~rows["method"].isin(steered)
             is_wanted |= is_own
         rows = rows[is_wanted & (names.map(regime_of) == regime)]
         if regime == GIVEN:
