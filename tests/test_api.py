@@ -38,6 +38,17 @@ def constructor(kind):
     return f"(as in {package})"
 
 
+def changed(group):
+    """A group of settings as it is written: what is not its own default."""
+    values = {x.name: getattr(group, x.name) for x in dataclasses.fields(group)}
+    shown = ", ".join(
+        f"{name}={value!r}"
+        for name, value in values.items()
+        if value != getattr(type(group), name, None)
+    )
+    return f"{type(group).__name__}({shown})"
+
+
 def fields(name, kind):
     """A line a field of a dataclass or NamedTuple, with its default if any."""
     if hasattr(kind, "_fields"):
@@ -49,6 +60,8 @@ def fields(name, kind):
             shown = f" = {factory.__name__}()"
         elif factory is not dataclasses.MISSING:
             shown = f" = {factory()!r}"
+        elif dataclasses.is_dataclass(field.default):
+            shown = f" = {changed(field.default)}"
         elif field.default is dataclasses.MISSING:
             shown = ""
         lines.append(f"{name}.{field.name}{shown}")

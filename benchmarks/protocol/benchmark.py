@@ -67,10 +67,9 @@ class Cell(NamedTuple):
     @property
     def step_reads_sidecars(self):
         """Whether the step does, too, and so needs those of curated rows."""
-        is_stored = "embeddings=stored" in self.settings
-        return self.reads_sidecars and (
-            not is_stored or "_weight=" in self.settings
-        )
+        loss_reads = any(x in self.settings for x in ("_weight=", "=reference"))
+        is_live = "stages" in self.settings and "=stored" not in self.settings
+        return loss_reads or is_live
 
     @property
     def noise(self):

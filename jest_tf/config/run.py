@@ -1,19 +1,9 @@
 """All settings of a run, and the checks across groups."""
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from jest_tf.config import checks, tables
-from jest_tf.config.groups import (
-    BootstrapConfig,
-    CheckpointConfig,
-    DataConfig,
-    DistributionConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ReferenceConfig,
-)
+from jest_tf.config import checks, groups, tables
 from jest_tf.config.selection import Segment, SelectionConfig, View, plan
 
 
@@ -32,17 +22,15 @@ class TrainConfig(checks.Checked):
 
     seed: checks.Seed = 0
     steps: checks.Count = 1000
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
-    selection: SelectionConfig = field(
-        default_factory=lambda: SelectionConfig(256)
-    )
-    bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    distribution: DistributionConfig = field(default_factory=DistributionConfig)
+    data: groups.DataConfig = groups.DataConfig()
+    model: groups.ModelConfig = groups.ModelConfig()
+    reference: groups.ReferenceConfig = groups.ReferenceConfig()
+    selection: SelectionConfig = SelectionConfig(256)
+    bootstrap: groups.BootstrapConfig = groups.BootstrapConfig()
+    optimizer: groups.OptimizerConfig = groups.OptimizerConfig()
+    evaluation: groups.EvaluationConfig = groups.EvaluationConfig()
+    checkpoint: groups.CheckpointConfig = groups.CheckpointConfig()
+    distribution: groups.DistributionConfig = groups.DistributionConfig()
     callbacks: tuple[str, ...] = ()
 
     def __post_init__(self):

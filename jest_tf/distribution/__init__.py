@@ -33,4 +33,3 @@ peak_memory = _strategy.peak_memory
 share = _strategy.share
 spread = _strategy.spread
 tpu = _strategy.tpu
-writes = _strategy.writes

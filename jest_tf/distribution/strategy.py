@@ -68,11 +68,6 @@ def share(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     return number, len(addresses)
 
 
-def writes(strategy: tf.distribute.Strategy) -> bool:
-    """Returns whether this process writes the run directory."""
-    return strategy.extended.should_checkpoint
-
-
 def mirrored(settings: config_lib.DistributionConfig) -> tf.distribute.Strategy:
     """Returns a strategy over the virtual devices, the GPUs or the CPU."""
     if settings.virtual_devices:

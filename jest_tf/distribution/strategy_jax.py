@@ -155,11 +155,6 @@ def share(strategy: Devices) -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def writes(strategy: Devices) -> bool:
-    """Returns whether this process writes the run directory."""
-    return not collectives_jax.has_workers(strategy) or jax.process_index() == 0
-
-
 def _over(devices):
     distribution = None
     if len(devices) > 1:

@@ -225,9 +225,9 @@ def to_json(learner: two_tower.TwoTower) -> str:
 
     Adapters of LoRA, which are merged where weights are saved, are no part.
     """
-    config = keras.saving.serialize_keras_object(learner)
-    _drop_adapters(config)
-    return json.dumps({"learner": config, "input_shapes": learner.input_shapes})
+    content = _content(learner)
+    _drop_adapters(content["learner"])
+    return json.dumps(content)
 
 
 def from_json(text: str) -> two_tower.TwoTower:
@@ -242,7 +242,7 @@ def from_json(text: str) -> two_tower.TwoTower:
 
 def in_float32(learner: two_tower.TwoTower) -> two_tower.TwoTower:
     """Returns a learner, or a float32 copy if its dtype policy is another."""
-    text = to_json(learner)
+    text = json.dumps(_content(learner))
     settings = json.loads(text)
     _set_dtype(settings, "float32")
     if settings == json.loads(text):
@@ -250,6 +250,12 @@ def in_float32(learner: two_tower.TwoTower) -> two_tower.TwoTower:
     twin = from_json(json.dumps(settings))
     twin.set_weights(learner.get_weights())
     return twin
+
+
+def _content(learner):
+    """What `from_json` builds a learner from."""
+    config = keras.saving.serialize_keras_object(learner)
+    return {"learner": config, "input_shapes": learner.input_shapes}
 
 
 def _drop_adapters(settings):
@@ -265,13 +271,14 @@ def _drop_adapters(settings):
 
 
 def _set_dtype(settings, policy):
-    """Sets the dtype policy of all layers, in place."""
+    """Sets the dtype policy of all layers of floats, in place."""
     if isinstance(settings, list):
         for value in settings:
             _set_dtype(value, policy)
     if isinstance(settings, dict):
         if settings.get("class_name") == "DTypePolicy":
-            settings["config"]["name"] = policy
+            if "float" in settings["config"]["name"]:
+                settings["config"]["name"] = policy
         for value in settings.values():
             _set_dtype(value, policy)
 

@@ -34,14 +34,13 @@ class _Tower(layers.Configured):
     @classmethod
     def from_config(cls, config):
         """Rebuilds the tower; 0.3.0 saved a `dropout`, by default 0."""
-        config = dict(config)
-        dropout = config.pop("dropout", 0.0)
-        if dropout:
+        settings = dict(config)
+        if dropout := settings.pop("dropout", 0.0):
             raise ValueError(
                 "`dropout` must be 0: towers have none any longer. "
                 f"Received: {dropout}"
             )
-        return super().from_config(config)
+        return super().from_config(settings)
 
     def _transformer(self, kind, role, *arguments):
         return kind(

@@ -322,21 +322,19 @@ def embedded_rows(
 
     None means all rows.
     """
-    settings = config.bootstrap
-    num_pool, share = _num_pool(config, store), settings.share(step)
-    drawn = None
+    settings, num_pool = config.bootstrap, _num_pool(config, store)
+    share = settings.share(step)
+    if share == 1.0 and not store.manifest:
+        return None
+    # The embeddings of curated records may be read, too.
+    rows = np.ones(len(store), bool)
+    if share < 1.0:
+        salt = _ROWS_SALT + settings.renew_at.index(step)
+        values = stream.uniform_hash(config.seed, np.arange(num_pool), salt)
+        rows[:num_pool] = values < np.uint64(share * 2.0**64)
     if store.manifest:
-        drawn = np.ones(len(store), bool)
-        drawn[:num_pool] = store.manifest.weights > 0
-    if share == 1.0:
-        return drawn
-    salt = _ROWS_SALT + settings.renew_at.index(step)
-    values = stream.uniform_hash(config.seed, np.arange(len(store)), salt)
-    rows = values < np.uint64(share * 2.0**64)
-    if config.data.curated:
-        # The embeddings of curated records may be read, too.
-        rows[num_pool:] = True
-    return rows if drawn is None else rows & drawn
+        rows[:num_pool] &= store.manifest.weights > 0
+    return rows
 
 
 def _num_pool(config, store):

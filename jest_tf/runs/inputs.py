@@ -144,7 +144,7 @@ def open_sources(config: config_lib.TrainConfig, strategy: Any) -> Sources:
             _warn_of_losses(config, teacher.loss)
             _warn_of_seen_records(config, teacher)
         if config.reads_sidecars:
-            sidecars = open_sidecars(config, store, teacher)
+            sidecars = _checked_sidecars(config, store, teacher)
     sources = Sources(store, teacher, sidecars, _read_clean(config, store))
     funnel = funnel_at(config, sources, "", 0)
     _warn_of_repeats(config, funnel)
@@ -162,10 +162,12 @@ def open_sidecars(
     expected = reference.describe(teacher) if teacher else None
     if not config.steps_need_reference:
         store = store.first(len(config.data.train))
+    return sidecars_lib.Sidecars(store, config.reference.sidecar_dir, expected)
+
+
+def _checked_sidecars(config, store, teacher):
     try:
-        sidecars = sidecars_lib.Sidecars(
-            store, config.reference.sidecar_dir, expected
-        )
+        sidecars = open_sidecars(config, store, teacher)
         # Zeros in a sidecar look like records that could not be read.
         sidecars.verify(_VERIFIED)
         return sidecars

@@ -42,10 +42,7 @@ from jest_tf.training import stepper
 
 
 def train(
-    config: config_lib.TrainConfig,
-    workdir: str,
-    *,
-    trust: bool = False,
+    config: config_lib.TrainConfig, workdir: str, *, trust: bool = False
 ) -> dict[str, float]:
     """Runs `config` in `workdir`, from its newest checkpoint if any.
 
@@ -179,7 +176,7 @@ def _open(config, workdir, signals, stack):
             "uses one CPU"
         )
     progress.say(f"{workdir}: strategy {kind} on {devices}")
-    if distribution.writes(strategy):
+    if distribution.share(strategy)[0] == 0:
         output = stack.enter_context(provenance.claimed(workdir, config))
         provenance.record_data(output, opened.sources)
     else:  # writing reduces some values over all workers

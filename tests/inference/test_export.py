@@ -22,6 +22,7 @@ import jest_tf
 from jest_tf.data import images as images_lib
 from jest_tf.data import tokenizers
 from jest_tf.inference import export
+from jest_tf.models import parts
 
 # What a program has that never heard of `jest_tf`.
 ELSEWHERE = """
@@ -126,6 +127,15 @@ class OnnxTest(tf.test.TestCase):
         mixed, exact = (
             tiny.learner(dtype=dtype, extra=[keras.layers.Activation("gelu")])
             for dtype in ("mixed_bfloat16", "float32")
+        )
+        for learner in (mixed, exact):
+            parts.add_adapters(learner, 2, seed=0)
+        generator = np.random.default_rng(0)
+        mixed.set_weights(
+            [
+                value + generator.normal(size=value.shape, scale=0.1)
+                for value in mixed.get_weights()
+            ]
         )
         exact.set_weights(mixed.get_weights())
         export.onnx(jest_tf.Embedder(mixed), path)

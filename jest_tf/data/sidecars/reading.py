@@ -306,12 +306,8 @@ def _find(store, directory, expected, shard):
     path = sidecar_path(store, shard, directory)
     if files.is_file(path):
         header, artefact = file_format.read(path)
-        known = ("checksum", "crc32")
-        return (
-            path,
-            header,
-            tuple((key, artefact.metadata[key]) for key in known),
-        )
+        known = [(key, artefact.metadata[key]) for key in ("checksum", "crc32")]
+        return path, header, tuple(known)
     raise ValueError(
         f"No sidecar of {store.shards.paths[shard]}: expected {path}. "
         f"`{_command(store, directory, expected)}` writes missing ones"
