@@ -335,7 +335,7 @@ def _tuning(found):
     return tables.rows_under(
         (
             *("tuning", "steps", "TFLOPs", "seeds", "gain", "forgotten"),
-            *(f"gain, {_MIX:g} of it", f"forgotten, {_MIX:g} of it"),
+            *("gain, mixed", "forgotten, mixed"),
         ),
         rows,
     )

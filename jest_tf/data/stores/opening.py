@@ -88,7 +88,7 @@ def open_stores(
         *((setting, [pattern]) for pattern in config.train),
         *(("data.curated", [pattern]) for pattern in config.curated),
     ]
-    store = _open(named, config, progress)
+    store = _open(named if config.train else [], config, progress)
     if config.manifest:
         pool = store.first(len(config.train))
         store.manifest = manifest.read(config.manifest, pool)

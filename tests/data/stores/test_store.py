@@ -163,6 +163,8 @@ class OpenTest(shard_files.FolderTestCase):
             [self.write_csv() and self.path("*.[tc]*")],
         )
         self.refuse("at least one", [])
+        with self.assertRaisesRegex(ValueError, "`data.train` .*at least one"):
+            stores.open_stores(config.DataConfig(curated=("a.tfrecord",)))
 
     def write_csv(self):
         with open(self.path("b.csv"), "w") as file:
