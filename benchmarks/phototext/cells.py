@@ -221,7 +221,16 @@ _STEERED = tuple(
         ),
         _by(name, "top_10", _LENGTHS, cut=10, pool=""),
         _by(name, "top_10_distilled", _LENGTHS, _DISTILLED, cut=10, pool=""),
+        # More than half of the pool is of fashion.
+        *(
+            [_by(name, "top_2_distilled", _LENGTHS, _DISTILLED, cut=2, pool="")]
+            * (domain == "fashion")
+        ),
         _learner("own_pairs", _LENGTHS, pool=f"part_{domain}00"),
+        _by(
+            *(name, "own_pairs_distilled", _LENGTHS, _DISTILLED),
+            pool=f"part_{domain}00",
+        ),
         _learner("reference_data", _LENGTHS, pool=f"apart_{domain}"),
     )
 )

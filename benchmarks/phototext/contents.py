@@ -70,12 +70,17 @@ _OFFERS = (
 _STEERED = (
     ("uniform, the target", "uniform", None),
     ("the source's own pairs of the pool", "own_pairs", None),
+    (
+        "the source's own pairs, distillation",
+        *("own_pairs_distilled", None),
+    ),
     ("the reference's pairs alone", "reference_data", None),
     ("JEST, f = 0.8", "jest", None),
     ("stored stage, 10 candidates", "stored_10", None),
     ("stored stage, 10 candidates, distillation", "stored_10_distilled", None),
     ("the pool cut once to a tenth", "top_10", None),
     ("the pool cut once to a tenth, distillation", "top_10_distilled", None),
+    ("the pool cut once to a half, distillation", "top_2_distilled", None),
 )
 _OVER_NOISE = tuple(
     (what, method, 800)
