@@ -44,11 +44,7 @@ _MOVED = (
         *("top_3_jest_distilled", None),
     ),
 )
-# Of these, the rows of the results' page.
-_MAIN = (
-    *("uniform", "reference_data", "clean", "jest", "stored_3", "top_3"),
-    *("stored_3_distilled", "top_3_distilled"),
-)
+_HEADLINES = ("reference_data", "jest", "stored_3_distilled", "top_3_distilled")
 # Rows of the README's table: what one has, what to use, and how FLOPs count.
 _OFFERS = (
     (
@@ -223,12 +219,11 @@ def panels(found):
 
 
 def _steering(found):
-    """Scores on the tests of each reference's domain, and on all."""
+    """Scores on the tests of each reference's domain."""
     rows = (
         (
             *(domain, what, f"{line.steps:,}", str(len(line.seeds))),
             tables.score(group.results, line),
-            f"{100 * _mean(group.results, line):.1f}",
             *tables.fewer(group, line),
         )
         for domain, group in found.items()
@@ -237,16 +232,11 @@ def _steering(found):
     )
     return tables.rows_under(
         (
-            *("domain", "training", "steps", "seeds", "score", "all tests"),
+            *("domain", "training", "steps", "seeds", "score"),
             *("fewer examples", "fewer FLOPs", "with all of the reference"),
         ),
         rows,
     )
-
-
-def _mean(results, line):
-    """The score of a line on the tests of all sources."""
-    return np.mean([results.mean(line, test) for test in BENCHMARK.tests])
 
 
 def _by_source(found):
@@ -318,8 +308,8 @@ def _tuning(found):
     by_method, rows = tuning(found), []
     for what, *way in _TUNED:
         if tuple(way) in by_method:
-            both = [by_method[*way].get(mix) for mix in (1.0, _MIX)]
-            alone = both[0]
+            alone, mixed = (by_method[*way].get(mix) for mix in (1.0, _MIX))
+            mixed = [] if mixed is None else mixed.mean(0)
             results = found["tuned"].results
             line = results.line(way[0], _TUNED_LEVEL, way[1])
             # The start is given; a copy is tuned for this.
@@ -329,12 +319,8 @@ def _tuning(found):
                 (
                     *(what, f"{line.steps:,}", f"{spent / 1e12:.1f}"),
                     str(len(alone)),
-                    *(
-                        _by_seed(values)
-                        for change in both
-                        if change is not None
-                        for values in change.T
-                    ),
+                    *map(_by_seed, alone.T),
+                    *(f"{value:+.1f}" for value in mixed),
                 )
             )
     return tables.rows_under(
@@ -403,11 +389,6 @@ FIGURES = {
 # Functions of the groups that return rows of text, by the table's name.
 TABLES = {
     "moved": lambda found: tables.ratios(found["moved"]),
-    "main": lambda found: tables.ratios(
-        found["moved"]._replace(
-            methods=[row for row in _MOVED if row[1] in _MAIN]
-        )
-    ),
     "readme": lambda found: tables.offers(
         [
             (have, use, found["moved"], method, cost)
@@ -418,7 +399,12 @@ TABLES = {
         found["moved"]._replace(methods=_OVER_NOISE, costs=("paper",)), "moved"
     ),
     "steering": _steering,
-    "two_targets": lambda found: tables.two_targets(found["moved"], _TARGETS),
+    "two_targets": lambda found: tables.two_targets(
+        found["moved"]._replace(
+            methods=[row for row in _MOVED if row[1] in _HEADLINES]
+        ),
+        _TARGETS,
+    ),
     "tried": lambda found: tables.tried(found["moved"]),
     "sources": _by_source,
     "tuning": _tuning,
