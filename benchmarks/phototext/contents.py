@@ -211,7 +211,7 @@ def panels(found):
         ),
         figures.Panel(
             found[_SHOWN],
-            f"Steering: a reference of {_SHOWN}",
+            f"None moved, a reference of {_SHOWN} photographs",
             *(_CURVES_STEERED, cells.OF_DOMAIN[_SHOWN]),
         ),
     )
