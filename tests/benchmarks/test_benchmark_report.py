@@ -29,7 +29,7 @@ TABLES = {
     "docs/recipes.md": ("icons", ["given_noise"]),
     "docs/photos.md": (
         "photos",
-        ["two_targets", "sources", "tried", "steering", "people"],
+        ["two_targets", "sources", "steering", "people"],
     ),
     "docs/fine_tuning.md": ("photos", ["tuning", "rates"]),
     "benchmarks/icontext/results/report.md": (
