@@ -221,7 +221,7 @@ _STEERED = tuple(
         ),
         _by(name, "top_10", _LENGTHS, cut=10, pool=""),
         _by(name, "top_10_distilled", _LENGTHS, _DISTILLED, cut=10, pool=""),
-        # More than half of the pool is of fashion.
+        # Half of the pool is of fashion.
         *(
             [_by(name, "top_2_distilled", _LENGTHS, _DISTILLED, cut=2, pool="")]
             * (domain == "fashion")

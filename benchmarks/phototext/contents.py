@@ -265,7 +265,7 @@ def tuning(found):
     for _, method, steps in _TUNED:
         changes = {
             mix: _changes(found, method, steps, mix)
-            for mix in (1.0, *cells.MIXES[:0:-1])
+            for mix in (*cells.MIXES[1:], 1.0)
         }
         if changes[1.0] is not None:
             by_method[method, steps] = {

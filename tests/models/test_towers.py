@@ -46,7 +46,7 @@ class TowersTest(tf.test.TestCase):
     def test_towers_that_were_saved_with_dropout_are_refused(self):
         for tower in (tiny_towers.image_tower(), tiny_towers.text_tower()):
             saved = tower.get_config() | {"dropout": 0.0}  # as by 0.3.0
-            again = type(tower).from_config(dict(saved))
+            again = type(tower).from_config(saved)
             self.assertEqual(again.get_config(), tower.get_config())
             with self.assertRaisesRegex(ValueError, "`dropout` .*0.1"):
                 type(tower).from_config(saved | {"dropout": 0.1})
