@@ -238,10 +238,15 @@ _STEERED = tuple(
 # A general model is tuned on shop photographs. The copy is tuned on the checked
 # pairs, and chooses. With it and embedding, a stage's 500 steps cost as 832 do.
 START = "apart_general_general_3000"
-COPY = "tuned_copy_300"
+COPY, SECOND_COPY = "tuned_copy_300", "tuned_second_copy_500"
 _TUNED_LENGTHS = (125, 250, 500)
 RATE, RATES = "4e-3", ("5e-4", "2e-3", "4e-3", "8e-3")
 MIXES = 0.0, 0.25, 0.5, 0.75
+
+
+def _renewed(times):
+    steps = ",".join(str(step) for step in _RENEWALS[:times])
+    return f"bootstrap.renew_at={steps}"
 
 
 def _tuned(method, *settings, lengths=_TUNED_LENGTHS, **changes):
@@ -255,7 +260,7 @@ def _tuned(method, *settings, lengths=_TUNED_LENGTHS, **changes):
 
 _CHECKED = {"pool": "apart_checked", "lengths": (150, 300)}
 _LORA = "model.lora_rank=16"
-_RENEWED = "bootstrap.renew_at=125,250,500,1000"
+_RENEWALS = 125, 250, 500, 1000  # at which the learner itself chooses
 _TUNED = (
     Cell("general", (3000,), pool="apart_general", recipe="photos"),
     _tuned("copy", lengths=(300,), pool="apart_checked", seeds=(0,)),
@@ -283,9 +288,12 @@ _TUNED = (
         _tuned(*(name, *settings), lengths=lengths, reference=COPY, **changes)
         for name, settings, lengths, changes in (
             ("stored_3_by_copy", (_stored(3),), (1000, 1500), {}),
-            (
-                *("stored_3_by_copy_renewed", (_stored(3), _RENEWED)),
-                *((500, 1000, 1500), {}),
+            *(
+                (
+                    *("stored_3_by_copy_renewed", (_stored(3), _renewed(n))),
+                    *(lengths, {}),
+                )
+                for n, *lengths in ((3, 500, 1000), (4, 1500))
             ),
             ("top_3_by_copy", (), (1000, 1500), _CUT),
         )
@@ -296,6 +304,21 @@ _TUNED = (
     _tuned("checked_replayed", _GENERAL, **_CHECKED | {"lengths": (900,)}),
     _tuned("stored_3_by_copy_replayed", _stored(3), _GENERAL, reference=COPY),
     _tuned("top_3_by_copy_replayed", _GENERAL, reference=COPY, cut=3),
+    _tuned(
+        *("top_3_by_copy_replayed", _GENERAL),
+        **{"lengths": (1000,), "reference": COPY} | _CUT,
+    ),
+    _tuned(
+        *("stored_3_by_copy_renewed_replayed", _stored(3), _GENERAL),
+        _renewed(3),
+        **{"lengths": (500, 1000), "reference": COPY},
+    ),
+    # Cut again, by a copy that was tuned on the cut pool.
+    _tuned("second_copy", lengths=(500,), seeds=(0,), reference=COPY, cut=3),
+    _tuned(
+        *("top_3_by_second_copy_replayed", _GENERAL),
+        **{"lengths": (500, 1000), "reference": SECOND_COPY} | _CUT,
+    ),
     # Learning rates, a seed each.
     *(
         _tuned(
@@ -307,6 +330,15 @@ _TUNED = (
             ("lora", (_LORA,), {}),
             ("checked", (), _CHECKED),
             ("stored_3_by_copy", (_stored(3),), {"reference": COPY}),
+            (
+                *("top_3_by_copy_replayed", (_GENERAL,)),
+                {"reference": COPY} | _CUT,
+            ),
+            (
+                "stored_3_by_copy_renewed_replayed",
+                (_stored(3), _renewed(2), _GENERAL),
+                {"reference": COPY},
+            ),
         )
         for rate in RATES
         if rate != RATE

@@ -42,7 +42,8 @@ def collect(benchmark, run, workdir, data, mix=1.0):
         run: `benchmark.Run`; the folder's may be longer.
         workdir: the directory of a finished run.
         data: folder of the data.
-        mix: share of the run's weights, the rest the start's.
+        mix: share of the run's weights, the rest the start's; 0 or 1 before
+            the run's last step.
 
     Returns:
         A dict for runs.csv, and a string of the scores of the tests' pairs;
@@ -55,7 +56,7 @@ def collect(benchmark, run, workdir, data, mix=1.0):
     # It has the costs of the steps up to it.
     last = next(row for row in evaluated if row["step"] == run.steps)
     if run.steps < config.steps:
-        scores = _scores(last, splits)
+        scores = _scores(last if mix else evaluated[0], splits)
     else:
         model, pairs, scores = (
             jest_tf.load(workdir, trust=True, mix=mix),

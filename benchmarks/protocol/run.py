@@ -228,8 +228,14 @@ class Runner:
                     self._referred(run.cell),
                     self._sidecars(run.cell.reference, run.cell.pool),
                 )
-            lines = [(run._replace(steps=n), 1.0) for n in run.shorter]
-            lines += [(run, mix) for mix in (*run.cell.mixes, 1.0)]
+            mixes = (*run.cell.mixes, 1.0)
+            lines = [
+                (run._replace(steps=n), mix)
+                for n in run.shorter
+                for mix in mixes
+                if mix in (0, 1)
+            ]
+            lines += [(run, mix) for mix in mixes]
             for one, mix in lines:
                 if (collect.name_of(one, mix), seed) in done:
                     continue

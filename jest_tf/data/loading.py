@@ -46,7 +46,8 @@ class Options:
         rows: bool [n], the rows of the store that are drawn; None draws all.
         num_curated: the number of parts, last in the store, that form the
             curated set; they are drawn only as curated rows.
-        clean: see `stored_stages.StoredStages`.
+        clean: maps ids, int64 [k], to whether the records are clean, bool [k];
+            None if this is unknown.
         summaries: of the stored stages' choices, for logs.
         faults: counts and logs unreadable records and limits their rate; None
             counts with the default limit.
@@ -74,6 +75,7 @@ class ReferenceInputs:
     Attributes:
         sidecars: the reference's, of the same store; None if there are none.
         embeddings: add the sidecars' `reference_image` and `reference_text`.
+        curated: curated rows have this part, too, which only the loss reads.
         tokenizer: of a live reference; adds `text_for_reference` if it differs
             from the learner's.
         image_form: form of a live reference's images; adds
@@ -82,6 +84,7 @@ class ReferenceInputs:
 
     sidecars: sidecars_lib.Sidecars | None = None
     embeddings: bool = False
+    curated: bool = False
     tokenizer: Tokenizer | None = None
     image_form: images_lib.Form | None = None
 

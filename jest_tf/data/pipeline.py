@@ -119,14 +119,8 @@ class _Stream:
             positions = self._consecutive(size, own)
         else:
             positions = stored_stages.StoredStages(
-                plan,
-                loss,
-                loader.reference.sidecars,
-                loader.store,
-                places,
-                self.seed,
-                loader.options.clean,
-                loader.options.summaries,
+                *(plan, loss, loader.reference.sidecars, loader.store),
+                *(places, self.seed, loader.options),
             ).positions(self.start_step, own)
         return loader.load(
             places,
@@ -140,10 +134,12 @@ class _Stream:
         """Returns the dataset of each step's curated rows."""
         own = self._share(size, "`data.curated_rows` (c)")
         loader = self.loader
-        if not loader.reference.embeddings:
-            # Stored stages alone read the sidecars, of the pool.
+        if not loader.reference.curated:
             loader = dataclasses.replace(
-                loader, reference=loading.ReferenceInputs()
+                loader,
+                forms={"image": loader.forms["image"]},
+                tokenizer_of={"text": loader.tokenizer_of["text"]},
+                reference=loading.ReferenceInputs(),
             )
         options = loader.options
         pool, curated = _parts(loader.store, options)

@@ -44,9 +44,7 @@ class StoredStages:
     Attributes:
         plan: segments of the same sizes, with stored stages.
         sidecars: the reference's, of the store; None if no stage scores.
-        clean: maps ids, int64 [k], to whether the records are clean, bool [k];
-            None if this is unknown.
-        summaries: of the choices, for the logs.
+        options: of the stream; `clean` and `summaries` count here.
     """
 
     plan: Sequence[config_lib.Segment]
@@ -55,8 +53,7 @@ class StoredStages:
     store: stores.Store
     order: stream.AnyOrder
     seed: int
-    clean: Callable[[np.ndarray], np.ndarray] | None = None
-    summaries: summary.Summaries = field(default_factory=summary.Summaries)
+    options: loading.Options = field(default_factory=loading.Options)
 
     def __post_init__(self):
         hyper_batch, most = self.sizes[0], self.order.num_drawn
@@ -132,7 +129,7 @@ class StoredStages:
                 number, stage, positions, passed, step * self.num_groups + group
             )
         if summaries:
-            self.summaries.put(step, group, summaries)
+            self.options.summaries.put(step, group, summaries)
         return np.sort(positions)
 
     def _draw(self, number, stage, positions, passed, group):
@@ -161,8 +158,8 @@ class StoredStages:
             "kept": drawn.kept,
             "reference_loss": drawn.reference_loss,
         }
-        if self.clean is not None:
-            rows["clean"] = self.clean(ids)
+        if self.options.clean is not None:
+            rows["clean"] = self.options.clean(ids)
         details = summary.summarize_rows(
             stage, rows, {"reference_loss": drawn.uniform_reference_loss}
         )

@@ -323,11 +323,10 @@ def embedded_rows(
     None means all rows.
     """
     settings, num_pool = config.bootstrap, _num_pool(config, store)
-    share = settings.share(step)
-    if share == 1.0 and not store.manifest:
+    share, rows = settings.share(step), np.ones(len(store), bool)
+    rows[num_pool:] = config.loss_needs_reference
+    if share == 1.0 and not store.manifest and rows.all():
         return None
-    # The embeddings of curated records may be read, too.
-    rows = np.ones(len(store), bool)
     if share < 1.0:
         salt = _ROWS_SALT + settings.renew_at.index(step)
         values = stream.uniform_hash(config.seed, np.arange(num_pool), salt)

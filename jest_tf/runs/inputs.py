@@ -158,9 +158,9 @@ def open_sidecars(
     store: stores_lib.Store,
     teacher: reference.Run | reference.Pretrained | None = None,
 ) -> sidecars_lib.Sidecars:
-    """Opens the sidecars of a run; of the pool, if only stored stages read."""
+    """Opens the sidecars of a run; of the pool, unless the loss reads them."""
     expected = reference.describe(teacher) if teacher else None
-    if not config.steps_need_reference:
+    if not config.loss_needs_reference:
         store = store.first(len(config.data.train))
     return sidecars_lib.Sidecars(store, config.reference.sidecar_dir, expected)
 
@@ -306,14 +306,9 @@ def make_stored_stages(
     if not funnel.plan[0].stored:
         return None
     return stored_stages.StoredStages(
-        funnel.plan,
-        funnel.scoring_loss,
-        funnel.sidecars,
-        funnel.store,
+        *(funnel.plan, funnel.scoring_loss, funnel.sidecars, funnel.store),
         pipeline.order(funnel.store, config.seed, funnel.options),
-        config.seed,
-        funnel.options.clean,
-        funnel.options.summaries,
+        *(config.seed, funnel.options),
     )
 
 

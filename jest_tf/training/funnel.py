@@ -152,8 +152,7 @@ class Funnel:
                 f"Received: {type(self.reference).__name__}, with sidecars"
             )
         store = self.store
-        if not self.steps_need_reference:
-            # Stored stages alone read them, of the pool.
+        if not self.loss_needs_reference:  # stages choose from the pool
             store = store.first(len(store.parts) - self.options.num_curated)
         try:
             return sidecars_lib.Sidecars(store, sidecars or "", expected)
@@ -242,11 +241,13 @@ class Funnel:
     @property
     def inputs(self) -> loading.ReferenceInputs:
         """The reference's part of a stream."""
+        curated = self.loss_needs_reference
         if self.sidecars is not None:
             return loading.ReferenceInputs(
-                self.sidecars, embeddings=self.steps_need_reference
+                self.sidecars, self.steps_need_reference, curated
             )
         return loading.ReferenceInputs(
+            curated=curated,
             tokenizer=getattr(self.reference, "tokenizer", None),
             image_form=getattr(self.reference, "image_form", None),
         )

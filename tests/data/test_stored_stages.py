@@ -12,6 +12,7 @@ from stored_cases import BAD, SEED
 
 from jest_tf import config, selection
 from jest_tf.data import (
+    loading,
     pipeline,
     reader,
     stored_stages,
@@ -148,7 +149,7 @@ class ChoiceTest(stored_cases.StoredTestCase):
                 self.assertNotAllEqual(expected, first)
             chosen = self.stages(*stages)
             self.assertAllEqual(chosen.choose(step, 0), expected)
-            summaries = chosen.summaries.take(step)
+            summaries = chosen.options.summaries.take(step)
             self.assertEqual(list(summaries), [0] if step in (1, 2) else [])
 
     def test_before_there_is_a_reference_the_first_rows_pass(self):
@@ -167,15 +168,16 @@ class ChoiceTest(stored_cases.StoredTestCase):
             self.assertAllEqual(
                 chosen.choose(step, 0), 108 * step + np.arange(6)
             )
-        self.assertEqual(chosen.summaries.take(0), {})
+        self.assertEqual(chosen.options.summaries.take(0), {})
 
     def test_summaries_are_those_of_the_draws(self):
         stages = FUNNELS["two stages"]
         clean = np.arange(80) % 3 > 0
-        chosen = self.stages(*stages, clean=lambda ids: clean[ids - 1000])
+        options = loading.Options(clean=lambda ids: clean[ids - 1000])
+        chosen = self.stages(*stages, options=options)
         chosen.choose(1, 0)
-        found = chosen.summaries.take(1)
-        self.assertEqual(chosen.summaries.take(1), {})  # taken
+        found = chosen.options.summaries.take(1)
+        self.assertEqual(chosen.options.summaries.take(1), {})  # taken
         _, draws = self.by_hand(stages, 1)
         for number, (drawn, rows) in draws.items():
             entry, reference = found[number], rows["reference"]
@@ -210,7 +212,7 @@ class ChoiceTest(stored_cases.StoredTestCase):
             self.assertEqual(first["kept"], place in kept)
         plain = self.stages(*stages)
         plain.choose(1, 0)
-        self.assertNotIn("clean_in", plain.summaries.take(1)[0])
+        self.assertNotIn("clean_in", plain.options.summaries.take(1)[0])
 
     def part(self, reference, rows):
         image, text, scale, bias = reference
@@ -333,7 +335,7 @@ class GroupsTest(tf.test.TestCase):
         for group in (1, 0):
             self.assertAllEqual(chosen.choose(3, group), self.group(6 + group))
         # Those of the first group are told.
-        (found,) = chosen.summaries.take(3).values()
+        (found,) = chosen.options.summaries.take(3).values()
         self.assertEqual((found["rows_in"], found["rows_out"]), (10_000, 10))
         for row in found["highest"]:
             self.assertBetween(row["position"], 60_000, 69_999)

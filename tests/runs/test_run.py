@@ -551,12 +551,13 @@ class InputsTest(RunsTestCase):
         with self.assertRaisesRegex(ValueError, "No sidecar of .*checked.tf"):
             self.open(*settings, *more, "reference.similarity_weight=1")
         renewed = "bootstrap.renew_at=2", "bootstrap.shares=0.5"
-        embedded = bootstrap.embedded_rows(
-            self.recipe(*settings, *more, *renewed), sources.store, 2
-        )
-        self.assertAllEqual(embedded[:20:2], np.zeros(10))
-        self.assertBetween(embedded[:20].sum(), 1, 9)
-        self.assertAllEqual(embedded[20:], np.ones(6))
+        for loss, count in ([], 0), (["reference.similarity_weight=1"], 6):
+            embedded = bootstrap.embedded_rows(
+                self.recipe(*settings, *more, *renewed, *loss), sources.store, 2
+            )
+            self.assertAllEqual(embedded[:20:2], np.zeros(10))
+            self.assertBetween(embedded[:20].sum(), 1, 9)
+            self.assertEqual(embedded[20:].sum(), count)
 
     def test_shards_of_a_run_of_0_3_0_are_compared_by_name(self):
         workdir = self.workdir("old")
