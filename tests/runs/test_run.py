@@ -547,6 +547,15 @@ class InputsTest(RunsTestCase):
         for batch, other in zip(alone, beside, strict=True):
             self.assertAllEqual(batch["id"], other["id"])
             self.assertContainsSubset(other["curated"]["id"], own)
+        live = *settings, *more, "selection.stages.0.embeddings=live"
+        funnel = inputs.funnel_at(
+            self.recipe(*live), self.open(*live)[0], "", 0
+        )
+        self.assertTrue(funnel.steps_need_reference)
+        batch = funnel.super_batches(tokenizer, tiny.IMAGE_SIZE).element_spec
+        names = set(batch) - {"curated", "reference_image", "reference_text"}
+        self.assertLen(names, len(batch) - 3)
+        self.assertEqual(names, set(batch["curated"]))
         # The loss uses the embeddings of all rows trained on.
         with self.assertRaisesRegex(ValueError, "No sidecar of .*checked.tf"):
             self.open(*settings, *more, "reference.similarity_weight=1")
