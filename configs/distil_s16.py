@@ -16,9 +16,10 @@ out over half of the run, so that the reference does not limit the learner.
 
 Hardware: one GPU with 80 GB. Time: a few hours; a step trains on 1,024 examples
 with three passes of a ViT-S/16, and scores none. NOT RUN BY US at this size:
-docs/results.md has this recipe's results on icons. Plain training, to compare
-with on your data: `--set selection.stages=none reference.distillation_weight=0
-reference.distillation_steps=none reference.projection=none`.
+docs/results.md has results of the method, without fading. Plain training, to
+compare with on your data: `--set selection.stages=none
+reference.distillation_weight=0 reference.distillation_steps=none
+reference.projection=none`.
 """
 
 from jest_tf import config as config_lib

@@ -10,7 +10,7 @@ table 1), and 134 % by docs/logs.md, which counts the text tower, here with 64
 tokens. Prepare the reference as configs/jest_b16.py says.
 
 Hardware: 256 chips of TPU v5p. NOT RUN BY US: we have neither the data nor the
-machine. The step of a small twin is compiled for TPUs.
+machine. Its step is compiled for TPUs on JAX, with the rows of a chip.
 
 Expected, with the paper's 4 billion examples of WebLI (Flexi-JEST++, table 1):
 ImageNet 10-shot 68.2 and zero-shot 75.8, COCO recall@1 image to text 68.0 and

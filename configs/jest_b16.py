@@ -13,9 +13,8 @@ configs/siglip_b16.py on a curated part of the pool.
 Hardware: 256 chips of TPU v5p, 640 examples scored and 128 trained on each.
 Time: 11 hours, if a chip reaches 40 % of its 459 TFLOP/s: 1.8e21 FLOPs, eight
 forward passes of 57 GFLOPs per example trained on. Each step needs 163,840
-decoded images. NOT RUN BY US: we have neither the data nor the machine. We
-compile the step of a small twin for TPUs. docs/tpu.md has the commands for
-several hosts.
+decoded images. NOT RUN BY US: we have neither the data nor the machine. Its
+step is compiled for TPUs; docs/tpu.md has the commands for several hosts.
 
 Expected, with the paper's 4 billion examples of WebLI and a reference trained
 on its curated part (JEST++; Evans et al. 2024, arXiv 2406.17711, table 1):

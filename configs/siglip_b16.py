@@ -5,9 +5,8 @@
 
 Hardware: 256 chips of TPU v5p, 128 examples each. Time: 1.7 days, if a chip
 reaches 40 % of its 459 TFLOP/s: 6.9e21 FLOPs, three forward passes of 57
-GFLOPs per example. NOT RUN BY US: we have neither the data nor the machine. We
-compile the step of a small twin for TPUs. docs/tpu.md has the commands for
-several hosts.
+GFLOPs per example. NOT RUN BY US: we have neither the data nor the machine.
+docs/tpu.md has the commands for several hosts.
 
 Expected, with the paper's 40 billion examples of WebLI (Evans et al. 2024,
 arXiv 2406.17711, table 1): ImageNet 10-shot 70.3 and zero-shot 76.7, COCO

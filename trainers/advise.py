@@ -3,7 +3,7 @@
     python -m trainers.advise --reference examples/icontext_mini/reference \
         --pool 'examples/icontext_mini/pool-*.tfrecord' \
         --curated 'examples/icontext_mini/curated-*.tfrecord' \
-        --sidecar-dir sidecars --output advice
+        --sidecar-dir sidecars --output advice --trust
 
 `--help` explains the flags; `jest_tf.cli.advise` runs the command.
 """

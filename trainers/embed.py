@@ -1,7 +1,7 @@
 """The command `jest-tf embed` as a module.
 
     python -m trainers.embed --workdir examples/icontext_mini/reference \
-        --data 'examples/icontext_mini/pool-*.tfrecord'
+        --data 'examples/icontext_mini/pool-*.tfrecord' --trust
 
 `--help` explains the flags; `jest_tf.cli.embed` runs the command.
 """

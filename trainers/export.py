@@ -1,7 +1,7 @@
 """The command `jest-tf export` as a module.
 
     python -m trainers.export --model runs/jest --format saved_model \
-        --output exported/jest
+        --output exported/jest --trust
 
 `--help` explains the flags; `jest_tf.cli.export` runs the command.
 """

@@ -1,7 +1,7 @@
 """Corrections of Keras 3's `fit` on several replicas.
 
 `TrainerHooks` is for models, `AggregateThenClip` for optimizers.
-tests/distribution/test_fit.py shows each fault in Keras beside its correction.
+tests/distribution/test_fit.py shows one fault in Keras beside its correction.
 """
 
 import contextlib
