@@ -130,8 +130,8 @@ class _ByBlocks:
 
         def theirs(side):
             def body(state, part, logits, start, size):
-                logits = self._logits(side, start, size)
-                return state, (ops.logsumexp(logits, 1),)
+                theirs = self._logits(side, start, size)
+                return state, (ops.logsumexp(theirs, 1),)
 
             return fold(*sides[side], body, (), ((),))[1][0]
 
@@ -145,17 +145,16 @@ class _ByBlocks:
             of_row = ops.exp(logits - rows[:, None])
             return logits, (of_row + ops.exp(logits - all_sums[1 - side])) / 2
 
-        def body_of(side):
-            def body(state, part, logits, start, size):
-                other, target = targets(side, start, size)
-                far = ops.sum(target * (other - logits), 1)
-                return state, (ops.logsumexp(logits, 1), far)
+        def of_images(state, part, logits, start, size):
+            (other, target), logits = targets(0, start, size), logits()
+            far = ops.sum(target * (other - logits), 1)
+            return state, (ops.logsumexp(logits, 1), far)
 
-            return body
+        def of_texts(state, part, logits, start, size):
+            return state, (ops.logsumexp(logits(), 1),)
 
-        (_, (over_texts, far)), (_, (over_images, _)) = (
-            fold(*sides[side], body_of(side), (), ((), ())) for side in (0, 1)
-        )
+        _, (over_texts, far) = fold(*sides[0], of_images, (), ((), ()))
+        _, (over_images,) = fold(*sides[1], of_texts, (), ((),))
         ours = over_texts, over_images
         all_ours = everyones(ours)
 

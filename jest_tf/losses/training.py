@@ -331,8 +331,11 @@ def blockwise(by_blocks, learner, block_size, replicas):
         def fold(rows, columns, body, state, row_shapes):
             def block(state, start, size):
                 part = embeddings.rows_from(rows, start, size)
-                cosines = embeddings.products(part, columns)
-                return body(state, part, scale * cosines + bias, start, size)
+
+                def logits():
+                    return scale * embeddings.products(part, columns) + bias
+
+                return body(state, part, logits, start, size)
 
             return embeddings.fold_row_blocks(
                 block, num_rows, block_size, state=state, row_shapes=row_shapes
@@ -342,7 +345,7 @@ def blockwise(by_blocks, learner, block_size, replicas):
             """Sums slope * column over columns; in `state`, slope * row."""
 
             def body(state, part, logits, start, size):
-                slopes = slope(logits, start, size)
+                slopes = slope(logits(), start, size)
                 if state:
                     of_columns = ops.matmul(ops.transpose(slopes), part)
                     state = (state[0] + of_columns,)
@@ -379,8 +382,9 @@ def blockwise(by_blocks, learner, block_size, replicas):
 
 # Each loss has a dense form, `(logits, own, keep) -> value`, and a form by
 # blocks, `(masks, fold, sides, replicas) -> total, slopes`. `total` is the part
-# of local rows in b * value. `slopes` has `(logits, start, size) -> d(total) /
-# d(logits)` for (local images, all texts) and for (local texts, all images).
+# of local rows in b * value. `fold` hands a body a function that forms the
+# logits. `slopes` has `(logits, start, size) -> d(total) / d(logits)` for (local
+# images, all texts) and for (local texts, all images).
 
 
 def _sigmoid_terms(logits, own, keep):
@@ -396,7 +400,7 @@ def _sigmoid_by_blocks(masks, fold, sides, replicas):
     del replicas  # row losses are independent of each other
 
     def body(state, part, logits, start, size):
-        return state, (_sigmoid_terms(logits, *masks(0, start, size)),)
+        return state, (_sigmoid_terms(logits(), *masks(0, start, size)),)
 
     def make_slope(side):
         def slope(logits, start, size):
@@ -427,7 +431,7 @@ def _softmax_by_blocks(masks, fold, sides, replicas):
     def body_of(side):
         def body(state, part, logits, start, size):
             masked = masks(side, start, size)
-            target, logits = _softmax_terms(logits, *masked)
+            target, logits = _softmax_terms(logits(), *masked)
             if state:
                 columns = ops.logsumexp(logits, 0)
                 state = (embeddings.logaddexp(state[0], columns),)

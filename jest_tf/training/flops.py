@@ -106,9 +106,10 @@ def count_step(
             counts["reference"] += passes(step.reference, trained, size)[0]
     counts["forward"], width = passes(step.learner, trained, size, views)
     logits = 2 * (num_replicas * trained) ** 2 * width
-    # In blocks or on replicas the gradient recomputes the logits.
-    is_whole = num_replicas == 1 and not step.options.loss_block_size
-    loss, gradient = logits, (2 if is_whole else 3) * logits
+    # A gradient in blocks forms the logits again, on replicas for either side.
+    again = 2 if num_replicas > 1 else int(bool(step.options.loss_block_size))
+    sides = 2 if num_replicas > 1 and step.loss == "softmax" else 1
+    loss, gradient = sides * logits, (2 + again) * logits
     if step.projection is not None:
         of_a_row = 2 * 2 * width * step.options.projection_dim  # image and text
         loss += num_replicas * trained * of_a_row
@@ -121,12 +122,13 @@ def count_step(
             _, dim = passes(step.reference, trained, size)
         theirs = 2 * (num_replicas * trained) ** 2 * dim
     if omitted.needs_reference:
-        loss += theirs
-        gradient += 0 if is_whole else theirs
+        loss += sides * theirs
+        gradient += again * theirs
     if "similarities" in step.distilled:
-        # Once a direction, the reference's twice.
-        loss += 2 * logits + 4 * theirs
-        gradient += 3 * logits + 2 * theirs
+        # Always in blocks: the normalisers of either side, then the targets.
+        again = max(again, 1)
+        loss += 2 * logits + 3 * theirs
+        gradient += (2 + again) * logits + again * theirs
     counts["loss"] = loss
     frozen = sum(
         passes(encode, trained, size, views)[0]

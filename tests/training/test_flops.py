@@ -2,14 +2,17 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 
+import lockstep
 import pytest
 import tensorflow as tf
 import tiny_towers
 
 from jest_tf import config as config_lib
-from jest_tf import models, selection
+from jest_tf import losses, models, selection
+from jest_tf.embeddings import Embeddings
 from jest_tf.models import reference, two_tower
 from jest_tf.training import flops
 from jest_tf.training import funnel as funnel_lib
@@ -337,8 +340,8 @@ class TowersTest(tf.test.TestCase):
         self.check(
             similarity_weight=1.0,
             reference=self.forward(dim=self.DIM),
-            loss=(1 + 2) * logits + 4 * theirs,
-            backward=2 * self.forward() + (2 + 3) * logits + 2 * theirs,
+            loss=(1 + 2) * logits + 3 * theirs,
+            backward=2 * self.forward() + (2 + 3) * logits + theirs,
         )
 
     def test_false_negatives_take_the_logits_of_the_reference(self):
@@ -354,6 +357,67 @@ class TowersTest(tf.test.TestCase):
                 + (2 + again) * logits
                 + again * theirs,
             )
+
+    @pytest.mark.tensorflow
+    def test_what_is_counted_is_what_losses_and_gradients_form(self):
+        """Without the cosines of a reference's own pairs, which are few."""
+        rows, scale = self.ROWS, tf.constant(10.0)
+        omit, similar = (
+            {"false_negatives": "reference"},
+            {"similarity_weight": 1},
+        )
+        cases = (
+            ("sigmoid", {}, losses.sigmoid_loss),
+            ("softmax", {}, losses.softmax_loss),
+            ("sigmoid", omit, losses.sigmoid_loss),
+            ("softmax", omit, losses.softmax_loss),
+            ("sigmoid", similar, losses.similarity_distillation),
+        )
+        shares = (1, None), (1, 2), (2, None)
+        for (name, options, function), (replicas, block) in itertools.product(
+            cases, shares
+        ):
+            held = rows // replicas
+            local = {"block_size": block}
+            if replicas > 1:
+                local["replicas"] = lockstep.Echo(replicas)
+
+            def traced(*parts, function=function, options=options, local=local):
+                learner, reference = (
+                    Embeddings(*parts[i : i + 2], scale, scale) for i in (0, 2)
+                )
+                if options:
+                    local = local | {"reference": reference}
+                with tf.GradientTape() as tape:
+                    tape.watch(parts[:2])
+                    value = function(learner, **local)
+                return tf.concat(tape.gradient(value, parts[:2]), 0)
+
+            found = replicas * products(
+                traced,
+                *[[held, self.WIDTH]] * 2,
+                *[[held, self.DIM]] * 2,
+            )
+            if options == omit:
+                found -= replicas * 2 * rows * self.DIM
+            step = step_lib.Step(
+                self.learner,
+                self.teacher,
+                loss=name,
+                options=step_lib.StepOptions(loss_block_size=block, **options),
+            )
+            counts = flops.count_step(step, self.specs(held), replicas)
+            counted = (
+                counts["loss"] + counts["backward"] - 2 * counts["forward"]
+            )
+            if options == similar:  # beside the contrastive loss
+                options = step_lib.StepOptions(loss_block_size=block)
+                step = dataclasses.replace(step, options=options)
+                alone = flops.count_step(step, self.specs(held), replicas)
+                counted -= alone["loss"] + alone["backward"]
+                counted += 2 * alone["forward"]
+            with self.subTest((name, options, replicas, block)):
+                self.assertEqual(found, counted)
 
 
 class ColumnsTest(tf.test.TestCase):
