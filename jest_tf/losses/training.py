@@ -383,8 +383,8 @@ def blockwise(by_blocks, learner, block_size, replicas):
 # Each loss has a dense form, `(logits, own, keep) -> value`, and a form by
 # blocks, `(masks, fold, sides, replicas) -> total, slopes`. `total` is the part
 # of local rows in b * value. `fold` hands a body a function that forms the
-# logits. `slopes` has `(logits, start, size) -> d(total) / d(logits)` for (local
-# images, all texts) and for (local texts, all images).
+# logits. `slopes` has `(logits, start, size) -> d(total) / d(logits)` for
+# (local images, all texts) and for (local texts, all images).
 
 
 def _sigmoid_terms(logits, own, keep):

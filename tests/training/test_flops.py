@@ -373,7 +373,7 @@ class TowersTest(tf.test.TestCase):
             ("softmax", omit, losses.softmax_loss),
             ("sigmoid", similar, losses.similarity_distillation),
         )
-        shares = (1, None), (1, 2), (2, None)
+        shares = (1, None), (1, rows), (2, None)
         for (name, options, function), (replicas, block) in itertools.product(
             cases, shares
         ):
