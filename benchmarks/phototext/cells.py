@@ -11,6 +11,7 @@ from benchmarks.phototext import sources
 from benchmarks.protocol.benchmark import Benchmark, Cell
 
 DOMAINS = ("fashion", "aerial", "flickr8k")
+LARGE = "large"  # begins the names of methods with large batches
 _CLEAN_SETS = (
     "apart",
     "apart_general",
@@ -150,6 +151,28 @@ _MOVED = (
     # Longer than the cut lasts.
     _by(REFERENCE, "stored_3_distilled", (3200,), _stored(3), _DISTILLED),
     _by(REFERENCE, "top_3_distilled", (3200,), _DISTILLED, cut=3),
+    # Batches of 1,024, as many examples in all.
+    *(
+        cell._replace(
+            method=f"{LARGE}_{cell.method}",
+            lengths=tuple(n // 4 for n in cell.lengths),
+            settings=f"{cell.settings} selection.batch_size=1024 "
+            "optimizer.warmup_steps=50",
+        )
+        for cell in (
+            _learner("uniform", _UNIFORM[1:], rate="2e-3"),
+            *(
+                _learner(f"uniform_at_{rate}", (2000,), rate=rate, seeds=(1,))
+                for rate in ("1e-3", "4e-3")
+            ),
+            _by(REFERENCE, "jest", _LENGTHS[1:], _live(5)),
+            _by(
+                *(REFERENCE, "stored_3_distilled", _LONG[1:]),
+                *(_stored(3), _DISTILLED),
+            ),
+            _by(REFERENCE, "top_3_distilled", _LONG[1:], _DISTILLED, cut=3),
+        )
+    ),
     # Without the false negatives that the reference marks.
     *(
         _by(
@@ -223,8 +246,16 @@ _STEERED = tuple(
         _by(name, "top_10_distilled", _LENGTHS, _DISTILLED, cut=10, pool=""),
         # Half of the pool is of fashion.
         *(
-            [_by(name, "top_2_distilled", _LENGTHS, _DISTILLED, cut=2, pool="")]
-            * (domain == "fashion")
+            cell
+            for settings, changes in (
+                (("top_2_distilled", _LENGTHS, _DISTILLED), {"cut": 2}),
+                (
+                    ("stored_2_distilled", _LENGTHS, _stored(2), _DISTILLED),
+                    {},
+                ),
+            )
+            if domain == "fashion"
+            for cell in [_by(name, *settings, pool="", **changes)]
         ),
         _learner("own_pairs", _LENGTHS, pool=f"part_{domain}00"),
         _by(
@@ -355,7 +386,7 @@ BENCHMARK = Benchmark(
         f"{sources.VALIDATION}_{source}" for source in sources.SOURCES
     ),
     clean_sets=_CLEAN_SETS,
-    learners=(),
+    learners=(f"{LARGE}_",),
     cells=(
         *_REFERENCES,
         *(cell._replace(seeds=(1,)) for cell in _TRIALS),

@@ -45,6 +45,7 @@ _MOVED = (
     ),
 )
 _HEADLINES = ("reference_data", "jest", "stored_3_distilled", "top_3_distilled")
+_LARGE = tuple(row for row in _MOVED if row[1] in ("uniform", *_HEADLINES[1:]))
 # Rows of the README's table: what one has, what to use, and how FLOPs count.
 _OFFERS = (
     (
@@ -76,6 +77,7 @@ _STEERED = (
     ("stored stage, 10 candidates, distillation", "stored_10_distilled", None),
     ("the pool cut once to a tenth", "top_10", None),
     ("the pool cut once to a tenth, distillation", "top_10_distilled", None),
+    ("stored stage, 2 candidates, distillation", "stored_2_distilled", None),
     ("the pool cut once to a half, distillation", "top_2_distilled", None),
 )
 _OVER_NOISE = tuple(
@@ -190,6 +192,10 @@ def groups(folder=None):
             *(_STEERED, _STEERED_LEVEL, ("paper", "all")),
             about | {"arm": "steering", "domain": domain},
         )
+    found["large"] = tables.Group(
+        measures.Results(BENCHMARK, folder, GIVEN, cells.LARGE),
+        *(_LARGE, _MOVED_LEVEL, ("paper", "all"), about),
+    )
     found["tuned"] = tables.Group(
         measures.Results(BENCHMARK, folder, TUNED),
         *((), _TUNED_LEVEL, ("paper", "all"), about | {"arm": "tuned"}),
@@ -389,6 +395,7 @@ FIGURES = {
 # Functions of the groups that return rows of text, by the table's name.
 TABLES = {
     "moved": lambda found: tables.ratios(found["moved"]),
+    "large": lambda found: tables.ratios(found["large"]),
     "readme": lambda found: tables.offers(
         [
             (have, use, found["moved"], method, cost)

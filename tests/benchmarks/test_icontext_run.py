@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pathlib
+import re
 from unittest import mock
 
 import numpy as np
@@ -174,7 +175,8 @@ class RunnerTest(tf.test.TestCase):
                     path = f"{ROOT}/configs/{job.cell.recipe}.py"
                     recipe = config_lib.load_config(path, runner.settings(job))
                     self.assertEqual(recipe.steps, job.steps)
-                    size = 1024 if "b1024" in name else 256
+                    is_large = re.search("b1024|_large_", name)
+                    size = 1024 if is_large else 256
                     self.assertEqual(recipe.selection.batch_size, size)
                     self.assertEqual(
                         bool(recipe.reference.sidecar_dir),
