@@ -1,7 +1,7 @@
 """Choose from a whole data set once, into a manifest for training.
 
 By default every window of the data passes a stored stage with five candidates
-and the criterion easy-reference, like those of a run (docs/funnel.md). Missing
+and the criterion easy_reference, like those of a run (docs/funnel.md). Missing
 sidecars are written first. A run with `data.manifest=DIR` draws by the
 manifest. `report.html`, beside it, shows records that it keeps and drops. The
 same command continues after an interruption; `--overwrite` starts again.
@@ -58,13 +58,13 @@ def run(flags: argparse.Namespace) -> None:
         )
     model = flags_lib.load_reference(flags.workdir, "--workdir")
     values = {"stage": dataclasses.asdict(curation.STAGE)}
-    if model is not None:
+    if model is not None and model.loss:
         values["loss"] = model.loss
     elif not any(text.startswith("loss=") for text in flags.set):
         raise ValueError(
             "`loss` must be the pair loss that trained the reference. "
-            "Received: no `loss`, and sidecars do not tell it; add `--set "
-            "loss=sigmoid` or loss=softmax, or name its run, `--workdir`"
+            "Received: no `loss`, and neither sidecars nor towers tell it; add "
+            "`--set loss=sigmoid` or loss=softmax, or name its run, `--workdir`"
         )
     chosen_by = flags_lib.settings(curation.Choice, flags, **values)
     store = flags_lib.open_store(flags, "data")

@@ -137,13 +137,14 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def _out_of_memory(recipe, text):
+    c = recipe.data.curated_rows
     match = re.search("(OOM|Out of memory|RESOURCE_EXHAUSTED)[^\n]*", text)
     reason = match[0][:200] if match else " ".join(text.split())[:200]
     return (
         "Out of memory: lower `scoring_batch_size` of the live stages or "
         "`model.micro_batch_size` to embed fewer rows at a time, or set "
         "`model.dtype_policy=mixed_bfloat16` to halve their size. Received: "
-        f"rows into and out of the stages {recipe.selection.sizes()}, "
+        f"rows into and out of the stages {recipe.selection.sizes(c)}, "
         "scoring_batch_size="
         f"{[stage.scoring_batch_size for stage in recipe.selection.live]}, "
         f"model.micro_batch_size={recipe.model.micro_batch_size} ({reason})"

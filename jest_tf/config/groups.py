@@ -25,9 +25,10 @@ class DataConfig(checks.Checked, path="data"):
             format's default.
         caption_fields: features, extensions, `json` fields or columns of the
             captions. Empty takes the format's default.
-        noise_field: feature, extension or column that is empty, 0 or false in
-            clean records. The log and the page then show the clean share of
-            the rows that each stage chooses. Empty reports no share.
+        noise_field: feature, `json` field or column that is empty, 0 or false
+            in clean records: a text, an integer or a boolean. The log and the
+            page then show the clean share of the rows that each stage chooses.
+            Empty reports no share.
         index_dir: folder of the index files. Empty puts each beside its shard.
         shuffle_block_size: neighbouring records that stay together in the
             shuffled order, so that slow storage, such as a bucket, is read in
@@ -309,7 +310,9 @@ class EvaluationConfig(checks.Checked, path="evaluation"):
             `data.train`. Each is a store, named after its files, with the
             defaults of `stores`.
         stores: further stores, with settings of their own.
-        every_steps: steps between evaluations. None evaluates only at the end.
+        every_steps: steps between evaluations. None evaluates only at the end,
+            at renewals of the reference and, with `model.init_from`, at the
+            start.
         log_every_steps: steps averaged in a line of the log.
         log_ids: also log the ids of the draws, in `draws.jsonl`.
     """

@@ -59,7 +59,7 @@ class TrainConfig(checks.Checked):
             all(
                 stage.first_step < self.steps for stage in self.selection.stages
             ),
-            "`selection.stages` must begin before the last of `steps`",
+            "`selection.stages` must begin at a step below `steps`",
         )
 
     def _check_bootstrap(self):

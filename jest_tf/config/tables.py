@@ -1,8 +1,8 @@
 """Names that settings take, each with all that defines it.
 
 Imports no TensorFlow: a value names a function of the package as
-"module:function". No other code knows the names. A criterion or a pair loss of
-a user is the "module:function" that returns its value.
+"module:function". Little other code knows the names. A criterion or a pair loss
+of a user is the "module:function" that returns its value.
 """
 
 from collections.abc import Callable, Mapping

@@ -167,7 +167,7 @@ def decode_all(encoded: tf.Tensor, form: Form) -> tf.Tensor:
     This is for exported graphs. JPEG, PNG and, if this TensorFlow reads it,
     still, opaque WebP without EXIF give the same pixels as `prepare` and
     `decode_batch`. Other images, which `prepare` converts or refuses, raise
-    `tf.errors.InvalidArgumentError`.
+    `tf.errors.InvalidArgumentError`; sizes and scans are not limited.
     """
 
     def decode_one(encoded):

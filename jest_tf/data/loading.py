@@ -38,7 +38,7 @@ class Options:
     """Options of a training stream beyond store, seed and sizes.
 
     Attributes:
-        weights: shares of `store.parts` in the stream; () uses their sizes.
+        weights: shares of the pool's parts in the stream; () uses their sizes.
         shuffle_block_size: as in `stream.Order`; None shuffles freely.
         host: the number of this host, from 0.
         num_hosts: H, must divide B. Host h yields the rows [h B/H, (h + 1)

@@ -53,7 +53,7 @@ def super_batches(
         plan: segments of the same sizes, with the stored stages, which run
             here; the last has all later steps.
         loss: pair loss of the scores.
-        seed: the run's seed, in [0, 2**63).
+        seed: the run's seed, in [0, 2**31).
         tokenizer: the learner's, for `text`.
         image_size: side S of `image`, or a form of images.
         start_step: the first step to yield.

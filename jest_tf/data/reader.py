@@ -112,7 +112,7 @@ class FaultLog:
         """Sorts the lines by step and position.
 
         Drops the faults from `stop_step` on, whose records were only read
-        ahead, from the log and from the counts.
+        ahead, from the log and the counts. Without a file, the counts stay.
         """
         with self._lock:
             if self._path:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jest_tf import config as config_lib
 from jest_tf import embeddings as embeddings_lib
@@ -229,7 +229,7 @@ def _read(image):
         except OSError as error:
             return stores.Fault(error.strerror or str(error))
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     pixels = np.asarray(image)
     if fault := two_tower.pixel_fault(pixels):
         return stores.Fault(fault)

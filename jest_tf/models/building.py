@@ -306,11 +306,11 @@ def _set_image_size(settings, before, size):
 
 
 def _resized(positions, variable, before, size):
-    """Resizes learned positions [n, D] from a square to another square.
+    """Resizes learned positions, [n, D] or [side, side, D], to another square.
 
     Positions before those of the patches, such as a class token's, are kept.
     """
-    count, new = positions.shape[-2], variable.shape[-2]
+    count, new = (math.prod(x.shape[:-1]) for x in (positions, variable))
     for extra in (0, 1):
         sides = [math.isqrt(number - extra) for number in (count, new)]
         if [side * side + extra for side in sides] == [count, new]:

@@ -232,7 +232,7 @@ class AttentionPooling(_Transformer):
     """Pools tokens by attention from one learned probe (SigLIP's MAP head).
 
     x = attention(probe, tokens), then x + mlp(norm(x)). Maps tokens
-    [B, T, width] to [B, width]. Arguments are as for `Encoder`.
+    [B, T, width] to [B, width]. Arguments are those of `Encoder` but `depth`.
 
     Reference: Zhai et al., Scaling Vision Transformers, 2022, section 3.1.
     """

@@ -169,9 +169,7 @@ def _read_keras_file(path):
             "A .keras file must hold a `TwoTower` or a `JESTModel`. Received: "
             f"{path!r}, a {type(learner).__name__}"
         )
-    loss = "sigmoid" if learner.learn_bias else "softmax"
-    if learner is not model:
-        loss = model.step.loss
+    loss = None if learner is model else model.step.loss
     tokenizer, folder = None, os.path.dirname(path) or "."
     if tokenizers.has_tokenizer(folder):
         length = learner.input_shapes["text"][1]

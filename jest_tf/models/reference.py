@@ -63,7 +63,7 @@ class Pretrained(NamedTuple):
         tokenizer: maps valid UTF-8, string [k], to int32 [k, L]; None if
             unknown.
         image_form: the form of the model's images.
-        loss: "sigmoid" or "softmax", the loss that trained the model.
+        loss: the pair loss that trained the model; None if unknown.
         settings: settings of the model that affect its embeddings.
     """
 
@@ -71,7 +71,7 @@ class Pretrained(NamedTuple):
     learner: models.TwoTower
     tokenizer: Callable
     image_form: images_lib.Form
-    loss: str
+    loss: str | None
     settings: tuple = ()
 
 

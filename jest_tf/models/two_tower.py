@@ -296,7 +296,8 @@ def pixel_fault(pixels: np.ndarray, learner: TwoTower | None = None) -> str:
 
     uint8 is valid. Floats need a learner, and must lie in the range to which
     its `pixels` map [0, 255]. Some excess is allowed, because filters
-    overshoot. One pixel must be dark; without this, [0, 1] passes for [-1, 1].
+    overshoot. One pixel must be dark, unless all are equal: without this,
+    [0, 1] passes for [-1, 1].
     """
     expected = "pixels must be uint8 in [0, 255]"
     if pixels.dtype == np.uint8:

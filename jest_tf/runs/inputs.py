@@ -319,7 +319,8 @@ def _warn_of_losses(config, learned):
     its part of a score may drown the learner's.
     """
     loss = config.selection.loss or config.model.loss
-    if config.selection.needs("reference") and loss != learned:
+    is_other = learned not in (loss, None)
+    if config.selection.needs("reference") and is_other:
         progress.say(
             f"warning: scores use the {loss} loss, but the reference, "
             f"{config.reference.model}, was trained with the {learned} loss: "

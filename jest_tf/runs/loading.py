@@ -189,7 +189,7 @@ class Start(NamedTuple):
 
     `tokenizer` is that of `model.init_from` or `data.vocabulary`; None without
     both, or if the run directory has a tokenizer. `fingerprint` is that of
-    `model.init_from`, unless the run has begun.
+    `model.init_from`. With it, both are empty once a checkpoint is saved.
     """
 
     build: Callable[[int], models.TwoTower]

@@ -410,10 +410,13 @@ def _close(run, model, part, callbacks):
     callbacks.checkpoints.delete_old()  # a kill may have left some
     faults.close(config.steps)
     if faults.num_replaced:
+        lines = (
+            f": {directory.FAULTS_FILE} has a line for each unreadable record, "
+            f"{faults.num_lines:,} in all"
+        )
         progress.say(
             f"{faults.num_replaced:,} of {faults.num_drawn:,} records drawn "
-            f"could not be read and were replaced: {directory.FAULTS_FILE} has "
-            f"a line for each unreadable record, {faults.num_lines:,} in all"
+            "could not be read and were replaced" + lines * run.writes
         )
     if is_finished and (fault := _fault_of_weights(workdir)):
         progress.say(f"{fault}; they are written again from the checkpoint")

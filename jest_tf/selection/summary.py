@@ -57,8 +57,9 @@ def summarize_rows(
         uniform: losses of the uniform draw for comparison, by model.
 
     Returns:
-        `rows_in` and `rows_out`; for each quantity the count, mean and
-        quantiles of the kept, the dropped and the uniformly drawn rows;
+        `criterion`, its name; `rows_in` and `rows_out`; for each quantity the
+        count, mean and quantiles of the kept, the dropped and the uniformly
+        drawn rows;
         `highest` and `lowest`, the rows with the most extreme scores; where
         known, `clean_in` and `clean_out`, the clean shares of the rows into the
         stage and out of it.

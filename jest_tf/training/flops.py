@@ -6,14 +6,16 @@ everything else follows by rule:
 
     score      the learner's forward pass over the rows into live stages
     reference  the live reference's, over the rows into the first stage that
-               needs it, or over the trained rows
+               needs it, and over the trained rows if only the loss does, or
+               if some are curated
     select     rows into a stage x rows that pass it, in both directions
     forward    the learner's forward pass over the sub-batch
-    loss       the logits of the sub-batch, the reference's if it marks false
-               negatives, distillation's projections, and the logits of both
-               models whose similarities are distilled
+    loss       the logits of the sub-batch (twice for softmax on replicas), the
+               reference's if it marks false negatives, distillation's
+               projections, and the logits of both models whose similarities are
+               distilled
     backward   2 x `forward` without frozen towers; `forward` again with
-               micro-batches; 2 or 3 x the logits, 0 or 1 x the reference's,
+               micro-batches; 2 to 4 x the logits, 0 to 2 x the reference's,
                2 x the projections
 
 The products of augmentation and the optimizer are negligible and left out.

@@ -209,7 +209,7 @@ class Funnel:
             tokenizer: the learner's.
             image_size: side of the learner's images, or a form of images,
                 such as the `image_form` of a loaded model.
-            seed: the run's seed, in [0, 2**63).
+            seed: the run's seed, in [0, 2**31).
             start_step: the first step to yield.
             host, num_hosts, faults: as in `pipeline.Options`.
 

@@ -43,9 +43,10 @@ class StepOptions:
 
     Attributes:
         false_negatives: pairs that the loss leaves out. This option,
-            `false_negative_margin`, `loss_block_size`, `views` and
-            `micro_batch_size` are as in `config.ModelConfig`. Views need a
-            learner whose `call` takes a `view`.
+            `false_negative_margin`, `loss_block_size` and `micro_batch_size`
+            are as in `config.ModelConfig`, `views` as
+            `TrainConfig.training_views`. Views need a learner whose `call`
+            takes a `view`.
         distillation_weight: as in `config.ReferenceConfig`. Like false
             negatives by the reference, distillation costs a pass of the
             reference, unless a stage scores with it or the batch has its
@@ -213,7 +214,7 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
     step.check_reference()
     rows = dict(super_batch)
     curated = rows.pop(sub_batch.CURATED, None)
-    sizes = sub_batch.check_sizes(step, rows, curated)  # [B - c, ..., b - c]
+    sizes = sub_batch.check_sizes(step, rows, curated)  # [B, ..., b - c]
     # The place in the super-batch of every row, on all replicas.
     numbers = ops.arange(sizes[0], dtype="int32")
     views, reference, drawn, order = step.options.views, None, None, None
@@ -273,7 +274,7 @@ def train_step(step: Step, super_batch: Mapping[str, Tensor]) -> Outputs:
         projection=step.projection,
     )
 
-    # Update: the optimizer sums over replicas, clips and steps.
+    # Update: the optimizer clips and steps; on TensorFlow it sums first.
     step.optimizer.apply_gradients(
         zip(gradient.by_variable, step.variables, strict=True)
     )

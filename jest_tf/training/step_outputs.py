@@ -129,7 +129,8 @@ def list_scored(
 
     `rows` are the local rows into the stage. `about` has, for the rows of all
     replicas, the row of the super-batch and the place in the previous draw,
-    int32 `[n]` each; the places are None without a previous draw.
+    int32 `[n]` each; the places are None without a previous draw, or if each
+    replica draws on its own.
     """
     here = placement.number_rows(rows["image"].shape[0], replicas)
     numbers, order = about

@@ -139,7 +139,15 @@ class Stepper:
             self._next_step = steps_done()
         first = self._next_step
         self._next_step += num_steps
-        return self.segment_at(first)
+        segment = self.segment_at(first)
+        for step in range(first + 1, self._next_step):
+            if self.segment_at(step) != segment:
+                raise ValueError(
+                    "`steps_per_execution` must end an execution where a stage "
+                    f"begins or ends to score, at step {step:,}. Received: "
+                    f"steps_per_execution={num_steps}, from step {first:,} on"
+                )
+        return segment
 
     def run(
         self,

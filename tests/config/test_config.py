@@ -282,7 +282,7 @@ class RefusalsTest(tf.test.TestCase):
             ("optimizer.warmup_steps=8", "`optimizer.warmup_steps` must be le"),
             (
                 f"{stage}.candidates=2 {stage}.first_step=8",
-                "`selection.stages` must begin before the last.*steps=8",
+                "`selection.stages` must begin at a step below.*steps=8",
             ),
             (
                 f"{stage}.candidates=2 {stage}.view.patch_size=12",

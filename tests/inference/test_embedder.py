@@ -72,6 +72,18 @@ class EmbedImagesTest(tf.test.TestCase):
         for row in found[1:]:
             self.assertAllClose(row, found[0], 1e-6, 1e-6)
 
+    def test_a_pillow_image_is_turned_as_its_file_is(self):
+        exif, encoded = Image.Exif(), io.BytesIO()
+        exif[0x0112] = 6
+        pixels = picture_files.smooth_picture()
+        Image.fromarray(pixels).save(encoded, "PNG", exif=exif)
+        image = Image.open(encoded)
+        turned, same, pixels = self.model.embed_images(
+            [encoded.getvalue(), image, pixels]
+        )
+        self.assertAllClose(same, turned, 1e-6, 1e-6)
+        self.assertNotAllClose(pixels, turned, 1e-3, 1e-3)
+
     def test_order_is_kept_over_batches(self):
         images = [picture_files.smooth_picture(seed) for seed in range(11)]
         whole = self.model.embed_images(images)

@@ -46,6 +46,33 @@ class UnitNormTest(tf.test.TestCase):
         self.assertAllClose(normal, [[0.6, 0.8]], 1e-6)
 
 
+class AdaptedTest(tf.test.TestCase):
+    def test_positions_follow_the_size_of_the_images(self):
+        learner = two_tower()
+        learner(tiny_towers.make_batch())
+        tiny_towers.randomise(learner.image_tower, 0)
+        patch, side = tiny_towers.PATCH_SIZE, tiny_towers.IMAGE_SIZE
+        for size in (side + patch, 2 * side):
+            data = config.DataConfig(
+                image_size=size, text_length=tiny_towers.LENGTH
+            )
+            start = config.ModelConfig(init_from="it")
+            recipe = config.TrainConfig(data=data, model=start)
+            other = models.adapted(learner, recipe)
+            self.assertEqual(other.input_shapes["image"][1], size)
+            changed = 0
+            for old, new in zip(
+                learner.variables, other.variables, strict=True
+            ):
+                expected = np.asarray(old)
+                if old.shape != new.shape:
+                    changed += 1
+                    grid = size // patch
+                    expected = oracles_towers.smoothed(expected, grid, grid)
+                self.assertAllClose(new, expected, 1e-6, 1e-6)
+            self.assertEqual(changed, 1)
+
+
 def one_tower(config, vocabulary_size):
     return keras.layers.Dense(vocabulary_size)
 

@@ -9,6 +9,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import oracles
 import pytest
 import run_server
 import subprocesses
@@ -29,7 +30,7 @@ SETTINGS = (
     "selection.stages.0.criterion=easy_reference",
     *("bootstrap.renew_at=8,16", "bootstrap.shares=0.7,0.5"),
     *("bootstrap.clean_start=true", f"data.curated_rows={CURATED}"),
-    *("optimizer.ema=none", "evaluation.log_every_steps=1"),
+    *("optimizer.ema=0.8", "evaluation.log_every_steps=1"),
 )
 
 
@@ -124,10 +125,10 @@ class RunTest(tf.test.TestCase):
         for step in RENEW_AT:
             found = self.sidecars_of(self.unbroken, step)
             state = checkpoints.read(self.unbroken, step)
-            (temperature,) = (
+            (temperature,) = (  # the moving average
                 value
                 for name, value in state.items()
-                if name.startswith("model/") and "temperature" in name
+                if name.endswith("log_temperature_average")
             )
             self.assertAllClose(found.scale, np.exp(temperature), rtol=1e-6)
             rows = bootstrap.embedded_rows(self.config, self.store, step)
@@ -137,9 +138,8 @@ class RunTest(tf.test.TestCase):
                 set(np.flatnonzero(rows)) - damaged,
             )
 
-    def test_a_learner_that_recognises_less_does_not_become_the_reference(self):
-        done = bootstrap.renewals(self.config, self.unbroken)
-        for renewal in done:
+    def test_a_renewal_records_the_share_of_the_pool_that_is_recognised(self):
+        for renewal in bootstrap.renewals(self.config, self.unbroken):
             rows = bootstrap.embedded_rows(
                 self.config, self.store, renewal.step
             )
@@ -151,20 +151,22 @@ class RunTest(tf.test.TestCase):
                 self.config.seed,
             )
             self.assertAllClose(renewal.recognised, share, atol=1e-5)
-        first, second = done
-        self.assertTrue(first.kept)
-        self.assertEqual(second.kept, second.recognised >= first.recognised)
-        used = second.step if second.kept else first.step
-        self.assertIsNone(
-            bootstrap.sidecars_at(self.config, self.store, self.unbroken, 7)
+
+    def test_every_renewal_embeds_rows_of_its_own(self):
+        first, second = (
+            bootstrap.embedded_rows(self.config, self.store, step)[:68]
+            for step in RENEW_AT
         )
-        for step, expected in ((8, 8), (15, 8), (16, used), (24, used)):
-            _, rows = bootstrap.sidecars_at(
-                self.config, self.store, self.unbroken, step
-            )
+        for number, (rows, share) in enumerate(
+            zip((first, second), (0.7, 0.5), strict=True)
+        ):
+            salt = int.from_bytes(b"renew", "big") + number
+            seed = self.config.seed
+            hashes = [oracles.position_hash(seed, i, salt) for i in range(68)]
             self.assertAllEqual(
-                rows, bootstrap.embedded_rows(self.config, self.store, expected)
+                rows, [value < share * 2**64 for value in hashes]
             )
+        self.assertTrue((second & ~first).any())  # they are not nested
 
     def sidecars_of(self, workdir, step):
         """Those of a renewal, kept or not."""
@@ -198,6 +200,49 @@ class RunTest(tf.test.TestCase):
 
 
 class SettingsTest(tf.test.TestCase):
+    def test_a_learner_that_recognises_less_does_not_become_the_reference(self):
+        """After two such renewals in succession nothing more is embedded."""
+        recipe = config.TrainConfig(
+            steps=9,
+            selection=config.SelectionConfig(
+                32,
+                stages=(config.Stage(2, "stored", criterion="easy_reference"),),
+            ),
+            reference=config.ReferenceConfig("somewhere"),
+            bootstrap=config.BootstrapConfig((1, 2, 3, 4)),
+        )
+        run, store = mock.Mock(config=recipe), mock.MagicMock()
+        for first, shares, kept in (
+            (None, [0.3, 0.2, 0.1], [True, False, False, False]),
+            (None, [0.3, 0.2, 0.3, 0.4], [True, False, True, True]),
+            (
+                "given",
+                [0.3, 0.4, 0.4, 0.4, 0.5, 0.6],
+                [False, True, True, True],
+            ),
+        ):
+            workdir = tempfile.mkdtemp(dir=self.get_temp_dir())
+            cost = bootstrap.Cost(5, 5, 1, 0.0)
+            with (
+                mock.patch.multiple(
+                    bootstrap,
+                    embed_records=mock.Mock(return_value=cost),
+                    embedded_rows=mock.Mock(return_value=np.ones(5, bool)),
+                    sidecars_lib=mock.DEFAULT,
+                    _delete_old=mock.DEFAULT,
+                ),
+                mock.patch.object(
+                    *(recognition, "recognised_share"), side_effect=shares
+                ),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
+                for step in recipe.bootstrap.renew_at:
+                    bootstrap.renew(run, workdir, store, step, first)
+            done = bootstrap.renewals(recipe, workdir)
+            self.assertEqual([renewal.kept for renewal in done], kept)
+            gives_up = kept[1:3] == [False, False]
+            self.assertEqual(done[3].images, 0 if gives_up else 5)
+
     def test_flops_of_stored_stages_follow_stages_and_renewals(self):
         def renewal(step, kept):
             return bootstrap.Renewal(step, 0, 0, 0, 0.0, 0.5, kept)

@@ -355,6 +355,18 @@ class StagesTest(TrainingTestCase):
         # First alone, both, last alone: no shape differs.
         self.assertEqual(traces, [(4, 4, 4, 3)] * 3)
 
+    def test_an_execution_has_steps_of_one_kind(self):
+        settings = config.SelectionConfig(4, self.STAGES)
+        batches = tiny.super_batches(8, rows=24)
+        model = build(
+            tiny.learner(0),
+            selection=settings,
+            run_eagerly=False,
+            steps_per_execution=4,
+        )
+        with self.assertRaisesRegex(ValueError, "at step 2. Received: .*=4,"):
+            fit(model, batches)
+
     def test_draw_metrics_average_only_scoring_steps(self):
         batches = tiny.super_batches(4)
         optimizer = keras.optimizers.SGD(0.0)

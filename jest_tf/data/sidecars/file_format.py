@@ -23,7 +23,7 @@ from jest_tf.data import artefacts
 KIND = "sidecar"
 DTYPES = ("float16", "float32")
 
-# Allowed deviation of a length from 1: two steps of bfloat16 (8 bits).
+# Allowed deviation of a squared length from 1: two steps of bfloat16 (8 bits).
 _LENGTH_TOLERANCE = 2**-6
 
 
