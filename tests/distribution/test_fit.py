@@ -379,6 +379,15 @@ class RefusalsTest(tf.test.TestCase):
         model = build(2)
         with self.assertRaisesRegex(ValueError, "`jit_compile=True`.* 2 rep"):
             model.compile(optimizer="adam", jit_compile=True)
+        for optimizer, message in (
+            (keras.optimizers.Adam(clipnorm=1.0), "Adam clips .*clipnorm=1.0"),
+            (
+                keras.optimizers.SGD(gradient_accumulation_steps=2),
+                "`gradient_accumulation_steps` does not work .*: 2",
+            ),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                model.compile(optimizer=optimizer)
         with self.assertRaisesRegex(ValueError, "use `fit`.* on 2 replicas"):
             model.train_on_batch(tiny.super_batches(1)[0])
 

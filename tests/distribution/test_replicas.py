@@ -351,18 +351,47 @@ class TrafficTest(tf.test.TestCase):
 
     def test_what_a_step_moves_by_hand(self):
         for quota, loss in itertools.product(config.QUOTAS, LOSSES):
-            with self.subTest(quota=quota, loss=loss):
-                found = self.moved(96, quota, loss)
-                # Two chunks of 12 rows of four embeddings, from their owners.
-                for width in (24, 10):
-                    call = lockstep.Call("all_reduce", (12, width), "float32")
-                    self.assertEqual(found[call], 2 * 2)
+            expected = {
                 # 6 images and 6 texts for the loss.
-                call = lockstep.Call("all_gather", (6, 24), "float32")
-                self.assertEqual(found[call], 2)
-                # m = 24 / 4 rows for each; without an exchange none.
-                images = [call for call in found if call.dtype == "uint8"]
-                call = lockstep.Call("all_to_all", (4, 6, 4, 4, 3), "uint8")
-                self.assertEqual(images, [call] * (quota == "global"))
+                ("all_gather", (6, 24), "float32"): 2,
+                # Scores of rows kept and of a uniform draw, and the loss.
+                ("all_reduce", (), "float32"): 5,
+            }
+            for width in (24, 10):
+                # Two chunks of 12 rows of four embeddings, from their owners,
+                # and the rows of the uniform draw.
+                expected["all_reduce", (12, width), "float32"] = 2 * 2
+                expected["all_reduce", (24, width), "float32"] = 2
+            if loss == "softmax":
+                expected["all_gather", (6, 2), "float32"] = 1
+            if quota == "global":
+                # Two chunks' candidates: 12 rows and their scores. Then m = 24
+                # / 4 rows for each replica.
+                expected["all_gather", (12,), "float32"] = 2
+                expected["all_gather", (12,), "int32"] = 2
+                expected["all_to_all", (4, 6, 4, 4, 3), "uint8"] = 1
+            else:
+                expected["all_gather", (3,), "int32"] = 2
+            with self.subTest(quota=quota, loss=loss):
+                self.assertEqual(self.moved(96, quota, loss), expected)
                 # Twice the super-batch moves nothing more.
-                self.assertEqual(self.moved(192, quota, loss), found)
+                self.assertEqual(self.moved(192, quota, loss), expected)
+
+    def test_what_distillation_moves_by_hand(self):
+        value = {("all_reduce", (), "float32"): 1}
+        of_similarities = value | {
+            ("all_gather", (6, width), "float32"): 2 for width in (24, 10, 2)
+        }
+        for function, expected in (
+            (losses.feature_distillation, value),
+            (losses.similarity_distillation, of_similarities),
+        ):
+
+            def distil(own, replicas, function=function):
+                return function(*own, replicas=replicas)
+
+            models = random_embeddings.models(24)
+            if function is losses.feature_distillation:
+                models = models[0], models[0]  # of one width
+            calls = on_replicas(4, distil, models)[1][0]
+            self.assertEqual(collections.Counter(calls), expected)

@@ -5,6 +5,8 @@ import gc
 import io
 import json
 import os
+import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -20,7 +22,8 @@ import tensorflow as tf
 import tiny
 from keras import ops
 
-from jest_tf import losses, models, runs
+from jest_tf import config, losses, models, runs
+from jest_tf.config import overrides
 from jest_tf.data import pipeline, reader, stores, tokenizers
 from jest_tf.data.sidecars import embed
 from jest_tf.models import reference
@@ -33,6 +36,7 @@ from jest_tf.runs import (
     provenance,
 )
 
+ROOT = pathlib.Path(__file__).parents[2]
 MRR = "eval/a/image_to_text/mrr"
 # The super-batch that some of these tests poison.
 BAD = 7
@@ -227,6 +231,32 @@ class DirectoryTest(RunsTestCase):
                 pass
         found = self.read("moved", "config.json")["distribution"]["strategy"]
         self.assertEqual(found, "mirrored")
+
+    def test_a_run_goes_on_with_all_settings_but_six(self):
+        (page,) = re.findall(
+            r"Only these may change: (.*?)\. ",
+            (ROOT / "docs/storage.md").read_text(encoding="utf-8"),
+            re.DOTALL,
+        )
+        may_change = tuple(re.findall("`(.*?)`", page))
+        self.assertLen(may_change, 6)
+        self.copy("same")
+        for setting in overrides.settings(config.TrainConfig):
+            changed = [(setting.path, 2, 1)]
+            with (
+                self.subTest(setting.path),
+                mock.patch.object(provenance, "_differences") as differences,
+            ):
+                differences.return_value = changed
+                context = contextlib.nullcontext()
+                if not setting.path.startswith(may_change):
+                    context = self.assertRaisesRegex(
+                        ValueError, f"Expected {setting.path}=1, .*=2"
+                    )
+                with context:
+                    provenance.check_settings(
+                        self.workdir("same"), self.recipe()
+                    )
 
     def test_a_run_refused_before_its_first_step_leaves_no_settings(self):
         bad = "selection.batch_size=5"
