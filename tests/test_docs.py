@@ -36,7 +36,11 @@ import jest_tf
 from jest_tf import cli, curation
 from jest_tf import config as config_lib
 from jest_tf.cli import flags as cli_flags
+from jest_tf.cli import train
 from jest_tf.config import overrides
+from jest_tf.data import images
+from jest_tf.data.stores import shards
+from jest_tf.files import retries
 from jest_tf.runs import directory
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -618,6 +622,21 @@ class ReferencesTest(tf.test.TestCase):
                 if page != "CHANGELOG.md":
                     self.assertTrue((ROOT / path).exists(), f"{page}: {path}")
 
+    def test_the_times_and_sizes_of_storage_are_those_of_the_code(self):
+        page = " ".join(read("docs/storage.md").split())
+        *some, last = retries.WAITS
+        waits = f"{', '.join(f'{wait:g}' for wait in some)} and {last:g}"
+        for words in (
+            f"after retries, {waits} seconds later",
+            f"2^{images.MAX_PIXELS.bit_length() - 1} pixels",
+            "within 20 seconds of SIGTERM",
+            "within five seconds",
+        ):
+            self.assertIn(words, page)
+        self.assertEqual(images.MAX_PIXELS.bit_count(), 1)
+        self.assertBetween(train.GRACE, 15, 20)  # the rest is for the exit
+        self.assertEqual(shards._PATIENCE, 5)
+
     def test_a_page_is_read_in_ten_minutes(self):
         for page in (*PAGES, README):
             if page.startswith("docs/") or page == README:
@@ -707,6 +726,8 @@ class MakefileTest(tf.test.TestCase):
         targets = re.findall(r"make ([a-z-]+)", script.read_text())
         expected = ["test", "test-oldest", "test-jax", "test-slow"]
         self.assertEqual(targets, expected)
+        on_jax = re.search('JAX_TESTS="([^"]*)"', script.read_text())[1]
+        self.assertIn("tests/on_jax", on_jax.split())
         chosen = re.findall(
             r'-m pytest -m "?([a-z ]+|\$\(JAX_MARK\))', read("Makefile")
         )

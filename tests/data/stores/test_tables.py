@@ -223,6 +223,13 @@ class DelimitedTest(TablesTestCase):
         # A damaged line among others.
         path = self.write("c.csv", text.encode() + b"images/0.jpg,\xe9\n")
         self.assertEqual(self.read(path)[2].captions, (b"\xe9",))
+        # One in a hundred, and two, of lines without other letters.
+        lines = ["image,caption", *["images/0.jpg,x"] * 98, "images/0.jpg,é"]
+        bad = "\n".join(lines).encode("latin1")
+        path = self.write("d.csv", bad)
+        self.assertEqual(self.read(path)[98].captions, (b"\xe9",))
+        path = self.write("e.csv", bad.replace(b",x", b",\xe9", 1))
+        self.refuse("e.csv must be UTF-8", path)
 
     def test_tables_on_a_remote_file_system(self):
         folder = f"ram://{os.path.basename(self.directory)}"
