@@ -38,10 +38,10 @@ from jest_tf import config as config_lib
 from jest_tf.cli import flags as cli_flags
 from jest_tf.cli import train
 from jest_tf.config import overrides
-from jest_tf.data import images
+from jest_tf.data import images, stores
 from jest_tf.data.stores import shards
 from jest_tf.files import retries
-from jest_tf.runs import directory
+from jest_tf.runs import bootstrap, directory
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = tuple(
@@ -57,7 +57,8 @@ YOUR_PAIRS = "docs/tutorials/your_pairs.md"
 RUN = (
     *(README, YOUR_PAIRS, "docs/tutorials/first_run.md"),
     *("docs/tutorials/siglip2.md", "docs/advise.md", "docs/buckets.md"),
-    *("docs/curation.md", "docs/data.md", "docs/evaluation.md"),
+    *("docs/bootstrap.md", "docs/curation.md", "docs/data.md"),
+    "docs/evaluation.md",
     *("docs/funnel.md", "docs/models.md", "docs/towers.md"),
 )
 # A block of these starts with a comment that names the file that it is.
@@ -362,6 +363,34 @@ class PagesTest(DocsTestCase):
         self.assertEqual(recipe.selection.sizes(), (1024,))
         self.assertTrue(recipe.reads_sidecars)
 
+    def test_the_recipe_of_the_readme_trains_on_a_pool_cut_once(self):
+        self.preset()
+        pathlib.Path("bucket").mkdir()
+        tiny.write_shard("bucket/pool-00000-of-00001.tfrecord", 24)
+        recipe, _ = (text for name, text in blocks(README) if name == "python")
+        (cut,) = (
+            text for _, text in blocks(README) if "jest-tf curate" in text
+        )
+        recipe, cut = (
+            x.replace("gs://bucket", "bucket") for x in (recipe, cut)
+        )
+        pathlib.Path("recipe.py").write_text(recipe)
+        small = (
+            *("steps=2", "optimizer.warmup_steps=1", "selection.batch_size=4"),
+            *("model.preset=tiny", "data.image_size=32"),
+            *("data.vocabulary_size=512", "reference.projection=16"),
+        )
+        for line in commands(cut):
+            self.run_command(line, small)
+        store = stores.open_stores(
+            config_lib.DataConfig(
+                ("bucket/pool-*.tfrecord",), manifest="bucket/third"
+            )
+        )
+        self.assertEqual((store.manifest.weights > 0).sum(), 8)
+        (*_, last) = directory.read_rows("bucket/run", "metrics.jsonl")
+        self.assertGreater(last["train/similarities"], 0)
+
     def test_a_public_model_trains_and_a_run_is_used(self):
         self.preset()
         write_files(YOUR_PAIRS, self.folder)
@@ -410,6 +439,18 @@ class PagesTest(DocsTestCase):
             ("jest_cached", "scored", 5 * 64),
         ):
             self.assertEqual(logged(run)[f"examples/{name}"], 2 * count)
+
+    def test_a_run_renews_its_reference_and_serves_others(self):
+        renewed = "bootstrap.renew_at=1", "bootstrap.shares=1"
+        self.run_page(
+            "docs/bootstrap.md",
+            add=lambda line: renewed * ("bootstrap" in shlex.join(line)),
+        )
+        for run, kept in (("first", [1]), ("second", []), ("renewed", [1])):
+            recipe = directory.load_config(f"runs/{run}", trust=True)
+            done = bootstrap.renewals(recipe, f"runs/{run}")
+            self.assertEqual([renewal.step for renewal in done], kept)
+            self.assertEqual(logged(run)["step"], 2)
 
     def test_own_towers_criteria_and_losses_train(self):
         self.addCleanup(sys.modules.pop, "my_scores", None)
