@@ -80,6 +80,7 @@ FEW = (
 )
 # The reference runs in the step, as nothing is embedded.
 LIVE = (*FEW, "reference.sidecar_dir=")
+RENEWED = "bootstrap.renew_at=1", "bootstrap.shares=1"
 # Examples of the shipped images that pages run on.
 FEW_PAIRS = {"curated": 800, "pool": 1000, "val": 200, "test": 400}
 
@@ -326,7 +327,11 @@ class PagesTest(DocsTestCase):
             "docs/tutorials/siglip2.md",
             ("steps=2", "optimizer.warmup_steps=1", "data.image_size=32")
             + ("selection.batch_size=80", "evaluation.log_every_steps=1"),
+            add=lambda line: (
+                RENEWED * ("runs/tuned" in line and line[1] == "train")
+            ),
         )
+        self.assertIn("step 1: the learner recognises", printed)
         # The start, and what it became.
         measure = "eval/held_out/image_to_text/recall@1\n"
         self.assertEqual(printed.count(measure), 2)
@@ -441,10 +446,9 @@ class PagesTest(DocsTestCase):
             self.assertEqual(logged(run)[f"examples/{name}"], 2 * count)
 
     def test_a_run_renews_its_reference_and_serves_others(self):
-        renewed = "bootstrap.renew_at=1", "bootstrap.shares=1"
         self.run_page(
             "docs/bootstrap.md",
-            add=lambda line: renewed * ("bootstrap" in shlex.join(line)),
+            add=lambda line: RENEWED * ("bootstrap" in shlex.join(line)),
         )
         for run, kept in (("first", [1]), ("second", []), ("renewed", [1])):
             recipe = directory.load_config(f"runs/{run}", trust=True)
@@ -513,8 +517,7 @@ class PagesTest(DocsTestCase):
             size = 64 + recipe.data.curated_rows
             settings += [f"selection.batch_size={size}"]
             settings += ["distribution.strategy=default"]
-            if recipe.bootstrap.renew_at:
-                settings += ["bootstrap.renew_at=1", "bootstrap.shares=1"]
+            renewed = RENEWED if recipe.bootstrap.renew_at else ()
             if not recipe.model.towers:  # an L/16 and AdamW take 13 GB
                 settings += ["model.preset=tiny"]
                 if not recipe.model.init_from:
@@ -523,7 +526,8 @@ class PagesTest(DocsTestCase):
                 settings += ["reference.projection=16"]
             *_, last = lines = header_commands(path)
             for line in lines:
-                self.run_command(line, settings)
+                is_copy = "bootstrap.renew_at=" in line
+                self.run_command(line, [*settings, *renewed * (not is_copy)])
             run = last[last.index("--workdir") + 1]
             rows = directory.read_rows(run, "metrics.jsonl")
             self.assertEqual(rows[-1]["step"], 2, path)

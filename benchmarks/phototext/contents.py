@@ -127,7 +127,6 @@ _TUNED = (
         *("stored_3_distilled_by_copy", 500),
     ),
     ("plain, with replay", "plain_replayed", 500),
-    ("the checked pairs alone, with replay", "checked_replayed", 300),
     (
         "the checked pairs alone, with replay, for longer",
         *("checked_replayed", 900),
@@ -136,9 +135,20 @@ _TUNED = (
         "stored stage, 3 candidates, by a tuned copy, with replay",
         *("stored_3_by_copy_replayed", 500),
     ),
-    (
-        "the pool cut once to a third by a tuned copy, with replay",
-        *("top_3_by_copy_replayed", 500),
+    *(
+        (f"{what}, with replay{longer}", f"{method}_replayed", steps)
+        for what, method in (
+            (
+                "stored stage, 3 candidates, by a tuned copy, renewed",
+                "stored_3_by_copy_renewed",
+            ),
+            ("the pool cut once to a third by a tuned copy", "top_3_by_copy"),
+            (
+                "the pool cut to a third by a second copy",
+                "top_3_by_second_copy",
+            ),
+        )
+        for steps, longer in ((500, ""), (1000, ", for longer"))
     ),
 )
 _CURVES = {
@@ -164,11 +174,14 @@ _CURVES_TUNED = {
     ("top_3_by_copy", 500): ("cut by a tuned copy", "tab:red", "-", "v"),
     ("stored_3_by_copy", 500): ("stage by a tuned copy", "black", "-", "o"),
     ("plain_replayed", 500): ("plain, with replay", "0.6", "-", "s"),
-    ("checked_replayed", 300): (
+    ("checked_replayed", 900): (
         *("checked, with replay", "tab:orange", "-", "s"),
     ),
-    ("stored_3_by_copy_replayed", 500): (
-        *("the stage, with replay", "black", "-", "s"),
+    ("top_3_by_copy_replayed", 1000): (
+        *("the cut, with replay", "tab:red", "-", "s"),
+    ),
+    ("stored_3_by_copy_renewed_replayed", 1000): (
+        *("the stage renewed, with replay", "black", "-", "s"),
     ),
 }
 _MIX = 0.75  # of the table
@@ -315,18 +328,19 @@ def _tuning(found):
     for what, *way in _TUNED:
         if tuple(way) in by_method:
             alone, mixed = (by_method[*way].get(mix) for mix in (1.0, _MIX))
-            mixed = [] if mixed is None else mixed.mean(0)
+            mixed = [np.nan] * 2 if mixed is None else mixed.mean(0)
             results = found["tuned"].results
             line = results.line(way[0], _TUNED_LEVEL, way[1])
-            # The start is given; a copy is tuned for this.
-            by_copy = results.runs.loc[line.cell, "reference"].eq(cells.COPY)
-            spent = results.flops(line, "all" if by_copy.all() else "paper")
+            # The start is given; copies are tuned for this.
+            by = results.runs.loc[line.cell, "reference"]
+            by_copy = by.isin((cells.COPY, cells.SECOND_COPY)).all()
+            spent = results.flops(line, "all" if by_copy else "paper")
             rows.append(
                 (
                     *(what, f"{line.steps:,}", f"{spent / 1e12:.1f}"),
                     str(len(alone)),
                     *map(_by_seed, alone.T),
-                    *(f"{value:+.1f}" for value in mixed),
+                    *(f"{value:+.1f}".replace("+nan", "") for value in mixed),
                 )
             )
     return tables.rows_under(

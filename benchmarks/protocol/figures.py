@@ -86,10 +86,9 @@ def _scores(axis, panel):
         score = 100 * results.runs.loc[panel.reference][SCORE].mean()
         axis.axhline(score, color="0.85", lw=1, zorder=0)
         axis.annotate(
-            *("the reference", (1, score), (0, 5)),
+            *("the reference", (0, score), (5, 5)),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            ha="right",
             color="0.5",
         )
     axis.set_title(panel.title, loc="left")

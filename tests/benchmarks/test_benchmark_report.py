@@ -399,9 +399,12 @@ class PhotosTest(tf.test.TestCase):
         }
         for domain, what, *_ in self.tables["steering"][1:]:
             shown[domain].append(what)
+        large = [row[0] for row in self.tables["large"][1:]]
+        self.assertContainsSubset(large, shown[""])
+        self.assertLen(large, 4)
         for domain, names in shown.items():
             methods = {
-                cell.method
+                cell.method.removeprefix("large_")
                 for cell in photos.BENCHMARK.cells
                 if cell.seeds == (1, 2, 3)
                 and not cell.start
