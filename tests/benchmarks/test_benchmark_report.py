@@ -108,6 +108,32 @@ class PagesTest(tf.test.TestCase):
             self.assertNotEmpty(stated, page)
             self.assertContainsSubset(stated, numbers, page)
 
+    def test_the_readme_says_what_its_rows_say(self):
+        text = " ".join(read(ROOT / README).split())
+        tables = self.tables["photos"]
+        (_, given), *_ = (row[1:] for row in tables["readme"][1:])
+        self.assertIn(f"with {given.replace(', ', ' and ')}, medians", text)
+        found = {
+            tuple(row[:2]): [cell.split()[0].strip("+") for cell in row[4:6]]
+            for row in tables["tuning"][1:]
+        }
+        by_copy = "by a tuned copy, {}with replay"
+        stage = f"stored stage, 3 candidates, {by_copy.format('renewed, ')}"
+        cut = f"the pool cut once to a third {by_copy.format('')}"
+        (gain, lost), of_cut, plain = (
+            found[row]
+            for row in (
+                (f"{stage}, for longer", "1,000"),
+                *((cut, "500"), ("plain", "500")),
+            )
+        )
+        self.assertIn(
+            f"{gain} points and lost {lost} elsewhere; a pool cut once gained "
+            f"{of_cut[0]} and lost {of_cut[1]}, plain tuning {plain[0]} and "
+            f"{plain[1]}.",
+            text,
+        )
+
     def test_medians_over_seeds_agree_at_two_lengths_of_the_target(self):
         found = self.groups["icons"]["half"].results
         for method in ("jest", "stored_3_distilled"):
