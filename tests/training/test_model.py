@@ -784,7 +784,6 @@ class RefusalsTest(TrainingTestCase):
         for settings, value, message in (
             ({"selection": large}, batch, r"39 rows .*12 rows, b=13, c=0"),
             ({"selection": uneven}, batch, "divide .* 5, 12 rows, R=1"),
-            ({"reference": None}, batch, "needs a reference: pass"),
             (
                 {"false_negatives": "reference", "selection": None},
                 batch,
