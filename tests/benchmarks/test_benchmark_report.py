@@ -108,6 +108,25 @@ class PagesTest(tf.test.TestCase):
             self.assertNotEmpty(stated, page)
             self.assertContainsSubset(stated, numbers, page)
 
+    def test_choosing_in_the_run_beats_every_pool_cut_once_by_a_tenth(self):
+        results = self.groups["photos"]["tuned"].results
+        scores = {
+            (method, line.steps): results.runs.loc[line.cell, "test_fashion"]
+            for (_, method), lines in results.lines.items()
+            for line in lines
+        }
+        ours = scores["stored_3_by_copy_renewed_replayed", 1000]
+        self.assertLen(ours, 3)
+        cuts = [
+            score
+            for (method, _), score in scores.items()
+            if re.fullmatch("top_3_by_(second_)?copy(_replayed)?", method)
+        ]
+        self.assertGreaterEqual(len(cuts), 9)
+        for cut in cuts:
+            self.assertGreater(ours.mean(), 1.1 * cut.mean())
+            self.assertGreater(ours.min(), cut.max())
+
     def test_the_readme_says_what_its_rows_say(self):
         text = " ".join(read(ROOT / README).split())
         tables = self.tables["photos"]
