@@ -310,9 +310,8 @@ class EvaluationConfig(checks.Checked, path="evaluation"):
             `data.train`. Each is a store, named after its files, with the
             defaults of `stores`.
         stores: further stores, with settings of their own.
-        every_steps: steps between evaluations. None evaluates only at the end,
-            at renewals of the reference and, with `model.init_from`, at the
-            start.
+        every_steps: steps between evaluations. None evaluates at the start
+            (with `model.init_from`), at each renewal, and at the end.
         log_every_steps: steps averaged in a line of the log.
         log_ids: also log the ids of the draws, in `draws.jsonl`.
     """

@@ -119,8 +119,13 @@ class _Stream:
             positions = self._consecutive(size, own)
         else:
             positions = stored_stages.StoredStages(
-                *(plan, loss, loader.reference.sidecars, loader.store),
-                *(places, self.seed, loader.options),
+                plan,
+                loss,
+                loader.reference.sidecars,
+                loader.store,
+                places,
+                self.seed,
+                loader.options,
             ).positions(self.start_step, own)
         return loader.load(
             places,

@@ -6,6 +6,7 @@ the same batch of rows, and otherwise up to rounding, 1e-6 in float32.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable
@@ -229,7 +230,9 @@ def _read(image):
         except OSError as error:
             return stores.Fault(error.strerror or str(error))
     if isinstance(image, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        with contextlib.suppress(Exception):  # damaged EXIF turns nothing
+            image = ImageOps.exif_transpose(image)
+        return np.asarray(image.convert("RGB"))
     pixels = np.asarray(image)
     if fault := two_tower.pixel_fault(pixels):
         return stores.Fault(fault)

@@ -382,9 +382,9 @@ def blockwise(by_blocks, learner, block_size, replicas):
 
 # Each loss has a dense form, `(logits, own, keep) -> value`, and a form by
 # blocks, `(masks, fold, sides, replicas) -> total, slopes`. `total` is the part
-# of local rows in b * value. `fold` hands a body a function that forms the
-# logits. `slopes` has `(logits, start, size) -> d(total) / d(logits)` for
-# (local images, all texts) and for (local texts, all images).
+# of local rows in b * value. `fold` passes a body a function that returns the
+# block's logits. `slopes` has `(logits, start, size) -> d(total) / d(logits)`
+# for (local images, all texts) and for (local texts, all images).
 
 
 def _sigmoid_terms(logits, own, keep):

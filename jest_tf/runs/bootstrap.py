@@ -280,8 +280,8 @@ def sidecars_at(
 ) -> tuple[sidecars_lib.Sidecars, np.ndarray | None] | None:
     """Opens the sidecars by which the step after `step` steps chooses.
 
-    Also returns the rows with embeddings, bool [n], None for all rows. Returns
-    None if the reference has not been renewed.
+    Also returns the rows with embeddings, bool [n], None for all of the pool.
+    Returns None if the reference has not been renewed.
     """
     last = _last_kept(config, workdir, step)
     if last is None:
@@ -298,7 +298,9 @@ def rows_at(
 ) -> np.ndarray | None:
     """Returns the rows of `sidecars_at`, also of sidecars deleted since."""
     last = _last_kept(config, workdir, step)
-    return last and embedded_rows(config, store, last.step)
+    rows = last and embedded_rows(config, store, last.step)
+    is_whole = rows is None or rows[: _num_pool(config, store)].all()
+    return None if is_whole else rows
 
 
 def has_sidecars(

@@ -306,9 +306,13 @@ def make_stored_stages(
     if not funnel.plan[0].stored:
         return None
     return stored_stages.StoredStages(
-        *(funnel.plan, funnel.scoring_loss, funnel.sidecars, funnel.store),
+        funnel.plan,
+        funnel.scoring_loss,
+        funnel.sidecars,
+        funnel.store,
         pipeline.order(funnel.store, config.seed, funnel.options),
-        *(config.seed, funnel.options),
+        config.seed,
+        funnel.options,
     )
 
 

@@ -6,8 +6,8 @@ everything else follows by rule:
 
     score      the learner's forward pass over the rows into live stages
     reference  the live reference's, over the rows into the first stage that
-               needs it, and over the trained rows if only the loss does, or
-               if some are curated
+               needs it, and, if the loss needs it, over the trained rows,
+               unless a stage has embedded all of them
     select     rows into a stage x rows that pass it, in both directions
     forward    the learner's forward pass over the sub-batch
     loss       the logits of the sub-batch (twice for softmax on replicas), the

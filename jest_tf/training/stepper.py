@@ -135,17 +135,18 @@ class Stepper:
         """Returns the segment of an execution's steps."""
         # Checks the last execution, so that devices don't wait for Python.
         self.check_scores()
-        if self._next_step is None:
+        if self._next_step is None or (num_steps > 1 and len(self.plan) > 1):
+            # The last execution may have ended early, with the data.
             self._next_step = steps_done()
         first = self._next_step
         self._next_step += num_steps
         segment = self.segment_at(first)
-        for step in range(first + 1, self._next_step):
-            if self.segment_at(step) != segment:
+        for step in range(first + 1, self._next_step) if self.plan else ():
+            if self.segment_at(step).step_kind != segment.step_kind:
                 raise ValueError(
-                    "`steps_per_execution` must end an execution where a stage "
-                    f"begins or ends to score, at step {step:,}. Received: "
-                    f"steps_per_execution={num_steps}, from step {first:,} on"
+                    "`steps_per_execution` must end an execution where a live "
+                    f"stage starts or stops scoring, at step {step:,}. Received"
+                    f": steps_per_execution={num_steps}, from step {first:,} on"
                 )
         return segment
 

@@ -83,6 +83,9 @@ class EmbedImagesTest(tf.test.TestCase):
         )
         self.assertAllClose(same, turned, 1e-6, 1e-6)
         self.assertNotAllClose(pixels, turned, 1e-3, 1e-3)
+        image.info["exif"] = b"not a TIFF file"
+        image.getexif().clear()
+        self.model.embed_images([image])
 
     def test_order_is_kept_over_batches(self):
         images = [picture_files.smooth_picture(seed) for seed in range(11)]

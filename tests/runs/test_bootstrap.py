@@ -240,6 +240,13 @@ class SettingsTest(tf.test.TestCase):
                     bootstrap.renew(run, workdir, store, step, first)
             done = bootstrap.renewals(recipe, workdir)
             self.assertEqual([renewal.kept for renewal in done], kept)
+            # Steps choose by the last that was kept.
+            for step in (3, 4):
+                kept_at = [n + 1 for n, is_kept in enumerate(kept) if is_kept]
+                found = bootstrap._last_kept(recipe, workdir, step)
+                self.assertEqual(
+                    found.step, max(n for n in kept_at if n <= step)
+                )
             gives_up = kept[1:3] == [False, False]
             self.assertEqual(done[3].images, 0 if gives_up else 5)
 

@@ -367,6 +367,26 @@ class StagesTest(TrainingTestCase):
         with self.assertRaisesRegex(ValueError, "at step 2. Received: .*=4,"):
             fit(model, batches)
 
+    def test_executions_that_end_early_do_not_shift_the_plan(self):
+        stored = config.Stage(
+            *(2, "stored"), criterion="easy_reference", num_chunks=1
+        )
+        stepper = build(tiny.learner(0)).stepper
+        for stage, count, done, expected in (
+            (one_of_three(first_step=5), 2, (0, 2, 3, 5), [0, 0, 0, 1]),
+            # Stored stages are no part of the program.
+            (dataclasses.replace(stored, first_step=6), 4, (4, 8), [0, 1]),
+        ):
+            if isinstance(stage, config.Stage):
+                stage = config.SelectionConfig(4, (stage,))
+            stepper.plan = config.plan(stage)
+            stepper.begin_fit(lambda: 0)
+            found = [
+                stepper.begin_execution(lambda step=step: step, count)
+                for step in done
+            ]
+            self.assertEqual([len(one.scoring) for one in found], expected)
+
     def test_draw_metrics_average_only_scoring_steps(self):
         batches = tiny.super_batches(4)
         optimizer = keras.optimizers.SGD(0.0)
