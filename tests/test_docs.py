@@ -304,7 +304,7 @@ class PagesTest(DocsTestCase):
         part, _, _ = part.partition("\n## ")
         name = r"`[\w./]+`"
         rows = re.findall(
-            rf"^\| ({name}(?: or {name})?) \| ", part, re.MULTILINE
+            rf"^\| ({name}(?:(?:, {name})? or {name})?) \| ", part, re.MULTILINE
         )
         self.assertGreater(len(rows), 10)
         listed = [re.findall(r"`([^`]+)`", row) for row in rows]
