@@ -15,9 +15,11 @@ its class token. The parameters of both stand in the table.
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import math
 import pathlib
+import statistics
 import sys
 import tempfile
 import time
@@ -243,11 +245,7 @@ def _measured(start, imported, ends, parameters, packages):
 
 
 def _median_step(ends):
-    steps = sorted(
-        after - before
-        for before, after in zip(ends[:-1], ends[1:], strict=True)
-    )
-    return steps[len(steps) // 2]
+    return statistics.median(b - a for a, b in itertools.pairwise(ends))
 
 
 _SIDES = {

@@ -49,9 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("path", nargs="?", help="the picture, such as house.png")
-    what.add_argument(
-        "--trace", action="store_true", help="trace a batch, record to loss"
-    )
+    what.add_argument("--trace", action="store_true", help="trace a batch")
     options = parser.parse_args(argv)
     if options.path:
         draw(imports(), options.path)
@@ -193,12 +191,9 @@ def trace() -> dict[str, str]:
         stream to the return of the loss, in all threads; imports and methods
         that `dataclasses` generates do not.
     """
+    easy = config_lib.Stage(2, "stored", criterion="easy_reference")
     selection = config_lib.SelectionConfig(
-        16,
-        stages=(
-            config_lib.Stage(2, "stored", criterion="easy_reference"),
-            config_lib.Stage(2),
-        ),
+        16, stages=(easy, config_lib.Stage(2))
     )
     config = config_lib.TrainConfig(
         steps=1,

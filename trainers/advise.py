@@ -4,8 +4,6 @@
         --pool 'examples/icontext_mini/pool-*.tfrecord' \
         --curated 'examples/icontext_mini/curated-*.tfrecord' \
         --sidecar-dir sidecars --output advice --trust
-
-`--help` explains the flags; `jest_tf.cli.advise` runs the command.
 """
 
 import functools

@@ -3,8 +3,6 @@
     python -m trainers.curate --workdir examples/icontext_mini/reference \
         --data 'examples/icontext_mini/pool-*.tfrecord' \
         --output manifests/easy --set stage.candidates=4 window=2048 --trust
-
-`--help` explains the flags; `jest_tf.cli.curate` runs the command.
 """
 
 import functools

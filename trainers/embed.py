@@ -2,8 +2,6 @@
 
     python -m trainers.embed --workdir examples/icontext_mini/reference \
         --data 'examples/icontext_mini/pool-*.tfrecord' --trust
-
-`--help` explains the flags; `jest_tf.cli.embed` runs the command.
 """
 
 import functools

@@ -1,8 +1,6 @@
 """The command `jest-tf evaluate` as a module.
 
-    python -m trainers.evaluate --workdir runs/jest --trust
-
-`--help` explains the flags; `jest_tf.cli.evaluate` runs the command.
+python -m trainers.evaluate --workdir runs/jest --trust
 """
 
 import functools

@@ -2,8 +2,6 @@
 
     python -m trainers.export --model runs/jest --format saved_model \
         --output exported/jest --trust
-
-`--help` explains the flags; `jest_tf.cli.export` runs the command.
 """
 
 import functools

@@ -1,8 +1,6 @@
 """The command `jest-tf page` as a module.
 
-    python -m trainers.page --workdir runs/jest --trust
-
-`--help` explains the flags; `jest_tf.cli.page` runs the command.
+python -m trainers.page --workdir runs/jest --trust
 """
 
 import functools

@@ -2,8 +2,6 @@
 
     python -m trainers.train --config configs/quickstart_uniform.py \
         --workdir runs/uniform
-
-`--help` explains the flags; `jest_tf.cli.train` runs the command.
 """
 
 import functools

@@ -9,7 +9,7 @@ again.
 import pathlib
 import re
 
-from benchmarks.protocol.benchmark import Benchmark, Cell
+from benchmarks.protocol.benchmark import STAGE, Benchmark, Cell, live, stored
 
 CLEAN_SETS = ("curated", "apart", "apart_permissive")
 # Learners other than the usual; their methods' names begin with these.
@@ -21,7 +21,6 @@ _UNIFORM = (1125, 2250, 4500, 9000, 18_000, 36_000)
 _SLOW = "optimizer.learning_rate=1e-3"
 _FAST = " optimizer.learning_rate=4e-3"  # after other settings
 _CURATED = "data.curated={data}/curated-*.tfrecord data.curated_rows="
-_STAGE = "selection.stages.0"
 _DRAWN = " selection.stages.0.captions=drawn"
 # Renewals up to a length, and the shares of the pool that they embed.
 _RENEWED = {
@@ -39,19 +38,6 @@ def _rate(rate):
     return f" optimizer.learning_rate={rate}"
 
 
-def _live(candidates):
-    """JEST: the learner scores beside the sidecars of the reference."""
-    return f"{_STAGE}.candidates={candidates}"
-
-
-def _stored(candidates):
-    """A cascade: stored embeddings alone choose."""
-    return (
-        f"{_STAGE}.candidates={candidates} {_STAGE}.embeddings=stored "
-        f"{_STAGE}.criterion=easy_reference"
-    )
-
-
 def _bootstrapped(method, steps, settings="", **changes):
     """A cell that renews its reference as others of its length do."""
     return Cell(
@@ -66,7 +52,7 @@ def _bootstrapped(method, steps, settings="", **changes):
 
 def _renewed(steps, renewals):
     """A cascade begun by the reference of the curated set, then renewed."""
-    settings = f"{_stored(3)} bootstrap.renew_at={renewals}"
+    settings = f"{stored(3)} bootstrap.renew_at={renewals}"
     return Cell("renewed", (steps,), settings, reference=_GIVEN)
 
 
@@ -95,10 +81,10 @@ def _by(steps):
     """Cells by a reference of fewer or more steps."""
     name = f"apart_reference_{steps}"
     for method, settings in (
-        ("jest", _live(5)),
-        ("easy_reference", f"{_live(5)} {_STAGE}.criterion=easy_reference"),
+        ("jest", live(5)),
+        ("easy_reference", f"{live(5)} {STAGE}.criterion=easy_reference"),
         ("distilled", _DISTILLED),
-        ("stored_3_distilled", f"{_stored(3)} {_DISTILLED}"),
+        ("stored_3_distilled", f"{stored(3)} {_DISTILLED}"),
     ):
         yield _part(f"{method}_by_{steps}", (700,), settings, reference=name)
 
@@ -115,27 +101,27 @@ _REFERENCES = (
 _LEARNERS_OF_GIVEN = (
     Cell("uniform", (700,), _SLOW, pool="part70"),
     Cell("uniform", _UNIFORM, _SLOW, pool="part70"),
-    _part("jest", _SHORT, _live(5)),
+    _part("jest", _SHORT, live(5)),
     *(
-        _part(method, (700,), _live(settings))
+        _part(method, (700,), live(settings))
         for method, settings in (
             ("jest_f50", "2"),
             ("jest_f90", "10"),
             ("jest_f95", "20"),
-            ("independent", f"5 {_STAGE}.method=independent"),
-            ("easy_reference", f"5 {_STAGE}.criterion=easy_reference"),
-            ("hard_learner", f"5 {_STAGE}.criterion=hard_learner"),
+            ("independent", f"5 {STAGE}.method=independent"),
+            ("easy_reference", f"5 {STAGE}.criterion=easy_reference"),
+            ("hard_learner", f"5 {STAGE}.criterion=hard_learner"),
         )
     ),
     _part("distilled", _SHORT, _DISTILLED),
-    _part("stored_3_distilled", _SHORT, f"{_stored(3)} {_DISTILLED}"),
+    _part("stored_3_distilled", _SHORT, f"{stored(3)} {_DISTILLED}"),
     *(cell for steps in (350, 800, 1600, 6000) for cell in _by(steps)),
     # In-batch negatives; a sigmoid loss has a term for each of them.
     *(
         _part(
             *(f"{method}_b1024", (350,)),
-            f"selection.batch_size=1024 model.loss=sigmoid {_live(5)} "
-            f"{_STAGE}.method={method}",
+            f"selection.batch_size=1024 model.loss=sigmoid {live(5)} "
+            f"{STAGE}.method={method}",
             reference="apart_sigmoid_reference_3000",
         )
         for method in ("joint", "independent")
@@ -164,12 +150,12 @@ _LEARNERS_OF_GIVEN = (
             ("_at_8e-3", _rate("8e-3"), ("jest", "stored_3_distilled")),
         )
         for method, settings, to in (
-            ("jest", _live(5), {}),
+            ("jest", live(5), {}),
             ("flexi", "", {"recipe": "icontext_web_flexi"}),
             ("distilled", _PROJECTED, {}),
-            *((f"stored_{n}", _stored(n), {}) for n in (3, 5)),
+            *((f"stored_{n}", stored(n), {}) for n in (3, 5)),
             *(
-                (f"stored_{n}_distilled", f"{_stored(n)} {_PROJECTED}", {})
+                (f"stored_{n}_distilled", f"{stored(n)} {_PROJECTED}", {})
                 for n in (3, 5)
             ),
         )
@@ -181,8 +167,8 @@ _LEARNERS_OF_GIVEN = (
         for method, settings, cut in (
             *((f"top_{n}", "", n) for n in (3, 5)),
             *((f"top_{n}_distilled", _PROJECTED, n) for n in (3, 5)),
-            ("jest_distilled", f"{_live(5)} {_PROJECTED}", 0),
-            ("top_3_jest_distilled", f"{_live(3)} {_PROJECTED}", 3),
+            ("jest_distilled", f"{live(5)} {_PROJECTED}", 0),
+            ("top_3_jest_distilled", f"{live(3)} {_PROJECTED}", 3),
         )
     ),
     # Uniform training, annealed at its own length; a decay cannot be extended.
@@ -198,7 +184,7 @@ _LEARNERS_OF_GIVEN = (
     # A reference of fewer steps, which costs less where its training counts.
     _part(
         *("narrow_stored_3_distilled_by_1600", _SHORT),
-        f"{_NARROW}{_stored(3)} {_PROJECTED}" + _FAST,
+        f"{_NARROW}{stored(3)} {_PROJECTED}" + _FAST,
         reference="apart_reference_1600",
     ),
     # Other levels of noise.
@@ -214,10 +200,10 @@ _LEARNERS_OF_GIVEN = (
             *(
                 _part(method, (700,), settings, pool=f"part{noise}")
                 for method, settings in (
-                    ("jest", _live(5)),
-                    ("jest_f50", _live(2)),
+                    ("jest", live(5)),
+                    ("jest_f50", live(2)),
                     ("distilled", _DISTILLED),
-                    ("stored_3_distilled", f"{_stored(3)} {_DISTILLED}"),
+                    ("stored_3_distilled", f"{stored(3)} {_DISTILLED}"),
                 )
             ),
         )
@@ -230,10 +216,10 @@ CELLS = (
     Cell("uniform", _UNIFORM, _SLOW, _THREE),
     Cell("mixed_8", (1125, 2250, 4500, 9000, 18_000), f"{_CURATED}32", _THREE),
     Cell("clean", (700, 1400, 2700, 4500), "", _THREE, "clean70"),
-    Cell("jest_curated", (1400,), _live(5), _THREE, reference=_GIVEN),
+    Cell("jest_curated", (1400,), live(5), _THREE, reference=_GIVEN),
     *(
         Cell(
-            *("cascade_curated", (steps,), _stored(5) + _DRAWN, seeds),
+            *("cascade_curated", (steps,), stored(5) + _DRAWN, seeds),
             reference=_GIVEN,
         )
         for steps, seeds in ((1400, _THREE), (4500, (0, 1)))
@@ -251,25 +237,25 @@ CELLS = (
             _bootstrapped("bootstrapped", 1400, pool=pool),
         )
     ),
-    _bootstrapped("bootstrapped_k2", 1400, _live(2), pool="pool00"),
-    _bootstrapped("bootstrapped_k2", 1400, _live(2), pool="pool30"),
+    _bootstrapped("bootstrapped_k2", 1400, live(2), pool="pool00"),
+    _bootstrapped("bootstrapped_k2", 1400, live(2), pool="pool30"),
     *(Cell("clean", (1400,), pool=f"clean{level}") for level in (30, 50, 90)),
     Cell("uniform", (1125, 2250, 4500, 9000), _SLOW, pool="pool90"),
     Cell("mixed_8", (2250,), f"{_CURATED}32", pool="pool90"),
-    Cell("jest_curated", (1400,), _live(5), pool="pool90", reference=_GIVEN),
-    _bootstrapped("bootstrapped", 1400, _live(5), pool="pool90"),
+    Cell("jest_curated", (1400,), live(5), pool="pool90", reference=_GIVEN),
+    _bootstrapped("bootstrapped", 1400, live(5), pool="pool90"),
     # JEST's settings that the paper compares.
     *(
-        Cell(method, (700,), _live(settings), _THREE, reference=_GIVEN)
+        Cell(method, (700,), live(settings), _THREE, reference=_GIVEN)
         for method, settings in (
             ("jest_f50", "2"),
             ("jest_f80", "5"),
             ("jest_f90", "10"),
             ("jest_f95", "20"),
-            ("independent", f"5 {_STAGE}.method=independent"),
-            ("chunks_32", f"5 {_STAGE}.num_chunks=32"),
-            ("easy_reference", f"5 {_STAGE}.criterion=easy_reference"),
-            ("hard_learner", f"5 {_STAGE}.criterion=hard_learner"),
+            ("independent", f"5 {STAGE}.method=independent"),
+            ("chunks_32", f"5 {STAGE}.num_chunks=32"),
+            ("easy_reference", f"5 {STAGE}.criterion=easy_reference"),
+            ("hard_learner", f"5 {STAGE}.criterion=hard_learner"),
         )
     ),
     *_REFERENCES,

@@ -178,15 +178,6 @@ def panels(found):
     )
 
 
-def _offers(found):
-    return tables.offers(
-        [
-            (have, use, found[name], method, cost)
-            for have, use, name, method, cost in _OFFERS
-        ]
-    )
-
-
 def _claims(found):
     """What the paper's claims ask of JEST, in points, in both regimes."""
 
@@ -253,7 +244,7 @@ FIGURES = {"results.png": lambda found, path: figures.draw(panels(found), path)}
 # Functions of the groups that return rows of text, by the table's name.
 TABLES = {
     "methods": lambda found: tables.ratios(found["own"]),
-    "readme": _offers,
+    "readme": lambda found: tables.offers(found, _OFFERS),
     "half_width": lambda found: tables.ratios(found["half"]),
     "half_width_more": lambda found: tables.ratios(found["more"]),
     "two_targets": lambda found: tables.two_targets(found["half"], _TARGETS),

@@ -8,7 +8,7 @@ again.
 import pathlib
 
 from benchmarks.phototext import sources
-from benchmarks.protocol.benchmark import Benchmark, Cell
+from benchmarks.protocol.benchmark import Benchmark, Cell, live, stored
 
 DOMAINS = ("fashion", "aerial", "flickr8k")
 LARGE = "large"  # begins the names of methods with large batches
@@ -24,7 +24,6 @@ _LONG = (*_LENGTHS, 1600)
 _UNIFORM = (500, 1000, 2000, 4000)
 _NARROW = "model.towers=benchmarks.phototext.towers:build_narrow"
 _ANNEALED = "optimizer.schedule=benchmarks.protocol.schedules:annealed"
-_STAGE = "selection.stages.0"
 _FEATURES = "reference.distillation_weight=8 reference.projection=128"
 _SIMILAR = "reference.similarity_weight=1"
 _DISTILLED = f"{_FEATURES} {_SIMILAR}"
@@ -36,17 +35,6 @@ _GENERAL = "data.curated={data}/apart_general-*.tfrecord data.curated_rows=64"
 
 def _rate(rate):
     return f"optimizer.learning_rate={rate}"
-
-
-def _live(candidates):
-    return f"{_STAGE}.candidates={candidates}"
-
-
-def _stored(candidates):
-    return (
-        f"{_STAGE}.candidates={candidates} {_STAGE}.embeddings=stored "
-        f"{_STAGE}.criterion=easy_reference"
-    )
 
 
 def reference(steps, domain=""):
@@ -95,10 +83,10 @@ _TRIALS = (
     *(
         _learner(f"{method}_at_{rate}", (800,), *settings, rate=rate, **changes)
         for method, settings, changes in (
-            ("jest", (_live(5),), {"reference": REFERENCE}),
+            ("jest", (live(5),), {"reference": REFERENCE}),
             (
                 "stored_3_distilled",
-                (_stored(3), _DISTILLED),
+                (stored(3), _DISTILLED),
                 {"reference": REFERENCE},
             ),
             ("top_3_distilled", (_DISTILLED,), {"reference": REFERENCE} | _CUT),
@@ -114,7 +102,7 @@ _TRIALS = (
         )
         for name, chosen, cut in (
             ("distilled", (), {}),
-            ("stored_3", (_stored(3),), {}),
+            ("stored_3", (stored(3),), {}),
             ("top_3", (), _CUT),
         )
         for how, distilled in (
@@ -132,24 +120,24 @@ _MOVED = (
     _learner("clean", _LENGTHS, pool="part_clean70"),
     _learner("reference_data", _LONG, pool="apart"),
     _learner("mixed_2", (500, 1000, 2000), f"{_APART}128", rate="2e-3"),
-    _by(REFERENCE, "jest", _LENGTHS, _live(5)),
-    _by(REFERENCE, "jest_distilled", _LONG, _live(5), _DISTILLED),
+    _by(REFERENCE, "jest", _LENGTHS, live(5)),
+    _by(REFERENCE, "jest_distilled", _LONG, live(5), _DISTILLED),
     _by(REFERENCE, "distilled", _LONG, _DISTILLED),
     *(
         cell
         for n in (2, 3, 5)
         for cell in (
-            _by(REFERENCE, f"stored_{n}", _LENGTHS, _stored(n)),
+            _by(REFERENCE, f"stored_{n}", _LENGTHS, stored(n)),
             _by(
                 *(REFERENCE, f"stored_{n}_distilled", _LONG),
-                *(_stored(n), _DISTILLED),
+                *(stored(n), _DISTILLED),
             ),
             _by(REFERENCE, f"top_{n}", _LENGTHS, cut=n),
             _by(REFERENCE, f"top_{n}_distilled", _LONG, _DISTILLED, cut=n),
         )
     ),
     # Longer than the cut lasts.
-    _by(REFERENCE, "stored_3_distilled", (3200,), _stored(3), _DISTILLED),
+    _by(REFERENCE, "stored_3_distilled", (3200,), stored(3), _DISTILLED),
     _by(REFERENCE, "top_3_distilled", (3200,), _DISTILLED, cut=3),
     # Batches of 1,024, as many examples in all.
     *(
@@ -165,10 +153,10 @@ _MOVED = (
                 _learner(f"uniform_at_{rate}", (2000,), rate=rate, seeds=(1,))
                 for rate in ("1e-3", "4e-3")
             ),
-            _by(REFERENCE, "jest", _LENGTHS[1:], _live(5)),
+            _by(REFERENCE, "jest", _LENGTHS[1:], live(5)),
             _by(
                 *(REFERENCE, "stored_3_distilled", _LONG[1:]),
-                *(_stored(3), _DISTILLED),
+                *(stored(3), _DISTILLED),
             ),
             _by(REFERENCE, "top_3_distilled", _LONG[1:], _DISTILLED, cut=3),
         )
@@ -184,20 +172,20 @@ _MOVED = (
             ("part00", "uniform", 2000, "2e-3", ()),
             ("part70", "uniform", 2000, "1e-3", ()),
             ("part00", "distilled", 800, "4e-3", (_DISTILLED,)),
-            ("part70", "jest", 800, "4e-3", (_live(5),)),
+            ("part70", "jest", 800, "4e-3", (live(5),)),
             (
                 "part70",
                 "stored_3_distilled",
                 1600,
                 "4e-3",
-                (_stored(3), _DISTILLED),
+                (stored(3), _DISTILLED),
             ),
         )
     ),
     # The reference's clean pairs as well, half of every batch.
     _by(
         *(REFERENCE, "stored_3_distilled_mixed", _LONG),
-        *(_stored(3), _DISTILLED, f"{_APART}128"),
+        *(stored(3), _DISTILLED, f"{_APART}128"),
     ),
     _by(
         *(REFERENCE, "distilled_reference_data", _LONG, _DISTILLED),
@@ -205,7 +193,7 @@ _MOVED = (
     ),
     _by(
         *(REFERENCE, "top_3_jest_distilled", _LENGTHS),
-        *(_live(3), _DISTILLED),
+        *(live(3), _DISTILLED),
         cut=3,
     ),
     *(
@@ -213,11 +201,11 @@ _MOVED = (
         for pool in ("part00", "part30")
         for cell in (
             _learner("uniform", _UNIFORM, pool=pool, rate="2e-3"),
-            _by(REFERENCE, "jest", _LENGTHS, _live(5), pool=pool),
+            _by(REFERENCE, "jest", _LENGTHS, live(5), pool=pool),
             _by(REFERENCE, "distilled", _LENGTHS, _DISTILLED, pool=pool),
             _by(
                 *(REFERENCE, "stored_3_distilled", _LENGTHS),
-                *(_stored(3), _DISTILLED),
+                *(stored(3), _DISTILLED),
                 pool=pool,
             ),
             _by(
@@ -232,30 +220,24 @@ _STEERED = tuple(
     cell._replace(pool=cell.pool or "part00", domain=domain)
     for domain, name in OF_DOMAIN.items()
     for cell in (
-        _by(name, "jest", _LENGTHS, _live(5), pool=""),
-        _by(name, "stored_10", _LENGTHS, _stored(10), pool=""),
-        _by(
-            name,
-            "stored_10_distilled",
-            _LENGTHS,
-            _stored(10),
-            _DISTILLED,
-            pool="",
-        ),
+        _by(name, "jest", _LENGTHS, live(5), pool=""),
+        _by(name, "stored_10", _LENGTHS, stored(10), pool=""),
         _by(name, "top_10", _LENGTHS, cut=10, pool=""),
-        _by(name, "top_10_distilled", _LENGTHS, _DISTILLED, cut=10, pool=""),
-        # Half of the pool is of fashion.
         *(
             cell
-            for settings, changes in (
-                (("top_2_distilled", _LENGTHS, _DISTILLED), {"cut": 2}),
-                (
-                    ("stored_2_distilled", _LENGTHS, _stored(2), _DISTILLED),
-                    {},
+            # Half of the pool is of fashion.
+            for n in ((2, 10) if domain == "fashion" else (10,))
+            for cell in (
+                _by(
+                    *(name, f"stored_{n}_distilled", _LENGTHS),
+                    *(stored(n), _DISTILLED),
+                    pool="",
+                ),
+                _by(
+                    *(name, f"top_{n}_distilled", _LENGTHS, _DISTILLED),
+                    **{"cut": n, "pool": ""},
                 ),
             )
-            if domain == "fashion"
-            for cell in [_by(name, *settings, pool="", **changes)]
         ),
         _learner("own_pairs", _LENGTHS, pool=f"part_{domain}00"),
         _by(
@@ -306,22 +288,22 @@ _TUNED = (
         cell
         for by, reference in (("start", START), ("copy", COPY))
         for cell in (
-            _tuned(f"jest_by_{by}", _live(5), reference=reference),
-            _tuned(f"stored_3_by_{by}", _stored(3), reference=reference),
+            _tuned(f"jest_by_{by}", live(5), reference=reference),
+            _tuned(f"stored_3_by_{by}", stored(3), reference=reference),
             _tuned(f"top_3_by_{by}", reference=reference, cut=3),
         )
     ),
     _tuned(
-        "stored_3_distilled_by_copy", _stored(3), _SAME_WIDTH, reference=COPY
+        "stored_3_distilled_by_copy", stored(3), _SAME_WIDTH, reference=COPY
     ),
     # Longer than the cut lasts, and by the learner itself from step 125 on.
     *(
         _tuned(*(name, *settings), lengths=lengths, reference=COPY, **changes)
         for name, settings, lengths, changes in (
-            ("stored_3_by_copy", (_stored(3),), (1000, 1500), {}),
+            ("stored_3_by_copy", (stored(3),), (1000, 1500), {}),
             *(
                 (
-                    *("stored_3_by_copy_renewed", (_stored(3), _renewed(n))),
+                    *("stored_3_by_copy_renewed", (stored(3), _renewed(n))),
                     *(lengths, {}),
                 )
                 for n, *lengths in ((3, 500, 1000), (4, 1500))
@@ -333,14 +315,14 @@ _TUNED = (
     _tuned("plain_replayed", _GENERAL),
     _tuned("checked_replayed", _GENERAL, **_CHECKED),
     _tuned("checked_replayed", _GENERAL, **_CHECKED | {"lengths": (900,)}),
-    _tuned("stored_3_by_copy_replayed", _stored(3), _GENERAL, reference=COPY),
+    _tuned("stored_3_by_copy_replayed", stored(3), _GENERAL, reference=COPY),
     _tuned("top_3_by_copy_replayed", _GENERAL, reference=COPY, cut=3),
     _tuned(
         *("top_3_by_copy_replayed", _GENERAL),
         **{"lengths": (1000,), "reference": COPY} | _CUT,
     ),
     _tuned(
-        *("stored_3_by_copy_renewed_replayed", _stored(3), _GENERAL),
+        *("stored_3_by_copy_renewed_replayed", stored(3), _GENERAL),
         _renewed(3),
         **{"lengths": (500, 1000), "reference": COPY},
     ),
@@ -360,14 +342,14 @@ _TUNED = (
             ("plain", (), {}),
             ("lora", (_LORA,), {}),
             ("checked", (), _CHECKED),
-            ("stored_3_by_copy", (_stored(3),), {"reference": COPY}),
+            ("stored_3_by_copy", (stored(3),), {"reference": COPY}),
             (
                 *("top_3_by_copy_replayed", (_GENERAL,)),
                 {"reference": COPY} | _CUT,
             ),
             (
                 "stored_3_by_copy_renewed_replayed",
-                (_stored(3), _renewed(2), _GENERAL),
+                (stored(3), _renewed(2), _GENERAL),
                 {"reference": COPY},
             ),
         )

@@ -11,97 +11,75 @@ BENCHMARK = cells.BENCHMARK
 # Shares of moved captions.
 _MOVED_LEVEL, _STEERED_LEVEL, _TUNED_LEVEL = 0.7, 0.0, 0.6
 _PARTS = {2: "half", 3: "third", 5: "fifth"}
-# Methods of a `tables.Group`, at 70 % moved captions.
-_MOVED = (
-    ("uniform, the target", "uniform", None),
-    ("uniform, annealed", "uniform_annealed", None),
-    ("the reference's clean pairs alone", "reference_data", None),
-    ("the reference's clean pairs, half a batch", "mixed_2", None),
-    ("the clean pairs of the pool alone", "clean", None),
-    (
-        "the reference's clean pairs, distillation",
-        *("distilled_reference_data", None),
+_ALONE_OR_DISTILLED = ("", ""), ("_distilled", ", distillation")
+# What methods are, at 70 % moved captions.
+_MOVED = {
+    "uniform": "uniform, the target",
+    "uniform_annealed": "uniform, annealed",
+    "reference_data": "the reference's clean pairs alone",
+    "mixed_2": "the reference's clean pairs, half a batch",
+    "clean": "the clean pairs of the pool alone",
+    "distilled_reference_data": "the reference's clean pairs, distillation",
+    "stored_3_distilled_mixed": (
+        "stored stage, 3 candidates, and clean pairs, distillation"
     ),
-    (
-        "stored stage, 3 candidates, and clean pairs, distillation",
-        *("stored_3_distilled_mixed", None),
-    ),
-    ("JEST, f = 0.8", "jest", None),
-    ("JEST, f = 0.8, distillation", "jest_distilled", None),
-    ("distillation alone", "distilled", None),
-    *(
-        (f"stored stage, {n} candidates{what}", f"stored_{n}{name}", None)
+    "jest": "JEST, f = 0.8",
+    "jest_distilled": "JEST, f = 0.8, distillation",
+    "distilled": "distillation alone",
+    **{
+        f"stored_{n}{name}": f"stored stage, {n} candidates{what}"
         for n in _PARTS
-        for what, name in (("", ""), (", distillation", "_distilled"))
-    ),
-    *(
-        (f"the pool cut once to a {part}{what}", f"top_{n}{name}", None)
+        for name, what in _ALONE_OR_DISTILLED
+    },
+    **{
+        f"top_{n}{name}": f"the pool cut once to a {part}{what}"
         for n, part in _PARTS.items()
-        for what, name in (("", ""), (", distillation", "_distilled"))
-    ),
-    (
-        "the pool cut once to a third, JEST, distillation",
-        *("top_3_jest_distilled", None),
-    ),
-)
-_HEADLINES = ("reference_data", "jest", "stored_3_distilled", "top_3_distilled")
-_LARGE = tuple(row for row in _MOVED if row[1] in ("uniform", *_HEADLINES[1:]))
-# Rows of the README's table: what one has, what to use, and how FLOPs count.
+        for name, what in _ALONE_OR_DISTILLED
+    },
+    "top_3_jest_distilled": "the pool cut once to a third, JEST, distillation",
+}
+_BEST = "jest", "stored_3_distilled", "top_3_distilled"
+# Rows of the README's table: group, method, and how FLOPs are counted.
 _OFFERS = (
     (
         "a model of your domain, and a smaller learner",
         "the pool cut once, then distillation",
-        *("top_3_distilled", "paper"),
+        *("moved", "top_3_distilled", "paper"),
     ),
     (
         "a model of your domain, used for selection only",
-        *("JEST", "jest", "paper"),
+        *("JEST", "moved", "jest", "paper"),
     ),
     (
         "31,000 clean pairs of your domain, and no model",
         "these alone, everything counted",
-        *("reference_data", "all"),
+        *("moved", "reference_data", "all"),
     ),
 )
 # Steered to the domain of the reference; no caption is moved.
-_STEERED = (
-    ("uniform, the target", "uniform", None),
-    ("the source's own pairs of the pool", "own_pairs", None),
-    (
-        "the source's own pairs, distillation",
-        *("own_pairs_distilled", None),
-    ),
-    ("the reference's pairs alone", "reference_data", None),
-    ("JEST, f = 0.8", "jest", None),
-    ("stored stage, 10 candidates", "stored_10", None),
-    ("stored stage, 10 candidates, distillation", "stored_10_distilled", None),
-    ("the pool cut once to a tenth", "top_10", None),
-    ("the pool cut once to a tenth, distillation", "top_10_distilled", None),
-    ("stored stage, 2 candidates, distillation", "stored_2_distilled", None),
-    ("the pool cut once to a half, distillation", "top_2_distilled", None),
-)
-_OVER_NOISE = tuple(
-    (what, method, 800)
-    for what, method, _ in _MOVED
-    if method in ("jest", "distilled", "stored_3_distilled", "top_3_distilled")
-)
+_STEERED = {
+    "uniform": "uniform, the target",
+    "own_pairs": "the source's own pairs of the pool",
+    "own_pairs_distilled": "the source's own pairs, distillation",
+    "reference_data": "the reference's pairs alone",
+    "jest": "JEST, f = 0.8",
+    "stored_10": "stored stage, 10 candidates",
+    "stored_10_distilled": "stored stage, 10 candidates, distillation",
+    "top_10": "the pool cut once to a tenth",
+    "top_10_distilled": "the pool cut once to a tenth, distillation",
+    "stored_2_distilled": "stored stage, 2 candidates, distillation",
+    "top_2_distilled": "the pool cut once to a half, distillation",
+}
 # Lengths of uniform training that set the target.
 _TARGETS = 2000, 4000
 # Rows of the table of sources: what, method, steps, level.
 _BY_SOURCE = (
     ("the reference", "reference", 2000, _MOVED_LEVEL),
     ("uniform, no caption moved", "uniform", None, _STEERED_LEVEL),
+    ("uniform, 70 % moved", "uniform", None, _MOVED_LEVEL),
     *(
-        (
-            f"{what.removesuffix(', the target')}, 70 % moved",
-            method,
-            None,
-            level,
-        )
-        for level in [_MOVED_LEVEL]
-        for what, method, _ in _MOVED
-        if method
-        in ("uniform", "jest", "stored_3_distilled", "top_3_distilled")
+        (f"{_MOVED[method]}, 70 % moved", method, None, _MOVED_LEVEL)
+        for method in _BEST
     ),
 )
 # Tuning a general model on shop photographs: what, the method and its steps.
@@ -193,27 +171,33 @@ def groups(folder=None):
     """The `tables.Group`s of a folder of tables: "moved", and each domain's."""
     about = {"benchmark": BENCHMARK.name, "arm": "moved", "domain": None}
     about |= {"regime": GIVEN, "learner": "half width"}
+    costs = "paper", "all"
     found = {
         "moved": tables.Group(
             measures.Results(BENCHMARK, folder, GIVEN),
-            *(_MOVED, _MOVED_LEVEL, measures.COSTS, about),
+            *(_methods(_MOVED), _MOVED_LEVEL, measures.COSTS, about),
         )
     }
     for domain in BENCHMARK.domains:
         found[domain] = tables.Group(
             measures.Results(BENCHMARK, folder, GIVEN, domain=domain),
-            *(_STEERED, _STEERED_LEVEL, ("paper", "all")),
+            *(_methods(_STEERED), _STEERED_LEVEL, costs),
             about | {"arm": "steering", "domain": domain},
         )
     found["large"] = tables.Group(
         measures.Results(BENCHMARK, folder, GIVEN, cells.LARGE),
-        *(_LARGE, _MOVED_LEVEL, ("paper", "all"), about),
+        *(_methods(_MOVED, ("uniform", *_BEST)), _MOVED_LEVEL, costs, about),
     )
     found["tuned"] = tables.Group(
         measures.Results(BENCHMARK, folder, TUNED),
-        *((), _TUNED_LEVEL, ("paper", "all"), about | {"arm": "tuned"}),
+        *((), _TUNED_LEVEL, costs, about | {"arm": "tuned"}),
     )
     return found
+
+
+def _methods(what, names=None, steps=None):
+    """Methods of a `tables.Group`, all of `what` without names."""
+    return tuple((what[name], name, steps) for name in names or what)
 
 
 # Groups whose methods are in summary.json.
@@ -328,7 +312,7 @@ def _tuning(found):
     for what, *way in _TUNED:
         if tuple(way) in by_method:
             alone, mixed = (by_method[*way].get(mix) for mix in (1.0, _MIX))
-            mixed = [np.nan] * 2 if mixed is None else mixed.mean(0)
+            mixed = [] if mixed is None else mixed.mean(0)
             results = found["tuned"].results
             line = results.line(way[0], _TUNED_LEVEL, way[1])
             # The start is given; copies are tuned for this.
@@ -340,7 +324,7 @@ def _tuning(found):
                     *(what, f"{line.steps:,}", f"{spent / 1e12:.1f}"),
                     str(len(alone)),
                     *map(_by_seed, alone.T),
-                    *(f"{value:+.1f}".replace("+nan", "") for value in mixed),
+                    *([f"{value:+.1f}" for value in mixed] or ["", ""]),
                 )
             )
     return tables.rows_under(
@@ -410,19 +394,18 @@ FIGURES = {
 TABLES = {
     "moved": lambda found: tables.ratios(found["moved"]),
     "large": lambda found: tables.ratios(found["large"]),
-    "readme": lambda found: tables.offers(
-        [
-            (have, use, found["moved"], method, cost)
-            for have, use, method, cost in _OFFERS
-        ]
-    ),
+    "readme": lambda found: tables.offers(found, _OFFERS),
     "noise": lambda found: tables.over_noise(
-        found["moved"]._replace(methods=_OVER_NOISE, costs=("paper",)), "moved"
+        found["moved"]._replace(
+            methods=_methods(_MOVED, ("distilled", *_BEST), 800),
+            costs=("paper",),
+        ),
+        "moved",
     ),
     "steering": _steering,
     "two_targets": lambda found: tables.two_targets(
         found["moved"]._replace(
-            methods=[row for row in _MOVED if row[1] in _HEADLINES]
+            methods=_methods(_MOVED, ("reference_data", *_BEST))
         ),
         _TARGETS,
     ),

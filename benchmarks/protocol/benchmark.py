@@ -4,6 +4,21 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+STAGE = "selection.stages.0"
+
+
+def live(candidates):
+    """Settings of JEST: the learner scores beside the reference's sidecars."""
+    return f"{STAGE}.candidates={candidates}"
+
+
+def stored(candidates):
+    """Settings of a stage by stored embeddings alone."""
+    return (
+        f"{STAGE}.candidates={candidates} {STAGE}.embeddings=stored "
+        f"{STAGE}.criterion=easy_reference"
+    )
+
 
 class Run(NamedTuple):
     """A length and a seed of a cell."""

@@ -158,12 +158,13 @@ def _compared(group, *methods):
     return None
 
 
-def offers(rows):
+def offers(found, rows):
     """What a user has, what to use, and the ratios that it gives.
 
     Args:
-        rows: what a user has, what to use, a `Group`, its method, and one of
-            `measures.COSTS`.
+        found: `Group`s by name.
+        rows: what a user has, what to use, a group's name, its method, and one
+            of `measures.COSTS`.
     """
 
     def gives(results, line, cost):
@@ -175,9 +176,9 @@ def offers(rows):
     return rows_under(
         ("you have", "use", "it gives"),
         (
-            (have, use, gives(group.results, group.line(method), cost))
-            for have, use, group, method, cost in rows
-            if group.line(method)
+            (have, use, gives(found[name].results, line, cost))
+            for have, use, name, method, cost in rows
+            if (line := found[name].line(method))
         ),
     )
 

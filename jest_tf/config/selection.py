@@ -175,14 +175,8 @@ class SelectionConfig(checks.Checked, path="selection"):
             rows, so that no image moves.
 
     Example:
-        >>> funnel = SelectionConfig(
-        ...     256,
-        ...     stages=(
-        ...         Stage(3, "stored", criterion="easy_reference"),
-        ...         Stage(5),
-        ...     ),
-        ... )
-        >>> funnel.sizes()
+        >>> easy = Stage(3, "stored", criterion="easy_reference")
+        >>> SelectionConfig(256, stages=(easy, Stage(5))).sizes()
         (3840, 1280, 256)
     """
 
@@ -358,8 +352,7 @@ class Segment:
     @property
     def step_kind(self) -> tuple:
         """Equal for segments whose steps are the same program."""
-        live = [number for number, _ in self.live]
-        scoring = [number for number in live if number in self.scoring]
+        scoring = [n for n, _ in self.live if n in self.scoring]
         return self.chooses, tuple(scoring)
 
     def describe(self) -> list[str]:

@@ -1,8 +1,8 @@
 """Names that settings take, each with all that defines it.
 
 Imports no TensorFlow: a value names a function of the package as
-"module:function". Little other code knows the names. A criterion or a pair loss
-of a user is the "module:function" that returns its value.
+"module:function". A criterion or a pair loss of a user is the "module:function"
+that returns its value.
 """
 
 from collections.abc import Callable, Mapping
@@ -142,10 +142,8 @@ class Criterion(NamedTuple):
 
     Example:
         >>> doubt = Criterion(
-        ...     needs=("learner", "reference"),
-        ...     score=lambda losses: (
-        ...         losses["learner"] - 2.0 * losses["reference"]
-        ...     ),
+        ...     ("learner", "reference"),
+        ...     lambda losses: losses["learner"] - 2.0 * losses["reference"],
         ... )
         >>> doubt.score({"learner": 3.0, "reference": 1.0})
         1.0

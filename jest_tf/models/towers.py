@@ -97,19 +97,12 @@ class ImageTower(_Tower):
 
     Example:
         >>> import tensorflow as tf
+        >>> sizes = {"width": 8, "depth": 1, "num_heads": 2, "embedding_dim": 8}
         >>> tower = ImageTower(
-        ...     image_size=64,
-        ...     patch_size=16,
-        ...     patch_sizes=(32,),
-        ...     width=8,
-        ...     depth=1,
-        ...     num_heads=2,
-        ...     embedding_dim=8,
+        ...     image_size=64, patch_size=16, patch_sizes=(32,), **sizes
         ... )
-        >>> coarse = tower(
-        ...     tf.zeros([1, 64, 64, 3]), view=config.View(patch_size=32)
-        ... )
-        >>> coarse.shape
+        >>> coarse = config.View(patch_size=32)
+        >>> tower(tf.zeros([1, 64, 64, 3]), view=coarse).shape
         TensorShape([1, 8])
 
     Reference: Beyer et al., FlexiViT, 2023, arXiv 2212.08013.

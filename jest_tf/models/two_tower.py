@@ -74,18 +74,13 @@ class TwoTower(keras.Model):
         `Embeddings`, with image and text [B, D] in float32.
 
     Example:
-        >>> model = TwoTower(
-        ...     keras.Sequential(
-        ...         [keras.layers.Flatten(), keras.layers.Dense(8)]
-        ...     ),
-        ...     keras.Sequential(
-        ...         [
-        ...             keras.Input([None], dtype="int32"),
-        ...             keras.layers.Embedding(100, 8),
-        ...             keras.layers.GlobalAveragePooling1D(),
-        ...         ]
-        ...     ),
-        ... )
+        >>> image = [keras.layers.Flatten(), keras.layers.Dense(8)]
+        >>> text = [
+        ...     keras.Input([None], dtype="int32"),
+        ...     keras.layers.Embedding(100, 8),
+        ...     keras.layers.GlobalAveragePooling1D(),
+        ... ]
+        >>> model = TwoTower(keras.Sequential(image), keras.Sequential(text))
         >>> batch = {
         ...     "image": np.zeros([2, 4, 4, 3], "uint8"),
         ...     "text": np.zeros([2, 5], "int32"),

@@ -59,10 +59,9 @@ def summarize_rows(
     Returns:
         `criterion`, its name; `rows_in` and `rows_out`; for each quantity the
         count, mean and quantiles of the kept, the dropped and the uniformly
-        drawn rows;
-        `highest` and `lowest`, the rows with the most extreme scores; where
-        known, `clean_in` and `clean_out`, the clean shares of the rows into the
-        stage and out of it.
+        drawn rows; `highest` and `lowest`, the rows with the most extreme
+        scores; where known, `clean_in` and `clean_out`, the clean shares of the
+        rows into the stage and out of it.
     """
     kept = rows["kept"]
     values, of_uniform = _quantities(rows), _quantities(uniform)

@@ -52,13 +52,9 @@ class Funnel:
         scoring_loss: pair loss of the scores.
 
     Example:
-        >>> funnel = Funnel(
-        ...     config_lib.SelectionConfig(
-        ...         64, stages=(config_lib.Stage(candidates=5),)
-        ...     ),
-        ...     loss="softmax",
-        ... )
-        >>> funnel.scoring_loss
+        >>> stages = (config_lib.Stage(candidates=5),)
+        >>> selection = config_lib.SelectionConfig(64, stages=stages)
+        >>> Funnel(selection, loss="softmax").scoring_loss
         'softmax'
     """
 

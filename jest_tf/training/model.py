@@ -71,9 +71,8 @@ class JESTModel(step_lib.backend.Trainer, keras.Model):
         ...     "image": tf.zeros([4, 32, 32, 3], tf.uint8),
         ...     "text": tf.zeros([4, 16], tf.int32),
         ... }
-        >>> history = model.fit(
-        ...     tf.data.Dataset.from_tensors(batch), verbose=0
-        ... )
+        >>> data = tf.data.Dataset.from_tensors(batch)
+        >>> history = model.fit(data, verbose=0)
         >>> sorted(history.history)
         ['bias', 'loss', 'scale']
 

@@ -44,9 +44,8 @@ class StepOptions:
     Attributes:
         false_negatives: pairs that the loss leaves out. This option,
             `false_negative_margin`, `loss_block_size` and `micro_batch_size`
-            are as in `config.ModelConfig`, `views` as
-            `TrainConfig.training_views`. Views need a learner whose `call`
-            takes a `view`.
+            are as in `config.ModelConfig`; `views`, as
+            `TrainConfig.training_views`, need a `call` that takes a `view`.
         distillation_weight: as in `config.ReferenceConfig`. Like false
             negatives by the reference, distillation costs a pass of the
             reference, unless a stage scores with it or the batch has its

@@ -135,13 +135,14 @@ class Stepper:
         """Returns the segment of an execution's steps."""
         # Checks the last execution, so that devices don't wait for Python.
         self.check_scores()
-        if self._next_step is None or (num_steps > 1 and len(self.plan) > 1):
+        varies = num_steps > 1 and len(self.plan) > 1
+        if self._next_step is None or varies:
             # The last execution may have ended early, with the data.
             self._next_step = steps_done()
         first = self._next_step
         self._next_step += num_steps
         segment = self.segment_at(first)
-        for step in range(first + 1, self._next_step) if self.plan else ():
+        for step in range(first + 1, self._next_step) if varies else ():
             if self.segment_at(step).step_kind != segment.step_kind:
                 raise ValueError(
                     "`steps_per_execution` must end an execution where a live "

@@ -127,6 +127,20 @@ class PagesTest(tf.test.TestCase):
             self.assertGreater(ours.mean(), 1.1 * cut.mean())
             self.assertGreater(ours.min(), cut.max())
 
+    def test_pages_say_how_many_of_the_chosen_pairs_match(self):
+        results = self.groups["photos"]["tuned"].results
+        replayed = 0.25  # of a batch; all of these match
+        for page, method, steps, words in (
+            ("fine_tuning", "stored_3_by_copy_renewed", 1000, "chosen pairs"),
+            ("fine_tuning", "top_3_by_copy", 1000, "The cut, of whose pairs"),
+            ("trials", "top_3_by_second_copy", 500, "its pairs are right,"),
+        ):
+            line = results.line(f"{method}_replayed", 0.6, steps)
+            share = results.mean(line, "clean_last")
+            chosen = (share - replayed) / (1 - replayed)
+            text = " ".join(read(ROOT / f"docs/{page}.md").split())
+            self.assertIn(f"{words} {100 * chosen:.0f} %", text)
+
     def test_the_readme_says_what_its_rows_say(self):
         text = " ".join(read(ROOT / README).split())
         tables = self.tables["photos"]

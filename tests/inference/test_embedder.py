@@ -83,9 +83,15 @@ class EmbedImagesTest(tf.test.TestCase):
         )
         self.assertAllClose(same, turned, 1e-6, 1e-6)
         self.assertNotAllClose(pixels, turned, 1e-3, 1e-3)
-        image.info["exif"] = b"not a TIFF file"
-        image.getexif().clear()
-        self.model.embed_images([image])
+
+    def test_a_pillow_image_with_damaged_exif_is_not_turned(self):
+        pixels, encoded = picture_files.smooth_picture(), io.BytesIO()
+        Image.fromarray(pixels).save(encoded, "PNG", exif=b"no TIFF file")
+        image = Image.open(encoded)
+        with self.assertRaises(SyntaxError):
+            image.getexif()
+        same, expected = self.model.embed_images([image, pixels])
+        self.assertAllClose(same, expected, 1e-6, 1e-6)
 
     def test_order_is_kept_over_batches(self):
         images = [picture_files.smooth_picture(seed) for seed in range(11)]

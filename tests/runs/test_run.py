@@ -232,7 +232,7 @@ class DirectoryTest(RunsTestCase):
         found = self.read("moved", "config.json")["distribution"]["strategy"]
         self.assertEqual(found, "mirrored")
 
-    def test_a_run_goes_on_with_all_settings_but_six(self):
+    def test_only_the_six_settings_of_the_page_may_change(self):
         (page,) = re.findall(
             r"Only these may change: (.*?)\. ",
             (ROOT / "docs/storage.md").read_text(encoding="utf-8"),

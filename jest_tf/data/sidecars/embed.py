@@ -119,19 +119,16 @@ def write(
                 text = model.encode_text(tokenize(captions))
             return unit(image).cpu().numpy(), unit(text).cpu().numpy()
 
-        embed.write(
-            stores.open_store("data/*.tar"),
-            encode,
-            file_format.Description(
-                fingerprint="ViT-B-32 laion2b_s34b_b79k",
-                tokenizer="CLIP, 77 tokens",
-                preprocessing="224 pixels, squashed",
-                dim=512,
-                scale=100.0,
-                bias=0.0,
-            ),
-            image_size=224,
+        description = file_format.Description(
+            fingerprint="ViT-B-32 laion2b_s34b_b79k",
+            tokenizer="CLIP, 77 tokens",
+            preprocessing="224 pixels, squashed",
+            dim=512,
+            scale=100.0,
+            bias=0.0,
         )
+        store = stores.open_store("data/*.tar")
+        embed.write(store, encode, description, image_size=224)
         ```
     """
     form = images_lib.make_form(image_size)
@@ -194,23 +191,21 @@ def write_arrays(
     Example:
         >>> import tempfile
         >>> folder = tempfile.TemporaryDirectory()
-        >>> store = stores.open_store(
-        ...     "examples/icontext_mini/val-*.tfrecord",
-        ...     index_dir=folder.name,
+        >>> pattern = "examples/icontext_mini/val-*.tfrecord"
+        >>> store = stores.open_store(pattern, index_dir=folder.name)
+        >>> counts = [len(r.captions) for r in store.read(range(len(store)))]
+        >>> description = file_format.Description(
+        ...     "all equal", "none", "none", dim=4, scale=10.0, bias=-10.0
         ... )
-        >>> n, unit = len(store), np.eye(8)
-        >>> counts = [len(record.captions) for record in store.read(range(n))]
         >>> summary = write_arrays(
         ...     store,
-        ...     unit[np.arange(n) % 8],
-        ...     unit[np.arange(sum(counts)) % 8],
-        ...     file_format.Description(
-        ...         "one-hot", "none", "none", dim=8, scale=10.0, bias=-10.0
-        ...     ),
+        ...     np.full([len(store), 4], 0.5),
+        ...     np.full([sum(counts), 4], 0.5),
+        ...     description,
         ...     Output(folder.name),
         ...     captions=counts,
         ... )
-        >>> summary.written, summary.rows == n
+        >>> summary.written, summary.rows == len(store)
         (1, True)
         >>> folder.cleanup()
     """
