@@ -52,14 +52,16 @@ def find(
     131,072 images, but only the pairs of a block.
 
     Args:
-        pool: a model's embeddings of the pool.
+        pool: a model's embeddings of the pool; at least one record has them.
         near: least cosine of near-duplicates, which depends on the model.
-        tests: its embeddings of the tests.
+        tests: its embeddings of the tests; likewise.
         report: called with the pool or the tests, and pairs of their images
             and images of the pool, block by block.
         indexing: called with the images of the pool indexed so far and in all.
         comparing: likewise with the images of pool and tests compared with it.
     """
+    if tests is not None:
+        survey.check_count("tests", tests.valid(np.arange(len(tests))).sum())
     index = _index(pool, indexing)
     groups, leaked = np.arange(len(pool)), np.zeros(len(pool), bool)
     before, total = 0, len(pool) + (0 if tests is None else len(tests))
@@ -91,11 +93,7 @@ def _index(pool, progress):
         ) from error
     usable = [rows for _, rows, _ in survey.blocks(pool)]
     size, dim = sum(map(len, usable)), pool.dim
-    if not size:
-        raise ValueError(
-            "Near-duplicates need embeddings of images. Received: a pool of "
-            f"{len(pool):,} records without any"
-        )
+    survey.check_count("pool", size)
     if size <= _EXACT:
         index = faiss.IndexFlatIP(dim)
     else:

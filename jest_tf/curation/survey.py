@@ -95,11 +95,7 @@ def survey(
     rows, image, text = _sample(pool, _POOL, random)
     curated_rows, *curated_pairs = _sample(curated, _CURATED, random)
     for name, sampled in (("pool", rows), ("curated set", curated_rows)):
-        if len(sampled) < _LEAST:
-            raise ValueError(
-                f"At least {_LEAST} records of the {name} must have "
-                f"embeddings. Received: {len(sampled)}"
-            )
+        check_count(name, len(sampled), _LEAST)
     # Records of the same image are often neighbours.
     others = np.roll(text, len(text) // 2, axis=0)
     similar, alike, mismatched = (
@@ -113,11 +109,7 @@ def survey(
     queries, own = image[some], rows[some]
     if tests is not None:
         test_rows, test_image, _ = _sample(tests, _COMPARED, random)
-        if not len(test_rows):
-            raise ValueError(
-                "At least 1 record of the tests must have embeddings. "
-                f"Received: none of {len(tests):,}"
-            )
+        check_count("tests", len(test_rows))
         queries = np.concatenate([queries, test_image])
         own = np.concatenate([own, np.full(len(test_rows), -1)])
     neighbours = _find_nearest(queries, own, pool, progress)
@@ -146,6 +138,15 @@ def survey(
         repeats=Pairs(rows[some], *repeats),
         leaks=None if tests is None else Pairs(test_rows, *leaks),
     )
+
+
+def check_count(name: str, count: int, least: int = 1) -> None:
+    """Raises ValueError if fewer records have embeddings than are needed."""
+    if count < least:
+        raise ValueError(
+            f"At least {least} record{'s' * (least > 1)} of the {name} must "
+            f"have embeddings. Received: {count}"
+        )
 
 
 def _sample(sidecars, most, random):

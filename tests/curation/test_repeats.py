@@ -72,6 +72,18 @@ class RepeatsTest(test_survey.KnownTestCase):
             left_out = np.delete(np.arange(1_980, 2_000), 18)
             self.assertAllEqual(np.flatnonzero(found.left_out), left_out)
 
+    def test_pool_and_tests_need_embeddings(self):
+        pairs = pool_pairs.pairs(2, 1.0, 2)[:2]
+        none = self.write("none", *pairs, invalid=[0, 1])
+        for name, *sets in (
+            ("pool", none, NEAR),
+            ("tests", self.pool, NEAR, none),
+        ):
+            with self.assertRaisesRegex(
+                ValueError, f"At least 1 record of the {name} must .*: 0$"
+            ):
+                repeats.find(*sets, report=mock.Mock())
+
     def test_few_embeddings_are_read_beside_those_of_pairs(self):
         image, text, _ = pool_pairs.pairs(1_000, 1.0, 5)
         # Copies of the first half: cosines of 0.9995, and of 0.95.
