@@ -92,10 +92,9 @@ class TrainersTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(cls.folder.cleanup)
-        cls.teacher = os.path.join(cls.folder.name, "reference")
-        cls.learner = os.path.join(cls.folder.name, "jest")
+        cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        cls.teacher = os.path.join(cls.folder, "reference")
+        cls.learner = os.path.join(cls.folder, "jest")
         small = "model.towers=examples.custom_towers:build"
         cls.jest = (
             small,
@@ -121,8 +120,7 @@ class TrainersTest(tf.test.TestCase):
             sorted(os.listdir(f"{self.learner}/checkpoints")),
             ["step-000000003", "step-000000005"],
         )
-        with open(f"{self.learner}/versions.json") as file:
-            versions = json.load(file)["versions"]
+        versions = directory.read(self.learner, "versions.json")["versions"]
         self.assertEqual(versions["tensorflow"], tf.__version__)
         rows = lines(self.learner, "metrics.jsonl")
         draws = lines(self.learner, "draws.jsonl")
@@ -159,12 +157,12 @@ class TrainersTest(tf.test.TestCase):
         row = lines(self.teacher, "evaluation.jsonl")[-1]
         expected = {n: row[n] for n in row if n.startswith("eval/")}
         self.assertIn("eval/icons/zero_shot/mean_per_class", expected)
-        folder = os.path.join(self.folder.name, "results")
+        folder = os.path.join(self.folder, "results")
         found = self.evaluate("--workdir", self.teacher, "--output", folder)
         self.assertAllClose(found, expected)
         self.assertEqual(directory.read(folder, "evaluation.json"), found)
-        with open(f"{folder}/evaluation.html", encoding="utf-8") as file:
-            self.assertIn("<h2>icons</h2>", file.read())
+        page = pathlib.Path(folder, "evaluation.html")
+        self.assertIn("<h2>icons</h2>", page.read_text("utf-8"))
         # By slice, too: together they are the whole.
         found = self.evaluate(
             *("--workdir", self.teacher, "--output", folder, "--by", "kind")
@@ -183,8 +181,8 @@ class TrainersTest(tf.test.TestCase):
         self.assertAllClose(total / count, found[f"eval/icons/{name}"])
         written = directory.read(folder, "evaluation.json")
         self.assertEqual(written["slices"], slices)
-        with open(f"{folder}/evaluation.html", encoding="utf-8") as file:
-            self.assertIn("<h3>By slice, the weakest first</h3>", file.read())
+        title = "<h3>By slice, the weakest first</h3>"
+        self.assertIn(title, page.read_text("utf-8"))
         # Another run is measured on the same stores by its settings.
         words = ["--workdir", self.learner, "--set", "evaluation.data="]
         found = self.evaluate(*words, *ICONS)
@@ -198,11 +196,10 @@ class TrainersTest(tf.test.TestCase):
         self.assertIn("photo", shown.getvalue())
 
     def test_a_dry_run_describes_the_run_and_writes_only_missing_indexes(self):
-        workdir = os.path.join(self.folder.name, "planned")
+        workdir = os.path.join(self.folder, "planned")
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            indexes = pathlib.Path(self.folder.name, "indexes")
-            planned = (*self.jest, f"data.index_dir={indexes}")
-            planned += (*ICONS,)
+            indexes = pathlib.Path(self.folder, "indexes")
+            planned = (*self.jest, f"data.index_dir={indexes}", *ICONS)
             code = train("jest", workdir, *planned, flags=["--dry-run"])
             self.assertEqual(code, 0)
             (index,) = indexes.glob("pool-*.index")

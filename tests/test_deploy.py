@@ -48,16 +48,14 @@ def containers(job):
 
 class DeployTestCase(remote_files.Local, tf.test.TestCase):
     def script(self, name, text):
-        path = os.path.join(self.folder, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w") as file:
-            file.write(text)
-        os.chmod(path, 0o755)
-        return path
+        path = pathlib.Path(self.folder, name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+        return str(path)
 
     def read(self, name):
-        with open(os.path.join(self.folder, name)) as file:
-            return file.read()
+        return pathlib.Path(self.folder, name).read_text()
 
 
 class JobsTest(DeployTestCase):

@@ -194,11 +194,8 @@ class WheelTest(tf.test.TestCase):
 
     @classmethod
     def check(cls, *command, cwd=None):
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name != "PYTHONPATH"
-        }
+        environment = {**os.environ}
+        environment.pop("PYTHONPATH", None)
         done = subprocess.run(
             [str(word) for word in command],
             cwd=cwd,

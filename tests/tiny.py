@@ -84,6 +84,12 @@ def eagerly():
     return mock.patch.object(training.JESTModel, "run_eagerly", always)
 
 
+def assert_equal_variables(test, ours, others):
+    """Fails unless two models, or optimizers, are equal bit for bit."""
+    for one, other in zip(ours.variables, others.variables, strict=True):
+        test.assertAllEqual(one, other, one.path)
+
+
 def super_batches(count=1, rows=12, seed=0):
     """`count` super-batches of noise, as NumPy arrays."""
     random = np.random.default_rng(seed)

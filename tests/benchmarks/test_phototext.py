@@ -161,8 +161,8 @@ class BuildTest(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.folder = tempfile.TemporaryDirectory()
-        cls.clones = pathlib.Path(cls.folder.name) / "clones"
+        folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        cls.clones = pathlib.Path(folder) / "clones"
         cls.changed = {}
         for constant, files in files_of_repositories().items():
             repository = getattr(repositories, constant)
@@ -178,11 +178,6 @@ class BuildTest(tf.test.TestCase):
             # The commit is in the history alone.
             git(clone, "rm", "-r", "--quiet", ".")
             git(clone, "commit", "--quiet", "--message", "none")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.folder.cleanup()
-        super().tearDownClass()
 
     def setUp(self):
         super().setUp()

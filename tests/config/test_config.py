@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-import os
+import pathlib
 import re
 import sys
 from unittest import mock
@@ -249,9 +249,8 @@ class RefusalsTest(tf.test.TestCase):
         )
 
     def test_settings_that_contradict_each_other_are_refused(self):
-        path = os.path.join(self.get_temp_dir(), "config.json")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write('{"steps": 8, "selection": {"batch_size": 256}}')
+        path = pathlib.Path(self.get_temp_dir(), "config.json")
+        path.write_text('{"steps": 8, "selection": {"batch_size": 256}}')
         stage = "selection.stages.0"
         curated = "data.curated=c data.curated_rows"
         renewed = f"{stage}.candidates=5 bootstrap.renew_at"
@@ -310,13 +309,13 @@ class RefusalsTest(tf.test.TestCase):
 class FilesTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
-        self.path, self.json = (
-            os.path.join(self.get_temp_dir(), name)
-            for name in ("recipe.py", "config.json")
+        self.folder = pathlib.Path(self.get_temp_dir())
+        self.path = self.folder / "recipe.py"
+        self.json = self.folder / "config.json"
+        self.path.write_text(
+            "from jest_tf.config import TrainConfig\n"
+            "def config():\n    return TrainConfig(steps=20)\n"
         )
-        with open(self.path, "w", encoding="utf-8") as file:
-            file.write("from jest_tf.config import TrainConfig\n")
-            file.write("def config():\n    return TrainConfig(steps=20)\n")
 
     def load(self, *overrides):
         return config.load_config(self.path, overrides)
@@ -472,8 +471,7 @@ class FilesTest(tf.test.TestCase):
             ('{"steps": "3"}', "`steps` must be of type int. Received: '3'"),
         ):
             with self.subTest(values):
-                with open(self.json, "w", encoding="utf-8") as file:
-                    file.write(values)
+                self.json.write_text(values)
                 with self.assertRaisesRegex(ValueError, message):
                     config.load_config(self.json)
 
@@ -502,20 +500,17 @@ class FilesTest(tf.test.TestCase):
         values["selection"]["stages"][0]["uniform_share"] = 0.0
         for group, text in gone.items():
             values[group] |= json.loads(f"{{{text}}}")
-        with open(self.json, "w", encoding="utf-8") as file:
-            json.dump(values, file)
+        self.json.write_text(json.dumps(values))
         self.assertEqual(config.load_config(self.json), recipe)
         self.assertEqual(formats.read("", values).restarts, [400])
 
     def test_a_users_module_is_imported_where_it_is_used(self):
         """The module of each "module:function" here fails when imported."""
-        with open(
-            os.path.join(self.get_temp_dir(), "explosive.py"), "w"
-        ) as file:
-            file.write("raise RuntimeError('imported')\n")
+        module = self.folder / "explosive.py"
+        module.write_text("raise RuntimeError('imported')\n")
         name = "explosive:make"
         own = dataclasses.replace(JEST, criterion=name)
-        with mock.patch.object(sys, "path", [self.get_temp_dir(), *sys.path]):
+        with mock.patch.object(sys, "path", [str(self.folder), *sys.path]):
             recipe = config.TrainConfig(
                 data=config.DataConfig(vocabulary=name, augment=name),
                 model=config.ModelConfig(towers=name, loss=name),

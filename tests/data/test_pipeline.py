@@ -1,7 +1,6 @@
 """Tests of the training and evaluation datasets."""
 
 import hashlib
-import json
 from unittest import mock
 
 import numpy as np
@@ -97,10 +96,7 @@ class SuperBatchesTest(PipelineTestCase):
         batches = self.super_batches(30)
         rows = self.rows_of(batches)
         self.assertAllEqual(rows, stream.Order(7, 5).rows(np.arange(120)))
-        values = {
-            name: np.concatenate([batch[name] for batch in batches])
-            for name in batches[0]
-        }
+        values = streams.joined(batches)
         captions = [self.chosen(row, p) for p, row in enumerate(rows)]
         self.assertAllEqual(values["image"], self.images[rows])
         valid = [c.decode("utf-8", "replace").encode() for c in captions]
@@ -123,24 +119,18 @@ class SuperBatchesTest(PipelineTestCase):
         store = stores_lib.open_store(path)
         offset, size = store.indexes[0].spans([2])[0, :2].tolist()
         sector = shard_files.BadSector(offset + size // 2, offset + size)
-        log = self.path("log")
         found, lines = {}, {}
-        for how in ("sector", "damage"):
+        for how, open_file in (("sector", sector), ("damage", files.open_file)):
             if how == "damage":
                 shard_files.flip(path, offset + size // 2)
-            faults = reader.FaultLog(log, 1.0)
+            faults = reader.FaultLog(self.path("log"), 1.0)
             with (
                 mock.patch.object(retries, "WAITS", (0.0,)),
-                mock.patch.object(
-                    files,
-                    "open_file",
-                    sector if how == "sector" else files.open_file,
-                ),
+                mock.patch.object(files, "open_file", open_file),
             ):
                 found[how] = self.super_batches(5, store, faults=faults)
             faults.close(5)
-            with open(log, encoding="utf-8") as file:
-                lines[how] = [json.loads(line) for line in file]
+            lines[how] = tiny.read_lines(self.directory, "log")
         self.assert_equal_batches(found["sector"], found["damage"])
         # 20 positions are five epochs of the four records.
         self.assertGreaterEqual(len(lines["sector"]), 5)
@@ -297,20 +287,14 @@ class CuratedTest(PipelineTestCase):
         order = stream.Order(4, self.seed, block_size=2)
         rows = self.rows_of(curated)
         self.assertAllEqual(rows, 3 + order.rows(positions))
-        # Each once in an epoch of two steps.
-        epochs = np.sort(rows.reshape(4, 4), 1)
-        self.assertAllEqual(epochs, [[3, 4, 5, 6]] * 4)
-        images = np.concatenate([batch["image"] for batch in curated])
-        self.assertAllEqual(images, self.images[rows])
+        values = streams.joined(curated)
+        self.assertAllEqual(values["image"], self.images[rows])
         chosen = [
             self.chosen(row, position, self.seed)
             for position, row in enumerate(rows)
         ]
         valid = [caption.decode("utf-8", "replace") for caption in chosen]
-        self.assertAllEqual(
-            np.concatenate([batch["text"] for batch in curated]),
-            self.tokenizer(tf.constant(valid)),
-        )
+        self.assertAllEqual(values["text"], self.tokenizer(tf.constant(valid)))
         # The pool is what it is without curated rows.
         alone = self.super_batches(
             8, self.parts[0], batch_size=2, shuffle_block_size=2
@@ -350,14 +334,12 @@ class CuratedTest(PipelineTestCase):
         for store in self.parts:
             place, size = store.indexes[0].spans([1])[0, :2].tolist()
             shard_files.flip(store.shards.paths[0], place + size // 2)
-        log = self.path("log")
 
         def lines(count, start_step):
-            faults = reader.FaultLog(log, 1.0)
+            faults = reader.FaultLog(self.path("log"), 1.0)
             self.curated(count, faults=faults, start_step=start_step)
             faults.close(start_step + count)
-            with open(log, encoding="utf-8") as file:
-                return [json.loads(line) for line in file]
+            return tiny.read_lines(self.directory, "log")
 
         orders = {
             "data.curated": stream.Order(4, self.seed, start=3),
@@ -388,7 +370,32 @@ class CuratedTest(PipelineTestCase):
         self.assertEqual(lines(5, 3), found)
 
 
-class BadEvaluationRecordTest(PipelineTestCase):
+class EvaluationTest(PipelineTestCase):
+    def test_examples_come_once_in_order(self):
+        dataset = batches_lib.examples(
+            self.store, batch_size=3, image_size=SIZE
+        )
+        batches = list(dataset.as_numpy_iterator())
+        self.assertEqual([len(b["id"]) for b in batches], [3, 3, 1])
+        values = streams.joined(batches)
+        self.assertAllEqual(values["id"], self.ids)
+        self.assertAllEqual(values["id"][:3], [100, 101, 102])
+        self.assertAllEqual(values["image"], self.images)
+
+    def test_images_alone_need_no_captions(self):
+        self.write("b", range(3, 7), caption=None)
+        store = stores_lib.open_store(self.path("b"))
+        for size in (1, 3, 4, 100):
+            dataset = batches_lib.examples(
+                store, batch_size=size, image_size=SIZE
+            )
+            self.assertEqual(list(dataset.element_spec), ["image", "id"])
+            batches = list(dataset.as_numpy_iterator())
+            self.assertLen(batches, -(-4 // size))
+            self.assertLen(dataset, len(batches))
+            images = np.concatenate([batch["image"] for batch in batches])
+            self.assertAllEqual(images, self.images[3:])
+
     def test_a_record_without_an_image_is_named(self):
         png = tf.io.encode_png(self.images[0]).numpy()
         for image, reason in (
@@ -412,33 +419,3 @@ class BadEvaluationRecordTest(PipelineTestCase):
                 tf.errors.InvalidArgumentError, f"record 1 of .*/c, .*{reason}"
             ):
                 list(dataset)
-
-
-class EvaluationTest(PipelineTestCase):
-    def test_examples_come_once_in_order(self):
-        dataset = batches_lib.examples(
-            self.store, batch_size=3, image_size=SIZE
-        )
-        batches = list(dataset.as_numpy_iterator())
-        self.assertEqual([len(b["id"]) for b in batches], [3, 3, 1])
-        values = {
-            name: np.concatenate([batch[name] for batch in batches])
-            for name in batches[0]
-        }
-        self.assertAllEqual(values["id"], self.ids)
-        self.assertAllEqual(values["id"][:3], [100, 101, 102])
-        self.assertAllEqual(values["image"], self.images)
-
-    def test_images_alone_need_no_captions(self):
-        self.write("b", range(3, 7), caption=None)
-        store = stores_lib.open_store(self.path("b"))
-        for size in (1, 3, 4, 100):
-            dataset = batches_lib.examples(
-                store, batch_size=size, image_size=SIZE
-            )
-            self.assertEqual(list(dataset.element_spec), ["image", "id"])
-            batches = list(dataset.as_numpy_iterator())
-            self.assertLen(batches, -(-4 // size))
-            self.assertLen(dataset, len(batches))
-            images = np.concatenate([batch["image"] for batch in batches])
-            self.assertAllEqual(images, self.images[3:])

@@ -2,7 +2,6 @@
 
 import collections
 import os
-import tempfile
 
 import numpy as np
 import sentencepiece_files
@@ -12,6 +11,7 @@ from tensorflow_text.tools.wordpiece_vocab import (
     wordpiece_tokenizer_learner_lib,
 )
 
+from jest_tf import files
 from jest_tf.data import tokenizers, vocabularies
 
 CAPTIONS = [
@@ -112,11 +112,10 @@ class WordPieceTokenizerTest(tf.test.TestCase):
 
     def test_a_saved_tokenizer_loads_with_another_length(self):
         vocabulary = self.VOCABULARY + ["\u00b7", "##\u4e2d", "\x85", "\u2028"]
-        with tempfile.TemporaryDirectory() as directory:
-            tokenizers.WordPieceTokenizer(vocabulary, 5).save(directory)
-            with open(os.path.join(directory, "vocab.txt"), "rb") as file:
-                content = file.read()
-            loaded = tokenizers.load_tokenizer(directory, 3)
+        folder = self.get_temp_dir()
+        tokenizers.WordPieceTokenizer(vocabulary, 5).save(folder)
+        content = files.read_whole(f"{folder}/vocab.txt")
+        loaded = tokenizers.load_tokenizer(folder, 3)
         self.assertEqual(
             content, "".join(f"{t}\n" for t in vocabulary).encode()
         )
@@ -262,15 +261,14 @@ class SentencePieceTokenizerTest(tf.test.TestCase):
 
     def test_a_directory_with_a_tokenizer_is_loaded_with_none_or_two_not(self):
         model = sentencepiece_files.model()
-        with tempfile.TemporaryDirectory() as directory:
-            with self.assertRaisesRegex(ValueError, "one of vocab.txt, .*none"):
-                tokenizers.load_tokenizer(directory, 4)
-            tokenizers.SentencePieceTokenizer(model, 4).save(directory)
-            loaded = tokenizers.load_tokenizer(directory, 3)
-            self.assertEqual(loaded.model, model)
-            self.assertAllEqual(loaded(tf.constant(["red"])), [[3, 1, 1]])
-            tokenizers.WordPieceTokenizer(["[UNK]", "[EOS]", "a"], 4).save(
-                directory
-            )
-            with self.assertRaisesRegex(ValueError, "vocab.txt and tokenizer"):
-                tokenizers.load_tokenizer(directory, 4)
+        folder = self.get_temp_dir()
+        with self.assertRaisesRegex(ValueError, "one of vocab.txt, .*none"):
+            tokenizers.load_tokenizer(folder, 4)
+        tokenizers.SentencePieceTokenizer(model, 4).save(folder)
+        loaded = tokenizers.load_tokenizer(folder, 3)
+        self.assertEqual(loaded.model, model)
+        self.assertAllEqual(loaded(tf.constant(["red"])), [[3, 1, 1]])
+        words = tokenizers.WordPieceTokenizer(["[UNK]", "[EOS]", "a"], 4)
+        words.save(folder)
+        with self.assertRaisesRegex(ValueError, "vocab.txt and tokenizer"):
+            tokenizers.load_tokenizer(folder, 4)

@@ -5,6 +5,7 @@ from unittest import mock
 
 import numpy as np
 import tensorflow as tf
+from sidecar_files import unit_rows
 
 from jest_tf import evaluation
 from jest_tf.evaluation import ranking, retrieval
@@ -45,11 +46,6 @@ def retrieval_by_sorting(images, texts, image_groups, text_groups):
     return results
 
 
-def unit_vectors(rows, dim, seed):
-    vectors = np.random.default_rng(seed).normal(size=(rows, dim))
-    return np.float32(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-
-
 class RetrievalTest(tf.test.TestCase):
     def test_chance_is_what_one_point_for_everything_scores(self):
         groups = ["abcddd", "aabcccd"]
@@ -69,8 +65,8 @@ class RetrievalTest(tf.test.TestCase):
             (40, 12, 12),
             (50, 50, 3),
         ):
-            images = unit_vectors(num_images, 6, 1)
-            texts = unit_vectors(num_texts, 6, 2)
+            images = unit_rows(num_images, 1, 6)
+            texts = unit_rows(num_texts, 2, 6)
             num_groups = min(num_groups, num_images, num_texts)
             # Each group is on both sides.
             groups = [
@@ -116,7 +112,7 @@ class RetrievalTest(tf.test.TestCase):
                         )
 
     def test_blocks_equal_the_whole(self):
-        images, texts = unit_vectors(23, 5, 0), unit_vectors(23, 5, 1)
+        images, texts = unit_rows(23, 0, 5), unit_rows(23, 1, 5)
         images[4:9] = images[4]
         everything = images, texts, range(23), range(23)
         whole = evaluation.retrieval_measures(*everything)
@@ -126,7 +122,7 @@ class RetrievalTest(tf.test.TestCase):
             self.assertEqual(blocks, whole)
 
     def test_what_does_not_fit_is_refused(self):
-        images, texts = unit_vectors(2, 3, 0), unit_vectors(2, 3, 1)
+        images, texts = unit_rows(2, 0, 3), unit_rows(2, 1, 3)
         not_finite = images * [[1], [np.nan]]
         for message, arguments in (
             ("`image_to_text`: every .*1 of 2", (images, texts, "ab", "aa")),

@@ -69,8 +69,7 @@ class SettingsTest(tf.test.TestCase):
         self.path = f"{self.folder}/some.tfrecord"
 
     def write(self, name, text):
-        with open(f"{self.folder}/{name}", "w", encoding="utf-8") as file:
-            file.write(text)
+        tf.io.write_file(f"{self.folder}/{name}", text)
         return f"{self.folder}/{name}"
 
     def opened(self, *records, **settings):
@@ -231,8 +230,7 @@ class OpenStoresTest(tf.test.TestCase):
     def test_format_fields_and_index_folder_are_those_of_training(self):
         folder = self.get_temp_dir()
         tf.io.write_file(f"{folder}/1.png", b"image")
-        with open(f"{folder}/val.csv", "w", encoding="utf-8") as file:
-            file.write("photo,words,more\n1.png,a,b\n")
+        tf.io.write_file(f"{folder}/val.csv", "photo,words,more\n1.png,a,b\n")
         settings = config.DataConfig(
             train=("train.csv", "other.csv"),
             weights=(1.0, 2.0),

@@ -439,17 +439,17 @@ class FaultTest(remote_files.Gcs, tf.test.TestCase):
         super().setUp()
         self.path = f"{self.folder}/file"
         self.content = os.urandom(300_000)
+        files.write_whole(self.path, self.content)
 
     def test_a_bucket_that_is_busy_is_asked_again(self):
         for status in (429, 503):
             with self.subTest(status):
                 for match in ("PUT ", "POST ", "GET storage"):
                     self.server.fail(match, status=status, times=3)
-                files.write_whole(self.path, self.content)
-                self.assertEqual(files.read_whole(self.path), self.content)
+                files.write_whole(self.path, b"%d" % status)
+                self.assertEqual(files.read_whole(self.path), b"%d" % status)
 
     def test_a_long_outage_is_sat_out_and_said(self):
-        files.write_whole(self.path, self.content)
         # More than TensorFlow's own ten retries.
         self.server.fail("GET storage", times=11)
         with self.assertLogs("absl", "WARNING") as log:
@@ -477,13 +477,11 @@ class FaultTest(remote_files.Gcs, tf.test.TestCase):
             self.assertRegex(line, message)
 
     def test_an_outage_without_end_is_an_error(self):
-        files.write_whole(self.path, self.content)
         self.server.fail("GET storage", times=1000)
         with self.assertLogs("absl"), self.assertRaises(OSError):
             files.read_whole(self.path)
 
     def test_a_connection_that_ends_in_mid_read_loses_nothing(self):
-        files.write_whole(self.path, self.content)
         self.server.fail("GET storage", cut=100_000, times=3)
         self.assertEqual(files.read_whole(self.path), self.content)
         self.server.fail("GET storage", cut=0, times=3)
@@ -497,13 +495,11 @@ class FaultTest(remote_files.Gcs, tf.test.TestCase):
         self.assertEqual(files.read_whole(self.path), self.content)
 
     def test_a_token_that_has_expired_is_renewed(self):
-        files.write_whole(self.path, self.content)
         self.server.fail("GET storage", status=401)
         with self.assertLogs("absl", "WARNING"):
             self.assertEqual(files.read_whole(self.path), self.content)
 
     def test_what_may_not_be_read_is_said_at_once(self):
-        files.write_whole(self.path, self.content)
         self.server.fail("GET storage", status=403)
         with self.assertRaises(PermissionError):
             files.read_whole(self.path)

@@ -47,9 +47,7 @@ class LoadRunTest(tf.test.TestCase):
 
     # For sidecars, which the command line writes.
     @pytest.mark.tensorflow
-    def test_an_encoder_does_what_the_learner_does_in_batches_of_one_shape(
-        self,
-    ):
+    def test_an_encoder_does_what_the_learner_does_in_equal_batches(self):
         random = np.random.default_rng(0)
         images = random.integers(0, 256, (7, 8, 8, 3), np.uint8)
         captions = ["a b", "c", "j i h g f", "a", "", "b", "z", "d", "e"]

@@ -143,8 +143,7 @@ class PageTest(tf.test.TestCase):
         self.write([self.line(n, batches[n - 1]["id"]) for n in (1, 3)])
         path = f"{self.workdir}/page.html"
         run_page.write(self.workdir, path, trust=True)
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+        text = pathlib.Path(path).read_text("utf-8")
         found = html_elements.parse(text)
         self.assertNotIn("script", found.tags)
         self.assertEmpty(re.findall(r"(?:src|href)=\"(?!data:)", text))

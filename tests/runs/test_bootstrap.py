@@ -59,8 +59,7 @@ class RunTest(tf.test.TestCase):
     @classmethod
     def run_in(cls, workdir, *overrides, ended=0, **options):
         code = cls.server.run(workdir, *cls.settings, *overrides, **options)
-        with open(f"{workdir}.log", encoding="utf-8") as file:
-            said = file.read()
+        said = pathlib.Path(f"{workdir}.log").read_text("utf-8")
         if code != ended:
             raise AssertionError(f"ended with {code}: {said}")
         return said
@@ -176,24 +175,15 @@ class RunTest(tf.test.TestCase):
     def test_a_reference_that_a_checkpoint_needs_is_not_deleted(self):
         workdir = os.path.join(self.folder, "gone")
         self.run_in(workdir, "steps=20", kept=1)
-        first, second = (
-            [name for name in os.listdir(folder) if "sidecar" in name]
-            for folder in (
-                os.path.join(workdir, "references", f"step-{step:09d}")
-                for step in RENEW_AT
-            )
-        )
+        folder = pathlib.Path(workdir, "references")
+        found = [
+            len([*folder.glob(f"step-{step:09d}/*sidecar*")])
+            for step in RENEW_AT
+        ]
         *_, last = bootstrap.renewals(self.config, workdir)
-        self.assertEqual(
-            [len(first), len(second)], [0, 3] if last.kept else [3, 0]
-        )
-
+        self.assertEqual(found, [0, 3] if last.kept else [3, 0])
         # A record that is needed and gone is named.
-        os.remove(
-            os.path.join(
-                workdir, "references/step-000000016", directory.RENEWAL_FILE
-            )
-        )
+        os.remove(folder / "step-000000016" / directory.RENEWAL_FILE)
         os.remove(os.path.join(workdir, directory.WEIGHTS_FILE))
         said = self.run_in(workdir, "steps=20", ended=1)
         self.assertIn("must have the reference of the steps after 16", said)
@@ -202,12 +192,10 @@ class RunTest(tf.test.TestCase):
 class SettingsTest(tf.test.TestCase):
     def test_a_learner_that_recognises_less_does_not_become_the_reference(self):
         """After two such renewals in succession nothing more is embedded."""
+        stage = config.Stage(2, "stored", criterion="easy_reference")
         recipe = config.TrainConfig(
             steps=9,
-            selection=config.SelectionConfig(
-                32,
-                stages=(config.Stage(2, "stored", criterion="easy_reference"),),
-            ),
+            selection=config.SelectionConfig(32, stages=(stage,)),
             reference=config.ReferenceConfig("somewhere"),
             bootstrap=config.BootstrapConfig((1, 2, 3, 4)),
         )

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import pathlib
 import resource
 import tempfile
 import types
@@ -166,15 +167,13 @@ class DamageTest(tf.test.TestCase):
         share = total / sum(weight for _, _, weight, _ in jobs)
         start = self.memory()
         for name, read, weight, is_checked in jobs:
-            path = f"{self.workdir}/{name}"
-            with open(path, "rb") as file:
-                content = file.read()
+            path = pathlib.Path(self.workdir, name)
+            content = path.read_bytes()
             whole, before = read(), self.outside()
             with self.subTest(name):
                 for number in range(math.ceil(weight * share)):
                     damaged = mutate(content, random)
-                    with open(path, "wb") as file:
-                        file.write(damaged)
+                    path.write_bytes(damaged)
                     try:
                         found = read()
                     except (ValueError, OSError):
@@ -184,8 +183,7 @@ class DamageTest(tf.test.TestCase):
                             self.assertAllEqual, msg=f"damage {number}"
                         )
                         tf.nest.map_structure(equal, found, whole)
-            with open(path, "wb") as file:
-                file.write(content)
+            path.write_bytes(content)
             self.assertEqual(self.outside(), before, name)
             self.assertLess(self.memory() - start, 2**31, name)
         return {name for name, *_ in jobs}

@@ -17,12 +17,6 @@ class DirectoryTest(tf.test.TestCase):
         super().setUp()
         self.workdir = self.get_temp_dir()
 
-    def write(self, name, text):
-        path = os.path.join(self.workdir, name)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-        return path
-
     def test_a_copy_of_a_bucket_is_read_by_the_name_that_its_error_gives(self):
         bucket, rows = f"ram://{self.id()}", [{"step": 1}, {"step": 2}]
         with directory.locked(bucket):
@@ -53,27 +47,23 @@ class DirectoryTest(tf.test.TestCase):
 
     def test_the_logs_are_cut_back_to_the_step(self):
         whole = '{"step": 2, "a": 1}\n{"step": 4, "a": 2}\n'
-        for tail in (
-            "",
-            '{"step": 5}\n',
-            '{"step": 5}\n{"step": 6}\n{"st',
-            '{"step": 3, "a',
-            '{"a": 1}\n',
+        for text in (
+            whole[:-1],  # a line that lacks its end alone is completed
+            whole,
+            whole + '{"step": 5}\n',
+            whole + '{"step": 5}\n{"step": 6}\n{"st',
+            whole + '{"step": 3, "a',
+            whole + '{"a": 1}\n',
         ):
-            with self.subTest(tail):
-                paths = [self.write(name, whole + tail) for name in LOGS]
+            with self.subTest(text):
+                paths = [os.path.join(self.workdir, name) for name in LOGS]
+                for path in paths:
+                    files.write_whole(path, text.encode())
                 directory.cut_back(self.workdir, 4)
                 for path in paths:
-                    with open(path, encoding="utf-8") as file:
-                        self.assertEqual(file.read(), whole)
+                    self.assertEqual(files.read_whole(path), whole.encode())
         self.assertLen(os.listdir(self.workdir), 3)  # nothing beside them
         self.assertTrue(directory.has_begun(self.workdir))
-
-    def test_a_line_that_lacks_its_end_alone_is_completed(self):
-        path = self.write(directory.METRICS_FILE, '{"step": 4}')
-        directory.cut_back(self.workdir, 4)
-        with open(path, encoding="utf-8") as file:
-            self.assertEqual(file.read(), '{"step": 4}\n')
 
 
 class RemoteDirectoryTest(remote_files.Gcs, tf.test.TestCase):

@@ -24,8 +24,6 @@ FUNNEL = (
     Stage(3, num_chunks=2),
     Stage(2, num_chunks=2, criterion="hard_learner"),
 )
-# 12 rows, 4 of which pass.
-ONE = (Stage(3, num_chunks=2),)
 
 
 def settings(*stages, steps=STEPS, batch_size=4, **more):
@@ -54,14 +52,10 @@ class Spy(keras.callbacks.Callback):
 
 
 class FunnelTest(tf.test.TestCase):
-    """A run of two live stages, against what its model reports."""
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
-        run = settings(*FUNNEL)
-        cls.batches = tiny.super_batches(STEPS, rows=24)
+    def test_every_logged_step_has_a_line_that_sums_up_each_stage(self):
+        """In a run of two live stages, against what its model reports."""
+        workdir, run = self.get_temp_dir(), settings(*FUNNEL)
+        batches = tiny.super_batches(STEPS, rows=24)
         model = training.JESTModel(
             tiny.learner(0),
             tiny.learner(5),
@@ -69,28 +63,23 @@ class FunnelTest(tf.test.TestCase):
             options=jest_tf.StepOptions(seed=SEED),
         )
         model.compile(keras.optimizers.SGD(0.5), jit_compile=False)
-        telemetry = draw_log.Telemetry(cls.workdir, clean=is_even)
-        log, spy = log_lib.Ledger(run, cls.workdir, telemetry=telemetry), Spy()
+        telemetry = draw_log.Telemetry(workdir, clean=is_even)
+        log, spy = log_lib.Ledger(run, workdir, telemetry=telemetry), Spy()
         with contextlib.redirect_stderr(io.StringIO()):
-            model.fit(
-                tiny.dataset(cls.batches), verbose=0, callbacks=[log, spy]
-            )
-        cls.reports = spy.reports
-        cls.rows = tiny.read_lines(cls.workdir, directory.METRICS_FILE)
-
-    def test_every_logged_step_has_a_line_that_sums_up_each_stage(self):
-        lines = tiny.read_lines(self.workdir, directory.TELEMETRY_FILE)
+            model.fit(tiny.dataset(batches), verbose=0, callbacks=[log, spy])
+        rows = tiny.read_lines(workdir, directory.METRICS_FILE)
+        lines = tiny.read_lines(workdir, directory.TELEMETRY_FILE)
         self.assertEqual(
             [(line["step"], line["super_batch"]) for line in lines],
             [(2, 1), (4, 3)],
         )
-        for line, row in zip(lines, self.rows, strict=True):
+        for line, row in zip(lines, rows, strict=True):
             step = line["step"]
-            report = self.reports[step - 1]
+            report = spy.reports[step - 1]
             for number, stage in enumerate(FUNNEL):
                 found = report.scored(number)
                 self.assertAllEqual(
-                    found["id"], self.batches[step - 1]["id"][found["row"]]
+                    found["id"], batches[step - 1]["id"][found["row"]]
                 )
                 expected = summary.summarize_rows(
                     stage,
@@ -131,7 +120,9 @@ def scored_rows(count=12, kept=4, **more):
     return rows | {"learner_loss": losses} | more
 
 
-class FollowTestCase(tf.test.TestCase):
+class LinesTest(tf.test.TestCase):
+    hard = Stage(3, num_chunks=2, criterion="hard_learner")
+
     def setUp(self):
         super().setUp()
         self.workdir = self.enterContext(tempfile.TemporaryDirectory())
@@ -151,10 +142,6 @@ class FollowTestCase(tf.test.TestCase):
 
     def lines(self):
         return tiny.read_stages(self.workdir)
-
-
-class LinesTest(FollowTestCase):
-    hard = Stage(3, num_chunks=2, criterion="hard_learner")
 
     def test_a_step_that_scored_nothing_leaves_its_line_to_the_next(self):
         run = settings(self.hard, steps=5)

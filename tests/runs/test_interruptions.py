@@ -1,5 +1,6 @@
 """What stops a run: signals, and numbers that are not finite."""
 
+import itertools
 import os
 import signal
 import threading
@@ -64,20 +65,21 @@ class SignalsTest(tf.test.TestCase):
         self.assertEqual(done, ["saved", "saved again"])
 
     def test_outside_of_a_step_it_raises_at_once(self):
-        firsts = (False, True) if ON_TENSORFLOW else (False,)
-        for number, name in (
-            (signal.SIGTERM, "SIGTERM"),
-            (signal.SIGINT, "SIGINT"),
+        # In the first step, whose changes are not worth waiting for, as well.
+        states = ["before", "between", *["first"] * ON_TENSORFLOW]
+        for number, state in itertools.product(
+            (signal.SIGTERM, signal.SIGINT), states
         ):
-            for is_first in firsts:
-                with interruptions.Signals() as signals:
-                    if is_first:  # whose changes are not worth waiting for
-                        signals.on_train_begin()
-                        signals.on_train_batch_begin(0)
-                    with self.assertRaises(interruptions.Preempted) as stop:
-                        self.send(number)
-                self.assertEqual(signals.received, name)
-                self.assertEqual(stop.exception.code, 75)
+            with interruptions.Signals() as signals:
+                if state != "before":
+                    signals.on_train_begin()
+                    signals.on_train_batch_begin(0)
+                if state == "between":
+                    signals.on_train_batch_end(0)
+                with self.assertRaises(interruptions.Preempted) as stop:
+                    self.send(number)
+            self.assertEqual(signals.received, number.name)
+            self.assertEqual(stop.exception.code, 75)
 
     def test_a_step_ends_before_it_raises(self):
         with interruptions.Signals() as signals:
@@ -90,14 +92,6 @@ class SignalsTest(tf.test.TestCase):
             with self.assertRaises(interruptions.Preempted):
                 signals.on_train_batch_end(1)
             self.send()  # and don't disturb the saving
-
-    def test_between_two_steps_an_evaluation_is_broken_off(self):
-        with interruptions.Signals() as signals:
-            signals.on_train_begin()
-            signals.on_train_batch_begin(0)
-            signals.on_train_batch_end(0)
-            with self.assertRaises(interruptions.Preempted):
-                self.send()
 
     def together(self, signals, others=False):
         """What the workers are asked, as `signals` asks it."""

@@ -53,8 +53,7 @@ class ReferenceByNameTest(tf.test.TestCase):
         }
         cls.data = tiny.write_shard(cls.path("pool.tfrecord"), 20)
         cls.recipe = cls.path("recipe.py")
-        with open(cls.recipe, "w", encoding="utf-8") as file:
-            file.write(RECIPE.format(data=cls.path("pool.tfrecord")))
+        tf.io.write_file(cls.recipe, RECIPE.format(data=cls.data))
 
     @classmethod
     def path(cls, name):
@@ -292,16 +291,11 @@ class MixTest(tf.test.TestCase):
             init_from=f"{self.folder}/start.keras", init_tower="image_tower"
         )
         found = loading.load(self.workdir, mix=0.0).learner
-        for name, expected in (
-            ("image_tower", self.start),
-            ("text_tower", self.end),
+        for ours, expected in (
+            (found.image_tower, self.start.image_tower),
+            (found.text_tower, self.end.text_tower),
         ):
-            for one, other in zip(
-                getattr(found, name).variables,
-                getattr(expected, name).variables,
-                strict=True,
-            ):
-                self.assertAllEqual(one, other)
+            tiny.assert_equal_variables(self, ours, expected)
         self.assertAllEqual(found.log_temperature, self.end.log_temperature)
 
     def test_a_share_without_a_start_is_refused(self):
@@ -402,10 +396,7 @@ class AdaptersTest(tf.test.TestCase):
         os.remove(f"{self.folder}/start.keras")
         self.train("stopped", 3, **options)
         one, other = (loading.load(name) for name in (whole, stopped))
-        for variable, same in zip(
-            one.learner.variables, other.learner.variables, strict=True
-        ):
-            self.assertAllEqual(variable, same)
+        tiny.assert_equal_variables(self, one.learner, other.learner)
         about = directory.read(stopped, directory.LEARNER_FILE)
         self.assertEqual(about["start"], reference.fingerprint(self.start))
         self.assertEqual(

@@ -78,11 +78,8 @@ class Model:
 
     def __init__(self, selection, has_ids=True, flops=COLUMNS):
         self.selection, self.has_ids, self.flops = selection, has_ids, flops
-        self.drawn_ids, self._metrics = (
-            None,
-            step_outputs.StepMetrics(selection),
-        )
-        self._kinds = {}
+        self.drawn_ids, self._kinds = None, {}
+        self._metrics = step_outputs.StepMetrics(selection)
 
     metrics = property(lambda self: self._metrics.shown)
     step_metrics = property(lambda self: self._metrics.every)
@@ -521,7 +518,6 @@ class DigestTest(tf.test.TestCase):
     def test_a_digest_is_the_hash_of_the_sorted_ids(self):
         data = struct.pack("<3q", -5, 2, 2**62)
         expected = hashlib.blake2b(data, digest_size=8).hexdigest()
-        self.assertLen(expected, 16)
         for ids in ([2**62, -5, 2], [[2], [-5], [2**62]]):
             self.assertEqual(log_lib.digest(np.array(ids)), expected)
         for ids in (np.array([7, 3], np.int32), np.array([3, 7], ">i8")):

@@ -56,8 +56,7 @@ class ResumeTestCase(tf.test.TestCase):
 
     @staticmethod
     def said_in(workdir):
-        with open(f"{workdir}.log", encoding="utf-8") as file:
-            return file.read()
+        return files.read_whole(f"{workdir}.log").decode()
 
     def workdir(self, name):
         return os.path.join(self.folder, name)

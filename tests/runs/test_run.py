@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import io
-import json
 import os
 import pathlib
 import re
@@ -91,10 +90,9 @@ class RunsTestCase(tf.test.TestCase):
     @classmethod
     def train(cls, name, *overrides, build=run_server.build_learner, **options):
         """Runs in the directory `name`; returns what was said."""
-        said = io.StringIO()
         with (
             mock.patch.object(models, "build_learner", build),
-            contextlib.redirect_stderr(said),
+            contextlib.redirect_stderr(io.StringIO()) as said,
         ):
             runs.train(cls.recipe(*overrides), cls.workdir(name), **options)
         return said.getvalue()
@@ -161,8 +159,7 @@ class DirectoryTest(RunsTestCase):
         path = f"{folder}{os.pathsep}{os.environ['PATH']}"
         with mock.patch.dict(os.environ, PATH=path):
             provenance._versions()
-        with open(f"{folder}/log") as file:
-            calls = file.read().splitlines()
+        calls = pathlib.Path(folder, "log").read_text().splitlines()
         self.assertIn("status", calls[-1])
         for call in calls:
             self.assertStartsWith(call, "--no-optional-locks ")
@@ -172,13 +169,14 @@ class DirectoryTest(RunsTestCase):
         versions = self.read("other", "versions.json")
         versions["versions"]["keras"] = "1.2.3"
         directory.write(self.workdir("other"), "versions.json", versions)
+        folder = self.workdir("other")
         left = [
-            ".config.json.partial",
-            ".vocab.txt.partial",
-            "checkpoints/step-000000008.partial/state.index",
+            f"{folder}/.config.json.partial",
+            f"{folder}/.vocab.txt.partial",
+            f"{folder}/checkpoints/step-000000008.partial/state.index",
         ]
-        for name in left:
-            tf.io.write_file(os.path.join(self.workdir("other"), name), "half")
+        for path in left:
+            tf.io.write_file(path, "half")
         said = self.train("other", "checkpoint.every_steps=3")
         self.assertIn("already finished, 4 steps", said)
         self.assertNotIn("stage 0", said)
@@ -188,9 +186,7 @@ class DirectoryTest(RunsTestCase):
         found = self.read("other", "config.json")["checkpoint"]
         self.assertEqual(found, {"every_steps": 3})
         # Leftovers of a killed process are deleted.
-        for name in left:
-            path = os.path.join(self.workdir("other"), name)
-            self.assertFalse(os.path.exists(path))
+        self.assertEmpty([path for path in left if os.path.exists(path)])
         with self.assertRaisesRegex(ValueError, "Expected seed=5.*seed=6"):
             self.train("other", "seed=6")
 
@@ -223,14 +219,6 @@ class DirectoryTest(RunsTestCase):
         )
         folder = f"{os.path.realpath(self.workdir('closed'))}/"
         self.assertEmpty([path for path in opened if path.startswith(folder)])
-
-    def test_a_run_may_go_on_under_another_strategy(self):
-        mirrored = "distribution.strategy=mirrored"
-        for recipe in (self.recipe(), self.recipe(mirrored)):
-            with provenance.claimed(self.workdir("moved"), recipe):
-                pass
-        found = self.read("moved", "config.json")["distribution"]["strategy"]
-        self.assertEqual(found, "mirrored")
 
     def test_only_the_six_settings_of_the_page_may_change(self):
         (page,) = re.findall(
@@ -306,10 +294,7 @@ class DirectoryTest(RunsTestCase):
         os.remove(os.path.join(workdir, directory.WEIGHTS_FILE))
         self.train("average")
         for again in (load(), load(4)):
-            for weight, other in zip(
-                again.get_weights(), final.get_weights(), strict=True
-            ):
-                self.assertAllEqual(weight, other)
+            self.assertAllClose(again.get_weights(), final.get_weights(), 0, 0)
 
     def test_weights_that_towers_draw_by_tensorflow_follow_the_seed(self):
         drawn = []
@@ -341,12 +326,11 @@ class DirectoryTest(RunsTestCase):
             self.train(short, "steps=4", schedule)
             with self.assertRaisesRegex(ValueError, "towers=.*`trust=True`"):
                 runs.extend(self.workdir(short), 4)
-            said = io.StringIO()
             with (
                 mock.patch.object(
                     models, "build_learner", run_server.build_learner
                 ),
-                contextlib.redirect_stderr(said),
+                contextlib.redirect_stderr(io.StringIO()) as said,
                 tiny.eagerly(),
             ):
                 runs.extend(self.workdir(short), 4, trust=True)
@@ -602,9 +586,7 @@ class InputsTest(RunsTestCase):
         workdir = self.workdir("old")
         sources, _ = self.open()
         provenance.record_data(workdir, sources)
-        path = directory.path(workdir, directory.DATA_FILE)
-        with open(path, encoding="utf-8") as file:
-            now = json.load(file)
+        now = self.read("old", directory.DATA_FILE)
         before = {name: now[name] for name in now if name != "format"}
         for name, message in (("a.tfrecord", None), ("b.tfrecord", "shard b")):
             before["shards"] = [[name, "a stamp without checksums"]]
@@ -617,8 +599,7 @@ class InputsTest(RunsTestCase):
                 provenance.check_data(workdir, sources)
             self.assertIn("is of version 0.3.0", said.getvalue())
             provenance.record_data(workdir, sources)
-            with open(path, encoding="utf-8") as file:
-                self.assertEqual(json.load(file), now)
+            self.assertEqual(self.read("old", directory.DATA_FILE), now)
 
     def test_which_records_are_clean_is_read_from_a_field(self):
         rows = [0, 3, 5]

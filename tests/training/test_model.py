@@ -144,13 +144,9 @@ def step_by_hand(learner, batch, loss=losses.sigmoid_loss, call=None, more=()):
 
 
 class TrainingTestCase(tf.test.TestCase):
-    def assert_same_weights(self, ours, theirs, **tolerance):
-        self.assertEqual(len(ours.weights), len(theirs.weights))
-        for weight, other in zip(ours.weights, theirs.weights, strict=True):
-            if tolerance:
-                self.assertAllClose(weight, other, **tolerance)
-            else:
-                self.assertAllEqual(weight, other)
+    def assert_close_weights(self, ours, others):
+        for weight, other in zip(ours.weights, others.weights, strict=True):
+            self.assertAllClose(weight, other, **TOLERANCE)
 
 
 class StepTest(TrainingTestCase):
@@ -185,7 +181,7 @@ class StepTest(TrainingTestCase):
                 ids = batch["id"][rows]
                 self.assertAllEqual(drawn[step], ids, f"{settings} {loss}")
                 step_by_hand(twin, rows_of(batch, rows), LOSSES[loss])
-            self.assert_same_weights(learner, twin, **TOLERANCE)
+            self.assert_close_weights(learner, twin)
 
     def test_a_loop_of_ones_own_equals_fit(self):
         batches = tiny.super_batches(2)
@@ -197,7 +193,7 @@ class StepTest(TrainingTestCase):
         ):
             for batch in batches:
                 logs = step(tf.nest.map_structure(tf.constant, batch))
-            self.assert_same_weights(model.learner, fitted.learner, **TOLERANCE)
+            self.assert_close_weights(model.learner, fitted.learner)
             self.assertAllClose(logs["loss"], history["loss"][-1])
 
     def test_the_metrics_are_those_of_the_draw_and_the_batch(self):
@@ -243,9 +239,7 @@ class ScoringTest(TrainingTestCase):
         model = build(learner)
         for _ in range(3):  # a dropped unit would change it
             self.assertAllEqual(draw(model, batch).indices, rows)
-        states = (model.non_trainable_variables for model in (learner, twin))
-        for state, other in zip(*states, strict=True):
-            self.assertAllEqual(state, other)
+        tiny.assert_equal_variables(self, learner, twin)
 
     def test_scores_that_are_not_finite_stop_training(self):
         batches = tiny.super_batches(2)
@@ -299,7 +293,7 @@ class ViewsTest(TrainingTestCase):
             return parts[0]._replace(image=image, text=text)
 
         step_by_hand(twin, halves, call=in_views)
-        self.assert_same_weights(learner, twin, **TOLERANCE)
+        self.assert_close_weights(learner, twin)
 
     def test_views_that_a_learner_cannot_take_are_refused(self):
         odd = config.View(3)
@@ -471,7 +465,7 @@ class DistillationTest(TrainingTestCase):
             self.assertAllClose(history["loss"], [loss], **TOLERANCE)
             found = history["distillation"] + history["similarities"]
             self.assertAllClose(found, distances, **TOLERANCE)
-            self.assert_same_weights(learner, twin, **TOLERANCE)
+            self.assert_close_weights(learner, twin)
 
     def test_the_distillation_weight_falls_linearly_to_zero(self):
         batches = tiny.super_batches(4)
@@ -491,7 +485,7 @@ class DistillationTest(TrainingTestCase):
             loss = step_by_hand(twin, batch, loss)
             history = fit(model, [batch]).history
             self.assertAllClose(history["loss"], [loss], **TOLERANCE)
-            self.assert_same_weights(learner, twin, **TOLERANCE)
+            self.assert_close_weights(learner, twin)
 
     def test_a_projection_takes_the_learner_to_the_references_width(self):
         (batch,) = tiny.super_batches(rows=8)
@@ -507,7 +501,7 @@ class DistillationTest(TrainingTestCase):
         for model in models:
             history = fit(model, [batch]).history
             self.assertAllClose(history["loss"], [value], **TOLERANCE)
-            self.assert_same_weights(model.learner, twin, **TOLERANCE)
+            self.assert_close_weights(model.learner, twin)
             kernels = zip(model.projection.kernels, own, strict=True)
             for kernel, expected in kernels:
                 self.assertAllClose(kernel, expected, **TOLERANCE)
@@ -557,7 +551,7 @@ class FitTest(TrainingTestCase):
             again = DrawnIds()
             found = fit(model, batches, callbacks=[again]).history
             self.assertAllEqual(again.steps, remembered.steps)
-            self.assert_same_weights(model, whole, **TOLERANCE)
+            self.assert_close_weights(model, whole)
             self.assertCountEqual(found, history)
             for name, value in history.items():
                 self.assertAllClose(found[name], value, **TOLERANCE)
@@ -580,7 +574,7 @@ class FitTest(TrainingTestCase):
             self.assertAllEqual(drawn[step], batch["id"][rows])
             chosen = rows_of(batch, rows)
             step_by_hand(twin, {**chosen, "image": 255 - chosen["image"]})
-        self.assert_same_weights(learner, twin, **TOLERANCE)
+        self.assert_close_weights(learner, twin)
         self.assertEqual(sizes, [4, 4])
         # A seed for each step, none of them that of the draw.
         self.assertLen({*seeds}, 2)
@@ -595,7 +589,7 @@ class FitTest(TrainingTestCase):
         model, other = build(), build()
         fit(model, batches)
         fit(other, bare)
-        self.assert_same_weights(other, model)
+        tiny.assert_equal_variables(self, other, model)
         self.assertIsNone(other.drawn_ids)
 
     def test_data_of_unknown_length_end_without_a_further_step(self):
@@ -613,7 +607,7 @@ class FitTest(TrainingTestCase):
         with self.assertWarnsRegex(UserWarning, "ran out of data"):  # of Keras
             unknown.fit(data, verbose=0)
         self.assertEqual(int(unknown.optimizer.iterations.numpy()), 3)
-        self.assert_same_weights(unknown, known)
+        tiny.assert_equal_variables(self, unknown, known)
         for metric, other in zip(unknown.metrics, known.metrics, strict=True):
             self.assertAllEqual(metric.variables, other.variables)
 
@@ -721,10 +715,8 @@ class SavingTest(TrainingTestCase):
         histories = [fit(each, batches[2:]).history for each in (model, again)]
         self.assertEqual(*histories)
         self.assertAllEqual(again.drawn_ids, model.drawn_ids)
-        self.assert_same_weights(again, model)
-        states = (trained.optimizer.variables for trained in (model, again))
-        for variable, same in zip(*states, strict=True):
-            self.assertAllEqual(variable, same)
+        tiny.assert_equal_variables(self, again, model)
+        tiny.assert_equal_variables(self, again.optimizer, model.optimizer)
 
     def test_a_loaded_model_has_all_settings(self):
         path = os.path.join(self.get_temp_dir(), "model.keras")

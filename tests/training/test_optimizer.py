@@ -149,13 +149,8 @@ class OptimizerTest(tf.test.TestCase):
             again = jest_tf.AdamW.from_config(config)
             self.assertEqual(again.get_config(), config)
             for step in range(3):
-                optimizer.apply(
-                    [
-                        tf.fill(variable.shape, 1.0 + step)
-                        for variable in variables
-                    ],
-                    variables,
-                )
+                gradients = [tf.fill(x.shape, 1.0 + step) for x in variables]
+                optimizer.apply(gradients, variables)
             return variables
 
         factors = [[0.5, 1.0, 0.0], 0.25]

@@ -7,6 +7,7 @@ import numpy as np
 import sidecar_files
 import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.data.sidecars import file_format
 
 ROWS = 21
@@ -14,7 +15,7 @@ DIM = sidecar_files.DIM
 HEADER = file_format.Header(sidecar_files.DESCRIPTION, "float32", "stamp", ROWS)
 
 
-class SidecarFilesTestCase(tf.test.TestCase):
+class WriteTest(tf.test.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = self.enterContext(tempfile.TemporaryDirectory())
@@ -43,10 +44,6 @@ class SidecarFilesTestCase(tf.test.TestCase):
             for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
                 self.append(append, start, stop)
 
-    def content(self):
-        with open(self.path, "rb") as file:
-            return file.read()
-
     def assert_is_what_was_written(self):
         header, found = file_format.read(self.path)
         self.assertEqual(header, HEADER)
@@ -56,14 +53,12 @@ class SidecarFilesTestCase(tf.test.TestCase):
         self.assertAllEqual(found.arrays["image"], image)
         self.assertAllEqual(found.arrays["text"], self.text)
 
-
-class WriteTest(SidecarFilesTestCase):
     def test_batches_of_any_size_give_the_same_bytes(self):
         contents = []
         for cuts in ((0, ROWS), (0, 1, 2, ROWS), (0, 8, 16, ROWS)):
             self.write(cuts)
             self.assert_is_what_was_written()
-            contents.append(self.content())
+            contents.append(files.read_whole(self.path))
         self.assertEqual(contents, contents[:1] * 3)
         self.assertEqual(os.listdir(self.folder), ["shard.sidecar"])
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet
 import shard_files
 
+from jest_tf import files
 from jest_tf.data import stores
 
 NUM_RECORDS, NUM_MUTATIONS = 12, 200
@@ -55,8 +56,7 @@ class FuzzTest(shard_files.FolderTestCase):
             checked: whether records have checksums, so that none is left
                 that was not there before.
         """
-        with open(path, "rb") as file:
-            data = file.read()
+        data = files.read_whole(path)
         whole = self.survivors(path)
         self.assertLen(whole, NUM_RECORDS)
         for _ in range(NUM_MUTATIONS):
@@ -96,12 +96,10 @@ class FuzzTest(shard_files.FolderTestCase):
     def test_tables(self):
         rows = [b"image,caption,note\n"]
         for i in range(NUM_RECORDS):
-            with open(self.path(f"{i}.jpg"), "wb") as file:
-                file.write(b"%d" % i)
+            files.write_whole(self.path(f"{i}.jpg"), b"%d" % i)
             text = (b'"a, b"', "ü".encode(), b'"two\nlines"', b'"""x"""')[i % 4]
             rows.append(b"%d.jpg,%s,n%d\n" % (i, text, i))
-        with open(self.path("a.csv"), "wb") as file:
-            file.writelines(rows)
+        files.write_whole(self.path("a.csv"), *rows)
         self.fuzz(self.path("a.csv"), np.cumsum([len(row) for row in rows])[1:])
         table = pyarrow.table(
             {

@@ -102,21 +102,16 @@ class FileTest(IndexTestCase):
     def test_a_damaged_or_foreign_index_is_built_anew(self):
         self.open()
         path = self.shard + ".index"
-        with open(path, "rb") as file:
-            good = file.read()
-        foreign = safetensors.numpy.save({"records": np.zeros([5, 3], int)})
+        good = files.read_whole(path)
+        records = {"records": np.zeros([5, 3], int)}
+        foreign = safetensors.numpy.save(records)
         with mock.patch.object(artefacts, "_VERSION", "1"):
-            artefacts.write(
-                path, "index", {}, {"records": np.zeros([5, 3], int)}
-            )
-        with open(path, "rb") as file:
-            earlier = file.read()
+            artefacts.write(path, "index", {}, records)
+        earlier = files.read_whole(path)
         for bad in (b"", good[:95], good[:-1], good + b"\0", foreign, earlier):
-            with open(path, "wb") as file:
-                file.write(bad)
+            files.write_whole(path, bad)
             self.assertEqual(self.number_of_scans(), 1)
-        with open(path, "rb") as file:
-            self.assertEqual(file.read(), good)
+        self.assertEqual(files.read_whole(path), good)
 
     def test_an_index_folder_holds_shards_of_the_same_name_apart(self):
         for name in ("x", "y"):
@@ -164,14 +159,11 @@ class FileTest(IndexTestCase):
         self.assertFalse([n for n in os.listdir(self.directory) if "tmp" in n])
 
 
+@mock.patch.object(index, "_EDGE", 8)
 class ExchangeTest(shard_files.FolderTestCase):
     """Records exchanged where neither size nor ends of a shard tell."""
 
     IMAGES = [b"image %02d" % i * 100 for i in range(20)]
-
-    def setUp(self):
-        super().setUp()
-        self.enterContext(mock.patch.object(index, "_EDGE", 8))
 
     def tfrecord(self, images):
         examples = [shard_files.serialize(image=x, id=5) for x in images]
@@ -193,8 +185,7 @@ class ExchangeTest(shard_files.FolderTestCase):
             file.write("image,caption\n")
             file.writelines(f"{i}.jpg,{x:02}\n" for i, x in enumerate(captions))
         for i, image in enumerate(images):
-            with open(self.path(f"{i}.jpg"), "wb") as file:
-                file.write(image)
+            files.write_whole(self.path(f"{i}.jpg"), image)
             # The exchanged pictures are a second younger.
             age = self.IMAGES.index(image) != i
             os.utime(self.path(f"{i}.jpg"), (age, age))
@@ -223,9 +214,7 @@ class ExchangeTest(shard_files.FolderTestCase):
                 store, size = stores.open_store(path), os.path.getsize(path)
                 before = store.read(np.arange(20))
                 ids = store.ids(np.arange(20))
-                self.assertFalse(
-                    any(isinstance(x, shards.Fault) for x in before)
-                )
+                self.assertNotIn(shards.Fault, map(type, before))
                 time = os.stat(path).st_mtime_ns
                 write(other)
                 self.assertEqual(os.path.getsize(path), size)
@@ -242,9 +231,7 @@ class ExchangeTest(shard_files.FolderTestCase):
                 self.assertNotEqual(anew.stamp(0), store.stamp(0))
                 self.assertAllEqual(anew.ids(range(20)), ids)
                 found = anew.read(np.arange(20))
-                self.assertFalse(
-                    any(isinstance(x, shards.Fault) for x in found)
-                )
+                self.assertNotIn(shards.Fault, map(type, found))
 
 
 class LossesTest(shard_files.FolderTestCase):
@@ -273,10 +260,8 @@ class LossesTest(shard_files.FolderTestCase):
         for i in range(20):
             text = rows.get(i, f'{i:02}.png,"a, b"')
             lines.append(text.encode() + b"\n")
-            with open(self.path(f"{i:02}.png"), "wb") as file:
-                file.write(b"image")
-        with open(self.path("a.csv"), "wb") as file:
-            file.writelines(lines)
+            files.write_whole(self.path(f"{i:02}.png"), b"image")
+        files.write_whole(self.path("a.csv"), *lines)
         return self.path("a.csv"), np.cumsum([len(line) for line in lines])
 
     def check(self, path, lost, *parts):
@@ -345,10 +330,8 @@ class LossesTest(shard_files.FolderTestCase):
         self.check(path, 8, (5 * size, 5 * size), (12 * size, 3 * size))
         # To the end, by a shift.
         self.tar()
-        with open(path, "rb") as file:
-            data = file.read()
-        with open(path, "wb") as file:
-            file.write(data[: 5 * size] + b"garbage" + data[5 * size :])
+        data = files.read_whole(path)
+        files.write_whole(path, data[: 5 * size], b"garbage", data[5 * size :])
         rest = len(data) + 7 - 5 * size
         self.check(path, round(rest / size), (5 * size, rest))
 

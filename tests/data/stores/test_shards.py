@@ -27,8 +27,7 @@ class FilesTestCase(tf.test.TestCase):
 
     def write(self, name, data):
         path = os.path.join(self.directory, name)
-        with files.open_file(path, "wb") as file:
-            file.write(data)
+        files.write_whole(path, data)
         return path
 
     def read(self, spans, path=None):
@@ -249,10 +248,8 @@ class StorageErrorTest(FilesTestCase):
 
     def test_remote_storage_is_retried_too(self):
         folder = f"ram://{os.path.basename(self.directory)}"
-        tf.io.gfile.makedirs(folder)
         path = f"{folder}/a"
-        with files.open_file(path, "wb") as file:
-            file.write(self.data)
+        files.write_whole(path, self.data)
         real = tf.io.gfile.GFile.read
 
         def failing(error, times):

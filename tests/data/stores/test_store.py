@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import shard_files
 
-from jest_tf import config
+from jest_tf import config, files
 from jest_tf.data import stores
 
 
@@ -155,8 +155,7 @@ class OpenTest(shard_files.FolderTestCase):
         self.assertEqual(store.shards.paths, (self.path("a.tfrecord"),))
 
     def test_an_unknown_format_is_refused(self):
-        with open(self.path("b.dat"), "w") as file:
-            file.write("something else")
+        files.write_whole(self.path("b.dat"), b"something else")
         self.refuse("b.dat is not an.*TFRecord.*usual end", self.path("b.dat"))
         self.refuse(
             "one format.*a.tfrecord, .*b.csv",
@@ -167,10 +166,8 @@ class OpenTest(shard_files.FolderTestCase):
             stores.open_stores(config.DataConfig(curated=("a.tfrecord",)))
 
     def write_csv(self):
-        with open(self.path("b.csv"), "w") as file:
-            file.write("image,caption\na.png,x\n")
-        with open(self.path("a.png"), "w") as file:
-            file.write("image")
+        files.write_whole(self.path("b.csv"), b"image,caption\na.png,x\n")
+        files.write_whole(self.path("a.png"), b"image")
         return self.path("b.csv")
 
     def test_a_store_of_only_faults_is_refused(self):

@@ -28,9 +28,7 @@ class TablesTestCase(shard_files.FolderTestCase):
             self.write(f"images/{i}.jpg", b"image %d" % i)
 
     def write(self, name, data):
-        os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
-        with open(self.path(name), "wb") as file:
-            file.write(data)
+        files.write_whole(self.path(name), data)
         return self.path(name)
 
     def read(self, path, **settings):
@@ -174,9 +172,8 @@ class DelimitedTest(TablesTestCase):
             self.assertStartsWith(fault.reason, reason)
         # A bucket that does not answer at all.
         server.set(latency=2.5)
-        path = self.write("b.csv", b"image,caption\n" + 2 * b"images/0.jpg,x\n")
-        with open(path, "ab") as file:
-            file.write(b"gs://mute/x.png,x\n")
+        rows = 2 * b"images/0.jpg,x\n" + b"gs://mute/x.png,x\n"
+        path = self.write("b.csv", b"image,caption\n" + rows)
         with mock.patch.object(shards, "_PATIENCE", 0.5):
             found = self.read(path)
         self.assertEqual(

@@ -6,6 +6,7 @@ import tarfile
 import numpy as np
 import shard_files
 
+from jest_tf import files
 from jest_tf.data import stores
 
 
@@ -141,8 +142,8 @@ class SamplesTest(TarsTestCase):
         other = shard_files.write_tar(
             self.path + "2", shard_files.tar_sample("b", caption="y")
         )
-        with open(self.path, "ab") as out, open(other, "rb") as file:
-            out.write(file.read())
+        with open(self.path, "ab") as out:
+            out.write(files.read_whole(other))
         with self.assertNoLogs("absl", "WARNING"):
             store = stores.open_store(self.path)
         self.assertEqual((store.num_lost, store.lost_share), (0, 0.0))
@@ -237,15 +238,14 @@ class DamageTest(TarsTestCase):
 
     def test_a_negative_or_absurd_size_ends_the_archive(self):
         shard_files.write_tar(self.path, self.samples())
-        with open(self.path, "rb") as file:
-            data = file.read()
+        data = files.read_whole(self.path)
         for size in (b"\xff" * 12, b"\x80" + b"\xff" * 11):
             header = bytearray(data[12 * 512 : 13 * 512])
             header[124:136] = size
             header[148:156] = b" " * 8
             header[148:156] = b"%06o\0 " % sum(header)
-            with open(self.path, "wb") as file:
-                file.write(data[: 12 * 512] + header + data[13 * 512 :])
+            rest = data[13 * 512 :]
+            files.write_whole(self.path, data[: 12 * 512], header, rest)
             with self.assertLogs("absl", "WARNING") as logs:
                 found = self.everything(stores.open_store(self.path))
             self.assertRegex(logs.output[0], f"{self.path} is damaged")
@@ -256,18 +256,13 @@ class DamageTest(TarsTestCase):
 
     def test_files_that_are_not_tars_of_images_are_refused(self):
         for data in (b"x" * 5000, b"\0" * 10240, b"\x1f\x8b" * 700):
-            with open(self.path, "wb") as file:
-                file.write(data)
+            files.write_whole(self.path, data)
             with self.assertRaisesRegex(ValueError, "00000.tar is not an unc"):
                 stores.open_store(self.path)
+        sample = shard_files.tar_sample("a", caption="x")
         with self.assertRaisesRegex(
             ValueError, r"key\.png' and 'key.txt'. Received: a.jpg, a.txt$"
         ):
-            self.store(
-                shard_files.tar_sample("a", caption="x"), image_field="png"
-            )
+            self.store(sample, image_field="png")
         with self.assertRaisesRegex(ValueError, "`data.caption_fields`.*'alt'"):
-            self.store(
-                shard_files.tar_sample("a", caption="x"),
-                caption_fields=("alt",),
-            )
+            self.store(sample, caption_fields=("alt",))

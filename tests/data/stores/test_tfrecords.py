@@ -7,6 +7,7 @@ import oracles
 import shard_files
 import tensorflow as tf
 
+from jest_tf import files
 from jest_tf.data import stores
 from jest_tf.data.stores import shards, tfrecords
 
@@ -29,8 +30,7 @@ class FramesTest(shard_files.FolderTestCase):
 
     def flipped(self, start, bits):
         """Flips bits of the shard, counted from a byte on, one at a time."""
-        with open(self.shard, "rb") as file:
-            data = file.read()
+        data = files.read_whole(self.shard)
         for bit in bits:
             byte = start + bit // 8
             self.patch(self.shard, byte, bytes([data[byte] ^ 1 << bit % 8]))
@@ -74,8 +74,7 @@ class FramesTest(shard_files.FolderTestCase):
     def test_other_files_are_refused(self):
         rng = np.random.default_rng(0)
         for content in (b"id,caption\n" * 9, rng.bytes(10**6), b"\0" * 4096):
-            with open(self.shard, "wb") as file:
-                file.write(content)
+            files.write_whole(self.shard, content)
             message = "s is not an uncompressed TFRecord file"
             with self.assertRaisesRegex(ValueError, message):
                 self.read()
