@@ -1,6 +1,6 @@
 """The command `jest-tf evaluate` as a module.
 
-python -m trainers.evaluate --workdir runs/jest --trust
+For example, `python -m trainers.evaluate --workdir runs/jest --trust`.
 """
 
 import functools

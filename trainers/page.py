@@ -1,6 +1,6 @@
 """The command `jest-tf page` as a module.
 
-python -m trainers.page --workdir runs/jest --trust
+For example, `python -m trainers.page --workdir runs/jest --trust`.
 """
 
 import functools

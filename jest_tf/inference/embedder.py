@@ -230,7 +230,7 @@ def _read(image):
         except OSError as error:
             return stores.Fault(error.strerror or str(error))
     if isinstance(image, Image.Image):
-        with contextlib.suppress(Exception):  # of any kind, from bad EXIF
+        with contextlib.suppress(Exception):  # of damaged EXIF, any kind
             image = ImageOps.exif_transpose(image)
         return np.asarray(image.convert("RGB"))
     pixels = np.asarray(image)
