@@ -6,6 +6,8 @@ from benchmarks.protocol.benchmark import GIVEN, OWN
 
 BENCHMARK = cells.BENCHMARK
 _LEVEL = 0.7  # of noise, where no other is named
+# Lengths of uniform training that set the target.
+_TARGETS = 18_000, 36_000
 # Methods of a `tables.Group`. Of the own regime, whose references are made of
 # the pool and the curated set.
 _OWN = (
@@ -38,6 +40,18 @@ _MORE = (
     ("distillation alone", "distilled", None),
     ("stored stage, 5 candidates", "stored_5", None),
     ("stored stage, 5 candidates, distillation", "stored_5_distilled", None),
+    ("the pool cut once to a third", "top_3", None),
+    ("the pool cut once to a fifth", "top_5", None),
+    ("the pool cut once to a fifth, distillation", "top_5_distilled", None),
+    ("JEST, f = 0.8, distillation", "jest_distilled", None),
+    (
+        "the pool cut once to a third, JEST, f = 0.67, distillation",
+        *("top_3_jest_distilled", None),
+    ),
+    *(
+        ("uniform, annealed at its own length", "uniform_annealed", n)
+        for n in _TARGETS
+    ),
 )
 # Of the tables over noise.
 _OWN_OVER_NOISE = (
@@ -52,30 +66,6 @@ _SAME_OVER_NOISE = (
     ("JEST, f = 0.8", "jest", 700),
     ("distillation alone", "distilled", 700),
     ("stored stage, 3 candidates, distillation", "stored_3_distilled", 700),
-)
-# Lengths of uniform training that set the target.
-_TARGETS = 18_000, 36_000
-# Rows of the README's table: group, method, and how FLOPs are counted.
-_OFFERS = (
-    (
-        "a model of your domain, and a smaller learner",
-        "a stored stage with distillation",
-        *("half", "stored_3_distilled", "paper"),
-    ),
-    (
-        "a model of your domain, used for selection only",
-        *("JEST", "half", "jest", "paper"),
-    ),
-    (
-        "100,000 clean pairs of your domain, and no model",
-        "these alone, everything counted",
-        *("half", "reference_data_at_4e-3", "all"),
-    ),
-    (
-        "no model, but a few thousand clean pairs",
-        "a stored stage whose reference the run renews",
-        *("own", "bootstrapped", "all"),
-    ),
 )
 # Methods by references of several strengths, after so many steps.
 _BY_STRENGTH = {
@@ -244,7 +234,6 @@ FIGURES = {"results.png": lambda found, path: figures.draw(panels(found), path)}
 # Functions of the groups that return rows of text, by the table's name.
 TABLES = {
     "methods": lambda found: tables.ratios(found["own"]),
-    "readme": lambda found: tables.offers(found, _OFFERS),
     "half_width": lambda found: tables.ratios(found["half"]),
     "half_width_more": lambda found: tables.ratios(found["more"]),
     "two_targets": lambda found: tables.two_targets(found["half"], _TARGETS),

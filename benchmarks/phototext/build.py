@@ -22,9 +22,9 @@ place of clones, for development.
 `judgements.csv` has what people say of test_flickr8k and captions; packed
 photographs have none.
 
-Repeats, of photographs by their pixels and of pairs by their titles, are left
-out. Official splits are kept; elsewhere a hash of the title decides, so that
-no title is on two sides.
+Repeated photographs are left out, and every count of what is left out is told.
+Official splits are kept; elsewhere a hash of the title decides, so that no
+title is on two sides.
 """
 
 import argparse
@@ -42,6 +42,7 @@ import pandas as pd
 import tqdm
 from PIL import Image, ImageOps
 
+from benchmarks import report
 from benchmarks.phototext import repositories, sources
 from benchmarks.protocol import records as pairs
 
@@ -124,6 +125,7 @@ def build(out, clones, packed=None, seed=SEED):
         ]
         tests, rest = split(of_source, sieve.official, seed)
         dropped[source] = dict(sieve.drops)
+        report.log(f"{source}: {len(of_source):,} pairs; left out: {sieve}")
         records += rest
         held_out |= {f"{name}_{source}": some for name, some in tests.items()}
     judged = [] if packed else sources.read_judged(clones)
@@ -188,6 +190,10 @@ class Sieve:
 
     def _drop(self, reason):
         self.drops[reason] += 1
+
+    def __str__(self):
+        told = (f"{count} ({why})" for why, count in self.drops.items())
+        return ", ".join(told) or "none"
 
 
 def decode(content, is_padded):

@@ -24,9 +24,10 @@ _LONG = (*_LENGTHS, 1600)
 _UNIFORM = (500, 1000, 2000, 4000)
 _NARROW = "model.towers=benchmarks.phototext.towers:build_narrow"
 _ANNEALED = "optimizer.schedule=benchmarks.protocol.schedules:annealed"
-_FEATURES = "reference.distillation_weight=8 reference.projection=128"
-_SIMILAR = "reference.similarity_weight=1"
-_DISTILLED = f"{_FEATURES} {_SIMILAR}"
+_DISTILLED = (
+    "reference.distillation_weight=8 reference.projection=128 "
+    "reference.similarity_weight=1"
+)
 _SAME_WIDTH = "reference.distillation_weight=4 reference.similarity_weight=1"
 _CUT = {"cut": 3}
 _APART = "data.curated={data}/apart-*.tfrecord data.curated_rows="
@@ -74,7 +75,7 @@ _REFERENCES = (
         for domain in DOMAINS
     ),
 )
-# Learning rates and ways of distillation, a seed each.
+# Learning rates, a seed each.
 _TRIALS = (
     *(
         _learner(f"uniform_at_{rate}", (1000,), rate=rate)
@@ -94,22 +95,6 @@ _TRIALS = (
         )
         for rate in ("2e-3", "8e-3")
     ),
-    *(
-        _by(
-            *(REFERENCE, f"{name}_{how}", (200, 400, 800, 1600)),
-            *(*chosen, distilled),
-            **cut,
-        )
-        for name, chosen, cut in (
-            ("distilled", (), {}),
-            ("stored_3", (stored(3),), {}),
-            ("top_3", (), _CUT),
-        )
-        for how, distilled in (
-            ("features", _FEATURES),
-            ("similarities", _SIMILAR),
-        )
-    ),
 )
 _MOVED = (
     _learner("uniform", _UNIFORM, rate="1e-3"),
@@ -125,7 +110,7 @@ _MOVED = (
     _by(REFERENCE, "distilled", _LONG, _DISTILLED),
     *(
         cell
-        for n in (2, 3, 5)
+        for n in (3, 5)
         for cell in (
             _by(REFERENCE, f"stored_{n}", _LENGTHS, stored(n)),
             _by(

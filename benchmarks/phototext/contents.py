@@ -10,6 +10,7 @@ from benchmarks.protocol.benchmark import GIVEN, TUNED
 BENCHMARK = cells.BENCHMARK
 # Shares of moved captions.
 _MOVED_LEVEL, _STEERED_LEVEL, _TUNED_LEVEL = 0.7, 0.0, 0.6
+_OTHER_LEVELS = {"moved_00": 0.0, "moved_30": 0.3}
 _PARTS = {2: "half", 3: "third", 5: "fifth"}
 _ALONE_OR_DISTILLED = ("", ""), ("_distilled", ", distillation")
 # What methods are, at 70 % moved captions.
@@ -168,7 +169,7 @@ _SHOWN = "aerial"  # the domain in the figure
 
 
 def groups(folder=None):
-    """The `tables.Group`s of a folder of tables: "moved", and each domain's."""
+    """The `tables.Group`s of a folder of tables, by name."""
     about = {"benchmark": BENCHMARK.name, "arm": "moved", "domain": None}
     about |= {"regime": GIVEN, "learner": "half width"}
     costs = "paper", "all"
@@ -178,6 +179,9 @@ def groups(folder=None):
             *(_methods(_MOVED), _MOVED_LEVEL, measures.COSTS, about),
         )
     }
+    for name, level in _OTHER_LEVELS.items():
+        methods = _methods(_MOVED, ("uniform", "distilled", *_BEST))
+        found[name] = found["moved"]._replace(methods=methods, noise=level)
     for domain in BENCHMARK.domains:
         found[domain] = tables.Group(
             measures.Results(BENCHMARK, folder, GIVEN, domain=domain),
@@ -201,7 +205,7 @@ def _methods(what, names=None, steps=None):
 
 
 # Groups whose methods are in summary.json.
-SUMMARY = "moved", *BENCHMARK.domains
+SUMMARY = "moved", *_OTHER_LEVELS, "large", *BENCHMARK.domains
 
 
 def panels(found):
@@ -409,7 +413,6 @@ TABLES = {
         ),
         _TARGETS,
     ),
-    "tried": lambda found: tables.tried(found["moved"]),
     "sources": _by_source,
     "tuning": _tuning,
     "rates": _rates,

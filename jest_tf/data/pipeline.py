@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from jest_tf import config as config_lib
+from jest_tf.config import checks
 from jest_tf.data import images as images_lib
 from jest_tf.data import loading, stored_stages, stores, stream
 from jest_tf.data import reader as reader_lib
@@ -69,13 +70,12 @@ def super_batches(
         rows are curated, this dict is the batch.
 
     Raises:
+        ValueError: `seed` or `start_step` is out of range.
         tf.errors.InvalidArgumentError: while iterating, if too many records
             are unreadable or sidecars do not fit.
     """
-    if start_step < 0:
-        raise ValueError(
-            f"`start_step` must be at least 0. Received: {start_step}"
-        )
+    checks.check("seed", seed, checks.within("[0, 2147483647]"))
+    checks.check("start_step", start_step, checks.at_least(0))
     forms = {"image": images_lib.make_form(image_size)}
     if reference.image_form not in (None, forms["image"]):
         forms["image_for_reference"] = reference.image_form

@@ -19,6 +19,7 @@ import tensorflow as tf
 from pyarrow import parquet
 
 import jest_tf
+from benchmarks import report
 from benchmarks.phototext import (
     build,
     judgements,
@@ -194,7 +195,9 @@ class BuildTest(tf.test.TestCase):
         ]
 
     def test_splits_share_no_title_and_no_photograph(self):
-        build.build(self.out, self.clones)
+        with mock.patch.object(report, "log") as log:
+            build.build(self.out, self.clones)
+        self.assertIn("left out: 1 (does not decode)", str(log.mock_calls))
         stats = json.loads((self.out / "stats.json").read_text())
         self.assertEqual(
             stats["dropped"],

@@ -246,6 +246,7 @@ class SuperBatchesTest(PipelineTestCase):
             ("image_size", 0),
             ("start_step", -1),
             ("seed", -1),
+            ("seed", 2**31),
             ("num_hosts", 0),
             ("num_hosts", 3),
             ("host", 1),
