@@ -194,17 +194,20 @@ class PagesTest(tf.test.TestCase):
         by_copy = "by a tuned copy, {}with replay"
         stage = f"stored stage, 3 candidates, {by_copy.format('renewed, ')}"
         cut = f"the pool cut once to a third {by_copy.format('')}"
-        (gain, lost), of_cut, plain = (
+        (gain, lost), of_cut, checked, plain = (
             found[row]
             for row in (
                 (f"{stage}, for longer", "1,000"),
-                *((cut, "500"), ("plain", "500")),
+                (f"{cut}, for longer", "1,000"),
+                ("the checked pairs alone, with replay, for longer", "900"),
+                ("plain, with replay", "500"),
             )
         )
         self.assertIn(
-            f"{gain} points and lost {lost} elsewhere; a pool cut once gained "
-            f"{of_cut[0]} and lost {of_cut[1]}, plain tuning {plain[0]} and "
-            f"{plain[1]}.",
+            f"{gain} points and lost {lost} elsewhere. With the same replay, a "
+            f"pool cut once gained {of_cut[0]} and lost {of_cut[1]}, the "
+            f"checked pairs alone {checked[0]} and {checked[1]}, and plain "
+            f"tuning {plain[0]} and {plain[1]}.",
             text,
         )
 
@@ -520,10 +523,11 @@ class PhotosTest(tf.test.TestCase):
             ratio = 4000 / (125 * 2 ** (5 / 6))
             # Of the second, there are longer runs on the pairs of all sources.
             for what in ("JEST, f = 0.8", "the reference's pairs alone"):
-                score, examples, *_ = self.row(
-                    "steering", domain, what, "800", "3"
+                score, others, examples, *_ = self.row(
+                    "steering", domain, what, "800"
                 )
                 self.assertStartsWith(score, f"{6 * end:.1f} [")
+                self.assertEqual(others, f"{3 * end:.1f}")
                 self.assertStartsWith(examples, f"{ratio:.1f}x (")
 
     def test_sources_and_noise(self):
