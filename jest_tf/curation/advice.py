@@ -61,11 +61,12 @@ def _on_copies(findings):
         yield "Name your tests with `--tests` to find copies of them."
         return
     leaked = findings.leaks.share(findings.near)
+    compared = f"of {len(findings.leaks.rows):,} images of the tests"
     if not leaked:
-        yield "None of the tests' images has a near-duplicate in the pool."
+        yield f"None {compared} has a near-duplicate in the pool."
         return
     yield (
-        f"{leaked:.1%} of the tests' images have a near-duplicate in the "
-        "pool. If the page shows copies, leave those records out of the pool, "
-        "or test results will be too high."
+        f"{leaked:.1%} {compared} have a near-duplicate in the pool. If the "
+        "page shows copies, leave those records out of the pool, or test "
+        "results will be too high."
     )

@@ -109,10 +109,6 @@ class BackendTest(tf.test.TestCase):
 
 
 class FitTest(tf.test.TestCase):
-    def tearDown(self):
-        keras.distribution.set_distribution(None)
-        super().tearDown()
-
     def test_a_resumed_run_has_the_bits_of_an_unbroken_one(self):
         whole = fits.jest()
         fits.trained(whole)
