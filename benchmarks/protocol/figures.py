@@ -13,6 +13,7 @@ from benchmarks.protocol.measures import SCORE
 _RC = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 _TICKS = 250 * 4.0 ** np.arange(-1, 6)  # steps
 _APART = 13  # points between labels
+_NEAR = 0.15  # of the score
 
 
 class Panel(NamedTuple):
@@ -85,10 +86,14 @@ def _scores(axis, panel):
     if panel.reference in results.runs.index:
         score = 100 * results.runs.loc[panel.reference][SCORE].mean()
         axis.axhline(score, color="0.85", lw=1, zorder=0)
+        # On the right, unless a label is near there.
+        right = [y for _, y, label, _ in ends if "\n" not in label]
+        is_near = any(abs(y / score - 1) < _NEAR for y in right)
         axis.annotate(
-            *("the reference", (0, score), (5, 5)),
+            *("the reference", (1 - is_near, score), (5 if is_near else -5, 5)),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
+            ha="left" if is_near else "right",
             color="0.5",
         )
     axis.set_title(panel.title, loc="left")
