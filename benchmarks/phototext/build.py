@@ -22,7 +22,7 @@ place of clones, for development.
 `judgements.csv` has what people say of test_flickr8k and captions; packed
 photographs have none.
 
-Repeated photographs are left out, and every count of what is left out is told.
+Repeated photographs are left out; what is left out is counted and logged.
 Official splits are kept; elsewhere a hash of the title decides, so that no
 title is on two sides.
 """

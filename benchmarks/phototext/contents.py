@@ -52,8 +52,8 @@ _OFFERS = (
         *("JEST", "moved", "jest", "paper"),
     ),
     (
-        "the same, and fewer FLOPs",
-        *("the pool cut once", "moved", "top_3", "paper"),
+        "the same",
+        *("the pool cut once, for fewer FLOPs", "moved", "top_3", "paper"),
     ),
     (
         "31,000 clean pairs of your domain, and no model",

@@ -61,7 +61,7 @@ def _on_copies(findings):
         yield "Name your tests with `--tests` to find copies of them."
         return
     leaked = findings.leaks.share(findings.near)
-    compared = f"of {len(findings.leaks.rows):,} images of the tests"
+    compared = f"of the {len(findings.leaks.rows):,} test images compared"
     if not leaked:
         yield f"None {compared} has a near-duplicate in the pool."
         return

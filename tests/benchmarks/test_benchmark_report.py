@@ -187,6 +187,14 @@ class PagesTest(tf.test.TestCase):
         tables = self.tables["photos"]
         (_, given), *_ = (row[1:] for row in tables["readme"][1:])
         self.assertIn(f"with {given.replace(', ', ' and ')}, medians", text)
+        moved = self.groups["photos"]["moved"]
+        for method, words in (
+            ("top_3_distilled", "scores {:.1f} times as high"),
+            ("distilled", "alone gives {:.1f} times"),
+        ):
+            ends = (moved.line(name) for name in (method, "uniform"))
+            ours, theirs = (moved.results.end(line)[0] for line in ends)
+            self.assertIn(words.format(ours / theirs), text)
         found = {
             tuple(row[:2]): [cell.split()[0].strip("+") for cell in row[4:6]]
             for row in tables["tuning"][1:]

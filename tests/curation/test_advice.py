@@ -62,8 +62,8 @@ class AdviceTest(tf.test.TestCase):
     def test_repeats_and_leaks_are_said(self):
         for leaks, expected in (
             (None, "Name your tests with `--tests`"),
-            (nearest(0.9, 0.8), "None of 2 images of the tests"),
-            (nearest(0.9, 1.0, 0.8, 0.9), "25.0% of 4 images of the tests"),
+            (nearest(0.9, 0.8), "None of the 2 test images compared has"),
+            (nearest(0.9, 1.0, 0.8, 0.9), "25.0% of the 4 test images"),
         ):
             *_, repeated, leaked = advice.advise(surveyed(0.9, leaks=leaks))
             self.assertIn("50.0% of the pool's images have", repeated)

@@ -170,7 +170,7 @@ class CommandTest(KnownTestCase):
         )
         sentences = printed.splitlines()[:-1]
         self.assertIn("- Add `Stage(candidates=3, ", printed)
-        self.assertIn("- 9.1% of 99 images of the tests have", printed)
+        self.assertIn("- 9.1% of the 99 test images compared", printed)
         for sentence in sentences:
             self.assertIn(sentence.removeprefix("- "), html.unescape(page))
         elements = html_elements.parse(page)
