@@ -49,11 +49,11 @@ _OFFERS = (
     ),
     (
         "a model of your domain, used for selection only",
-        *("JEST", "moved", "jest", "paper"),
+        *("JEST, for the higher score", "moved", "jest", "paper"),
     ),
     (
         "the same",
-        *("the pool cut once, for fewer FLOPs", "moved", "top_3", "paper"),
+        *("a cut to a fifth, for fewer FLOPs", "moved", "top_5", "paper"),
     ),
     (
         "31,000 clean pairs of your domain, and no model",

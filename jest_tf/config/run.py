@@ -64,12 +64,13 @@ class TrainConfig(checks.Checked):
 
     def _check_bootstrap(self):
         renew_at = self.bootstrap.renew_at
+        self._expect(
+            not self.data.curated
+            or bool(self.data.curated_rows or self.bootstrap.clean_start),
+            "`data.curated` needs `data.curated_rows`, its rows in a step, "
+            "or `bootstrap.clean_start`",
+        )
         if not renew_at:
-            self._expect(
-                not self.data.curated or self.data.curated_rows > 0,
-                "`data.curated` needs `data.curated_rows`, its rows in a step, "
-                "or `bootstrap.clean_start`",
-            )
             return
         self._expect(
             renew_at[-1] < self.steps,
@@ -77,8 +78,7 @@ class TrainConfig(checks.Checked):
         )
         self._expect(
             not self.bootstrap.clean_start or bool(self.data.curated),
-            "`bootstrap.clean_start` needs `data.curated`, the shards that the "
-            "run begins with",
+            "`bootstrap.clean_start` needs `data.curated`, its shards",
         )
         own = {stage.criterion for stage in self.selection.stages}
         self._expect(

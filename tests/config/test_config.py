@@ -262,7 +262,10 @@ class RefusalsTest(tf.test.TestCase):
         )
         for overrides_, message in (
             (f"{stage}.candidates=5 {curated}=250", "num_chunks` .*, rows=6$"),
-            ("data.curated=c", "`data.curated` needs `data.curated_rows`"),
+            *(
+                (words, "`data.curated` needs `data.curated_rows`")
+                for words in ("data.curated=c", f"{renewed}=4 data.curated=c")
+            ),
             (
                 f"{curated}=4 {view}.image_size=8",
                 "`model.train_views` can't be",
