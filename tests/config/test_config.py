@@ -262,10 +262,8 @@ class RefusalsTest(tf.test.TestCase):
         )
         for overrides_, message in (
             (f"{stage}.candidates=5 {curated}=250", "num_chunks` .*, rows=6$"),
-            *(
-                (words, "`data.curated` needs `data.curated_rows`")
-                for words in ("data.curated=c", f"{renewed}=4 data.curated=c")
-            ),
+            ("data.curated=c", "`data.curated` needs `data.curated_rows`"),
+            (f"{renewed}=4 data.curated=c", "`data.curated` needs `data.cu"),
             (
                 f"{curated}=4 {view}.image_size=8",
                 "`model.train_views` can't be",
