@@ -37,8 +37,7 @@ _CURATE = """trainers.curate --trust --workdir {work}/teacher
  --data {work}/pool-*.tfrecord --sidecar-dir {out}-sidecars --output {out}-cut
  --set stage.candidates=3 stage.method=top"""
 _DISTIL = f"""{_TRAIN} model.towers=benchmarks.phototext.towers:build_narrow
- reference.sidecar_dir={{out}}-sidecars reference.projection=128
- reference.distillation_weight=8 """
+ reference.sidecar_dir={{out}}-sidecars reference.similarity_weight=1 """
 _STAGE = """selection.stages.0.candidates=3
  selection.stages.0.embeddings=stored
  selection.stages.0.criterion=easy_reference"""
