@@ -132,6 +132,7 @@ def groups(folder=None):
     have a given reference, and learners of half its width and of its width.
     """
     about = {"benchmark": BENCHMARK.name, "arm": "moved", "domain": None}
+    about["batch_size"] = 256
     own = measures.Results(BENCHMARK, folder)
     half = measures.Results(BENCHMARK, folder, GIVEN, "narrow")
     same = measures.Results(BENCHMARK, folder, GIVEN)

@@ -169,10 +169,6 @@ _MOVED = (
     ),
     # The reference's clean pairs as well, half of every batch.
     _by(
-        *(REFERENCE, "stored_3_distilled_mixed", _LONG),
-        *(stored(3), _DISTILLED, f"{_APART}128"),
-    ),
-    _by(
         *(REFERENCE, "distilled_reference_data", _LONG, _DISTILLED),
         pool="apart",
     ),

@@ -21,9 +21,6 @@ _MOVED = {
     "mixed_2": "the reference's clean pairs, half a batch",
     "clean": "the clean pairs of the pool alone",
     "distilled_reference_data": "the reference's clean pairs, distillation",
-    "stored_3_distilled_mixed": (
-        "stored stage, 3 candidates, and clean pairs, distillation"
-    ),
     "jest": "JEST, f = 0.8",
     "jest_distilled": "JEST, f = 0.8, distillation",
     "distilled": "distillation alone",
@@ -175,7 +172,7 @@ _SHOWN = "aerial"  # the domain in the figure
 def groups(folder=None):
     """The `tables.Group`s of a folder of tables, by name."""
     about = {"benchmark": BENCHMARK.name, "arm": "moved", "domain": None}
-    about |= {"regime": GIVEN, "learner": "half width"}
+    about |= {"regime": GIVEN, "learner": "half width", "batch_size": 256}
     costs = "paper", "all"
     found = {
         "moved": tables.Group(
@@ -194,7 +191,8 @@ def groups(folder=None):
         )
     found["large"] = tables.Group(
         measures.Results(BENCHMARK, folder, GIVEN, cells.LARGE),
-        *(_methods(_MOVED, ("uniform", *_BEST)), _MOVED_LEVEL, costs, about),
+        *(_methods(_MOVED, ("uniform", *_BEST)), _MOVED_LEVEL, costs),
+        about | {"batch_size": 1024},
     )
     found["tuned"] = tables.Group(
         measures.Results(BENCHMARK, folder, TUNED),
@@ -250,7 +248,7 @@ def _steering(found):
     )
     return tables.rows_under(
         (
-            *("domain", "training", "steps", "score", "others"),
+            *("reference of", "training", "steps", "score", "others"),
             *("fewer examples", "fewer FLOPs", "with all of the reference"),
         ),
         rows,

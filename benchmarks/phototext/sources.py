@@ -182,19 +182,23 @@ def read_packed(source, folder):
 
     Raises:
         FileNotFoundError: the source is not there.
+        RuntimeError: its file is damaged.
     """
     path = folder / f"{SOURCES[source][1]}.zip"
     if not path.exists():
         raise FileNotFoundError(f"{source!r} must be packed in '{path}'")
-    with zipfile.ZipFile(path) as packed:
-        for number, line in enumerate(_lines(packed.read("pairs.jsonl"))):
-            row = json.loads(line)
-            yield Photo(
-                *(source, row["file"], _tidy(row["captions"])),
-                packed.read(f"{number:06d}.jpg"),
-                row.get("article", ""),
-                _SPLITS.get(row.get("split"), ""),
-            )
+    try:
+        with zipfile.ZipFile(path) as packed:
+            for number, line in enumerate(_lines(packed.read("pairs.jsonl"))):
+                row = json.loads(line)
+                yield Photo(
+                    *(source, row["file"], _tidy(row["captions"])),
+                    packed.read(f"{number:06d}.jpg"),
+                    row.get("article", ""),
+                    _SPLITS.get(row.get("split"), ""),
+                )
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise RuntimeError(f"'{path}' is damaged: {error}") from error
 
 
 def read_judged(clones):

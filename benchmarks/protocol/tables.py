@@ -189,11 +189,12 @@ def summary(group):
 
     def each(by_seed, place):
         return {
-            seed: round(ratios[place], 4) for seed, ratios in by_seed.items()
+            seed: round(ratios[place], 4) or None
+            for seed, ratios in by_seed.items()
         }
 
     def median(by_seed, place):
-        found = _median([*each(by_seed, place).values()])
+        found = _median([ratios[place] for ratios in by_seed.values()])
         return round(found, 4) if found else None
 
     for what, line in group.lines():

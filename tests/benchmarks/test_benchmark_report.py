@@ -216,10 +216,10 @@ class PagesTest(tf.test.TestCase):
             )
         )
         self.assertIn(
-            f"{gain} points and lost {lost} elsewhere. With the same replay, a "
-            f"pool cut once gained {of_cut[0]} and lost {of_cut[1]}, the "
-            f"checked pairs alone {checked[0]} and {checked[1]}, and plain "
-            f"tuning {plain[0]} and {plain[1]}.",
+            f"{gain} points and lost {lost} elsewhere. With the same replay "
+            f"and fewer FLOPs, a pool cut once gained {of_cut[0]} and lost "
+            f"{of_cut[1]}, the checked pairs alone {checked[0]} and "
+            f"{checked[1]}, and plain tuning {plain[0]} and {plain[1]}.",
             text,
         )
 

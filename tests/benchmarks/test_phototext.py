@@ -271,18 +271,16 @@ class BuildTest(tf.test.TestCase):
 
     def test_packed_photographs_give_the_same_pairs(self):
         build.build(self.out, self.clones)
-        packed = pathlib.Path(self.get_temp_dir()) / "packed"
-        packed.mkdir(exist_ok=True)
+        packed = pathlib.Path(self.get_temp_dir())
         for source, (_, name) in sources.SOURCES.items():
-            photos = list(sources.read(source, self.clones))
+            photos, lines = sources.read(source, self.clones), ""
             with zipfile.ZipFile(packed / f"{name}.zip", "w") as file:
-                lines = []
                 for number, one in enumerate(photos):
                     file.writestr(f"{number:06d}.jpg", one.content)
                     row = {"file": one.name, "captions": one.captions}
                     row |= {"article": one.kind, "split": one.split}
-                    lines.append(json.dumps(row))
-                file.writestr("pairs.jsonl", "\n".join(lines))
+                    lines += f"{json.dumps(row)}\n"
+                file.writestr("pairs.jsonl", lines)
         other = self.out.with_name("other")
         build.build(other, None, packed)
         for path in self.out.rglob("*.tfrecord"):
@@ -290,6 +288,9 @@ class BuildTest(tf.test.TestCase):
             self.assertEqual(path.read_bytes(), twin.read_bytes(), path)
         with self.assertRaisesRegex(RuntimeError, "made of clones. Received"):
             build.build(other, self.clones)
+        (packed / f"{name}.zip").write_bytes(b"PK")
+        with self.assertRaisesRegex(RuntimeError, f"{name}.zip' is damaged"):
+            build.build(self.out.with_name("third"), None, packed)
 
     def test_faults_of_clones_are_said_and_leave_nothing(self):
         fashion = self.changed["FASHION"]
