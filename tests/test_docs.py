@@ -440,8 +440,8 @@ class PagesTest(DocsTestCase):
         namespace, _ = self.run_page("docs/funnel.md")
         self.assertEqual(namespace["selection"].sizes(), (3840, 1280, 256))
         for run, name, count in (
-            ("cascade", "offered", 3 * 64),
-            ("cascade", "drawn", 64),
+            ("stored", "offered", 3 * 64),
+            ("stored", "drawn", 64),
             ("jest_cached", "scored", 5 * 64),
         ):
             self.assertEqual(logged(run)[f"examples/{name}"], 2 * count)
