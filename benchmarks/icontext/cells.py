@@ -51,7 +51,7 @@ def _bootstrapped(method, steps, settings="", **changes):
 
 
 def _renewed(steps, renewals):
-    """A stored stage begun by the reference of the curated set, then renewed."""
+    """A stored stage by the reference of the curated set, then renewed."""
     settings = f"{stored(3)} bootstrap.renew_at={renewals}"
     return Cell("renewed", (steps,), settings, reference=_GIVEN)
 

@@ -108,15 +108,12 @@ _MOVED = (
     _by(REFERENCE, "jest", _LENGTHS, live(5)),
     _by(REFERENCE, "jest_distilled", _LONG, live(5), _DISTILLED),
     _by(REFERENCE, "distilled", _LONG, _DISTILLED),
+    _by(REFERENCE, "stored_3", _LENGTHS, stored(3)),
+    _by(REFERENCE, "stored_3_distilled", _LONG, stored(3), _DISTILLED),
     *(
         cell
         for n in (3, 5)
         for cell in (
-            _by(REFERENCE, f"stored_{n}", _LENGTHS, stored(n)),
-            _by(
-                *(REFERENCE, f"stored_{n}_distilled", _LONG),
-                *(stored(n), _DISTILLED),
-            ),
             _by(REFERENCE, f"top_{n}", _LENGTHS, cut=n),
             _by(REFERENCE, f"top_{n}_distilled", _LONG, _DISTILLED, cut=n),
         )
@@ -138,7 +135,9 @@ _MOVED = (
                 _learner(f"uniform_at_{rate}", (2000,), rate=rate, seeds=(1,))
                 for rate in ("1e-3", "4e-3")
             ),
+            _learner("reference_data", _LONG[1:], pool="apart"),
             _by(REFERENCE, "jest", _LENGTHS[1:], live(5)),
+            _by(REFERENCE, "top_5", _LENGTHS[1:], cut=5),
             _by(
                 *(REFERENCE, "stored_3_distilled", _LONG[1:]),
                 *(stored(3), _DISTILLED),
