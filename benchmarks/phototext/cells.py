@@ -135,7 +135,6 @@ _MOVED = (
                 _learner(f"uniform_at_{rate}", (2000,), rate=rate, seeds=(1,))
                 for rate in ("1e-3", "4e-3")
             ),
-            _learner("reference_data", _LONG[1:], pool="apart"),
             _by(REFERENCE, "jest", _LENGTHS[1:], live(5)),
             _by(REFERENCE, "top_5", _LENGTHS[1:], cut=5),
             _by(

@@ -516,7 +516,7 @@ class PhotosTest(tf.test.TestCase):
             shown[domain].append(what)
         large = [row[0] for row in self.tables["large"][1:]]
         self.assertContainsSubset(large, shown[""])
-        self.assertLen(large, 4)
+        self.assertLen(large, 5)
         for domain, names in shown.items():
             methods = {
                 cell.method.removeprefix("large_")
