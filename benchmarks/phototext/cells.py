@@ -165,7 +165,7 @@ _MOVED = (
             ),
         )
     ),
-    # The reference's clean pairs as well, half of every batch.
+    # The reference's clean pairs alone.
     _by(
         *(REFERENCE, "distilled_reference_data", _LONG, _DISTILLED),
         pool="apart",

@@ -191,12 +191,8 @@ def groups(folder=None):
         )
     found["large"] = tables.Group(
         measures.Results(BENCHMARK, folder, GIVEN, cells.LARGE),
-        *(
-            _methods(_MOVED, ("uniform", "top_5", *_BEST)),
-            _MOVED_LEVEL,
-            costs,
-            about | {"batch_size": 1024},
-        ),
+        *(_methods(_MOVED, ("uniform", "top_5", *_BEST)), _MOVED_LEVEL),
+        *(costs, about | {"batch_size": 1024}),
     )
     found["tuned"] = tables.Group(
         measures.Results(BENCHMARK, folder, TUNED),

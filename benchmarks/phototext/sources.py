@@ -17,6 +17,7 @@ import csv
 import io
 import json
 import zipfile
+import zlib
 from typing import NamedTuple
 
 from benchmarks.phototext import repositories
@@ -197,7 +198,7 @@ def read_packed(source, folder):
                     row.get("article", ""),
                     _SPLITS.get(row.get("split"), ""),
                 )
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise RuntimeError(f"'{path}' is damaged: {error}") from error
 
 
