@@ -120,7 +120,7 @@ def build(out, clones, packed=None, seed=SEED):
         sieve = Sieve()
         of_source = [
             record
-            for photo in tqdm.tqdm(photos, desc=source, unit=" photos")
+            for photo in tqdm.tqdm(photos, source, unit=" photos", disable=None)
             if (record := sieve.accept(photo))
         ]
         tests, rest = split(of_source, sieve.official, seed)

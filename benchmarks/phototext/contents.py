@@ -227,31 +227,36 @@ def panels(found):
     return [panel for panel in both if [*panel.group.lines()]]
 
 
+def _steered(found, header, cells):
+    """A row for each method, with two cells for each reference's domain."""
+    header = [each.format(x) for x in BENCHMARK.domains for each in header]
+    rows = {what: [what] for what in _STEERED.values()}
+    for domain in BENCHMARK.domains:
+        lines = dict(found[domain].lines())
+        for what, row in rows.items():
+            line = lines.get(what)
+            row += cells(domain, found[domain], line) if line else ("", "")
+    shown = (row for row in rows.values() if any(row[1:]))
+    return tables.rows_under(("training", *header), shown)
+
+
 def _steering(found):
     """Scores on the tests of each reference's domain, and on the others."""
 
-    def elsewhere(results, line, domain):
+    def cells(domain, group, line):
         others = (name for name in BENCHMARK.tests if domain not in name)
-        scores = [results.mean(line, test) for test in others]
-        return f"{100 * np.mean(scores):.1f}"
+        scores = [group.results.mean(line, test) for test in others]
+        yield tables.score(group.results, line)
+        yield f"{100 * np.mean(scores):.1f}"
 
-    rows = (
-        (
-            *(domain, what, f"{line.steps:,}"),
-            tables.score(group.results, line),
-            elsewhere(group.results, line, domain),
-            *tables.fewer(group, line),
-        )
-        for domain, group in found.items()
-        if domain in BENCHMARK.domains
-        for what, line in group.lines()
-    )
-    return tables.rows_under(
-        (
-            *("reference of", "training", "steps", "score", "others"),
-            *("fewer examples", "fewer FLOPs", "with all of the reference"),
-        ),
-        rows,
+    return _steered(found, ("{}", "others"), cells)
+
+
+def _steering_ratios(found):
+    """Ratios to the target on the tests of each reference's domain."""
+    return _steered(
+        *(found, ("{}, examples", "{}, FLOPs")),
+        lambda domain, group, line: tables.fewer(group, line)[:2],
     )
 
 
@@ -416,6 +421,7 @@ TABLES = {
         "moved",
     ),
     "steering": _steering,
+    "steering_ratios": _steering_ratios,
     "two_targets": lambda found: tables.two_targets(
         found["moved"]._replace(
             methods=_methods(_MOVED, ("reference_data", *_BEST))

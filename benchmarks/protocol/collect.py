@@ -58,14 +58,14 @@ def collect(benchmark, run, workdir, data, mix=1.0):
     if run.steps < config.steps:
         scores = _scores(last if mix else evaluated[0], splits)
     else:
-        model, pairs, scores = (
-            jest_tf.load(workdir, trust=True, mix=mix),
-            [],
-            {},
+        model = jest_tf.load(workdir, trust=True, mix=mix)
+        encoder = evaluation.Encoder(
+            model.learner, model.tokenizer, model.image_form, model.batch_size
         )
+        pairs, scores = [], {}
         kept = () if run.cell.start else benchmark.tests
         for split in splits:
-            scores[split], found = _score(model, f"{data}/{split}-*.tfrecord")
+            scores[split], found = _score(encoder, f"{data}/{split}-*.tfrecord")
             pairs += found if split in kept else []
         words = " ".join(
             str(round(measures.PAIR_SCALE * pair)) for pair in pairs
@@ -155,11 +155,8 @@ def clean_share(workdir, config):
     ).round(4)
 
 
-def _score(model, pattern):
+def _score(encoder, pattern):
     """The score of a split, and of each of its pairs."""
-    encoder = evaluation.Encoder(
-        model.learner, model.tokenizer, model.image_form, model.batch_size
-    )
     evaluated = evaluation.StoreEvaluation(stores.open_store(pattern))
     found = evaluated.embed(encoder)
     image_groups, text_groups = evaluated.image_groups, evaluated.text_groups
