@@ -69,12 +69,13 @@ def fetch(clones):
         clones: folder, made if need be; 2 GB if all are cloned.
 
     Raises:
-        RuntimeError: git is missing, or a repository cannot be cloned.
+        RuntimeError: git is missing, or a repository is not cloned whole.
     """
     for number, repository in enumerate(ALL, start=1):
         target = clones / repository.folder
-        is_there = target.exists()
-        if not is_there:
+        if is_there := target.exists():
+            Clone(clones, repository)  # refuses what was cloned in part
+        else:
             clones.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(
                 dir=clones, prefix=".part-"

@@ -51,7 +51,7 @@ def collect(benchmark, run, workdir, data, mix=1.0):
     """
     workdir = str(workdir)
     config = directory.load_config(workdir, trust=True)
-    splits, words = (*benchmark.tests, *benchmark.validation), ""
+    splits, pairs, scores = (*benchmark.tests, *benchmark.validation), [], {}
     evaluated = directory.read_rows(workdir, directory.EVALUATION_FILE)
     # It has the costs of the steps up to it.
     last = next(row for row in evaluated if row["step"] == run.steps)
@@ -62,14 +62,11 @@ def collect(benchmark, run, workdir, data, mix=1.0):
         encoder = evaluation.Encoder(
             model.learner, model.tokenizer, model.image_form, model.batch_size
         )
-        pairs, scores = [], {}
         kept = () if run.cell.start else benchmark.tests
         for split in splits:
             scores[split], found = _score(encoder, f"{data}/{split}-*.tfrecord")
             pairs += found if split in kept else []
-        words = " ".join(
-            str(round(measures.PAIR_SCALE * pair)) for pair in pairs
-        )
+    words = " ".join(str(round(measures.PAIR_SCALE * pair)) for pair in pairs)
     chosen = clean_share(workdir, config)
     chosen = chosen[chosen.index <= run.steps]
     count = max(1, len(chosen) // 5)

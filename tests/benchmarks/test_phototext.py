@@ -350,6 +350,10 @@ class BuildTest(tf.test.TestCase):
         ):
             repositories.fetch(clones)
             repositories.fetch(clones)
+            half = clones.with_name("half")
+            (half / everything[0].folder).mkdir(parents=True)
+            with self.assertRaisesRegex(RuntimeError, "must have the commit"):
+                repositories.fetch(half)
         self.assertEqual(log.getvalue().count(" cloned"), len(everything))
         self.assertEqual(log.getvalue().count(" is there"), len(everything))
         build.build(self.out, clones)
