@@ -34,8 +34,9 @@ UNIFORM = "uniform"
 # quarter, for four learners that share it; or all.
 COSTS = ("paper", "shared", "all")
 _SHARED = 4
+_COUNTS = ["flops_step", "flops_stored", "flops_renewals", "flops_embedded"]
 # Columns that `Results` adds to those of runs.csv.
-SCORE, VALIDATION = "score", "validation"
+SCORE, VALIDATION, _FLOPS = "score", "validation", "flops"
 PAIR_SCALE = 1000  # of the scores in pairs.csv
 _PERCENTILES = (2.5, 97.5)
 _SEED = 0
@@ -220,6 +221,7 @@ class Results:
             **{
                 SCORE: rows[[*tests]].mean(axis=1, skipna=False),
                 VALIDATION: rows[[*validation]].mean(axis=1, skipna=False),
+                _FLOPS: rows.reindex(columns=_COUNTS).sum(axis=1),
             }
         )
         pairs = pd.read_csv(folder / "pairs.csv").set_index(key)["scores"]
@@ -277,8 +279,8 @@ class Results:
 
     def mean(self, line, column):
         """Mean of a column of runs.csv over the seeds of a line."""
-        rows = [self.runs.loc[line.cell, seed] for seed in line.seeds]
-        return float(np.mean([row[column] for row in rows]))
+        by_seed = self.runs[column][line.cell]
+        return float(np.mean([by_seed[seed] for seed in line.seeds]))
 
     @functools.cache  # noqa: B019 - lives as long as the report
     def _resampled(self, cell, seed):
@@ -312,7 +314,7 @@ class Results:
         return next((x for x in cells[::-1] if (x, seed) in self._pairs), None)
 
     def _score(self, cell, seed):
-        return float(self.runs.loc[cell, seed][SCORE])
+        return float(self.runs.at[(cell, seed), SCORE])
 
     @functools.cache  # noqa: B019
     def spread(self, steps):
@@ -482,9 +484,7 @@ class Results:
         return float(np.mean(spent))
 
     def _flops(self, cell, seed, cost):
-        counts = ["flops_step", "flops_stored"]
-        counts += ["flops_renewals", "flops_embedded"]
-        own = self.runs.loc[cell, seed].fillna(0)[counts].sum()
+        own = self.runs.at[(cell, seed), _FLOPS]
         share = {"paper": 0, "shared": 1 / _SHARED, "all": 1}[cost]
         names = self._references(cell) if share else ()
         return own + share * sum(
@@ -492,6 +492,7 @@ class Results:
             for name in names
         )
 
+    @functools.cache  # noqa: B019
     def _references(self, cell):
         """The cells of all models that chose for a run, or for those models."""
         found, left = [], [cell]
