@@ -143,7 +143,7 @@ photos-runs: photos-data ## the missing runs of the benchmark on photographs
 	@$(BIN)/python -m benchmarks.protocol.run photos --work $(PHOTOS) \
 	  $(JOBS:%=--jobs %)
 
-photos-quick: photos-data ## of these, one short run a method: about 20 minutes on 2 cores
+photos-quick: photos-data ## of these, one short run a method: 20 to 30 minutes on 2 cores
 	@$(BIN)/python -m benchmarks.protocol.run photos --quick \
 	  --work $(PHOTOS) --jobs 2
 

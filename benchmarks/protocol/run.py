@@ -10,7 +10,7 @@ sidecars that a cell needs are made before it. A cell is trained once for each
 seed, at the greatest length wanted: the rate is constant, so evaluations on the
 way are those of the shorter lengths. A run that was stopped continues when the
 command is given again; only one command may work in a folder. `--quick` trains
-one short run of each main method, about 20 minutes on two cores, and prints
+one short run of each main method, 20 to 30 minutes on two cores, and prints
 their scores; they go into the tables, too.
 """
 
