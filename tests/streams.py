@@ -24,8 +24,7 @@ def super_batches(
         parts[name] = kind(**given)
     if "tokenizer_of_reference" in settings:
         parts["reference"] = dataclasses.replace(
-            parts["reference"],
-            tokenizer=settings.pop("tokenizer_of_reference"),
+            parts["reference"], tokenizer=settings.pop("tokenizer_of_reference")
         )
     selection = config.SelectionConfig(batch_size, stages)
     return pipeline.super_batches(

@@ -137,6 +137,18 @@ MODELS = (
         "evaluate --workdir $/run --trust --set evaluation.suite=$/none.toml",
         "No setting `evaluation.suite`. Fields of EvaluationConfig: data, st",
     ),
+    *(
+        (
+            f"evaluate --workdir $/run --trust {words}",
+            "`--set` must be of settings that `evaluate` reads: .* Received: "
+            + words.rpartition("--set ")[2],
+        )
+        for words in (
+            "--set data.image_size=64",
+            "--set model.preset=s16 seed=3",
+            "--data $/pool-* --set evaluation.data=a.tfrecord",
+        )
+    ),
     (
         "JEST reference.model=none reference.sidecar_dir=$/sidecars "
         "selection.stages.0.embeddings=stored "
@@ -238,6 +250,11 @@ DATA = (
     (
         "curate --data $/pool-* --output $/x",
         "`loss` must be .*no `loss`.*add `--set loss=sigmoid`",
+    ),
+    (
+        "curate --data $/pool-* --output $/x --set loss=sigmoid "
+        "stage.last_step=9",
+        "`stage.last_step` must be left out",
     ),
     (
         "curate --data $/pool-* --output $/x --set loss=sigmoid size=2",

@@ -96,6 +96,7 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
         yield "bootstrap", f"the learner embeds {', '.join(renewals)}"
     data, side = config.data, config.data.image_size
     drawn = config.selection.super_batch_size(data.curated_rows)
+    drawn += data.curated_rows
     yield (
         "step",
         f"image uint8 [{drawn}, {side}, {side}, 3], text int32 [{drawn}, "

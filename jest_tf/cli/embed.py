@@ -9,6 +9,7 @@ command exits with code 75, "try again later". With several hosts, give each its
 """
 
 import argparse
+import shlex
 
 from jest_tf.cli import flags as flags_lib
 from jest_tf.config import checks
@@ -114,8 +115,12 @@ def _report(summary, flags):
     for reason, count in summary.reasons.items():
         print(f"{count:8,}  {reason}")
     if not summary.busy:
-        settings = f"reference.model={flags.model}"
+        settings = [f"reference.model={flags.model}"]
         if flags.output:
-            settings += f" reference.sidecar_dir={flags.output}"
+            settings.append(f"reference.sidecar_dir={flags.output}")
         trust = " --trust" if flags.trust else ""
-        print(f"next: jest-tf train --config RECIPE{trust} --set {settings}")
+        when = ", once every host has written" if flags.num_hosts > 1 else ""
+        print(
+            f"next{when}: jest-tf train --config RECIPE{trust} --set "
+            f"{shlex.join(settings)}"
+        )

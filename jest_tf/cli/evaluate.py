@@ -18,6 +18,7 @@ from jest_tf import config
 from jest_tf.cli import flags as flags_lib
 
 _SHOWN = 10  # slices on the console; files have all
+_READ = "image_field", "caption_fields", "index_dir"  # of `data`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--set",
         **flags_lib.SETTINGS,
-        help="settings to override, such as data.image_field=png",
+        help="settings to override: data.image_field, data.caption_fields, "
+        "data.index_dir and, without --data, those of evaluation",
     )
     flags_lib.add_by(parser, "measure each value")
     add(
@@ -118,6 +120,7 @@ def _measured(flags):
     settings = flags_lib.settings(
         config.TrainConfig, flags, **dataclasses.asdict(recipe)
     )
+    _check_read(flags, recipe, settings)
     named = settings.evaluation.named
     if flags.data:
         named = [
@@ -159,6 +162,23 @@ def _measured(flags):
                     slices,
                 )
     return results, slices
+
+
+def _check_read(flags, recipe, settings):
+    """Refuses `--set` of a setting that measures nothing here."""
+    read = {name: getattr(recipe.data, name) for name in _READ}
+    others = dataclasses.replace(
+        settings,
+        data=dataclasses.replace(settings.data, **read),
+        evaluation=settings.evaluation if flags.data else recipe.evaluation,
+    )
+    if others != recipe:
+        raise ValueError(
+            "`--set` must be of settings that `evaluate` reads: "
+            + ", ".join(f"`data.{name}`" for name in _READ)
+            + " and, without `--data`, those of `evaluation`. The others are "
+            f"the model's. Received: {' '.join(flags.set)}"
+        )
 
 
 def _title(name, flags):

@@ -59,6 +59,11 @@ class Choice(checks.Checked):
             "learner" not in self.stage.needs,
             "`stage.criterion` must need no learner, as 'easy_reference' does",
         )
+        self._expect(
+            not self.stage.first_step and self.stage.last_step is None,
+            "`stage.first_step` and `stage.last_step` must be left out: a "
+            "choice has no steps",
+        )
 
 
 def curate(

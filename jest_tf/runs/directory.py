@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import tempfile
 from collections.abc import Iterable, Iterator
 
@@ -159,7 +160,8 @@ def command(name: str, workdir: str) -> str:
         needs_trust |= bool(load_config(workdir, trust=True).functions)
         if has(workdir, LEARNER_FILE):
             needs_trust |= any(imports.classes(read(workdir, LEARNER_FILE)))
-    return f"jest-tf {name} --workdir {workdir}{needs_trust * ' --trust'}"
+    words = f"jest-tf {name} --workdir {shlex.quote(workdir)}"
+    return words + needs_trust * " --trust"
 
 
 def received(workdir: str) -> str:

@@ -137,6 +137,12 @@ def open_sources(config: config_lib.TrainConfig, strategy: Any) -> Sources:
     stores_lib.check_captions(store)
     reader.check_images(store)
     teacher = sidecars = None
+    if not config.uses_reference and (settings.model or settings.sidecar_dir):
+        progress.say(
+            "warning: no stage scores by the reference, and the loss does not "
+            f"use it: '{settings.model or settings.sidecar_dir}' changes "
+            "nothing"
+        )
     if needs_reference:
         if settings.model:
             with strategy.scope():
@@ -196,6 +202,12 @@ def _read_clean(config, store):
     order = np.argsort(ids)
     clean = [value.strip().lower() in _CLEAN for value in columns[field]]
     ids, clean = ids[order], np.array(clean, bool)[order]
+    if np.any((ids[1:] == ids[:-1]) & (clean[1:] != clean[:-1])):
+        progress.say(
+            "warning: records share an `id`, but not their value of "
+            f"`data.noise_field`={field!r}, so no clean share is reported"
+        )
+        return None
 
     def find_clean(wanted):
         return clean[np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)]

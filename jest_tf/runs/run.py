@@ -462,7 +462,10 @@ def _closing_line(config, workdir, scores, seconds, store):
     if store.num_lost:
         state += f"; lost in damaged shards: about {store.num_lost:,} records"
     name = "page" if config.selection.stages else "evaluate"
-    return f"{workdir}: {state}; next: {directory.command(name, workdir)}"
+    command = directory.command(name, workdir)
+    if name == "evaluate" and not config.evaluation.named:
+        command += " --data SHARDS"
+    return f"{workdir}: {state}; next: {command}"
 
 
 def _last_step(workdir):

@@ -448,10 +448,7 @@ def write_photos(folder):
             split: (0.01 if is_uniform else 0.03)
             * (2 if cell.domain and split.endswith(cell.domain) else 1)
             * np.log2(run.steps / 125)
-            for split in (
-                *photos.BENCHMARK.tests,
-                *photos.BENCHMARK.validation,
-            )
+            for split in (*photos.BENCHMARK.tests, *photos.BENCHMARK.validation)
         }
         is_reference = cell.method.partition("_of_")[0] == "reference"
         cost = 10 if is_uniform else 40 if is_reference else 20

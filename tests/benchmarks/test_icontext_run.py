@@ -278,8 +278,7 @@ class CollectTest(tf.test.TestCase):
         by_image = 1 / (scores >= matches[:, None]).sum(1)
         by_text = 1 / (scores >= matches).sum(0)
         self.assertEqual(
-            pairs.split(),
-            [str(round(500 * two)) for two in by_image + by_text],
+            pairs.split(), [str(round(500 * two)) for two in by_image + by_text]
         )
         mean = (by_image.mean() + by_text.mean()) / 2
         self.assertAllClose(row["test_sets"], mean, atol=1e-5)

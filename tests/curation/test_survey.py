@@ -67,11 +67,7 @@ class KnownTestCase(tf.test.TestCase):
         shard_files.write_shard(cls.path(name), payloads)
         store = stores.open_store(cls.path(name))
         embed.write_arrays(
-            store,
-            image,
-            text,
-            DESCRIPTION._replace(**changes),
-            valid=valid,
+            store, image, text, DESCRIPTION._replace(**changes), valid=valid
         )
         return sidecars.Sidecars(store)
 

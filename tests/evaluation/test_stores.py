@@ -129,8 +129,7 @@ class SettingsTest(tf.test.TestCase):
         lines = self.write("names.txt", "a\nb\nc\n")
         for labels in (("c", "a"), (2, 0), ("2", "0")):
             self.assertEqual(
-                self.labelled(*labels, classes=lines),
-                (("a", "b", "c"), [2, 0]),
+                self.labelled(*labels, classes=lines), (("a", "b", "c"), [2, 0])
             )
         # A number is a place in the list, also if names are digits.
         digits = self.write("digits.txt", "1\n0\n")
@@ -165,9 +164,7 @@ class SettingsTest(tf.test.TestCase):
             ({}, ("{}",)),
         ):
             found = self.opened(
-                {"gray": 1, "label": "1"},
-                {"gray": 2, "label": "2"},
-                **settings,
+                {"gray": 1, "label": "1"}, {"gray": 2, "label": "2"}, **settings
             )
             self.assertEqual(found._templates, expected)
 

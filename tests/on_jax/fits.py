@@ -142,10 +142,7 @@ def many_draws(loss, steps=200):
 
     def body(state, step):
         drawn = selection.draw(
-            *(*models, config.Stage(5)),
-            size=size,
-            loss=loss,
-            seed=(0, step),
+            *(*models, config.Stage(5)), size=size, loss=loss, seed=(0, step)
         )
         return state, (drawn.indices,)
 

@@ -126,8 +126,7 @@ class CommandsTest(tf.test.TestCase):
             begun, ended, reversed(BACKENDS), strict=True
         ):
             self.module(
-                *("train", "--workdir", workdir, "--extend", "2"),
-                backend=other,
+                *("train", "--workdir", workdir, "--extend", "2"), backend=other
             )
             rows = (
                 directory.read_rows(path, directory.METRICS_FILE)

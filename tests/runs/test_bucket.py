@@ -125,7 +125,7 @@ class BucketTest(tf.test.TestCase):
             (
                 *("export", "--model", workdir, "--format", "saved_model"),
                 *("--output", f"{self.bucket}/model"),
-            ),
+            )
         )
         self.assertIn("recall@1", said)
         self.assertIn("saved_model.pb", files.tree(f"{self.bucket}/model"))

@@ -182,9 +182,7 @@ class LinesTest(tf.test.TestCase):
         for number in range(5):
             summaries.put(number, 0, {0: told | {"rows_in": 24 + number}})
         found = self.follow(
-            run,
-            [Rows(scored={1: scored_rows()})] * 2,
-            summaries=summaries,
+            run, [Rows(scored={1: scored_rows()})] * 2, summaries=summaries
         )
         self.assertEqual(
             [(line["stage"], line["rows_in"]) for line in self.lines()],

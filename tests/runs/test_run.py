@@ -196,8 +196,7 @@ class DirectoryTest(RunsTestCase):
         os.truncate(shard, os.path.getsize(shard) - 30)
         cut = f"data.train={shard}"
         with self.assertRaisesRegex(
-            ValueError,
-            "5.00% are lost in damaged shards, .*at most 1.00%",
+            ValueError, "5.00% are lost in damaged shards, .*at most 1.00%"
         ):
             self.train("lost", cut)
         self.enterContext(mock.patch.object(reader, "MAX_FAULT_RATE", 0.2))
@@ -610,6 +609,12 @@ class InputsTest(RunsTestCase):
             sources.clean(ids), [False, False, True, True, False]
         )
         self.assertIsNone(self.open(f"data.train={shard}")[0].clean)
+        # Ids that repeat find no record.
+        again = tiny.write_shard(self.workdir("again"), noisy=[1])
+        words = f"data.train={shard},{again}", "data.noise_field=noise"
+        sources, said = self.open(*words)
+        self.assertIsNone(sources.clean)
+        self.assertIn("share an `id`, but not their value", said)
         image = tf.io.encode_png(tf.zeros([2, 2, 3], tf.uint8)).numpy()
         values = ["", " ", 0, "0.0", "false", "False", 1, "true", "moved"]
         path = shard_files.write_shard(
@@ -625,6 +630,10 @@ class InputsTest(RunsTestCase):
         self.assertAllEqual(
             sources.clean(np.arange(9)), [True] * 6 + [False] * 3
         )
+
+    def test_a_reference_that_changes_nothing_is_said(self):
+        _, said = self.open("selection.stages=none", "reference.model=nowhere")
+        self.assertIn("'nowhere' changes nothing", said)
 
     def test_a_projection_is_offered_where_widths_differ(self):
         learner = tiny.learner(dim=6)

@@ -14,10 +14,7 @@ from jest_tf.training import backend
 
 ROOT = pathlib.Path(backend.__file__).parents[1]
 BACKENDS = ("training/on_tensorflow.py", "training/on_jax.py")
-COLLECTIVES = (
-    "distribution/collectives.py",
-    "distribution/collectives_jax.py",
-)
+COLLECTIVES = ("distribution/collectives.py", "distribution/collectives_jax.py")
 
 
 def parsed(path):

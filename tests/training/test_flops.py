@@ -370,9 +370,7 @@ class TowersTest(tf.test.TestCase):
                 return tf.concat(tape.gradient(value, parts[:2]), 0)
 
             found = replicas * products(
-                traced,
-                *[[held, self.WIDTH]] * 2,
-                *[[held, self.DIM]] * 2,
+                traced, *[[held, self.WIDTH]] * 2, *[[held, self.DIM]] * 2
             )
             if options == omit:
                 found -= replicas * 2 * rows * self.DIM

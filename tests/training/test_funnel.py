@@ -29,8 +29,7 @@ def standardised():
 def ranked():
     """A score by the place of a row among the others."""
     return config.Criterion(
-        ("learner",),
-        lambda losses: ops.argsort(ops.argsort(losses["learner"])),
+        ("learner",), lambda losses: ops.argsort(ops.argsort(losses["learner"]))
     )
 
 

@@ -337,10 +337,7 @@ class WholeStepTest(tf.test.TestCase):
     """`train_step` but for the update, on 48 rows of which 8 pass."""
 
     STORED = config.Stage(9, "stored", "uniform", "easy_reference")
-    TWO = (
-        config.Stage(3, num_chunks=3),
-        config.Stage(2, num_chunks=2),
-    )
+    TWO = (config.Stage(3, num_chunks=3), config.Stage(2, num_chunks=2))
 
     @classmethod
     def setUpClass(cls):

@@ -367,8 +367,7 @@ class RefusalTest(EmbeddingsTestCase):
         self.write_shard(1, [5])
         changed = self.open()
         with self.assertRaisesRegex(
-            ValueError,
-            "No sidecar of .*1.tfrecord: expected .*1.tfrecord-",
+            ValueError, "No sidecar of .*1.tfrecord: expected .*1.tfrecord-"
         ):
             sidecars_lib.Sidecars(changed, self.folder)
         with self.assertRaisesRegex(
