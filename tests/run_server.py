@@ -24,13 +24,12 @@ from unittest import mock
 import keras
 import tiny
 
-from jest_tf import config, models
+from jest_tf import cli, config, models
 from jest_tf.cli import train as train_command
 from jest_tf.config import overrides as overrides_lib
 from jest_tf.data import reader
 from jest_tf.files import leases, remote, retries
 from jest_tf.runs import checkpoints
-from trainers import train
 
 # What makes a run's state durable or deletes it; between two of them nothing
 # that counts changes.
@@ -124,7 +123,8 @@ def run(
             module, names = checkpoints.os, CALLS
         for name in names:
             setattr(module, name, counted(getattr(module, name)))
-        train.main(["--config", config_file, "--workdir", workdir, "--trust"])
+        words = ["--config", config_file, "--workdir", workdir, "--trust"]
+        cli.execute(words, "train")
 
 
 def _tear(arguments, number):

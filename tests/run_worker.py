@@ -21,11 +21,10 @@ from unittest import mock
 
 import tiny
 
-from jest_tf import models
+from jest_tf import cli, models
 from jest_tf.data import images
 from jest_tf.models import reference
 from jest_tf.runs import checkpoints, notices
-from trainers import train
 
 
 def build_learner(config, vocabulary_size):
@@ -94,9 +93,8 @@ def main():
         # The steps find what is damaged.
         mock.patch.object(notices, "_SAMPLED", 1),
     ):
-        train.main(
-            ["--config", flags.config, "--workdir", flags.workdir, "--trust"]
-        )
+        words = ["--config", flags.config, "--workdir", flags.workdir]
+        cli.execute([*words, "--trust"], "train")
 
 
 if __name__ == "__main__":

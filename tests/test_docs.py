@@ -582,7 +582,7 @@ class CommandsTest(DocsTestCase):
             for flag in arguments[1:]:
                 self.assertIn(f'"{flag}"', read(arguments[0]))
         elif program == "jest-tf":
-            self.check_flags(f"trainers.{arguments[0]}", arguments[1:])
+            self.check_flags("jest_tf.cli", arguments)
         elif program == "python":
             module = arguments[0].removesuffix(".py").replace("/", ".")
             self.check_flags(module, arguments[1:])

@@ -1,13 +1,6 @@
-"""The command `jest-tf evaluate` as a module.
-
-For example, `python -m trainers.evaluate --workdir runs/jest --trust`.
-"""
-
-import functools
+"""The command `jest-tf evaluate` as a module."""
 
 from jest_tf import cli
 
-main = functools.partial(cli.execute, command="evaluate")
-
 if __name__ == "__main__":
-    main()
+    cli.execute(command="evaluate")

@@ -120,7 +120,5 @@ def _report(summary, flags):
             settings.append(f"reference.sidecar_dir={flags.output}")
         trust = " --trust" if flags.trust else ""
         when = ", once every host has written" if flags.num_hosts > 1 else ""
-        print(
-            f"next{when}: jest-tf train --config RECIPE{trust} --set "
-            f"{shlex.join(settings)}"
-        )
+        command = f"jest-tf train --config RECIPE{trust} --set"
+        print(f"next{when}: {command} {shlex.join(settings)}")

@@ -137,11 +137,11 @@ def open_sources(config: config_lib.TrainConfig, strategy: Any) -> Sources:
     stores_lib.check_captions(store)
     reader.check_images(store)
     teacher = sidecars = None
-    if not config.uses_reference and (settings.model or settings.sidecar_dir):
+    unused = settings.model or settings.sidecar_dir
+    if unused and not config.uses_reference:
         progress.say(
-            "warning: no stage scores by the reference, and the loss does not "
-            f"use it: '{settings.model or settings.sidecar_dir}' changes "
-            "nothing"
+            f"warning: the reference, '{unused}', changes nothing: no stage "
+            "scores by it, and the loss does not use it"
         )
     if needs_reference:
         if settings.model:

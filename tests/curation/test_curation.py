@@ -20,13 +20,12 @@ import stored_cases
 import tensorflow as tf
 import tiny
 
-from jest_tf import config, curation
+from jest_tf import cli, config, curation
 from jest_tf.curation import choice
 from jest_tf.data import reader, sidecars, stores, stream
 from jest_tf.data.stores import manifest
 from jest_tf.embeddings import Embeddings
 from jest_tf.reports import manifest_page
-from trainers import curate as command
 
 BAD = stored_cases.BAD
 
@@ -257,14 +256,15 @@ class CommandTest(tf.test.TestCase):
             contextlib.redirect_stdout(io.StringIO()) as printed,
             contextlib.redirect_stderr(io.StringIO()) as shown,
         ):
-            command.main(
+            cli.execute(
                 [
                     *("--workdir", f"{folder}/reference"),
                     *("--data", *data.train, "--index-dir", data.index_dir),
                     *("--sidecar-dir", f"{folder}/sidecars"),
                     *("--output", data.manifest),
                     *("--set", "stage.candidates=3", "window=100", "seed=4"),
-                ]
+                ],
+                "curate",
             )
         printed, shown = printed.getvalue(), shown.getvalue()
         self.assertRegex(printed, r"\b8[34] of 250 records are drawn: .*easy")

@@ -633,7 +633,7 @@ class InputsTest(RunsTestCase):
 
     def test_a_reference_that_changes_nothing_is_said(self):
         _, said = self.open("selection.stages=none", "reference.model=nowhere")
-        self.assertIn("'nowhere' changes nothing", said)
+        self.assertIn("the reference, 'nowhere', changes nothing", said)
 
     def test_a_projection_is_offered_where_widths_differ(self):
         learner = tiny.learner(dim=6)
