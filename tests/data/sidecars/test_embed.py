@@ -12,14 +12,13 @@ import shard_files
 import tensorflow as tf
 import tiny
 
-from jest_tf import config
+from jest_tf import cli, config
 from jest_tf.data import batches, stores
 from jest_tf.data import images as images_lib
 from jest_tf.data import sidecars as sidecars_lib
 from jest_tf.data.sidecars import embed, file_format
 from jest_tf.models import reference
 from jest_tf.runs import loading
-from trainers import embed as command
 
 SIZE, DIM = 6, 5
 DESCRIPTION = file_format.Description("f", "t", "p", DIM, 4.0, -2.0)
@@ -288,7 +287,7 @@ class CommandTest(tf.test.TestCase):
             contextlib.redirect_stderr(io.StringIO()) as shown,
             mock.patch.object(loading, "load", self.load),
         ):
-            command.main(self.arguments(*more, **settings))
+            cli.execute(self.arguments(*more, **settings), "embed")
         return printed.getvalue(), shown.getvalue()
 
     def load(self, workdir):
