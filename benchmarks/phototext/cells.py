@@ -182,6 +182,8 @@ _MOVED = (
             _learner("uniform", _UNIFORM, pool=pool, rate="2e-3"),
             _by(REFERENCE, "jest", _LENGTHS, live(5), pool=pool),
             _by(REFERENCE, "distilled", _LENGTHS, _DISTILLED, pool=pool),
+            _by(REFERENCE, "stored_3", _LENGTHS, stored(3), pool=pool),
+            _by(REFERENCE, "top_3", _LENGTHS, cut=3, pool=pool),
             _by(
                 *(REFERENCE, "stored_3_distilled", _LENGTHS),
                 *(stored(3), _DISTILLED),

@@ -37,6 +37,7 @@ _MOVED = {
     "top_3_jest_distilled": "the pool cut once to a third, JEST, distillation",
 }
 _BEST = "jest", "stored_3_distilled", "top_3_distilled"
+_AT_OTHER_LEVELS = "reference_data", "distilled", "stored_3", "top_3", *_BEST
 # Rows of the README's table: group, method, and how FLOPs are counted.
 _OFFERS = (
     (
@@ -181,7 +182,7 @@ def groups(folder=None):
         )
     }
     for name, level in _OTHER_LEVELS.items():
-        methods = _methods(_MOVED, ("uniform", "distilled", *_BEST))
+        methods = _methods(_MOVED, ("uniform", *_AT_OTHER_LEVELS))
         found[name] = found["moved"]._replace(methods=methods, noise=level)
     for domain in BENCHMARK.domains:
         found[domain] = tables.Group(
@@ -416,7 +417,7 @@ TABLES = {
     "readme": lambda found: tables.offers(found, _OFFERS),
     "noise": lambda found: tables.over_noise(
         found["moved"]._replace(
-            methods=_methods(_MOVED, ("distilled", *_BEST), 800),
+            methods=_methods(_MOVED, _AT_OTHER_LEVELS, 800),
             costs=("paper",),
         ),
         "moved",

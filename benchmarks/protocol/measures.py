@@ -309,7 +309,8 @@ class Results:
     def _longer(self, cell, seed):
         """The cell of the same method that has pairs, with most steps."""
         row = self.runs.loc[cell, seed]
-        ladder = self.ladder(row["method"], row["noise"])
+        noise = self.levels[0] if np.isnan(row["noise"]) else row["noise"]
+        ladder = self.ladder(row["method"], noise)
         cells = [rung.cell for rung in ladder if rung.steps > row["steps"]]
         return next((x for x in cells[::-1] if (x, seed) in self._pairs), None)
 

@@ -89,18 +89,26 @@ def two_targets(group, lengths):
 
 
 def over_noise(group, unit="noise"):
-    """Score over uniform training's at equal FLOPs, at each level of noise."""
-    results, cost = group.results, group.costs[0]
+    """Score over uniform training's at equal FLOPs, at each level of noise.
 
-    def cell(method, level, steps):
-        line = results.line(method, level, steps)
+    Where the cells differ in their number of seeds, each says its own.
+    """
+    results, cost = group.results, group.costs[0]
+    lines = [
+        [results.line(method, level, steps) for level in results.levels]
+        for _, method, steps in group.methods
+    ]
+    differ = len({len(line.seeds) for row in lines for line in row if line}) > 1
+
+    def cell(line):
         ratio = told(line and results.over_uniform(line, cost))
-        seeds = f" ({len(line.seeds)} seeds)" if line else ""
-        return ratio + seeds * bool(ratio and len(line.seeds) > 1)
+        seeds = len(line.seeds) if line else 0
+        shown = bool(ratio and differ and seeds > 1)
+        return ratio + f" ({seeds} seeds)" * shown
 
     rows = (
-        (what, f"{n:,}", *(cell(method, level, n) for level in results.levels))
-        for what, method, n in group.methods
+        (what, f"{n:,}", *(cell(line) for line in row))
+        for (what, _, n), row in zip(group.methods, lines, strict=True)
     )
     levels = (f"{100 * level:.0f} % {unit}" for level in results.levels)
     return rows_under(
