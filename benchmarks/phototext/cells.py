@@ -28,6 +28,7 @@ _DISTILLED = (
     "reference.distillation_weight=8 reference.projection=128 "
     "reference.similarity_weight=1"
 )
+_STAGE = stored(3), _DISTILLED
 _SAME_WIDTH = "reference.distillation_weight=4 reference.similarity_weight=1"
 _CUT = {"cut": 3}
 _APART = "data.curated={data}/apart-*.tfrecord data.curated_rows="
@@ -85,11 +86,7 @@ _TRIALS = (
         _learner(f"{method}_at_{rate}", (800,), *settings, rate=rate, **changes)
         for method, settings, changes in (
             ("jest", (live(5),), {"reference": REFERENCE}),
-            (
-                "stored_3_distilled",
-                (stored(3), _DISTILLED),
-                {"reference": REFERENCE},
-            ),
+            ("stored_3_distilled", _STAGE, {"reference": REFERENCE}),
             ("top_3_distilled", (_DISTILLED,), {"reference": REFERENCE} | _CUT),
             ("reference_data", (), {"pool": "apart"}),
         )
@@ -109,7 +106,7 @@ _MOVED = (
     _by(REFERENCE, "jest_distilled", _LONG, live(5), _DISTILLED),
     _by(REFERENCE, "distilled", _LONG, _DISTILLED),
     _by(REFERENCE, "stored_3", _LENGTHS, stored(3)),
-    _by(REFERENCE, "stored_3_distilled", _LONG, stored(3), _DISTILLED),
+    _by(REFERENCE, "stored_3_distilled", _LONG, *_STAGE),
     *(
         cell
         for n in (3, 5)
@@ -119,7 +116,7 @@ _MOVED = (
         )
     ),
     # Longer than the cut lasts.
-    _by(REFERENCE, "stored_3_distilled", (3200,), stored(3), _DISTILLED),
+    _by(REFERENCE, "stored_3_distilled", (3200,), *_STAGE),
     _by(REFERENCE, "top_3_distilled", (3200,), _DISTILLED, cut=3),
     # Batches of 1,024, as many examples in all.
     *(
@@ -137,10 +134,7 @@ _MOVED = (
             ),
             _by(REFERENCE, "jest", _LENGTHS[1:], live(5)),
             _by(REFERENCE, "top_5", _LENGTHS[1:], cut=5),
-            _by(
-                *(REFERENCE, "stored_3_distilled", _LONG[1:]),
-                *(stored(3), _DISTILLED),
-            ),
+            _by(REFERENCE, "stored_3_distilled", _LONG[1:], *_STAGE),
             _by(REFERENCE, "top_3_distilled", _LONG[1:], _DISTILLED, cut=3),
         )
     ),
@@ -156,13 +150,7 @@ _MOVED = (
             ("part70", "uniform", 2000, "1e-3", ()),
             ("part00", "distilled", 800, "4e-3", (_DISTILLED,)),
             ("part70", "jest", 800, "4e-3", (live(5),)),
-            (
-                "part70",
-                "stored_3_distilled",
-                1600,
-                "4e-3",
-                (stored(3), _DISTILLED),
-            ),
+            ("part70", "stored_3_distilled", 1600, "4e-3", _STAGE),
         )
     ),
     # The reference's clean pairs alone.
@@ -184,11 +172,7 @@ _MOVED = (
             _by(REFERENCE, "distilled", _LENGTHS, _DISTILLED, pool=pool),
             _by(REFERENCE, "stored_3", _LENGTHS, stored(3), pool=pool),
             _by(REFERENCE, "top_3", _LENGTHS, cut=3, pool=pool),
-            _by(
-                *(REFERENCE, "stored_3_distilled", _LENGTHS),
-                *(stored(3), _DISTILLED),
-                pool=pool,
-            ),
+            _by(REFERENCE, "stored_3_distilled", _LENGTHS, *_STAGE, pool=pool),
             _by(
                 *(REFERENCE, "top_3_distilled", _LENGTHS, _DISTILLED),
                 cut=3,

@@ -259,7 +259,7 @@ def _steering_ratios(found):
         *(found, ("{}, examples", "{}, FLOPs")),
         lambda domain, group, line: tables.fewer(group, line)[:2],
     )
-    return rows[:1] + [row for row in rows[2:] if "x (" in "".join(row)]
+    return rows[:1] + [row for row in rows[2:] if "x" in "".join(row[1:])]
 
 
 def _by_source(found):
@@ -417,8 +417,7 @@ TABLES = {
     "readme": lambda found: tables.offers(found, _OFFERS),
     "noise": lambda found: tables.over_noise(
         found["moved"]._replace(
-            methods=_methods(_MOVED, _AT_OTHER_LEVELS, 800),
-            costs=("paper",),
+            methods=_methods(_MOVED, _AT_OTHER_LEVELS, 800), costs=("paper",)
         ),
         "moved",
     ),

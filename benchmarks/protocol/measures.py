@@ -187,11 +187,7 @@ class Results:
         self, benchmark, folder=None, regime=OWN, learner="", domain=""
     ):
         self._of = functools.partial(
-            Results,
-            benchmark,
-            regime=regime,
-            learner=learner,
-            domain=domain,
+            Results, benchmark, regime=regime, learner=learner, domain=domain
         )
         self._is_published = folder in (None, benchmark.published)
         self.folder = folder = folder or benchmark.published

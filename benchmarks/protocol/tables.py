@@ -254,7 +254,7 @@ def _median(ratios):
 
 
 def _seeds(ratios):
-    """The median over the seeds, then the ratio of each."""
+    """The median over the seeds, then the ratio of each where they differ."""
     if not any(ratios):
         return "missed" if ratios else ""
     median, *each = (
@@ -262,7 +262,7 @@ def _seeds(ratios):
         for ratio in (_median(ratios), *ratios)
     )
     words = median if median == "missed" else f"{median}x"
-    return f"{words} ({', '.join(each)})" if len(each) > 1 else words
+    return f"{words} ({', '.join(each)})" if len({*each}) > 1 else words
 
 
 def told(estimate, factor=1, sign=""):

@@ -293,6 +293,7 @@ class SeedsTest(tf.test.TestCase):
         for ratios, expected in (
             ([], ""),
             ([2.0], "2.0x"),
+            ([2.0, 2.01, 1.99], "2.0x"),
             ([0.0, 2.0], "missed (missed, 2.0)"),
             ([0.0, 2.0, 3.0], "2.0x (missed, 2.0, 3.0)"),
             ([0.0, 0.0, 0.0], "missed"),
@@ -533,7 +534,7 @@ class PhotosTest(tf.test.TestCase):
                 self.assertStartsWith(score, f"{6 * end:.1f} [")
                 self.assertEqual(others, f"{3 * end:.1f}")
             for examples in self.row("steering_ratios", what)[::2]:
-                self.assertStartsWith(examples, f"{ratio:.1f}x (")
+                self.assertEqual(examples, f"{ratio:.1f}x")
 
     def test_sources_and_noise(self):
         found = self.row("sources", "uniform, no caption moved", "4,000")
