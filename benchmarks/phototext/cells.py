@@ -28,6 +28,7 @@ _DISTILLED = (
     "reference.distillation_weight=8 reference.projection=128 "
     "reference.similarity_weight=1"
 )
+# A stage, and distillation.
 _STAGE = stored(3), _DISTILLED
 _SAME_WIDTH = "reference.distillation_weight=4 reference.similarity_weight=1"
 _CUT = {"cut": 3}
