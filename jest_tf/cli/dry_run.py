@@ -43,9 +43,10 @@ def _lines(config, workdir) -> Iterator[tuple[str, str]]:
     provenance.check_settings(workdir, config)
     provenance.check_data(workdir, sources)
     store, teacher, sidecars = sources.store, sources.teacher, sources.sidecars
-    shards = len(store.shards.paths)
+    count = len(store.shards.paths)
+    shards = f"{count:,} shard" + "s" * (count != 1)
     lost = f", lost: about {store.num_lost:,}" * bool(store.num_lost)
-    yield "data", f"{len(store):,} records in {shards:,} shards{lost}"
+    yield "data", f"{len(store):,} records in {shards}{lost}"
     if teacher is not None:
         size = _count(teacher.learner)
         yield "reference", f"{config.reference.model}, {size:,} parameters"

@@ -34,6 +34,12 @@ def check_data(
             allows.
     """
     sources = opened.sources
+    named = sources.store.first(len(config.data.train)).shards.paths
+    if twice := len(named) - len(set(named)):
+        progress.say(
+            f"warning: {twice:,} of the {len(named):,} shards in `data.train` "
+            "are there twice; their records are drawn twice as often"
+        )
     tests = _list_tests(sources.store, opened.held_out)
     known = known_images.KnownImages(tests)
     funnel = inputs.funnel_at(config, sources, "", 0)

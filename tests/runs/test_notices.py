@@ -21,10 +21,9 @@ from jest_tf.runs import inputs, notices
 class NoticesTest(shard_files.FolderTestCase):
     def pool(self, captions=("a b",) * 100, damaged=(), first=0, name="pool"):
         """A shard of images that differ; those of `damaged` rows are empty."""
-        images = [
-            tf.io.encode_png(np.full([4, 4, 3], first + row, np.uint8)).numpy()
-            for row in range(len(captions))
-        ]
+        shades = np.arange(first, first + len(captions), dtype=np.uint8)
+        pixels = np.ones([4, 4, 3], np.uint8) * shades[:, None, None, None]
+        images = [tf.io.encode_png(image).numpy() for image in pixels]
         return shard_files.write_shard(
             self.path(f"{name}.tfrecord"),
             [
@@ -81,6 +80,13 @@ class NoticesTest(shard_files.FolderTestCase):
             _, (line,) = self.check(pool)
         # Two of the sixteen parts.
         self.assertStartsWith(line, "warning: 32 of 32 sampled captions are ")
+
+    def test_shards_that_are_named_twice_are_counted(self):
+        pools = self.pool(), self.pool(first=100, name="other")
+        _, (line,) = self.check(f"{','.join(pools)},{self.path('*.tfrecord')}")
+        self.assertStartsWith(
+            line, "warning: 2 of the 4 shards in `data.train`"
+        )
 
     def test_captions_that_are_not_utf8_are_counted(self):
         captions = [b"a \xe9"] * 64 + [b"a b"] * 192

@@ -141,10 +141,13 @@ class _Lines:
         """
         damaged = _MAX_DAMAGED * self._number
         if self._num_invalid > max(self._num_valid, damaged):
+            # Excel's "Unicode text" begins with a UTF-16 byte-order mark.
+            is_utf_16 = self._first.endswith((" 0, 0xff", " 0, 0xfe"))
+            encoding = "utf-16" if is_utf_16 else "latin1"
             raise ValueError(
                 f"Table {path} must be UTF-8. Received: other bytes, the first "
                 f"in {self._first}; convert it from its encoding, such as by "
-                f"`iconv -f latin1 -t utf-8 {shlex.quote(path)} > NEW`"
+                f"`iconv -f {encoding} -t utf-8 {shlex.quote(path)} > NEW`"
             )
 
 

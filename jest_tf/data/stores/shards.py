@@ -186,7 +186,8 @@ def _unmatched(pattern):
         if glob.has_magic(folder) or files.is_remote(pattern):
             return "which matches none"
         if not os.path.isdir(folder):
-            return f"which matches none: there is no folder {folder!r}"
+            missing = files.absolute(folder)
+            return f"which matches none: there is no folder {missing!r}"
     held = [
         name
         for name in files.list_folder(folder)

@@ -128,24 +128,21 @@ class IdsTest(shard_files.FolderTestCase):
 class OpenTest(shard_files.FolderTestCase):
     def setUp(self):
         super().setUp()
-        shard_files.write_shard(
-            self.path("a.tfrecord"), map(serialize_example, range(3))
-        )
+        examples = map(serialize_example, range(3))
+        shard_files.write_shard(self.path("a.tfrecord"), examples)
 
     def refuse(self, message, patterns, **settings):
         with self.assertRaisesRegex(ValueError, message):
             stores.open_store(patterns, **settings)
 
     def test_patterns_that_overlap_count_a_shard_once(self):
-        store = stores.open_store(
-            [self.path("a.*"), self.path("*"), self.path("[ab].tfrecord")]
-        )
+        patterns = [self.path(name) for name in ("a.*", "*", "[ab].tfrecord")]
+        store = stores.open_store(patterns)
         self.assertEqual(store.shards.paths, (self.path("a.tfrecord"),))
 
     def test_a_path_that_looks_like_a_glob_is_itself(self):
-        path = shard_files.write_shard(
-            self.path("x[1].tfrecord"), [serialize_example(7)]
-        )
+        path = self.path("x[1].tfrecord")
+        shard_files.write_shard(path, [serialize_example(7)])
         store = stores.open_store(path)
         self.assertEqual(store.read(np.array([0])), [example(7)])
 

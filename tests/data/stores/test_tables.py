@@ -207,16 +207,14 @@ class DelimitedTest(TablesTestCase):
     def test_a_table_of_another_encoding_is_refused(self):
         text = "image,caption\nimages/0.jpg,x\nimages/0.jpg,é\n"
         place = len(text.encode("latin1")) - 2
-        for name, data, line in (
-            ("a.csv", text.encode("latin1"), f"line 3, byte {place}, 0xe9"),
-            ("b.csv", "bild,é\n".encode("latin1"), "line 1, byte 5, 0xe9"),
+        for name, encoding, held, line in (
+            ("a.csv", "latin1", text, f"line 3, byte {place}, 0xe9"),
+            ("b.csv", "latin1", "bild,é\n", "line 1, byte 5, 0xe9"),
+            ("b.csv", "utf-16", text, "line 1, byte 0, 0xff"),
         ):
-            path = self.write(name, data)
-            self.refuse(
-                f"{name} must be UTF-8. .* {line}; .*`iconv -f latin1 -t utf-8 "
-                f"{path} > NEW`",
-                path,
-            )
+            path = self.write(name, held.encode(encoding))
+            command = f"`iconv -f {encoding} -t utf-8 {path} > NEW`"
+            self.refuse(f"{name} must be UTF-8. .* {line}; .*{command}", path)
         # A damaged line among others.
         path = self.write("c.csv", text.encode() + b"images/0.jpg,\xe9\n")
         self.assertEqual(self.read(path)[2].captions, (b"\xe9",))
