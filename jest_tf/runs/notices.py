@@ -38,7 +38,7 @@ def check_data(
     if twice := len(named) - len(set(named)):
         progress.say(
             f"warning: {twice:,} of the {len(named):,} shards in `data.train` "
-            "are there twice; their records are drawn twice as often"
+            "repeat others; each adds the shard's records once more"
         )
     tests = _list_tests(sources.store, opened.held_out)
     known = known_images.KnownImages(tests)
