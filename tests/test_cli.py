@@ -207,7 +207,7 @@ class TrainersTest(tf.test.TestCase):
             train("jest", workdir, *planned, flags=["--dry-run"])
             self.assertEqual(index.stat().st_mtime_ns, written)
         for line in (
-            r"data +400 records in 1 shards",
+            r"data +400 records in 1 shard\n",
             r"reference +.*/reference, [\d,]+ parameters",
             r"evaluation +250 records, val: retrieval\n",
             r"evaluation +250 records, icons: retrieval, zero_shot\n",

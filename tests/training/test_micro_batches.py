@@ -51,12 +51,15 @@ class Idle(keras.layers.Layer):
 
 
 class MicrobatchTest(tf.test.TestCase):
-    def assert_equal(self, found, expected, tolerance=1e-6):
-        """Each gradient, relative to its largest entry."""
+    def assert_equal(self, found, expected):
+        """Each gradient, relative to its largest entry.
+
+        Sums over the rows round by their order, which differs by processor.
+        """
         self.assertEqual(len(found), len(expected))
         for ours, other in zip(found, expected, strict=True):
             scale = np.abs(other).max() or 1.0
-            self.assertAllClose(ours / scale, other / scale, 0, tolerance)
+            self.assertAllClose(ours / scale, other / scale, 0, 1e-5)
 
     def test_the_gradient_is_that_of_the_whole_batch(self):
         for loss in (losses.sigmoid_loss, losses.softmax_loss):
@@ -79,7 +82,7 @@ class MicrobatchTest(tf.test.TestCase):
         learner = tiny.learner(0)
         _, _, expected = gradients(learner, None)
         compiled = tf.function(gradients, jit_compile=True)
-        self.assert_equal(compiled(learner, 4)[2], expected, 1e-5)
+        self.assert_equal(compiled(learner, 4)[2], expected)
 
     def test_both_passes_drop_the_same_units(self):
         learner, twin = (
