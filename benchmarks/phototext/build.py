@@ -4,7 +4,8 @@
     python -m benchmarks.phototext.build data --work photos-work
 
 `fetch` clones the repositories (`repositories.py`) into WORK/clones, and
-continues where it stopped; `--clones` names a folder that has them already.
+continues where it stopped; `--clones` names a folder that has them already, as
+`owner+name`.
 `data` needs no network. `--packed` reads a folder of packed photographs in
 place of clones, for development.
 

@@ -116,9 +116,6 @@ _MOVED = (
             _by(REFERENCE, f"top_{n}_distilled", _LONG, _DISTILLED, cut=n),
         )
     ),
-    # Longer than the cut lasts.
-    _by(REFERENCE, "stored_3_distilled", (3200,), *_STAGE),
-    _by(REFERENCE, "top_3_distilled", (3200,), _DISTILLED, cut=3),
     # Batches of 1,024, as many examples in all.
     *(
         cell._replace(
@@ -182,32 +179,32 @@ _MOVED = (
         )
     ),
 )
+
+
+def _steered(name, method, *settings, pool="part00", **changes):
+    return _by(name, method, _LENGTHS, *settings, pool=pool, **changes)
+
+
 _STEERED = tuple(
-    cell._replace(pool=cell.pool or "part00", domain=domain)
+    cell._replace(domain=domain)
     for domain, name in OF_DOMAIN.items()
     for cell in (
-        _by(name, "jest", _LENGTHS, live(5), pool=""),
-        _by(name, "stored_10", _LENGTHS, stored(10), pool=""),
-        _by(name, "top_10", _LENGTHS, cut=10, pool=""),
+        _steered(name, "jest", live(5)),
+        _steered(name, "distilled", _DISTILLED),
+        _steered(name, "stored_10", stored(10)),
+        _steered(name, "top_10", cut=10),
         *(
             cell
             # Half of the pool is of fashion.
             for n in ((2, 10) if domain == "fashion" else (10,))
             for cell in (
-                _by(
-                    *(name, f"stored_{n}_distilled", _LENGTHS),
-                    *(stored(n), _DISTILLED),
-                    pool="",
-                ),
-                _by(
-                    *(name, f"top_{n}_distilled", _LENGTHS, _DISTILLED),
-                    **{"cut": n, "pool": ""},
-                ),
+                _steered(name, f"stored_{n}_distilled", stored(n), _DISTILLED),
+                _steered(name, f"top_{n}_distilled", _DISTILLED, cut=n),
             )
         ),
         _learner("own_pairs", _LENGTHS, pool=f"part_{domain}00"),
-        _by(
-            *(name, "own_pairs_distilled", _LENGTHS, _DISTILLED),
+        _steered(
+            *(name, "own_pairs_distilled", _DISTILLED),
             pool=f"part_{domain}00",
         ),
         _learner("reference_data", _LENGTHS, pool=f"apart_{domain}"),

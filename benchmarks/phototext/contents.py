@@ -66,6 +66,7 @@ _STEERED = {
     "own_pairs_distilled": "the source's own pairs, distillation",
     "reference_data": "the reference's pairs alone",
     "jest": "JEST, f = 0.8",
+    "distilled": "distillation alone",
     "stored_10": "stored stage, 10 candidates",
     "stored_10_distilled": "stored stage, 10 candidates, distillation",
     "top_10": "the pool cut once to a tenth",
@@ -254,12 +255,14 @@ def _steering(found):
 
 
 def _steering_ratios(found):
-    """Ratios to the target, of the methods that reach it for some domain."""
-    rows = _steered(
-        *(found, ("{}, examples", "{}, FLOPs")),
-        lambda domain, group, line: tables.fewer(group, line)[:2],
-    )
-    return rows[:1] + [row for row in rows[2:] if "x" in "".join(row[1:])]
+    """Median ratios to two lengths, of the methods that reach the longer."""
+
+    def cells(domain, group, line):
+        for steps in _TARGETS:
+            yield tables.medians(group.results.by_seed(line, steps=steps))
+
+    rows = _steered(found, [f"{{}}, {n:,} steps" for n in _TARGETS], cells)
+    return rows[:1] + [row for row in rows[2:] if "x" in "".join(row[2::2])]
 
 
 def _by_source(found):

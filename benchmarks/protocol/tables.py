@@ -265,6 +265,13 @@ def _seeds(ratios):
     return f"{words} ({', '.join(each)})" if len({*each}) > 1 else words
 
 
+def medians(by_seed):
+    """Median ratios of examples and of FLOPs, of `Results.by_seed`."""
+    found = [_median(ratios) for ratios in zip(*by_seed.values(), strict=True)]
+    shown = ", ".join(f"{ratio:.1f}x" for ratio in found)
+    return shown if any(found) else "missed" * bool(found)
+
+
 def told(estimate, factor=1, sign=""):
     """A `measures.Estimate` in words, empty of None."""
     if estimate is None:
