@@ -355,11 +355,12 @@ def _warn_of_seen_records(config, teacher):
     own = list_shards(config.data.train)
     seen = own & list_shards(teacher.config.data.train)
     if seen:
+        part = f"{len(seen):,} of {len(own):,} shards of " * (seen != own)
         progress.say(
             f"warning: the reference, {config.reference.model}, was trained on "
-            f"every record of {len(seen):,} of the {len(own):,} shards of "
-            "`data.train`, and may have learned their errors; a reference "
-            "trained on curated records alone has not (docs/bootstrap.md)"
+            f"every record of {part}`data.train`, and may have learned their "
+            "errors; a reference trained on curated records alone has not "
+            "(docs/bootstrap.md)"
         )
 
 

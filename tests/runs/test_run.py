@@ -457,7 +457,8 @@ class InputsTest(RunsTestCase):
 
     def test_what_does_not_suit_a_run_is_warned_of(self):
         by_name = "reference.model=teacher"
-        seen = "was trained on every record of 1 of the 1 shards"
+        seen = "was trained on every record of `data.train`, and"
+        some = "was trained on every record of 1 of 2 shards of `data.train`"
         by_loss = "was trained with the softmax loss"
         repeats = "a super-batch of 21 rows is larger than the 20"
         chosen = [self.BY_REFERENCE]
@@ -465,6 +466,8 @@ class InputsTest(RunsTestCase):
         other = tiny.write_shard(self.workdir("b.tfrecord"))
         for settings, of_teacher, said, expected in (
             (chosen, [self.UNIFORM], seen, True),
+            ([*chosen, f"data.train={self.shard},{other}"], [self.UNIFORM])
+            + (some, True),
             # Trained on what it chose, or on other records.
             (chosen, [], seen, False),
             (chosen, [self.UNIFORM, f"data.train={other}"], seen, False),
